@@ -1,0 +1,161 @@
+// The Python module: addresses, sizes and strides come in as integers, and nothing is known here of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+sk::Strided strided(const py::handle& entry) {
+  sk::Strided result;
+  if (entry.is_none()) return result;
+  const auto tuple = py::cast<py::tuple>(entry);
+  result.data = reinterpret_cast<const void*>(py::cast<Address>(tuple[0]));
+  for (std::size_t i = 1; i < tuple.size() && i < 4; ++i) result.stride[i - 1] = py::cast<std::int64_t>(tuple[i]);
+  return result;
+}
+
+void* output(const py::handle& entry) {
+  return entry.is_none() ? nullptr : reinterpret_cast<void*>(py::cast<Address>(entry));
+}
+
+sk::Formula formula(const py::handle& entry) {
+  const auto tuple = py::cast<py::tuple>(entry);
+  sk::Formula result;
+  result.row = py::cast<int>(tuple[0]);
+  for (std::size_t i = 1; i < tuple.size() && i < 3; ++i) result.parameters[i - 1] = py::cast<double>(tuple[i]);
+  return result;
+}
+
+const sk::Kernels& instruction_set(const std::string& name) {
+  std::string known;
+  for (const auto* set : sk::cpu::instruction_sets()) {
+    if (name.empty() || name == set->name) return *set;
+    known += (known.empty() ? "" : ", ") + std::string(set->name);
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not available on this machine; known: " + known);
+}
+
+// A step under construction: owns the layers that `step` points to.
+struct StepBuilder {
+  sk::Step step;
+  std::vector<sk::Layer> layers;
+
+  sk::Step& finish() {
+    step.layers = layers.data();
+    step.L = std::int64_t(layers.size());
+    if (layers.empty() || layers.size() > 64) throw std::invalid_argument("a student has 1 to 64 linear layers");
+    if (step.tile < 1) throw std::invalid_argument("tile must be positive");
+    return step;
+  }
+};
+
+void set_layers(StepBuilder& self, const py::list& rows) {
+  self.layers.clear();
+  for (const auto& row : rows) {
+    const auto t = py::cast<py::tuple>(row);
+    sk::Layer layer;
+    layer.n_in = py::cast<std::int64_t>(t[0]);
+    layer.n_out = py::cast<std::int64_t>(t[1]);
+    layer.activation = formula(t[2]);
+    layer.weight = strided(t[3]);
+    layer.bias = strided(t[4]);
+    layer.dweight = output(t[5]);
+    layer.dbias = output(t[6]);
+    self.layers.push_back(layer);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The C++ core of sobolev_kernels: fused Sobolev steps on plain memory.";
+
+  py::class_<StepBuilder>(m, "Step")
+      .def(py::init([](int dtype, std::int64_t N, std::int64_t D, std::int64_t O, std::int64_t P) {
+             StepBuilder self;
+             self.step.dtype = sk::Dtype(dtype);
+             self.step.N = N;
+             self.step.D = D;
+             self.step.O = O;
+             self.step.P = P;
+             return self;
+           }),
+           py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"))
+      .def("layers", &set_layers, "rows of (n_in, n_out, activation, weight, bias, dweight, dbias)")
+      .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
+      .def("directions",
+           [](StepBuilder& self, int distribution, const py::object& given, std::uint64_t seed, std::uint32_t offset,
+              bool shared, double scale) {
+             self.step.directions = {sk::Distribution(distribution), strided(given), seed, offset, shared, scale};
+           })
+      .def("residuals",
+           [](StepBuilder& self, int kind, const py::object& values, int derivative_target,
+              const py::object& derivative, const py::object& sample_weight) {
+             self.step.residuals = sk::Residuals(kind);
+             self.step.values = strided(values);
+             self.step.derivative_target = sk::DerivativeTarget(derivative_target);
+             self.step.derivative = strided(derivative);
+             self.step.sample_weight = strided(sample_weight);
+           })
+      .def("loss",
+           [](StepBuilder& self, const py::object& value, const py::object& derivative, double value_weight,
+              double derivative_weight, double value_scale, double derivative_scale, bool per_sample) {
+             self.step.value_loss = formula(value);
+             self.step.derivative_loss = formula(derivative);
+             self.step.value_weight = value_weight;
+             self.step.derivative_weight = derivative_weight;
+             self.step.value_scale = value_scale;
+             self.step.derivative_scale = derivative_scale;
+             self.step.per_sample = per_sample;
+           })
+      .def("outputs",
+           [](StepBuilder& self, bool gradients, const py::object& y, const py::object& tangents,
+              const py::object& loss, const py::object& terms, const py::object& dx) {
+             self.step.loss = output(loss);
+             self.step.gradients = gradients;
+             self.step.y = output(y);
+             self.step.tangents = output(tangents);
+             self.step.terms = output(terms);
+             self.step.dx = output(dx);
+           })
+      .def("plan", [](StepBuilder& self, std::int64_t tile, int threads) {
+        self.step.tile = tile;
+        self.step.threads = threads < 1 ? 1 : threads;
+      });
+
+  m.def(
+      "mlp_sobolev",
+      [](StepBuilder& self, const std::string& isa) {
+        const auto& kernels = instruction_set(isa);
+        const auto& step = self.finish();
+        py::gil_scoped_release release;
+        sk::cpu::mlp_sobolev(kernels, step);
+      },
+      py::arg("step"), py::arg("isa") = "");
+  m.def(
+      "draw_directions",
+      [](StepBuilder& self, Address out, const std::string& isa) {
+        sk::cpu::draw_directions(instruction_set(isa), self.step, reinterpret_cast<void*>(out));
+      },
+      py::arg("step"), py::arg("out"), py::arg("isa") = "");
+  m.def(
+      "working_memory",
+      [](StepBuilder& self, const std::string& isa) {
+        return sk::cpu::working_memory(instruction_set(isa), self.finish());
+      },
+      py::arg("step"), py::arg("isa") = "");
+  m.def("instruction_sets", [] {
+    std::vector<std::pair<std::string, int>> found;
+    for (const auto* set : sk::cpu::instruction_sets()) found.emplace_back(set->name, set->vector_bytes);
+    return found;
+  }, "(name, bytes of a vector) of each instruction set this machine can execute, the best first");
+}

@@ -1,0 +1,149 @@
+// Random directions of one tile, drawn where they are used: Philox-4x32-10 keyed by (seed; sample, direction, four
+// columns, offset), so every backend draws the same integers. The formulas are those of
+// `sobolev_kernels/math/directions.py`; samples lie along the registers.
+// Included inside the namespace of one instruction set: no include here, no #pragma once.
+
+template <class T>
+struct Words {
+  std::uint32_t w[4][kPanel<T>];
+};
+
+template <class T>
+Words<T> philox(const Directions& directions, std::int64_t sample, std::uint32_t p, std::uint32_t block) {
+  constexpr int kPanelT = kPanel<T>;
+  Words<T> c;
+  for (int m = 0; m < kPanelT; ++m) {
+    c.w[0][m] = directions.shared ? 0 : std::uint32_t(sample + m);
+    c.w[1][m] = p;
+    c.w[2][m] = block;
+    c.w[3][m] = directions.offset;
+  }
+  std::uint32_t k0 = std::uint32_t(directions.seed), k1 = std::uint32_t(directions.seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    for (int m = 0; m < kPanelT; ++m) {
+      const std::uint64_t a = std::uint64_t(0xD2511F53u) * c.w[0][m], b = std::uint64_t(0xCD9E8D57u) * c.w[2][m];
+      c.w[0][m] = std::uint32_t(b >> 32) ^ c.w[1][m] ^ k0;
+      c.w[1][m] = std::uint32_t(b);
+      c.w[2][m] = std::uint32_t(a >> 32) ^ c.w[3][m] ^ k1;
+      c.w[3][m] = std::uint32_t(a);
+    }
+  }
+  return c;
+}
+
+// The upper 23 bits as the middle of one of 2^23 intervals of (0, 1): exact in float32
+template <class T>
+SK_INLINE Vec<T> uniform(const std::uint32_t* w) {
+  Vec<T> u;
+  for (int i = 0; i < Vec<T>::kLanes; ++i) u.v[i] = (T(std::int32_t(w[i] >> 9)) + T(0.5)) * T(1.0 / 8388608.0);
+  return u;
+}
+
+// v[D][kPanel] of independent standard normals, by Box and Muller
+template <class T>
+void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (std::int64_t d = 0; d < D; d += 4) {
+    const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4));
+    for (std::int64_t pair = 0; pair < 2 && d + 2 * pair < D; ++pair) {
+      for (int m = 0; m < kPanel<T>; m += kLanes) {
+        const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair] + m)));
+        const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1] + m) - Vec<T>(0.5));
+        T* to = v + (d + 2 * pair) * kPanel<T> + m;
+        (radius * cos(angle)).store(to);
+        if (d + 2 * pair + 1 < D) (radius * sin(angle)).store(to + kPanel<T>);
+      }
+    }
+  }
+}
+
+template <class T>
+void draw_rademacher(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
+  for (std::int64_t d = 0; d < D; d += 4) {
+    const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4));
+    for (std::int64_t i = 0; i < 4 && d + i < D; ++i) {
+      for (int m = 0; m < kPanel<T>; ++m) v[(d + i) * kPanel<T> + m] = (c.w[i][m] >> 31) ? T(1) : T(-1);
+    }
+  }
+}
+
+template <class T>
+void draw_coordinate(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
+  const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), 0);
+  for (std::int64_t d = 0; d < D; ++d) {
+    for (int m = 0; m < kPanel<T>; ++m) {
+      v[d * kPanel<T> + m] = std::int64_t((std::uint64_t(c.w[0][m]) * std::uint64_t(D)) >> 32) == d ? T(1) : T(0);
+    }
+  }
+}
+
+template <class T>
+SK_INLINE Vec<T> dot(const T* a, const T* b, std::int64_t D) {
+  Vec<T> total(0.0);
+  for (std::int64_t d = 0; d < D; ++d) {
+    total = total + Vec<T>::load(a + d * kPanel<T>) * Vec<T>::load(b + d * kPanel<T>);
+  }
+  return total;
+}
+
+template <class T>
+void normalise(T* v, std::int64_t D) {
+  for (int m = 0; m < kPanel<T>; m += Vec<T>::kLanes) {
+    const Vec<T> inverse = Vec<T>(1.0) / sqrt(dot(v + m, v + m, D));
+    for (std::int64_t d = 0; d < D; ++d) (Vec<T>::load(v + d * kPanel<T> + m) * inverse).store(v + d * kPanel<T> + m);
+  }
+}
+
+// Gram and Schmidt on normals give the uniform distribution on orthonormal frames; twice is enough for rounding.
+// `frame` holds the directions before p of this panel, [p][D][kPanel].
+template <class T>
+void orthonormalise(const T* frame, std::int64_t p, std::int64_t D, T* v) {
+  for (int pass = 0; pass < 2; ++pass) {
+    normalise(v, D);
+    for (std::int64_t q = 0; q < p; ++q) {
+      const T* e = frame + q * D * kPanel<T>;
+      for (int m = 0; m < kPanel<T>; m += Vec<T>::kLanes) {
+        const Vec<T> along = dot(e + m, v + m, D);
+        for (std::int64_t d = 0; d < D; ++d) {
+          T* to = v + d * kPanel<T> + m;
+          (Vec<T>::load(to) - along * Vec<T>::load(e + d * kPanel<T> + m)).store(to);
+        }
+      }
+    }
+  }
+  normalise(v, D);
+}
+
+// Direction p of the kPanel samples from `sample` on: v[D][kPanel].
+// `frame` is the panel's room for all P directions if they are orthonormal, else unused.
+template <class T>
+void draw_direction(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v,
+                    T* frame) {
+  switch (directions.distribution) {
+    case Distribution::kSphere:
+      draw_normal(directions, sample, p, D, v);
+      normalise(v, D);
+      break;
+    case Distribution::kNormal:
+      draw_normal(directions, sample, p, D, v);
+      break;
+    case Distribution::kRademacher:
+      draw_rademacher(directions, sample, p, D, v);
+      break;
+    case Distribution::kCoordinate:
+      draw_coordinate(directions, sample, p, D, v);
+      break;
+    case Distribution::kOrthonormal:
+      draw_normal(directions, sample, p, D, v);
+      orthonormalise(frame, p, D, v);
+      for (std::int64_t i = 0; i < D * kPanel<T>; ++i) frame[p * D * kPanel<T> + i] = v[i];
+      break;
+    case Distribution::kBasis:
+      for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] = i / kPanel<T> == p ? T(1) : T(0);
+      break;
+    case Distribution::kGiven:
+      break;
+  }
+  if (directions.scale == 1) return;
+  for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] *= T(directions.scale);
+}

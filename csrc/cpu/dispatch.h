@@ -1,0 +1,23 @@
+// The CPU's side of the core: which instruction sets there are, and a step run on one of them with threads.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sk::cpu {
+
+// Those this machine can execute, the best first.
+const std::vector<const Kernels*>& instruction_sets();
+
+// All of a step. Deterministic for a given number of threads.
+void mlp_sobolev(const Kernels& kernels, const Step& step);
+
+// The directions of a step as a tensor: out [P, N, D].
+void draw_directions(const Kernels& kernels, const Step& step, void* out);
+
+// Bytes of working memory that mlp_sobolev takes.
+std::size_t working_memory(const Kernels& kernels, const Step& step);
+
+}  // namespace sk::cpu

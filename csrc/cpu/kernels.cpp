@@ -1,0 +1,156 @@
+// The CPU kernels of one instruction set. CMake compiles this file once per set, with SK_ISA naming the namespace.
+// Everything that is a template or inline is included inside that namespace: an inline function shared between sets
+// could be kept in the copy that this machine cannot execute.
+#include "kernels.h"
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+namespace sk {
+namespace SK_ISA {
+
+constexpr int kVectorBytes = SK_VECTOR_BYTES;
+constexpr int kRows = SK_ROWS;
+
+#include "../math/primitives.h"
+#include "vector.h"
+#include "vector_math.h"
+#include "../math/generated.h"
+#include "../switch.h"
+#include "multiply.h"
+#include "directions.h"
+#include "room.h"
+#include "step.h"
+
+namespace {
+
+struct Range {
+  std::int64_t begin, end;
+  Range(std::int64_t n, int part, int parts) : begin(n * part / parts), end(n * (part + 1) / parts) {}
+};
+
+template <class T>
+void pack(const Step& step, void* base, int part, int parts) {
+  const Shared<T> shared(step, base);
+  for (std::int64_t l = 0; l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    const T* w = static_cast<const T*>(layer.weight.data);
+    const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
+    const auto blocks = [&](std::int64_t rows, std::int64_t K, std::int64_t stride_row, std::int64_t stride_k, T* to) {
+      const RowBlocks cut(rows);
+      const Range mine(cut.blocks, part, parts);
+      for (std::int64_t b = mine.begin; b < mine.end; ++b) {
+        pack_rows(w, stride_row, stride_k, K, cut.begin(b), cut.begin(b + 1) - cut.begin(b), to);
+      }
+    };
+    blocks(layer.n_out, layer.n_in, out, in, shared.forward[l]);
+    if (shared.backward[l]) blocks(layer.n_in, layer.n_out, in, out, shared.backward[l]);
+    if (shared.bias[l] && part == 0) {
+      for (std::int64_t i = 0; i < layer.n_out; ++i) shared.bias[l][i] = at<T>(layer.bias, i);
+    }
+  }
+}
+
+template <class T>
+void tiles(const Step& step, void* base, void* own_base, int part, int parts) {
+  const Shared<T> shared(step, base);
+  const Private<T> own(step, own_base);
+  own.totals[0] = own.totals[1] = 0;
+  for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
+    for (std::int64_t i = 0; i < size; ++i) own.dweight[l][i] = 0;
+    for (std::int64_t i = 0; own.dbias[l] && i < layer.n_out; ++i) own.dbias[l][i] = 0;
+  }
+  Tile<T> tile(step, shared, own);
+  const std::int64_t count = (step.N + step.tile - 1) / step.tile;
+  const Range mine(count, part, parts);
+  for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+    const std::int64_t first = i * step.tile, left = step.N - first;
+    tile.run(first, left < step.tile ? left : step.tile);
+  }
+}
+
+template <class T>
+void reduce(const Step& step, void* own_base, std::size_t own_bytes, int part, int parts) {
+  char* base = static_cast<char*>(own_base);
+  for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    const std::int64_t ld = Private<T>::ld_gradient(layer);
+    const Range mine(layer.n_out, part, parts);
+    for (int p = 0; p < parts; ++p) {
+      const Private<T> own(step, base + p * own_bytes);
+      T* to = static_cast<T*>(layer.dweight);
+      T* dbias = static_cast<T*>(layer.dbias);
+      for (std::int64_t i = mine.begin; to && i < mine.end; ++i) {
+        for (std::int64_t j = 0; j < layer.n_in; ++j) {
+          const T term = own.dweight[l][i * ld + j];
+          to[i * layer.n_in + j] = p ? to[i * layer.n_in + j] + term : term;
+        }
+      }
+      for (std::int64_t i = mine.begin; dbias && i < mine.end; ++i) {
+        dbias[i] = p ? dbias[i] + own.dbias[l][i] : own.dbias[l][i];
+      }
+    }
+  }
+  if (part || !step.terms || step.per_sample) return;
+  double totals[2] = {0, 0};
+  for (int p = 0; p < parts; ++p) {
+    const Private<T> own(step, base + p * own_bytes);
+    for (int term = 0; term < 2; ++term) totals[term] += own.totals[term];
+  }
+  const double value = totals[0] * step.value_scale, derivative = totals[1] * step.derivative_scale;
+  static_cast<T*>(step.terms)[0] = T(value);
+  static_cast<T*>(step.terms)[1] = T(derivative);
+  static_cast<T*>(step.loss)[0] = T(step.value_weight * value + step.derivative_weight * derivative);
+}
+
+// One panel at a time through the very function of the step; only a panel's room is needed.
+template <class T>
+void draw(const Step& step, void* room, T* out, int part, int parts) {
+  Arena arena(room);
+  T* v = arena.take<T>(step.D * kPanel<T>);
+  T* frame = arena.take<T>(step.P * step.D * kPanel<T>);
+  const Range mine((step.N + kPanel<T> - 1) / kPanel<T>, part, parts);
+  for (std::int64_t panel = mine.begin; panel < mine.end; ++panel) {
+    for (std::int64_t p = 0; p < step.P; ++p) {
+      draw_direction(step.directions, panel * kPanel<T>, p, step.D, v, frame);
+      for (std::int64_t m = 0, n = panel * kPanel<T>; m < kPanel<T> && n < step.N; ++m, ++n) {
+        for (std::int64_t d = 0; d < step.D; ++d) out[(p * step.N + n) * step.D + d] = v[d * kPanel<T> + m];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    SK_NAME,
+    kVectorBytes,
+    [](const Step& step) {
+      return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);
+    },
+    [](const Step& step) {
+      return SK_DTYPE(Private<float>(step, nullptr).bytes, Private<double>(step, nullptr).bytes);
+    },
+    [](const Step& step, void* shared, int part, int parts) {
+      SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));
+    },
+    [](const Step& step, void* shared, void* own, int part, int parts) {
+      SK_DTYPE(tiles<float>(step, shared, own, part, parts), tiles<double>(step, shared, own, part, parts));
+    },
+    [](const Step& step, void* own, std::size_t bytes, int part, int parts) {
+      SK_DTYPE(reduce<float>(step, own, bytes, part, parts), reduce<double>(step, own, bytes, part, parts));
+    },
+    [](const Step& step, void* room, void* out, int part, int parts) {
+      SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),
+               draw(step, room, static_cast<double*>(out), part, parts));
+    },
+};
+
+}  // namespace SK_ISA
+}  // namespace sk

@@ -1,0 +1,25 @@
+// What one instruction set exports: the phases of a step, for any thread's part of it. No threads in here.
+#pragma once
+
+#include <cstddef>
+
+#include "../params.h"
+
+namespace sk {
+
+struct Kernels {
+  const char* name;
+  int vector_bytes;
+  std::size_t (*shared_bytes)(const Step&);
+  std::size_t (*private_bytes)(const Step&);
+  // weights into the shared room
+  void (*pack)(const Step&, void* shared, int part, int parts);
+  // the part's tiles; `own` is the part's private room
+  void (*tiles)(const Step&, void* shared, void* own, int part, int parts);
+  // the private gradients and losses of all parts, added in their order, into the outputs
+  void (*reduce)(const Step&, void* own, std::size_t own_bytes, int part, int parts);
+  // directions [P, N, D] as a tensor, from `step.directions`
+  void (*draw)(const Step&, void* room, void* out, int part, int parts);
+};
+
+}  // namespace sk

@@ -1,0 +1,181 @@
+// The two matrix products of a tile, on a register block of R rows by V vectors.
+//
+// A tile keeps its samples in panels of kPanel = 2 vectors: an array of n features is [panel][n][kPanel]. So
+// samples lie along the registers, features of any count are never padded, and the left operand is broadcast.
+//
+//   product:  C[n_out][panel] = A[n_out][K] B[K][panel]      forward (A = W) and backward (A = Wᵀ)
+//   outer:    G[n_out][n_in] += Z[n_out][M] Hᵀ[M][n_in]      gradients of the weights
+// Included inside the namespace of one instruction set: no include here, no #pragma once.
+
+template <class T>
+constexpr int kPanel = 2 * Vec<T>::kLanes;
+
+// Rows are cut into the fewest blocks of at most kRows, as even as can be.
+struct RowBlocks {
+  std::int64_t rows, blocks;
+  explicit RowBlocks(std::int64_t n) : rows(n), blocks((n + kRows - 1) / kRows) {}
+  std::int64_t begin(std::int64_t b) const { return b * rows / blocks; }
+};
+
+// A (any strides) copied so that a row block is [K][R]: what `product` broadcasts is then one contiguous stream.
+template <class T>
+void pack_rows(const T* a, std::int64_t stride_row, std::int64_t stride_k, std::int64_t K, std::int64_t row0,
+               std::int64_t R, T* packed) {
+  T* out = packed + row0 * K;
+  a += row0 * stride_row;
+  for (std::int64_t k = 0; k < K; ++k) {
+    for (std::int64_t i = 0; i < R; ++i) out[k * R + i] = a[i * stride_row + k * stride_k];
+  }
+}
+
+// c[R][V] += sum over k of a[i * kStrideRow + k * kStrideK] * b[k * ld_b + ...]
+template <class T, int R, int V, int kStrideRow, int kStrideK>
+SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const T* b, std::int64_t ld_b,
+                          std::int64_t K) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (std::int64_t k = 0; k < K; ++k) {
+    typename Vec<T>::native row[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) row[v] = Vec<T>::load(b + v * kLanes).v;
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) c[i][v] += a[i * kStrideRow] * row[v];
+    }
+    a += kStrideK;
+    b += ld_b;
+  }
+}
+
+// Few rows leave too few independent sums to hide the latency of a multiply-add: split k into kSplit of them.
+template <int R, int V>
+constexpr int kSplit = R * V <= 2 ? 4 : R * V <= 4 ? 2 : 1;
+
+template <class T, int R, int V>
+void product_block(const T* a, const T* b, std::int64_t K, const T* bias, T* c) {
+  constexpr int kLanes = Vec<T>::kLanes, S = kSplit<R, V>;
+  typename Vec<T>::native sums[R][V] = {};
+  if (bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>(double(bias[i])).v;
+    }
+  }
+  std::int64_t done = 0;
+  if constexpr (S > 1) {
+    typename Vec<T>::native split[S][R][V] = {};
+    for (; done + S <= K; done += S) {
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        accumulate<T, R, V, 1, R>(split[s], a + (done + s) * R, b + (done + s) * kPanel<T>, kPanel<T>, 1);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) sums[i][v] += split[s][i][v];
+      }
+    }
+  }
+  accumulate<T, R, V, 1, R>(sums, a + done * R, b + done * kPanel<T>, kPanel<T>, K - done);
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(c + i * kPanel<T> + v * kLanes);
+  }
+}
+
+// z: first row of the block in the first panel; h: the transposed rows [M][ld_h]
+template <class T, int R, int V>
+void outer_block(const T* z, std::int64_t panel_stride, std::int64_t M, const T* h, std::int64_t ld_h, T* g,
+                 std::int64_t ld_g) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  typename Vec<T>::native sums[R][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>::load(g + i * ld_g + v * kLanes).v;
+  }
+  for (std::int64_t m = 0; m < M; m += kPanel<T>, z += panel_stride) {
+    const std::int64_t k = M - m < kPanel<T> ? M - m : kPanel<T>;
+    accumulate<T, R, V, kPanel<T>, 1>(sums, z, h + m * ld_h, ld_h, k);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(g + i * ld_g + v * kLanes);
+  }
+}
+
+template <class T>
+using ProductBlock = void (*)(const T*, const T*, std::int64_t, const T*, T*);
+template <class T>
+using OuterBlock = void (*)(const T*, std::int64_t, std::int64_t, const T*, std::int64_t, T*, std::int64_t);
+
+template <class T, int V, int... I>
+ProductBlock<T> product_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
+  static constexpr ProductBlock<T> kTable[] = {&product_block<T, I + 1, V>...};
+  return kTable[R - 1];
+}
+template <class T, int V, int... I>
+OuterBlock<T> outer_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
+  static constexpr OuterBlock<T> kTable[] = {&outer_block<T, I + 1, V>...};
+  return kTable[R - 1];
+}
+using RowCounts = std::make_integer_sequence<int, kRows>;
+
+// `after(panel, begin, count)` sees each finished block of C, `count` numbers from `begin`, while it is in the cache.
+template <class T, class After>
+void product(const T* packed, std::int64_t n_out, std::int64_t K, const T* b, std::int64_t M, const T* bias, T* c,
+             After after) {
+  const RowBlocks blocks(n_out);
+  for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+    const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
+    for (std::int64_t m = 0, panel = 0; m < M; m += kPanel<T>, ++panel) {
+      const auto run = M - m > Vec<T>::kLanes ? product_block_of<T, 2>(R, RowCounts{})
+                                              : product_block_of<T, 1>(R, RowCounts{});
+      const std::int64_t begin = (panel * n_out + row) * kPanel<T>;
+      run(packed + row * K, b + panel * K * kPanel<T>, K, bias ? bias + row : nullptr, c + begin);
+      after(begin, R * kPanel<T>);
+    }
+  }
+}
+
+template <class T>
+void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n_in, std::int64_t M, T* g,
+           std::int64_t ld_g) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const RowBlocks blocks(n_out);
+  for (std::int64_t j = 0; j < n_in; j += 2 * kLanes) {
+    const bool wide = n_in - j > kLanes;
+    for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+      const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
+      const auto run = wide ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
+      run(z + row * kPanel<T>, n_out * kPanel<T>, M, h + j, ld_h, g + row * ld_g + j, ld_g);
+    }
+  }
+}
+
+// rows[m][i] = panels[m / kPanel][i][m % kPanel] for all M samples and n features; the rest of a row up to a vector is 0
+template <class T>
+void panels_to_rows(const T* panels, std::int64_t n, std::int64_t M, T* rows, std::int64_t ld) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (std::int64_t m = 0; m < M; m += kLanes) {
+    const T* from = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+    for (std::int64_t i = 0; i < n; i += kLanes) {
+      transpose_square(from + i * kPanel<T>, kPanel<T>, n - i, rows + m * ld + i, ld);
+    }
+  }
+}
+
+// The inverse. Samples beyond `M` up to the end of their vector are 0.
+template <class T>
+void rows_to_panels(const T* rows, std::int64_t ld, std::int64_t n, std::int64_t M, T* panels) {
+  for (std::int64_t m = 0; m < M; ++m) {
+    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = rows[m * ld + i];
+  }
+}

@@ -1,0 +1,1 @@
+"""The backends, each with `supports(problem) -> None | reason`, `plan(problem, N)` and `run(...)`."""

@@ -1,0 +1,66 @@
+"""The reference: plain PyTorch, slow, obvious, differentiable as often as you like. Everything is checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..errors import NotProvided
+from ..math.activations import derivatives
+from ..math.losses import residual
+from ..math.table import Formula
+from ..problem import Plan, Problem
+from ..student import Student
+
+
+def supports(problem: Problem) -> str | None:
+    return None
+
+
+def plan(problem: Problem, N: int) -> Plan:
+    return Plan("reference", "torch.func, one jvp a direction" if problem.unrecognised else "plain PyTorch streams")
+
+
+def mlp_jvp(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor):
+    """y [N, O] and tangents [P, N, O] of a multi-layer perceptron along v [P, N, D]: docs/math.md, section 2."""
+    tensors = iter(parameters)
+    h, h_dot = x, v  # [N, n], [P, N, n]
+    for has_bias, activation in zip(student.biases, student.activations, strict=True):
+        weight = next(tensors)
+        z = h @ weight.T
+        if has_bias:
+            z = z + next(tensors)
+        z_dot = h_dot @ weight.T
+        h, d1, *_ = derivatives(activation, z)
+        h_dot = d1 * z_dot
+    return h, h_dot
+
+
+def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):
+    """The same for any function of x [N, D], by forward-mode AD."""
+    tangents = []
+    try:
+        y = function(x)
+        for direction in v:
+            tangents.append(torch.func.jvp(function, (x,), (direction,))[1])
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward AD" not in str(error) and "forward-mode" not in str(error):
+            raise
+        raise NotProvided(f"student or teacher: part of it has no forward-mode derivative ({error})") from error
+    return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
+
+
+def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The target's tangents [P, N, O] from its Jacobian [N, O, D] along v [P, N, D]."""
+    return torch.einsum("nod,pnd->pno", jacobian, v)
+
+
+def term(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean of ρ over everything but the samples: [N] from [N, O] or [P, N, O]."""
+    if prediction.shape != target.shape:
+        # broadcasting [N, 1] - [N] would quietly make an N × N loss
+        raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+    rho, _ = residual(loss, prediction - target)
+    rho = rho.mean(-1)
+    return rho if rho.dim() == 1 else rho.mean(0)

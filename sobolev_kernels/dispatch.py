@@ -1,0 +1,41 @@
+"""Chooses a backend for a Problem: the first one that supports it, or the one that was asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import ModuleType
+
+from .backends import cpu, reference
+from .errors import need
+from .problem import Problem
+
+# In the order in which they are tried.
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+
+
+def requested(backend: str | None) -> str | None:
+    """The backend that the argument or SOBOLEV_BACKEND forces, None if the choice is free."""
+    source = "backend" if backend is not None else "SOBOLEV_BACKEND"
+    name = backend if backend is not None else os.environ.get("SOBOLEV_BACKEND") or None
+    need(name is None or name in BACKENDS, source, f"one of {', '.join(BACKENDS)}", name)
+    return name
+
+
+def refusal(name: str, problem: Problem) -> str | None:
+    """Why a backend does not compute this, None if it does."""
+    return BACKENDS[name].supports(problem)
+
+
+def choose(problem: Problem, backend: str | None) -> Problem:
+    """The problem with the backend to use.
+
+    Raises:
+        NotImplementedError: the forced backend refuses; nothing else is tried then.
+    """
+    name = requested(backend)
+    if name is None:
+        name = next(name for name in BACKENDS if refusal(name, problem) is None)
+    reason = refusal(name, problem)
+    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotImplementedError)
+    return replace(problem, backend=name)

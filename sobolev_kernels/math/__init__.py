@@ -1,0 +1,1 @@
+"""The tables of formulas: activations, losses, distributions of directions. Each formula stands here once."""

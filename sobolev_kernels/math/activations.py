@@ -1,0 +1,103 @@
+"""The activations: each is one function returning σ(z), σ'(z), σ''(z) and σ'''(z).
+
+A function is straight-line arithmetic over `m` (the primitives) ending in one return; its parameters follow `z` with
+their defaults. PyTorch calls it as it stands, `csrc/math/generate.py` prints the same text as C++. A derivative
+that is zero or one everywhere is returned as that number.
+"""
+
+from . import primitives as m
+from .table import Formula, table
+
+
+def identity(z):
+    return z, 1.0, 0.0, 0.0
+
+
+def relu(z):
+    return m.where(z > 0.0, z, 0.0 * z), m.where(z > 0.0, 1.0 + 0.0 * z, 0.0 * z), 0.0, 0.0
+
+
+def leaky_relu(z, slope=0.01):
+    d1 = m.where(z > 0.0, 1.0 + 0.0 * z, slope + 0.0 * z)
+    return d1 * z, d1, 0.0, 0.0
+
+
+def elu(z, alpha=1.0):
+    above = z > 0.0
+    e = alpha * m.exp(m.where(above, 0.0 * z, z))
+    d2 = m.where(above, 0.0 * z, e)
+    value = m.where(above, z, alpha * m.expm1(m.where(above, 0.0 * z, z)))
+    return value, m.where(above, 1.0 + 0.0 * z, e), d2, d2
+
+
+def tanh(z):
+    t = m.tanh(z)
+    d1 = 1.0 - t * t
+    d2 = -2.0 * t * d1
+    return t, d1, d2, -2.0 * (d1 * d1 + t * d2)
+
+
+def sigmoid(z):
+    s = m.sigmoid(z)
+    d1 = s * (1.0 - s)
+    return s, d1, d1 * (1.0 - 2.0 * s), d1 * (1.0 - 6.0 * d1)
+
+
+def softplus(z, beta=1.0, threshold=20.0):
+    # torch's own softplus is the identity above the threshold, to the last bit of its derivatives
+    u = beta * z
+    linear = u > threshold
+    s = m.where(linear, 1.0 + 0.0 * z, m.sigmoid(u))
+    r = s * (1.0 - s)
+    value = m.where(linear, z, (m.where(u > 0.0, u, 0.0 * u) + m.log1p(m.exp(-m.abs(u)))) / beta)
+    return value, s, beta * r, beta * beta * r * (1.0 - 2.0 * s)
+
+
+def silu(z):
+    s = m.sigmoid(z)
+    r = s * (1.0 - s)
+    q = 1.0 - 2.0 * s
+    return z * s, s + z * r, r * (2.0 + z * q), r * (3.0 * q + z * (1.0 - 6.0 * r))
+
+
+def gelu(z):
+    # Φ and φ of the standard normal distribution: 0.7071… = 1/√2, 0.3989… = 1/√(2π)
+    cdf = 0.5 + 0.5 * m.erf(0.7071067811865476 * z)
+    pdf = 0.3989422804014327 * m.exp(-0.5 * z * z)
+    return z * cdf, cdf + z * pdf, pdf * (2.0 - z * z), pdf * z * (z * z - 4.0)
+
+
+def gelu_tanh(z):
+    # t = tanh(u), u = √(2/π) (z + 0.044715 z³); t1, t2, t3 are the derivatives of t in z
+    u = 0.7978845608028654 * z * (1.0 + 0.044715 * z * z)
+    u1 = 0.7978845608028654 * (1.0 + 0.134145 * z * z)
+    u2 = 0.21406444881780076 * z
+    u3 = 0.21406444881780076
+    t = m.tanh(u)
+    s = 1.0 - t * t
+    t1 = s * u1
+    t2 = s * (u2 - 2.0 * t * u1 * u1)
+    t3 = s * (u3 - 6.0 * t * u1 * u2 + (4.0 * t * t - 2.0 * s) * u1 * u1 * u1)
+    return 0.5 * z * (1.0 + t), 0.5 * (1.0 + t + z * t1), t1 + 0.5 * z * t2, 1.5 * t2 + 0.5 * z * t3
+
+
+def sin(z, omega=1.0):
+    s = m.sin(omega * z)
+    c = m.cos(omega * z)
+    return s, omega * c, -omega * omega * s, -omega * omega * omega * c
+
+
+def softsign(z):
+    r = 1.0 / (1.0 + m.abs(z))
+    sign = m.where(z > 0.0, 1.0 + 0.0 * z, m.where(z < 0.0, -1.0 + 0.0 * z, 0.0 * z))
+    return z * r, r * r, -2.0 * sign * r * r * r, 6.0 * r * r * r * r
+
+
+ACTIVATIONS = table(
+    identity, relu, leaky_relu, elu, tanh, sigmoid, softplus, silu, gelu, gelu_tanh, sin, softsign
+)  # fmt: skip
+
+
+def derivatives(activation: Formula, z):
+    """σ(z), σ'(z), σ''(z), σ'''(z) of a torch tensor of any shape and floating dtype."""
+    return ACTIVATIONS[activation.name].function(z, *activation.parameters)

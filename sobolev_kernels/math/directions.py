@@ -1,0 +1,125 @@
+"""Random directions: where the tangents start from, drawn by a counter-based generator.
+
+The generator is Philox-4x32-10 (Salmon et al., SC 2011) with the key (seed) and the counter (sample, direction, block of
+four columns, offset), so nothing is stored and every backend draws the same integers. Each distribution is one
+function of those integers; `csrc/cpu/directions.h` has the same functions for a SIMD register.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MASK32 = 0xFFFFFFFF
+
+
+def multiply_high_low(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The upper and lower 32 bits of constant * word, both below 2^32, in int64."""
+    low16 = constant * (word & 0xFFFF)
+    high16 = constant * (word >> 16) + (low16 >> 16)
+    return high16 >> 16, ((high16 & 0xFFFF) << 16) | (low16 & 0xFFFF)
+
+
+def philox(counter: list[torch.Tensor], seed: int) -> torch.Tensor:
+    """Ten rounds of Philox-4x32 on four broadcastable int64 words below 2^32; returns [..., 4]."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    key0, key1 = seed & MASK32, (seed >> 32) & MASK32
+    for _ in range(10):
+        high0, low0 = multiply_high_low(0xD2511F53, c0)
+        high2, low2 = multiply_high_low(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high2 ^ c1 ^ key0, low2, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + 0x9E3779B9) & MASK32, (key1 + 0xBB67AE85) & MASK32
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def words(seed: int, offset: int, P: int, N: int, D: int, shared: bool, device: torch.device) -> torch.Tensor:
+    """The integers behind the directions: [P, N, ceil(D / 4) * 4], int64 below 2^32."""
+    arange = lambda n: torch.arange(n, dtype=torch.int64, device=device)  # noqa: E731
+    sample = arange(N) * (not shared)
+    blocks = (D + 3) // 4
+    last = torch.tensor(offset & MASK32, device=device)
+    w = philox([sample[None, :, None], arange(P)[:, None, None], arange(blocks), last], seed)
+    return w.reshape(P, N, 4 * blocks)
+
+
+def uniform(w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The upper 23 bits as the middle of one of 2^23 intervals of (0, 1): exact in float32."""
+    return ((w >> 9).to(dtype) + 0.5) * 2.0**-23
+
+
+def normal(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Standard normals by Box and Muller, two from each pair of words."""
+    u = uniform(w, dtype).unflatten(-1, (-1, 2))
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0]))
+    angle = 2.0 * math.pi * (u[..., 1] - 0.5)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)[..., :D]
+
+
+def sphere(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uniform on the unit sphere."""
+    v = normal(w, D, dtype)
+    return v / v.square().sum(-1, keepdim=True).sqrt()
+
+
+def rademacher(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Independent signs, from the top bit."""
+    return ((w[..., :D] >> 31) * 2 - 1).to(dtype)
+
+
+def coordinate(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """One-hot, at a uniformly drawn column."""
+    column = (w[..., 0] * D) >> 32
+    return torch.nn.functional.one_hot(column, D).to(dtype)
+
+
+def orthonormal(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uniform orthonormal frames: Gram and Schmidt on normals, twice because of rounding. Needs P <= D."""
+    frame: list[torch.Tensor] = []
+    for v in normal(w, D, dtype):
+        for _ in range(2):
+            v = v / v.square().sum(-1, keepdim=True).sqrt()
+            for e in frame:
+                v = v - (e * v).sum(-1, keepdim=True) * e
+        frame.append(v / v.square().sum(-1, keepdim=True).sqrt())
+    return torch.stack(frame) if frame else normal(w, D, dtype)
+
+
+def basis(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """All the unit vectors in order, the same for every sample; P is D."""
+    return torch.eye(D, dtype=dtype, device=w.device)[:, None, :].expand(D, w.shape[1], D)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A row: how words [P, N, 4 ceil(D/4)] become directions [P, N, D], and whether E[v vᵀ] is I/D or I."""
+
+    draw: Callable[[torch.Tensor, int, torch.dtype], torch.Tensor]
+    unit_length: bool
+
+
+# The order is that of `enum class Distribution` in csrc/params.h.
+DISTRIBUTIONS = {
+    "sphere": Distribution(sphere, unit_length=True),
+    "normal": Distribution(normal, unit_length=False),
+    "rademacher": Distribution(rademacher, unit_length=False),
+    "coordinate": Distribution(coordinate, unit_length=True),
+    "orthonormal": Distribution(orthonormal, unit_length=True),
+    "basis": Distribution(basis, unit_length=True),
+}
+
+
+def unbiased_scale(distribution: str, D: int) -> float:
+    """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius)."""
+    return math.sqrt(D) if DISTRIBUTIONS[distribution].unit_length else 1.0
+
+
+def draw(
+    distribution: str, seed: int, offset: int, P: int, N: int, D: int, shared: bool, scale: float,
+    dtype: torch.dtype, device: torch.device,
+) -> torch.Tensor:  # fmt: skip
+    """Directions [P, N, D] in plain PyTorch."""
+    w = words(seed, offset, P, N, D, shared, device)
+    return DISTRIBUTIONS[distribution].draw(w, D, dtype) * scale

@@ -1,0 +1,36 @@
+"""The pointwise losses: each is one function of the residual r = prediction - target returning ρ(r) and ρ'(r).
+
+Written like the activations (see there), and printed as C++ by the same generator.
+"""
+
+from . import primitives as m
+from .table import Formula, table
+
+
+def mse(r):
+    return r * r, 2.0 * r
+
+
+def l1(r):
+    return m.abs(r), m.where(r > 0.0, 1.0 + 0.0 * r, m.where(r < 0.0, -1.0 + 0.0 * r, r))
+
+
+def huber(r, delta=1.0):
+    a = m.abs(r)
+    inside = a < delta
+    slope = m.where(r > 0.0, delta + 0.0 * r, -delta + 0.0 * r)
+    return m.where(inside, 0.5 * r * r, delta * (a - 0.5 * delta)), m.where(inside, r, slope)
+
+
+def log_cosh(r):
+    # log cosh r without overflow: |r| + log(1 + e^(-2|r|)) - log 2
+    a = m.abs(r)
+    return a + m.log1p(m.exp(-2.0 * a)) - 0.6931471805599453, m.tanh(r)
+
+
+LOSSES = table(mse, l1, huber, log_cosh)
+
+
+def residual(loss: Formula, r):
+    """ρ(r) and ρ'(r) of a torch tensor of any shape and floating dtype."""
+    return LOSSES[loss.name].function(r, *loss.parameters)

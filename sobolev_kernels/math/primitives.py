@@ -1,0 +1,8 @@
+"""The primitives that activations and losses are written in, for torch tensors.
+
+Every other target has the same names in its own language: scalar and SIMD C++ in `csrc/math/primitives.h`.
+"""
+
+from torch import abs, cos, erf, exp, expm1, log1p, sigmoid, sin, tanh, where
+
+__all__ = ["abs", "cos", "erf", "exp", "expm1", "log1p", "sigmoid", "sin", "tanh", "where"]

@@ -1,0 +1,238 @@
+"""The one op, `torch.ops.sobolev_kernels.mlp_sobolev`, and its one autograd function.
+
+Eager calls go straight to `compute` through the autograd function: 25 µs less a call than through the dispatcher
+(`python -m bench --overhead`). Under torch.compile, export or any other tracer they go through the registered op,
+whose gradient is the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from .backends import cpu
+from .dispatch import BACKENDS
+from .errors import NotProvided
+from .math.directions import draw
+from .problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+
+empty = torch.empty  # the tests replace it by one that returns NaN
+
+library = torch.library.Library("sobolev_kernels", "DEF")
+library.define(
+    "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
+    "Tensor? sample_weight, float[] weights, str problem) -> Tensor[]"
+)
+
+
+def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Unfilled outputs by name, and one gradient for each parameter if wanted: from shapes alone."""
+    x, N = operands.x, operands.x.shape[0]
+    shapes: dict[str, tuple[int, ...]] = {}
+    if problem.result == LOSS:
+        shapes = {"loss": (), "terms": (2,)}
+    elif problem.result == PER_SAMPLE:
+        shapes = {"loss": (N,), "terms": (2, N)}
+    elif problem.result == JVP:
+        shapes = {"y": (N, problem.O), "tangents": (problem.P, N, problem.O)}
+    if problem.gradients and problem.input_gradient:
+        shapes["dx"] = (N, problem.D)
+    new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
+    gradients = [new(p.shape) for p in operands.parameters] if problem.gradients else []
+    return {name: new(shape) for name, shape in shapes.items()}, gradients
+
+
+def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
+    """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
+    outputs, gradients = outputs_of(problem, operands)
+    BACKENDS[problem.backend].run(problem, operands, outputs, gradients)
+    return [*outputs.values(), *gradients]
+
+
+def call(problem: Problem, operands: Operands) -> list[torch.Tensor]:
+    if tracing(operands):
+        head, weights = operands[:-1], list(operands.weights)
+        return torch.ops.sobolev_kernels.mlp_sobolev(*head, weights, problem.to_string())
+    return compute(problem, operands)
+
+
+def tracing(operands: Operands) -> bool:
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return type(operands.x) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def from_op(*arguments: Any) -> tuple[Problem, Operands]:
+    *operands, problem = arguments
+    return Problem.from_string(problem), Operands(*operands)
+
+
+def op_cpu(*arguments: Any) -> list[torch.Tensor]:
+    return compute(*from_op(*arguments))
+
+
+def op_fake(*arguments: Any) -> list[torch.Tensor]:
+    outputs, gradients = outputs_of(*from_op(*arguments))
+    return [*outputs.values(), *gradients]
+
+
+class RefuseDoubleBackward(torch.autograd.Function):
+    """The identity, whose backward raises: an unsupported second derivative is refused, never zero."""
+
+    @staticmethod
+    def forward(*gradients):
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotProvided(
+            "double backward: the fused step computes first derivatives of the loss only; "
+            'pass backend="reference" to differentiate its gradients again'
+        )
+
+    @staticmethod
+    def jvp(ctx, *_):
+        refuse_forward_mode()
+
+
+def refuse_forward_mode() -> None:
+    raise NotProvided(
+        "forward-mode AD: no tangent is provided through the fused step (it would be a silent zero); "
+        'pass backend="reference", or use sk.jvp for derivatives of the student'
+    )
+
+
+def is_dual(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def need_no_tangents(*tensors: torch.Tensor | None) -> None:
+    """Raise where forward-mode AD is going on in one of the tensors."""
+    if forward_ad._current_level >= 0 and any(map(is_dual, tensors)):
+        refuse_forward_mode()
+
+
+def gradients_of(problem: Problem, operands: Operands, result: str) -> list[torch.Tensor]:
+    """(dx, parameters…) for cotangents that were not known in the forward: computed from the start again."""
+    target = {PER_SAMPLE_GRADIENTS: problem.derivative_target, JVP_GRADIENTS: "tangents"}[result]
+    backward = replace(problem, result=result, gradients=True, derivative_target=target)
+    return call(backward, operands)
+
+
+def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor]) -> None:
+    """Keep what the backward needs: the finished gradients, or the operands to compute them from."""
+    ctx.problem, ctx.count = problem, len(operands.parameters)
+    if problem.result == LOSS:
+        ctx.save_for_backward(*outputs[2:])
+        return
+    *tensors, weights = operands
+    ctx.weights = weights
+    x, parameters, *optional = tensors
+    ctx.present = [tensor is not None for tensor in optional]
+    ctx.save_for_backward(x, *parameters, *(tensor for tensor in optional if tensor is not None))
+
+
+def saved_operands(ctx) -> Operands:
+    x, *rest = ctx.saved_tensors
+    parameters, optional = rest[: ctx.count], iter(rest[ctx.count :])
+    return Operands(x, parameters, *(next(optional) if there else None for there in ctx.present), ctx.weights)
+
+
+def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
+    """[dx or None, dparameters…] from the cotangents of the op's outputs."""
+    problem = ctx.problem
+    if problem.result == LOSS:
+        if any(g is not None for g in cotangents[1:]):
+            RefuseDoubleBackward.backward(ctx)
+        gradients = list(torch._foreach_mul(list(ctx.saved_tensors), cotangents[0]))
+    else:
+        operands = saved_operands(ctx)
+        if problem.result == PER_SAMPLE:
+            operands = operands._replace(sample_weight=cotangents[0])
+            gradients = gradients_of(problem, operands, PER_SAMPLE_GRADIENTS)
+        else:
+            operands = operands._replace(values=cotangents[0], derivative=cotangents[1])
+            gradients = gradients_of(problem, operands, JVP_GRADIENTS)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        gradients = list(RefuseDoubleBackward.apply(*gradients))
+    return gradients if problem.input_gradient else [None, *gradients]
+
+
+class MlpSobolev(torch.autograd.Function):
+    """The op as eager PyTorch calls it."""
+
+    @staticmethod
+    def forward(problem, weights, x, given, seed, values, derivative, *parameters):
+        return tuple(call(problem, Operands(x, list(parameters), given, seed, values, derivative, None, weights)))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        problem, weights, x, given, seed, values, derivative, *parameters = inputs
+        save(ctx, problem, Operands(x, parameters, given, seed, values, derivative, None, weights), output)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1 if problem.result != JVP else 2 :])
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        dx, *dparameters = differentiate(ctx, cotangents)
+        return None, None, dx, None, None, None, None, *dparameters
+
+    @staticmethod
+    def jvp(ctx, *_):
+        refuse_forward_mode()
+
+    @staticmethod
+    def vmap(*_):
+        raise NotProvided("torch.func.vmap over the fused step is not provided; pass the batch as [N, D]")
+
+
+def op_setup_context(ctx, inputs, output):
+    save(ctx, *from_op(*inputs), output)
+
+
+def op_backward(ctx, cotangents):
+    dx, *dparameters = differentiate(ctx, tuple(cotangents))
+    return dx, dparameters, None, None, None, None, None, None, None
+
+
+library.impl("mlp_sobolev", op_cpu, "CPU")
+torch.library.register_fake("sobolev_kernels::mlp_sobolev", op_fake, lib=library)
+torch.library.register_autograd(
+    "sobolev_kernels::mlp_sobolev", op_backward, setup_context=op_setup_context, lib=library
+)
+
+
+def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...]:
+    """The fused step, differentiable: the outputs of the Problem's result."""
+    if tracing(operands):
+        return tuple(call(problem, operands))
+    x, parameters, given, seed, values, derivative, _, weights = operands
+    return MlpSobolev.apply(problem, weights, x, given, seed, values, derivative, *parameters)
+
+
+def materialise(directions: Any, seed: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+    """Directions [P, N, D] of one call: by the compiled core where there is one, so bit for bit those of its steps."""
+    N, D = inputs.shape
+    P, scale = directions.count(D), directions.scale(D)
+    if directions.values is not None:
+        values = directions.values
+        return values if values.dim() == 3 else values[:, None, :].expand(P, N, D)
+    shared, name = directions.shared, directions.distribution
+    dtype = inputs.dtype if inputs.dtype in (torch.float32, torch.float64) else torch.float32
+    kind = str(dtype).removeprefix("torch.")
+    problem = Problem(JVP, (D, 1), (False,), (), kind, inputs.device.type, P, name, shared, scale)  # no student
+    if cpu.supports(problem) is None and not tracing(Operands(inputs, [])):
+        out = empty((P, N, D), dtype=dtype)
+        cpu.draw(problem, seed, out)
+        return out
+    key, offset = seed.tolist()
+    return draw(name, key, offset, P, N, D, shared, scale, dtype, inputs.device)
+
+

@@ -1,0 +1,119 @@
+"""`Problem`, what is to be computed, and `Plan`, how: frozen, hashable, without tensors; and `Operands`, the tensors."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import astuple, dataclass
+
+from typing import NamedTuple
+
+import torch
+
+from .math.table import Formula
+
+# What one call of the op is asked for.
+LOSS = "loss"  # loss, terms [2], and all gradients if wanted
+PER_SAMPLE = "per_sample"  # terms [2, N], no gradients
+PER_SAMPLE_GRADIENTS = "per_sample_gradients"  # all gradients, given a cotangent for each sample
+JVP = "jvp"  # y [N, O] and tangents [P, N, O], no gradients
+JVP_GRADIENTS = "jvp_gradients"  # all gradients, given cotangents of y and tangents
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about a Sobolev step but the numbers in it and N, so that one Problem serves every batch.
+
+    `widths` are (D, n_1, …, n_L = O); `derivative_target` is "none", "jacobian" or "tangents";
+    `backend` is the one that was chosen, so that the backward of a call runs where its forward did.
+    Of a student that is not an MLP only D is known, and `unrecognised` says what it is instead.
+    """
+
+    result: str
+    widths: tuple[int, ...]
+    biases: tuple[bool, ...]
+    activations: tuple[Formula, ...]
+    dtype: str
+    device: str
+    P: int = 0
+    distribution: str = "given"
+    shared: bool = False
+    scale: float = 1.0
+    derivative_target: str = "none"
+    value_loss: Formula = Formula("mse")
+    derivative_loss: Formula = Formula("mse")
+    reduction: str = "mean"
+    gradients: bool = False
+    input_gradient: bool = False
+    backend: str = "cpu"
+    unrecognised: str = ""
+
+    @property
+    def D(self) -> int:
+        return self.widths[0]
+
+    @property
+    def O(self) -> int:  # noqa: E743
+        return self.widths[-1]
+
+    @property
+    def multiplies(self) -> int:
+        """Σ_l n_{l-1} n_l: multiply-adds of one sample through the layers."""
+        return sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
+
+    def flops(self, N: int) -> int:
+        """Floating-point operations of the matrix products, the count of docs/math.md."""
+        return (6 if self.gradients else 2) * (1 + self.P) * N * self.multiplies
+
+    def bytes(self, N: int) -> int:
+        """Bytes that must move at the least: each input read once, each output written once."""
+        size = 8 if self.dtype == "float64" else 4
+        parameters = self.multiplies + sum(n for n, b in zip(self.widths[1:], self.biases, strict=False) if b)
+        numbers = N * (self.D * (1 + self.input_gradient) + self.O) + parameters * (1 + self.gradients)
+        if self.distribution == "given":
+            numbers += self.P * self.D * (1 if self.shared else N)
+        numbers += {"none": 0, "jacobian": N * self.O * self.D, "tangents": self.P * N * self.O}[
+            self.derivative_target
+        ]
+        if self.result == JVP:
+            numbers += N * self.O * self.P
+        return numbers * size
+
+    def to_string(self) -> str:
+        """For an op's schema, which has no place for a dataclass."""
+        return repr(astuple(self))
+
+    @classmethod
+    def from_string(cls, text: str) -> Problem:
+        fields = list(ast.literal_eval(text))
+        formula = lambda pair: Formula(*pair)  # noqa: E731
+        problem = dict(zip(cls.__dataclass_fields__, fields, strict=True))
+        problem["activations"] = tuple(map(formula, problem["activations"]))
+        problem["value_loss"] = formula(problem["value_loss"])
+        problem["derivative_loss"] = formula(problem["derivative_loss"])
+        return cls(**problem)
+
+
+class Operands(NamedTuple):
+    """The tensors of one call, in the dtype and on the device of its Problem, of any strides; None where absent."""
+
+    x: torch.Tensor  # [N, D]
+    parameters: list[torch.Tensor]
+    given: torch.Tensor | None = None  # [P, N, D] or [P, D]: directions
+    seed: torch.Tensor | None = None  # [2] int64 on the CPU: or what they are drawn from
+    values: torch.Tensor | None = None  # [N, O]: targets, or cotangents of y
+    derivative: torch.Tensor | None = None  # [N, O, D] or [P, N, O]: targets, or cotangents of the tangents
+    sample_weight: torch.Tensor | None = None  # [N]
+    weights: tuple[float, ...] = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a backend goes about a Problem: the path it takes and the choices made on the way."""
+
+    backend: str
+    path: str
+    choices: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        choices = ", ".join(f"{key} {value}" for key, value in self.choices)
+        return f"{self.path} ({choices})" if choices else self.path

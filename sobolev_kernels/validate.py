@@ -1,0 +1,83 @@
+"""The checks of a call's arguments that need more than one line."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .directions import Directions
+from .errors import describe, need
+from .student import Student
+from .targets import Targets
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_inputs(inputs: object, layers: Student | str, owner: str = "student") -> None:
+    need(isinstance(inputs, torch.Tensor), "inputs", "a tensor [N, D]", inputs, TypeError)
+    need(inputs.dtype in FLOATING, "inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
+    need(inputs.dim() == 2, "inputs", "a tensor [N, D]", inputs)
+    if isinstance(layers, Student):
+        D = layers.widths[0]
+        need(inputs.shape[1] == D, "inputs", f"[N, {D}], since the {owner} takes {D} features", inputs)
+
+
+def check_student(student: object, inputs: torch.Tensor, name: str = "student") -> None:
+    need(callable(student), name, "a torch.nn.Module", student, TypeError)
+    if not isinstance(student, torch.nn.Module):
+        return
+    for key, parameter in student.named_parameters():
+        if parameter.device != inputs.device or (parameter.dtype != inputs.dtype and parameter.is_floating_point()):
+            expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
+            need(False, name, expected, f"{key}, {describe(parameter)}")
+
+
+def check_weights(weights: object) -> tuple[float, float]:
+    try:
+        numbers = tuple(float(w) for w in weights)
+    except (TypeError, ValueError):
+        numbers = ()
+    need(len(numbers) == 2, "weights", "two numbers (value, derivative)", weights)
+    need(all(math.isfinite(w) and w >= 0 for w in numbers), "weights", "finite numbers >= 0", weights)
+    return numbers
+
+
+def check_shape(name: str, tensor: torch.Tensor, shapes: list[tuple[int | str, ...]], inputs: torch.Tensor) -> None:
+    """One of `shapes`, where a letter stands for any size; and the inputs' dtype and device."""
+    fits = any(
+        len(shape) == tensor.dim() and all(isinstance(n, str) or n == m for n, m in zip(shape, tensor.shape, strict=True))
+        for shape in shapes
+    )
+    expected = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes)
+    need(fits, name, expected, tensor)
+    same = tensor.dtype == inputs.dtype and tensor.device == inputs.device
+    need(same, name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor)
+
+
+def check_targets(
+    targets: Targets, inputs: torch.Tensor, O: int | None, directions: Directions | None,
+    weights: tuple[float, float],
+) -> None:  # fmt: skip
+    """Shapes, dtypes and devices; `O` is None where only running the student would tell."""
+    N, D = inputs.shape
+    outputs = "O" if O is None else O
+    one = O in (None, 1)
+    if targets.values is not None:
+        check_shape("values", targets.values, [(N, outputs)] + [(N,)] * one, inputs)
+    elif targets.teacher is None:
+        need(weights[0] == 0, "targets", "values, since the value term's weight is not zero", "none")
+    if targets.jacobian is not None:
+        check_shape("jacobian", targets.jacobian, [(N, outputs, D)] + [(N, D)] * one, inputs)
+    if targets.tangents is not None and directions is not None:
+        check_shape("tangents", targets.tangents, [(directions.count(D), N, outputs)], inputs)
+
+
+def check_finite_tensors(student: torch.nn.Module, inputs: torch.Tensor, targets: Targets) -> None:
+    named = [("inputs", inputs), ("values", targets.values), (targets.kind, targets.derivative)]
+    named += [(f"student.{name}", p) for name, p in getattr(student, "named_parameters", list)()]
+    for name, tensor in named:
+        if tensor is not None:
+            finite = bool(torch.isfinite(tensor).all())
+            bad = int((~torch.isfinite(tensor)).sum()) if not finite else 0
+            need(finite, name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")
