@@ -92,7 +92,7 @@ def begin(student: object, inputs: torch.Tensor, directions: Directions | None, 
     """Recognise the student, draw the seed, choose the backend."""
     layers = recognise(student)
     check_inputs(inputs, layers)
-    check_student(student, inputs)
+    check_student(student, layers, inputs)
     if directions is not None:
         directions.count(inputs.shape[1])
         if directions.values is not None:
@@ -266,7 +266,7 @@ def teacher_jvp(teacher: Callable, call: Call) -> tuple[torch.Tensor, torch.Tens
     with torch.no_grad():
         if not isinstance(layers, str):
             check_inputs(x, layers, "teacher")
-            check_student(teacher, x, "teacher")
+            check_student(teacher, layers, x, "teacher")
             problem = make_problem(layers, x, call.directions, result=JVP)
             problem = replace(problem, backend=call.problem.backend)
             if dispatch.refusal(problem.backend, problem) is None:

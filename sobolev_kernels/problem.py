@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import astuple, dataclass
-
 from typing import NamedTuple
 
 import torch

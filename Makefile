@@ -1,0 +1,44 @@
+# Each target sets up all it needs, in a virtual environment of its own (.venv).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' | grep -v generated.h)
+
+.PHONY: demo test bench bench-pytest check format clean
+
+demo: $(READY)
+	$(BIN)/python examples/paper_functions.py
+
+test: check
+	$(BIN)/python -m pytest
+
+# Formatting, lint and the freshness of the generated header, in seconds
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/python csrc/math/generate.py --check
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+bench-pytest: $(READY)
+	$(BIN)/python -m pytest bench --benchmark-enable
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/python csrc/math/generate.py
+
+# PIP_CONSTRAINT also reaches the isolated build environment
+$(READY): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings=cmake.define.SOBOLEV_WERROR=ON --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build results
