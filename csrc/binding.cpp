@@ -153,9 +153,12 @@ PYBIND11_MODULE(_C, m) {
         return sk::cpu::working_memory(instruction_set(isa), self.finish());
       },
       py::arg("step"), py::arg("isa") = "");
-  m.def("instruction_sets", [] {
-    std::vector<std::pair<std::string, int>> found;
-    for (const auto* set : sk::cpu::instruction_sets()) found.emplace_back(set->name, set->vector_bytes);
-    return found;
-  }, "(name, bytes of a vector) of each instruction set this machine can execute, the best first");
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::pair<std::string, int>> found;
+        for (const auto* set : sk::cpu::instruction_sets()) found.emplace_back(set->name, set->vector_bytes);
+        return found;
+      },
+      "(name, bytes of a vector) of each instruction set this machine can execute, the best first");
 }

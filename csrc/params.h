@@ -50,14 +50,14 @@ struct Step {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t N = 0, D = 0, O = 0, P = 0, L = 0;
   const Layer* layers = nullptr;  // [L]
-  Strided x;  // [N, D]
+  Strided x;                      // [N, D]
   Directions directions;
 
   Residuals residuals = Residuals::kNone;
   Strided values;  // [N, O]: targets, or cotangents of y
   DerivativeTarget derivative_target = DerivativeTarget::kNone;
-  Strided derivative;                 // see DerivativeTarget; with kCotangents the cotangents of the tangents
-  Strided sample_weight;              // [N]: multiplies every residual's slope
+  Strided derivative;     // see DerivativeTarget; with kCotangents the cotangents of the tangents
+  Strided sample_weight;  // [N]: multiplies every residual's slope
   Formula value_loss, derivative_loss;
   double value_weight = 0, derivative_weight = 0;
   double value_scale = 0, derivative_scale = 0;

@@ -47,7 +47,9 @@ def explain(
         taken = "-> " if name == problem.backend else "   "
         lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
     if not problem.unrecognised:
-        lines.append(f"work        {problem.flops(N):.3g} FLOP in matrix products, {problem.bytes(N):.3g} bytes at the least")
+        lines.append(
+            f"work        {problem.flops(N):.3g} FLOP in matrix products, {problem.bytes(N):.3g} bytes at the least"
+        )
     text = "\n".join(lines)
     print(text)
     return text

@@ -230,7 +230,9 @@ def sobolev_loss(
 def pick_directions(directions, targets: Targets, weights, return_terms: bool) -> Directions | None:
     """The directions of a call; None where the derivative term is not computed."""
     kind = directions is None or isinstance(directions, Directions)
-    need(kind, "directions", "a sobolev_kernels.Directions (given(tensor) makes one of a tensor)", directions, TypeError)
+    need(
+        kind, "directions", "a sobolev_kernels.Directions (given(tensor) makes one of a tensor)", directions, TypeError
+    )
     once = directions is None or targets.directions is None
     need(once, "directions", "either in targets or in the call", "both")
     if targets.kind == "none" and targets.teacher is None:

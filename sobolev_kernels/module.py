@@ -44,9 +44,7 @@ class SobolevLoss(torch.nn.Module):
             "check_finite": check_finite,
         }
 
-    def forward(
-        self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets
-    ) -> torch.Tensor | SobolevTerms:
+    def forward(self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets) -> torch.Tensor | SobolevTerms:
         return sobolev_loss(student, inputs, targets, **self.settings)
 
     def extra_repr(self) -> str:

@@ -151,6 +151,8 @@ def saved_operands(ctx) -> Operands:
 def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
     """[dx or None, dparameters…] from the cotangents of the op's outputs."""
     problem = ctx.problem
+    if all(g is None for g in cotangents):
+        return [None] * (1 + ctx.count)
     if problem.result == LOSS:
         gradients = list(torch._foreach_mul(list(ctx.saved_tensors), cotangents[0]))
     else:
@@ -234,5 +236,3 @@ def materialise(directions: Any, seed: torch.Tensor | None, inputs: torch.Tensor
         return out
     key, offset = seed.tolist()
     return draw(name, key, offset, P, N, D, shared, scale, dtype, inputs.device)
-
-

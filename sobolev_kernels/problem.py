@@ -38,8 +38,8 @@ class Problem:
     shared: bool = False
     scale: float = 1.0
     derivative_target: str = "none"
-    value_loss: Formula = Formula("mse")
-    derivative_loss: Formula = Formula("mse")
+    value_loss: Formula | None = None
+    derivative_loss: Formula | None = None
     reduction: str = "mean"
     gradients: bool = False
     input_gradient: bool = False
@@ -70,9 +70,7 @@ class Problem:
         numbers = N * (self.D * (1 + self.input_gradient) + self.O) + parameters * (1 + self.gradients)
         if self.distribution == "given":
             numbers += self.P * self.D * (1 if self.shared else N)
-        numbers += {"none": 0, "jacobian": N * self.O * self.D, "tangents": self.P * N * self.O}[
-            self.derivative_target
-        ]
+        numbers += {"none": 0, "jacobian": N * self.O * self.D, "tangents": self.P * N * self.O}[self.derivative_target]
         if self.result == JVP:
             numbers += N * self.O * self.P
         return numbers * size
@@ -84,7 +82,7 @@ class Problem:
     @classmethod
     def from_string(cls, text: str) -> Problem:
         fields = list(ast.literal_eval(text))
-        formula = lambda pair: Formula(*pair)  # noqa: E731
+        formula = lambda pair: pair and Formula(*pair)  # noqa: E731
         problem = dict(zip(cls.__dataclass_fields__, fields, strict=True))
         problem["activations"] = tuple(map(formula, problem["activations"]))
         problem["value_loss"] = formula(problem["value_loss"])

@@ -117,8 +117,7 @@ void orthonormalise(const T* frame, std::int64_t p, std::int64_t D, T* v) {
 // Direction p of the kPanel samples from `sample` on: v[D][kPanel].
 // `frame` is the panel's room for all P directions if they are orthonormal, else unused.
 template <class T>
-void draw_direction(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v,
-                    T* frame) {
+void draw_direction(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v, T* frame) {
   switch (directions.distribution) {
     case Distribution::kSphere:
       draw_normal(directions, sample, p, D, v);

@@ -10,8 +10,8 @@
 
 namespace sk {
 
-#define SK_DECLARE(isa) \
-  namespace isa {       \
+#define SK_DECLARE(isa)          \
+  namespace isa {                \
   extern const Kernels kKernels; \
   }
 SK_DECLARE(baseline)
@@ -74,7 +74,8 @@ void mlp_sobolev(const Kernels& kernels, const Step& step) {
     const int first = omp_get_thread_num(), step_by = omp_get_num_threads();
     for (int p = first; p < parts; p += step_by) kernels.pack(step, shared, p, parts);
 #pragma omp barrier
-    for (int p = first; p < parts; p += step_by) kernels.tiles(step, shared, own + std::size_t(p) * own_bytes, p, parts);
+    for (int p = first; p < parts; p += step_by)
+      kernels.tiles(step, shared, own + std::size_t(p) * own_bytes, p, parts);
 #pragma omp barrier
     for (int p = first; p < parts; p += step_by) kernels.reduce(step, own, own_bytes, p, parts);
   }

@@ -131,9 +131,7 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     SK_NAME,
     kVectorBytes,
-    [](const Step& step) {
-      return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);
-    },
+    [](const Step& step) { return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes); },
     [](const Step& step) {
       return SK_DTYPE(Private<float>(step, nullptr).bytes, Private<double>(step, nullptr).bytes);
     },

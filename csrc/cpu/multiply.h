@@ -49,7 +49,9 @@ SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const 
 
 // Few rows leave too few independent sums to hide the latency of a multiply-add: split k into kSplit of them.
 template <int R, int V>
-constexpr int kSplit = R * V <= 2 ? 4 : R * V <= 4 ? 2 : 1;
+constexpr int kSplit = R * V <= 2   ? 4
+                       : R * V <= 4 ? 2
+                                    : 1;
 
 template <class T, int R, int V>
 void product_block(const T* a, const T* b, std::int64_t K, const T* bias, T* c) {
@@ -135,8 +137,8 @@ void product(const T* packed, std::int64_t n_out, std::int64_t K, const T* b, st
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
     for (std::int64_t m = 0, panel = 0; m < M; m += kPanel<T>, ++panel) {
-      const auto run = M - m > Vec<T>::kLanes ? product_block_of<T, 2>(R, RowCounts{})
-                                              : product_block_of<T, 1>(R, RowCounts{});
+      const auto run =
+          M - m > Vec<T>::kLanes ? product_block_of<T, 2>(R, RowCounts{}) : product_block_of<T, 1>(R, RowCounts{});
       const std::int64_t begin = (panel * n_out + row) * kPanel<T>;
       run(packed + row * K, b + panel * K * kPanel<T>, K, bias ? bias + row : nullptr, c + begin);
       after(begin, R * kPanel<T>);
@@ -159,7 +161,8 @@ void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::i
   }
 }
 
-// rows[m][i] = panels[m / kPanel][i][m % kPanel] for all M samples and n features; the rest of a row up to a vector is 0
+// rows[m][i] = panels[m / kPanel][i][m % kPanel] for all M samples and n features; the rest of a row up to a vector is
+// 0
 template <class T>
 void panels_to_rows(const T* panels, std::int64_t n, std::int64_t M, T* rows, std::int64_t ld) {
   constexpr int kLanes = Vec<T>::kLanes;

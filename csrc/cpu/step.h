@@ -15,8 +15,8 @@ void activate(T* z, T* d1, T* d2, std::int64_t count, const double* parameters) 
 
 // The losses of one panel [O][kPanel]: slopes times `factor` (one for each sample) over `prediction`, sums to `terms`.
 template <class L, class T>
-void residual(const T* prediction, const T* target, std::int64_t O, const T* factor, const double* parameters,
-              T* slope, T* terms) {
+void residual(const T* prediction, const T* target, std::int64_t O, const T* factor, const double* parameters, T* slope,
+              T* terms) {
   using V = Vec<T>;
   for (int m = 0; m < kPanel<T>; m += V::kLanes) {
     V total(0.0);
@@ -136,14 +136,13 @@ class Tile {
   // target[o] of each sample: D f(x)[v] from the dense Jacobian, or as it was given
   void tangent_target(std::int64_t p) {
     if (step_.derivative_target == DerivativeTarget::kTangents) {
-      return load_target(step_.derivative, [&](std::int64_t m, std::int64_t o) {
-        return at<T>(step_.derivative, p, first_ + m, o);
-      });
+      return load_target(step_.derivative,
+                         [&](std::int64_t m, std::int64_t o) { return at<T>(step_.derivative, p, first_ + m, o); });
     }
     const std::int64_t stride = step_.derivative.stride[2];
     load_target(step_.derivative, [&](std::int64_t m, std::int64_t o) {
-      const T* row = &static_cast<const T*>(step_.derivative.data)[(first_ + m) * step_.derivative.stride[0] +
-                                                                  o * step_.derivative.stride[1]];
+      const T* row = &static_cast<const T*>(
+          step_.derivative.data)[(first_ + m) * step_.derivative.stride[0] + o * step_.derivative.stride[1]];
       const T* v = own_.v_rows + m * own_.ld_x;
       V lanes(0.0);
       std::int64_t d = 0;
@@ -177,8 +176,7 @@ class Tile {
         factors[m] = n < M_ ? T(factor) * weight : T(0);
       }
       run(prediction + panel * size, own_.target + panel * size, step_.O, factors, loss.parameters,
-          step_.gradients ? own_.z_bar + panel * size : nullptr,
-          own_.terms + (term * panels() + panel) * kPanel<T>);
+          step_.gradients ? own_.z_bar + panel * size : nullptr, own_.terms + (term * panels() + panel) * kPanel<T>);
     }
   }
 

@@ -6,10 +6,10 @@
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 
-#define SK_LANE_BY_LANE(name)                                                      \
-  SK_INLINE VecD name(VecD x) {                                                    \
+#define SK_LANE_BY_LANE(name)                                                     \
+  SK_INLINE VecD name(VecD x) {                                                   \
     for (int i = 0; i < VecD::kLanes; ++i) x.v[i] = scalar::name(double(x.v[i])); \
-    return x;                                                                      \
+    return x;                                                                     \
   }
 SK_LANE_BY_LANE(cos)
 SK_LANE_BY_LANE(erf)
@@ -56,16 +56,16 @@ SK_INLINE VecF polynomial(VecF x, double leading, C... rest) {
 struct Reduced {
   VecF r;        // |r| <= log(2) / 2
   VecF squared;  // exp(r) = 1 + (r + squared)
-  VecF::mask n;  // exp(x) = 2^n exp(r)
+  VecF::mask n;  // exp(x) = 2^n exp(r); n = -127 has the bits of 0
 };
 
 SK_INLINE Reduced reduce_exp(VecF x) {
   // a comparison that a NaN fails keeps the NaN
-  x = where(x > VecF(88.37), VecF(88.37), where(x < VecF(-87.33), VecF(-87.33), x));
+  x = where(x > VecF(88.37), VecF(88.37), where(x < VecF(-88.0), VecF(-88.0), x));
   const VecF n = nearest_integer(x * VecF(1.44269504088896341));
   const VecF r = (x - n * VecF(0.693359375)) - n * VecF(-2.12194440e-4);
-  const VecF p = polynomial(r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-                            1.6666665459e-1, 5.0000001201e-1);
+  const VecF p = polynomial(r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                            5.0000001201e-1);
   return {r, p * r * r, to_int(n)};
 }
 
@@ -87,8 +87,10 @@ SK_INLINE VecF tanh(VecF x) {
   const VecF a = abs(x);
   const VecF far = copysign(VecF(1.0) - VecF(2.0) / (exp(a + a) + VecF(1.0)), x);
   const VecF s = x * x;
-  const VecF near = polynomial(s, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
-                               -3.33332819422e-1) * s * x + x;
+  const VecF near =
+      polynomial(s, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1) * s *
+          x +
+      x;
   return where(a > VecF(0.625), far, near);
 }
 
@@ -97,13 +99,12 @@ SK_INLINE VecF log(VecF x) {
   const VecF::mask bits = VecF::mask(x.v);
   const VecF fraction = VecF::native((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
   const VecF::mask small = fraction < VecF(0.707106781186547524);
-  const VecF e = VecF(__builtin_convertvector((bits >> 23) - 126, VecF::native)) -
-                 where<float>(small, VecF(1.0), VecF(0.0));
+  const VecF e =
+      VecF(__builtin_convertvector((bits >> 23) - 126, VecF::native)) - where<float>(small, VecF(1.0), VecF(0.0));
   const VecF m = where<float>(small, fraction + fraction, fraction) - VecF(1.0);
   const VecF s = m * m;
-  const VecF p = polynomial(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
-                            1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1,
-                            3.3333331174e-1);
+  const VecF p = polynomial(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+                            -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
   const VecF tail = p * m * s + e * VecF(-2.12194440e-4) - VecF(0.5) * s;
   return where(x < VecF(__builtin_inff()), (m + tail) + e * VecF(0.693359375), x);
 }
@@ -119,10 +120,13 @@ SK_INLINE VecF erf(VecF x) {
   const VecF a = abs(x), s = x * x;
   const VecF t = where(a > VecF(4.0), VecF(4.0), a);
   const VecF q = polynomial(t, -1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e-1,
-                            -6.34846687e-1, -1.28717512e-1) * t - t;
+                            -6.34846687e-1, -1.28717512e-1) *
+                     t -
+                 t;
   const VecF far = copysign(VecF(1.0) - exp(q), x);
-  const VecF near = polynomial(s, -5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1,
-                               1.28379166e-1) * x + x;
+  const VecF near =
+      polynomial(s, -5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1) * x +
+      x;
   return where(a > VecF(0.927734375), far, near);
 }
 

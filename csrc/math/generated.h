@@ -96,12 +96,14 @@ struct ActGeluTanh {
   const auto u1 = T(0.7978845608028654) * (T(1.0) + T(0.134145) * z * z);
   const auto u2 = T(0.21406444881780076) * z;
   const auto u3 = T(0.21406444881780076);
-  const auto t = tanh(u);
-  const auto s = T(1.0) - t * t;
+  const auto p = sigmoid(T(2.0) * u);
+  const auto q = sigmoid(-T(2.0) * u);
+  const auto t = p - q;
+  const auto s = T(4.0) * p * q;
   const auto t1 = s * u1;
   const auto t2 = s * (u2 - T(2.0) * t * u1 * u1);
   const auto t3 = s * (u3 - T(6.0) * t * u1 * u2 + (T(4.0) * t * t - T(2.0) * s) * u1 * u1 * u1);
-  return Derivatives<T>{T(0.5) * z * (T(1.0) + t), T(0.5) * (T(1.0) + t + z * t1), t1 + T(0.5) * z * t2, T(1.5) * t2 + T(0.5) * z * t3};
+  return Derivatives<T>{z * p, p + T(0.5) * z * t1, t1 + T(0.5) * z * t2, T(1.5) * t2 + T(0.5) * z * t3};
  }
 };
 

@@ -69,7 +69,9 @@ def strided(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=1024)
-def row(table_name: str, formula: Formula) -> tuple:
+def row(table_name: str, formula: Formula | None) -> tuple:
+    if formula is None:
+        return (0,)
     table: dict[str, Row] = {"activation": ACTIVATIONS, "loss": LOSSES}[table_name]
     return (list(table).index(formula.name), *formula.parameters)
 
@@ -88,22 +90,24 @@ def set_directions(step, problem: Problem, given: torch.Tensor | None, seed: tor
         step.directions(kind, None, key, offset & 0xFFFFFFFF, problem.shared, problem.scale)
 
 
-def run(
-    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
-) -> None:
+def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:
+    """`parameters` in the step's form, address and strides; `gradients` by address, or none."""
+    rows, tensors, into = [], iter(parameters), iter(gradients)
+    for l, bias in enumerate(problem.biases):
+        w, b = next(tensors), next(tensors) if bias else None
+        dw = next(into) if gradients else None
+        db = next(into) if gradients and bias else None
+        activation = row("activation", problem.activations[l])
+        rows.append((problem.widths[l], problem.widths[l + 1], activation, w, b, dw, db))
+    step.layers(rows)
+
+
+def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     """Fill `outputs` (y, tangents, loss, terms, dx: those there are) and `gradients`, one for each parameter."""
     x, parameters, given, seed, values, derivative, sample_weight, weights = operands
     N = x.shape[0]
     step = step_of(problem, N)
-    address = lambda name: outputs[name].data_ptr() if name in outputs else None  # noqa: E731
-    rows, tensors, into = [], iter(parameters), iter(gradients)
-    for l, bias in enumerate(problem.biases):
-        w, b = next(tensors), next(tensors) if bias else None
-        dw = next(into).data_ptr() if gradients else None
-        db = next(into).data_ptr() if gradients and bias else None
-        activation = row("activation", problem.activations[l])
-        rows.append((problem.widths[l], problem.widths[l + 1], activation, strided(w), strided(b), dw, db))
-    step.layers(rows)
+    set_layers(step, problem, [strided(p) for p in parameters], [g.data_ptr() for g in gradients])
     step.input(strided(x))
     set_directions(step, problem, given, seed)
     kind = DERIVATIVE_TARGETS.index(problem.derivative_target)
@@ -113,10 +117,24 @@ def run(
     losses = (row("loss", problem.value_loss), row("loss", problem.derivative_loss))
     step.loss(*losses, *weights, *scales, problem.result == PER_SAMPLE)
     names = ("y", "tangents", "loss", "terms", "dx")
-    step.outputs(problem.gradients, *(address(name) for name in names))
+    step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
     choices = dict(plan(problem, N).choices)
     step.plan(choices["tile"], choices["threads"])
     _C.mlp_sobolev(step, choices["isa"])
+
+
+def working_memory(problem: Problem, N: int) -> int:
+    """Bytes that one call takes besides its inputs and outputs, and gives back."""
+    some = (1, 0, 0)
+    parameters = [some] * (len(problem.biases) + sum(problem.biases))
+    step = step_of(problem, N)
+    set_layers(step, problem, parameters, [1] * len(parameters) if problem.gradients else [])
+    drawn = problem.distribution != "given"
+    set_directions(step, problem, None, torch.zeros(2, dtype=torch.int64) if drawn else None)
+    step.outputs(problem.gradients, None, None, None, None, 1 if problem.input_gradient else None)
+    choices = dict(plan(problem, N).choices)
+    step.plan(choices["tile"], choices["threads"])
+    return _C.working_memory(step, choices["isa"])
 
 
 def draw(problem: Problem, seed: torch.Tensor, out: torch.Tensor) -> None:

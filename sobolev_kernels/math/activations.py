@@ -68,17 +68,20 @@ def gelu(z):
 
 
 def gelu_tanh(z):
-    # t = tanh(u), u = √(2/π) (z + 0.044715 z³); t1, t2, t3 are the derivatives of t in z
+    # t = tanh(u) = p - q with p = (1 + t) / 2, q = (1 - t) / 2, which keep their digits where t is near ±1;
+    # u = √(2/π) (z + 0.044715 z³); t1, t2, t3 are the derivatives of t in z
     u = 0.7978845608028654 * z * (1.0 + 0.044715 * z * z)
     u1 = 0.7978845608028654 * (1.0 + 0.134145 * z * z)
     u2 = 0.21406444881780076 * z
     u3 = 0.21406444881780076
-    t = m.tanh(u)
-    s = 1.0 - t * t
+    p = m.sigmoid(2.0 * u)
+    q = m.sigmoid(-2.0 * u)
+    t = p - q
+    s = 4.0 * p * q
     t1 = s * u1
     t2 = s * (u2 - 2.0 * t * u1 * u1)
     t3 = s * (u3 - 6.0 * t * u1 * u2 + (4.0 * t * t - 2.0 * s) * u1 * u1 * u1)
-    return 0.5 * z * (1.0 + t), 0.5 * (1.0 + t + z * t1), t1 + 0.5 * z * t2, 1.5 * t2 + 0.5 * z * t3
+    return z * p, p + 0.5 * z * t1, t1 + 0.5 * z * t2, 1.5 * t2 + 0.5 * z * t3
 
 
 def sin(z, omega=1.0):

@@ -1,0 +1,67 @@
+"""The tables of formulas against autograd and torch's own functions, in float64; and the header printed from them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sobolev_kernels as sk
+from sobolev_kernels.math.activations import derivatives
+from sobolev_kernels.math.losses import residual
+from sobolev_kernels.math.table import choose
+from sobolev_kernels.student import TO_MODULE
+from sobolev_kernels.testing import assert_within_rule
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = [*sk.ACTIVATIONS, ("leaky_relu", 0.3), ("elu", 0.6), ("softplus", 2.5, 4.0), ("sin", 30.0)]
+
+
+def points():
+    # none at 0 or at ±1, where relu and huber have their kinks
+    return torch.linspace(-6.03, 6.0, 1001, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("activation", PARAMETERS, ids=str)
+def test_activation_derivatives(activation):
+    formula = choose(sk.ACTIVATIONS, "activation", activation)
+    z = points().requires_grad_()
+    value, *rest = (torch.as_tensor(d, dtype=z.dtype).expand_as(z) for d in derivatives(formula, z))
+    assert_within_rule("value", value, TO_MODULE[formula.name](*formula.parameters)(z))
+    for order, derivative in enumerate(rest, start=1):
+        expected = torch.zeros_like(z)
+        if value.requires_grad:
+            (expected,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+            expected = torch.zeros_like(z) if expected is None else expected
+        assert_within_rule(f"derivative {order}", derivative, expected)
+        value = derivative
+
+
+TORCH_LOSSES = {
+    "mse": lambda r: r**2,
+    "l1": torch.abs,
+    "huber": lambda r: F.huber_loss(r, torch.zeros_like(r), reduction="none"),
+    "log_cosh": lambda r: torch.log(torch.cosh(r)),
+}
+
+
+@pytest.mark.parametrize("loss", sk.LOSSES)
+def test_losses(loss):
+    r = points().requires_grad_()
+    rho, slope = residual(choose(sk.LOSSES, "loss", loss), r)
+    expected = TORCH_LOSSES[loss](r)
+    assert_within_rule("value", rho, expected)
+    assert_within_rule("slope", slope, torch.autograd.grad(expected.sum(), r)[0])
+
+
+def test_huber_with_its_parameter():
+    r = points()
+    rho, _ = residual(choose(sk.LOSSES, "loss", ("huber", 0.25)), r)
+    assert_within_rule("value", rho, F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=0.25))
+
+
+def test_the_generated_header_is_fresh():
+    command = [sys.executable, str(ROOT / "csrc" / "math" / "generate.py"), "--check"]
+    subprocess.run(command, check=True)
