@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -37,7 +37,7 @@ class Directions:
     seed: int | None = None
     offset: int = 0
     unbiased: bool = False
-    values: torch.Tensor | None = None
+    values: torch.Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def sphere(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
@@ -72,7 +72,7 @@ class Directions:
     @classmethod
     def given(cls, values: torch.Tensor):
         """Your own directions: [P, N, D], or [P, D] shared by the batch."""
-        need(isinstance(values, torch.Tensor), "directions", "a tensor [P, N, D] or [P, D]", values)
+        need(isinstance(values, torch.Tensor), "directions", "a tensor [P, N, D] or [P, D]", values, TypeError)
         need(values.dim() in (2, 3), "directions", "a tensor [P, N, D] or [P, D]", values)
         need(values.shape[0] > 0, "directions", "at least one direction (P >= 1)", values)
         need(not values.requires_grad, "directions", "a tensor without requires_grad (no gradient is provided)", values)
@@ -80,15 +80,14 @@ class Directions:
 
     @classmethod
     def _random(cls, distribution, P, shared, seed, unbiased):
-        whole = isinstance(P, int) and not isinstance(P, bool)
-        need(whole and P >= 1, "P", "a whole number of directions, at least 1", P)
-        inside = seed is None or (isinstance(seed, int) and 0 <= seed < 2**63)
+        need(type(P) is int and P >= 1, "P", "a whole number of directions, at least 1", P)
+        inside = seed is None or (type(seed) is int and 0 <= seed < 2**63)
         need(inside, "seed", "None or an integer in [0, 2^63)", seed)
         return cls(distribution, P, bool(shared), seed, 0, bool(unbiased))
 
     def at(self, offset: int) -> Directions:
         """The same seed at another place of its stream, for example `directions.at(step)`; offset in [0, 2^32)."""
-        need(isinstance(offset, int) and 0 <= offset < 2**32, "offset", "an integer in [0, 2^32)", offset)
+        need(type(offset) is int and 0 <= offset < 2**32, "offset", "an integer in [0, 2^32)", offset)
         need(self.seed is not None, "offset", "directions with a seed", self)
         return replace(self, offset=offset)
 
@@ -104,6 +103,15 @@ class Directions:
         need(fits, "directions", f"at most D = {D} orthonormal directions", f"P = {P}")
         return P
 
+    def check(self, inputs: torch.Tensor) -> None:
+        """Raise unless these directions suit `inputs` [N, D]: D, and given ones also N, dtype and device."""
+        self.count(inputs.shape[1])
+        if self.values is not None:
+            v, shape = self.values, tuple(inputs.shape[1:] if self.shared else inputs.shape)
+            fits = v.shape[1:] == shape and v.device == inputs.device and v.dtype == inputs.dtype
+            expected = f"{inputs.dtype} [P, {', '.join(map(str, shape))}] on {inputs.device}, as the inputs are"
+            need(fits, "directions", expected, v)
+
     def scale(self, D: int) -> float:
         return unbiased_scale(self.distribution, D) if self.unbiased else 1.0
 
@@ -116,13 +124,17 @@ class Directions:
         return torch.randint(2**62, (2,), dtype=torch.int64)
 
     def tensor(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The directions [P, N, D] that a call with these `inputs` [N, D] uses, in their dtype, on their device.
+        """The directions [P, N, D] that a call with these `inputs` [N, D] uses, on their device.
 
+        They are of the dtype that the call computes in: that of the inputs, or float32 for half precision.
         Without a seed this takes the next draw of torch's default generator, exactly as a call does.
         """
         from .ops import materialise
 
-        need(inputs.dim() == 2, "inputs", "a tensor [N, D]", inputs)
+        need(isinstance(inputs, torch.Tensor), "inputs", "a tensor [N, D]", inputs, TypeError)
+        floating = inputs.dim() == 2 and inputs.is_floating_point()
+        need(floating, "inputs", "a floating tensor [N, D]", inputs)
+        self.check(inputs)
         return materialise(self, self.draw_seed(), inputs)
 
 

@@ -47,9 +47,8 @@ def explain(
         taken = "-> " if name == problem.backend else "   "
         lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
     if not problem.unrecognised:
-        lines.append(
-            f"work        {problem.flops(N):.3g} FLOP in matrix products, {problem.bytes(N):.3g} bytes at the least"
-        )
+        flops, moved = problem.flops(N), problem.bytes(N)
+        lines.append(f"work        {flops:.3g} FLOP in matrix products, {moved:.3g} bytes at the least")
     text = "\n".join(lines)
     print(text)
     return text

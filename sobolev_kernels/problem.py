@@ -1,9 +1,10 @@
-"""`Problem`, what is to be computed, and `Plan`, how: frozen, hashable, without tensors; and `Operands`, the tensors."""
+"""`Problem`, what is to be computed, and `Plan`, how: frozen, hashable, tensor-free; and `Operands`, the tensors."""
 
 from __future__ import annotations
 
 import ast
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,7 @@ class Problem:
         return repr(astuple(self))
 
     @classmethod
+    @lru_cache(maxsize=256)
     def from_string(cls, text: str) -> Problem:
         fields = list(ast.literal_eval(text))
         formula = lambda pair: pair and Formula(*pair)  # noqa: E731

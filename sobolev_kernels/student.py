@@ -87,7 +87,7 @@ class MLP(nn.Sequential):
         last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
     ):  # fmt: skip
         for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
-            need(isinstance(size, int) and size >= least, name, f"a whole number, at least {least}", size)
+            need(type(size) is int and size >= least, name, f"a whole number, at least {least}", size)
         formulas = [choose(ACTIVATIONS, "activation", activation)] * depth
         formulas.append(choose(ACTIVATIONS, "last_activation", last_activation))
         widths = [D, *[width] * depth, O]
@@ -119,6 +119,8 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
     """The modules of nested Sequentials in order; a string is the reason why there is no such order."""
     if has_hooks(module):
         yield f"{type(module).__name__} has hooks"
+    elif "forward" in vars(module):
+        yield f"{type(module).__name__} has its forward replaced"
     elif type(module) in (nn.Sequential, MLP):
         for child in module._modules.values():
             yield from leaves(child)

@@ -46,6 +46,8 @@ class Targets:
         need(len(kinds) <= 1, "targets", "one of jacobian, tangents and teacher", " and ".join(kinds))
         if isinstance(self.directions, torch.Tensor):
             object.__setattr__(self, "directions", Directions.given(self.directions))
+        known = self.directions is None or isinstance(self.directions, Directions)
+        need(known, "directions", "a sobolev_kernels.Directions or a tensor", self.directions, TypeError)
 
     @property
     def kind(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Another order of summation is not an error: this many units in the last place of the largest number are always allowed.
+# Another order of summation is not an error: so many units in the last place of the largest number are allowed.
 EPSILONS = 64
 
 
@@ -15,7 +15,7 @@ def error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def allowed(expected: torch.Tensor, dtype: torch.dtype, baseline: torch.Tensor | None = None) -> float:
-    """Twice the error of plain PyTorch in the same dtype (`baseline`), plus one epsilon term (and what float flushes to 0)."""
+    """Twice the error of plain PyTorch in the dtype, plus one epsilon term, plus what may be flushed to 0."""
     scale = float(expected.detach().double().abs().max()) if expected.numel() else 0.0
     own = 0.0 if baseline is None else error(baseline, expected)
     numbers = torch.finfo(dtype)

@@ -37,9 +37,12 @@ def check_student(student: object, layers: Student | str, inputs: torch.Tensor, 
 
 def check_weights(weights: object) -> tuple[float, float]:
     try:
-        numbers = tuple(float(w) for w in weights)
+        parts = () if isinstance(weights, str) else tuple(weights)
+        learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
+        numbers = () if learned else tuple(map(float, parts))
     except (TypeError, ValueError):
-        numbers = ()
+        learned, numbers = [], ()
+    need(not learned, "weights", "plain numbers (no gradient to weights is provided)", learned and learned[0])
     need(len(numbers) == 2, "weights", "two numbers (value, derivative)", weights)
     need(all(math.isfinite(w) and w >= 0 for w in numbers), "weights", "finite numbers >= 0", weights)
     return numbers

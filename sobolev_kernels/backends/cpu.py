@@ -27,8 +27,8 @@ RESIDUALS = {JVP: 0, LOSS: 1, PER_SAMPLE: 1, PER_SAMPLE_GRADIENTS: 1, JVP_GRADIE
 MOST_LAYERS = 64
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
-# a tile's arrays should stay there, but above 512 the weights leave it anyway and want more samples for each read.
-TILES = ((512, 64), (float("inf"), 128))
+# a tile's arrays should stay there, but above 256 the weights leave it anyway and want more samples for each read.
+TILES = ((256, 64), (float("inf"), 128))
 
 
 def supports(problem: Problem) -> str | None:

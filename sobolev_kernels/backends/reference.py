@@ -1,4 +1,4 @@
-"""The reference: plain PyTorch, slow, obvious, differentiable as often as you like. Everything is checked against it."""
+"""The reference that everything is checked against: plain PyTorch, slow, obvious, differentiable again and again."""
 
 from __future__ import annotations
 

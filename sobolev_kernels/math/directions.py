@@ -1,7 +1,7 @@
 """Random directions: where the tangents start from, drawn by a counter-based generator.
 
-The generator is Philox-4x32-10 (Salmon et al., SC 2011) with the key (seed) and the counter (sample, direction, block of
-four columns, offset), so nothing is stored and every backend draws the same integers. Each distribution is one
+The generator is Philox-4x32-10 (Salmon et al., SC 2011) with the key (seed) and the counter (sample, direction, block
+of four columns, offset), so nothing is stored and every backend draws the same integers. Each distribution is one
 function of those integers; `csrc/cpu/directions.h` has the same functions for a SIMD register.
 """
 
