@@ -91,6 +91,21 @@ def test_compiled_random_directions_follow_the_generator():
     assert len(losses) == 4
 
 
+@pytest.mark.parametrize("teacher", [sk.MLP(3, 2, width=4), lambda x: torch.stack((x.prod(1), x.sum(1)), 1)])
+def test_compile_with_a_teacher(teacher):
+    numbers, directions = data(SHAPE), sk.Directions.sphere(2, seed=1)
+    loss = lambda x: sk.sobolev_loss(numbers.student, x, sk.Targets(teacher=teacher), directions=directions)  # noqa: E731
+    compiled = torch.compile(loss, fullgraph=True)(numbers.x)
+    exact = step(numbers, directions, "cpu", targets=sk.Targets(teacher=teacher))["loss"]
+    assert_within_rule("loss", compiled, exact.double())
+
+
+def test_opcheck_of_the_directions():
+    problem = begin(data(SHAPE).student, torch.zeros(7, 3), sk.Directions.sphere(2), "cpu", result=LOSS).problem
+    seed = torch.tensor([5, 0])
+    torch.library.opcheck(torch.ops.sobolev_kernels.draw_directions, (seed, 7, problem.to_string()))
+
+
 LARGE = Shape(1003, 5, 40, 3, 3, 3, "many tiles, none of them whole at the end")
 
 

@@ -129,7 +129,7 @@ class Directions:
         They are of the dtype that the call computes in: that of the inputs, or float32 for half precision.
         Without a seed this takes the next draw of torch's default generator, exactly as a call does.
         """
-        from .ops import materialise
+        from .ops import materialise  # ops knows Directions
 
         need(isinstance(inputs, torch.Tensor), "inputs", "a tensor [N, D]", inputs, TypeError)
         floating = inputs.dim() == 2 and inputs.is_floating_point()

@@ -6,8 +6,11 @@ import torch
 
 from . import dispatch
 from .directions import Directions
+from .errors import need
 from .functional import begin
 from .problem import LOSS
+
+DERIVATIVE_TARGETS = ("jacobian", "tangents")
 
 
 def explain(
@@ -19,6 +22,8 @@ def explain(
     derivative_target: str = "jacobian",
 ) -> str:
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
+
+    Nothing is computed, and no random number is drawn.
 
     Args:
         student, x, directions, backend: as for `sobolev_loss`.
@@ -33,14 +38,21 @@ def explain(
         student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
         ...
     """
+    known = derivative_target in DERIVATIVE_TARGETS
+    need(known, "derivative_target", f"one of {', '.join(DERIVATIVE_TARGETS)}", derivative_target)
+    kind = directions is None or isinstance(directions, Directions)
+    need(kind, "directions", "a sobolev_kernels.Directions", directions, TypeError)
     directions = directions or Directions.sphere(1)
-    call = begin(student, x, directions, backend, result=LOSS, derivative_target=derivative_target)
+    with torch.random.fork_rng(devices=[]):
+        call = begin(student, x, directions, backend, result=LOSS, derivative_target=derivative_target)
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
-        what = problem.unrecognised
+        what = f"{type(student).__name__} of {problem.D} features"
     else:
         what = f"{' -> '.join(map(str, problem.widths))} ({', '.join(map(str, problem.activations))})"
-    lines = [f"student     {what}, {problem.dtype} on {problem.device}"]
+    dtype = str(x.dtype).removeprefix("torch.")
+    computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
+    lines = [f"student     {what}, {dtype}{computed} on {problem.device}"]
     lines += [f"directions  {problem.P} x {problem.distribution}{', shared' if problem.shared else ''}, N = {N}"]
     for name, module in dispatch.BACKENDS.items():
         reason = dispatch.refusal(name, problem)

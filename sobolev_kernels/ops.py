@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .backends import cpu
+from .directions import Directions
 from .dispatch import BACKENDS
 from .errors import NotProvided
 from .math.directions import draw
@@ -219,20 +220,42 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     return MlpSobolev.apply(problem, weights, x, given, seed, values, derivative, *parameters)
 
 
-def materialise(directions: Any, seed: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+def draw_directions(seed: torch.Tensor, N: int, problem: Problem) -> torch.Tensor:
     """Directions [P, N, D] of one call: by the compiled core where there is one, so bit for bit those of its steps."""
-    N, D = inputs.shape
-    P, scale = directions.count(D), directions.scale(D)
-    if directions.values is not None:
-        values = directions.values
-        return values if values.dim() == 3 else values[:, None, :].expand(P, N, D)
-    shared, name = directions.shared, directions.distribution
-    dtype = inputs.dtype if inputs.dtype in (torch.float32, torch.float64) else torch.float32
-    kind = str(dtype).removeprefix("torch.")
-    problem = Problem(JVP, (D, 1), (False,), (), kind, inputs.device.type, P, name, shared, scale)  # no student
-    if cpu.supports(problem) is None and not tracing(Operands(inputs, [])):
-        out = empty((P, N, D), dtype=dtype)
+    dtype = getattr(torch, problem.dtype)
+    if cpu.supports(problem) is None:
+        out = empty((problem.P, N, problem.D), dtype=dtype)
         cpu.draw(problem, seed, out)
         return out
     key, offset = seed.tolist()
-    return draw(name, key, offset, P, N, D, shared, scale, dtype, inputs.device)
+    device = torch.device(problem.device)
+    name, P, D = problem.distribution, problem.P, problem.D
+    return draw(name, key, offset, P, N, D, problem.shared, problem.scale, dtype, device)
+
+
+def draw_fake(seed: torch.Tensor, N: int, problem: str) -> torch.Tensor:
+    p = Problem.from_string(problem)
+    return torch.empty((p.P, N, p.D), dtype=getattr(torch, p.dtype), device=p.device)
+
+
+# An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
+library.define("draw_directions(Tensor seed, SymInt N, str problem) -> Tensor")
+library.impl("draw_directions", lambda seed, N, p: draw_directions(seed, N, Problem.from_string(p)), "CPU")
+torch.library.register_fake("sobolev_kernels::draw_directions", draw_fake, lib=library)
+
+
+def materialise(directions: Directions, seed: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+    """Directions [P, N, D], given or drawn, in the dtype that a step on these inputs [N, D] computes in."""
+    N, D = inputs.shape
+    P = directions.count(D)
+    if directions.values is not None:
+        values = directions.values
+        return values if values.dim() == 3 else values[:, None, :].expand(P, N, D)
+    dtype = str(inputs.dtype if inputs.dtype == torch.float64 else torch.float32).removeprefix("torch.")
+    problem = Problem(
+        JVP, (D, 1), (False,), (), dtype, inputs.device.type, P, directions.distribution, directions.shared,
+        directions.scale(D),
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return torch.ops.sobolev_kernels.draw_directions(seed, N, problem.to_string())
+    return draw_directions(seed, N, problem)
