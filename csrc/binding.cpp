@@ -127,7 +127,8 @@ PYBIND11_MODULE(_C, m) {
              self.step.terms = output(terms);
              self.step.dx = output(dx);
            })
-      .def("plan", [](StepBuilder& self, std::int64_t tile, int threads) {
+      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, int threads) {
+        self.step.side = sk::Side(side);
         self.step.tile = tile;
         self.step.threads = threads < 1 ? 1 : threads;
       });

@@ -15,6 +15,10 @@ enum class Distribution : int { kSphere, kNormal, kRademacher, kCoordinate, kOrt
 // What `derivative` holds: nothing, the dense Jacobian [N,O,D] of the target, or its tangents [P,N,O].
 enum class DerivativeTarget : int { kNone, kJacobian, kTangents };
 
+// Which side the derivatives are computed from: a tangent chain for each of P directions, or a gradient for each of
+// O outputs, projected on all directions. The same numbers; the work goes with 1 + P or 1 + O.
+enum class Side : int { kTangents, kGradients };
+
 // What the backward pass starts from: nothing (forward only), a loss, or cotangents in place of the targets.
 enum class Residuals : int { kNone, kLoss, kCotangents };
 
@@ -70,7 +74,8 @@ struct Step {
   bool per_sample = false;
   void* dx = nullptr;  // [N, D]
 
-  std::int64_t tile = 0;  // samples, a multiple of the panel of the instruction set
+  Side side = Side::kTangents;
+  std::int64_t tile = 0;  // samples
   int threads = 1;
 };
 

@@ -9,7 +9,7 @@ from problems import Shape, data, directions_of, step
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.functional import begin
-from sobolev_kernels.problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS
+from sobolev_kernels.problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Problem
 from sobolev_kernels.testing import assert_within_rule
 
 SHAPE = Shape(7, 3, 8, 2, 2, 2, "small and odd")
@@ -177,9 +177,10 @@ def test_vector_functions_over_their_whole_range(activation, isa, monkeypatch):
     assert sk.jvp(student, torch.tensor([[torch.nan]]), one, backend="cpu")[0].isnan().all()
 
 
+@pytest.mark.parametrize("O", [1, 20], ids=["by gradients", "by tangents"])
 @pytest.mark.parametrize("distribution", ["sphere", "given"])
-def test_working_memory_does_not_grow_with_samples_or_directions(distribution):
-    student = sk.MLP(8, 1, width=64, depth=3)
+def test_working_memory_does_not_grow_with_samples_or_directions(distribution, O):
+    student = sk.MLP(8, O, width=64, depth=3)
     x = torch.zeros(1000, 8)
 
     def memory(P, N):
@@ -187,5 +188,21 @@ def test_working_memory_does_not_grow_with_samples_or_directions(distribution):
         problem = begin(student, x, v, "cpu", result=LOSS, derivative_target="jacobian").problem
         return cpu.working_memory(problem, N)
 
-    assert memory(1, 1_000) == memory(16, 1_000) == memory(16, 1_000_000)
-    assert memory(1, 1_000) > 0
+    assert memory(2, 1_000) == memory(16, 1_000) == memory(16, 1_000_000)
+    assert memory(2, 1_000) > 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_both_sides_give_the_same_numbers(activation, reduction, monkeypatch):
+    """More directions than outputs: projected gradients against tangents, each against the reference."""
+    shape = Shape(70, 5, 21, 2, 3, 6, "3 outputs, 6 directions")
+    numbers, directions = data(shape, activation, last="sin"), directions_of("sphere", shape)
+    v = directions.tensor(numbers.x)
+    expected = step(numbers.to(torch.float64), sk.Directions.given(v.double()), "reference", reduction=reduction)
+    baseline = step(numbers, sk.Directions.given(v), "reference", reduction=reduction)
+    for side in ("gradients", "tangents"):
+        monkeypatch.setattr(Problem, "side", side)
+        got = step(numbers, directions, "cpu", reduction=reduction)
+        for name, tensor in got.items():
+            assert_within_rule(f"{side}: {name}", tensor, expected[name], baseline[name])

@@ -60,9 +60,14 @@ class Problem:
         """Σ_l n_{l-1} n_l: multiply-adds of one sample through the layers."""
         return sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
 
+    @property
+    def side(self) -> str:
+        """Whether to carry a tangent for each direction, or the gradient of each output and project it: the fewer."""
+        return "gradients" if self.O < self.P else "tangents"
+
     def flops(self, N: int) -> int:
-        """Floating-point operations of the matrix products, the count of docs/math.md."""
-        return (6 if self.gradients else 2) * (1 + self.P) * N * self.multiplies
+        """Floating-point operations of the matrix products on the cheaper side, the count of docs/math.md."""
+        return (6 if self.gradients else 2) * (1 + min(self.P, self.O)) * N * self.multiplies
 
     def bytes(self, N: int) -> int:
         """Bytes that must move at the least: each input read once, each output written once."""

@@ -40,7 +40,8 @@ struct Shared {
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
       const std::int64_t size = layer.n_in * layer.n_out;
-      const bool transposed = step.gradients && (l > 0 || step.dx);
+      const bool gradients = step.side == Side::kGradients && step.P > 0;
+      const bool transposed = gradients || (step.gradients && (l > 0 || step.dx));
       forward[l] = arena.take<T>(size);
       backward[l] = transposed ? arena.take<T>(size) : nullptr;
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
@@ -60,6 +61,9 @@ struct Private {
   T* tangent[kMaxLayers];    // [n] ḣ of the direction at hand
   T* curvature[kMaxLayers];  // [n] σ''(z) ż of the direction at hand
   T* q[kMaxLayers];          // [n] Σ_p σ''(z) ż a: what the tangents owe the value stream
+  T* a[kMaxLayers];          // [n] W^T delta of the layer above: the adjoint of h of the output at hand
+  T* delta[kMaxLayers];      // [n] σ'(z) a
+  T *gradient, *g_bar;       // [D] of the output at hand, and its adjoint
   T *z_bar, *next_bar;       // [n] adjoints of this layer and of the one below
   T *target, *rows, *terms;  // [O]; rows; [2][tile]
   T* dweight[kMaxLayers];    // [n_out][ld_g]
@@ -85,6 +89,9 @@ struct Private {
     x = arena.take<T>(tile * step.D);
     v_rows = tangents ? arena.take<T>(tile * ld_x) : nullptr;
     v = tangents ? arena.take<T>(tile * step.D) : nullptr;
+    const bool gradients = tangents && step.side == Side::kGradients;
+    gradient = gradients ? arena.take<T>(tile * step.D) : nullptr;
+    g_bar = gradients ? arena.take<T>(tile * step.D) : nullptr;
     const bool framed = step.directions.distribution == Distribution::kOrthonormal;
     frames = framed ? arena.take<T>(tile * step.D * step.P) : nullptr;
     for (std::int64_t l = 0; l < step.L; ++l) {
@@ -97,6 +104,8 @@ struct Private {
       tangent[l] = tangents ? arena.take<T>(size) : nullptr;
       curvature[l] = owes ? arena.take<T>(size) : nullptr;
       q[l] = owes ? arena.take<T>(size) : nullptr;
+      a[l] = gradients ? arena.take<T>(size) : nullptr;
+      delta[l] = gradients ? arena.take<T>(size) : nullptr;
       dweight[l] = back ? arena.take<T>(layer.n_out * ld_gradient(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }

@@ -46,13 +46,10 @@ class Tile {
     M_ = count;
     for (std::int64_t i = 0; i < 2 * panels() * kPanel<T>; ++i) own_.terms[i] = 0;
     value_forward();
-    for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p);
-      tangent_forward();
-      store_panels(own_.tangent[last()], static_cast<T*>(step_.tangents), p * step_.N, step_.O);
-      if (step_.residuals == Residuals::kNone) continue;
-      tangent_residual(p);
-      if (step_.gradients) tangent_backward(p == 0);
+    if (step_.side == Side::kTangents) {
+      for (std::int64_t p = 0; p < step_.P; ++p) by_tangent(p);
+    } else {
+      for (std::int64_t o = 0; step_.P && o < step_.O; ++o) by_gradient(o);
     }
     store_panels(own_.h[last()], static_cast<T*>(step_.y), 0, step_.O);
     if (step_.residuals == Residuals::kNone) return;
@@ -66,6 +63,92 @@ class Tile {
   const Shared<T>& shared_;
   const Private<T>& own_;
   std::int64_t first_ = 0, M_ = 0;
+
+  // One direction: its tangent through the layers, and the adjoint of it back
+  void by_tangent(std::int64_t p) {
+    direction(p);
+    tangent_forward();
+    store_tangents(own_.tangent[last()], p, 0, step_.O);
+    if (step_.residuals == Residuals::kNone) return;
+    tangent_residual(own_.tangent[last()], p, 0, step_.O);
+    if (step_.gradients) tangent_backward(p == 0);
+  }
+
+  // One output: its gradient g (docs/math.md, section 4), whose projections g·v are the tangents of all directions.
+  // Their slopes make its adjoint; <g, g_bar> = <e_o, D m[g_bar]>, so one tangent along g_bar against delta is all.
+  void by_gradient(std::int64_t o) {
+    output_gradient(o);
+    for (std::int64_t p = 0; p < step_.P; ++p) {
+      direction(p);
+      T* projected = own_.tangent[last()];
+      for_gradient([&](std::int64_t i, std::int64_t m) {
+        V total(0.0);
+        for (std::int64_t d = 0; d < step_.D; ++d) {
+          const std::int64_t j = i + d * kPanel<T>;
+          total = total + V::load(own_.gradient + j) * V::load(own_.v + j);
+        }
+        total.store(projected + m);
+      });
+      store_tangents(projected, p, o, 1);
+      if (step_.residuals == Residuals::kNone) continue;
+      tangent_residual(projected, p, o, 1);
+      if (!step_.gradients) continue;
+      for_gradient([&](std::int64_t i, std::int64_t m) {
+        const V slope = V::load(own_.z_bar + m);
+        for (std::int64_t j = i; j < i + step_.D * kPanel<T>; j += kPanel<T>) {
+          const V along = slope * V::load(own_.v + j);
+          (p ? V::load(own_.g_bar + j) + along : along).store(own_.g_bar + j);
+        }
+      });
+    }
+    if (step_.residuals != Residuals::kNone && step_.gradients) gradient_backward(o == 0);
+  }
+
+  // f(first number of a vector of samples in an array [D], and in one [1])
+  template <class F>
+  void for_gradient(F f) {
+    for (std::int64_t m = 0; m < panels() * kPanel<T>; m += V::kLanes) {
+      f((m / kPanel<T>)*step_.D * kPanel<T> + m % kPanel<T>, m);
+    }
+  }
+
+  // delta_l = σ' a_l down from e_o, and the gradient below the first layer
+  void output_gradient(std::int64_t o) {
+    const std::int64_t row = kPanel<T>, size = step_.O * row;
+    for (std::int64_t i = 0; i < panels() * size; ++i) own_.a[last()][i] = i % size / row == o ? T(1) : T(0);
+    through_delta(last(), 0, panels() * size);
+    for (std::int64_t l = last(); l >= 0; --l) {
+      const Layer& layer = step_.layers[l];
+      product<T>(shared_.backward[l], layer.n_in, layer.n_out, own_.delta[l], M_, nullptr,
+                 l ? own_.a[l - 1] : own_.gradient, [&](std::int64_t i, std::int64_t count) {
+                   if (l) through_delta(l - 1, i, count);
+                 });
+    }
+  }
+
+  void through_delta(std::int64_t l, std::int64_t i, std::int64_t count) {
+    const T* d1 = own_.d1[l];
+    for (const std::int64_t end = i + count; i < end; i += V::kLanes) {
+      const V a = V::load(own_.a[l] + i);
+      (d1 ? V::load(d1 + i) * a : a).store(own_.delta[l] + i);
+    }
+  }
+
+  // The tangent along g_bar, its outer products with delta, and what it owes the value stream
+  void gradient_backward(bool first) {
+    for (std::int64_t i = 0; i < panels() * step_.D * kPanel<T>; ++i) own_.v[i] = own_.g_bar[i];
+    panels_to_rows(own_.v, step_.D, M_, own_.v_rows, own_.ld_x);
+    tangent_forward();
+    for (std::int64_t l = 0; l <= last(); ++l) {
+      const Layer& layer = step_.layers[l];
+      add_outer(own_.delta[l], l, own_.tangent, own_.v_rows);
+      T* q = own_.q[l];
+      for (std::int64_t i = 0; q && i < panels() * layer.n_out * kPanel<T>; i += V::kLanes) {
+        const V owed = V::load(own_.curvature[l] + i) * V::load(own_.a[l] + i);
+        (first ? owed : V::load(q + i) + owed).store(q + i);
+      }
+    }
+  }
 
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t last() const { return step_.L - 1; }
@@ -133,14 +216,24 @@ class Tile {
     }
   }
 
-  // target[o] of each sample: D f(x)[v] from the dense Jacobian, or as it was given
-  void tangent_target(std::int64_t p) {
+  // tangents[p][n][o ...] = panels[n]
+  void store_tangents(const T* panels, std::int64_t p, std::int64_t o, std::int64_t n) {
+    if (!step_.tangents) return;
+    for (std::int64_t m = 0; m < M_; ++m) {
+      T* to = static_cast<T*>(step_.tangents) + (p * step_.N + first_ + m) * step_.O + o;
+      const T* from = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * kPanel<T>];
+    }
+  }
+
+  // n targets from output `first` on: D f(x)[v] from the dense Jacobian, or as it was given
+  void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
     if (step_.derivative_target == DerivativeTarget::kTangents) {
-      return load_target(step_.derivative,
+      return load_target(step_.derivative, first, n,
                          [&](std::int64_t m, std::int64_t o) { return at<T>(step_.derivative, p, first_ + m, o); });
     }
     const std::int64_t stride = step_.derivative.stride[2];
-    load_target(step_.derivative, [&](std::int64_t m, std::int64_t o) {
+    load_target(step_.derivative, first, n, [&](std::int64_t m, std::int64_t o) {
       const T* row = &static_cast<const T*>(
           step_.derivative.data)[(first_ + m) * step_.derivative.stride[0] + o * step_.derivative.stride[1]];
       const T* v = own_.v_rows + m * own_.ld_x;
@@ -154,16 +247,16 @@ class Tile {
   }
 
   template <class F>
-  void load_target(const Strided& from, F value) {
+  void load_target(const Strided& from, std::int64_t first, std::int64_t n, F value) {
     for (std::int64_t m = 0; m < panels() * kPanel<T>; ++m) {
-      T* to = own_.target + (m / kPanel<T>)*step_.O * kPanel<T> + m % kPanel<T>;
-      for (std::int64_t o = 0; o < step_.O; ++o) to[o * kPanel<T>] = m < M_ && from.data ? value(m, o) : T(0);
+      T* to = own_.target + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t o = 0; o < n; ++o) to[o * kPanel<T>] = m < M_ && from.data ? value(m, first + o) : T(0);
     }
   }
 
-  // The adjoint of the top of a stream, into z_bar: a loss's slopes, or the cotangents themselves
-  void top(const T* prediction, const Formula& loss, double factor, std::int64_t term) {
-    const std::int64_t size = step_.O * kPanel<T>;
+  // The adjoint of n predictions, into z_bar: a loss's slopes, or the cotangents themselves
+  void top(const T* prediction, std::int64_t n, const Formula& loss, double factor, std::int64_t term) {
+    const std::int64_t size = n * kPanel<T>;
     if (step_.residuals == Residuals::kCotangents) {
       for (std::int64_t i = 0; i < panels() * size; ++i) own_.z_bar[i] = own_.target[i];
       return;
@@ -171,18 +264,18 @@ class Tile {
     const auto run = with_loss(loss.row, [](auto l) { return &residual<decltype(l), T>; });
     T factors[kPanel<T>];
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      for (std::int64_t m = 0, n = panel * kPanel<T>; m < kPanel<T>; ++m, ++n) {
-        const T weight = step_.sample_weight.data && n < M_ ? at<T>(step_.sample_weight, first_ + n) : T(1);
-        factors[m] = n < M_ ? T(factor) * weight : T(0);
+      for (std::int64_t i = 0, m = panel * kPanel<T>; i < kPanel<T>; ++i, ++m) {
+        const T weight = step_.sample_weight.data && m < M_ ? at<T>(step_.sample_weight, first_ + m) : T(1);
+        factors[i] = m < M_ ? T(factor) * weight : T(0);
       }
-      run(prediction + panel * size, own_.target + panel * size, step_.O, factors, loss.parameters,
+      run(prediction + panel * size, own_.target + panel * size, n, factors, loss.parameters,
           step_.gradients ? own_.z_bar + panel * size : nullptr, own_.terms + (term * panels() + panel) * kPanel<T>);
     }
   }
 
-  void tangent_residual(std::int64_t p) {
-    tangent_target(p);
-    top(own_.tangent[last()], step_.derivative_loss, step_.derivative_weight * step_.derivative_scale, 1);
+  void tangent_residual(const T* prediction, std::int64_t p, std::int64_t o, std::int64_t n) {
+    tangent_target(p, o, n);
+    top(prediction, n, step_.derivative_loss, step_.derivative_weight * step_.derivative_scale, 1);
   }
 
   void value_residual() {
@@ -190,8 +283,9 @@ class Tile {
       for (std::int64_t i = 0; step_.gradients && i < panels() * step_.O * kPanel<T>; ++i) own_.z_bar[i] = 0;
       return;
     }
-    load_target(step_.values, [&](std::int64_t m, std::int64_t o) { return at<T>(step_.values, first_ + m, o); });
-    top(own_.h[last()], step_.value_loss, step_.value_weight * step_.value_scale, 0);
+    load_target(step_.values, 0, step_.O,
+                [&](std::int64_t m, std::int64_t o) { return at<T>(step_.values, first_ + m, o); });
+    top(own_.h[last()], step_.O, step_.value_loss, step_.value_weight * step_.value_scale, 0);
   }
 
   // From a, the adjoint of a layer's tangent, in place to σ' a; and q += σ'' ż a
@@ -219,6 +313,14 @@ class Tile {
     }
   }
 
+  // dweight += z_bar hᵀ, where h are the numbers below the layer
+  void add_outer(const T* z_bar, std::int64_t l, T* const* arrays, const T* input_rows) {
+    const Layer& layer = step_.layers[l];
+    if (l > 0) panels_to_rows(arrays[l - 1], layer.n_in, M_, own_.rows, own_.ld_rows);
+    outer(z_bar, layer.n_out, l ? own_.rows : input_rows, l ? own_.ld_rows : own_.ld_x, layer.n_in, M_, own_.dweight[l],
+          Private<T>::ld_gradient(layer));
+  }
+
   // Down the layers from z_bar = the adjoint of the top; `through` turns a layer's adjoint into that of its z
   template <class Through, class AtLayer>
   void backward(T* const* arrays, const T* input_rows, Through through, AtLayer at_layer) {
@@ -226,14 +328,7 @@ class Tile {
     through(last(), z_bar, 0, panels() * step_.O * kPanel<T>);
     for (std::int64_t l = last(); l >= 0; --l) {
       const Layer& layer = step_.layers[l];
-      const T* rows = input_rows;
-      std::int64_t ld = own_.ld_x;
-      if (l > 0) {
-        panels_to_rows(arrays[l - 1], layer.n_in, M_, own_.rows, own_.ld_rows);
-        rows = own_.rows;
-        ld = own_.ld_rows;
-      }
-      outer(z_bar, layer.n_out, rows, ld, layer.n_in, M_, own_.dweight[l], Private<T>::ld_gradient(layer));
+      add_outer(z_bar, l, arrays, input_rows);
       at_layer(l, z_bar, next);
       if (l == 0) return;
       product<T>(shared_.backward[l], layer.n_in, layer.n_out, z_bar, M_, nullptr, next,

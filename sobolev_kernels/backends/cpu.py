@@ -23,6 +23,7 @@ except ImportError as error:
 
 DTYPES = ("float32", "float64")
 DERIVATIVE_TARGETS = ("none", "jacobian", "tangents")
+SIDES = ("tangents", "gradients")
 RESIDUALS = {JVP: 0, LOSS: 1, PER_SAMPLE: 1, PER_SAMPLE_GRADIENTS: 1, JVP_GRADIENTS: 2}
 MOST_LAYERS = 64
 
@@ -51,17 +52,17 @@ def instruction_set() -> str:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return _plan(max(problem.widths), N, torch.get_num_threads(), instruction_set())
+    return _plan(max(problem.widths), problem.side, N, torch.get_num_threads(), instruction_set())
 
 
 @lru_cache(maxsize=256)
-def _plan(width: int, N: int, threads: int, isa: str) -> Plan:
+def _plan(width: int, side: str, N: int, threads: int, isa: str) -> Plan:
     most = next(tile for limit, tile in TILES if width <= limit)
     each = max(1, -(-N // threads))
     tile = -(-each // -(-each // most))
     lanes = dict(_C.instruction_sets()).get(isa, 16) // 4
     tile = min(most, -(-tile // lanes) * lanes)
-    return Plan("cpu", "fused, tile-local", (("isa", isa), ("tile", tile), ("threads", threads)))
+    return Plan("cpu", "fused, tile-local", (("side", side), ("isa", isa), ("tile", tile), ("threads", threads)))
 
 
 def strided(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
@@ -119,7 +120,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     names = ("y", "tangents", "loss", "terms", "dx")
     step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
     choices = dict(plan(problem, N).choices)
-    step.plan(choices["tile"], choices["threads"])
+    step.plan(SIDES.index(choices["side"]), choices["tile"], choices["threads"])
     _C.mlp_sobolev(step, choices["isa"])
 
 
@@ -133,7 +134,7 @@ def working_memory(problem: Problem, N: int) -> int:
     set_directions(step, problem, None, torch.zeros(2, dtype=torch.int64) if drawn else None)
     step.outputs(problem.gradients, None, None, None, None, 1 if problem.input_gradient else None)
     choices = dict(plan(problem, N).choices)
-    step.plan(choices["tile"], choices["threads"])
+    step.plan(SIDES.index(choices["side"]), choices["tile"], choices["threads"])
     return _C.working_memory(step, choices["isa"])
 
 
