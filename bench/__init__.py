@@ -1,0 +1,1 @@
+"""The benchmark: `python -m bench` checks every way to compute a Sobolev step, then times them side by side."""

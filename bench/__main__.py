@@ -1,0 +1,102 @@
+"""`python -m bench`: check, then time, then say what was seen."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .cases import CASES, Case
+from .check import RedCheck, prepare
+from .memory import peak_memory
+from .overhead import print_overhead
+from .report import CRASHES, MEASURED, RED, ROOT, CaseResult, Row, busy, environment, print_case, summary, write_csv
+from .timing import SGEMM, interleave, quartiles, sgemm
+from .variants import variants_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: int = 15
+    seconds: float = 20.0
+    memory: bool = True
+    compiled: bool = True
+    jax: bool = False
+
+
+def run_case(case: Case, settings: Settings) -> CaseResult:
+    """One case from check to peak memory; after a red check there are no times."""
+    if settings.compiled:
+        torch.compiler.reset()
+    variants = variants_of(case, settings.jax, settings.compiled)
+    try:
+        ready = prepare(case, variants)
+    except RedCheck as error:
+        return CaseResult(case, [Row(name, v, RED, str(error)) for name, v in variants.items()])
+    times = interleave({**ready.steps, SGEMM: sgemm()}, settings.rounds, settings.seconds)
+    rows = []
+    for name, variant in variants.items():
+        if name in ready.crashes:
+            rows.append(Row(name, variant, CRASHES, ready.crashes[name]))
+            continue
+        peak = peak_memory(case, name) if settings.memory else None
+        rows.append(Row(name, variant, MEASURED, "", len(times[name]), quartiles(times[name]), peak))
+    return CaseResult(case, rows, quartiles(times[SGEMM]))
+
+
+def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: Console) -> int:
+    """Run, print, write; returns the exit status, 1 after a red check."""
+    console.print(", ".join(f"{name} {value}" for name, value in environment().items()), highlight=False)
+    if busy():
+        console.print(busy(), style="yellow")
+    results = []
+    for case in cases:
+        results.append(run_case(case, settings))
+        print_case(results[-1], console)
+    console.print(summary(results))
+    console.print(f"written: {write_csv(results, folder)}", highlight=False)
+    red = [result for result in results if result.rows[0].outcome == RED]
+    return 1 if red else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    numbered = "; ".join(f"{i}: {case}" for i, case in enumerate(CASES))
+    parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), help=f"only these. {numbered}")
+    parser.add_argument("--rounds", type=int, default=Settings.rounds, help="at least this many, 2 or more")
+    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of rounds for each case, at least")
+    parser.add_argument("--threads", type=int, help="of PyTorch, and so of the fused step")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the baselines that torch.compile makes")
+    parser.add_argument("--jax", action="store_true", help="also JAX, if it is installed")
+    parser.add_argument("--overhead", action="store_true", help="only: what the smallest call costs, piece by piece")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
+    options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error(f"--rounds: expected at least 2, got {options.rounds}")
+    if options.jax and importlib.util.find_spec("jax") is None:
+        parser.error("--jax: jax is not installed (pip install jax)")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console(width=max(100, Console().width))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.overhead:
+        print_overhead(console)
+        return 0
+    settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile, options.jax)
+    cases = CASES if options.case is None else [CASES[i] for i in options.case]
+    return benchmark(cases, settings, options.results, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
