@@ -27,7 +27,7 @@ LossName = str | tuple | Formula
 class SobolevTerms(NamedTuple):
     """What `return_terms=True` gives: scalars, or [N] with reduction="none". Only `loss` carries gradients.
 
-    A term that was not computed, because its weight is zero and it has no target, is NaN.
+    A term without a target, which a weight of zero allows, is NaN.
     """
 
     loss: torch.Tensor
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        return [compute_dtype(p) for p in self.layers.parameters]
+        return [compute_dtype(p, self.layers) for p in self.layers.parameters]
 
     @property
     def given(self) -> torch.Tensor | None:
@@ -57,7 +57,7 @@ class Call:
     def materialised(self) -> torch.Tensor:  # [P, N, D]
         if self.directions is None:
             return self.x.new_empty((0, *self.x.shape))
-        return ops.materialise(self.directions, self.seed, self.x.detach())
+        return ops.materialise(self.directions, self.seed, self.x.detach()).to(self.x.dtype)
 
     def reference_jvp(self) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self.layers, str):
@@ -65,9 +65,9 @@ class Call:
         return reference.mlp_jvp(self.layers, self.parameters, self.x, self.materialised())
 
 
-def compute_dtype(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """bfloat16 and float16 are computed in float32."""
-    if tensor is None or tensor.dtype not in COMPUTE_DTYPE:
+def compute_dtype(tensor: torch.Tensor | None, layers: Student | str) -> torch.Tensor | None:
+    """bfloat16 and float16 are computed in float32; but of an unrecognised module only it knows how."""
+    if tensor is None or isinstance(layers, str) or tensor.dtype not in COMPUTE_DTYPE:
         return tensor
     return tensor.to(COMPUTE_DTYPE[tensor.dtype])
 
@@ -98,14 +98,15 @@ def begin(student: object, inputs: torch.Tensor, directions: Directions | None, 
         if directions.values is not None:
             v = directions.values
             shape = (inputs.shape[1],) if v.dim() == 2 else tuple(inputs.shape)
-            fits = v.shape[1:] == shape and v.device == inputs.device and v.dtype == inputs.dtype
+            dtypes = (inputs.dtype, COMPUTE_DTYPE.get(inputs.dtype))
+            fits = v.shape[1:] == shape and v.device == inputs.device and v.dtype in dtypes
             expected = f"{inputs.dtype} [P, {', '.join(map(str, shape))}] on {inputs.device}, as the inputs are"
             need(fits, "directions", expected, v)
-            directions = replace(directions, values=compute_dtype(v))
-    x = compute_dtype(inputs)
+            directions = replace(directions, values=compute_dtype(v, layers))
+    x = compute_dtype(inputs, layers)
     problem = dispatch.choose(make_problem(layers, x, directions, **fields), backend)
     if problem.backend != "reference":
-        ops.need_no_tangents(x, *layers.parameters)
+        ops.need_no_transforms(x, *layers.parameters)
     seed = None if directions is None else directions.draw_seed()
     return Call(student, layers, x, directions, seed, problem)
 
@@ -213,7 +214,7 @@ def sobolev_loss(
     check_targets(targets, inputs, O, call.directions, weights)
     if check_finite:
         check_finite_tensors(student, inputs, targets)
-    values, derivative = resolve(targets, call)
+    values, derivative = resolve(targets, call, inputs.dtype)
     if call.problem.backend == "reference":
         loss, value, slope = reference_loss(call, values, derivative, weights)
     else:
@@ -248,32 +249,35 @@ def pick_directions(directions, targets: Targets, weights, return_terms: bool) -
     return chosen or Directions.sphere(1)
 
 
-def resolve(targets: Targets, call: Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def resolve(targets: Targets, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Targets as the backends take them: values [N, O], and the Jacobian [N, O, D] or tangents [P, N, O]."""
     values, derivative = targets.values, targets.derivative
     if targets.teacher is not None:
-        values_of_teacher, derivative = teacher_jvp(targets.teacher, call)
+        values_of_teacher, derivative = teacher_jvp(targets.teacher, call, dtype)
         values = values_of_teacher if values is None else values
     if values is not None and values.dim() == 1:
         values = values[:, None]
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
-    return compute_dtype(values), None if call.directions is None else compute_dtype(derivative)
+    derivative = None if call.directions is None else derivative
+    return compute_dtype(values, call.layers), compute_dtype(derivative, call.layers)
 
 
-def teacher_jvp(teacher: Callable, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    """The teacher's values and tangents along the student's directions, without gradients."""
+def teacher_jvp(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's values and tangents along the student's directions, without gradients; `dtype` is the user's."""
     x = call.x.detach()
     layers = recognise(teacher)
     with torch.no_grad():
-        if not isinstance(layers, str):
-            check_inputs(x, layers, "teacher")
-            check_student(teacher, layers, x, "teacher")
+        check_inputs(x, layers, "teacher")
+        check_student(teacher, layers, x.to(dtype), "teacher")
+        if not isinstance(layers, str) and x.dtype not in COMPUTE_DTYPE:
             problem = make_problem(layers, x, call.directions, result=JVP)
             problem = replace(problem, backend=call.problem.backend)
             if dispatch.refusal(problem.backend, problem) is None:
                 return run_jvp(replace(call, student=teacher, layers=layers, x=x, problem=problem))
-        return reference.function_jvp(lambda t: with_outputs(teacher(t)), x, call.materialised())
+        function = lambda t: with_outputs(teacher(t))  # noqa: E731
+        y, tangents = reference.function_jvp(function, x.to(dtype), call.materialised().to(dtype))
+        return y.to(x.dtype), tangents.to(x.dtype)
 
 
 def with_outputs(y: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The one op, `torch.ops.sobolev_kernels.mlp_sobolev`, and its one autograd function.
 
 Eager calls go straight to `compute` through the autograd function, which is cheaper than the dispatcher's way
-(`python -m bench --overhead` prints both). Under torch.compile, export, functorch or any other tracer they go through
+(`python -m bench --overhead` prints both). Under torch.compile, export or any other tracer they go through
 the registered op, whose gradient is the same code.
 """
 
@@ -61,10 +61,8 @@ def call(problem: Problem, operands: Operands) -> list[torch.Tensor]:
 
 
 def tracing(operands: Operands) -> bool:
-    """Whether someone watches: torch.compile, a functorch transform, a dispatch mode, or a tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    if torch._C._len_torch_dispatch_stack() > 0:
+    """Whether someone watches: torch.compile, a dispatch mode, or a tensor subclass."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return type(operands.x) not in (torch.Tensor, torch.nn.Parameter)
 
@@ -84,11 +82,14 @@ def op_fake(*arguments: Any) -> list[torch.Tensor]:
 
 
 class RefuseDoubleBackward(torch.autograd.Function):
-    """The identity, whose backward raises: an unsupported second derivative is refused, never zero."""
+    """Gradients pass through, and a backward through them raises: a second derivative is refused, never zero.
+
+    The first `count` tensors are what the gradients depend on; without them autograd would take them for constants.
+    """
 
     @staticmethod
-    def forward(*gradients):
-        return tuple(g.view_as(g) for g in gradients)
+    def forward(count, *tensors):
+        return tuple(g.view_as(g) for g in tensors[count:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -117,10 +118,15 @@ def is_dual(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def need_no_tangents(*tensors: torch.Tensor | None) -> None:
-    """Raise where forward-mode AD is going on in one of the tensors."""
+def need_no_transforms(*tensors: torch.Tensor | None) -> None:
+    """Raise where forward-mode AD is going on in one of the tensors, or a transform of torch.func around the call."""
     if forward_ad._current_level >= 0 and any(map(is_dual, tensors)):
         refuse_forward_mode()
+    if torch._C._are_functorch_transforms_active():
+        raise NotProvided(
+            "torch.func: no transform (grad, vmap, jacrev, ...) goes through the fused step; "
+            'pass backend="reference", or use torch.autograd'
+        )
 
 
 def gradients_of(problem: Problem, operands: Operands, result: str) -> list[torch.Tensor]:
@@ -134,7 +140,7 @@ def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor])
     """Keep what the backward needs: the finished gradients, or the operands to compute them from."""
     ctx.problem, ctx.count = problem, len(operands.parameters)
     if problem.result == LOSS:
-        ctx.save_for_backward(*outputs[2:])
+        ctx.save_for_backward(operands.x, *operands.parameters, *outputs[2:])
         return
     *tensors, weights = operands
     ctx.weights = weights
@@ -155,7 +161,7 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
     if all(g is None for g in cotangents):
         return [None] * (1 + ctx.count)
     if problem.result == LOSS:
-        gradients = list(torch._foreach_mul(list(ctx.saved_tensors), cotangents[0]))
+        gradients = list(torch._foreach_mul(list(ctx.saved_tensors[1 + ctx.count :]), cotangents[0]))
     else:
         operands = saved_operands(ctx)
         if problem.result == PER_SAMPLE:
@@ -165,7 +171,8 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
             operands = operands._replace(values=cotangents[0], derivative=cotangents[1])
             gradients = gradients_of(problem, operands, JVP_GRADIENTS)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        gradients = list(RefuseDoubleBackward.apply(*gradients))
+        inputs = ctx.saved_tensors[: 1 + ctx.count]
+        gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
     return gradients if problem.input_gradient else [None, *gradients]
 
 

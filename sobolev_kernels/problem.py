@@ -13,7 +13,7 @@ from .math.table import Formula
 
 # What one call of the op is asked for.
 LOSS = "loss"  # loss, terms [2], and all gradients if wanted
-PER_SAMPLE = "per_sample"  # terms [2, N], no gradients
+PER_SAMPLE = "per_sample"  # loss [N], terms [2, N], no gradients
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"  # all gradients, given a cotangent for each sample
 JVP = "jvp"  # y [N, O] and tangents [P, N, O], no gradients
 JVP_GRADIENTS = "jvp_gradients"  # all gradients, given cotangents of y and tangents

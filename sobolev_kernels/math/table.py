@@ -32,6 +32,7 @@ def table(*functions: Callable) -> dict[str, Row]:
     rows = {}
     for function in functions:
         parameters = list(inspect.signature(function).parameters.values())[1:]
+        assert len(parameters) <= 2, "struct Formula of csrc/params.h has room for two"
         name = function.__name__.rstrip("_")
         rows[name] = Row(name, function, tuple((p.name, float(p.default)) for p in parameters))
     return rows

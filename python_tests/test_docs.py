@@ -1,0 +1,104 @@
+"""The documentation holds: its examples run, its links and paths exist, its tables name what the code has."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import sobolev_kernels as sk
+from sobolev_kernels.math.directions import DISTRIBUTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FOLDERS = "bench|csrc|docs|examples|python_tests|sobolev_kernels"
+SOURCES = [*ROOT.glob("sobolev_kernels/**/*.py"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
+MODULES = ["sobolev_kernels"] + [
+    module.name
+    for module in pkgutil.walk_packages(sk.__path__, "sobolev_kernels.")
+    if not any(part.startswith("_") for part in module.name.split("."))
+]
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path):
+    """Each Python block with the empty lines before it that make an error name its line of the page."""
+    whole = text(page)
+    return ["\n" * whole.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(whole)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings as GitHub links to them."""
+    headings = HEADING.findall(FENCED.sub("", text(page)))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def section(page: Path, heading: str) -> str:
+    return text(page).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_examples_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": page.stem}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_the_readme_has_examples():
+    assert len(blocks(ROOT / "README.md")) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    targets = [link for link in LINK.findall(FENCED.sub("", text(page))) if "://" not in link]
+    broken = []
+    for link in targets:
+        path, _, anchor = link.partition("#")
+        there = page.parent / path if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_the_text_exist(page):
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w./]*)`", FENCED.sub("", text(page)))
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", [*sk.ACTIVATIONS, *sk.LOSSES, *DISTRIBUTIONS, "given"])
+def test_the_support_matrix_names_every_row(name):
+    assert f"`{name}`" in section(ROOT / "README.md", "Support matrix")
+
+
+@pytest.mark.parametrize("name", sk.__all__)
+def test_public_names_are_documented(name):
+    value = getattr(sk, name)
+    assert not callable(value) or value.__doc__
+    assert re.search(rf"\b{name}\b", text(ROOT / "README.md"))
+
+
+def test_sections_that_the_code_points_to_exist():
+    numbers = set(re.findall(r"^## (\d+)\.", text(ROOT / "docs/math.md"), re.MULTILINE))
+    pointed = {n for source in SOURCES for n in re.findall(r"docs/math\.md, section (\d+)", text(source))}
+    assert pointed
+    assert pointed <= numbers
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    torch.manual_seed(0)
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS, raise_on_error=False)
+    assert result.failed == 0
