@@ -371,7 +371,9 @@ def test_backends(backend, monkeypatch):
 
 def test_a_forced_backend_does_not_fall_back(monkeypatch):
     student = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, O))
-    message = "backend: expected cpu to support this problem, got a refusal: LayerNorm is not one of Linear and Identity"
+    message = (
+        "backend: expected cpu to support this problem, got a refusal: LayerNorm is not one of Linear and Identity"
+    )
     calls = [
         lambda backend: loss(student, backend=backend),
         lambda backend: sk.SobolevLoss(backend=backend)(student, X, TARGETS),
@@ -493,7 +495,9 @@ def test_forward_mode_through_the_values_of_a_teacher_is_refused():
 @pytest.mark.parametrize("result", RESULTS)
 def test_forward_mode_in_compiled_code_is_refused(result):
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x), backend="eager")
+    compiled = torch.compile(
+        lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x), backend="eager"
+    )
     with pytest.raises(sk.NotProvided, match=NO_FORWARD):
         compiled(EXACT.x)
 

@@ -12,8 +12,8 @@ from . import dispatch, ops
 from .backends import reference
 from .directions import Directions
 from .errors import need
-from .math.losses import LOSSES
-from .math.table import Formula, choose
+from .math.losses import choose_loss
+from .math.table import Formula
 from .problem import JVP, LOSS, PER_SAMPLE, Operands, Problem
 from .student import Student, recognise
 from .targets import Targets
@@ -114,6 +114,7 @@ def begin(student: object, inputs: torch.Tensor, directions: Directions | None, 
 def run_jvp(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     if call.problem.backend == "reference":
         return call.reference_jvp()
+    ops.need_no_transforms(call.given)
     y, tangents, *_ = ops.mlp_sobolev(call.problem, Operands(call.x, call.parameters, call.given, call.seed))
     return y, tangents
 
@@ -201,7 +202,7 @@ def sobolev_loss(
     """
     need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
     need(isinstance(targets, Targets), "targets", "a sobolev_kernels.Targets", targets, TypeError)
-    losses = (choose(LOSSES, "value_loss", value_loss), choose(LOSSES, "derivative_loss", derivative_loss))
+    losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
     weights = check_weights(weights)
     directions = pick_directions(directions, targets, weights, return_terms)
     result = PER_SAMPLE if reduction == "none" else LOSS
@@ -219,6 +220,7 @@ def sobolev_loss(
         loss, value, slope = reference_loss(call, values, derivative, weights)
     else:
         operands = Operands(call.x, call.parameters, call.given, call.seed, values, derivative, None, weights)
+        ops.need_no_transforms(values, derivative, call.given)
         loss, terms, *_ = ops.mlp_sobolev(call.problem, operands)
         value, slope = terms.detach().unbind(0)
     if not return_terms:
@@ -271,17 +273,25 @@ def teacher_jvp(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torc
         check_inputs(x, layers, "teacher")
         check_student(teacher, layers, x.to(dtype), "teacher")
         if not isinstance(layers, str) and x.dtype not in COMPUTE_DTYPE:
+            if not isinstance(call.layers, str):
+                O = call.layers.widths[-1]
+                fits = layers.widths[-1] == O
+                need(fits, "teacher", f"{O} outputs, as the student has", f"{layers.widths[-1]}")
             problem = make_problem(layers, x, call.directions, result=JVP)
             problem = replace(problem, backend=call.problem.backend)
             if dispatch.refusal(problem.backend, problem) is None:
                 return run_jvp(replace(call, student=teacher, layers=layers, x=x, problem=problem))
         function = lambda t: with_outputs(teacher(t))  # noqa: E731
         y, tangents = reference.function_jvp(function, x.to(dtype), call.materialised().to(dtype))
+        outputs = y.shape[-1] if isinstance(call.layers, str) else call.layers.widths[-1]
+        need(y.shape == (len(x), outputs), "teacher", f"values [{len(x)}, {outputs}], one row for each input", y)
+        need(y.dtype == dtype, "teacher", f"values of {dtype}, as the inputs are", y)
         return y.to(x.dtype), tangents.to(x.dtype)
 
 
 def with_outputs(y: torch.Tensor) -> torch.Tensor:
     """A teacher of one output may return [N]."""
+    need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
     return y[:, None] if y.dim() == 1 else y
 
 

@@ -7,8 +7,7 @@ import torch
 from .directions import Directions
 from .errors import need
 from .functional import REDUCTIONS, LossName, SobolevTerms, sobolev_loss
-from .math.losses import LOSSES
-from .math.table import choose
+from .math.losses import choose_loss
 from .targets import Targets
 from .validate import check_weights
 
@@ -35,8 +34,8 @@ class SobolevLoss(torch.nn.Module):
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
         self.settings = {
             "directions": directions,
-            "value_loss": choose(LOSSES, "value_loss", value_loss),
-            "derivative_loss": choose(LOSSES, "derivative_loss", derivative_loss),
+            "value_loss": choose_loss("value_loss", value_loss),
+            "derivative_loss": choose_loss("derivative_loss", derivative_loss),
             "weights": check_weights(weights),
             "reduction": reduction,
             "backend": backend,

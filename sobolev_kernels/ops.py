@@ -120,12 +120,14 @@ def is_dual(tensor: torch.Tensor | None) -> bool:
 
 def need_no_transforms(*tensors: torch.Tensor | None) -> None:
     """Raise where forward-mode AD is going on in one of the tensors, or a transform of torch.func around the call."""
-    if forward_ad._current_level >= 0 and any(map(is_dual, tensors)):
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    # under vmap a dual tensor cannot be asked for its tangent
+    if forward_ad._current_level >= 0 and (transformed or any(map(is_dual, tensors))):
         refuse_forward_mode()
-    if torch._C._are_functorch_transforms_active():
+    if transformed:
         raise NotProvided(
-            "torch.func: no transform (grad, vmap, jacrev, ...) goes through the fused step; "
-            'pass backend="reference", or use torch.autograd'
+            "torch.func: grad, vjp, vmap and what is made of them do not go through the fused step; "
+            'use torch.autograd, or pass backend="reference"'
         )
 
 

@@ -4,7 +4,7 @@ Written like the activations (see there), and printed as C++ by the same generat
 """
 
 from . import primitives as m
-from .table import Formula, table
+from .table import Formula, choose, table
 
 
 def mse(r):
@@ -34,3 +34,11 @@ LOSSES = table(mse, l1, huber, log_cosh)
 def residual(loss: Formula, r):
     """ρ(r) and ρ'(r) of a torch tensor of any shape and floating dtype."""
     return LOSSES[loss.name].function(r, *loss.parameters)
+
+
+def choose_loss(argument: str, choice: str | tuple | Formula) -> Formula:
+    """A loss by name, with its parameters; those are widths, so they must be positive and finite."""
+    loss = choose(LOSSES, argument, choice)
+    if not all(0 < parameter < float("inf") for parameter in loss.parameters):
+        raise ValueError(f"{argument}: expected finite parameters > 0, got {choice!r}")
+    return loss
