@@ -32,6 +32,8 @@ class SobolevLoss(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
+        fits = directions is None or isinstance(directions, Directions)
+        need(fits, "directions", "a sobolev_kernels.Directions", directions, TypeError)
         self.settings = {
             "directions": directions,
             "value_loss": choose_loss("value_loss", value_loss),
