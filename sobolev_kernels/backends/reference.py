@@ -19,7 +19,7 @@ def supports(problem: Problem) -> str | None:
 
 def plan(problem: Problem, N: int) -> Plan:
     return Plan(
-        "reference", "torch.func, one VJP of the VJP a direction" if problem.unrecognised else "plain PyTorch streams"
+        "reference", "autograd, one VJP of the VJP a direction" if problem.unrecognised else "plain PyTorch streams"
     )
 
 
@@ -43,11 +43,19 @@ def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):
 
     Not torch.func.jvp: the gradient of its tangent through layer_norm is silently wrong (torch 2.13).
     """
-    y, pullback = torch.func.vjp(function, x)
-    if not len(v):
-        return y, x.new_empty((0, *y.shape))
-    _, push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(y))
-    return y, torch.stack([push(direction)[0] for direction in v])
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        y = function(x)
+        u = torch.zeros_like(y, requires_grad=True)
+        tangents = [torch.zeros_like(y) for _ in v]
+        if y.requires_grad and len(v):
+            (g,) = torch.autograd.grad(y, x, u, create_graph=True, materialize_grads=True)
+            if g.requires_grad:
+                options = {"create_graph": True, "materialize_grads": True}
+                tangents = [torch.autograd.grad(g, u, direction, **options)[0] for direction in v]
+    tangents = torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
+    return (y, tangents) if graph else (y.detach(), tangents.detach())
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
