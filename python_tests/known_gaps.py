@@ -4,8 +4,6 @@ Mostly wording, and refusals of odd arguments that are accepted today; see the c
 """
 
 KNOWN_GAPS = {
-    "test_student.py::test_an_unrecognised_student_is_computed_by_the_reference[LayerNorm]",
-    "test_student.py::test_norms_depend_on_their_input[norm0]",
     "test_student.py::test_statistics_of_the_batch_are_refused",
     "test_student.py::test_what_has_no_forward_mode_is_refused_in_words",
     "test_student.py::test_an_unrecognised_student_keeps_its_half_precision[dtype0]",

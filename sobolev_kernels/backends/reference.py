@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..math.activations import derivatives
 from ..math.losses import residual
@@ -38,15 +39,34 @@ def mlp_jvp(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v
     return h, h_dot
 
 
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """torch.nn.functional.layer_norm, in steps that autograd differentiates any number of times."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+class ExactNorms(TorchFunctionMode):
+    """torch's own layer_norm takes mean and deviation for constants in its third derivative (pytorch#196700)."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.layer_norm:
+            function = layer_norm
+        return function(*args, **(kwargs or {}))
+
+
 def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):
     """The same for any function of x [N, D]: the VJP of its VJP, which is linear in the cotangent.
 
-    Not torch.func.jvp: the gradient of its tangent through layer_norm is silently wrong (torch 2.13).
+    Not torch.func.jvp, which many operations do not support.
     """
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
-        y = function(x)
+        with ExactNorms():
+            y = function(x)
         u = torch.zeros_like(y, requires_grad=True)
         tangents = [torch.zeros_like(y) for _ in v]
         if y.requires_grad and len(v):
