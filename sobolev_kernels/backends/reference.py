@@ -63,6 +63,11 @@ def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):
     Not torch.func.jvp, which many operations do not support.
     """
     graph = torch.is_grad_enabled()
+    if torch.compiler.is_compiling() and not graph:
+        # without a gradient forward mode is right, and dynamo can follow it
+        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
+        y = function(x)
+        return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         with ExactNorms():
