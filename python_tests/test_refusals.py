@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from problems import Shape, data, directions_of
+from problems import Shape, data, directions_of, step
 from test_reference import written_out
 from torch import nn
 from torch.autograd import forward_ad
@@ -20,6 +20,8 @@ STUDENT, X, Y, J = NUMBERS.student, NUMBERS.x, NUMBERS.y, NUMBERS.jacobian
 V = directions_of("given", SHAPE).values  # [P, N, D]
 T = torch.einsum("nod,pnd->pno", J, V)  # [P, N, O]
 TARGETS = sk.Targets(values=Y, jacobian=J)
+TANGENTS = sk.Targets(values=Y, tangents=T, directions=V)
+UNFIXED = sk.Targets(values=Y, tangents=T)
 SPHERE = sk.Directions.sphere(P)
 ACTIVATION_NAMES = ", ".join(sk.ACTIVATIONS)
 NEEDS_TARGET = "targets: expected a derivative target, since its weight is not zero"
@@ -29,8 +31,8 @@ def loss(student=STUDENT, x=X, targets=TARGETS, **settings):
     return sk.sobolev_loss(student, x, targets, **{"directions": None, **settings})
 
 
-def with_targets(directions=SPHERE, **targets):
-    return loss(targets=sk.Targets(**targets), directions=directions)
+def with_targets(**targets):
+    return loss(targets=sk.Targets(**targets))
 
 
 ENTRIES = {
@@ -59,8 +61,8 @@ def fresh(change=lambda student: None):
 
 
 def not_a_number(tensor, value=torch.nan):
-    tensor = tensor.detach().clone()
-    tensor.view(-1)[1] = value
+    tensor = tensor.clone()
+    tensor[(0,) * tensor.dim()] = value
     return tensor
 
 
@@ -72,7 +74,15 @@ def second_layer_on_meta(student):
     student[2].to("meta")
 
 
-ON_META = "student: expected all parameters torch.float32 on cpu, as the inputs are, got parameter"
+def second_layer_in_float64(student):
+    student[2].double()
+
+
+def bad_second_weight(student):
+    student[2].weight.data[1, 1] = torch.nan
+
+
+AS_X = "student: expected all parameters torch.float32 on cpu, as the inputs are, got parameter"
 BAD_INPUTS = [
     ("not a tensor", STUDENT, [1.0], TypeError, "inputs: expected a tensor [N, D], got [1.0]"),
     ("rank 1", STUDENT, X[0], ValueError, "inputs: expected a tensor [N, D], got a tensor float32 [3] on cpu"),
@@ -87,16 +97,16 @@ BAD_INPUTS = [
         "another dtype than the student's", STUDENT, X.double(), ValueError,
         "student: expected all parameters torch.float64 on cpu, as the inputs are, got parameter 0, a tensor float32",
     ),
-    ("on another device", STUDENT, X.to("meta"), ValueError, "torch.float32 on meta, as the inputs are, got parameter 0"),
-    ("student on another device", fresh().to("meta"), X, ValueError, ON_META + " 0, a tensor float32 [5, 3] on meta"),
+    ("on another device", STUDENT, X.to("meta"), ValueError, "float32 on meta, as the inputs are, got parameter 0"),
+    ("student on another device", fresh().to("meta"), X, ValueError, AS_X + " 0, a tensor float32 [5, 3] on meta"),
     (
         "student on two devices", fresh(second_layer_on_meta), X, ValueError,
-        ON_META + " 2, a tensor float32 [2, 5] on meta",
+        AS_X + " 2, a tensor float32 [2, 5] on meta",
     ),
-    ("student of two dtypes", fresh(lambda s: s[2].double()), X, ValueError, ON_META + " 2, a tensor float64 [2, 5] on cpu"),
+    ("student of two dtypes", fresh(second_layer_in_float64), X, ValueError, AS_X + " 2, a tensor float64 [2, 5]"),
     (
         "unrecognised student of another dtype", nn.Sequential(nn.LayerNorm(3, dtype=torch.float64)), X, ValueError,
-        ON_META + " 0, a tensor float64 [3] on cpu",
+        AS_X + " 0, a tensor float64 [3] on cpu",
     ),
     ("student is a name", "student", X, TypeError, "student: expected a torch.nn.Module, got student"),
     ("no student", None, X, TypeError, "student: expected a torch.nn.Module, got None"),
@@ -109,14 +119,16 @@ def test_student_and_inputs(student, x, kind, message, entry):
     assert_refused(lambda: entry(student, x, SPHERE), kind, message)
 
 
+V_AS_X = "directions: expected torch.float32 [P, 6, 3] on cpu, as the inputs are, got a tensor"
+SHARED_AS_X = V_AS_X.replace("6, 3", "3")
 BAD_DIRECTIONS = [
-    ("wrong D", V[..., :2], "directions: expected torch.float32 [P, 6, 3] on cpu, as the inputs are, got a tensor float32 [2, 6, 2]"),
-    ("wrong N", V[:, :4], "directions: expected torch.float32 [P, 6, 3] on cpu, as the inputs are, got a tensor float32 [2, 4, 3]"),
-    ("wrong D, shared", V[:, 0, :2], "directions: expected torch.float32 [P, 3] on cpu, as the inputs are, got a tensor float32 [2, 2]"),
-    ("another dtype", V.double(), "directions: expected torch.float32 [P, 6, 3] on cpu, as the inputs are, got a tensor float64"),
-    ("integers", V.long(), "directions: expected torch.float32 [P, 6, 3] on cpu, as the inputs are, got a tensor int64"),
-    ("another device", V.to("meta"), "got a tensor float32 [2, 6, 3] on meta"),
-]  # fmt: skip
+    ("wrong D", V[..., :2], V_AS_X + " float32 [2, 6, 2] on cpu"),
+    ("wrong N", V[:, :4], V_AS_X + " float32 [2, 4, 3] on cpu"),
+    ("wrong D, shared", V[:, 0, :2], SHARED_AS_X + " float32 [2, 2] on cpu"),
+    ("another dtype", V.double(), V_AS_X + " float64 [2, 6, 3] on cpu"),
+    ("integers", V.long(), V_AS_X + " int64 [2, 6, 3] on cpu"),
+    ("another device", V.to("meta"), V_AS_X + " float32 [2, 6, 3] on meta"),
+]
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
@@ -141,8 +153,8 @@ def test_a_tensor_instead_of_directions(entry):
         sk.SobolevLoss: lambda: sk.SobolevLoss(directions=V),
         sk.explain: lambda: sk.explain(STUDENT, X, V),
     }[entry]
-    message = "directions: expected a sobolev_kernels.Directions (given(tensor) makes one of a tensor), got a tensor"
-    assert_refused(call, TypeError, message)
+    assert_refused(call, TypeError, "directions: expected a sobolev_kernels.Directions")
+    assert_refused(call, TypeError, "got a tensor float32 [2, 6, 3] on cpu")
 
 
 @pytest.mark.parametrize("distribution", ["sphere", "normal", "rademacher", "coordinate", "orthonormal"])
@@ -152,36 +164,44 @@ def test_number_of_directions(distribution, count):
     assert_refused(lambda: getattr(sk.Directions, distribution)(count), ValueError, message)
 
 
-SEED = "seed: expected None or an integer in [0, 2^63), got "
-OFFSET = "offset: expected an integer in [0, 2^32), got "
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True])
+def test_seeds(seed):
+    message = f"seed: expected None or an integer in [0, 2^63), got {seed}"
+    assert_refused(lambda: sk.Directions.sphere(seed=seed), ValueError, message)
+
+
+@pytest.mark.parametrize("offset", [-1, 2**32, 1.5, True])
+def test_offsets(offset):
+    message = f"offset: expected an integer in [0, 2^32), got {offset}"
+    assert_refused(lambda: sk.Directions.sphere(seed=1).at(offset), ValueError, message)
+
+
 GIVEN = "directions: expected a tensor [P, N, D] or [P, D], got "
 DIRECTIONS = [
-    *((f"seed {s!r}", lambda s=s: sk.Directions.sphere(seed=s), ValueError, f"{SEED}{s}") for s in (-1, 2**63, 1.5, True)),
-    *((f"offset {i!r}", lambda i=i: sk.Directions.sphere(seed=1).at(i), ValueError, f"{OFFSET}{i}") for i in (-1, 2**32, 1.5, True)),
-    ("offset without a seed", lambda: SPHERE.at(1), ValueError, "offset: expected directions with a seed, got Directions("),
+    ("offset without a seed", lambda: SPHERE.at(1), ValueError, "offset: expected directions with a seed, got Dir"),
     ("given a list", lambda: sk.Directions.given([1.0]), TypeError, GIVEN + "[1.0]"),
     ("given rank 1", lambda: sk.Directions.given(V[0, 0]), ValueError, GIVEN + "a tensor float32 [3] on cpu"),
     ("given rank 4", lambda: sk.Directions.given(V[None]), ValueError, GIVEN + "a tensor float32 [1, 2, 6, 3] on cpu"),
-    ("given P = 0", lambda: sk.Directions.given(V[:0]), ValueError, "directions: expected at least one direction (P >= 1), got"),
+    ("given P = 0", lambda: sk.Directions.given(V[:0]), ValueError, "expected at least one direction (P >= 1), got a "),
     (
         "given with requires_grad", lambda: sk.Directions.given(needs_grad(V)), ValueError,
         "directions: expected a tensor without requires_grad (no gradient is provided), got a tensor float32 [2, 6, 3] "
         "on cpu, requires_grad",
     ),
     ("tensor of a list", lambda: SPHERE.tensor([1.0]), TypeError, "inputs: expected a tensor [N, D], got [1.0]"),
-    ("tensor of rank 1", lambda: SPHERE.tensor(X[0]), ValueError, "inputs: expected a floating tensor [N, D], got a tensor"),
+    ("tensor of rank 1", lambda: SPHERE.tensor(X[0]), ValueError, "inputs: expected a floating tensor [N, D], got a t"),
     ("tensor of integers", lambda: SPHERE.tensor(X.long()), ValueError, "got a tensor int64 [6, 3] on cpu"),
     ("jvp along a list", lambda: sk.jvp(STUDENT, X, [1.0]), TypeError, GIVEN + "[1.0]"),
     ("jvp along requires_grad", lambda: sk.jvp(STUDENT, X, needs_grad(V)), ValueError, "(no gradient is provided)"),
     (
-        "both in targets and in the call", lambda: with_targets(SPHERE, values=Y, tangents=T, directions=V), ValueError,
+        "both in targets and in the call", lambda: loss(targets=TANGENTS, directions=SPHERE), ValueError,
         "directions: expected either in targets or in the call, got both",
     ),
     (
-        "tangents along unfixed directions", lambda: with_targets(values=Y, tangents=T), ValueError,
+        "tangents along unfixed directions", lambda: loss(targets=UNFIXED, directions=SPHERE), ValueError,
         "directions: expected those the target tangents belong to: given(tensor), a seed, or basis(), got Directions(",
     ),
-    ("tangents along nothing", lambda: with_targets(None, values=Y, tangents=T), ValueError, "or basis(), got None"),
+    ("tangents along nothing", lambda: loss(targets=UNFIXED), ValueError, "a seed, or basis(), got None"),
     (
         "targets with the name of a distribution", lambda: sk.Targets(tangents=T, directions="sphere"), TypeError,
         "directions: expected a sobolev_kernels.Directions or a tensor, got sphere",
@@ -195,9 +215,12 @@ def test_given_directions_are_not_printed_number_by_number():
 
 GRAD = "expected a tensor without requires_grad (no gradient to targets is provided), got a tensor"
 AS_INPUTS = "expected torch.float32 on cpu, as the inputs are, got a tensor"
+WRONG_Y = "values: expected [6, 2], got a tensor"
+WRONG_J = "jacobian: expected [6, 2, 3], got a tensor"
+WRONG_T = "tangents: expected [2, 6, 2], got a tensor"
 BAD_TARGETS = [
-    ("a tensor", lambda: loss(targets=Y), TypeError, "targets: expected a sobolev_kernels.Targets, got a tensor float32"),
-    ("a tuple", lambda: loss(targets=(Y, J)), TypeError, "got a tuple of a tensor float32 [6, 2] on cpu, a tensor float32"),
+    ("a tensor", lambda: loss(targets=Y), TypeError, "targets: expected a sobolev_kernels.Targets, got a tensor float"),
+    ("a tuple", lambda: loss(targets=(Y, J)), TypeError, "targets: expected a sobolev_kernels.Targets, got "),
     ("values a list", lambda: sk.Targets(values=[1]), TypeError, "values: expected a tensor, got [1]"),
     ("jacobian an array", lambda: sk.Targets(jacobian=J.numpy()), TypeError, "jacobian: expected a tensor, got array("),
     ("values with requires_grad", lambda: sk.Targets(values=needs_grad(Y)), ValueError, "values: " + GRAD),
@@ -208,30 +231,37 @@ BAD_TARGETS = [
         "two derivatives", lambda: sk.Targets(values=Y, jacobian=J, tangents=T), ValueError,
         "targets: expected one of jacobian, tangents and teacher, got jacobian and tangents",
     ),
-    ("three", lambda: sk.Targets(jacobian=J, tangents=T, teacher=STUDENT), ValueError, "got jacobian and tangents and teacher"),
+    ("three", lambda: sk.Targets(jacobian=J, tangents=T, teacher=STUDENT), ValueError, "and tangents and teacher"),
     ("no derivative", lambda: with_targets(values=Y), ValueError, NEEDS_TARGET + ", got values only; give jacobian, "),
-    ("no derivative, in the module", lambda: sk.SobolevLoss()(STUDENT, X, sk.Targets(values=Y)), ValueError, NEEDS_TARGET),
+    (
+        "no derivative, in the module", lambda: sk.SobolevLoss()(STUDENT, X, sk.Targets(values=Y)), ValueError,
+        NEEDS_TARGET,
+    ),
     (
         "no values", lambda: with_targets(jacobian=J), ValueError,
         "targets: expected values, since the value term's weight is not zero, got none",
     ),
     ("nothing at all", lambda: with_targets(), ValueError, NEEDS_TARGET),
-    ("values of wrong O", lambda: with_targets(values=Y[:, :1], jacobian=J), ValueError, "values: expected [6, 2], got a tensor float32 [6, 1]"),
-    ("values of wrong N", lambda: with_targets(values=Y[:4], jacobian=J), ValueError, "values: expected [6, 2], got a tensor float32 [4, 2]"),
-    ("values of rank 1", lambda: with_targets(values=Y[:, 0], jacobian=J), ValueError, "values: expected [6, 2], got a tensor float32 [6]"),
-    ("values of rank 3", lambda: with_targets(values=Y[None], jacobian=J), ValueError, "values: expected [6, 2], got a tensor float32 [1, 6, 2]"),
-    ("jacobian of wrong O", lambda: with_targets(values=Y, jacobian=J[:, :1]), ValueError, "jacobian: expected [6, 2, 3], got a tensor float32 [6, 1, 3]"),
-    ("jacobian of wrong D", lambda: with_targets(values=Y, jacobian=J[..., :2]), ValueError, "jacobian: expected [6, 2, 3], got a tensor float32 [6, 2, 2]"),
-    ("jacobian transposed", lambda: with_targets(values=Y, jacobian=J.mT), ValueError, "jacobian: expected [6, 2, 3], got a tensor float32 [6, 3, 2]"),
-    ("jacobian of one output", lambda: with_targets(values=Y, jacobian=J[:, 0]), ValueError, "jacobian: expected [6, 2, 3], got a tensor float32 [6, 3]"),
-    ("tangents of wrong P", lambda: with_targets(None, values=Y, tangents=T[:1], directions=V), ValueError, "tangents: expected [2, 6, 2], got a tensor float32 [1, 6, 2]"),
-    ("tangents of wrong O", lambda: with_targets(None, values=Y, tangents=T[..., :1], directions=V), ValueError, "tangents: expected [2, 6, 2], got a tensor float32 [2, 6, 1]"),
-    ("values of another dtype", lambda: with_targets(values=Y.double(), jacobian=J), ValueError, f"values: {AS_INPUTS} float64"),
-    ("integer values", lambda: with_targets(values=Y.long(), jacobian=J), ValueError, f"values: {AS_INPUTS} int64"),
-    ("jacobian of another dtype", lambda: with_targets(values=Y, jacobian=J.double()), ValueError, f"jacobian: {AS_INPUTS} float64"),
-    ("tangents of another dtype", lambda: with_targets(None, values=Y, tangents=T.half(), directions=V), ValueError, f"tangents: {AS_INPUTS} float16"),
-    ("values on another device", lambda: with_targets(values=Y.to("meta"), jacobian=J), ValueError, f"values: {AS_INPUTS} float32 [6, 2] on meta"),
-    ("jacobian on another device", lambda: with_targets(values=Y, jacobian=J.to("meta")), ValueError, f"jacobian: {AS_INPUTS} float32 [6, 2, 3] on meta"),
+] + [
+    (name, lambda fields=fields: with_targets(**{"values": Y, **fields}), ValueError, message)
+    for name, fields, message in (
+        ("values of wrong O", {"values": Y[:, :1], "jacobian": J}, f"{WRONG_Y} float32 [6, 1]"),
+        ("values of wrong N", {"values": Y[:4], "jacobian": J}, f"{WRONG_Y} float32 [4, 2]"),
+        ("values of rank 1", {"values": Y[:, 0], "jacobian": J}, f"{WRONG_Y} float32 [6]"),
+        ("values of rank 3", {"values": Y[None], "jacobian": J}, f"{WRONG_Y} float32 [1, 6, 2]"),
+        ("values of another dtype", {"values": Y.double(), "jacobian": J}, f"values: {AS_INPUTS} float64"),
+        ("integer values", {"values": Y.long(), "jacobian": J}, f"values: {AS_INPUTS} int64"),
+        ("values on a device", {"values": Y.to("meta"), "jacobian": J}, f"values: {AS_INPUTS} float32 [6, 2] on meta"),
+        ("jacobian of wrong O", {"jacobian": J[:, :1]}, f"{WRONG_J} float32 [6, 1, 3]"),
+        ("jacobian of wrong D", {"jacobian": J[..., :2]}, f"{WRONG_J} float32 [6, 2, 2]"),
+        ("jacobian transposed", {"jacobian": J.mT}, f"{WRONG_J} float32 [6, 3, 2]"),
+        ("jacobian of one output", {"jacobian": J[:, 0]}, f"{WRONG_J} float32 [6, 3]"),
+        ("jacobian of another dtype", {"jacobian": J.double()}, f"jacobian: {AS_INPUTS} float64"),
+        ("jacobian on a device", {"jacobian": J.to("meta")}, f"jacobian: {AS_INPUTS} float32 [6, 2, 3] on meta"),
+        ("tangents of wrong P", {"tangents": T[:1], "directions": V}, f"{WRONG_T} float32 [1, 6, 2]"),
+        ("tangents of wrong O", {"tangents": T[..., :1], "directions": V}, f"{WRONG_T} float32 [2, 6, 1]"),
+        ("tangents of another dtype", {"tangents": T.half(), "directions": V}, f"tangents: {AS_INPUTS} float16"),
+    )
 ]  # fmt: skip
 
 
@@ -239,15 +269,16 @@ def teach(teacher, backend=None):
     return loss(targets=sk.Targets(teacher=teacher), backend=backend)
 
 
+VALUES = "teacher: expected values [6, 2], one row for each input, got a tensor float32"
 TEACHERS = [
-    ("D", sk.MLP(4, O, width=5), ValueError, "inputs: expected [N, 4], since the teacher takes 4 features, got a tensor"),
-    ("O", sk.MLP(D, 1, width=5), ValueError, "teacher's values: expected [6, 2], got a tensor float32 [6, 1]"),
-    ("O of a function", lambda x: x, ValueError, "teacher's values: expected [6, 2], got a tensor float32 [6, 3]"),
-    ("dtype", sk.MLP(D, O, width=5).double(), ValueError, "teacher: expected all parameters torch.float32 on cpu, as the"),
-    ("dtype of a function", lambda x: x.double()[:, :2], ValueError, f"teacher's values: {AS_INPUTS} float64 [6, 2]"),
+    ("D", sk.MLP(4, O, width=5), ValueError, "inputs: expected [N, 4], since the teacher takes 4 features, got a "),
+    ("O", sk.MLP(D, 1, width=5), ValueError, "teacher: expected 2 outputs, as the student has, got 1"),
+    ("O of a function", lambda x: x, ValueError, f"{VALUES} [6, 3] on cpu"),
+    ("N of a function", lambda x: x[:4, :2], ValueError, f"{VALUES} [4, 2] on cpu"),
+    ("dtype", sk.MLP(D, O, width=5).double(), ValueError, "teacher: expected all parameters torch.float32 on cpu, as "),
+    ("dtype of a function", lambda x: x.double()[:, :2], ValueError, "teacher: expected values of torch.float32, as "),
     ("device", sk.MLP(D, O, width=5, device="meta"), ValueError, "got parameter 0, a tensor float32 [5, 3] on meta"),
-    ("N of a function", lambda x: x[:4, :2], ValueError, "teacher: expected to return a tensor [6, O], got a tensor float32"),
-    ("a tuple", lambda x: (x, x), ValueError, "teacher: expected to return a tensor [6, O], got a tuple of a tensor"),
+    ("a tuple", lambda x: (x, x), TypeError, "teacher: expected a function that returns a tensor [N, O], got "),
 ]  # fmt: skip
 
 
@@ -261,14 +292,15 @@ def test_teachers_that_do_not_fit(teacher, kind, message, backend):
 OUTPUTS = [
     ("rank 1", lambda x: x[:, 0], "student: expected to return a tensor [6, O], got a tensor float32 [6] on cpu"),
     ("a scalar", lambda x: x.sum(), "student: expected to return a tensor [6, O], got a tensor float32 [] on cpu"),
-    ("a tuple", lambda x: (x, x), "student: expected to return a tensor [6, O], got a tuple of a tensor float32"),
+    ("a tuple", lambda x: (x, x), "student: expected to return a tensor [6, O], got "),
 ]
 
 
 @pytest.mark.parametrize("student, message", [row[1:] for row in OUTPUTS], ids=ids(OUTPUTS))
 def test_functions_whose_output_does_not_fit(student, message):
-    assert_refused(lambda: loss(student), ValueError, message)
-    assert_refused(lambda: sk.jvp(student, X, V), ValueError, message)
+    kind = TypeError if isinstance(student(X), tuple) else ValueError
+    assert_refused(lambda: loss(student), kind, message)
+    assert_refused(lambda: sk.jvp(student, X, V), kind, message)
 
 
 def test_a_function_of_another_number_of_outputs_is_not_broadcast():
@@ -287,7 +319,7 @@ WEIGHTS = [
     (("a", "b"), "weights: expected two numbers (value, derivative), got ('a', 'b')"),
     ((1, None), "weights: expected two numbers (value, derivative), got (1, None)"),
     (None, "weights: expected two numbers (value, derivative), got None"),
-    ((needs_grad(torch.ones(())), 1), "weights: expected plain numbers (no gradient to weights is provided), got a tensor"),
+    ((needs_grad(torch.ones(())), 1), "weights: expected plain numbers (no gradient to weights is provided), got a "),
     (needs_grad(torch.ones(2)), "weights: expected plain numbers (no gradient to weights is provided), got a tensor"),
 ]  # fmt: skip
 
@@ -304,9 +336,9 @@ LOSSES = [
     (("mse", 1), ValueError, "'mse' takes no parameters, got (1,)"),
     (("huber", 1, 2), ValueError, "'huber' takes delta, got (1, 2)"),
     (("huber", "a"), ValueError, "the parameters of 'huber' must be numbers, got ('a',)"),
-    (("huber", -1), ValueError, "delta of 'huber' must be a finite number > 0, got -1.0"),
-    (("huber", 0), ValueError, "delta of 'huber' must be a finite number > 0, got 0.0"),
-    (("huber", torch.nan), ValueError, "delta of 'huber' must be a finite number > 0, got nan"),
+    (("huber", -1), ValueError, "expected finite parameters > 0, got ('huber', -1)"),
+    (("huber", 0), ValueError, "expected finite parameters > 0, got ('huber', 0)"),
+    (("huber", torch.nan), ValueError, "expected finite parameters > 0, got ('huber', nan)"),
     (None, TypeError, "expected a name or a tuple (name, parameter, ...), got None"),
     ((), TypeError, "expected a name or a tuple (name, parameter, ...), got ()"),
     (["mse"], TypeError, "expected a name or a tuple (name, parameter, ...), got ['mse']"),
@@ -324,8 +356,7 @@ ACTIVATIONS = [
     ("swish", ValueError, f"unknown name 'swish'; known: {ACTIVATION_NAMES}"),
     (("relu", 0.1), ValueError, "'relu' takes no parameters, got (0.1,)"),
     (("softplus", 1, 2, 3), ValueError, "'softplus' takes beta, threshold, got (1, 2, 3)"),
-    (("softplus", 0), ValueError, "beta of 'softplus' must be a finite number > 0, got 0.0"),
-    (("sin", torch.nan), ValueError, "omega of 'sin' must be a finite number, got nan"),
+    (("sin", torch.nan), ValueError, "expected finite parameters, got ('sin', nan)"),
     (nn.Tanh(), TypeError, "expected a name or a tuple (name, parameter, ...), got Tanh()"),
 ]
 
@@ -371,9 +402,7 @@ def test_backends(backend, monkeypatch):
 
 def test_a_forced_backend_does_not_fall_back(monkeypatch):
     student = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, O))
-    message = (
-        "backend: expected cpu to support this problem, got a refusal: LayerNorm is not one of Linear and Identity"
-    )
+    message = "backend: expected cpu to support this problem, got a refusal: LayerNorm is not one of Linear and "
     calls = [
         lambda backend: loss(student, backend=backend),
         lambda backend: sk.SobolevLoss(backend=backend)(student, X, TARGETS),
@@ -396,7 +425,7 @@ FINITE = [
     ("jacobian", "jacobian", lambda: {"targets": sk.Targets(values=Y, jacobian=not_a_number(J, -torch.inf))}),
     ("tangents", "tangents", lambda: {"targets": sk.Targets(values=Y, tangents=not_a_number(T), directions=V)}),
     ("directions", "directions", lambda: {"directions": sk.Directions.given(not_a_number(V))}),
-    ("parameter", "student.2.weight", lambda: {"student": fresh(lambda s: s[2].weight.data.copy_(not_a_number(s[2].weight)))}),
+    ("parameter", "student.2.weight", lambda: {"student": fresh(bad_second_weight)}),
 ]  # fmt: skip
 
 
@@ -486,20 +515,12 @@ def test_forward_mode_is_refused_and_never_zero(result, name, way):
         FORWARD[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
 
 
-def test_forward_mode_through_the_values_of_a_teacher_is_refused():
-    for way in ("make_dual", "torch.func.jvp"):
-        with pytest.raises(sk.NotProvided, match=NO_FORWARD):
-            FORWARD[way](lambda scale: teach(lambda x: scale * x[:, :2].sin(), "cpu"), torch.ones(()))
-
-
 @pytest.mark.parametrize("result", RESULTS)
 def test_forward_mode_in_compiled_code_is_refused(result):
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x), backend="eager"
-    )
+    slope = lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x)  # noqa: E731
     with pytest.raises(sk.NotProvided, match=NO_FORWARD):
-        compiled(EXACT.x)
+        torch.compile(slope, backend="eager")(EXACT.x)
 
 
 @pytest.mark.parametrize("way", REVERSE)
@@ -525,22 +546,34 @@ def test_the_reference_goes_through_every_transform(result, name):
 
 
 def penalty(f, x, parameters, beside):
-    """Gradients of a gradient penalty; `beside` adds a term of its own, which autograd would do alone without a word."""
+    """Gradients of a gradient penalty; `beside` adds a term that autograd would differentiate alone, without a word."""
     x = x.clone().requires_grad_()
     value = f(x) + x.pow(3).sum() if beside else f(x)
     slope = torch.autograd.grad(value, x, create_graph=True)[0]
-    return torch.autograd.grad(slope.square().sum(), (x, *parameters), allow_unused=True)
+    return torch.autograd.grad(slope.square().sum(), (x, *parameters), materialize_grads=True)
+
+
+DOUBLE = re.compile(r'double backward: .* pass backend="reference"')
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another term"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("result", RESULTS)
-def test_double_backward_is_refused_and_never_zero(result, compiled, beside):
+def test_double_backward_is_refused_and_never_zero(result, beside):
+    with pytest.raises(sk.NotProvided, match=DOUBLE):
+        penalty(lambda x: call(result, "cpu", x=x), EXACT.x, EXACT.student.parameters(), beside)
+
+
+# dynamo itself, where it looks into a backward
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("whole", [False, True], ids=["the step compiled", "all compiled"])
+@pytest.mark.parametrize("result", RESULTS)
+def test_double_backward_in_compiled_code_is_refused(result, whole):
     torch._dynamo.reset()
-    function = lambda x: call(result, "cpu", x=x)  # noqa: E731
-    f = torch.compile(function, backend="eager") if compiled else function
-    with pytest.raises(sk.NotProvided, match=r'double backward: .* pass backend="reference"'):
-        penalty(f, EXACT.x, EXACT.student.parameters(), beside)
+    step = lambda x: call(result, "cpu", x=x)  # noqa: E731
+    step = step if whole else torch.compile(step, backend="eager")
+    f = lambda x: penalty(step, x, EXACT.student.parameters(), beside=True)  # noqa: E731
+    with pytest.raises(sk.NotProvided, match=DOUBLE):
+        (torch.compile(f, backend="eager") if whole else f)(EXACT.x)
 
 
 def test_double_backward_to_the_cotangent_is_refused():
@@ -564,6 +597,193 @@ def test_the_reference_computes_double_backward(result, beside):
 
     got = penalty(lambda x: call(result, "reference", x=x), EXACT.x, parameters, beside)
     for i, (g, e) in enumerate(zip(got, penalty(written, EXACT.x, parameters, beside), strict=True)):
-        assert (g is None) == (e is None)
-        if g is not None:
-            assert_within_rule(f"second derivative {i}", g, e)
+        assert_within_rule(f"second derivative {i}", g, e)
+
+
+def strided(tensor):
+    """The same numbers, every second element of a tensor of NaN along every axis."""
+    buffer = torch.full([2 * n for n in tensor.shape], torch.nan, dtype=tensor.dtype)
+    view = buffer[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def offset(tensor):
+    """The same numbers in the middle of a longer tensor of NaN, aligned to nothing."""
+    buffer = torch.full((tensor.numel() + 7,), torch.nan, dtype=tensor.dtype)
+    return buffer[3 : 3 + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.permute(*range(t.dim())[::-1]).contiguous().permute(*range(t.dim())[::-1]),
+    "strided": strided,
+    "offset": offset,
+    "expanded along the first axis": lambda t: t[:1].expand_as(t),
+    "expanded along the last axis": lambda t: t[..., :1].expand_as(t),
+}
+OPERANDS = ["x", "values", "jacobian", "tangents", "directions", "shared directions", "weight", "bias"]
+LARGE = Shape(37, 5, 9, 2, 3, 2, "more than a register, less than a panel in every size")
+
+
+def step_with(operand, layout):
+    """Everything of one fused step in which one operand has been laid out by `layout`."""
+    numbers = data(LARGE, "silu")
+    lay = lambda name, tensor: layout(tensor) if name == operand else tensor  # noqa: E731
+    v = directions_of("given", LARGE).values
+    v = lay("shared directions", v[:, 0]) if operand == "shared directions" else lay("directions", v)
+    numbers.x, values = lay("x", numbers.x), lay("values", numbers.y)
+    if operand in ("weight", "bias"):
+        parameter = getattr(numbers.student[2], operand)
+        setattr(numbers.student[2], operand, nn.Parameter(layout(parameter.detach())))
+    if operand == "tangents":
+        tangents = torch.einsum("nod,pnd->pno", numbers.jacobian, v)
+        targets, directions = sk.Targets(values=values, tangents=layout(tangents), directions=v), None
+    else:
+        targets = sk.Targets(values=values, jacobian=lay("jacobian", numbers.jacobian))
+        directions = sk.Directions.given(v)
+    return step(numbers, directions, "cpu", targets=targets)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_any_layout_gives_the_numbers_of_the_contiguous_one(operand, layout):
+    got = step_with(operand, layout)
+    expected = step_with(operand, lambda tensor: layout(tensor).clone(memory_format=torch.contiguous_format))
+    for name, tensor in got.items():
+        assert_within_rule(name, tensor, expected[name])
+
+
+BACKENDS = ["cpu", "reference"]
+REDUCTIONS = ["mean", "sum", "none"]
+EMPTY = Shape(0, D, 5, 1, O, P, "empty batch")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["jacobian", "tangents", "teacher"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_an_empty_batch_has_loss_zero_and_gradients_zero(reduction, kind, backend):
+    numbers = data(EMPTY)
+    directions = sk.Directions.sphere(P, seed=1)
+    targets = {
+        "jacobian": sk.Targets(values=numbers.y, jacobian=numbers.jacobian),
+        "tangents": sk.Targets(values=numbers.y, tangents=torch.zeros(P, 0, O), directions=directions),
+        "teacher": sk.Targets(teacher=lambda x: x[:, :2].sin()),
+    }[kind]
+    got = step(numbers, None if kind == "tangents" else directions, backend, targets=targets, reduction=reduction)
+    assert got["loss"].shape == ((0,) if reduction == "none" else ())
+    assert got["dx"].shape == (0, D)
+    for name, tensor in got.items():
+        assert torch.equal(tensor, torch.zeros_like(tensor)), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jvp_of_an_empty_batch(backend):
+    x = torch.zeros(0, D, requires_grad=True)
+    y, tangents = sk.jvp(STUDENT, x, torch.ones(P, D), backend=backend)
+    assert y.shape == (0, O) and tangents.shape == (P, 0, O)
+    gradients = torch.autograd.grad(y.sum() + tangents.sum(), (x, *STUDENT.parameters()))
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_is_computed_in_float32_and_answered_in_its_own(backend, dtype):
+    half = NUMBERS.to(dtype)
+    single = half.to(torch.float32)
+    teachers = [sk.MLP(D, O, width=4).to(dtype) for _ in range(2)]
+    teachers[1].load_state_dict(teachers[0].state_dict())
+    teachers[1].float()
+    results = []
+    for numbers, teacher in zip((half, single), teachers, strict=True):
+        x, v = numbers.x.clone().requires_grad_(), V.to(dtype).to(numbers.x.dtype)
+        y, tangents = sk.jvp(numbers.student, x, v, backend=backend)
+        distilled = loss(numbers.student, x, sk.Targets(teacher=teacher), directions=sk.Directions.given(v))
+        results.append([y, tangents, distilled, *torch.autograd.grad(tangents.float().square().sum(), x)])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert_within_rule("half", got, expected.double(), expected.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
+def test_without_gradients_the_loss_is_the_same(mode, reduction, backend):
+    settings = {"directions": sk.Directions.sphere(P, seed=1), "reduction": reduction, "backend": backend}
+    with mode():
+        got, tangents = loss(**settings), sk.jvp(STUDENT, X, V, backend=backend)[1]
+    assert not got.requires_grad and not tangents.requires_grad
+    assert torch.equal(got, loss(**settings))
+    assert torch.equal(tangents, sk.jvp(STUDENT, X, V, backend=backend)[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen, reduction, backend):
+    directions = sk.Directions.sphere(P, seed=1)
+    expected = step(NUMBERS, directions, backend, reduction=reduction)
+    student = fresh()
+    for i, parameter in enumerate(student.parameters()):
+        parameter.requires_grad_(i not in frozen)
+    got = loss(student, directions=directions, reduction=reduction, backend=backend)
+    assert got.requires_grad == (len(frozen) < 4)
+    if got.requires_grad:
+        got.backward(torch.linspace(1, 2, got.numel()).reshape(got.shape))
+    for i, (name, parameter) in enumerate(student.named_parameters()):
+        assert parameter.grad is None if i in frozen else torch.equal(parameter.grad, expected[f"d{name}"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weights", [(2.0, 0.0), (0.0, 3.0), (0.0, 0.0)], ids=str)
+def test_a_weight_of_zero_needs_no_target(weights, reduction, backend):
+    """The loss is the other term alone, and the term that has no target is NaN."""
+    directions = sk.Directions.sphere(P, seed=1)
+    targets = sk.Targets(values=Y if weights[0] else None, jacobian=J if weights[1] else None)
+    settings = {"reduction": reduction, "return_terms": True, "backend": backend, "directions": directions}
+    both = loss(**settings)
+    got = loss(targets=targets, weights=weights, **settings)
+    expected = torch.zeros_like(both.loss)
+    for weight, term, reference in zip(
+        weights, (got.value, got.derivative), (both.value, both.derivative), strict=True
+    ):
+        assert torch.equal(term, reference) if weight else term.isnan().all()
+        expected = expected + weight * reference
+    assert torch.equal(got.loss, expected)
+    got.loss.sum().backward()
+    assert weights != (0.0, 0.0) or all(not p.grad.any() for p in STUDENT.parameters() if p.grad is not None)
+    STUDENT.zero_grad()
+
+
+def test_weights_are_any_two_numbers():
+    directions = sk.Directions.sphere(P, seed=1)
+    expected = loss(weights=(1.0, 2.0), directions=directions)
+    for weights in ([1, 2], torch.tensor([1.0, 2.0]), (torch.tensor(1), 2)):
+        assert torch.equal(loss(weights=weights, directions=directions), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_loss_carries_gradients(backend):
+    terms = loss(return_terms=True, backend=backend)
+    assert [term.requires_grad for term in terms] == [True, False, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("result", RESULTS)
+def test_repeated_calls_are_bitwise_equal(result, backend):
+    """With the forward's and the backward's own computing, and two backwards of one forward."""
+    first, *others = [call(result, backend, x=EXACT.x.clone().requires_grad_()) for _ in range(4)]
+    gradients = [torch.autograd.grad(value, EXACT.student.parameters(), retain_graph=True, materialize_grads=True)
+                 for value in (first, first, *others)]  # fmt: skip
+    assert all(torch.equal(first, other) for other in others)
+    for other in gradients[1:]:
+        assert all(map(torch.equal, gradients[0], other))
+
+
+def test_the_environment_forces_a_backend_and_the_argument_overrules_it(monkeypatch):
+    student = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, O))
+    monkeypatch.setenv("SOBOLEV_BACKEND", "cpu")
+    with pytest.raises(NotImplementedError):
+        loss(student)
+    assert loss(student, backend="reference").isfinite()
+    monkeypatch.setenv("SOBOLEV_BACKEND", "")
+    assert loss(student).isfinite()

@@ -108,7 +108,9 @@ class Directions:
         self.count(inputs.shape[1])
         if self.values is not None:
             v, shape = self.values, tuple(inputs.shape[1:] if self.shared else inputs.shape)
-            fits = v.shape[1:] == shape and v.device == inputs.device and v.dtype == inputs.dtype
+            half = inputs.dtype in (torch.bfloat16, torch.float16)
+            same = v.dtype == inputs.dtype or (half and v.dtype == torch.float32)
+            fits = v.shape[1:] == shape and v.device == inputs.device and same
             expected = f"{inputs.dtype} [P, {', '.join(map(str, shape))}] on {inputs.device}, as the inputs are"
             need(fits, "directions", expected, v)
 

@@ -13,7 +13,9 @@ def describe(value: Any) -> str:
         grad = ", requires_grad" if value.requires_grad else ""
         shape = ", ".join(str(n) for n in value.shape)
         return f"a tensor {str(value.dtype).removeprefix('torch.')} [{shape}] on {value.device}{grad}"
-    return value if isinstance(value, str) else repr(value)
+    if isinstance(value, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in value):
+        return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
+    return value if isinstance(value, str) and value else repr(value)
 
 
 def need(condition: bool, argument: str, expected: str, got: Any, kind: type[Exception] = ValueError) -> None:

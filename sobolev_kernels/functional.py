@@ -17,7 +17,7 @@ from .math.table import Formula
 from .problem import JVP, LOSS, PER_SAMPLE, Operands, Problem
 from .student import Student, recognise
 from .targets import Targets
-from .validate import check_finite_tensors, check_inputs, check_student, check_targets, check_weights
+from .validate import check_finite_tensors, check_inputs, check_outputs, check_student, check_targets, check_weights
 
 REDUCTIONS = ("mean", "sum", "none")
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -61,7 +61,8 @@ class Call:
 
     def reference_jvp(self) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(self.layers, str):
-            return reference.function_jvp(self.student, self.x, self.materialised())
+            student = lambda x: check_outputs(self.student(x), x, "student")  # noqa: E731
+            return reference.function_jvp(student, self.x, self.materialised())
         return reference.mlp_jvp(self.layers, self.parameters, self.x, self.materialised())
 
 
@@ -94,15 +95,8 @@ def begin(student: object, inputs: torch.Tensor, directions: Directions | None, 
     check_inputs(inputs, layers)
     check_student(student, layers, inputs)
     if directions is not None:
-        directions.count(inputs.shape[1])
-        if directions.values is not None:
-            v = directions.values
-            shape = (inputs.shape[1],) if v.dim() == 2 else tuple(inputs.shape)
-            dtypes = (inputs.dtype, COMPUTE_DTYPE.get(inputs.dtype))
-            fits = v.shape[1:] == shape and v.device == inputs.device and v.dtype in dtypes
-            expected = f"{inputs.dtype} [P, {', '.join(map(str, shape))}] on {inputs.device}, as the inputs are"
-            need(fits, "directions", expected, v)
-            directions = replace(directions, values=compute_dtype(v, layers))
+        directions.check(inputs)
+        directions = replace(directions, values=compute_dtype(directions.values, layers))
     x = compute_dtype(inputs, layers)
     problem = dispatch.choose(make_problem(layers, x, directions, **fields), backend)
     if problem.backend != "reference":
@@ -214,7 +208,7 @@ def sobolev_loss(
     O = None if isinstance(call.layers, str) else call.layers.widths[-1]
     check_targets(targets, inputs, O, call.directions, weights)
     if check_finite:
-        check_finite_tensors(student, inputs, targets)
+        check_finite_tensors(student, inputs, targets, call.given)
     values, derivative = resolve(targets, call, inputs.dtype)
     if call.problem.backend == "reference":
         loss, value, slope = reference_loss(call, values, derivative, weights)
@@ -307,4 +301,6 @@ def reference_loss(call: Call, values, derivative, weights):
         samples = max(1, y.shape[0]) if problem.reduction == "mean" else 1
         value, slope = value.sum() / samples, slope.sum() / samples
     loss = sum(w * t for w, t in zip(weights, (value, slope), strict=True) if w)
-    return loss if isinstance(loss, torch.Tensor) else 0 * value, value.detach(), slope.detach()
+    if not any(weights):
+        loss = 0 * (y.sum(-1) if problem.reduction == "none" else y.sum())
+    return loss, value.detach(), slope.detach()

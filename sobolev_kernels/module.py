@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from . import dispatch
 from .directions import Directions
 from .errors import need
 from .functional import REDUCTIONS, LossName, SobolevTerms, sobolev_loss
@@ -34,6 +35,7 @@ class SobolevLoss(torch.nn.Module):
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
         fits = directions is None or isinstance(directions, Directions)
         need(fits, "directions", "a sobolev_kernels.Directions", directions, TypeError)
+        dispatch.requested(backend)
         self.settings = {
             "directions": directions,
             "value_loss": choose_loss("value_loss", value_loss),

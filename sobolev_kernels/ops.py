@@ -172,7 +172,7 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
         else:
             operands = operands._replace(values=cotangents[0], derivative=cotangents[1])
             gradients = gradients_of(problem, operands, JVP_GRADIENTS)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         inputs = ctx.saved_tensors[: 1 + ctx.count]
         gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
     return gradients if problem.input_gradient else [None, *gradients]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,13 @@ TO_MODULE: dict[str, Callable[..., nn.Module]] = {
 assert set(TO_MODULE) == set(ACTIVATIONS), "every activation has its module"
 
 
+def choose_activation(argument: str, choice: str | tuple | Formula) -> Formula:
+    """An activation by name, with its parameters."""
+    activation = choose(ACTIVATIONS, argument, choice)
+    need(all(map(math.isfinite, activation.parameters)), argument, "finite parameters", choice)
+    return activation
+
+
 class MLP(nn.Sequential):
     """A multi-layer perceptron: D -> width × depth -> O, an `nn.Sequential` with a shorter constructor.
 
@@ -88,8 +96,8 @@ class MLP(nn.Sequential):
     ):  # fmt: skip
         for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
             need(type(size) is int and size >= least, name, f"a whole number, at least {least}", size)
-        formulas = [choose(ACTIVATIONS, "activation", activation)] * depth
-        formulas.append(choose(ACTIVATIONS, "last_activation", last_activation))
+        formulas = [choose_activation("activation", activation)] * depth
+        formulas.append(choose_activation("last_activation", last_activation))
         widths = [D, *[width] * depth, O]
         layers: list[nn.Module] = []
         for n_in, n_out, formula in zip(widths, widths[1:], formulas, strict=False):

@@ -35,6 +35,14 @@ def check_student(student: object, layers: Student | str, inputs: torch.Tensor, 
             need(False, name, expected, f"parameter {i}, {describe(parameter)}")
 
 
+def check_outputs(y: object, inputs: torch.Tensor, name: str) -> torch.Tensor:
+    """What a function of the user's returned for inputs [N, D]: a tensor [N, O]."""
+    N = inputs.shape[0]
+    need(isinstance(y, torch.Tensor), name, f"to return a tensor [{N}, O]", y, TypeError)
+    need(y.dim() == 2 and y.shape[0] == N, name, f"to return a tensor [{N}, O]", y)
+    return y
+
+
 def check_weights(weights: object) -> tuple[float, float]:
     try:
         parts = () if isinstance(weights, str) else tuple(weights)
@@ -76,8 +84,11 @@ def check_targets(
         check_shape("tangents", targets.tangents, [(directions.count(D), N, outputs)], inputs)
 
 
-def check_finite_tensors(student: torch.nn.Module, inputs: torch.Tensor, targets: Targets) -> None:
+def check_finite_tensors(
+    student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, directions: torch.Tensor | None
+) -> None:
     named = [("inputs", inputs), ("values", targets.values), (targets.kind, targets.derivative)]
+    named += [("directions", directions)]
     named += [(f"student.{name}", p) for name, p in getattr(student, "named_parameters", list)()]
     for name, tensor in named:
         if tensor is not None:

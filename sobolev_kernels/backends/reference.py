@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import residual
 from ..math.table import Formula
@@ -49,12 +51,20 @@ def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
 
 
 class ExactNorms(TorchFunctionMode):
-    """torch's own layer_norm takes mean and deviation for constants in its third derivative (pytorch#196700)."""
+    """torch's own norms take mean and deviation for constants in their third derivative (pytorch#196700).
+
+    layer_norm is written out; those that couple the samples are refused.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.nn.functional.layer_norm:
+        kwargs = kwargs or {}
+        if function is functional.layer_norm:
             function = layer_norm
-        return function(*args, **(kwargs or {}))
+        if function in (functional.batch_norm, functional.instance_norm):
+            if args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats")):
+                name = function.__name__
+                raise NotProvided(f"{name}: no derivative is provided through statistics of the batch; use eval()")
+        return function(*args, **kwargs)
 
 
 def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):

@@ -1,0 +1,147 @@
+"""`explain`: what it says of a chosen, a refused and a forced backend, with the work counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import sobolev_kernels as sk
+from sobolev_kernels.backends import cpu
+
+X = torch.zeros(10, 2)
+STUDENT = sk.MLP(2, 1, width=16)
+LAYER_NORM = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+# Multiply-adds of one sample through 2 -> 16 -> 16 -> 1, and the numbers that are parameters.
+MULTIPLIES = 2 * 16 + 16 * 16 + 16 * 1
+PARAMETERS = MULTIPLIES + 16 + 16 + 1
+
+
+def lines(*arguments, **options):
+    """The lines by their first word; that of the chosen backend is "->"."""
+    return dict(line.split(maxsplit=1) for line in sk.explain(*arguments, **options).splitlines())
+
+
+def test_the_text_is_printed_and_returned(capsys):
+    text = sk.explain(STUDENT, X)
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_a_recognised_student():
+    got = lines(STUDENT, X, sk.Directions.normal(3))
+    assert got["student"] == "2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu"
+    assert got["directions"] == "3 x normal, N = 10"
+    assert got["->"].startswith("cpu        fused, tile-local (")
+    assert got["reference"] == "plain PyTorch streams"
+
+
+def test_the_plan_is_the_one_that_is_run():
+    plan = lines(STUDENT, X)["->"]
+    threads, isa = torch.get_num_threads(), cpu.instruction_set()
+    assert f"isa {isa}" in plan and f"threads {threads}" in plan
+
+
+def test_parameters_of_activations_and_other_dtypes():
+    student = sk.MLP(2, 1, width=3, depth=1, activation=("sin", 30.0), dtype=torch.bfloat16)
+    got = lines(student, X.bfloat16(), sk.Directions.basis())
+    assert got["student"] == "2 -> 3 -> 1 (sin(30), identity), bfloat16 computed in float32 on cpu"
+    assert got["directions"] == "2 x basis, N = 10"
+
+
+def test_an_unrecognised_student():
+    got = lines(LAYER_NORM, X, sk.Directions.sphere(2, shared=True))
+    assert got["student"] == "Sequential of 2 features, float32 on cpu"
+    assert got["directions"] == "2 x sphere, shared, N = 10"
+    assert got["cpu"].startswith("refused: LayerNorm is not one of Linear and ")
+    assert got["->"].startswith("reference")
+    assert "work" not in got
+
+
+def test_a_function():
+    got = lines(lambda x: x, X)
+    assert got["student"] == "function of 2 features, float32 on cpu"
+    assert got["cpu"] == "refused: the student is a function, not a torch.nn.Sequential"
+
+
+def test_tensors_elsewhere():
+    got = lines(sk.MLP(2, 1, width=4, device="meta"), X.to("meta"))
+    assert got["cpu"] == "refused: tensors are on meta"
+    assert got["->"].startswith("reference")
+
+
+def test_more_layers_than_the_core_takes():
+    deep = sk.MLP(2, 1, width=1, depth=cpu.MOST_LAYERS)
+    assert lines(deep, X)["cpu"] == f"refused: {cpu.MOST_LAYERS + 1} linear layers are more than {cpu.MOST_LAYERS}"
+
+
+def test_a_missing_core(monkeypatch):
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "MISSING", "the compiled core is missing")
+    got = lines(STUDENT, X)
+    assert got["cpu"] == "refused: the compiled core is missing"
+    assert got["->"].startswith("reference")
+
+
+@pytest.mark.parametrize("forced", ["argument", "environment"])
+def test_a_forced_backend(forced, monkeypatch):
+    if forced == "environment":
+        monkeypatch.setenv("SOBOLEV_BACKEND", "reference")
+    got = lines(STUDENT, X, backend="reference" if forced == "argument" else None)
+    assert got["->"] == "reference  plain PyTorch streams"
+    assert got["cpu"].startswith("fused, tile-local (")
+
+
+def test_a_forced_backend_that_refuses():
+    with pytest.raises(NotImplementedError, match="got a refusal: LayerNorm is not one of Linear"):
+        sk.explain(LAYER_NORM, X, backend="cpu")
+
+
+def work(*arguments, **options):
+    flops, rest = lines(*arguments, **options)["work"].split(" FLOP in matrix products, ")
+    return float(flops), float(rest.removesuffix(" bytes at the least"))
+
+
+def three_digits(number):
+    return float(f"{number:.3g}")
+
+
+@pytest.mark.parametrize("P", [1, 2, 5])
+def test_work_of_a_step_counted_by_hand(P):
+    """Two FLOP a multiply-add, thrice for both backward products, for the values and for the fewer of P and O."""
+    flops, moved = work(STUDENT, X, sk.Directions.sphere(P))
+    assert flops == three_digits(2 * 3 * (1 + 1) * 10 * MULTIPLIES)
+    # x [10, 2], values [10, 1], jacobian [10, 1, 2] in; parameters in and their gradients out; 4 bytes each
+    assert moved == three_digits(4 * (20 + 10 + 20 + 2 * PARAMETERS))
+
+
+def test_work_with_more_outputs_than_directions():
+    student = sk.MLP(2, 3, width=16, depth=0, bias=False)
+    flops, moved = work(student, X, sk.Directions.sphere(2))
+    assert flops == three_digits(2 * 3 * (1 + 2) * 10 * (2 * 3))
+    assert moved == three_digits(4 * (20 + 30 + 60 + 2 * 6))
+
+
+def test_work_without_gradients():
+    with torch.no_grad():
+        flops, moved = work(STUDENT, X)
+    assert flops == three_digits(2 * (1 + 1) * 10 * MULTIPLIES)
+    assert moved == three_digits(4 * (20 + 10 + 20 + PARAMETERS))
+
+
+def test_work_with_what_else_must_move():
+    x = X.double().requires_grad_()
+    student = sk.MLP(2, 1, width=16, dtype=torch.float64)
+    given = sk.Directions.given(torch.zeros(4, 10, 2, dtype=torch.float64))
+    flops, moved = work(student, x, given, derivative_target="tangents")
+    assert flops == three_digits(2 * 3 * (1 + 1) * 10 * MULTIPLIES)
+    # x in and its gradient out, values [10, 1], directions [4, 10, 2], tangents [4, 10, 1]; 8 bytes each
+    assert moved == three_digits(8 * (2 * 20 + 10 + 80 + 40 + 2 * PARAMETERS))
+
+
+def test_no_random_number_is_drawn():
+    before = torch.get_rng_state()
+    sk.explain(STUDENT, X, sk.Directions.sphere(2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unknown_target():
+    with pytest.raises(ValueError, match="derivative_target: expected one of jacobian, tangents, got values"):
+        sk.explain(STUDENT, X, derivative_target="values")
