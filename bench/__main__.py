@@ -17,7 +17,7 @@ from .check import RedCheck, prepare
 from .memory import peak_memory
 from .overhead import print_overhead
 from .report import CRASHES, MEASURED, RED, ROOT, CaseResult, Row, busy, environment, print_case, summary, write_csv
-from .timing import SGEMM, interleave, quartiles, sgemm
+from .timing import SGEMM, TURN, interleave, quartiles, sgemm
 from .variants import variants_of
 
 
@@ -39,7 +39,7 @@ def run_case(case: Case, settings: Settings) -> CaseResult:
         ready = prepare(case, variants)
     except RedCheck as error:
         return CaseResult(case, [Row(name, v, RED, str(error)) for name, v in variants.items()])
-    times = interleave({**ready.steps, SGEMM: sgemm()}, settings.rounds, settings.seconds)
+    times = interleave({**ready.steps, SGEMM: sgemm()}, settings.rounds, settings.seconds, TURN)
     rows = []
     for name, variant in variants.items():
         if name in ready.crashes:

@@ -14,7 +14,7 @@ from sobolev_kernels import dispatch, ops
 
 from .baselines import BASELINES, VALUES_ONLY
 from .cases import Case, make_data, make_student
-from .timing import interleave, quartiles
+from .timing import TURN, interleave, quartiles
 
 SMALLEST = Case(1, 1, 1, 0, 1, 1)
 
@@ -57,10 +57,10 @@ def pieces() -> dict[str, Callable[[], object]]:
     }
 
 
-def overhead(rounds: int = 50, calls: int = 50) -> Table:
+def overhead(rounds: int = 50, turn: float = TURN) -> Table:
     steps = pieces()
-    interleave(steps, rounds=2, seconds=0, calls=calls)
-    times = interleave(steps, rounds=rounds, seconds=0, calls=calls)
+    interleave(steps, rounds=2, seconds=0, turn=turn)
+    times = interleave(steps, rounds=rounds, seconds=0, turn=turn)
     table = Table(title="The smallest call: N = 1, 1→1, P = 1", title_justify="left")
     table.add_column("piece")
     table.add_column("µs", justify="right")

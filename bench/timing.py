@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import torch
 
 SGEMM = "sgemm"
 SGEMM_SIZE = 2048
+TURN = 10e-3
 SGEMM_FLOPS = 2 * SGEMM_SIZE**3
 
 
@@ -37,19 +40,22 @@ def seconds_of(step: Callable[[], object], calls: int = 1) -> float:
 
 
 def interleave(
-    steps: dict[str, Callable[[], object]], rounds: int, seconds: float, calls: int = 1
+    steps: dict[str, Callable[[], object]], rounds: int, seconds: float, turn: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds of one call by name and round: at least `rounds` rounds, and more until `seconds` have gone.
 
-    Everybody runs once a round, and the round starts one further each time: a drift of the clock, and what the one
-    before leaves in the caches, meets all alike.
+    Everybody has one turn a round, in an order drawn anew (with a fixed seed): a drift of the clock, and what the one
+    before leaves in the caches, meets all alike. A turn is as many calls as take `turn` seconds, as in a training
+    loop: a step of less than a millisecond would otherwise be measured with caches that others have emptied.
     """
     names = list(steps)
+    calls = {name: max(1, math.ceil(turn / max(seconds_of(steps[name]), 1e-9))) if turn else 1 for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
     start, done = time.perf_counter(), 0
     while done < rounds or time.perf_counter() - start < seconds:
-        first = done % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(seconds_of(steps[name], calls))
+        order.shuffle(names)
+        for name in names:
+            times[name].append(seconds_of(steps[name], calls[name]))
         done += 1
     return times

@@ -2,10 +2,10 @@
 #include "dispatch.h"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <new>
 
 namespace sk {
@@ -23,15 +23,37 @@ SK_DECLARE(avx512)
 namespace cpu {
 namespace {
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+// Working memory, kept by the thread that calls for its next call: the system hands out fresh pages one fault at a
+// time, which took a tenth of a wide step. Huge pages where there are any: a wide layer's weights outgrow the TLB
+// otherwise.
+class Room {
+ public:
+  Room() = default;
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { std::free(base_); }
+
+  char* at_least(std::size_t bytes) {
+    if (bytes <= bytes_) return base_;
+    std::free(base_);
+    bytes_ = 0;
+    const std::size_t page = bytes < kHugePage ? 64 : kHugePage, size = (bytes + page - 1) / page * page;
+    base_ = static_cast<char*>(std::aligned_alloc(page, size));
+    if (!base_) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (page == kHugePage) madvise(base_, size, MADV_HUGEPAGE);  // advice: whether it is taken changes no number
+#endif
+    bytes_ = size;
+    return base_;
+  }
+
+ private:
+  static constexpr std::size_t kHugePage = std::size_t(2) << 20;
+  char* base_ = nullptr;
+  std::size_t bytes_ = 0;
 };
 
-std::unique_ptr<void, Free> allocate(std::size_t bytes) {
-  void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (!p) throw std::bad_alloc();
-  return std::unique_ptr<void, Free>(p);
-}
+thread_local Room room;
 
 std::int64_t parts_of(const Step& step) {
   const std::int64_t tiles = (step.N + step.tile - 1) / step.tile;
@@ -64,8 +86,7 @@ std::size_t working_memory(const Kernels& kernels, const Step& step) {
 void mlp_sobolev(const Kernels& kernels, const Step& step) {
   const int parts = int(parts_of(step));
   const std::size_t shared_bytes = kernels.shared_bytes(step), own_bytes = kernels.private_bytes(step);
-  const auto room = allocate(shared_bytes + std::size_t(parts) * own_bytes);
-  char* shared = static_cast<char*>(room.get());
+  char* shared = room.at_least(shared_bytes + std::size_t(parts) * own_bytes);
   char* own = shared + shared_bytes;
   // The runtime may give fewer threads than asked for (a nested region gives one): parts are what the result
   // depends on, so a thread takes every parts-th of them.
@@ -82,8 +103,8 @@ void mlp_sobolev(const Kernels& kernels, const Step& step) {
 }
 
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
-  const auto room = allocate(std::size_t((step.P + 1) * step.D) * 2 * std::size_t(kernels.vector_bytes) + 128);
-  kernels.draw(step, room.get(), out, 0, 1);
+  const std::size_t bytes = std::size_t((step.P + 1) * step.D) * 2 * std::size_t(kernels.vector_bytes) + 128;
+  kernels.draw(step, room.at_least(bytes), out, 0, 1);
 }
 
 }  // namespace cpu
