@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 import sobolev_kernels as sk
+from sobolev_kernels import planner
 from sobolev_kernels.math.table import Formula
-from sobolev_kernels.problem import LOSS, Problem
+from sobolev_kernels.problem import DENSE, LOSS, Problem
 
 # Of the directions, so that those that the fused step draws are those that the others are given.
 SEED = 2017
@@ -41,13 +42,13 @@ class Case:
         layers = self.hidden + 1
         return Problem(
             LOSS, (self.D, *[self.H] * self.hidden, self.O), (True,) * layers, (Formula("tanh"),) * layers,
-            "float32", "cpu", self.P, "sphere", derivative_target="jacobian", gradients=True,
+            "float32", "cpu", P=self.P, distribution="sphere", derivative_target=DENSE, gradients=True,
         )  # fmt: skip
 
     @property
     def flops(self) -> int:
-        """6 (1 + P) N Σ_l n_{l-1} n_l: the matrix products of values, P tangents and all parameter gradients."""
-        return self.problem.flops(self.N)
+        """6 (1 + min(P, O)) N Σ_l n_{l-1} n_l: the matrix products of values, derivatives, gradients."""
+        return planner.flops(self.problem, self.N)
 
     @property
     def bytes(self) -> int:

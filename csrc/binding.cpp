@@ -19,12 +19,18 @@ sk::Strided strided(const py::handle& entry) {
   if (entry.is_none()) return result;
   const auto tuple = py::cast<py::tuple>(entry);
   result.data = reinterpret_cast<const void*>(py::cast<Address>(tuple[0]));
-  for (std::size_t i = 1; i < tuple.size() && i < 4; ++i) result.stride[i - 1] = py::cast<std::int64_t>(tuple[i]);
+  for (std::size_t i = 1; i < tuple.size() && i < 5; ++i) result.stride[i - 1] = py::cast<std::int64_t>(tuple[i]);
   return result;
 }
 
 void* output(const py::handle& entry) {
   return entry.is_none() ? nullptr : reinterpret_cast<void*>(py::cast<Address>(entry));
+}
+
+sk::Target target(const py::handle& entry) {
+  const auto tuple = py::cast<py::tuple>(entry);
+  const auto data = strided(tuple[1]);
+  return {data.data ? sk::TargetKind(py::cast<int>(tuple[0])) : sk::TargetKind::kNone, data};
 }
 
 sk::Formula formula(const py::handle& entry) {
@@ -80,50 +86,61 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The C++ core of sobolev_kernels: fused Sobolev steps on plain memory.";
 
   py::class_<StepBuilder>(m, "Step")
-      .def(py::init([](int dtype, std::int64_t N, std::int64_t D, std::int64_t O, std::int64_t P) {
+      .def(py::init([](int dtype, std::int64_t N, std::int64_t D, std::int64_t O, std::int64_t P, std::int64_t W,
+                       int order, bool collapsed) {
              StepBuilder self;
              self.step.dtype = sk::Dtype(dtype);
              self.step.N = N;
              self.step.D = D;
              self.step.O = O;
              self.step.P = P;
+             self.step.W = W;
+             self.step.order = order;
+             self.step.collapsed = collapsed;
              return self;
            }),
-           py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"))
+           py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"), py::arg("W"), py::arg("order"),
+           py::arg("collapsed"))
       .def("layers", &set_layers, "rows of (n_in, n_out, activation, weight, bias, dweight, dbias)")
       .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
       .def("directions",
-           [](StepBuilder& self, int distribution, const py::object& given, std::uint64_t seed, std::uint32_t offset,
-              bool shared, double scale) {
+           [](StepBuilder& self, int projection, int distribution, const py::object& given, std::uint64_t seed,
+              std::uint32_t offset, bool shared, double scale) {
+             self.step.projection = sk::Projection(projection);
              self.step.directions = {sk::Distribution(distribution), strided(given), seed, offset, shared, scale};
            })
-      .def("residuals",
-           [](StepBuilder& self, int kind, const py::object& values, int derivative_target,
-              const py::object& derivative, const py::object& sample_weight) {
-             self.step.residuals = sk::Residuals(kind);
-             self.step.values = strided(values);
-             self.step.derivative_target = sk::DerivativeTarget(derivative_target);
-             self.step.derivative = strided(derivative);
-             self.step.sample_weight = strided(sample_weight);
-           })
-      .def("loss",
-           [](StepBuilder& self, const py::object& value, const py::object& derivative, double value_weight,
-              double derivative_weight, double value_scale, double derivative_scale, bool per_sample) {
-             self.step.value_loss = formula(value);
-             self.step.derivative_loss = formula(derivative);
-             self.step.value_weight = value_weight;
-             self.step.derivative_weight = derivative_weight;
-             self.step.value_scale = value_scale;
-             self.step.derivative_scale = derivative_scale;
-             self.step.per_sample = per_sample;
-           })
+      .def(
+          "residuals",
+          [](StepBuilder& self, int kind, const py::list& targets, const py::object& sample_weight,
+             const py::object& output_weight) {
+            self.step.residuals = sk::Residuals(kind);
+            for (std::size_t i = 0; i < targets.size() && i < sk::kMaxTerms; ++i) {
+              self.step.target[i] = target(targets[i]);
+            }
+            self.step.sample_weight = strided(sample_weight);
+            self.step.output_weight = strided(output_weight);
+          },
+          "targets: (kind, address and strides) of each term")
+      .def(
+          "loss",
+          [](StepBuilder& self, const py::list& terms, bool per_sample) {
+            for (std::size_t i = 0; i < terms.size() && i < sk::kMaxTerms; ++i) {
+              const auto t = py::cast<py::tuple>(terms[i]);
+              self.step.loss[i] = formula(t[0]);
+              self.step.weight[i] = py::cast<double>(t[1]);
+              self.step.scale[i] = py::cast<double>(t[2]);
+            }
+            self.step.per_sample = per_sample;
+          },
+          "terms: (formula, weight, scale) of each")
       .def("outputs",
-           [](StepBuilder& self, bool gradients, const py::object& y, const py::object& tangents,
-              const py::object& loss, const py::object& terms, const py::object& dx) {
-             self.step.loss = output(loss);
+           [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
+              const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx) {
              self.step.gradients = gradients;
              self.step.y = output(y);
-             self.step.tangents = output(tangents);
+             self.step.derivatives = output(derivatives);
+             self.step.second = output(second);
+             self.step.total = output(loss);
              self.step.terms = output(terms);
              self.step.dx = output(dx);
            })

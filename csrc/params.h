@@ -12,8 +12,13 @@ enum class Dtype : int { kFloat32, kFloat64 };
 // Where the tangents start from. Rows of `sobolev_kernels/math/directions.py`, in its order; kGiven is a tensor.
 enum class Distribution : int { kSphere, kNormal, kRademacher, kCoordinate, kOrthonormal, kBasis, kGiven };
 
-// What `derivative` holds: nothing, the dense Jacobian [N,O,D] of the target, or its tangents [P,N,O].
-enum class DerivativeTarget : int { kNone, kJacobian, kTangents };
+// What is projected: tangents D m[v] along directions v in input space, or gradients Jᵀu of cotangents u in output
+// space.
+enum class Projection : int { kDirections, kCotangents };
+
+// What a target holds: nothing; the dense derivative ([N,O,W], or [N,O,W,W] of order 2); or its projections, in the
+// shape of the student's.
+enum class TargetKind : int { kNone, kDense, kProjected };
 
 // Which side the derivatives are computed from: a tangent chain for each of P directions, or a gradient for each of
 // O outputs, projected on all directions. The same numbers; the work goes with 1 + P or 1 + O.
@@ -24,7 +29,12 @@ enum class Residuals : int { kNone, kLoss, kCotangents };
 
 struct Strided {
   const void* data = nullptr;
-  std::int64_t stride[3] = {0, 0, 0};
+  std::int64_t stride[4] = {0, 0, 0, 0};
+};
+
+struct Target {
+  TargetKind kind = TargetKind::kNone;
+  Strided data;
 };
 
 struct Formula {
@@ -43,40 +53,51 @@ struct Layer {
 
 struct Directions {
   Distribution distribution = Distribution::kGiven;
-  Strided given;  // [P, N, D]
+  Strided given;  // [P, N, W], or [P, N, O] for cotangents
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;
   bool shared = false;
   double scale = 1;
 };
 
+// The terms of a loss: values, derivatives of order 1, of order 2.
+constexpr int kMaxTerms = 3;
+
 struct Step {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t N = 0, D = 0, O = 0, P = 0, L = 0;
+  std::int64_t W = 0;             // the first W inputs are differentiated
+  int order = 1;                  // 2: also second directional derivatives
+  bool collapsed = false;         // of order 2 only the sum over directions is wanted
   const Layer* layers = nullptr;  // [L]
   Strided x;                      // [N, D]
-  Directions directions;
+  Projection projection = Projection::kDirections;
+  Directions directions;  // P of them; cotangents if that is what is projected
 
   Residuals residuals = Residuals::kNone;
-  Strided values;  // [N, O]: targets, or cotangents of y
-  DerivativeTarget derivative_target = DerivativeTarget::kNone;
-  Strided derivative;     // see DerivativeTarget; with kCotangents the cotangents of the tangents
-  Strided sample_weight;  // [N]: multiplies every residual's slope
-  Formula value_loss, derivative_loss;
-  double value_weight = 0, derivative_weight = 0;
-  double value_scale = 0, derivative_scale = 0;
+  Target target[kMaxTerms];  // with kCotangents the cotangents of y, of its derivatives, of its second derivatives
+  Formula loss[kMaxTerms];
+  double weight[kMaxTerms] = {0, 0, 0};
+  double scale[kMaxTerms] = {0, 0, 0};  // what makes a sum of residuals the term
+  Strided sample_weight;                // [N]
+  Strided output_weight;                // [O]
 
   bool gradients = false;
-  void* y = nullptr;         // [N, O]
-  void* tangents = nullptr;  // [P, N, O]
-  void* loss = nullptr;      // [1], or [N] if per_sample
-  void* terms = nullptr;     // [2], or [2, N] if per_sample; wanted together with loss
+  void* y = nullptr;            // [N, O]
+  void* derivatives = nullptr;  // [P, N, O], or [P, N, W] of cotangents
+  void* second = nullptr;       // [P, N, O], or [N, O] if collapsed
+  void* total = nullptr;        // the loss: [1], or [N] if per_sample
+  void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample; wanted together with total
   bool per_sample = false;
   void* dx = nullptr;  // [N, D]
 
   Side side = Side::kTangents;
   std::int64_t tile = 0;  // samples
   int threads = 1;
+
+  int count_terms() const { return 1 + order; }
+  // numbers of one direction or cotangent
+  std::int64_t drawn() const { return projection == Projection::kCotangents ? O : W; }
 };
 
 }  // namespace sk

@@ -14,6 +14,7 @@ auto with_activation(int row, F f) {
   }
 }
 
+// A pointwise loss
 template <class F>
 auto with_loss(int row, F f) {
   switch (row) {
@@ -22,5 +23,17 @@ auto with_loss(int row, F f) {
       return f(LossMse{});
   }
 }
+
+// A loss of sums over a sample; its rows go on where those of the pointwise losses end
+template <class F>
+auto with_coupled(int row, F f) {
+  switch (row) {
+    SK_COUPLED(SK_CASE)
+    default:
+      return f(CoupledRelativeMse{});
+  }
+}
+
+inline bool is_coupled(const Formula& loss) { return loss.row >= kPointwise; }
 
 #undef SK_CASE

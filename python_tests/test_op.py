@@ -8,8 +8,8 @@ from problems import Shape, data, directions_of, step
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu
-from sobolev_kernels.functional import begin
-from sobolev_kernels.problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Problem
+from sobolev_kernels.call import begin
+from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS
 from sobolev_kernels.testing import assert_within_rule
 
 SHAPE = Shape(7, 3, 8, 2, 2, 2, "small and odd")
@@ -21,24 +21,36 @@ def poison_outputs():
     """Not here: opcheck and torch.compile want the real allocator."""
 
 
-@pytest.mark.parametrize("result", [LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, JVP, JVP_GRADIENTS])
+@pytest.mark.parametrize("result", [LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, DERIVATIVES, DERIVATIVES_GRADIENTS])
 def test_opcheck(result):
     numbers = data(SHAPE)
     x = numbers.x.requires_grad_()
-    backward = result in (PER_SAMPLE_GRADIENTS, JVP_GRADIENTS)
-    forward = {PER_SAMPLE_GRADIENTS: PER_SAMPLE, JVP_GRADIENTS: JVP}.get(result, result)
-    target = "none" if forward == JVP else "jacobian"
+    backward = result in (PER_SAMPLE_GRADIENTS, DERIVATIVES_GRADIENTS)
+    forward = {PER_SAMPLE_GRADIENTS: PER_SAMPLE, DERIVATIVES_GRADIENTS: DERIVATIVES}.get(result, result)
+    target = "none" if forward == DERIVATIVES else "dense"
     call = begin(numbers.student, x, sk.Directions.sphere(2), "cpu", result=forward, derivative_target=target)
     problem, values, derivative, weight = call.problem, numbers.y, numbers.jacobian, None
-    if result == JVP:
+    if result == DERIVATIVES:
         values = derivative = None
     if backward:
         problem = replace(problem, result=result, gradients=True)
         x, weight = x.detach(), torch.ones(7) if forward == PER_SAMPLE else None
-    if result == JVP_GRADIENTS:
-        problem, derivative = replace(problem, derivative_target="tangents"), torch.randn(2, 7, 2)
+    if result == DERIVATIVES_GRADIENTS:
+        problem, derivative = replace(problem, derivative_target="projected"), torch.randn(2, 7, 2)
     parameters = [p.detach().requires_grad_(not backward) for p in call.parameters]
-    arguments = (x, parameters, None, call.seed, values, derivative, weight, [1.0, 0.5], problem.to_string())
+    arguments = (
+        x,
+        parameters,
+        None,
+        call.seed,
+        values,
+        derivative,
+        None,
+        weight,
+        None,
+        [1.0, 0.5],
+        problem.to_string(),
+    )
     torch.library.opcheck(torch.ops.sobolev_kernels.mlp_sobolev, arguments)
 
 
@@ -185,7 +197,7 @@ def test_working_memory_does_not_grow_with_samples_or_directions(distribution, O
 
     def memory(P, N):
         v = sk.Directions.given(torch.zeros(P, 8)) if distribution == "given" else sk.Directions.sphere(P)
-        problem = begin(student, x, v, "cpu", result=LOSS, derivative_target="jacobian").problem
+        problem = begin(student, x, v, "cpu", result=LOSS, derivative_target="dense").problem
         return cpu.working_memory(problem, N)
 
     assert memory(2, 1_000) == memory(16, 1_000) == memory(16, 1_000_000)
@@ -202,7 +214,7 @@ def test_both_sides_give_the_same_numbers(activation, reduction, monkeypatch):
     expected = step(numbers.to(torch.float64), sk.Directions.given(v.double()), "reference", reduction=reduction)
     baseline = step(numbers, sk.Directions.given(v), "reference", reduction=reduction)
     for side in ("gradients", "tangents"):
-        monkeypatch.setattr(Problem, "side", side)
+        monkeypatch.setattr(cpu, "side", lambda _, side=side: side)
         got = step(numbers, directions, "cpu", reduction=reduction)
         for name, tensor in got.items():
             assert_within_rule(f"{side}: {name}", tensor, expected[name], baseline[name])

@@ -4,12 +4,13 @@ Glossary, the same in every language: N samples, D input features, H width, O ou
 P directions on the input side, R cotangents on the output side, K order of the derivative.
 """
 
-from .directions import Directions
+from .derivatives import hvp, jet, jvp, laplacian, vjp
+from .directions import Cotangents, Directions
 from .errors import NotProvided
 from .explain import explain
-from .functional import SobolevTerms, jvp, sobolev_loss
+from .functional import SobolevTerms, sobolev_loss
 from .math.activations import ACTIVATIONS
-from .math.losses import LOSSES
+from .math.losses import COUPLED, LOSSES
 from .module import SobolevLoss
 from .student import MLP, Sine
 from .targets import Targets
@@ -17,8 +18,10 @@ from .targets import Targets
 __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS",
+    "COUPLED",
     "LOSSES",
     "MLP",
+    "Cotangents",
     "Directions",
     "NotProvided",
     "Sine",
@@ -26,6 +29,10 @@ __all__ = [
     "SobolevTerms",
     "Targets",
     "explain",
+    "hvp",
+    "jet",
     "jvp",
+    "laplacian",
     "sobolev_loss",
+    "vjp",
 ]

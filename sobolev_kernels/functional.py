@@ -1,149 +1,48 @@
-"""The functions users call: validate once, in words, then hand a Problem and its tensors to a backend."""
+"""`sobolev_loss`: validate once, in words, then hand a Problem and its tensors to a backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from . import dispatch, ops
+from . import dispatch
 from .backends import reference
-from .directions import Directions
+from .call import COMPUTE_DTYPE, EXACT, Call, begin, compute_dtype, make_problem
+from .columns import Columns
+from .directions import Cotangents, Directions, Projections
 from .errors import need
 from .math.losses import choose_loss
 from .math.table import Formula
-from .problem import JVP, LOSS, PER_SAMPLE, Operands, Problem
-from .student import Student, recognise
+from .problem import COTANGENTS, DENSE, DERIVATIVES, LOSS, NONE, PER_SAMPLE
+from .student import recognise
 from .targets import Targets
-from .validate import check_finite_tensors, check_inputs, check_outputs, check_student, check_targets, check_weights
+from .validate import (
+    check_finite_tensors,
+    check_inputs,
+    check_student,
+    check_targets,
+    check_weight,
+    check_weights,
+)  # fmt: skip
 
 REDUCTIONS = ("mean", "sum", "none")
-COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+DIFFERENTIAL_ML = "differential-ml"
 LossName = str | tuple | Formula
 
 
 class SobolevTerms(NamedTuple):
     """What `return_terms=True` gives: scalars, or [N] with reduction="none". Only `loss` carries gradients.
 
-    A term without a target, which a weight of zero allows, is NaN.
+    A term without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
     """
 
     loss: torch.Tensor
     value: torch.Tensor
     derivative: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Call:
-    """One validated call: what is common to the loss and to `jvp`."""
-
-    student: object
-    layers: Student | str
-    x: torch.Tensor
-    directions: Directions | None
-    seed: torch.Tensor | None
-    problem: Problem
-
-    @property
-    def parameters(self) -> list[torch.Tensor]:
-        return [compute_dtype(p, self.layers) for p in self.layers.parameters]
-
-    @property
-    def given(self) -> torch.Tensor | None:
-        return None if self.directions is None or self.directions.values is None else self.directions.values
-
-    def materialised(self) -> torch.Tensor:  # [P, N, D]
-        if self.directions is None:
-            return self.x.new_empty((0, *self.x.shape))
-        return ops.materialise(self.directions, self.seed, self.x.detach()).to(self.x.dtype)
-
-    def reference_jvp(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(self.layers, str):
-            student = lambda x: check_outputs(self.student(x), x, "student")  # noqa: E731
-            return reference.function_jvp(student, self.x, self.materialised())
-        return reference.mlp_jvp(self.layers, self.parameters, self.x, self.materialised())
-
-
-def compute_dtype(tensor: torch.Tensor | None, layers: Student | str) -> torch.Tensor | None:
-    """bfloat16 and float16 are computed in float32; but of an unrecognised module only it knows how."""
-    if tensor is None or isinstance(layers, str) or tensor.dtype not in COMPUTE_DTYPE:
-        return tensor
-    return tensor.to(COMPUTE_DTYPE[tensor.dtype])
-
-
-def make_problem(layers: Student | str, x: torch.Tensor, directions: Directions | None, **fields) -> Problem:
-    """Of a student that was not recognised, `layers` is the reason and only D is known."""
-    D = x.shape[1]
-    if isinstance(layers, str):
-        fields |= {"widths": (D,), "biases": (), "activations": (), "unrecognised": layers}
-    else:
-        fields |= {"widths": layers.widths, "biases": layers.biases, "activations": layers.activations}
-        wanted = x.requires_grad or any(p.requires_grad for p in layers.parameters)
-        fields["gradients"] = fields["result"] == LOSS and wanted and torch.is_grad_enabled()
-    if directions is not None:
-        fields |= {"P": directions.count(D), "distribution": directions.distribution}
-        fields |= {"shared": directions.shared, "scale": directions.scale(D)}
-    dtype = str(x.dtype).removeprefix("torch.")
-    return Problem(dtype=dtype, device=x.device.type, input_gradient=x.requires_grad, **fields)
-
-
-def begin(student: object, inputs: torch.Tensor, directions: Directions | None, backend: str | None, **fields) -> Call:
-    """Recognise the student, draw the seed, choose the backend."""
-    layers = recognise(student)
-    check_inputs(inputs, layers)
-    check_student(student, layers, inputs)
-    if directions is not None:
-        directions.check(inputs)
-        directions = replace(directions, values=compute_dtype(directions.values, layers))
-    x = compute_dtype(inputs, layers)
-    problem = dispatch.choose(make_problem(layers, x, directions, **fields), backend)
-    if problem.backend != "reference":
-        ops.need_no_transforms(x, *layers.parameters)
-    seed = None if directions is None else directions.draw_seed()
-    return Call(student, layers, x, directions, seed, problem)
-
-
-def run_jvp(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    if call.problem.backend == "reference":
-        return call.reference_jvp()
-    ops.need_no_transforms(call.given)
-    y, tangents, *_ = ops.mlp_sobolev(call.problem, Operands(call.x, call.parameters, call.given, call.seed))
-    return y, tangents
-
-
-def jvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, backend: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The student's values and its directional derivatives, D m(x)[v], in one fused pass.
-
-    Both results are differentiable with respect to the parameters and x (once; with `backend="reference"` as often
-    as you like), so any loss can stand on top.
-
-    Args:
-        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
-        x: inputs [N, D], floating point, of the student's dtype and device.
-        v: directions [P, N, D], or [P, D] shared by the batch, or a `Directions`.
-        backend: forces one by name; it never falls back.
-
-    Returns:
-        y [N, O] and tangents [P, N, O], of x's dtype.
-
-    Raises:
-        ValueError: a wrong shape, dtype or device, naming the argument, what was expected and what came.
-        NotImplementedError: the forced backend refuses, or a derivative is not provided.
-
-    Example:
-        >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 2))
-        >>> dy.shape
-        torch.Size([1, 5, 1])
-    """
-    student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
-    directions = v if isinstance(v, Directions) else Directions.given(v)
-    call = begin(student, x, directions, backend, result=JVP)
-    y, tangents = run_jvp(call)
-    return y.to(x.dtype), tangents.to(x.dtype)
+    second: torch.Tensor | None = None
 
 
 def sobolev_loss(
@@ -152,19 +51,29 @@ def sobolev_loss(
     targets: Targets,
     *,
     directions: Directions | None = None,
+    cotangents: Cotangents | None = None,
+    derivatives: str | None = None,
+    order: int = 1,
+    wrt: Sequence[int] | None = None,
     value_loss: LossName = "mse",
     derivative_loss: LossName = "mse",
-    weights: tuple[float, float] = (1.0, 1.0),
+    weights: Sequence[float] | str | None = None,
+    input_scale: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
+    output_weight: torch.Tensor | None = None,
     reduction: str = "mean",
     backend: str | None = None,
     return_terms: bool = False,
     check_finite: bool = False,
 ) -> torch.Tensor | SobolevTerms:
-    """The Sobolev loss of a student on values and directional derivatives (Czarnecki et al., 2017).
+    """The Sobolev loss of a student on values and derivatives (Czarnecki et al., 2017).
 
         loss = w_0 · mean_{n,o} ρ_0(m(x_n) - f(x_n)) + w_1 · mean_{p,n,o} ρ_1(D m(x_n)[v_p] - D f(x_n)[v_p])
+                                                     + w_2 · mean_{p,n,o} ρ_1(D²m(x_n)[v_p, v_p] - D²f(x_n)[v_p, v_p])
 
-    On a fused backend one call computes the loss and all its gradients; `backward` only scales them.
+    With `cotangents` the middle term is instead the mean over r, n and d of ρ_1 of (D m(x_n)ᵀu_r - D f(x_n)ᵀu_r)_d;
+    with `derivatives="exact"` the mean over all entries of the Jacobian. On a fused backend one call computes the
+    loss and all its gradients; `backward` only scales them.
 
     Args:
         student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
@@ -172,11 +81,22 @@ def sobolev_loss(
             the targets are constants then.
         targets: see `Targets`.
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
-        value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh".
-        weights: (w_0, w_1), finite numbers >= 0. A term of weight zero needs no target.
+        cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
+        derivatives: "exact", instead of directions and cotangents: the whole Jacobian, from the cheaper side.
+        order: 2 adds the second directional derivatives along the same directions.
+        wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
+            by default all. Directions, Jacobian and Hessian have W columns then, in this order.
+        value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
+            numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
+            "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these.
+        weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
+            needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
+            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the target Jacobian.
+        input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
+        sample_weight: [N], multiplies each sample's residuals; `output_weight`: [O], each output's.
         reduction: "mean" or "sum" over the samples, or "none": [N], and the gradients wait for the backward.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
-        return_terms: also return the two terms, unweighted, as `SobolevTerms`.
+        return_terms: also return the terms, unweighted, as `SobolevTerms`.
         check_finite: look for NaN and infinity in inputs, targets and parameters first (costs a pass over them).
 
     Returns:
@@ -196,72 +116,119 @@ def sobolev_loss(
     """
     need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
     need(isinstance(targets, Targets), "targets", "a sobolev_kernels.Targets", targets, TypeError)
+    need(order in (1, 2), "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
     losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
-    weights = check_weights(weights)
-    directions = pick_directions(directions, targets, weights, return_terms)
-    result = PER_SAMPLE if reduction == "none" else LOSS
+    columns = Columns(None if wrt is None else tuple(wrt), input_scale)
+    if isinstance(weights, str):
+        weights, columns = differential_ml(weights, columns, targets, inputs, order)
+    weights = check_weights(weights, order)
+    projections = pick_projections(directions, cotangents, derivatives, targets, order, weights, return_terms)
+    order = 1 if projections is None else order
     call = begin(
-        student, inputs, directions, backend, result=result, reduction=reduction,
-        derivative_target="none" if directions is None else targets.kind,
+        student, inputs, projections, backend, columns,
+        result=PER_SAMPLE if reduction == "none" else LOSS, reduction=reduction, order=order,
+        derivative_target=NONE if projections is None else targets.kind,
+        second_target=targets.second_kind if order == 2 else NONE,
         value_loss=losses[0], derivative_loss=losses[1],
     )  # fmt: skip
     O = None if isinstance(call.layers, str) else call.layers.widths[-1]
-    check_targets(targets, inputs, O, call.directions, weights)
+    check_targets(targets, inputs, O, columns.count(inputs.shape[1]), call.projections, weights)
+    check_weight("sample_weight", sample_weight, inputs.shape[0], inputs)
+    check_weight("output_weight", output_weight, "O" if O is None else O, inputs)
+    unscaled = input_scale is None or (targets.tangents is None and targets.seconds is None)
+    need(unscaled, "input_scale", "a jacobian, hessian, vjps or teacher to scale alike", "projected tangents")
+    whole = call.problem.projection != COTANGENTS or call.problem.distribution == "basis" or output_weight is None
+    need(whole, "output_weight", 'directions, Cotangents.basis() or derivatives="exact"', "mixed outputs")
     if check_finite:
         check_finite_tensors(student, inputs, targets, call.given)
-    values, derivative = resolve(targets, call, inputs.dtype)
+    tensors = dict(zip(("values", "derivative", "second"), resolve(targets, call, inputs.dtype), strict=True))
+    tensors["sample_weight"] = compute_dtype(sample_weight, call.layers)
+    tensors["output_weight"] = compute_dtype(output_weight, call.layers)
     if call.problem.backend == "reference":
-        loss, value, slope = reference_loss(call, values, derivative, weights)
+        loss, terms = reference_loss(call, weights, **tensors)
     else:
-        operands = Operands(call.x, call.parameters, call.given, call.seed, values, derivative, None, weights)
-        ops.need_no_transforms(values, derivative, call.given)
-        loss, terms, *_ = ops.mlp_sobolev(call.problem, operands)
-        value, slope = terms.detach().unbind(0)
+        loss, terms, *_ = call.fused(weights=weights[: 1 + order], **tensors)
     if not return_terms:
         return loss.to(inputs.dtype)
-    value = value if values is not None else torch.full_like(value, torch.nan)
-    slope = slope if directions is not None else torch.full_like(slope, torch.nan)
-    return SobolevTerms(loss.to(inputs.dtype), value.to(inputs.dtype), slope.to(inputs.dtype))
+    there = (tensors["values"] is not None, tensors["derivative"] is not None, tensors["second"] is not None)
+    terms = [t if known else torch.full_like(t, torch.nan) for t, known in zip(terms.detach(), there, strict=False)]
+    return SobolevTerms(loss.to(inputs.dtype), *(t.to(inputs.dtype) for t in terms))
 
 
-def pick_directions(directions, targets: Targets, weights, return_terms: bool) -> Directions | None:
-    """The directions of a call; None where the derivative term is not computed."""
-    kind = directions is None or isinstance(directions, Directions)
-    need(
-        kind, "directions", "a sobolev_kernels.Directions (given(tensor) makes one of a tensor)", directions, TypeError
-    )
-    once = directions is None or targets.directions is None
-    need(once, "directions", "either in targets or in the call", "both")
-    if targets.kind == "none" and targets.teacher is None:
-        have = "values only; give jacobian, tangents or teacher, or a derivative weight of 0"
-        need(weights[1] == 0, "targets", "a derivative target, since its weight is not zero", have)
+def differential_ml(weights: str, columns: Columns, targets: Targets, inputs: torch.Tensor, order: int):
+    """Weights and columns in the balance of Huge & Savine: every derivative in units of its own size."""
+    need(weights == DIFFERENTIAL_ML, "weights", f"numbers or {DIFFERENTIAL_ML!r}", weights)
+    need(order == 1, "weights", f"numbers, since {DIFFERENTIAL_ML!r} is of order 1", f"order = {order}")
+    need(columns.scale is None, "weights", "numbers together with an input_scale", weights)
+    need(targets.jacobian is not None, "targets", f"a jacobian, whose columns {DIFFERENTIAL_ML!r} weighs", targets.kind)
+    columns.check(inputs)
+    W = columns.count(inputs.shape[1])
+    rms = targets.jacobian.reshape(-1, W).square().mean(0).sqrt()
+    # a column that never changes f has no size of its own: it takes that of the others
+    usual = rms.square().mean().sqrt()
+    scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
+    scale = scale if targets.jacobian.numel() else torch.ones_like(scale)
+    return (1 / (1 + W), W / (1 + W)), replace(columns, scale=scale)
+
+
+def pick_projections(
+    directions, cotangents, derivatives, targets: Targets, order: int, weights, return_terms: bool
+) -> Projections | str | None:
+    """What the derivatives of a call are projected on; None where no derivative term is computed."""
+    for name, value, kind in (("directions", directions, Directions), ("cotangents", cotangents, Cotangents)):
+        expected = f"a sobolev_kernels.{kind.__name__} (given(tensor) makes one of a tensor)"
+        need(value is None or isinstance(value, kind), name, expected, value, TypeError)
+    need(derivatives in (None, EXACT), "derivatives", f"None or {EXACT!r}", derivatives)
+    asked = {
+        "directions": directions, "cotangents": cotangents, "derivatives": derivatives,
+        "directions in targets": targets.directions, "cotangents in targets": targets.cotangents,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    twice = {name.split()[0] for name in asked} == {"directions"} and len(asked) == 2
+    need(not twice, "directions", "either in targets or in the call", "both")
+    need(len(asked) <= 1, "directions", "one of directions, cotangents and derivatives", " and ".join(asked))
+    chosen = next(iter(asked.values()), None)
+    for term, kind in ((1, targets.kind), (2, targets.second_kind))[:order]:
+        if kind == NONE:
+            what = ("values only; give jacobian, tangents, vjps or teacher", "none; give hessian, seconds or teacher")
+            need(weights[term] == 0, "targets", "a derivative target, since its weight is not zero",
+                 f"{what[term - 1]}, or a derivative weight of 0")  # fmt: skip
+    kinds = {targets.kind, targets.second_kind if order == 2 else NONE}
+    if kinds == {NONE} or (not any(weights[1:]) and not return_terms):
         return None
-    if weights[1] == 0 and not return_terms:
-        return None
-    chosen = directions or targets.directions
-    if targets.tangents is not None:
-        fixed = chosen is not None and chosen.fixed
+    if targets.tangents is not None or targets.seconds is not None:
+        fixed = isinstance(chosen, Directions) and chosen.fixed
         need(fixed, "directions", "those the target tangents belong to: given(tensor), a seed, or basis()", chosen)
+    if targets.vjps is not None:
+        fixed = isinstance(chosen, Cotangents) and chosen.fixed
+        need(fixed, "cotangents", "those the target vjps belong to: given(tensor), a seed, or basis()", chosen)
+    along = order == 1 or chosen is None or isinstance(chosen, Directions)
+    need(along, "order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
     return chosen or Directions.sphere(1)
 
 
-def resolve(targets: Targets, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Targets as the backends take them: values [N, O], and the Jacobian [N, O, D] or tangents [P, N, O]."""
-    values, derivative = targets.values, targets.derivative
+def resolve(targets: Targets, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
+    """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
+    values, derivative, second = targets.values, targets.derivative, targets.second
+    one = derivative is targets.jacobian and derivative is not None and derivative.dim() == 2
+    derivative = derivative[:, None, :] if one else derivative
     if targets.teacher is not None:
-        values_of_teacher, derivative = teacher_jvp(targets.teacher, call, dtype)
+        values_of_teacher, derivative, second = teacher_derivatives(targets.teacher, call, dtype)
         values = values_of_teacher if values is None else values
+    elif call.columns.scale is not None:
+        scale = call.columns.scale.to(dtype)
+        derivative = None if derivative is None else derivative * scale
+        second = None if second is None else second * scale * scale[:, None]
     if values is not None and values.dim() == 1:
         values = values[:, None]
-    if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
-        derivative = derivative[:, None, :]
-    derivative = None if call.directions is None else derivative
-    return compute_dtype(values, call.layers), compute_dtype(derivative, call.layers)
+    derivative = None if call.projections is None else derivative
+    second = second if call.problem.order == 2 else None
+    return tuple(compute_dtype(tensor, call.layers) for tensor in (values, derivative, second))
 
 
-def teacher_jvp(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The teacher's values and tangents along the student's directions, without gradients; `dtype` is the user's."""
-    x = call.x.detach()
+def teacher_derivatives(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
+    """The teacher's values and derivatives, projected as the student's, without gradients; `dtype` is the user's."""
+    x, problem = call.x.detach(), call.problem
     layers = recognise(teacher)
     with torch.no_grad():
         check_inputs(x, layers, "teacher")
@@ -271,16 +238,23 @@ def teacher_jvp(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torc
                 O = call.layers.widths[-1]
                 fits = layers.widths[-1] == O
                 need(fits, "teacher", f"{O} outputs, as the student has", f"{layers.widths[-1]}")
-            problem = make_problem(layers, x, call.directions, result=JVP)
-            problem = replace(problem, backend=call.problem.backend)
-            if dispatch.refusal(problem.backend, problem) is None:
-                return run_jvp(replace(call, student=teacher, layers=layers, x=x, problem=problem))
+            n = problem.drawn if problem.projection == COTANGENTS else call.columns.count(x.shape[1])
+            own = make_problem(layers, x, call.projections, n, call.columns, result=DERIVATIVES, order=problem.order)
+            own = replace(own, backend=problem.backend)
+            if dispatch.refusal(own.backend, own) is None:
+                return replace(call, student=teacher, layers=layers, x=x, problem=own).derivatives()
         function = lambda t: with_outputs(teacher(t))  # noqa: E731
-        y, tangents = reference.function_jvp(function, x.to(dtype), call.materialised().to(dtype))
+        vectors = call.materialised().to(dtype)
+        if problem.projection == COTANGENTS:
+            y, derivative = reference.function_vjp(function, x.to(dtype), vectors)
+            derivative, second = call.columns.restrict(derivative), None
+        else:
+            v = call.columns.embed(vectors, x.shape[1])
+            y, derivative, second = reference.function_jet(function, x.to(dtype), v, problem.order)
         outputs = y.shape[-1] if isinstance(call.layers, str) else call.layers.widths[-1]
         need(y.shape == (len(x), outputs), "teacher", f"values [{len(x)}, {outputs}], one row for each input", y)
         need(y.dtype == dtype, "teacher", f"values of {dtype}, as the inputs are", y)
-        return y.to(x.dtype), tangents.to(x.dtype)
+        return tuple(None if tensor is None else tensor.to(x.dtype) for tensor in (y, derivative, second))
 
 
 def with_outputs(y: torch.Tensor) -> torch.Tensor:
@@ -289,18 +263,26 @@ def with_outputs(y: torch.Tensor) -> torch.Tensor:
     return y[:, None] if y.dim() == 1 else y
 
 
-def reference_loss(call: Call, values, derivative, weights):
-    """(loss, value, derivative): the loss differentiable as often as needed, the terms detached."""
-    problem, (y, tangents) = call.problem, call.reference_jvp()
-    if problem.derivative_target == "jacobian" and derivative is not None:
-        derivative = reference.project(derivative, call.materialised())
-    zero = y.new_zeros(y.shape[0])
-    value = zero if values is None else reference.term(problem.value_loss, y, values)
-    slope = zero if derivative is None else reference.term(problem.derivative_loss, tangents, derivative)
-    if problem.reduction != "none":
-        samples = max(1, y.shape[0]) if problem.reduction == "mean" else 1
-        value, slope = value.sum() / samples, slope.sum() / samples
-    loss = sum(w * t for w, t in zip(weights, (value, slope), strict=True) if w)
+def reference_loss(call: Call, weights, values, derivative, second, sample_weight, output_weight):
+    """(loss, terms): the loss differentiable as often as needed."""
+    problem, vectors = call.problem, call.materialised()
+    y, *predictions = call.by_reference()
+    cotangents = problem.projection == COTANGENTS
+    if problem.derivative_target == DENSE and derivative is not None:
+        derivative = (reference.pull if cotangents else reference.project)(derivative, vectors)
+    if problem.second_target == DENSE and second is not None:
+        second = reference.project_twice(second, vectors)
+    rows = output_weight[:, None, None] if cotangents and output_weight is not None else output_weight
+    parts = [(problem.value_loss, y, values, output_weight)]
+    parts += [(problem.derivative_loss, p, t, rows) for p, t in zip(predictions, (derivative, second), strict=True)]
+    terms = []
+    for loss, prediction, target, weight in parts[: 1 + problem.order]:
+        term = y.new_zeros(y.shape[0]) if target is None else reference.term(loss, prediction, target, weight)
+        term = term if sample_weight is None else sample_weight * term
+        if problem.reduction != "none":
+            term = term.sum() / (max(1, y.shape[0]) if problem.reduction == "mean" else 1)
+        terms.append(term)
+    loss = sum(w * term for w, term in zip(weights, terms, strict=False) if w)
     if not any(weights):
         loss = 0 * (y.sum(-1) if problem.reduction == "none" else y.sum())
-    return loss, value.detach(), slope.detach()
+    return loss, torch.stack([term.detach() for term in terms])

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import dispatch
-from .directions import Directions
+from .directions import Cotangents, Directions
 from .errors import need
-from .functional import REDUCTIONS, LossName, SobolevTerms, sobolev_loss
+from .functional import DIFFERENTIAL_ML, REDUCTIONS, LossName, SobolevTerms, pick_projections, sobolev_loss
 from .math.losses import choose_loss
 from .targets import Targets
 from .validate import check_weights
 
 
 class SobolevLoss(torch.nn.Module):
-    """A Sobolev loss with its settings, called as `loss_fn(student, inputs, targets)`.
+    """A Sobolev loss with its settings, called as `loss_fn(student, inputs, targets, sample_weight=None)`.
 
-    The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters.
+    The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no
+    parameters; `input_scale` and `output_weight` are buffers, which move with `.to(device)`.
 
     Example:
         >>> from sobolev_kernels import MLP
@@ -27,28 +30,46 @@ class SobolevLoss(torch.nn.Module):
     """
 
     def __init__(
-        self, *, directions: Directions | None = None, value_loss: LossName = "mse",
-        derivative_loss: LossName = "mse", weights: tuple[float, float] = (1.0, 1.0), reduction: str = "mean",
-        backend: str | None = None, return_terms: bool = False, check_finite: bool = False,
+        self, *, directions: Directions | None = None, cotangents: Cotangents | None = None,
+        derivatives: str | None = None, order: int = 1, wrt: Sequence[int] | None = None,
+        value_loss: LossName = "mse", derivative_loss: LossName = "mse",
+        weights: Sequence[float] | str | None = None, input_scale: torch.Tensor | None = None,
+        output_weight: torch.Tensor | None = None, reduction: str = "mean", backend: str | None = None,
+        return_terms: bool = False, check_finite: bool = False,
     ):  # fmt: skip
         super().__init__()
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
-        fits = directions is None or isinstance(directions, Directions)
-        need(fits, "directions", "a sobolev_kernels.Directions", directions, TypeError)
+        need(order in (1, 2), "order", "1 or 2", order)
+        pick_projections(directions, cotangents, derivatives, Targets(teacher=abs), 1, (1.0, 1.0), False)
         dispatch.requested(backend)
+        named = weights == DIFFERENTIAL_ML
         self.settings = {
             "directions": directions,
+            "cotangents": cotangents,
+            "derivatives": derivatives,
+            "order": order,
+            "wrt": None if wrt is None else tuple(wrt),
             "value_loss": choose_loss("value_loss", value_loss),
             "derivative_loss": choose_loss("derivative_loss", derivative_loss),
-            "weights": check_weights(weights),
+            "weights": weights if named else check_weights(weights, order),
             "reduction": reduction,
             "backend": backend,
             "return_terms": return_terms,
             "check_finite": check_finite,
         }
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("output_weight", output_weight)
 
-    def forward(self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets) -> torch.Tensor | SobolevTerms:
-        return sobolev_loss(student, inputs, targets, **self.settings)
+    def forward(
+        self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
+        sample_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor | SobolevTerms:  # fmt: skip
+        tensors = {
+            "input_scale": self.input_scale,
+            "output_weight": self.output_weight,
+            "sample_weight": sample_weight,
+        }
+        return sobolev_loss(student, inputs, targets, **self.settings, **tensors)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.settings.items())

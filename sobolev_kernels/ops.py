@@ -14,18 +14,28 @@ import torch
 from torch.autograd import forward_ad
 
 from .backends import cpu
-from .directions import Directions
+from .directions import Projections
 from .dispatch import BACKENDS
 from .errors import NotProvided
 from .math.directions import draw
-from .problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from .problem import (
+    DERIVATIVES,
+    DERIVATIVES_GRADIENTS,
+    LOSS,
+    NONE,
+    PER_SAMPLE,
+    PER_SAMPLE_GRADIENTS,
+    PROJECTED,
+    Operands,
+    Problem,
+)  # fmt: skip
 
 empty = torch.empty  # the tests replace it by one that returns NaN
 
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
     "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
-    "Tensor? sample_weight, float[] weights, str problem) -> Tensor[]"
+    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, float[] weights, str problem) -> Tensor[]"
 )
 
 
@@ -34,11 +44,14 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
     x, N = operands.x, operands.x.shape[0]
     shapes: dict[str, tuple[int, ...]] = {}
     if problem.result == LOSS:
-        shapes = {"loss": (), "terms": (2,)}
+        shapes = {"loss": (), "terms": (1 + problem.order,)}
     elif problem.result == PER_SAMPLE:
-        shapes = {"loss": (N,), "terms": (2, N)}
-    elif problem.result == JVP:
-        shapes = {"y": (N, problem.O), "tangents": (problem.P, N, problem.O)}
+        shapes = {"loss": (N,), "terms": (1 + problem.order, N)}
+    elif problem.result == DERIVATIVES:
+        each = (problem.P, N, problem.derived)
+        shapes = {"y": (N, problem.O)}
+        shapes |= {} if problem.collapsed else {"derivatives": each}
+        shapes |= {"second": (N, problem.O) if problem.collapsed else each} if problem.order == 2 else {}
     if problem.gradients and problem.input_gradient:
         shapes["dx"] = (N, problem.D)
     new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
@@ -131,11 +144,15 @@ def need_no_transforms(*tensors: torch.Tensor | None) -> None:
         )
 
 
-def gradients_of(problem: Problem, operands: Operands, result: str) -> list[torch.Tensor]:
+def gradients_of(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """(dx, parameters…) for cotangents that were not known in the forward: computed from the start again."""
-    target = {PER_SAMPLE_GRADIENTS: problem.derivative_target, JVP_GRADIENTS: "tangents"}[result]
-    backward = replace(problem, result=result, gradients=True, derivative_target=target)
-    return call(backward, operands)
+    if problem.result == PER_SAMPLE:
+        problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
+    else:
+        kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
+        problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True)
+        problem = replace(problem, **dict(zip(("derivative_target", "second_target"), kinds, strict=True)))
+    return call(problem, operands)
 
 
 def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor]) -> None:
@@ -167,35 +184,41 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
     else:
         operands = saved_operands(ctx)
         if problem.result == PER_SAMPLE:
-            operands = operands._replace(sample_weight=cotangents[0])
-            gradients = gradients_of(problem, operands, PER_SAMPLE_GRADIENTS)
+            weight = cotangents[0] if operands.sample_weight is None else cotangents[0] * operands.sample_weight
+            operands = operands._replace(sample_weight=weight)
         else:
-            operands = operands._replace(values=cotangents[0], derivative=cotangents[1])
-            gradients = gradients_of(problem, operands, JVP_GRADIENTS)
+            outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
+            operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
+        gradients = gradients_of(problem, operands)
     if torch.is_grad_enabled():
         inputs = ctx.saved_tensors[: 1 + ctx.count]
         gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
     return gradients if problem.input_gradient else [None, *gradients]
 
 
+OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and the weights
+
+
 class MlpSobolev(torch.autograd.Function):
     """The op as eager PyTorch calls it. (With `setup_context`, as the op has it, `apply` alone takes 40 µs more.)"""
 
     @staticmethod
-    def forward(ctx, problem, weights, x, given, seed, values, derivative, *parameters):
-        operands = Operands(x, list(parameters), given, seed, values, derivative, None, weights)
+    def forward(ctx, problem, weights, x, *tensors):
+        optional, parameters = tensors[:OPTIONAL], list(tensors[OPTIONAL:])
+        operands = Operands(x, parameters, *optional, weights)
         outputs = compute(problem, operands)
         save(ctx, problem, operands, outputs)
         ctx.set_materialize_grads(False)
+        if problem.result == DERIVATIVES:
+            return tuple(outputs)
         loss, terms = outputs[:2]
-        if problem.result != JVP:
-            ctx.mark_non_differentiable(terms)
+        ctx.mark_non_differentiable(terms)
         return loss, terms
 
     @staticmethod
     def backward(ctx, *cotangents):
         dx, *dparameters = differentiate(ctx, cotangents)
-        return None, None, dx, None, None, None, None, *dparameters
+        return None, None, dx, *[None] * OPTIONAL, *dparameters
 
     @staticmethod
     def jvp(ctx, *_):
@@ -206,12 +229,12 @@ def op_setup_context(ctx, inputs, output):
     problem, operands = from_op(*inputs)
     save(ctx, problem, operands, output)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1 if problem.result != JVP else 2 :])
+    ctx.mark_non_differentiable(*([] if problem.result == DERIVATIVES else output[1:]))
 
 
 def op_backward(ctx, cotangents):
     dx, *dparameters = differentiate(ctx, tuple(cotangents))
-    return dx, dparameters, None, None, None, None, None, None, None
+    return dx, dparameters, *[None] * OPTIONAL, None, None
 
 
 library.impl("mlp_sobolev", op_cpu, "CPU")
@@ -225,26 +248,26 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     """The fused step, differentiable: the outputs of the Problem's result."""
     if tracing(operands):
         return tuple(call(problem, operands))
-    x, parameters, given, seed, values, derivative, _, weights = operands
-    return MlpSobolev.apply(problem, weights, x, given, seed, values, derivative, *parameters)
+    x, parameters, *optional, weights = operands
+    return MlpSobolev.apply(problem, weights, x, *optional, *parameters)
 
 
 def draw_directions(seed: torch.Tensor, N: int, problem: Problem) -> torch.Tensor:
-    """Directions [P, N, D] of one call: by the compiled core where there is one, so bit for bit those of its steps."""
+    """Directions [P, N, W] of one call: by the compiled core where there is one, so bit for bit those of its steps."""
     dtype = getattr(torch, problem.dtype)
     if cpu.supports(problem) is None:
-        out = empty((problem.P, N, problem.D), dtype=dtype)
+        out = empty((problem.P, N, problem.W), dtype=dtype)
         cpu.draw(problem, seed, out)
         return out
     key, offset = seed.tolist()
     device = torch.device(problem.device)
-    name, P, D = problem.distribution, problem.P, problem.D
-    return draw(name, key, offset, P, N, D, problem.shared, problem.scale, dtype, device)
+    name, P, W = problem.distribution, problem.P, problem.W
+    return draw(name, key, offset, P, N, W, problem.shared, problem.scale, dtype, device)
 
 
 def draw_fake(seed: torch.Tensor, N: int, problem: str) -> torch.Tensor:
     p = Problem.from_string(problem)
-    return torch.empty((p.P, N, p.D), dtype=getattr(torch, p.dtype), device=p.device)
+    return torch.empty((p.P, N, p.W), dtype=getattr(torch, p.dtype), device=p.device)
 
 
 # An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
@@ -253,17 +276,17 @@ library.impl("draw_directions", lambda seed, N, p: draw_directions(seed, N, Prob
 torch.library.register_fake("sobolev_kernels::draw_directions", draw_fake, lib=library)
 
 
-def materialise(directions: Directions, seed: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
-    """Directions [P, N, D], given or drawn, in the dtype that a step on these inputs [N, D] computes in."""
-    N, D = inputs.shape
-    P = directions.count(D)
-    if directions.values is not None:
-        values = directions.values
-        return values if values.dim() == 3 else values[:, None, :].expand(P, N, D)
-    dtype = str(inputs.dtype if inputs.dtype == torch.float64 else torch.float32).removeprefix("torch.")
+def materialise(projections: Projections, seed: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """Directions or cotangents [P, N, n], given or drawn, for `like` [N, n], in the dtype that a step computes in."""
+    N, n = like.shape
+    P = projections.count(n)
+    if projections.values is not None:
+        values = projections.values
+        return values if values.dim() == 3 else values[:, None, :].expand(P, N, n)
+    dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
     problem = Problem(
-        JVP, (D, 1), (False,), (), dtype, inputs.device.type, P, directions.distribution, directions.shared,
-        directions.scale(D),
+        DERIVATIVES, (n, 1), (False,), (), dtype, like.device.type, P=P, distribution=projections.distribution,
+        shared=projections.shared, scale=projections.scale(n),
     )  # fmt: skip
     if torch.compiler.is_compiling():
         return torch.ops.sobolev_kernels.draw_directions(seed, N, problem.to_string())

@@ -12,18 +12,21 @@ import torch
 from .math.table import Formula
 
 # What one call of the op is asked for.
-LOSS = "loss"  # loss, terms [2], and all gradients if wanted
-PER_SAMPLE = "per_sample"  # loss [N], terms [2, N], no gradients
+LOSS = "loss"  # loss, terms [1 + order], and all gradients if wanted
+PER_SAMPLE = "per_sample"  # loss [N], terms [1 + order, N], no gradients
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"  # all gradients, given a cotangent for each sample
-JVP = "jvp"  # y [N, O] and tangents [P, N, O], no gradients
-JVP_GRADIENTS = "jvp_gradients"  # all gradients, given cotangents of y and tangents
+DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second derivatives, no gradients
+DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
+
+DIRECTIONS, COTANGENTS = "directions", "cotangents"  # what P counts: tangents D m[v], or gradients Jᵀu
+NONE, DENSE, PROJECTED = "none", "dense", "projected"  # what a target holds: see `Operands`
 
 
 @dataclass(frozen=True)
 class Problem:
     """Everything about a Sobolev step but the numbers in it and N, so that one Problem serves every batch.
 
-    `widths` are (D, n_1, …, n_L = O); `derivative_target` is "none", "jacobian" or "tangents";
+    `widths` are (D, n_1, …, n_L = O); the first `wrt` of the D inputs are differentiated (0: all of them).
     `backend` is the one that was chosen, so that the backward of a call runs where its forward did.
     Of a student that is not an MLP only D is known, and `unrecognised` says what it is instead.
     """
@@ -34,11 +37,16 @@ class Problem:
     activations: tuple[Formula, ...]
     dtype: str
     device: str
+    projection: str = DIRECTIONS
     P: int = 0
     distribution: str = "given"
     shared: bool = False
     scale: float = 1.0
-    derivative_target: str = "none"
+    wrt: int = 0
+    order: int = 1
+    collapsed: bool = False  # of order 2 only the sum over directions
+    derivative_target: str = NONE
+    second_target: str = NONE
     value_loss: Formula | None = None
     derivative_loss: Formula | None = None
     reduction: str = "mean"
@@ -56,18 +64,24 @@ class Problem:
         return self.widths[-1]
 
     @property
+    def W(self) -> int:
+        """Inputs that are differentiated."""
+        return self.wrt or self.D
+
+    @property
+    def drawn(self) -> int:
+        """Numbers of one direction or cotangent."""
+        return self.O if self.projection == COTANGENTS else self.W
+
+    @property
+    def derived(self) -> int:
+        """Numbers of one sample's derivative along one direction or cotangent."""
+        return self.W if self.projection == COTANGENTS else self.O
+
+    @property
     def multiplies(self) -> int:
         """Σ_l n_{l-1} n_l: multiply-adds of one sample through the layers."""
         return sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
-
-    @property
-    def side(self) -> str:
-        """Whether to carry a tangent for each direction, or the gradient of each output and project it: the fewer."""
-        return "gradients" if self.O < self.P else "tangents"
-
-    def flops(self, N: int) -> int:
-        """Floating-point operations of the matrix products on the cheaper side, the count of docs/math.md."""
-        return (6 if self.gradients else 2) * (1 + min(self.P, self.O)) * N * self.multiplies
 
     def bytes(self, N: int) -> int:
         """Bytes that must move at the least: each input read once, each output written once."""
@@ -75,10 +89,12 @@ class Problem:
         parameters = self.multiplies + sum(n for n, b in zip(self.widths[1:], self.biases, strict=False) if b)
         numbers = N * (self.D * (1 + self.input_gradient) + self.O) + parameters * (1 + self.gradients)
         if self.distribution == "given":
-            numbers += self.P * self.D * (1 if self.shared else N)
-        numbers += {"none": 0, "jacobian": N * self.O * self.D, "tangents": self.P * N * self.O}[self.derivative_target]
-        if self.result == JVP:
-            numbers += N * self.O * self.P
+            numbers += self.P * self.drawn * (1 if self.shared else N)
+        dense, projected = N * self.O * self.W, self.P * N * self.derived
+        numbers += {NONE: 0, DENSE: dense, PROJECTED: projected}[self.derivative_target]
+        numbers += {NONE: 0, DENSE: dense * self.W, PROJECTED: projected}[self.second_target]
+        if self.result == DERIVATIVES:
+            numbers += projected * self.order
         return numbers * size
 
     def to_string(self) -> str:
@@ -102,11 +118,13 @@ class Operands(NamedTuple):
 
     x: torch.Tensor  # [N, D]
     parameters: list[torch.Tensor]
-    given: torch.Tensor | None = None  # [P, N, D] or [P, D]: directions
+    given: torch.Tensor | None = None  # [P, N, W] or [P, W]: directions; of O numbers if they are cotangents
     seed: torch.Tensor | None = None  # [2] int64 on the CPU: or what they are drawn from
     values: torch.Tensor | None = None  # [N, O]: targets, or cotangents of y
-    derivative: torch.Tensor | None = None  # [N, O, D] or [P, N, O]: targets, or cotangents of the tangents
+    derivative: torch.Tensor | None = None  # the same, dense [N, O, W], or projected [P, N, O] ([P, N, W])
+    second: torch.Tensor | None = None  # the same, dense [N, O, W, W], or projected [P, N, O], or collapsed [N, O]
     sample_weight: torch.Tensor | None = None  # [N]
+    output_weight: torch.Tensor | None = None  # [O]
     weights: tuple[float, ...] = (1.0, 1.0)
 
 

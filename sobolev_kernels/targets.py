@@ -7,22 +7,30 @@ from dataclasses import dataclass
 
 import torch
 
-from .directions import Directions
+from .directions import Cotangents, Directions
 from .errors import need
+from .problem import DENSE, NONE, PROJECTED
+
+KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
+SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "teacher": PROJECTED}
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Target values and one kind of target derivative, all constants of the loss.
+    """Target values, one kind of target derivative, and for order 2 one of second derivatives: constants of the loss.
 
     Args:
         values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
-        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it on the directions.
+        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
-        directions: those of `tangents`, a `Directions` or a tensor [P, N, D] or [P, D]; the call must not name
-            others.
-        teacher: a module or any callable from [N, D] to [N, O] ([N] if O is 1): values and directional derivatives
-            are computed along the very directions of the student, and no gradient goes to its parameters.
+        directions: those of `tangents` and `seconds`, a `Directions` or a tensor [P, N, D] or [P, D]; the call must
+            not name others.
+        vjps: D f(x)ᵀu_r [R, N, D], of `cotangents`.
+        cotangents: those of `vjps`, a `Cotangents` or a tensor [R, N, O] or [R, O]; the call must not name others.
+        teacher: a module or any callable from [N, D] to [N, O] ([N] if O is 1): values and derivatives are computed
+            along the very directions or cotangents of the student, and no gradient goes to its parameters.
+        hessian: ∂²f/∂x² [N, O, D, D], of order 2.
+        seconds: D²f(x)[v_p, v_p] [P, N, O], of order 2, along `directions`.
 
     Raises:
         ValueError: more than one kind of derivative, or a tensor with requires_grad.
@@ -34,28 +42,43 @@ class Targets:
     tangents: torch.Tensor | None = None
     directions: Directions | torch.Tensor | None = None
     teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+    vjps: torch.Tensor | None = None
+    cotangents: Cotangents | torch.Tensor | None = None
+    hessian: torch.Tensor | None = None
+    seconds: torch.Tensor | None = None
 
     def __post_init__(self):
-        for name in ("values", "jacobian", "tangents"):
+        for name in ("values", "jacobian", "tangents", "vjps", "hessian", "seconds"):
             tensor = getattr(self, name)
             need(tensor is None or isinstance(tensor, torch.Tensor), name, "a tensor", tensor, TypeError)
             constant = tensor is None or not tensor.requires_grad
             need(constant, name, "a tensor without requires_grad (no gradient to targets is provided)", tensor)
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
-        kinds = [k for k in ("jacobian", "tangents", "teacher") if getattr(self, k) is not None]
-        need(len(kinds) <= 1, "targets", "one of jacobian, tangents and teacher", " and ".join(kinds))
-        if isinstance(self.directions, torch.Tensor):
-            object.__setattr__(self, "directions", Directions.given(self.directions))
-        known = self.directions is None or isinstance(self.directions, Directions)
-        need(known, "directions", "a sobolev_kernels.Directions or a tensor", self.directions, TypeError)
+        for kinds in (KINDS, SECOND_KINDS):
+            there = [name for name in kinds if getattr(self, name) is not None]
+            expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
+            need(len(there) <= 1, "targets", expected, " and ".join(there))
+        for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
+            value = getattr(self, name)
+            if isinstance(value, torch.Tensor):
+                object.__setattr__(self, name, kind.given(value))
+            known = value is None or isinstance(value, (kind, torch.Tensor))
+            need(known, name, f"a sobolev_kernels.{kind.__name__} or a tensor", value, TypeError)
 
     @property
     def kind(self) -> str:
         """A Problem's derivative_target."""
-        if self.jacobian is not None:
-            return "jacobian"
-        return "none" if self.tangents is None and self.teacher is None else "tangents"
+        return next((kind for name, kind in KINDS.items() if getattr(self, name) is not None), NONE)
+
+    @property
+    def second_kind(self) -> str:
+        """A Problem's second_target."""
+        return next((kind for name, kind in SECOND_KINDS.items() if getattr(self, name) is not None), NONE)
 
     @property
     def derivative(self) -> torch.Tensor | None:
-        return self.jacobian if self.jacobian is not None else self.tangents
+        return next((t for t in (self.jacobian, self.tangents, self.vjps) if t is not None), None)
+
+    @property
+    def second(self) -> torch.Tensor | None:
+        return self.hessian if self.hessian is not None else self.seconds

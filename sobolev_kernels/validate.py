@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from .directions import Directions
-from .errors import describe, need
+from .directions import Projections
+from .errors import NotProvided, describe, need
+from .math.activations import is_curved
 from .student import Student
 from .targets import Targets
 
@@ -43,7 +44,32 @@ def check_outputs(y: object, inputs: torch.Tensor, name: str) -> torch.Tensor:
     return y
 
 
-def check_weights(weights: object) -> tuple[float, float]:
+def check_order(layers: Student | str, order: int) -> None:
+    """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
+    if order == 1 or isinstance(layers, str):
+        return
+    flat = [a.name for a in layers.activations if a.name != "identity" and not is_curved(a)]
+    if flat:
+        raise NotProvided(
+            f"order: expected 1 with {flat[0]}, whose second derivative is 0 almost everywhere "
+            f"(the second derivative of the student would be silently 0), got {order}"
+        )
+
+
+def check_weight(name: str, weight: object, count: int | str, inputs: torch.Tensor) -> None:
+    """A weight for each sample or output."""
+    if weight is None:
+        return
+    need(isinstance(weight, torch.Tensor), name, f"a tensor [{count}]", weight, TypeError)
+    need(not weight.requires_grad, name, "a tensor without requires_grad (no gradient to weights is provided)", weight)
+    check_shape(name, weight, [(count,)], inputs)
+
+
+def check_weights(weights: object, order: int = 1) -> tuple[float, ...]:
+    if weights is None:
+        return (1.0,) * (1 + order)
+    names = ("value, derivative", "value, derivative, second derivative")[order - 1]
+    count = ("two", "three")[order - 1]
     try:
         parts = () if isinstance(weights, str) else tuple(weights)
         learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
@@ -51,7 +77,7 @@ def check_weights(weights: object) -> tuple[float, float]:
     except (TypeError, ValueError):
         learned, numbers = [], ()
     need(not learned, "weights", "plain numbers (no gradient to weights is provided)", learned and learned[0])
-    need(len(numbers) == 2, "weights", "two numbers (value, derivative)", weights)
+    need(len(numbers) == 1 + order, "weights", f"{count} numbers ({names})", weights)
     need(all(math.isfinite(w) and w >= 0 for w in numbers), "weights", "finite numbers >= 0", weights)
     return numbers
 
@@ -59,7 +85,7 @@ def check_weights(weights: object) -> tuple[float, float]:
 def check_shape(name: str, tensor: torch.Tensor, shapes: list[tuple[int | str, ...]], inputs: torch.Tensor) -> None:
     """One of `shapes`, where a letter stands for any size; and the inputs' dtype and device."""
     got = tuple(tensor.shape)
-    known = lambda shape: len(shape) == len(got) and all(n == m or n == "O" for n, m in zip(shape, got))  # noqa: B905, E731
+    known = lambda shape: len(shape) == len(got) and all(n == m or n in ("O", "R") for n, m in zip(shape, got))  # noqa: B905, E731
     if not any(got == shape or known(shape) for shape in shapes):
         need(False, name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
     if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
@@ -67,11 +93,11 @@ def check_shape(name: str, tensor: torch.Tensor, shapes: list[tuple[int | str, .
 
 
 def check_targets(
-    targets: Targets, inputs: torch.Tensor, O: int | None, directions: Directions | None,
-    weights: tuple[float, float],
+    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None,
+    weights: tuple[float, ...],
 ) -> None:  # fmt: skip
     """Shapes, dtypes and devices; `O` is None where only running the student would tell."""
-    N, D = inputs.shape
+    N = inputs.shape[0]
     outputs = "O" if O is None else O
     one = O in (None, 1)
     if targets.values is not None:
@@ -79,15 +105,23 @@ def check_targets(
     elif targets.teacher is None:
         need(weights[0] == 0, "targets", "values, since the value term's weight is not zero", "none")
     if targets.jacobian is not None:
-        check_shape("jacobian", targets.jacobian, [(N, outputs, D)] + [(N, D)] * one, inputs)
-    if targets.tangents is not None and directions is not None:
-        check_shape("tangents", targets.tangents, [(directions.count(D), N, outputs)], inputs)
+        check_shape("jacobian", targets.jacobian, [(N, outputs, W)] + [(N, W)] * one, inputs)
+    if targets.hessian is not None:
+        check_shape("hessian", targets.hessian, [(N, outputs, W, W)], inputs)
+    if projections is None:
+        return
+    for name in ("tangents", "seconds"):
+        if getattr(targets, name) is not None:
+            check_shape(name, getattr(targets, name), [(projections.count(W), N, outputs)], inputs)
+    if targets.vjps is not None:
+        check_shape("vjps", targets.vjps, [("R" if O is None else projections.count(O), N, W)], inputs)
 
 
 def check_finite_tensors(
     student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, directions: torch.Tensor | None
 ) -> None:
-    named = [("inputs", inputs), ("values", targets.values), (targets.kind, targets.derivative)]
+    named = [("inputs", inputs)]
+    named += [(n, getattr(targets, n)) for n in ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")]
     named += [("directions", directions)]
     named += [(f"student.{name}", p) for name, p in getattr(student, "named_parameters", list)()]
     for name, tensor in named:

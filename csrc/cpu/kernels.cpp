@@ -21,6 +21,8 @@ constexpr int kRows = SK_ROWS;
 #include "multiply.h"
 #include "directions.h"
 #include "room.h"
+#include "streams.h"
+#include "residuals.h"
 #include "step.h"
 
 namespace {
@@ -33,22 +35,28 @@ struct Range {
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
-  for (std::int64_t l = 0; l < step.L; ++l) {
-    const Layer& layer = step.layers[l];
+  const auto pack_blocks = [&](const Layer& layer, bool transposed, const Packed<T>& to) {
+    if (!to.data) return;
     const T* w = static_cast<const T*>(layer.weight.data);
     const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
-    const auto blocks = [&](std::int64_t rows, std::int64_t K, std::int64_t stride_row, std::int64_t stride_k, T* to) {
-      const RowBlocks cut(rows);
-      const Range mine(cut.blocks, part, parts);
-      for (std::int64_t b = mine.begin; b < mine.end; ++b) {
-        pack_rows(w, stride_row, stride_k, K, cut.begin(b), cut.begin(b + 1) - cut.begin(b), to);
-      }
-    };
-    blocks(layer.n_out, layer.n_in, out, in, shared.forward[l]);
-    if (shared.backward[l]) blocks(layer.n_in, layer.n_out, in, out, shared.backward[l]);
-    if (shared.bias[l] && part == 0) {
-      for (std::int64_t i = 0; i < layer.n_out; ++i) shared.bias[l][i] = at<T>(layer.bias, i);
+    const RowBlocks cut(to.rows);
+    const Range mine(cut.blocks, part, parts);
+    for (std::int64_t b = mine.begin; b < mine.end; ++b) {
+      const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
+      pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, to.data);
     }
+  };
+  for (std::int64_t l = 0; l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    pack_blocks(layer, false, shared.forward[l]);
+    pack_blocks(layer, true, shared.backward[l]);
+    for (std::int64_t i = 0; part == 0 && shared.bias[l] && i < layer.n_out; ++i) {
+      shared.bias[l][i] = at<T>(layer.bias, i);
+    }
+  }
+  pack_blocks(step.layers[0], true, shared.input);
+  for (std::int64_t o = 0; part == 0 && o < step.O; ++o) {
+    shared.output_weight[o] = step.output_weight.data ? at<T>(step.output_weight, o) : T(1);
   }
 }
 
@@ -56,7 +64,7 @@ template <class T>
 void tiles(const Step& step, void* base, void* own_base, int part, int parts) {
   const Shared<T> shared(step, base);
   const Private<T> own(step, own_base);
-  own.totals[0] = own.totals[1] = 0;
+  for (int term = 0; term < kMaxTerms; ++term) own.totals[term] = 0;
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
@@ -95,29 +103,31 @@ void reduce(const Step& step, void* own_base, std::size_t own_bytes, int part, i
     }
   }
   if (part || !step.terms || step.per_sample) return;
-  double totals[2] = {0, 0};
-  for (int p = 0; p < parts; ++p) {
-    const Private<T> own(step, base + p * own_bytes);
-    for (int term = 0; term < 2; ++term) totals[term] += own.totals[term];
+  double loss = 0;
+  for (int term = 0; term < step.count_terms(); ++term) {
+    double total = 0;
+    for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * own_bytes).totals[term];
+    total *= step.scale[term];
+    static_cast<T*>(step.terms)[term] = T(total);
+    loss += step.weight[term] * total;
   }
-  const double value = totals[0] * step.value_scale, derivative = totals[1] * step.derivative_scale;
-  static_cast<T*>(step.terms)[0] = T(value);
-  static_cast<T*>(step.terms)[1] = T(derivative);
-  static_cast<T*>(step.loss)[0] = T(step.value_weight * value + step.derivative_weight * derivative);
+  static_cast<T*>(step.total)[0] = T(loss);
 }
 
 // One panel at a time through the very function of the step; only a panel's room is needed.
 template <class T>
 void draw(const Step& step, void* room, T* out, int part, int parts) {
   Arena arena(room);
-  T* v = arena.take<T>(step.D * kPanel<T>);
-  T* frame = arena.take<T>(step.P * step.D * kPanel<T>);
+  const std::int64_t n = step.drawn();
+  T* v = arena.take<T>(n * kPanel<T>);
+  T* frame = arena.take<T>(step.P * n * kPanel<T>);
   const Range mine((step.N + kPanel<T> - 1) / kPanel<T>, part, parts);
   for (std::int64_t panel = mine.begin; panel < mine.end; ++panel) {
     for (std::int64_t p = 0; p < step.P; ++p) {
-      draw_direction(step.directions, panel * kPanel<T>, p, step.D, v, frame);
-      for (std::int64_t m = 0, n = panel * kPanel<T>; m < kPanel<T> && n < step.N; ++m, ++n) {
-        for (std::int64_t d = 0; d < step.D; ++d) out[(p * step.N + n) * step.D + d] = v[d * kPanel<T> + m];
+      draw_direction(step.directions, panel * kPanel<T>, p, n, v, frame);
+      T* to = out + (p * step.N + panel * kPanel<T>)*n;
+      for (std::int64_t m = 0; m < kPanel<T> && panel * kPanel<T> + m < step.N; ++m) {
+        for (std::int64_t d = 0; d < n; ++d) to[m * n + d] = v[d * kPanel<T> + m];
       }
     }
   }

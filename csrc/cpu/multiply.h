@@ -28,6 +28,13 @@ void pack_rows(const T* a, std::int64_t stride_row, std::int64_t stride_k, std::
   }
 }
 
+// A packed matrix: row blocks of [K][R].
+template <class T>
+struct Packed {
+  T* data = nullptr;
+  std::int64_t rows = 0, K = 0;
+};
+
 // c[R][V] += sum over k of a[i * kStrideRow + k * kStrideK] * b[k * ld_b + ...]
 template <class T, int R, int V, int kStrideRow, int kStrideK>
 SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const T* b, std::int64_t ld_b,
@@ -129,18 +136,18 @@ OuterBlock<T> outer_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
 }
 using RowCounts = std::make_integer_sequence<int, kRows>;
 
-// `after(panel, begin, count)` sees each finished block of C, `count` numbers from `begin`, while it is in the cache.
+// Only the first K columns of A are multiplied.
+// `after(begin, count)` sees each finished block of C, `count` numbers from `begin`, while it is in the cache.
 template <class T, class After>
-void product(const T* packed, std::int64_t n_out, std::int64_t K, const T* b, std::int64_t M, const T* bias, T* c,
-             After after) {
-  const RowBlocks blocks(n_out);
+void product(const Packed<T>& a, std::int64_t K, const T* b, std::int64_t M, const T* bias, T* c, After after) {
+  const RowBlocks blocks(a.rows);
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
     for (std::int64_t m = 0, panel = 0; m < M; m += kPanel<T>, ++panel) {
       const auto run =
           M - m > Vec<T>::kLanes ? product_block_of<T, 2>(R, RowCounts{}) : product_block_of<T, 1>(R, RowCounts{});
-      const std::int64_t begin = (panel * n_out + row) * kPanel<T>;
-      run(packed + row * K, b + panel * K * kPanel<T>, K, bias ? bias + row : nullptr, c + begin);
+      const std::int64_t begin = (panel * a.rows + row) * kPanel<T>;
+      run(a.data + row * a.K, b + panel * K * kPanel<T>, K, bias ? bias + row : nullptr, c + begin);
       after(begin, R * kPanel<T>);
     }
   }

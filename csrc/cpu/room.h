@@ -30,22 +30,27 @@ inline bool curved(const Layer& layer) {
 // What all threads read: the weights, packed for the two directions they are multiplied in.
 template <class T>
 struct Shared {
-  T* forward[kMaxLayers];   // W,  row blocks of n_out
-  T* backward[kMaxLayers];  // Wᵀ, row blocks of n_in
-  T* bias[kMaxLayers];      // null without bias
+  Packed<T> forward[kMaxLayers];   // W
+  Packed<T> backward[kMaxLayers];  // Wᵀ; of the first layer the rows of the differentiated inputs
+  Packed<T> input;                 // the first layer's Wᵀ, all rows, for dx
+  T* bias[kMaxLayers];             // null without bias
+  T* output_weight;                // [O]
   std::size_t bytes;
 
   Shared(const Step& step, void* base) {
     Arena arena(base);
+    const auto packed = [&](bool wanted, std::int64_t rows, std::int64_t K) {
+      return wanted ? Packed<T>{arena.take<T>(rows * K), rows, K} : Packed<T>{};
+    };
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
-      const std::int64_t size = layer.n_in * layer.n_out;
       const bool gradients = step.side == Side::kGradients && step.P > 0;
-      const bool transposed = gradients || (step.gradients && (l > 0 || step.dx));
-      forward[l] = arena.take<T>(size);
-      backward[l] = transposed ? arena.take<T>(size) : nullptr;
+      forward[l] = packed(true, layer.n_out, layer.n_in);
+      backward[l] = packed(gradients || (step.gradients && l > 0), l ? layer.n_in : step.W, layer.n_out);
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }
+    input = packed(step.gradients && step.dx, step.D, step.layers[0].n_out);
+    output_weight = arena.take<T>(step.O);
     bytes = arena.used();
   }
 };
@@ -54,28 +59,41 @@ struct Shared {
 // Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld].
 template <class T>
 struct Private {
-  T *x_rows, *x, *v_rows, *v, *frames;
+  T *x_rows, *x;             // [D]
+  T *v_rows, *v;             // [W] the direction at hand
+  T *u_rows, *u;             // [O] the cotangent at hand
+  T* frames;                 // all orthonormal directions so far
   T* h[kMaxLayers];          // [n] activation
   T* d1[kMaxLayers];         // [n] σ'(z)
   T* d2[kMaxLayers];         // [n] σ''(z)
+  T* d3[kMaxLayers];         // [n] σ'''(z)
   T* tangent[kMaxLayers];    // [n] ḣ of the direction at hand
   T* curvature[kMaxLayers];  // [n] σ''(z) ż of the direction at hand
-  T* q[kMaxLayers];          // [n] Σ_p σ''(z) ż a: what the tangents owe the value stream
-  T* a[kMaxLayers];          // [n] W^T delta of the layer above: the adjoint of h of the output at hand
+  T* q[kMaxLayers];          // [n] what the derivatives owe the value stream
+  T* square[kMaxLayers];     // [n] ż² of the direction at hand, or of all if collapsed
+  T* second[kMaxLayers];     // [n] ḧ of the same
+  T* bend[kMaxLayers];       // [n] σ''(z) z̈ + σ'''(z) ż²
+  T* a2[kMaxLayers];         // [n] adjoint of ḧ
+  T* a[kMaxLayers];          // [n] adjoint of h of the output at hand
   T* delta[kMaxLayers];      // [n] σ'(z) a
-  T *gradient, *g_bar;       // [D] of the output at hand, and its adjoint
+  T *gradient, *g_bar;       // [W] of the output at hand, and its adjoint
   T *z_bar, *next_bar;       // [n] adjoints of this layer and of the one below
-  T *target, *rows, *terms;  // [O]; rows; [2][tile]
+  T *slope, *target;         // [O or W] of one derivative: its adjoint, its target
+  T* rows;                   // [n] as rows
+  T* terms[kMaxTerms];       // [1] sums of residuals
+  T* sums[kMaxTerms];        // [4] sums of a coupled loss
+  T* partial[kMaxTerms];     // [3] its partial derivatives
   T* dweight[kMaxLayers];    // [n_out][ld_g]
   T* dbias[kMaxLayers];
-  double* totals;  // [2]
-  std::int64_t ld_rows, ld_x;
+  double* totals;  // [kMaxTerms]
+  std::int64_t ld_rows, ld_x, ld_v, ld_u;
   std::size_t bytes;
 
   Private(const Step& step, void* base) {
     constexpr std::int64_t kLanes = Vec<T>::kLanes;
     const std::int64_t tile = round_up(step.tile, kPanel<T>);
     Arena arena(base);
+    const auto panels = [&](bool wanted, std::int64_t n) { return wanted ? arena.take<T>(tile * n) : nullptr; };
     std::int64_t widest = step.D;
     for (std::int64_t l = 0; l < step.L; ++l) {
       if (step.layers[l].n_out > widest) widest = step.layers[l].n_out;
@@ -83,37 +101,52 @@ struct Private {
     // an odd number of vectors: rows a power of two apart would share the few sets of the first-level cache
     ld_rows = round_up(widest, kLanes) + (round_up(widest, kLanes) / kLanes % 2 ? 0 : kLanes);
     ld_x = round_up(step.D, kLanes);
-    const bool tangents = step.P > 0, back = step.gradients;
-    totals = arena.take<double>(2);
-    x_rows = arena.take<T>(tile * ld_x);
-    x = arena.take<T>(tile * step.D);
-    v_rows = tangents ? arena.take<T>(tile * ld_x) : nullptr;
-    v = tangents ? arena.take<T>(tile * step.D) : nullptr;
-    const bool gradients = tangents && step.side == Side::kGradients;
-    gradient = gradients ? arena.take<T>(tile * step.D) : nullptr;
-    g_bar = gradients ? arena.take<T>(tile * step.D) : nullptr;
-    const bool framed = step.directions.distribution == Distribution::kOrthonormal;
-    frames = framed ? arena.take<T>(tile * step.D * step.P) : nullptr;
+    ld_v = round_up(step.W, kLanes);
+    ld_u = round_up(step.O, kLanes);
+    const bool projected = step.P > 0, back = step.gradients, twice = projected && step.order == 2;
+    const bool gradients = projected && step.side == Side::kGradients;
+    const bool cotangents = projected && step.projection == Projection::kCotangents;
+    const bool framed = projected && step.directions.distribution == Distribution::kOrthonormal;
+    totals = arena.take<double>(kMaxTerms);
+    x_rows = panels(true, ld_x);
+    x = panels(true, step.D);
+    v_rows = panels(projected, ld_v);
+    v = panels(projected, step.W);
+    u_rows = panels(cotangents, ld_u);
+    u = panels(gradients, step.O);
+    gradient = panels(gradients, step.W);
+    g_bar = panels(gradients, step.W);
+    frames = panels(framed, step.drawn() * step.P);
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
-      const std::int64_t size = tile * layer.n_out;
-      const bool owes = tangents && back && curved(layer), bent = layer.activation.row != 0;
-      h[l] = arena.take<T>(size);
-      d1[l] = bent && (tangents || back) ? arena.take<T>(size) : nullptr;
-      d2[l] = owes ? arena.take<T>(size) : nullptr;
-      tangent[l] = tangents ? arena.take<T>(size) : nullptr;
-      curvature[l] = owes ? arena.take<T>(size) : nullptr;
-      q[l] = owes ? arena.take<T>(size) : nullptr;
-      a[l] = gradients ? arena.take<T>(size) : nullptr;
-      delta[l] = gradients ? arena.take<T>(size) : nullptr;
-      dweight[l] = back ? arena.take<T>(layer.n_out * ld_gradient(layer)) : nullptr;
-      dbias[l] = back && layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
+      const std::int64_t n = layer.n_out;
+      const bool bent = layer.activation.row != 0, owes = projected && curved(layer) && (back || twice);
+      h[l] = panels(true, n);
+      d1[l] = panels(bent && (projected || back), n);
+      d2[l] = panels(owes, n);
+      d3[l] = panels(owes && twice && back, n);
+      tangent[l] = panels(projected, n);
+      curvature[l] = panels(owes && back, n);
+      q[l] = panels(owes && back, n);
+      square[l] = panels(owes && twice, n);
+      second[l] = panels(twice, n);
+      bend[l] = panels(owes && twice && back, n);
+      a2[l] = panels(twice && back, n);
+      a[l] = l == step.L - 1 ? u : panels(gradients, n);
+      delta[l] = panels(gradients, n);
+      dweight[l] = back ? arena.take<T>(n * ld_gradient(layer)) : nullptr;
+      dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
-    z_bar = back ? arena.take<T>(tile * widest) : nullptr;
-    next_bar = back ? arena.take<T>(tile * widest) : nullptr;
-    rows = back ? arena.take<T>(tile * ld_rows) : nullptr;
-    target = arena.take<T>(tile * step.O);
-    terms = arena.take<T>(2 * tile);
+    z_bar = panels(back, widest);
+    next_bar = panels(back || twice, widest);
+    rows = panels(back, ld_rows);
+    slope = panels(projected || back, widest);
+    target = panels(true, step.O > step.W ? step.O : step.W);
+    for (int term = 0; term < kMaxTerms; ++term) {
+      terms[term] = panels(true, 1);
+      sums[term] = panels(true, 4);
+      partial[term] = panels(true, 3);
+    }
     bytes = arena.used();
   }
 

@@ -33,8 +33,11 @@ def cpp(node):
     return ast.unparse(ToCpp().visit(node))
 
 
-def parameters(function):
-    return [argument.arg for argument in function.args.args[1:]]
+def arguments(function):
+    """Names of the arguments and, after them, of the parameters, which have defaults."""
+    names = [argument.arg for argument in function.args.args]
+    count = len(names) - len(function.args.defaults)
+    return names[:count], names[count:]
 
 
 def body(function, result):
@@ -50,18 +53,19 @@ def body(function, result):
 
 def functor(function, prefix, result):
     """A formula as a struct with a call operator: a type can be a template argument, an overload set cannot."""
-    argument = function.args.args[0].arg
-    names = parameters(function)
-    unpack = [f"  const T {name} = T(p[{i}]);" for i, name in enumerate(names)]
+    names, parameters = arguments(function)
     *_, last = function.body
-    flat = isinstance(last.value.elts[-1], ast.Constant)
+    flat = [isinstance(value, ast.Constant) for value in last.value.elts]
     name = f"{prefix}{function.name.title().replace('_', '')}"
     yield f"struct {name} {{"
-    if result.startswith("Derivatives"):
-        yield f" static constexpr bool kCurved = {'false' if flat else 'true'};"
-    pointer = "const double* p" if names else "const double*"
-    yield f" template <class T> static SK_INLINE {result} call(T {argument}, {pointer}) {{"
-    yield from unpack
+    if prefix == "Act":
+        yield f" static constexpr bool kCurved = {'false' if flat[-1] else 'true'};"
+    if prefix == "Coupled":
+        yield f" static constexpr bool kPredicted = {'false' if all(flat[-2:]) else 'true'};"
+    pointer = "const double* p" if parameters else "const double*"
+    signature = ", ".join(f"[[maybe_unused]] T {n}" if prefix == "Coupled" else f"T {n}" for n in names)
+    yield f" template <class T> static SK_INLINE {result} call({signature}, {pointer}) {{"
+    yield from [f"  const T {parameter} = T(p[{i}]);" for i, parameter in enumerate(parameters)]
     yield from body(function, result)
     yield " }"
     yield "};"
@@ -80,17 +84,22 @@ def rows(path, table):
 
 def generate():
     lines = [HEAD]
+    pointwise = 0
     for stem, table, prefix, result in (
         ("activations", "ACTIVATIONS", "Act", "Derivatives<T>"),
         ("losses", "LOSSES", "Loss", "Residual<T>"),
+        ("losses", "COUPLED", "Coupled", "Coupled<T>"),
     ):
         functions = rows(MATH / f"{stem}.py", table)
         for function in functions:
             lines += functor(function, prefix, result)
         names = [f"{prefix}{function.name.title().replace('_', '')}" for function in functions]
-        lines += [f"#define SK_{table}(row) \\"]
-        lines += [f"  row({i}, {name}) \\" for i, name in enumerate(names[:-1])]
-        lines += [f"  row({len(names) - 1}, {names[-1]})", ""]
+        first = pointwise if table == "COUPLED" else 0
+        cases = [f"  row({first + i}, {name})" for i, name in enumerate(names)]
+        lines += [" \\\n".join([f"#define SK_{table}(row)", *cases]), ""]
+        if table == "LOSSES":
+            pointwise = len(names)
+            lines += [f"constexpr int kPointwise = {pointwise};", ""]
     return "\n".join(lines)
 
 

@@ -174,3 +174,27 @@ struct LossLogCosh {
   row(1, LossL1) \
   row(2, LossHuber) \
   row(3, LossLogCosh)
+
+constexpr int kPointwise = 4;
+
+struct CoupledRelativeMse {
+ static constexpr bool kPredicted = false;
+ template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
+  const T eps = T(p[0]);
+  const auto r = T(1.0) / (tt + eps);
+  return Coupled<T>{rr * r, r, T(0.0), T(0.0)};
+ }
+};
+
+struct CoupledCosine {
+ static constexpr bool kPredicted = true;
+ template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
+  const T eps = T(p[0]);
+  const auto r = T(1.0) / sqrt(aa * tt + eps);
+  return Coupled<T>{T(1.0) - at * r, T(0.0), T(0.5) * at * tt * r * r * r, -r};
+ }
+};
+
+#define SK_COUPLED(row) \
+  row(4, CoupledRelativeMse) \
+  row(5, CoupledCosine)

@@ -13,6 +13,12 @@ struct Residual {
   T value, slope;
 };
 
+// A loss of the sums of r², a², a·t and t² over a sample's numbers, and its partial derivatives
+template <class T>
+struct Coupled {
+  T value, rr, aa, at;
+};
+
 namespace scalar {
 
 template <class T>

@@ -9,9 +9,24 @@ import torch
 
 from ..math.activations import ACTIVATIONS
 from ..math.directions import DISTRIBUTIONS
-from ..math.losses import LOSSES
+from ..math.losses import COUPLED, LOSSES, is_coupled
 from ..math.table import Formula, Row
-from ..problem import JVP, JVP_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
+from ..planner import GRADIENTS, TANGENTS, side
+from ..problem import (
+    COTANGENTS,
+    DENSE,
+    DERIVATIVES,
+    DERIVATIVES_GRADIENTS,
+    DIRECTIONS,
+    LOSS,
+    NONE,
+    PER_SAMPLE,
+    PER_SAMPLE_GRADIENTS,
+    PROJECTED,
+    Operands,
+    Plan,
+    Problem,
+)  # fmt: skip
 
 try:
     from .. import _C
@@ -22,9 +37,10 @@ except ImportError as error:
     MISSING = f"the compiled core is missing ({error}); install with a C++ compiler and without SOBOLEV_PURE"
 
 DTYPES = ("float32", "float64")
-DERIVATIVE_TARGETS = ("none", "jacobian", "tangents")
-SIDES = ("tangents", "gradients")
-RESIDUALS = {JVP: 0, LOSS: 1, PER_SAMPLE: 1, PER_SAMPLE_GRADIENTS: 1, JVP_GRADIENTS: 2}
+TARGETS = (NONE, DENSE, PROJECTED)
+PROJECTIONS = (DIRECTIONS, COTANGENTS)
+SIDES = (TANGENTS, GRADIENTS)
+RESIDUALS = {DERIVATIVES: 0, LOSS: 1, PER_SAMPLE: 1, PER_SAMPLE_GRADIENTS: 1, DERIVATIVES_GRADIENTS: 2}
 MOST_LAYERS = 64
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
@@ -52,7 +68,7 @@ def instruction_set() -> str:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return _plan(max(problem.widths), problem.side, N, torch.get_num_threads(), instruction_set())
+    return _plan(max(problem.widths), side(problem), N, torch.get_num_threads(), instruction_set())
 
 
 @lru_cache(maxsize=256)
@@ -73,22 +89,24 @@ def strided(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
 def row(table_name: str, formula: Formula | None) -> tuple:
     if formula is None:
         return (0,)
-    table: dict[str, Row] = {"activation": ACTIVATIONS, "loss": LOSSES}[table_name]
+    table: dict[str, Row] = {"activation": ACTIVATIONS, "loss": LOSSES | COUPLED}[table_name]
     return (list(table).index(formula.name), *formula.parameters)
 
 
 def step_of(problem: Problem, N: int):
-    return _C.Step(DTYPES.index(problem.dtype), N, problem.D, problem.O, problem.P)
+    shape = (problem.D, problem.O, problem.P, problem.W)
+    return _C.Step(DTYPES.index(problem.dtype), N, *shape, problem.order, problem.collapsed)
 
 
 def set_directions(step, problem: Problem, given: torch.Tensor | None, seed: torch.Tensor | None) -> None:
+    projection = PROJECTIONS.index(problem.projection)
     if given is not None:
         P, N, D = given.stride() if given.dim() == 3 else (given.stride(0), 0, given.stride(1))
-        step.directions(len(DISTRIBUTIONS), (given.data_ptr(), P, N, D), 0, 0, False, 1.0)
+        step.directions(projection, len(DISTRIBUTIONS), (given.data_ptr(), P, N, D), 0, 0, False, 1.0)
     elif seed is not None:
         key, offset = seed.tolist()
         kind = list(DISTRIBUTIONS).index(problem.distribution)
-        step.directions(kind, None, key, offset & 0xFFFFFFFF, problem.shared, problem.scale)
+        step.directions(projection, kind, None, key, offset & 0xFFFFFFFF, problem.shared, problem.scale)
 
 
 def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:
@@ -103,43 +121,59 @@ def set_layers(step, problem: Problem, parameters: list, gradients: list) -> Non
     step.layers(rows)
 
 
+@lru_cache(maxsize=256)
+def terms_of(problem: Problem, N: int, weights: tuple[float, ...]) -> list[tuple]:
+    """(loss, weight, what makes a sum of residuals the term) of values, derivatives and second derivatives."""
+    samples = max(1, N) if problem.reduction == "mean" else 1
+    terms = []
+    for order, weight in enumerate(weights):
+        loss = problem.derivative_loss if order else problem.value_loss
+        numbers = problem.P * problem.derived if order else problem.O
+        count = 1 if loss is not None and is_coupled(loss) else max(1, numbers)
+        terms.append((row("loss", loss), weight, 1 / (samples * count)))
+    return terms
+
+
+def set_plan(step, problem: Problem, N: int) -> str:
+    """The instruction set to run on."""
+    choices = dict(plan(problem, N).choices)
+    step.plan(SIDES.index(choices["side"]), choices["tile"], choices["threads"])
+    return choices["isa"]
+
+
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    """Fill `outputs` (y, tangents, loss, terms, dx: those there are) and `gradients`, one for each parameter."""
-    x, parameters, given, seed, values, derivative, sample_weight, weights = operands
+    """Fill `outputs` (those of `ops.outputs_of`) and `gradients`, one for each parameter."""
+    x, parameters, given, seed, values, derivative, second, sample_weight, output_weight, weights = operands
     N = x.shape[0]
     step = step_of(problem, N)
     set_layers(step, problem, [strided(p) for p in parameters], [g.data_ptr() for g in gradients])
     step.input(strided(x))
     set_directions(step, problem, given, seed)
-    kind = DERIVATIVE_TARGETS.index(problem.derivative_target)
-    step.residuals(RESIDUALS[problem.result], strided(values), kind, strided(derivative), strided(sample_weight))
-    samples = N if problem.reduction == "mean" else 1
-    scales = (1 / max(1, samples * problem.O), 1 / max(1, samples * problem.O * problem.P))
-    losses = (row("loss", problem.value_loss), row("loss", problem.derivative_loss))
-    step.loss(*losses, *weights, *scales, problem.result == PER_SAMPLE)
-    names = ("y", "tangents", "loss", "terms", "dx")
+    first = TARGETS.index(problem.derivative_target)
+    targets = [(1, strided(values)), (first, strided(derivative))]
+    if problem.order == 2:
+        targets.append((TARGETS.index(problem.second_target), strided(second)))
+    step.residuals(RESIDUALS[problem.result], targets, strided(sample_weight), strided(output_weight))
+    step.loss(terms_of(problem, N, tuple(weights)), problem.result == PER_SAMPLE)
+    names = ("y", "derivatives", "second", "loss", "terms", "dx")
     step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
-    choices = dict(plan(problem, N).choices)
-    step.plan(SIDES.index(choices["side"]), choices["tile"], choices["threads"])
-    _C.mlp_sobolev(step, choices["isa"])
+    _C.mlp_sobolev(step, set_plan(step, problem, N))
 
 
 def working_memory(problem: Problem, N: int) -> int:
-    """Bytes that one call takes besides its inputs and outputs, and gives back."""
+    """Bytes that one call takes besides its inputs and outputs, and its thread keeps for the next."""
     some = (1, 0, 0)
     parameters = [some] * (len(problem.biases) + sum(problem.biases))
     step = step_of(problem, N)
     set_layers(step, problem, parameters, [1] * len(parameters) if problem.gradients else [])
     drawn = problem.distribution != "given"
     set_directions(step, problem, None, torch.zeros(2, dtype=torch.int64) if drawn else None)
-    step.outputs(problem.gradients, None, None, None, None, 1 if problem.input_gradient else None)
-    choices = dict(plan(problem, N).choices)
-    step.plan(SIDES.index(choices["side"]), choices["tile"], choices["threads"])
-    return _C.working_memory(step, choices["isa"])
+    step.outputs(problem.gradients, None, None, None, None, None, 1 if problem.input_gradient else None)
+    return _C.working_memory(step, set_plan(step, problem, N))
 
 
 def draw(problem: Problem, seed: torch.Tensor, out: torch.Tensor) -> None:
-    """Fill `out` [P, N, D] with the directions that `run` draws for the same problem and seed, bit for bit."""
+    """Fill `out` [P, N, W] with the directions that `run` draws for the same problem and seed, bit for bit."""
     step = step_of(problem, out.shape[1])
     set_directions(step, problem, None, seed)
     _C.draw_directions(step, out.data_ptr(), instruction_set())

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
 from ..math.activations import derivatives
-from ..math.losses import residual
+from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import Plan, Problem
 from ..student import Student
@@ -21,24 +21,42 @@ def supports(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return Plan(
-        "reference", "autograd, one VJP of the VJP a direction" if problem.unrecognised else "plain PyTorch streams"
-    )
+    return Plan("reference", "autograd, VJPs of VJPs" if problem.unrecognised else "plain PyTorch streams")
 
 
-def mlp_jvp(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor):
-    """y [N, O] and tangents [P, N, O] of a multi-layer perceptron along v [P, N, D]: docs/math.md, section 2."""
+def layer_by_layer(student: Student, parameters: list[torch.Tensor]):
+    """(weight, bias or None, activation) of each layer."""
     tensors = iter(parameters)
-    h, h_dot = x, v  # [N, n], [P, N, n]
     for has_bias, activation in zip(student.biases, student.activations, strict=True):
-        weight = next(tensors)
+        yield next(tensors), next(tensors) if has_bias else None, activation
+
+
+def mlp_jet(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor, order: int = 1):
+    """y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O] of a multi-layer perceptron along
+    v [P, N, D]: docs/math.md, sections 2 and 5."""
+    h, h_dot, h_ddot = x, v, torch.zeros_like(v) if order == 2 else None
+    for weight, bias, activation in layer_by_layer(student, parameters):
         z = h @ weight.T
-        if has_bias:
-            z = z + next(tensors)
+        z = z if bias is None else z + bias
         z_dot = h_dot @ weight.T
-        h, d1, *_ = derivatives(activation, z)
+        h, d1, d2, _ = derivatives(activation, z)
+        if h_ddot is not None:
+            h_ddot = d1 * (h_ddot @ weight.T) + d2 * z_dot * z_dot
         h_dot = d1 * z_dot
-    return h, h_dot
+    return h, h_dot, h_ddot
+
+
+def mlp_vjp(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor):
+    """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O]: docs/math.md, section 4."""
+    h, below = x, []
+    for weight, bias, activation in layer_by_layer(student, parameters):
+        z = h @ weight.T
+        h, d1, *_ = derivatives(activation, z if bias is None else z + bias)
+        below.append((weight, d1))
+    a = u
+    for weight, d1 in reversed(below):
+        a = (d1 * a) @ weight
+    return h, a
 
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -67,30 +85,54 @@ class ExactNorms(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def function_jvp(function: Callable, x: torch.Tensor, v: torch.Tensor):
-    """The same for any function of x [N, D]: the VJP of its VJP, which is linear in the cotangent.
-
-    Not torch.func.jvp, which many operations do not support.
-    """
+def function_vjp(function: Callable, x: torch.Tensor, u: torch.Tensor):
+    """The same for any function of x [N, D], by autograd."""
     graph = torch.is_grad_enabled()
-    if torch.compiler.is_compiling() and not graph:
-        # without a gradient forward mode is right, and dynamo can follow it
-        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
-        y = function(x)
-        return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         with ExactNorms():
             y = function(x)
-        u = torch.zeros_like(y, requires_grad=True)
-        tangents = [torch.zeros_like(y) for _ in v]
-        if y.requires_grad and len(v):
-            (g,) = torch.autograd.grad(y, x, u, create_graph=True, materialize_grads=True)
-            if g.requires_grad:
-                options = {"create_graph": True, "materialize_grads": True}
-                tangents = [torch.autograd.grad(g, u, direction, **options)[0] for direction in v]
-    tangents = torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
-    return (y, tangents) if graph else (y.detach(), tangents.detach())
+        gradients = [gradient(y, x, cotangent) for cotangent in u]
+    gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
+    return (y, gradients) if graph else (y.detach(), gradients.detach())
+
+
+def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+    """Jᵀu, differentiable; zero where y does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(y, x, cotangent, create_graph=True, materialize_grads=True)[0]
+
+
+def function_jet(function: Callable, x: torch.Tensor, v: torch.Tensor, order: int = 1):
+    """Derivatives along v of any function of x [N, D]: the VJP of its VJP, which is linear in the cotangent.
+
+    Not torch.func.jvp, which many operations do not support.
+    """
+    graph = torch.is_grad_enabled()
+    if torch.compiler.is_compiling() and not graph and order == 1:
+        # without a gradient forward mode is right, and dynamo can follow it
+        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
+        y = function(x)
+        return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape)), None
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        with ExactNorms():
+            y = function(x)
+        tangents = along(y, x, v)
+        seconds = [along(t, x, d[None])[0] for t, d in zip(tangents, v, strict=True)] if order == 2 else None
+    stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
+    results = (y, *stacked)
+    return results if graph else tuple(r if r is None else r.detach() for r in results)
+
+
+def along(y: torch.Tensor, x: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+    """The derivatives of y along each direction, differentiable."""
+    u = torch.zeros_like(y, requires_grad=True)
+    if not (y.requires_grad and len(v)):
+        return [torch.zeros_like(y) for _ in v]
+    g = gradient(y, x, u)
+    return [gradient(g, u, direction) if g.requires_grad else torch.zeros_like(y) for direction in v]
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -98,11 +140,30 @@ def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("nod,pnd->pno", jacobian, v)
 
 
-def term(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean of ρ over everything but the samples: [N] from [N, O] or [P, N, O]."""
+def pull(jacobian: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The target's gradients [R, N, D] from its Jacobian [N, O, D] for cotangents u [R, N, O]."""
+    return torch.einsum("nod,rno->rnd", jacobian, u)
+
+
+def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The target's second derivatives [P, N, O] from its Hessian [N, O, D, D] along v [P, N, D]."""
+    return torch.einsum("node,pnd,pne->pno", hessian, v, v)
+
+
+def term(
+    loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A term for each sample [N], from [N, O], [P, N, O] or [R, N, D]; `weight` broadcasts over the residuals.
+
+    Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same.
+    """
     if prediction.shape != target.shape:
         # broadcasting [N, 1] - [N] would quietly make an N × N loss
         raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
-    rho, _ = residual(loss, prediction - target)
-    rho = rho.mean(-1)
-    return rho if rho.dim() == 1 else rho.mean(0)
+    dims = (-1,) if prediction.dim() == 2 else (0, -1)
+    w = 1.0 if weight is None else weight
+    r = prediction - target
+    if not is_coupled(loss):
+        return (w * residual(loss, r)[0]).mean(dims)
+    products = (r * r, prediction * prediction, prediction * target, target * target)
+    return coupled(loss, *((w * product).sum(dims) for product in products))

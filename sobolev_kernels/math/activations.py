@@ -5,6 +5,8 @@ their defaults. PyTorch calls it as it stands, `csrc/math/generate.py` prints th
 that is zero or one everywhere is returned as that number.
 """
 
+import torch
+
 from . import primitives as m
 from .table import Formula, table
 
@@ -104,3 +106,8 @@ ACTIVATIONS = table(
 def derivatives(activation: Formula, z):
     """σ(z), σ'(z), σ''(z), σ'''(z) of a torch tensor of any shape and floating dtype."""
     return ACTIVATIONS[activation.name].function(z, *activation.parameters)
+
+
+def is_curved(activation: Formula) -> bool:
+    """Whether σ'' is more than the number 0."""
+    return not isinstance(derivatives(activation, torch.zeros(()))[2], float)

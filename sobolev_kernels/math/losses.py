@@ -1,4 +1,4 @@
-"""The pointwise losses: each is one function of the residual r = prediction - target returning ρ(r) and ρ'(r).
+"""The losses. A pointwise one is a function of the residual r = prediction - target returning ρ(r) and ρ'(r).
 
 Written like the activations (see there), and printed as C++ by the same generator.
 """
@@ -31,14 +31,41 @@ def log_cosh(r):
 LOSSES = table(mse, l1, huber, log_cosh)
 
 
+# Losses that couple all the numbers of a sample, as functions of four sums over them: rr of (a - t)², aa of a²,
+# at of a t and tt of t², where a is the prediction and t the target. Each returns ρ and its partial derivatives with
+# respect to rr, aa and at; one whose last two are the number 0 asks for the target alone before it has slopes.
+
+
+def relative_mse(rr, aa, at, tt, eps=1e-8):
+    r = 1.0 / (tt + eps)
+    return rr * r, r, 0.0, 0.0
+
+
+def cosine(rr, aa, at, tt, eps=1e-12):
+    r = 1.0 / m.sqrt(aa * tt + eps)
+    return 1.0 - at * r, 0.0, 0.5 * at * tt * r * r * r, -r
+
+
+COUPLED = table(relative_mse, cosine, arguments=4)
+
+
+def is_coupled(loss: Formula) -> bool:
+    return loss.name in COUPLED
+
+
 def residual(loss: Formula, r):
     """ρ(r) and ρ'(r) of a torch tensor of any shape and floating dtype."""
     return LOSSES[loss.name].function(r, *loss.parameters)
 
 
+def coupled(loss: Formula, rr, aa, at, tt):
+    """ρ of the four sums."""
+    return COUPLED[loss.name].function(rr, aa, at, tt, *loss.parameters)[0]
+
+
 def choose_loss(argument: str, choice: str | tuple | Formula) -> Formula:
     """A loss by name, with its parameters; those are widths, so they must be positive and finite."""
-    loss = choose(LOSSES, argument, choice)
+    loss = choose(LOSSES | COUPLED, argument, choice)
     if not all(0 < parameter < float("inf") for parameter in loss.parameters):
         raise ValueError(f"{argument}: expected finite parameters > 0, got {choice!r}")
     return loss

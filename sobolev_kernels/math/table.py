@@ -27,11 +27,14 @@ class Formula:
         return f"{self.name}({', '.join(f'{p:g}' for p in self.parameters)})" if self.parameters else self.name
 
 
-def table(*functions: Callable) -> dict[str, Row]:
-    """The rows of a table in order, by name; a trailing underscore (a Python keyword or builtin) is dropped."""
+def table(*functions: Callable, arguments: int = 1) -> dict[str, Row]:
+    """The rows of a table in order, by name; a trailing underscore (a Python keyword or builtin) is dropped.
+
+    A formula's parameters follow its `arguments`.
+    """
     rows = {}
     for function in functions:
-        parameters = list(inspect.signature(function).parameters.values())[1:]
+        parameters = list(inspect.signature(function).parameters.values())[arguments:]
         assert len(parameters) <= 2, "struct Formula of csrc/params.h has room for two"
         name = function.__name__.rstrip("_")
         rows[name] = Row(name, function, tuple((p.name, float(p.default)) for p in parameters))

@@ -1,0 +1,172 @@
+"""Derivatives of a student as ordinary, differentiable outputs: jvp, vjp, jet, laplacian, hvp."""
+
+from __future__ import annotations
+
+import torch
+
+from .call import Call, begin
+from .directions import Cotangents, Directions
+from .errors import need
+from .problem import DERIVATIVES
+
+ORDERS = (1, 2)
+
+
+def evaluate(student: object, x: torch.Tensor, projections, backend: str | None, **fields) -> Call:
+    student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
+    return begin(student, x, projections, backend, result=DERIVATIVES, **fields)
+
+
+def results(call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.to(dtype) for tensor in call.derivatives() if tensor is not None)
+
+
+def as_directions(v: torch.Tensor | Directions) -> Directions:
+    return v if isinstance(v, Directions) else Directions.given(v)
+
+
+def jvp(
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The student's values and its directional derivatives, D m(x)[v], in one fused pass.
+
+    Both results are differentiable with respect to the parameters and x (once; with `backend="reference"` as often
+    as you like), so any loss can stand on top.
+
+    Args:
+        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
+        x: inputs [N, D], floating point, of the student's dtype and device.
+        v: directions [P, N, D], or [P, D] shared by the batch, or a `Directions`.
+        backend: forces one by name; it never falls back.
+
+    Returns:
+        y [N, O] and tangents [P, N, O], of x's dtype.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, naming the argument, what was expected and what came.
+        NotImplementedError: the forced backend refuses, or a derivative is not provided.
+
+    Example:
+        >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 2))
+        >>> dy.shape
+        torch.Size([1, 5, 1])
+    """
+    return results(evaluate(student, x, as_directions(v), backend), x.dtype)
+
+
+def vjp(
+    student: torch.nn.Module, x: torch.Tensor, u: torch.Tensor | Cotangents, *, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The student's values and the gradients D m(x)ᵀu of its outputs along cotangents, in one fused pass.
+
+    Differentiable as those of `jvp`. `Cotangents.basis()` gives the rows of the Jacobian, so of a scalar student its
+    gradient.
+
+    Args:
+        student, x, backend: as for `jvp`.
+        u: cotangents [R, N, O], or [R, O] shared by the batch, or a `Cotangents`.
+
+    Returns:
+        y [N, O] and gradients [R, N, D], of x's dtype.
+
+    Raises:
+        ValueError, NotImplementedError: as `jvp`.
+
+    Example:
+        >>> y, gradient = vjp(torch.nn.Linear(2, 1), torch.zeros(5, 2), Cotangents.basis())
+        >>> gradient.shape
+        torch.Size([1, 5, 2])
+    """
+    cotangents = u if isinstance(u, Cotangents) else Cotangents.given(u)
+    return results(evaluate(student, x, cotangents, backend), x.dtype)
+
+
+def jet(
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
+
+    Differentiable as those of `jvp`. Order 3 would take σ'''' in the activation table and one more stream with its
+    adjoint (docs/math.md, section 5).
+
+    Args:
+        student, x, v, backend: as for `jvp`.
+        order: 1 or 2.
+
+    Returns:
+        y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O], of x's dtype.
+
+    Raises:
+        ValueError: as `jvp`, or another order.
+        NotImplementedError: as `jvp`; of order 2 also an activation with σ'' = 0 almost everywhere, as ReLU.
+
+    Example:
+        >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 2))]
+        [(5, 1), (3, 5, 1), (3, 5, 1)]
+    """
+    need(order in ORDERS, "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
+    return results(evaluate(student, x, as_directions(v), backend, order=order), x.dtype)
+
+
+def laplacian(
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions | None = None, *,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Values and Laplacian Σ_d ∂²m/∂x_d², by one collapsed stream for the sum of the second derivatives.
+
+    Differentiable as those of `jvp`. With random directions of your own choice it is an estimate: exact on average
+    for `Directions.rademacher(P)` or `.normal(P)`, or with `unbiased=True` for the others (Hutchinson); it is the
+    mean over the directions then. Directions that are given are summed: Σ_p D²m(x)[v_p, v_p].
+
+    Args:
+        student, x, backend: as for `jvp`.
+        v: None for the exact Laplacian, a random `Directions` for an estimate, or directions as for `jvp`.
+
+    Returns:
+        y [N, O] and the Laplacian [N, O], of x's dtype.
+
+    Raises:
+        ValueError, NotImplementedError: as `jet`.
+
+    Example:
+        >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> laplacian(student, torch.zeros(5, 2))[1].shape
+        torch.Size([5, 1])
+    """
+    directions = Directions.basis() if v is None else as_directions(v)
+    call = evaluate(student, x, directions, backend, order=2, collapsed=True)
+    y, total = results(call, x.dtype)
+    summed = directions.distribution in ("basis", "given") and not directions.unbiased
+    return y, total if summed else total / call.problem.P
+
+
+def hvp(
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, *, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and mixed second derivatives D² m(x)[v, w] = (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, by polarization.
+
+    Differentiable as those of `jvp`. Scale v and w alike: the difference loses as many digits as they differ.
+
+    Args:
+        student, x, backend: as for `jvp`.
+        v, w: directions [P, N, D] or [P, D], of one shape.
+
+    Returns:
+        y [N, O] and second derivatives [P, N, O], of x's dtype.
+
+    Raises:
+        ValueError, NotImplementedError: as `jet`.
+
+    Example:
+        >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> hvp(student, torch.zeros(5, 2), torch.ones(1, 2), torch.eye(2)[:1])[1].shape
+        torch.Size([1, 5, 1])
+    """
+    for name, tensor in (("v", v), ("w", w)):
+        need(isinstance(tensor, torch.Tensor), name, "a tensor [P, N, D] or [P, D]", tensor, TypeError)
+    need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
+    y, _, second = jet(student, x, torch.cat([v + w, v - w]), backend=backend)
+    plus, minus = second.chunk(2)
+    return y, (plus - minus) / 4
