@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .backends import cpu
 from .directions import Projections
 from .dispatch import BACKENDS
+from .drawing import draw_directions
 from .errors import NotProvided
-from .math.directions import draw
 from .problem import (
     DERIVATIVES,
     DERIVATIVES_GRADIENTS,
@@ -32,6 +31,7 @@ from .problem import (
 
 empty = torch.empty  # the tests replace it by one that returns NaN
 
+DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
     "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
@@ -85,7 +85,7 @@ def from_op(*arguments: Any) -> tuple[Problem, Operands]:
     return Problem.from_string(problem), Operands(*operands)
 
 
-def op_cpu(*arguments: Any) -> list[torch.Tensor]:
+def op_eager(*arguments: Any) -> list[torch.Tensor]:
     return compute(*from_op(*arguments))
 
 
@@ -237,7 +237,8 @@ def op_backward(ctx, cotangents):
     return dx, dparameters, *[None] * OPTIONAL, None, None
 
 
-library.impl("mlp_sobolev", op_cpu, "CPU")
+for device in DEVICES:
+    library.impl("mlp_sobolev", op_eager, device)
 torch.library.register_fake("sobolev_kernels::mlp_sobolev", op_fake, lib=library)
 torch.library.register_autograd(
     "sobolev_kernels::mlp_sobolev", op_backward, setup_context=op_setup_context, lib=library
@@ -252,19 +253,6 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     return MlpSobolev.apply(problem, weights, x, *optional, *parameters)
 
 
-def draw_directions(seed: torch.Tensor, N: int, problem: Problem) -> torch.Tensor:
-    """Directions [P, N, W] of one call: by the compiled core where there is one, so bit for bit those of its steps."""
-    dtype = getattr(torch, problem.dtype)
-    if cpu.supports(problem) is None:
-        out = empty((problem.P, N, problem.W), dtype=dtype)
-        cpu.draw(problem, seed, out)
-        return out
-    key, offset = seed.tolist()
-    device = torch.device(problem.device)
-    name, P, W = problem.distribution, problem.P, problem.W
-    return draw(name, key, offset, P, N, W, problem.shared, problem.scale, dtype, device)
-
-
 def draw_fake(seed: torch.Tensor, N: int, problem: str) -> torch.Tensor:
     p = Problem.from_string(problem)
     return torch.empty((p.P, N, p.W), dtype=getattr(torch, p.dtype), device=p.device)
@@ -272,7 +260,8 @@ def draw_fake(seed: torch.Tensor, N: int, problem: str) -> torch.Tensor:
 
 # An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
 library.define("draw_directions(Tensor seed, SymInt N, str problem) -> Tensor")
-library.impl("draw_directions", lambda seed, N, p: draw_directions(seed, N, Problem.from_string(p)), "CPU")
+for device in DEVICES:
+    library.impl("draw_directions", lambda seed, N, p: draw_directions(seed, N, Problem.from_string(p)), device)
 torch.library.register_fake("sobolev_kernels::draw_directions", draw_fake, lib=library)
 
 

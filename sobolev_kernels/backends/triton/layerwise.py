@@ -1,0 +1,202 @@
+"""The layer-wise path: torch's own multiply on stacked streams [S N, n], Triton for everything between two of them."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from ...drawing import draw_directions
+from ...math.losses import is_coupled
+from ...math.table import Formula
+from ...problem import (
+    COTANGENTS,
+    DENSE,
+    DERIVATIVES,
+    DERIVATIVES_GRADIENTS,
+    PER_SAMPLE,
+    PER_SAMPLE_GRADIENTS,
+    Operands,
+    Problem,
+)  # fmt: skip
+from .. import reference
+from .elementwise import activate_kernel, adjoint_kernel, delta_kernel, pull_kernel, residual_kernel
+from .formulas import arguments
+
+BLOCK, SAMPLES = 1024, 128
+
+
+def multiply(streams: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[S, N, K] times [n, K] transposed: [S, N, n]."""
+    S, N, K = streams.shape
+    return (streams.reshape(S * N, K) @ weight.T).view(S, N, len(weight))
+
+
+class Layers:
+    """The layers of one call, and what their value stream leaves behind: Z, the stacked z without bias."""
+
+    def __init__(self, problem: Problem, parameters: list[torch.Tensor]):
+        tensors = iter(parameters)
+        self.weights, self.biases, self.slots = [], [], []
+        for has_bias in problem.biases:
+            self.slots.append(len(self.weights) + sum(b is not None for b in self.biases))
+            self.weights.append(next(tensors))
+            self.biases.append(next(tensors) if has_bias else None)
+        self.activations = problem.activations
+        self.order = problem.order
+        self.last = len(self.weights) - 1
+
+    def launch(self, kernel, l: int, *tensors, streams: int, **constants) -> None:
+        """`kernel` over the numbers of layer l; its first two arguments are Z and the bias."""
+        Z, bias = self.Z[l], self.biases[l]
+        count, n = Z.shape[1] * Z.shape[2], Z.shape[2]
+        if count == 0:
+            return
+        function, parameters, a, b = arguments(self.activations[l], 0)
+        grid = (triton.cdiv(count, BLOCK),)
+        kernel[grid](Z, bias, *tensors, count, n, streams, a, b, F=function, COUNT=parameters, BLOCK=BLOCK, **constants)
+
+    def forward(self, streams: torch.Tensor, P: int) -> torch.Tensor:
+        """Values and their P tangents (and second derivatives) from those of the inputs; keeps Z and H."""
+        self.H, self.Z = [streams], []
+        for l, weight in enumerate(self.weights):
+            self.Z.append(multiply(self.H[-1], weight))
+            self.H.append(torch.empty_like(self.Z[-1]))
+            self.launch(activate_kernel, l, self.H[-1], streams=P, ORDER=self.order)
+        return self.H[-1]
+
+    def gradients(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Jᵀu [R, N, D] for cotangents u [R, N, O]; keeps the adjoints A and delta = σ' A of every layer."""
+        self.A, self.delta = [None] * (self.last + 1), [None] * (self.last + 1)
+        a = cotangents.contiguous()
+        for l in range(self.last, -1, -1):
+            self.A[l], self.delta[l] = a, torch.empty_like(a)
+            self.launch(delta_kernel, l, a, self.delta[l], streams=len(a))
+            a = multiply(self.delta[l], self.weights[l].T)
+        return a
+
+    def pull(self, g_bar: torch.Tensor, into: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Add the weight gradients of adjoints g_bar [R, N, D] of `gradients`; what each layer owes the values."""
+        owed, h = [], g_bar
+        for l, weight in enumerate(self.weights):
+            into[self.slots[l]].add_(outer(self.delta[l], h))
+            z = multiply(h, weight)
+            h, q = torch.empty_like(z), torch.empty_like(z[0])
+            self.launch(pull_kernel, l, z, self.A[l], h, q, streams=len(z))
+            owed.append(q)
+        return owed
+
+    def backward(self, adjoints: torch.Tensor, P: int, owed: list, into: list[torch.Tensor], dx) -> None:
+        """Add all gradients from the adjoints of the last H."""
+        for l in range(self.last, -1, -1):
+            z_bar = torch.empty_like(adjoints)
+            self.launch(adjoint_kernel, l, adjoints, owed[l], z_bar, streams=P, ORDER=self.order)
+            into[self.slots[l]].add_(outer(z_bar, self.H[l]))
+            if self.biases[l] is not None:
+                into[self.slots[l] + 1].copy_(z_bar[0].sum(0))
+            if l:
+                adjoints = multiply(z_bar, self.weights[l].T)
+            elif dx is not None:
+                torch.mm(z_bar[0], self.weights[0], out=dx)
+
+
+def outer(z_bar: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Σ over streams and samples of z̄ hᵀ."""
+    return z_bar.flatten(0, 1).T @ h.flatten(0, 1)
+
+
+def term(
+    loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, repeated: bool,
+    sample_weight: torch.Tensor | None, weight: float, scale: float, slope: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """The term of each sample [N], already scaled; fills `slope`, the adjoints of the predictions [R, N, n]."""
+    R, N, n = prediction.shape
+    terms = prediction.new_empty(N)
+    function, parameters, a, _ = arguments(loss, 1)
+    if N:
+        grid = (triton.cdiv(N, SAMPLES),)
+        residual_kernel[grid](
+            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n, weight, scale, a,
+            F=function, COUNT=parameters, COUPLED=is_coupled(loss), REPEATED=repeated, BLOCK=SAMPLES,
+        )  # fmt: skip
+    return terms
+
+
+def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    x, parameters, given, seed, *targets, sample_weight, output_weight, weights = operands
+    N, W = x.shape[0], problem.W
+    vectors = None
+    if problem.P:
+        vectors = draw_directions(seed, N, problem) if given is None else given
+        vectors = vectors.expand(problem.P, N, -1) if vectors.dim() == 3 else vectors[:, None].expand(-1, N, -1)
+    for gradient in gradients:
+        gradient.zero_()
+    layers = Layers(problem, parameters)
+    cotangents = problem.projection == COTANGENTS
+    P = 0 if cotangents else problem.P
+    streams = x.new_zeros(1 + problem.order * P, N, problem.D)
+    streams[0] = x
+    if P:
+        streams[1 : 1 + P, :, :W] = vectors
+    H = layers.forward(streams, P)
+    predictions = [H[:1], H[1 : 1 + P], H[1 + P :]]
+    if cotangents:
+        predictions[1] = layers.gradients(vectors)[..., :W].contiguous()
+    predictions = predictions[: 1 + problem.order]
+    if problem.result == DERIVATIVES:
+        results = [predictions[0][0], *predictions[1:]]
+        names = ["y", "second"] if problem.collapsed else ["y", "derivatives", "second"]
+        results = [results[0], results[2].sum(0)] if problem.collapsed else results
+        for name, result in zip(names, results, strict=False):
+            outputs[name].copy_(result)
+        return
+    adjoints = torch.zeros_like(H)
+    slopes = [adjoints[:1], adjoints[1 : 1 + P], adjoints[1 + P :]]
+    if cotangents:
+        slopes[1] = torch.zeros_like(predictions[1])
+    if problem.result == DERIVATIVES_GRADIENTS:
+        for slope, cotangent in zip(slopes, targets, strict=False):
+            if cotangent is not None:
+                slope.copy_(cotangent)
+    else:
+        terms = losses(problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights)
+        if problem.result != PER_SAMPLE_GRADIENTS:
+            loss = sum(w * t for w, t in zip(weights, terms, strict=False))
+            per_sample = problem.result == PER_SAMPLE
+            outputs["loss"].copy_(loss if per_sample else loss.sum())
+            outputs["terms"].copy_(torch.stack(terms) if per_sample else torch.stack([t.sum() for t in terms]))
+    if not problem.gradients:
+        return
+    owed = [None] * len(layers.weights)
+    if cotangents:
+        g_bar = x.new_zeros(problem.P, N, problem.D)
+        g_bar[..., :W] = slopes[1]
+        owed = layers.pull(g_bar, gradients)
+    layers.backward(adjoints, P, owed, gradients, outputs.get("dx"))
+
+
+def losses(problem: Problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights):
+    """The scaled terms [N] of values, derivatives and second derivatives; fills the slopes."""
+    values, derivative, second = targets
+    cotangents = problem.projection == COTANGENTS
+    if derivative is not None and problem.derivative_target == DENSE:
+        derivative = (reference.pull if cotangents else reference.project)(derivative, vectors)
+    if second is not None and problem.second_target == DENSE:
+        second = reference.project_twice(second, vectors)
+    values = None if values is None else values[None]
+    samples = max(1, values_count(predictions)) if problem.reduction == "mean" else 1
+    terms = []
+    rows = zip(predictions, (values, derivative, second), slopes, weights, strict=False)
+    for order, (prediction, target, slope, weight) in enumerate(rows):
+        if target is None:
+            terms.append(prediction.new_zeros(prediction.shape[1]))
+            continue
+        loss = problem.derivative_loss if order else problem.value_loss
+        count = 1 if is_coupled(loss) else prediction.shape[0] * prediction.shape[2]
+        scale = 1 / (samples * max(1, count))
+        repeated = bool(order) and cotangents
+        terms.append(term(loss, prediction, target, output_weight, repeated, sample_weight, weight, scale, slope))
+    return terms
+
+
+def values_count(predictions: list[torch.Tensor]) -> int:
+    return predictions[0].shape[1]
