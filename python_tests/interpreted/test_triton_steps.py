@@ -1,0 +1,165 @@
+"""The Triton kernels in Triton's interpreter, against the float64 reference by the one rule, values and gradients.
+
+Run by python_tests/test_triton.py in a process of its own, because Triton reads TRITON_INTERPRET when it is imported.
+Tensor cores, memory and barriers are not seen here: for those see python_tests/ptx.
+"""
+
+import pytest
+import torch
+from problems import SHAPES, Shape, data, directions_of, gradients, step
+
+import sobolev_kernels as sk
+from sobolev_kernels.backends import triton as backend
+from sobolev_kernels.backends.triton import one_launch
+from sobolev_kernels.math.directions import DISTRIBUTIONS
+from sobolev_kernels.problem import Problem
+from sobolev_kernels.testing import assert_within_rule
+
+PATHS = ("one launch", "layer-wise")
+LOSS_NAMES = list(sk.LOSSES)
+SMALL = Shape(37, 3, 9, 2, 2, 2, "a tile and a part of one, odd sizes")
+
+
+@pytest.fixture
+def path(request, monkeypatch):
+    """The path of a call; what one launch refuses (a student without hidden layer, frames) goes layer by layer."""
+    if request.param == "layer-wise":
+        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    return request.param
+
+
+def each_path(function):
+    return pytest.mark.parametrize("path", PATHS, indirect=True, ids=str)(function)
+
+
+def compare(numbers, directions=None, targets=lambda numbers: None, **settings):
+    """Every output and gradient of a call on Triton, in float32, with the very directions it draws."""
+    exact = numbers.to(torch.float64)
+
+    def fixed(n):
+        if directions is None:
+            return None
+        return type(directions).given(directions.tensor(n.y if isinstance(directions, sk.Cotangents) else n.x))
+
+    v = fixed(numbers)
+    double = None if v is None else type(v).given(v.values.double())
+    kind = "cotangents" if isinstance(directions, sk.Cotangents) else "directions"
+
+    def run(n, vectors, backend):
+        arguments = dict(settings, targets=targets(n))
+        if kind == "cotangents":
+            arguments["cotangents"], vectors = vectors, None
+        return step(n, vectors, backend, **arguments)
+
+    expected, baseline = run(exact, double, "reference"), run(numbers, v, "reference")
+    got = run(numbers, directions, "triton")
+    for name, tensor in got.items():
+        assert_within_rule(name, tensor, expected[name], baseline[name])
+
+
+@each_path
+@pytest.mark.parametrize("activation", sk.ACTIVATIONS)
+def test_every_activation_and_loss(path, activation):
+    numbers = data(SMALL, activation, last=activation)
+    for i, value_loss in enumerate(LOSS_NAMES):
+        losses = {"value_loss": value_loss, "derivative_loss": LOSS_NAMES[(i + 1) % len(LOSS_NAMES)]}
+        compare(numbers, directions_of("sphere", SMALL), **losses)
+
+
+@each_path
+@pytest.mark.parametrize("distribution", [*DISTRIBUTIONS, "given"])
+def test_every_distribution(path, distribution):
+    compare(data(SMALL, "silu", bias=False), directions_of(distribution, SMALL))
+
+
+@each_path
+@pytest.mark.parametrize("shape", SHAPES[:9], ids=str)
+def test_shapes(path, shape):
+    compare(data(shape, "tanh"), directions_of("normal", shape), weights=(0.7, 1.6))
+
+
+@each_path
+@pytest.mark.parametrize("P", range(1, 10))
+def test_number_of_directions(path, P):
+    shape = Shape(19, 4, 8, 2, 2, P, "P from 1 to 9")
+    compare(data(shape, "sin"), directions_of("sphere", shape))
+
+
+@each_path
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_reductions_and_weights(path, reduction):
+    numbers = data(SMALL, "softplus")
+    weights = {"sample_weight": torch.rand(SMALL.N), "output_weight": torch.rand(SMALL.O)}
+    exact = {name: w.double() for name, w in weights.items()}
+    x = {"reduction": reduction, "weights": (0.3, 2.0)}
+    v = directions_of("given", SMALL)
+    expected = step(numbers.to(torch.float64), sk.Directions.given(v.values.double()), "reference", **x, **exact)
+    baseline = step(numbers, v, "reference", **x, **weights)
+    for name, tensor in step(numbers, v, "triton", **x, **weights).items():
+        assert_within_rule(name, tensor, expected[name], baseline[name])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus", "sin", "gelu", "elu"])
+@pytest.mark.parametrize("mode", ["cotangents", "exact", "order 2", "cosine", "relative_mse"])
+def test_modes_layer_by_layer(mode, activation):
+    numbers = data(SMALL, activation)
+    generator = torch.Generator().manual_seed(2)
+    hessian = torch.randn(SMALL.N, SMALL.O, SMALL.D, SMALL.D, generator=generator)
+    if mode == "cotangents":
+        compare(numbers, sk.Cotangents.sphere(3, seed=4), derivative_loss="huber")
+    elif mode == "exact":
+        compare(numbers, derivatives="exact", reduction="none")
+    elif mode == "order 2":
+        make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian, hessian=hessian.to(n.x.dtype))  # noqa: E731
+        compare(numbers, directions_of("normal", SMALL), make, order=2, weights=(1.0, 0.5, 0.2))
+    else:
+        compare(numbers, directions_of("normal", SMALL), derivative_loss=mode)
+
+
+@pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian"])
+def test_derivatives_as_outputs(function):
+    numbers = data(SMALL, "tanh")
+    u = torch.randn(2, SMALL.N, SMALL.O, generator=torch.Generator().manual_seed(3))
+    vector = {"vjp": u, "laplacian": None}.get(function, directions_of("given", SMALL).values)
+    results = []
+    for d, name in ((numbers, "triton"), (numbers.to(torch.float64), "reference"), (numbers, "reference")):
+        x = d.x.detach().requires_grad_()
+        d.student.zero_grad(set_to_none=True)
+        outputs = getattr(sk, function)(d.student, x, None if vector is None else vector.to(x.dtype), backend=name)
+        sum((output.sin()).sum() for output in outputs).backward()
+        results.append([*(o.detach() for o in outputs), x.grad, *gradients(d.student).values()])
+    for i, (got, expected, baseline) in enumerate(zip(*results, strict=True)):
+        assert_within_rule(f"{function}, output {i}", got, expected, baseline)
+
+
+def test_columns_and_order_of_inputs():
+    numbers = data(SMALL, "tanh")
+    make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian[..., [2, 0]])  # noqa: E731
+    x = {"targets": make(numbers), "wrt": [2, 0]}
+    v = sk.Directions.given(torch.randn(2, SMALL.N, 2, generator=torch.Generator().manual_seed(3)))
+    exact = numbers.to(torch.float64)
+    expected = step(exact, sk.Directions.given(v.values.double()), "reference", **(x | {"targets": make(exact)}))
+    baseline = step(numbers, v, "reference", **x)
+    for name, tensor in step(numbers, v, "triton", **x).items():
+        assert_within_rule(name, tensor, expected[name], baseline[name])
+
+
+def test_the_same_bits_on_every_run():
+    numbers = data(SMALL, "tanh")
+    first, second = (step(numbers, directions_of("sphere", SMALL), "triton") for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_float64_and_devices_are_refused_in_words():
+    with pytest.raises(NotImplementedError, match="triton .* float64 is not float32"):
+        step(data(SMALL).to(torch.float64), directions_of("sphere", SMALL), "triton")
+    problem = Problem("loss", (1, 1), (False,), (), "float32", "mps")
+    assert "tensors are on mps, not on a GPU" in backend.supports(problem)
+
+
+def test_the_plan_names_the_path():
+    numbers = data(SMALL)
+    text = sk.explain(numbers.student, numbers.x, backend="triton")
+    assert "-> triton     one launch" in text
+    text = sk.explain(numbers.student, numbers.x, backend="triton", order=2)
+    assert "layer-wise" in text and "since order 2" in text
