@@ -151,7 +151,7 @@ def test_the_same_bits_on_every_run():
 
 
 def test_float64_and_devices_are_refused_in_words():
-    with pytest.raises(NotImplementedError, match="triton .* float64 is not float32"):
+    with pytest.raises(NotImplementedError, match=r"triton .* float64 is not float32"):
         step(data(SMALL).to(torch.float64), directions_of("sphere", SMALL), "triton")
     problem = Problem("loss", (1, 1), (False,), (), "float32", "mps")
     assert "tensors are on mps, not on a GPU" in backend.supports(problem)

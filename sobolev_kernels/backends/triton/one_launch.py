@@ -18,8 +18,9 @@ from ...math.directions import DISTRIBUTIONS
 from ...math.losses import is_coupled
 from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from .formulas import arguments, derivatives, residual
+from .launches import one_launch
 
-WIDEST = 128
+WIDEST, MOST_INPUTS = 128, 32
 DISTRIBUTION = {name: i for i, name in enumerate(DISTRIBUTIONS)} | {"given": len(DISTRIBUTIONS)}
 
 
@@ -37,7 +38,8 @@ def refusal(problem: Problem) -> str | None:
         "no hidden layer": not hidden,
         "hidden layers of different widths": len(set(hidden)) > 1,
         "different activations between the layers": len(set(problem.activations[:-1])) > 1,
-        f"wider than {WIDEST}": max(problem.widths) > WIDEST,
+        f"wider than {WIDEST}": bool(hidden) and hidden[0] > WIDEST,
+        f"more than {MOST_INPUTS} inputs or outputs": max(problem.D, problem.O) > MOST_INPUTS,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -98,7 +100,7 @@ def direction(
 
 
 # The arrays of a hidden layer in a program's scratch, each [BLOCK, H]
-VALUE_, D1, D2, OWED, TANGENT, CURVATURE, ARRAYS = (tl.constexpr(i) for i in range(7))
+VALUE_, D1, D2, OWED, TANGENT, CURVATURE, ADJOINT, ARRAYS = (tl.constexpr(i) for i in range(8))
 
 
 @triton.jit
@@ -114,65 +116,100 @@ def matrix(base, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return base + start + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
+# A warp holds its whole operand of a multiply, so a wide one comes in chunks of its columns, through the scratch.
+
+
+@triton.jit
+def forward_product(
+    scratch, l, array: tl.constexpr, WEIGHTS, start, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK, ROWS] of an array of layer l times the weights [ROWS, H] from `start` on, transposed."""
+    i, r, c = tl.arange(0, BLOCK), tl.arange(0, ROWS), tl.arange(0, CHUNK)
+    total = tl.zeros((BLOCK, ROWS), tl.float32)
+    for k in range(0, H, CHUNK):
+        h = tl.load(scratch + (ARRAYS * l + array) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
+        w = tl.load(WEIGHTS + start + r[:, None] * H + (k + c)[None, :])
+        total += multiply(h, tl.trans(w), PRECISION)
+    return total
+
+
+@triton.jit
+def backward_product(
+    scratch, l, WEIGHTS, slots, h, start, PRECISION: tl.constexpr,
+    H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK, H] of the adjoint of layer l times the weights [H, H] from `start` on; their gradient into the slots.
+
+    h [BLOCK, H] is what came into the layer.
+    """
+    i, c, n = tl.arange(0, BLOCK), tl.arange(0, CHUNK), tl.arange(0, H)
+    total = tl.zeros((BLOCK, H), tl.float32)
+    for k in range(0, H, CHUNK):
+        z_bar = tl.load(scratch + (ARRAYS * l + ADJOINT) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
+        rows = start + (k + c)[:, None] * H + n[None, :]
+        tl.atomic_add(slots + rows, multiply(tl.trans(z_bar), h, PRECISION), sem="relaxed")
+        total += multiply(z_bar, tl.load(WEIGHTS + rows), PRECISION)
+    return total
+
+
 @triton.jit
 def keep_values(z, scratch, l, a, b, ACT: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """h = σ(z); it, σ' and σ'' into the scratch of layer l, and nothing owed yet."""
+    """h = σ(z), σ' and σ'' into the scratch of layer l, and nothing owed yet."""
     value, d1, d2, _ = derivatives(ACT, COUNT, z, a, b)
-    value = value + 0.0 * z
-    tl.store(area(scratch, l, VALUE_, BLOCK, H), value)
+    tl.store(area(scratch, l, VALUE_, BLOCK, H), value + 0.0 * z)
     tl.store(area(scratch, l, D1, BLOCK, H), d1 + 0.0 * z)
     tl.store(area(scratch, l, D2, BLOCK, H), d2 + 0.0 * z)
     tl.store(area(scratch, l, OWED, BLOCK, H), 0.0 * z)
-    return value
+    tl.debug_barrier()
 
 
 @triton.jit
 def values_forward(
     x, WEIGHTS, BIASES, scratch, a, b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
+    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """z of the last layer [BLOCK, OB]."""
-    z = (
-        multiply(x, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION)
-        + tl.load(BIASES + tl.arange(0, H))[None, :]
-    )
-    h = keep_values(z, scratch, 0, a, b, ACT, COUNT, BLOCK, H)
+    h, o = tl.arange(0, H), tl.arange(0, OB)
+    z = multiply(x, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION) + tl.load(BIASES + h)[None, :]
+    keep_values(z, scratch, 0, a, b, ACT, COUNT, BLOCK, H)
     for l in range(1, L):
-        w = tl.load(matrix(WEIGHTS, H * DB + (l - 1) * (H * H), H, H))
-        z = multiply(h, tl.trans(w), PRECISION) + tl.load(BIASES + l * H + tl.arange(0, H))[None, :]
-        h = keep_values(z, scratch, l, a, b, ACT, COUNT, BLOCK, H)
-    last = tl.load(matrix(WEIGHTS, H * DB + (L - 1) * (H * H), OB, H))
-    return multiply(h, tl.trans(last), PRECISION) + tl.load(BIASES + L * H + tl.arange(0, OB))[None, :]
+        at = H * DB + (l - 1) * (H * H)
+        z = forward_product(scratch, l - 1, VALUE_, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
+        keep_values(z + tl.load(BIASES + l * H + h)[None, :], scratch, l, a, b, ACT, COUNT, BLOCK, H)
+    end = H * DB + (L - 1) * (H * H)
+    out = forward_product(scratch, L - 1, VALUE_, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
+    return out + tl.load(BIASES + L * H + o)[None, :]
 
 
 @triton.jit
 def keep_tangent(z, scratch, l, KEEP: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """ḣ = σ' ż; it and σ'' ż into the scratch of layer l."""
-    tangent = tl.load(area(scratch, l, D1, BLOCK, H)) * z
+    """ḣ = σ' ż and σ'' ż into the scratch of layer l."""
+    tl.store(area(scratch, l, TANGENT, BLOCK, H), tl.load(area(scratch, l, D1, BLOCK, H)) * z)
     if KEEP:
-        tl.store(area(scratch, l, TANGENT, BLOCK, H), tangent)
         tl.store(area(scratch, l, CURVATURE, BLOCK, H), tl.load(area(scratch, l, D2, BLOCK, H)) * z)
-    return tangent
+    tl.debug_barrier()
 
 
 @triton.jit
 def tangent_forward(
     v, WEIGHTS, scratch, L, KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
+    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """ż of the last layer [BLOCK, OB]."""
     z = multiply(v, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION)
-    h = keep_tangent(z, scratch, 0, KEEP, BLOCK, H)
+    keep_tangent(z, scratch, 0, KEEP, BLOCK, H)
     for l in range(1, L):
-        w = tl.load(matrix(WEIGHTS, H * DB + (l - 1) * (H * H), H, H))
-        h = keep_tangent(multiply(h, tl.trans(w), PRECISION), scratch, l, KEEP, BLOCK, H)
-    last = tl.load(matrix(WEIGHTS, H * DB + (L - 1) * (H * H), OB, H))
-    return multiply(h, tl.trans(last), PRECISION)
+        at = H * DB + (l - 1) * (H * H)
+        z = forward_product(scratch, l - 1, TANGENT, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
+        keep_tangent(z, scratch, l, KEEP, BLOCK, H)
+    end = H * DB + (L - 1) * (H * H)
+    return forward_product(scratch, L - 1, TANGENT, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
 
 
 @triton.jit
 def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """The adjoint of z or ż of hidden layer l, from that of what comes out of it."""
+    """The adjoint of z or ż of hidden layer l, from that of what comes out of it; also into the scratch."""
     owed = area(scratch, l, OWED, BLOCK, H)
     z_bar = tl.load(area(scratch, l, D1, BLOCK, H)) * a
     if TANGENTS:
@@ -180,13 +217,15 @@ def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constex
     else:
         z_bar += tl.load(owed)
         tl.atomic_add(bias_slots + l * H + tl.arange(0, H), tl.sum(z_bar, 0), sem="relaxed")
+    tl.store(area(scratch, l, ADJOINT, BLOCK, H), z_bar)
+    tl.debug_barrier()
     return z_bar
 
 
 @triton.jit
 def backward(
     out_bar, source, WEIGHTS, scratch, slots, bias_slots, L, TANGENTS: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
+    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of the first layer's z [BLOCK, H], from that of the last one's; gradients into the slots.
 
@@ -201,11 +240,10 @@ def backward(
     a = multiply(out_bar, tl.load(matrix(WEIGHTS, end, OB, H)), PRECISION)
     for m in range(1, L):
         l = L - m
-        z_bar = through(a, scratch, bias_slots, l, TANGENTS, BLOCK, H)
-        at = H * DB + (l - 1) * (H * H)
+        through(a, scratch, bias_slots, l, TANGENTS, BLOCK, H)
         h = tl.load(area(scratch, l - 1, array, BLOCK, H))
-        tl.atomic_add(matrix(slots, at, H, H), multiply(tl.trans(z_bar), h, PRECISION), sem="relaxed")
-        a = multiply(z_bar, tl.load(matrix(WEIGHTS, at, H, H)), PRECISION)
+        at = H * DB + (l - 1) * (H * H)
+        a = backward_product(scratch, l, WEIGHTS, slots, h, at, PRECISION, H, BLOCK, CHUNK)
     first = through(a, scratch, bias_slots, 0, TANGENTS, BLOCK, H)
     tl.atomic_add(matrix(slots, 0, H, DB), multiply(tl.trans(first), source, PRECISION), sem="relaxed")
     return first
@@ -237,6 +275,7 @@ def step_kernel(
     VALUE: tl.constexpr, VALUE_COUNT: tl.constexpr, FIRST: tl.constexpr, FIRST_COUNT: tl.constexpr,
     KIND: tl.constexpr, SHARED: tl.constexpr, JACOBIAN: tl.constexpr, GRADIENTS: tl.constexpr,
     PRECISION: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """L hidden layers of H features; D and O are padded to DB and OB."""
     program = tl.program_id(0)
@@ -258,14 +297,16 @@ def step_kernel(
             own = tl.load(WEIGHT_OF_SAMPLE + sample, mask=there, other=0.0)
         weight = own[:, None] * output_weight[None, :]
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
-        z = values_forward(x, WEIGHTS, BIASES, scratch, act_a, act_b, L, ACT, ACT_COUNT, PRECISION, DB, H, OB, BLOCK)
+        z = values_forward(
+            x, WEIGHTS, BIASES, scratch, act_a, act_b, L, ACT, ACT_COUNT, PRECISION, DB, H, OB, BLOCK, CHUNK
+        )
         y, y1, y2, _ = derivatives(LAST, LAST_COUNT, z, last_a, last_b)
         owed = 0.0 * z
         first_term = 0.0 * own
         tl.debug_barrier()
         for p in range(P):
             v = direction(V, sv_p, sv_n, sv_d, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
-            z_dot = tangent_forward(v, WEIGHTS, scratch, L, GRADIENTS, PRECISION, DB, H, OB, BLOCK)
+            z_dot = tangent_forward(v, WEIGHTS, scratch, L, GRADIENTS, PRECISION, DB, H, OB, BLOCK, CHUNK)
             target = tangent_target(T, st_0, st_1, st_2, sample, within_y, v, p, d, o, W, JACOBIAN)
             rho, slope = residual(FIRST, FIRST_COUNT, y1 * z_dot - target, first_a)
             first_term += tl.sum(tl.where(within_y, rho * weight, 0.0), 1)
@@ -273,7 +314,7 @@ def step_kernel(
                 a = tl.where(within_y, first_factor * slope * weight, 0.0)
                 owed += y2 * z_dot * a
                 tl.debug_barrier()
-                backward(y1 * a, v, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK)
+                backward(y1 * a, v, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK)
                 tl.debug_barrier()
         known = y + 0.0 * z
         if Y is not None:
@@ -283,7 +324,9 @@ def step_kernel(
         tl.store(TERMS + N + sample, first_scale * first_term, mask=there)
         if GRADIENTS:
             out_bar = y1 * tl.where(within_y, value_factor * value_slope * weight, 0.0) + owed
-            z_bar = backward(out_bar, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK)
+            z_bar = backward(
+                out_bar, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
+            )
             if DX is not None:
                 dx = multiply(z_bar, tl.load(matrix(WEIGHTS, 0, H, DB)), PRECISION)
                 tl.store(DX + sample[:, None] * D + d[None, :], dx, mask=within_x)
@@ -297,7 +340,9 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     D, width, O = problem.D, problem.widths[1], problem.O
     DB, H, OB = padded(D), padded(width), padded(O)
     sizes = [(H, DB), *[(H, H)] * (L - 1), (OB, H)]
-    BLOCK, warps, programs = choices(problem, N, x.device)
+    launch = one_launch(H)
+    BLOCK, tiles = launch.block, max(1, triton.cdiv(N, launch.block))
+    programs = count_programs(tiles, x.device)
     packed, biases, cursor = x.new_zeros(sum(a * b for a, b in sizes)), x.new_zeros(L * H + OB), iter(parameters)
     layout, at, at_bias = [], 0, 0
     for (rows, columns), has_bias in zip(sizes, problem.biases, strict=True):
@@ -326,13 +371,13 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     if N:
         step_kernel[(programs,)](
             x, v, values, derivative, sample_weight, output_weight, packed, biases, scratch, slots, bias_slots, terms,
-            outputs.get("dx"), N, problem.P, D, problem.W, O, L, triton.cdiv(N, BLOCK), *strides,
+            outputs.get("dx"), N, problem.P, D, problem.W, O, L, tiles, *strides,
             key, offset & 0xFFFFFFFF, problem.scale, weights[0] * scales[0], weights[1] * scales[1], *scales,
             act_a, act_b, last_a, last_b, value_a, first_a,
             ACT=act, ACT_COUNT=act_count, LAST=last, LAST_COUNT=last_count, VALUE=value, VALUE_COUNT=value_count,
             FIRST=first, FIRST_COUNT=first_count, KIND=DISTRIBUTION[problem.distribution], SHARED=problem.shared,
             JACOBIAN=problem.derivative_target == DENSE, GRADIENTS=problem.gradients, PRECISION="ieee",
-            DB=DB, H=H, OB=OB, BLOCK=BLOCK, num_warps=warps, num_stages=1,
+            DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=min(launch.chunk, H), num_warps=launch.warps, num_stages=1,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
         loss = weights[0] * terms[0] + weights[1] * terms[1]
@@ -348,9 +393,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             next(cursor).copy_(bias_total[at_bias : at_bias + n_out])
 
 
-def choices(problem: Problem, N: int, device: torch.device) -> tuple[int, int, int]:
-    """Samples of a tile, warps and programs."""
-    block = 32
-    tiles = max(1, triton.cdiv(N, block))
+def count_programs(tiles: int, device: torch.device) -> int:
+    """A persistent grid: two programs for each multiprocessor; three in the interpreter, to see them side by side."""
     most = 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-    return block, 8, min(tiles, most)
+    return min(tiles, most)
