@@ -25,5 +25,21 @@ ONE_LAUNCH = (
 )
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A multiply with an epilogue: samples, features and depth of a tile, and warps of a program."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+
+
+LINEAR = Linear(rows=64, columns=64, depth=32, warps=8)
+
+# Layer by layer, wider students take torch's own multiply. Not yet measured on a GPU.
+FUSED_UP_TO = 256
+
+
 def one_launch(width: int) -> Launch:
     return next(row for row in ONE_LAUNCH if width <= row.width)

@@ -1,4 +1,8 @@
-"""The layer-wise path: torch's own multiply on stacked streams [S N, n], Triton for everything between two of them."""
+"""The layer-wise path, for every student: all streams of a layer at a time, stacked [S, N, n].
+
+Up to a width a multiply has what follows it in its epilogue (`fused_multiply.py`); above, the multiply is torch's own
+and only what lies between two of them is fused (`elementwise.py`). Weight gradients are one multiply over all streams.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ from ...problem import (
 from .. import reference
 from .elementwise import activate_kernel, adjoint_kernel, delta_kernel, pull_kernel, residual_kernel
 from .formulas import arguments
+from .fused_multiply import backward_kernel, forward_kernel
+from .launches import FUSED_UP_TO, LINEAR
 
 BLOCK, SAMPLES = 1024, 128
 
@@ -44,6 +50,7 @@ class Layers:
         self.activations = problem.activations
         self.order = problem.order
         self.last = len(self.weights) - 1
+        self.fusing = max(problem.widths) <= FUSED_UP_TO
 
     def launch(self, kernel, l: int, *tensors, streams: int, **constants) -> None:
         """`kernel` over the numbers of layer l; its first two arguments are Z and the bias."""
@@ -55,13 +62,30 @@ class Layers:
         grid = (triton.cdiv(count, BLOCK),)
         kernel[grid](Z, bias, *tensors, count, n, streams, a, b, F=function, COUNT=parameters, BLOCK=BLOCK, **constants)
 
+    def fused(self, kernel, l: int, weight: torch.Tensor, *tensors, streams: torch.Tensor, P: int) -> None:
+        """A multiply of `streams` [S, N, K] by `weight` [n, K] transposed, with the epilogue of layer l."""
+        N, K, n = *streams.shape[1:], len(weight)
+        if N == 0:
+            return
+        function, parameters, a, b = arguments(self.activations[l], 0)
+        grid = (triton.cdiv(N, LINEAR.rows), triton.cdiv(n, LINEAR.columns))
+        kernel[grid](
+            streams, weight, *tensors, N, K, n, P, *weight.stride(), a, b, F=function, COUNT=parameters,
+            ORDER=self.order, BM=LINEAR.rows, BN=LINEAR.columns, BK=LINEAR.depth, num_warps=LINEAR.warps,
+        )  # fmt: skip
+
     def forward(self, streams: torch.Tensor, P: int) -> torch.Tensor:
         """Values and their P tangents (and second derivatives) from those of the inputs; keeps Z and H."""
         self.H, self.Z = [streams], []
         for l, weight in enumerate(self.weights):
-            self.Z.append(multiply(self.H[-1], weight))
-            self.H.append(torch.empty_like(self.Z[-1]))
-            self.launch(activate_kernel, l, self.H[-1], streams=P, ORDER=self.order)
+            z = streams.new_empty(*streams.shape[:2], len(weight))
+            self.Z.append(z)
+            self.H.append(torch.empty_like(z))
+            if self.fusing:
+                self.fused(forward_kernel, l, weight, self.biases[l], z, self.H[-1], streams=self.H[-2], P=P)
+            else:
+                torch.mm(self.H[-2].flatten(0, 1), weight.T, out=z.flatten(0, 1))
+                self.launch(activate_kernel, l, self.H[-1], streams=P, ORDER=self.order)
         return self.H[-1]
 
     def gradients(self, cotangents: torch.Tensor) -> torch.Tensor:
@@ -87,16 +111,23 @@ class Layers:
 
     def backward(self, adjoints: torch.Tensor, P: int, owed: list, into: list[torch.Tensor], dx) -> None:
         """Add all gradients from the adjoints of the last H."""
+        z_bar = torch.empty_like(adjoints)
+        self.launch(adjoint_kernel, self.last, adjoints, owed[-1], z_bar, streams=P, ORDER=self.order)
         for l in range(self.last, -1, -1):
-            z_bar = torch.empty_like(adjoints)
-            self.launch(adjoint_kernel, l, adjoints, owed[l], z_bar, streams=P, ORDER=self.order)
             into[self.slots[l]].add_(outer(z_bar, self.H[l]))
             if self.biases[l] is not None:
                 into[self.slots[l] + 1].copy_(z_bar[0].sum(0))
-            if l:
-                adjoints = multiply(z_bar, self.weights[l].T)
-            elif dx is not None:
-                torch.mm(z_bar[0], self.weights[0], out=dx)
+            if l == 0:
+                break
+            above, z_bar = z_bar, torch.empty_like(self.Z[l - 1])
+            if self.fusing:
+                tensors = self.Z[l - 1], self.biases[l - 1], owed[l - 1], z_bar
+                self.fused(backward_kernel, l - 1, self.weights[l].T, *tensors, streams=above, P=P)
+            else:
+                adjoints = multiply(above, self.weights[l].T)
+                self.launch(adjoint_kernel, l - 1, adjoints, owed[l - 1], z_bar, streams=P, ORDER=self.order)
+        if dx is not None:
+            torch.mm(z_bar[0], self.weights[0], out=dx)
 
 
 def outer(z_bar: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
