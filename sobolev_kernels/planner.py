@@ -1,10 +1,20 @@
-"""Which side the derivatives are computed from, and what each would cost."""
+"""Which side the derivatives are computed from: what each would cost is counted, with thresholds that were measured."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 from .problem import COTANGENTS, DIRECTIONS, Problem
 
 TANGENTS, GRADIENTS = "tangents", "gradients"
+
+# FLOPs of a multiply that take as long as one number of a direction takes to draw or to load: two cores of an EPYC with
+# AVX-512, `python -m bench --planner`. The gradients' side draws every direction once for each output.
+DRAWN = {
+    "sphere": 180, "normal": 180, "orthonormal": 360, "rademacher": 100, "coordinate": 40, "basis": 20, "given": 20,
+}  # fmt: skip
+PROJECTED = 10  # the same of projecting one number of a gradient, and of its adjoint
+GRADIENT = 1.06  # a gradient and its way back against a tangent and its own, without the directions
 
 
 def chains(problem: Problem) -> dict[str, int]:
@@ -16,19 +26,29 @@ def chains(problem: Problem) -> dict[str, int]:
     return {TANGENTS: problem.P, GRADIENTS: problem.O} if problem.P else {TANGENTS: 0}
 
 
-def side(problem: Problem) -> str:
-    """The side with the fewest streams: a tangent for each direction, or a gradient for each output (or cotangent),
-    which is projected on the directions. The numbers are the same."""
-    counts = chains(problem)
-    return min(counts, key=counts.get)
-
-
 def flops(problem: Problem, N: int, streams: int | None = None) -> int:
     """Floating-point operations of the matrix products, the count of docs/math.md; by default of the side taken."""
-    streams = min(chains(problem).values()) if streams is None else streams
+    streams = chains(problem)[side(problem)] if streams is None else streams
     return (6 if problem.gradients else 2) * (1 + streams) * N * problem.multiplies
+
+
+def cost(problem: Problem, taken: str) -> float:
+    """What a sample costs from one side, in FLOPs of a multiply."""
+    products = flops(problem, 1, chains(problem)[taken])
+    numbers = problem.P * problem.W * DRAWN[problem.distribution]
+    if taken == TANGENTS:
+        return products + numbers
+    return GRADIENT * products + problem.O * (numbers + problem.P * problem.W * PROJECTED)
+
+
+@lru_cache(maxsize=256)
+def side(problem: Problem) -> str:
+    """A tangent for each direction, or a gradient for each output (or cotangent), which is projected on the
+    directions: the same numbers, so whichever costs less."""
+    choices = chains(problem)
+    return next(iter(choices)) if len(choices) == 1 else min(choices, key=lambda taken: cost(problem, taken))
 
 
 def exact_projection(W: int, O: int | None) -> str:
     """For the whole Jacobian: columns by tangents, or rows by gradients, whichever are fewer; unknown O is many."""
-    return COTANGENTS if O is not None and O <= W else DIRECTIONS
+    return COTANGENTS if O is not None and O < W else DIRECTIONS
