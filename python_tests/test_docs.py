@@ -78,7 +78,7 @@ def test_paths_in_the_text_exist(page):
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("name", [*sk.ACTIVATIONS, *sk.LOSSES, *DISTRIBUTIONS, "given"])
+@pytest.mark.parametrize("name", [*sk.ACTIVATIONS, *sk.LOSSES, *sk.COUPLED, *DISTRIBUTIONS, "given"])
 def test_the_support_matrix_names_every_row(name):
     assert f"`{name}`" in section(ROOT / "README.md", "Support matrix")
 

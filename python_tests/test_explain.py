@@ -95,17 +95,19 @@ def test_a_forced_backend_that_refuses():
 
 
 def work(*arguments, **options):
-    flops, rest = lines(*arguments, **options)["work"].split(" FLOP in matrix products, ")
-    return float(flops), float(rest.removesuffix(" bytes at the least"))
+    """FLOPs of the side taken, and bytes."""
+    text = sk.explain(*arguments, **options)
+    (flops, *_) = [line.split()[1] for line in text.splitlines() if line.startswith("work ")]
+    return float(flops), float(lines(*arguments, **options)["memory"].removesuffix(" bytes at the least"))
 
 
 def three_digits(number):
     return float(f"{number:.3g}")
 
 
-@pytest.mark.parametrize("P", [1, 2, 5])
+@pytest.mark.parametrize("P", [2, 5])
 def test_work_of_a_step_counted_by_hand(P):
-    """Two FLOP a multiply-add, thrice for both backward products, for the values and for the fewer of P and O."""
+    """Two FLOP a multiply-add, thrice for both backward products, for the values and for the one gradient."""
     flops, moved = work(STUDENT, X, sk.Directions.sphere(P))
     assert flops == three_digits(2 * 3 * (1 + 1) * 10 * MULTIPLIES)
     # x [10, 2], values [10, 1], jacobian [10, 1, 2] in; parameters in and their gradients out; 4 bytes each
@@ -130,10 +132,32 @@ def test_work_with_what_else_must_move():
     x = X.double().requires_grad_()
     student = sk.MLP(2, 1, width=16, dtype=torch.float64)
     given = sk.Directions.given(torch.zeros(4, 10, 2, dtype=torch.float64))
-    flops, moved = work(student, x, given, derivative_target="tangents")
+    flops, moved = work(student, x, given, derivative_target="projected")
     assert flops == three_digits(2 * 3 * (1 + 1) * 10 * MULTIPLIES)
     # x in and its gradient out, values [10, 1], directions [4, 10, 2], tangents [4, 10, 1]; 8 bytes each
     assert moved == three_digits(8 * (2 * 20 + 10 + 80 + 40 + 2 * PARAMETERS))
+
+
+def test_work_of_order_two():
+    flops, moved = work(STUDENT, X, sk.Directions.sphere(3), order=2)
+    assert flops == three_digits(2 * 3 * (1 + 2 * 3) * 10 * MULTIPLIES)
+    # and the Hessian [10, 1, 2, 2]
+    assert moved == three_digits(4 * (20 + 10 + 20 + 40 + 2 * PARAMETERS))
+
+
+@pytest.mark.parametrize(("O", "taken", "other"), [(1, "1 gradients", "4 tangents"), (6, "4 tangents", "6 gradients")])
+def test_the_whole_jacobian_from_the_cheaper_side(O, taken, other):
+    text = sk.explain(sk.MLP(4, O, width=16), torch.zeros(10, 4), derivatives="exact")
+    first, second = [line for line in text.splitlines() if line.startswith("work ")]
+    assert f"by {taken} beside the values" in first
+    assert "(instead of " in second and f"by {other} beside the values)" in second
+    assert ("cotangents  1 x basis, N = 10" in text) == (O == 1)
+
+
+def test_cotangents_and_columns():
+    student, x = sk.MLP(4, 3, width=16), torch.zeros(10, 4)
+    assert lines(student, x, cotangents=sk.Cotangents.sphere(2))["cotangents"] == "2 x sphere, N = 10"
+    assert lines(student, x, wrt=[2, 0])["directions"] == "1 x sphere, of 2 of 4 inputs, N = 10"
 
 
 def test_no_random_number_is_drawn():
@@ -143,5 +167,5 @@ def test_no_random_number_is_drawn():
 
 
 def test_unknown_target():
-    with pytest.raises(ValueError, match="derivative_target: expected one of jacobian, tangents, got values"):
+    with pytest.raises(ValueError, match="derivative_target: expected one of dense, projected, got values"):
         sk.explain(STUDENT, X, derivative_target="values")

@@ -88,7 +88,7 @@ def jet(
     """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
 
     Differentiable as those of `jvp`. Order 3 would take σ'''' in the activation table and one more stream with its
-    adjoint (docs/math.md, section 5).
+    adjoint (docs/math.md, section 10).
 
     Args:
         student, x, v, backend: as for `jvp`.

@@ -103,7 +103,7 @@ class Tile : private Streams<T> {
     if (backward()) this->tangent_backward();
   }
 
-  // The sum over directions of second derivatives, as one stream (docs/math.md, section 5)
+  // The sum over directions of second derivatives, as one stream (docs/math.md, section 10)
   void by_sum() {
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p);

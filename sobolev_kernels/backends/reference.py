@@ -33,7 +33,7 @@ def layer_by_layer(student: Student, parameters: list[torch.Tensor]):
 
 def mlp_jet(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor, order: int = 1):
     """y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O] of a multi-layer perceptron along
-    v [P, N, D]: docs/math.md, sections 2 and 5."""
+    v [P, N, D]: docs/math.md, sections 2 and 10."""
     h, h_dot, h_ddot = x, v, torch.zeros_like(v) if order == 2 else None
     for weight, bias, activation in layer_by_layer(student, parameters):
         z = h @ weight.T

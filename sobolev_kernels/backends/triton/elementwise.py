@@ -37,7 +37,7 @@ def adjoint_kernel(
     Z, B, A, Q, Z_BAR, count, n, P, a, b,
     F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Z_BAR, the adjoints of z, ż_p and z̈_p, from A, those of H (docs/math.md, sections 3 and 5).
+    """Z_BAR, the adjoints of z, ż_p and z̈_p, from A, those of H (docs/math.md, sections 3 and 10).
 
     Q [N, n], if it is there, is what else the value stream is owed.
     """
