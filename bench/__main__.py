@@ -14,8 +14,10 @@ from rich.console import Console
 
 from .cases import CASES, Case
 from .check import RedCheck, prepare
+from .higher import print_higher
 from .memory import peak_memory
 from .overhead import print_overhead
+from .planner import print_planner
 from .report import CRASHES, MEASURED, RED, ROOT, CaseResult, Row, busy, environment, print_case, summary, write_csv
 from .timing import SGEMM, TURN, interleave, quartiles, sgemm
 from .variants import variants_of
@@ -76,6 +78,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="leave out the baselines that torch.compile makes")
     parser.add_argument("--jax", action="store_true", help="also JAX, if it is installed")
     parser.add_argument("--overhead", action="store_true", help="only: what the smallest call costs, piece by piece")
+    parser.add_argument("--higher", action="store_true", help="only: exact gradients, order 2 and Laplacians")
+    parser.add_argument("--planner", action="store_true", help="only: whether the planner takes the faster side")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -92,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.overhead:
         print_overhead(console)
+        return 0
+    if options.higher or options.planner:
+        (print_higher if options.higher else print_planner)(console, options.rounds, options.seconds)
         return 0
     settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile, options.jax)
     cases = CASES if options.case is None else [CASES[i] for i in options.case]

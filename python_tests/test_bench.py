@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, timing
+from bench import check, higher, planner, timing
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
 from bench.cases import CASES, Case, in_double, make_data, make_student, project
 from bench.memory import CLEAR, peak_memory
@@ -173,3 +173,32 @@ def test_jax_that_is_not_installed_is_refused_in_words(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         program.main(["--jax"])
     assert "jax is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "contest",
+    [
+        lambda: higher.exact(16, 3, 8, 2, "softplus"),
+        lambda: higher.second(16, 3, 8, 2, 2, 2),
+        lambda: higher.laplacian(16, 3, 8, 2),
+    ],
+    ids=["exact", "second", "laplacian"],
+)
+def test_higher_derivatives_are_the_same_number(contest, monkeypatch):
+    """Eagerly: what is compiled is the same function."""
+    monkeypatch.setattr(higher.torch, "compile", lambda function: function)
+    torch.manual_seed(0)
+    contest = contest()
+    higher.check(contest)
+    assert len(contest.losses) >= 3
+    contest.losses["wrong"] = lambda: torch.tensor(-1.0)
+    with pytest.raises(AssertionError, match="wrong gives -1"):
+        higher.check(contest)
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 8, 1, 1, 2), (16, 3, 8, 1, 2, None)], ids=["directions", "exact"])
+def test_planner_row(shape, monkeypatch):
+    monkeypatch.setattr("bench.planner.sgemm", lambda: lambda: None)
+    cells = planner.row(shape, rounds=1, seconds=0)
+    assert len(cells) == 7 and cells[5] == "gradients"
+    assert all(float(cell) >= 0 for cell in cells[1:5])
