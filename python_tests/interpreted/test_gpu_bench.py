@@ -11,7 +11,7 @@ from bench.cases import Case
 
 def test_check_then_time(tmp_path):
     path = gpu.measure([Case(20, 3, 8, 2, 1, 2)], "cpu", rounds=1, folder=tmp_path, console=Console(quiet=True))
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["backend"] for row in rows] == ["triton", "reference"]
     assert all(float(row["ms"]) > 0 for row in rows)
 
