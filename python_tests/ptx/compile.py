@@ -1,0 +1,189 @@
+"""Kernels compiled ahead of time, without a GPU: Triton and nvcc to PTX, and what ptxas makes of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`text` is PTX, or AMD's assembly for gfx targets. `shared` goes to Module.launch."""
+
+    text: str
+    shared: int
+    binary: bytes
+    name: str
+
+
+@cache
+def tool(name: str) -> str | None:
+    """A CUDA tool on PATH or that Triton brings."""
+    if found := shutil.which(name):
+        return found
+    spec = importlib.util.find_spec("triton")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    brought = Path(spec.submodule_search_locations[0]) / "backends" / "nvidia" / "bin" / name
+    return str(brought) if brought.exists() else None
+
+
+def missing(name: str) -> str | None:
+    """Why triton, nvcc, ptxas, cuobjdump or nvdisasm cannot be used, in words."""
+    if name == "triton":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return "TRITON_INTERPRET is set: kernels are interpreted, not compiled"
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    return None if tool(name) else f"{name} is neither on PATH nor in triton"
+
+
+# ---- Triton ----
+
+
+def compile_triton(
+    kernel,
+    signature: Mapping[str, str],
+    constants: Mapping[str, object],
+    *,
+    target: str = "sm_80",
+    warps: int = 4,
+    stages: int = 3,
+    divisible: Sequence[str] | None = None,
+    **options,
+) -> Compiled:
+    """A @triton.jit function for sm_80, sm_90, sm_100 or gfx942.
+
+    signature: the types of the arguments that stay ("*fp32", "i32"...); constants: the tl.constexpr ones and their
+    values. divisible: arguments that are multiples of 16; None: all pointers, as a launch on a GPU would find them.
+    """
+    if divisible is None:
+        divisible = [name for name, type in signature.items() if type.startswith("*")]
+    request = (dict(signature), dict(constants), target, warps, stages, tuple(divisible), options)
+    if not target.startswith("gfx"):
+        return triton_here(kernel, *request)
+    # An error in AMD's compiler may end the process.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(triton_by_name, kernel.fn.__module__, kernel.fn.__code__.co_filename, kernel.fn.__qualname__,
+                           *request).result()  # fmt: skip
+
+
+def triton_by_name(module: str, file: str, name: str, *request) -> Compiled:
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        spec = importlib.util.spec_from_file_location(module, file)
+        found = sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    return triton_here(getattr(found, name), *request)
+
+
+def triton_here(kernel, signature, constants, target, warps, stages, divisible, options) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    order = list(kernel.arg_names)
+    source = ASTSource(
+        fn=kernel,
+        signature={n: signature.get(n, "constexpr") for n in order},
+        constexprs=dict(constants),
+        attrs={(order.index(n),): [["tt.divisibility", 16]] for n in divisible},
+    )
+    done = triton.compile(source, target=gpu, options={"num_warps": warps, "num_stages": stages, **options})
+    text, binary = ("amdgcn", "hsaco") if amd else ("ptx", "cubin")
+    return Compiled(done.asm[text], done.metadata.shared, done.asm[binary], done.metadata.name)
+
+
+# ---- CUDA C++ ----
+
+
+def compile_cuda(source: str, *, target: str = "sm_80", options: Sequence[str] = ()) -> str:
+    """The PTX of CUDA C++, with source lines."""
+    if reason := missing("nvcc"):
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder, "kernel.cu"), Path(folder, "kernel.ptx")
+        file.write_text(source)
+        command = [
+            tool("nvcc"),
+            "-ptx",
+            f"-arch={target}",
+            "-lineinfo",
+            "-std=c++17",
+            *options,
+            str(file),
+            "-o",
+            str(out),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc: {done.stderr}")
+        return out.read_text()
+
+
+# ---- What ptxas makes of it ----
+
+
+@dataclass(frozen=True)
+class Resources:
+    registers: int
+    stack: int  # bytes a thread
+    spill_stores: int  # bytes a thread, in the code
+    spill_loads: int
+    shared: int  # bytes, the static ones
+
+
+def assemble(ptx: str, target: str = "sm_80") -> tuple[bytes, dict[str, Resources]]:
+    """The cubin and each kernel's resources."""
+    if reason := missing("ptxas"):
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        file.write_text(ptx)
+        done = subprocess.run(
+            [tool("ptxas"), "-v", f"-arch={target}", str(file), "-o", str(out)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"ptxas: {done.stderr}")
+        return out.read_bytes(), read_resources(done.stderr)
+
+
+def read_resources(report: str) -> dict[str, Resources]:
+    resources = {}
+    pattern = r"Compiling entry function '([^']+)'(.*?)Used (\d+) registers([^\n]*)"
+    for name, middle, registers, rest in re.findall(pattern, report, re.S):
+        number = lambda text, what: int(next(iter(re.findall(rf"(\d+) bytes {what}", text)), 0))  # noqa: E731
+        resources[name] = Resources(
+            int(registers),
+            number(middle, "stack"),
+            number(middle, "spill stores"),
+            number(middle, "spill loads"),
+            number(rest, "smem"),
+        )
+    return resources
+
+
+def machine_instructions(cubin: bytes) -> Counter[str]:
+    """How often each machine instruction stands in the code: HMMA, LDGSTS, LDL (a spill)..."""
+    if reason := missing("nvdisasm"):
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        text = subprocess.run([tool("nvdisasm"), "-c", str(file)], capture_output=True, text=True, check=True).stdout
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text))
