@@ -1,0 +1,159 @@
+"""The Triton backend's kernels as compiled PTX, executed on the CPU: no race, nothing out of bounds, right numbers."""
+
+import pytest
+import torch
+from problems import Shape, data, directions_of, step
+from ptx import PtxFailure, load, missing
+from ptx.compile import compile_triton
+from ptx.compile import missing as missing_tool
+from ptx.mutate import barriers, masks
+
+import sobolev_kernels as sk
+from sobolev_kernels.testing import assert_within_rule
+
+reason = missing() or missing_tool("triton")
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from sobolev_kernels.backends import triton as backend  # noqa: E402
+from sobolev_kernels.backends.triton import layerwise, one_launch  # noqa: E402
+
+SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
+TYPES = {torch.float32: "*fp32", torch.int64: "*i64"}
+KERNELS = {
+    one_launch: ["step_kernel"],
+    layerwise: [
+        "activate_kernel", "adjoint_kernel", "delta_kernel", "pull_kernel", "residual_kernel", "forward_kernel",
+        "backward_kernel",
+    ],
+}  # fmt: skip
+SHAPE = Shape(37, 3, 18, 2, 2, 2, "three tiles, the last of 5 samples; nothing a power of two")
+
+
+class OnPtx:
+    """A kernel that is launched as on a GPU, but on the PTX machine."""
+
+    compiled: dict = {}  # noqa: RUF012
+
+    def __init__(self, kernel, schedule, results, change):
+        self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
+
+    def __getitem__(self, grid):
+        return lambda *values, **named: self.launch(grid, values, named)
+
+    def launch(self, grid, values, named):
+        options = {"warps": named.pop("num_warps", 4), "stages": named.pop("num_stages", 3)}
+        given = dict(zip(self.kernel.arg_names, values, strict=False)) | named
+        signature, constants, arguments = {}, {}, []
+        for parameter in self.kernel.params:
+            value = given[parameter.name]
+            if parameter.is_constexpr or value is None:
+                constants[parameter.name] = value
+                continue
+            if isinstance(value, torch.Tensor):
+                signature[parameter.name] = TYPES[value.dtype]
+            else:
+                integer = "i32" if abs(value) < 2**31 else "i64"
+                signature[parameter.name] = "fp32" if isinstance(value, float) else integer
+            arguments.append(value)
+        key = (self.kernel.fn.__name__, *signature.items(), *constants.items(), *options.items())
+        if key not in self.compiled:
+            # slices of a tensor, as TERMS + N, are not multiples of 16 bytes: promise nothing
+            self.compiled[key] = compile_triton(self.kernel, signature, constants, divisible=(), **options)
+        done = self.compiled[key]
+        module = load(self.change(done.text))
+        result = module.launch(done.name, grid, None, arguments, shared=done.shared, schedule=self.schedule)
+        self.results.append(result)
+
+
+@pytest.fixture
+def on_ptx(monkeypatch):
+    """Send the backend's kernels to the PTX machine; returns the results of their launches."""
+    monkeypatch.setattr(backend, "interpreting", lambda: True)
+    kernels = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
+
+    def send(schedule="round_robin", change=lambda text: text):
+        results = []
+        for (module, name), kernel in kernels.items():
+            monkeypatch.setattr(module, name, OnPtx(kernel, schedule, results, change))
+        return results
+
+    return send
+
+
+def compare(numbers, directions, **settings):
+    v = directions.tensor(numbers.x)
+    expected = step(numbers.to(torch.float64), sk.Directions.given(v.double()), "reference", **settings)
+    baseline = step(numbers, sk.Directions.given(v), "reference", **settings)
+    for name, tensor in step(numbers, directions, "triton", **settings).items():
+        assert_within_rule(name, tensor, expected[name], baseline[name])
+
+
+ONE_LAUNCH = {
+    "drawn": ("tanh", "identity", "sphere", {}),
+    "given, per sample": ("silu", "sigmoid", "given", {"reduction": "none", "derivative_loss": "huber"}),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("case", ONE_LAUNCH)
+def test_one_launch(on_ptx, case, schedule):
+    activation, last, distribution, settings = ONE_LAUNCH[case]
+    results = on_ptx(schedule)
+    compare(data(SHAPE, activation, last=last), directions_of(distribution, SHAPE), **settings)
+    assert {r.kernel for r in results} == {"step_kernel"}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused multiply", "torch's multiply"])
+def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
+    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if fused else 0)
+    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    on_ptx(schedule)
+    numbers = data(SHAPE, "softplus")
+    compare(numbers, directions_of("normal", SHAPE), derivative_loss="cosine")
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    exact = sk.sobolev_loss(numbers.student, numbers.x, targets, derivatives="exact", backend="triton")
+    plain = sk.sobolev_loss(numbers.student, numbers.x, targets, derivatives="exact", backend="reference")
+    assert_within_rule("exact", exact.detach(), plain.detach().double())
+
+
+def test_bytes_do_not_grow_with_directions_but_for_the_directions(on_ptx):
+    """Global memory without the program's scratch: each input once, each output once."""
+    unique = {}
+    for P in (1, 3):
+        shape = Shape(37, 3, 18, 2, 2, P, "counted")
+        results = on_ptx()
+        step(data(shape, "tanh"), directions_of("sphere", shape), "triton")
+        (unique[P],) = [(r.unique_bytes_read, r.unique_bytes_written) for r in results]
+    assert unique[1] == unique[3]
+
+
+def test_every_deleted_barrier_that_matters_is_found(on_ptx):
+    """Of one launch: each fourth barrier deleted in turn. Of all 106, 104 are found; the others change no number."""
+    shape = Shape(33, 3, 18, 2, 2, 1, "small: the step runs once for every barrier")
+    numbers, directions, texts = data(shape, "tanh"), directions_of("sphere", shape), []
+    on_ptx(change=lambda text: texts.append(text) or text)
+    expected = step(numbers, directions, "triton")
+    found, silent = 0, 0
+    for name, mutant in list(barriers(texts[0]))[::4]:
+        on_ptx(change=lambda _, mutant=mutant: mutant)
+        try:
+            got = step(numbers, directions, "triton")
+        except PtxFailure:
+            found += 1
+            continue
+        silent += 1
+        assert all(torch.equal(got[key], expected[key]) for key in expected), name
+    assert found > 2 * silent, f"{found} found, {silent} not"
+
+
+def test_a_dropped_mask_is_found(on_ptx):
+    numbers, directions = data(SHAPE, "tanh"), directions_of("sphere", SHAPE)
+    texts = []
+    on_ptx(change=lambda text: texts.append(text) or text)
+    step(numbers, directions, "triton")
+    _, mutant = next(m for m in masks(texts[0]) if "st.global" in m[0] or "ld.global" in m[0])
+    on_ptx(change=lambda _: mutant)
+    with pytest.raises(PtxFailure, match="bounds"):
+        step(numbers, directions, "triton")
