@@ -1,0 +1,131 @@
+"""What the Triton kernels take of a GPU, from ahead-of-time compilation: `python -m python_tests.ptx.report` prints the
+table of docs/triton.md. Nothing here was run on a GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sobolev_kernels.math.activations import ACTIVATIONS
+from sobolev_kernels.math.losses import LOSSES
+from sobolev_kernels.math.table import choose
+
+from .compile import Compiled, machine_instructions, tool, triton_here
+
+# Bytes of shared memory that a block may have.
+LIMITS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+ACCESS = re.compile(r"(?:ld|st)\.global\S*")
+
+
+@dataclass(frozen=True)
+class Usage:
+    kernel: str
+    row: str
+    target: str
+    registers: int
+    stack: int  # bytes a thread: spills, and the local array of sin and cos
+    spills: int  # instructions
+    shared: int  # bytes a block
+    wide: str  # global accesses of 16 bytes, of all
+
+
+def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
+    if target.startswith("gfx"):
+        number = lambda what: int(re.search(rf"\.{what}:\s+(\d+)", done.text)[1])  # noqa: E731
+        wide = len(re.findall(r"(?:global|buffer)_(?:load|store)_dwordx4", done.text))
+        every = len(re.findall(r"(?:global|buffer)_(?:load|store)_", done.text))
+        spills = number("vgpr_spill_count")
+        return Usage(kernel, row, target, number("vgpr_count"), 0, spills, done.shared, f"{wide} of {every}")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(done.binary)
+        text = subprocess.run([tool("cuobjdump"), "-res-usage", str(file)], capture_output=True, text=True)
+        registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout + text.stderr).groups()
+    counts = machine_instructions(done.binary)
+    accesses = ACCESS.findall(done.text)
+    wide = sum(".v4" in access for access in accesses)
+    spills = counts["STL"] + counts["LDL"]
+    return Usage(kernel, row, target, int(registers), int(stack), spills, done.shared, f"{wide} of {len(accesses)}")
+
+
+def one_launch(row, target: str, kind: int) -> Compiled:
+    """Directions drawn on the sphere (kind 0) or given (6), tanh, mse, all gradients."""
+    from sobolev_kernels.backends.triton.formulas import arguments
+    from sobolev_kernels.backends.triton.one_launch import step_kernel
+
+    act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
+    last, last_count, *_ = arguments(choose(ACTIVATIONS, "activation", "identity"), 0)
+    loss, loss_count, *_ = arguments(choose(LOSSES, "loss", "mse"), 1)
+    constants = {
+        "ACT": act, "ACT_COUNT": count, "LAST": last, "LAST_COUNT": last_count, "VALUE": loss,
+        "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": kind, "SHARED": False,
+        "JACOBIAN": True, "GRADIENTS": True, "PRECISION": "ieee", "DB": 16, "H": row.width, "OB": 16,
+        "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None, "WEIGHT_OF_OUTPUT": None, "DX": None,
+    }  # fmt: skip
+    if kind == 0:
+        constants["V"] = None
+    tensors = {"X", "V", "Y", "T", "WEIGHTS", "BIASES", "SCRATCH", "SLOTS", "BIAS_SLOTS", "TERMS"}
+    floats = {"scale", "value_factor", "first_factor", "value_scale", "first_scale"}
+    floats |= {f"{name}_{letter}" for name in ("act", "last") for letter in "ab"} | {"value_a", "first_a"}
+    signature = signature_of(step_kernel, constants, tensors, floats) | {"seed": "i64", "offset": "i64"}
+    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+    return triton_here(step_kernel, signature, constants, target, row.warps, 1, pointers, {})
+
+
+def linear(kernel, target: str, order: int) -> Compiled:
+    from sobolev_kernels.backends.triton.formulas import arguments
+    from sobolev_kernels.backends.triton.launches import LINEAR
+
+    act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
+    constants = {
+        "F": act, "COUNT": count, "ORDER": order, "BM": LINEAR.rows, "BN": LINEAR.columns, "BK": LINEAR.depth,
+        "Q": None,
+    }  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = signature_of(kernel, constants, {"BELOW", "ABOVE", "W", "B", "Z", "H", "Z_BAR"}, {"a", "b"})
+    divisible = [n for n, t in signature.items() if t.startswith("*")] + ["K", "n"]
+    return triton_here(kernel, signature, constants, target, LINEAR.warps, 3, divisible, {})
+
+
+def signature_of(kernel, constants: dict, tensors: set, floats: set) -> dict[str, str]:
+    kinds = {True: "*fp32", False: "i32"}
+    names = [name for name in kernel.arg_names if name not in constants]
+    return {name: "fp32" if name in floats else kinds[name in tensors] for name in names}
+
+
+def usages(targets=tuple(LIMITS)) -> Iterator[Usage]:
+    from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel
+    from sobolev_kernels.backends.triton.launches import ONE_LAUNCH
+
+    for target in targets:
+        for row in ONE_LAUNCH:
+            for kind, name in ((0, "drawn"), (6, "given")):
+                label = f"width {row.width}, {row.block} samples, {row.warps} warps, {name}"
+                yield usage("step_kernel", label, target, one_launch(row, target, kind))
+        for kernel in (forward_kernel, backward_kernel):
+            for order in (1, 2):
+                yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
+
+
+HEAD = """| kernel | launch | target | registers | stack B | spill instr. | shared B | 16-byte accesses |
+|---|---|---|---|---|---|---|---|"""
+
+
+def main(targets: list[str]) -> None:
+    """The table of all targets, or the rows of those named. An error in AMD's compiler may end its process."""
+    if not targets:
+        print(HEAD, flush=True)
+        for target in LIMITS:
+            subprocess.run([sys.executable, "-m", "python_tests.ptx.report", target])
+    for u in usages(targets):
+        cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.shared, u.wide)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
