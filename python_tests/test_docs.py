@@ -56,6 +56,16 @@ def test_examples_run_in_order(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+def test_the_printed_explanation_is_what_explain_prints():
+    def without_machine(text: str) -> str:
+        text = re.sub(r"isa \w+, tile \d+, threads \d+", "isa, tile, threads", text)
+        return re.sub(r"(triton +refused: ).*", r"\1", text).strip()
+
+    (printed,) = re.findall(r"^```text\n(student .*?)^```$", text(ROOT / "README.md"), re.MULTILINE | re.DOTALL)
+    got = sk.explain(sk.MLP(2, 1), torch.zeros(256, 2), sk.Directions.sphere(4))
+    assert without_machine(printed) == without_machine(got)
+
+
 def test_the_readme_has_examples():
     assert len(blocks(ROOT / "README.md")) >= 5
 

@@ -1,5 +1,7 @@
 """`explain`: what it says of a chosen, a refused and a forced backend, with the work counted by hand."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -143,21 +145,112 @@ def test_work_of_order_two():
     assert flops == three_digits(2 * 3 * (1 + 2 * 3) * 10 * MULTIPLIES)
     # and the Hessian [10, 1, 2, 2]
     assert moved == three_digits(4 * (20 + 10 + 20 + 40 + 2 * PARAMETERS))
+    _, moved = work(STUDENT, X, sk.Directions.sphere(3), order=2, derivative_target="projected")
+    # or tangents and second derivatives [3, 10, 1]
+    assert moved == three_digits(4 * (20 + 10 + 30 + 30 + 2 * PARAMETERS))
 
 
-@pytest.mark.parametrize(("O", "taken", "other"), [(1, "1 gradients", "4 tangents"), (6, "4 tangents", "6 gradients")])
-def test_the_whole_jacobian_from_the_cheaper_side(O, taken, other):
+def test_work_of_cotangents():
+    student = sk.MLP(2, 3, width=16, depth=0, bias=False)
+    given = sk.Cotangents.given(torch.zeros(4, 10, 3))
+    flops, moved = work(student, X, cotangents=given, derivative_target="projected")
+    assert flops == three_digits(2 * 3 * (1 + 4) * 10 * (2 * 3))
+    # x [10, 2], values [10, 3], cotangents [4, 10, 3], their VJPs [4, 10, 2], the weight and its gradient
+    assert moved == three_digits(4 * (20 + 30 + 120 + 80 + 2 * 6))
+
+
+def test_work_of_some_columns():
+    student, x = sk.MLP(4, 3, width=16, depth=0, bias=False), torch.zeros(10, 4)
+    flops, moved = work(student, x, derivatives="exact", wrt=[3, 0])
+    # the two columns, which are fewer than the three rows
+    assert flops == three_digits(2 * 3 * (1 + 2) * 10 * (4 * 3))
+    # x [10, 4], values [10, 3], jacobian [10, 3, 2], the weight and its gradient
+    assert moved == three_digits(4 * (40 + 30 + 60 + 2 * 12))
+
+
+@pytest.mark.parametrize(
+    ("O", "taken", "other", "projections"),
+    [
+        (1, "1 gradients", "4 tangents", "cotangents  1 x basis"),
+        (3, "3 gradients", "4 tangents", "cotangents  3 x basis"),
+        (4, "4 tangents", "4 gradients", "directions  4 x basis"),
+        (6, "4 tangents", "6 gradients", "directions  4 x basis"),
+    ],
+)
+def test_the_whole_jacobian_from_the_cheaper_side(O, taken, other, projections):
     text = sk.explain(sk.MLP(4, O, width=16), torch.zeros(10, 4), derivatives="exact")
     first, second = [line for line in text.splitlines() if line.startswith("work ")]
     assert f"by {taken} beside the values" in first
     assert "(instead of " in second and f"by {other} beside the values)" in second
-    assert ("cotangents  1 x basis, N = 10" in text) == (O == 1)
+    assert f"{projections}, N = 10\n" in text
+    assert f"(side {taken.split()[1]}, " in text
 
 
-def test_cotangents_and_columns():
+def test_one_side_alone():
+    """Cotangents are gradients, and order 2 goes along directions: there is nothing to say of another side."""
+    student, x = sk.MLP(4, 3, width=16), torch.zeros(10, 4)
+    for options, taken in (({"cotangents": sk.Cotangents.sphere(2)}, "2 gradients"), ({"order": 2}, "2 tangents")):
+        (line,) = [line for line in sk.explain(student, x, **options).splitlines() if line.startswith("work ")]
+        assert f" by {taken} beside the values" in line
+
+
+def test_cotangents_order_and_columns_are_named():
     student, x = sk.MLP(4, 3, width=16), torch.zeros(10, 4)
     assert lines(student, x, cotangents=sk.Cotangents.sphere(2))["cotangents"] == "2 x sphere, N = 10"
     assert lines(student, x, wrt=[2, 0])["directions"] == "1 x sphere, of 2 of 4 inputs, N = 10"
+    assert lines(student, x, wrt=[3, 2, 1, 0])["directions"] == "1 x sphere, N = 10"
+    assert lines(student, x, order=2)["directions"] == "1 x sphere, order 2, N = 10"
+    # of a student that is not recognised the outputs are counted, and the whole Jacobian goes by columns
+    assert lines(LAYER_NORM, X, cotangents=sk.Cotangents.basis())["cotangents"] == "1 x basis, N = 10"
+    assert lines(LAYER_NORM, X, derivatives="exact")["directions"] == "2 x basis, N = 10"
+
+
+CALLS = {
+    "few directions": (6, {"directions": sk.Directions.sphere(2)}),
+    "few outputs": (1, {"directions": sk.Directions.sphere(2)}),
+    "cotangents": (6, {"cotangents": sk.Cotangents.normal(2)}),
+    "exact by rows": (1, {"derivatives": "exact"}),
+    "exact by columns": (6, {"derivatives": "exact"}),
+    "order 2": (1, {"directions": sk.Directions.sphere(2), "order": 2}),
+    "columns": (1, {"derivatives": "exact", "wrt": [2, 0]}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_said_is_what_is_done(call, monkeypatch):
+    """The very Problem of the call, as the backend gets it, has the plan and the counts that were printed."""
+    O, options = CALLS[call]
+    student, x = sk.MLP(4, O, width=16), torch.zeros(10, 4)
+    got = lines(student, x, derivative_target="projected", **options)
+    problems, run = [], cpu.run
+    monkeypatch.setattr(cpu, "run", lambda problem, *rest: problems.append(problem) or run(problem, *rest))
+    teacher = lambda t: torch.sin(t).sum(1, keepdim=True).expand(-1, O)  # noqa: E731
+    sk.sobolev_loss(student, x, sk.Targets(teacher=teacher), **options)
+    (problem,) = problems
+    assert got["->"] == f"cpu        {cpu.plan(problem, 10)}"
+    assert got["memory"] == f"{problem.bytes(10):.3g} bytes at the least"
+    assert got[problem.projection].startswith(f"{problem.P} x {problem.distribution}, ")
+    side = dict(cpu.plan(problem, 10).choices)["side"]
+    text = sk.explain(student, x, derivative_target="projected", **options)
+    assert re.search(r"^work +[^(].* \d+ (\w+) beside", text, re.MULTILINE)[1] == side
+
+
+def test_order_two_of_a_flat_activation_is_refused():
+    with pytest.raises(sk.NotProvided, match="order: expected 1 with relu"):
+        sk.explain(sk.MLP(2, 1, activation="relu"), X, order=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"cotangents": sk.Directions.sphere()}, TypeError, "cotangents: expected a sobolev_kernels.Cotangents"),
+        ({"derivatives": "all"}, ValueError, "derivatives: expected None or 'exact', got all"),
+        ({"wrt": [2]}, ValueError, "wrt: expected columns of the inputs, whole numbers from 0 to 1"),
+    ],
+)
+def test_bad_arguments(options, error, said):
+    with pytest.raises(error, match=said):
+        sk.explain(STUDENT, X, **options)
 
 
 def test_no_random_number_is_drawn():

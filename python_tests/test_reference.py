@@ -2,27 +2,119 @@
 
 import pytest
 import torch
-from problems import Shape, data
+from problems import CURVED, Shape, data
+from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
+from torch.nn.functional import huber_loss
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import reference
+from sobolev_kernels.math.losses import choose_loss
 from sobolev_kernels.student import recognise
 from sobolev_kernels.testing import assert_within_rule
 
 SHAPE = Shape(6, 3, 7, 2, 2, 4, "small and odd")
 
 
+def random_vectors(P, n):
+    return torch.randn(P, SHAPE.N, n, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("activation", sk.ACTIVATIONS)
-def test_streams_against_torch_func(activation):
+def test_every_form_against_nested_torch_func(activation):
+    """The written-out streams and those by autograd, against Jacobian and Hessian in forward and reverse mode."""
     numbers = data(SHAPE, activation, last=activation).to(torch.float64)
-    v = torch.randn(4, 6, 3, dtype=torch.float64)
-    layers = recognise(numbers.student)
-    y, tangents, _ = reference.mlp_jet(layers, list(layers.parameters), numbers.x, v)
-    by_torch = [torch.func.jvp(numbers.student, (numbers.x,), (direction,)) for direction in v]
-    assert_within_rule("y", y, by_torch[0][0])
-    assert_within_rule("tangents", tangents, torch.stack([t for _, t in by_torch]))
-    jacobian = torch.func.vmap(torch.func.jacrev(numbers.student))(numbers.x)
-    assert_within_rule("projection", reference.project(jacobian, v), tangents)
+    student, x = numbers.student, numbers.x
+    layers, v, u = recognise(student), random_vectors(4, SHAPE.D), random_vectors(5, SHAPE.O)
+    parameters = list(layers.parameters)
+    by_rows, by_columns = (vmap(jacobian(student))(x) for jacobian in (jacrev, jacfwd))
+    assert_within_rule("jacobian", by_rows, by_columns)
+    tangents, gradients = reference.project(by_columns, v), reference.pull(by_rows, u)
+    second = reference.project_twice(vmap(hessian(student))(x), v)
+    for form, y, *got in (
+        ("mlp_vjp", *reference.mlp_vjp(layers, parameters, x, u)),
+        ("function_vjp", *reference.function_vjp(student, x, u)),
+    ):
+        assert_within_rule(f"y of {form}", y, student(x))
+        assert_within_rule(form, *got, gradients)
+    for form, jet in (
+        ("mlp_jet", lambda order: reference.mlp_jet(layers, parameters, x, v, order)),
+        ("function_jet", lambda order: reference.function_jet(student, x, v, order)),
+    ):
+        y, first, none = jet(1)
+        assert none is None
+        assert_within_rule(f"y of {form}", y, student(x))
+        assert_within_rule(form, first, tangents)
+        y, first, both = jet(2)
+        assert_within_rule(f"y of {form}", y, student(x))
+        assert_within_rule(f"{form}, first", first, tangents)
+        assert_within_rule(f"{form}, second", both, second)
+
+
+def test_projections_of_a_dense_target():
+    """One by one, as they are defined."""
+    jacobian, curvature = torch.randn(6, 2, 3).double(), torch.randn(6, 2, 3, 3).double()
+    v, u = random_vectors(4, 3), random_vectors(5, 2)
+    for n in range(6):
+        for p in range(4):
+            assert_within_rule("project", reference.project(jacobian, v)[p, n], jacobian[n] @ v[p, n])
+            twice = torch.stack([v[p, n] @ curvature[n, o] @ v[p, n] for o in range(2)])
+            assert_within_rule("project_twice", reference.project_twice(curvature, v)[p, n], twice)
+        for r in range(5):
+            assert_within_rule("pull", reference.pull(jacobian, u)[r, n], jacobian[n].T @ u[r, n])
+
+
+def test_no_projections_at_all():
+    student, x = data(SHAPE).to(torch.float64).student, torch.randn(6, 3, dtype=torch.float64)
+    layers = recognise(student)
+    v, u = random_vectors(0, SHAPE.D), random_vectors(0, SHAPE.O)
+    for order in (1, 2):
+        for _, *derivatives in (
+            reference.mlp_jet(layers, list(layers.parameters), x, v, order),
+            reference.function_jet(student, x, v, order),
+        ):
+            assert all(t.shape == (0, SHAPE.N, SHAPE.O) for t in derivatives[:order])
+    for _, gradients in (
+        reference.mlp_vjp(layers, list(layers.parameters), x, u),
+        reference.function_vjp(student, x, u),
+    ):
+        assert gradients.shape == (0, SHAPE.N, SHAPE.D)
+
+
+@pytest.mark.parametrize("function", [lambda x: x[:, :2] * 0 + 1, lambda x: torch.ones(6, 2).double(), lambda x: x @ A])
+def test_functions_without_a_derivative_have_zeros(function):
+    x = torch.randn(6, 3, dtype=torch.float64)
+    y, first, second = reference.function_jet(function, x, random_vectors(4, 3), 2)
+    assert not second.any() and second.shape == (4, 6, 2)
+    assert first.any() == y.detach().std().gt(0)
+
+
+A = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
+
+
+# Each loss of a sample's numbers [n], or of many samples' [N, n], with a weight for each number.
+WRITTEN = {
+    "mse": lambda a, t, w: (w * (a - t) ** 2).mean(-1),
+    "l1": lambda a, t, w: (w * (a - t).abs()).mean(-1),
+    "huber": lambda a, t, w: (w * huber_loss(a, t, reduction="none")).mean(-1),
+    "log_cosh": lambda a, t, w: (w * (a - t).cosh().log()).mean(-1),
+    "relative_mse": lambda a, t, w: (w * (a - t) ** 2).sum(-1) / ((w * t**2).sum(-1) + 1e-8),
+    "cosine": lambda a, t, w: 1 - (w * a * t).sum(-1) / ((w * a**2).sum(-1) * (w * t**2).sum(-1) + 1e-12).sqrt(),
+}
+
+
+@pytest.mark.parametrize("dims", [(6, 2), (4, 6, 2)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [*sk.LOSSES, *sk.COUPLED])
+def test_terms_sample_by_sample(loss, weighted, dims):
+    """A coupled loss of all the numbers of a sample, a pointwise one the mean over them."""
+    a, t = torch.randn(2, *dims, dtype=torch.float64)
+    weight = torch.tensor([0.5, 2.0], dtype=torch.float64) if weighted else torch.ones(2, dtype=torch.float64)
+    got = reference.term(choose_loss("loss", loss), a, t, weight if weighted else None)
+    for n in range(6):
+        numbers = (tensor[..., n, :].flatten() for tensor in (a, t, weight.expand(dims)))
+        expected = WRITTEN[loss](*numbers)
+        eps = torch.finfo(torch.float64).eps  # of the 1 or log 2 that the loss is a difference to
+        assert_within_rule(f"sample {n}", got[n], expected, expected + 2 * eps)
 
 
 def written_out(student, x, y, jacobian, v, weights):
@@ -50,6 +142,53 @@ def test_loss_against_double_backward(distribution):
         assert_within_rule(f"gradient {i}", g, w)
 
 
+def by_nested_torch_func(student, x, y, jacobian, curvature, v, weights):
+    """The loss of order 2 from the whole Hessian, as a function that torch.func differentiates again."""
+
+    def loss(x, parameters):
+        one = lambda x: functional_call(student, parameters, x[None])[0]  # noqa: E731
+        value, slope, bend = vmap(one)(x) - y, vmap(jacrev(one))(x) - jacobian, vmap(hessian(one))(x) - curvature
+        terms = value, torch.einsum("nod,pnd->pno", slope, v), torch.einsum("node,pnd,pne->pno", bend, v, v)
+        return sum(w * term.square().mean() for w, term in zip(weights, terms, strict=True))
+
+    return loss(x, dict(student.named_parameters()))
+
+
+@pytest.mark.parametrize("activation", CURVED)
+def test_gradients_of_order_2_against_nested_torch_func(activation):
+    numbers = data(SHAPE, activation).to(torch.float64)
+    student, x, v, weights = numbers.student, numbers.x.requires_grad_(), random_vectors(3, SHAPE.D), (0.7, 1.9, 0.4)
+    inputs = (x, *student.parameters())
+    expected = by_nested_torch_func(student, x, numbers.y, numbers.jacobian, numbers.hessian, v, weights)
+    wanted = torch.autograd.grad(expected, inputs)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=numbers.hessian)
+    for form in (student, lambda x: student(x)):
+        got = sk.sobolev_loss(
+            form, x, targets, directions=sk.Directions.given(v), order=2, weights=weights, backend="reference"
+        )
+        assert_within_rule("loss", got, expected)
+        for i, (g, w) in enumerate(zip(torch.autograd.grad(got, inputs), wanted, strict=True)):
+            assert_within_rule(f"gradient {i}", g, w)
+
+
+@pytest.mark.parametrize("loss", ["mse", *sk.COUPLED])
+@pytest.mark.parametrize("activation", sk.ACTIVATIONS)
+def test_gradients_of_cotangents_against_nested_torch_func(activation, loss):
+    numbers = data(SHAPE, activation).to(torch.float64)
+    student, x, u = numbers.student, numbers.x.requires_grad_(), random_vectors(3, SHAPE.O)
+    inputs = (x, *student.parameters())
+    jacobians = vmap(jacrev(student))(x), numbers.jacobian
+    prediction, target = (torch.einsum("nod,rno->nrd", jacobian, u).flatten(1) for jacobian in jacobians)
+    expected = (student(x) - numbers.y).square().mean() + WRITTEN[loss](prediction, target, 1.0).mean()
+    wanted = torch.autograd.grad(expected, inputs)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, cotangents=u)
+    for form in (student, lambda x: student(x)):
+        got = sk.sobolev_loss(form, x, targets, derivative_loss=loss, backend="reference")
+        assert_within_rule("loss", got, expected)
+        for i, (g, w) in enumerate(zip(torch.autograd.grad(got, inputs), wanted, strict=True)):
+            assert_within_rule(f"gradient {i}", g, w)
+
+
 def test_the_reference_can_be_differentiated_again():
     numbers = data(Shape(3, 2, 4, 1, 1, 2, "tiny: gradgradcheck"), "tanh").to(torch.float64)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
@@ -61,3 +200,37 @@ def test_the_reference_can_be_differentiated_again():
         )
 
     assert torch.autograd.gradgradcheck(loss, (x, *numbers.student.parameters()))
+
+
+@pytest.mark.parametrize("mode", ["order 2", "cotangents", "exact", "relative_mse", "cosine"])
+def test_every_mode_can_be_differentiated_again(mode):
+    numbers = data(Shape(2, 2, 3, 1, 2, 2, "tiny: gradgradcheck"), "tanh").to(torch.float64)
+    settings = {
+        "order 2": {"order": 2, "directions": sk.Directions.normal(2, seed=1)},
+        "cotangents": {"cotangents": sk.Cotangents.normal(2, seed=1)},
+        "exact": {"derivatives": "exact"},
+    }.get(mode, {"derivatives": "exact", "derivative_loss": mode})
+    targets = sk.Targets(
+        values=numbers.y, jacobian=numbers.jacobian, hessian=numbers.hessian if mode == "order 2" else None
+    )
+    x = numbers.x.requires_grad_()
+
+    def loss(x, *_):
+        return sk.sobolev_loss(numbers.student, x, targets, backend="reference", **settings)
+
+    assert torch.autograd.gradgradcheck(loss, (x, *numbers.student.parameters()))
+
+
+@pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian", "hvp"])
+def test_derivatives_can_be_differentiated_again(function):
+    numbers = data(Shape(2, 2, 3, 1, 2, 2, "tiny: gradgradcheck"), "tanh").to(torch.float64)
+    one, two = torch.randn(2, 2, 2, dtype=torch.float64)
+    vectors = {"laplacian": [], "hvp": [one, two]}.get(function, [one])
+    x = numbers.x.requires_grad_()
+
+    def derivatives(x, *_):
+        return getattr(sk, function)(numbers.student, x, *vectors, backend="reference")
+
+    inputs = (x, *numbers.student.parameters())
+    assert torch.autograd.gradcheck(derivatives, inputs)
+    assert torch.autograd.gradgradcheck(derivatives, inputs)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from problems import Shape, data, directions_of, step
+from problems import Shape, cotangents_of, data, directions_of, step
 from test_reference import written_out
 from torch import nn
 from torch.autograd import forward_ad
@@ -19,10 +19,16 @@ NUMBERS = data(SHAPE)
 STUDENT, X, Y, J = NUMBERS.student, NUMBERS.x, NUMBERS.y, NUMBERS.jacobian
 V = directions_of("given", SHAPE).values  # [P, N, D]
 T = torch.einsum("nod,pnd->pno", J, V)  # [P, N, O]
+U = cotangents_of("given", SHAPE).values  # [P, N, O]
+G = torch.einsum("nod,rno->rnd", J, U)  # [P, N, D]
+H = NUMBERS.hessian  # [N, O, D, D]
+S = torch.einsum("node,pnd,pne->pno", H, V, V)  # [P, N, O]
 TARGETS = sk.Targets(values=Y, jacobian=J)
 TANGENTS = sk.Targets(values=Y, tangents=T, directions=V)
 UNFIXED = sk.Targets(values=Y, tangents=T)
 SPHERE = sk.Directions.sphere(P)
+UP = sk.Cotangents.sphere(P)
+CURVED = sk.Targets(values=Y, jacobian=J, hessian=H)
 ACTIVATION_NAMES = ", ".join(sk.ACTIVATIONS)
 NEEDS_TARGET = "targets: expected a derivative target, since its weight is not zero"
 
@@ -139,6 +145,35 @@ def test_given_directions_that_do_not_fit(v, message, entry):
     assert_refused(lambda: directions.tensor(X), ValueError, message)
 
 
+UP_ENTRIES = {
+    "sobolev_loss": lambda cotangents: loss(cotangents=cotangents),
+    "SobolevLoss": lambda cotangents: sk.SobolevLoss(cotangents=cotangents)(STUDENT, X, TARGETS),
+    "vjp": lambda cotangents: sk.vjp(STUDENT, X, cotangents),
+    "explain": lambda cotangents: sk.explain(STUDENT, X, cotangents=cotangents),
+    "tensor": lambda cotangents: cotangents.tensor(Y),
+}
+U_AS_X = "cotangents: expected torch.float32 [P, 6, 2] on cpu, as the inputs are, got a tensor"
+BAD_COTANGENTS = [
+    ("wrong O", U[..., :1], U_AS_X + " float32 [2, 6, 1] on cpu"),
+    ("wrong N", U[:, :4], U_AS_X + " float32 [2, 4, 2] on cpu"),
+    ("wrong O, shared", U[:, 0, :1], U_AS_X.replace("6, 2", "2") + " float32 [2, 1] on cpu"),
+    ("another dtype", U.double(), U_AS_X + " float64 [2, 6, 2] on cpu"),
+    ("another device", U.to("meta"), U_AS_X + " float32 [2, 6, 2] on meta"),
+]
+
+
+@pytest.mark.parametrize("entry", UP_ENTRIES.values(), ids=UP_ENTRIES)
+@pytest.mark.parametrize("u, message", [row[1:] for row in BAD_COTANGENTS], ids=ids(BAD_COTANGENTS))
+def test_given_cotangents_that_do_not_fit(u, message, entry):
+    assert_refused(lambda: entry(sk.Cotangents.given(u)), ValueError, message)
+
+
+@pytest.mark.parametrize("entry", UP_ENTRIES.values(), ids=UP_ENTRIES)
+def test_more_orthonormal_cotangents_than_outputs(entry):
+    message = "cotangents: expected at most O = 2 orthonormal cotangents, got P = 3"
+    assert_refused(lambda: entry(sk.Cotangents.orthonormal(3)), ValueError, message)
+
+
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_more_orthonormal_directions_than_dimensions(entry):
     message = "directions: expected at most D = 3 orthonormal directions, got P = 4"
@@ -213,11 +248,79 @@ def test_given_directions_are_not_printed_number_by_number():
     assert "tensor(" not in repr(sk.Directions.given(V))
 
 
+GIVEN_UP = "cotangents: expected a tensor [P, N, O] or [P, O], got "
+ONE_OF_THREE = "directions: expected one of directions, cotangents and derivatives, got "
+COTANGENTS = [
+    ("offset without a seed", lambda: UP.at(1), ValueError, "offset: expected cotangents with a seed, got Cot"),
+    ("no cotangents", lambda: sk.Cotangents.sphere(0), ValueError, "P: expected a whole number of cotangents, at l"),
+    ("given a list", lambda: sk.Cotangents.given([1.0]), TypeError, GIVEN_UP + "[1.0]"),
+    ("given rank 1", lambda: sk.Cotangents.given(U[0, 0]), ValueError, GIVEN_UP + "a tensor float32 [2] on cpu"),
+    ("given none", lambda: sk.Cotangents.given(U[:0]), ValueError, "cotangents: expected at least one cotangent (P >="),
+    ("requires_grad", lambda: sk.Cotangents.given(needs_grad(U)), ValueError, "cotangents: expected a tensor without"),
+    ("tensor of a list", lambda: UP.tensor([1.0]), TypeError, "outputs: expected a tensor [N, O], got [1.0]"),
+    ("tensor of rank 1", lambda: UP.tensor(Y[0]), ValueError, "outputs: expected a floating tensor [N, O], got a t"),
+    ("vjp along a list", lambda: sk.vjp(STUDENT, X, [1.0]), TypeError, GIVEN_UP + "[1.0]"),
+    ("vjp along directions", lambda: sk.vjp(STUDENT, X, SPHERE), TypeError, GIVEN_UP + "Directions("),
+    ("jvp along cotangents", lambda: sk.jvp(STUDENT, X, UP), TypeError, GIVEN + "Cotangents("),
+    ("laplacian along cotangents", lambda: sk.laplacian(STUDENT, X, UP), TypeError, GIVEN + "Cotangents("),
+    (
+        "a tensor", lambda: loss(cotangents=U), TypeError,
+        "cotangents: expected a sobolev_kernels.Cotangents (given(tensor) makes one of a tensor), got a tensor float32",
+    ),
+    ("a tensor, in the module", lambda: sk.SobolevLoss(cotangents=U), TypeError, "expected a sobolev_kernels.Cotang"),
+    ("directions", lambda: loss(cotangents=SPHERE), TypeError, "cotangents: expected a sobolev_kernels.Cotangents ("),
+    ("as directions", lambda: loss(directions=UP), TypeError, "directions: expected a sobolev_kernels.Directions ("),
+    ("in explain", lambda: sk.explain(STUDENT, X, cotangents=SPHERE), TypeError, "cotangents: expected a sobolev_kern"),
+    ("both", lambda: loss(directions=SPHERE, cotangents=UP), ValueError, ONE_OF_THREE + "directions and cotangents"),
+    (
+        "both, in the module", lambda: sk.SobolevLoss(directions=SPHERE, cotangents=UP), ValueError,
+        ONE_OF_THREE + "directions and cotangents",
+    ),
+    (
+        "cotangents and exact", lambda: loss(cotangents=UP, derivatives="exact"), ValueError,
+        ONE_OF_THREE + "cotangents and derivatives",
+    ),
+    (
+        "directions and exact", lambda: loss(directions=SPHERE, derivatives="exact"), ValueError,
+        ONE_OF_THREE + "directions and derivatives",
+    ),
+    (
+        "cotangents in targets, directions in the call",
+        lambda: loss(targets=sk.Targets(values=Y, jacobian=J, cotangents=U), directions=SPHERE), ValueError,
+        ONE_OF_THREE + "directions and cotangents in targets",
+    ),
+    (
+        "cotangents in both", lambda: loss(targets=sk.Targets(values=Y, vjps=G, cotangents=U), cotangents=UP),
+        ValueError, ONE_OF_THREE + "cotangents and cotangents in targets",
+    ),
+    (
+        "vjps along unfixed cotangents", lambda: loss(targets=sk.Targets(values=Y, vjps=G), cotangents=UP), ValueError,
+        "cotangents: expected those the target vjps belong to: given(tensor), a seed, or basis(), got Cotangents(",
+    ),
+    ("vjps along nothing", lambda: with_targets(values=Y, vjps=G), ValueError, "a seed, or basis(), got None"),
+    (
+        "vjps along directions", lambda: loss(targets=sk.Targets(values=Y, vjps=G, directions=V)), ValueError,
+        "cotangents: expected those the target vjps belong to: given(tensor), a seed, or basis(), got Directions(",
+    ),
+    (
+        "tangents along cotangents", lambda: loss(targets=sk.Targets(values=Y, tangents=T, cotangents=U)), ValueError,
+        "directions: expected those the target tangents belong to: given(tensor), a seed, or basis(), got Cotangents(",
+    ),
+    (
+        "targets with the name of a distribution", lambda: sk.Targets(vjps=G, cotangents="sphere"), TypeError,
+        "cotangents: expected a sobolev_kernels.Cotangents or a tensor, got sphere",
+    ),
+]  # fmt: skip
+
+
 GRAD = "expected a tensor without requires_grad (no gradient to targets is provided), got a tensor"
 AS_INPUTS = "expected torch.float32 on cpu, as the inputs are, got a tensor"
 WRONG_Y = "values: expected [6, 2], got a tensor"
 WRONG_J = "jacobian: expected [6, 2, 3], got a tensor"
 WRONG_T = "tangents: expected [2, 6, 2], got a tensor"
+WRONG_G = "vjps: expected [2, 6, 3], got a tensor"
+WRONG_H = "hessian: expected [6, 2, 3, 3], got a tensor"
+WRONG_S = "seconds: expected [2, 6, 2], got a tensor"
 BAD_TARGETS = [
     ("a tensor", lambda: loss(targets=Y), TypeError, "targets: expected a sobolev_kernels.Targets, got a tensor float"),
     ("a tuple", lambda: loss(targets=(Y, J)), TypeError, "targets: expected a sobolev_kernels.Targets, got "),
@@ -229,7 +332,7 @@ BAD_TARGETS = [
     ("teacher a number", lambda: sk.Targets(teacher=3), TypeError, "teacher: expected a callable, got 3"),
     (
         "two derivatives", lambda: sk.Targets(values=Y, jacobian=J, tangents=T), ValueError,
-        "targets: expected one of jacobian, tangents and teacher, got jacobian and tangents",
+        "targets: expected one of jacobian, tangents, vjps and teacher, got jacobian and tangents",
     ),
     ("three", lambda: sk.Targets(jacobian=J, tangents=T, teacher=STUDENT), ValueError, "and tangents and teacher"),
     ("no derivative", lambda: with_targets(values=Y), ValueError, NEEDS_TARGET + ", got values only; give jacobian, "),
@@ -242,6 +345,31 @@ BAD_TARGETS = [
         "targets: expected values, since the value term's weight is not zero, got none",
     ),
     ("nothing at all", lambda: with_targets(), ValueError, NEEDS_TARGET),
+    ("vjps a list", lambda: sk.Targets(vjps=[1]), TypeError, "vjps: expected a tensor, got [1]"),
+    ("hessian a list", lambda: sk.Targets(hessian=[1]), TypeError, "hessian: expected a tensor, got [1]"),
+    ("seconds a list", lambda: sk.Targets(seconds=[1]), TypeError, "seconds: expected a tensor, got [1]"),
+    ("vjps with requires_grad", lambda: sk.Targets(vjps=needs_grad(G)), ValueError, "vjps: " + GRAD),
+    ("hessian with requires_grad", lambda: sk.Targets(hessian=needs_grad(H)), ValueError, "hessian: " + GRAD),
+    ("seconds with requires_grad", lambda: sk.Targets(seconds=needs_grad(S)), ValueError, "seconds: " + GRAD),
+    ("jacobian and vjps", lambda: sk.Targets(jacobian=J, vjps=G), ValueError, "and teacher, got jacobian and vjps"),
+    (
+        "hessian and seconds", lambda: sk.Targets(hessian=H, seconds=S), ValueError,
+        "targets: expected one of hessian, seconds and teacher, got hessian and seconds",
+    ),
+    ("hessian and teacher", lambda: sk.Targets(hessian=H, teacher=STUDENT), ValueError, "got hessian and teacher"),
+    (
+        "no second derivative", lambda: loss(order=2), ValueError,
+        NEEDS_TARGET + ", got none; give hessian, seconds or teacher, or a derivative weight of 0",
+    ),
+    (
+        "only a second derivative", lambda: loss(targets=sk.Targets(values=Y, hessian=H), order=2), ValueError,
+        NEEDS_TARGET + ", got values only; give jacobian, tangents, vjps or teacher, or a derivative weight of 0",
+    ),
+    (
+        "seconds along unfixed directions",
+        lambda: loss(targets=sk.Targets(values=Y, jacobian=J, seconds=S), directions=SPHERE, order=2), ValueError,
+        "directions: expected those the target tangents belong to: given(tensor), a seed, or basis(), got Directions(",
+    ),
 ] + [
     (name, lambda fields=fields: with_targets(**{"values": Y, **fields}), ValueError, message)
     for name, fields, message in (
@@ -261,6 +389,23 @@ BAD_TARGETS = [
         ("tangents of wrong P", {"tangents": T[:1], "directions": V}, f"{WRONG_T} float32 [1, 6, 2]"),
         ("tangents of wrong O", {"tangents": T[..., :1], "directions": V}, f"{WRONG_T} float32 [2, 6, 1]"),
         ("tangents of another dtype", {"tangents": T.half(), "directions": V}, f"tangents: {AS_INPUTS} float16"),
+        ("vjps of wrong R", {"vjps": G[:1], "cotangents": U}, f"{WRONG_G} float32 [1, 6, 3]"),
+        ("vjps of wrong N", {"vjps": G[:, :4], "cotangents": U}, f"{WRONG_G} float32 [2, 4, 3]"),
+        ("vjps of wrong D", {"vjps": G[..., :2], "cotangents": U}, f"{WRONG_G} float32 [2, 6, 2]"),
+        ("vjps of another dtype", {"vjps": G.double(), "cotangents": U}, f"vjps: {AS_INPUTS} float64"),
+        ("vjps on a device", {"vjps": G.to("meta"), "cotangents": U}, f"vjps: {AS_INPUTS} float32 [2, 6, 3] on meta"),
+    )
+] + [
+    (name, lambda fields=fields: loss(targets=sk.Targets(values=Y, jacobian=J, **fields), order=2), ValueError, message)
+    for name, fields, message in (
+        ("hessian of wrong O", {"hessian": H[:, :1]}, f"{WRONG_H} float32 [6, 1, 3, 3]"),
+        ("hessian of one output", {"hessian": H[:, 0]}, f"{WRONG_H} float32 [6, 3, 3]"),
+        ("hessian of wrong D", {"hessian": H[..., :2]}, f"{WRONG_H} float32 [6, 2, 3, 2]"),
+        ("hessian of another dtype", {"hessian": H.double()}, f"hessian: {AS_INPUTS} float64"),
+        ("seconds of wrong P", {"seconds": S[:1], "directions": V}, f"{WRONG_S} float32 [1, 6, 2]"),
+        ("seconds of wrong N", {"seconds": S[:, :4], "directions": V}, f"{WRONG_S} float32 [2, 4, 2]"),
+        ("seconds of wrong O", {"seconds": S[..., :1], "directions": V}, f"{WRONG_S} float32 [2, 6, 1]"),
+        ("seconds of another dtype", {"seconds": S.double(), "directions": V}, f"seconds: {AS_INPUTS} float64"),
     )
 ]  # fmt: skip
 
@@ -307,6 +452,35 @@ def test_a_function_of_another_number_of_outputs_is_not_broadcast():
     assert_refused(lambda: loss(lambda x: x[:, :1]), ValueError, "target: expected shape (6, 1), got (6, 2)")
 
 
+NOT_BROADCAST = [
+    (
+        "jacobian, cotangents", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), cotangents=UP),
+        "target: expected",
+    ),
+    (
+        "jacobian, directions", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), directions=SPHERE),
+        "target: expected shape (2, 6, 2), got (2, 6, 1)",
+    ),
+    (
+        "hessian", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J, hessian=H[:, :1]), order=2),
+        "target: expected shape (1, 6, 2), got (1, 6, 1)",
+    ),
+    (
+        "vjps", lambda f: loss(f, targets=sk.Targets(values=Y, vjps=G[:1], cotangents=U)),
+        "target: expected shape (2, 6, 3), got (1, 6, 3)",
+    ),
+    ("output_weight", lambda f: loss(f, output_weight=TWO[:1]), "output_weight: expected"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, call, message", NOT_BROADCAST, ids=ids(NOT_BROADCAST))
+def test_tensors_of_another_number_of_outputs_are_not_broadcast(name, call, message, request):
+    """A function's number of outputs is known only when it has run."""
+    if name in ("jacobian, cotangents", "output_weight"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="broadcast without a word"))
+    assert_refused(lambda: call(lambda x: STUDENT(x)), ValueError, message)
+
+
 WEIGHTS = [
     ((torch.nan, 1), "weights: expected finite numbers >= 0, got (nan, 1)"),
     ((1, torch.inf), "weights: expected finite numbers >= 0, got (1, inf)"),
@@ -315,10 +489,8 @@ WEIGHTS = [
     ((1,), "weights: expected two numbers (value, derivative), got (1,)"),
     ((1, 2, 3), "weights: expected two numbers (value, derivative), got (1, 2, 3)"),
     (1.0, "weights: expected two numbers (value, derivative), got 1.0"),
-    ("12", "weights: expected two numbers (value, derivative), got 12"),
     (("a", "b"), "weights: expected two numbers (value, derivative), got ('a', 'b')"),
     ((1, None), "weights: expected two numbers (value, derivative), got (1, None)"),
-    (None, "weights: expected two numbers (value, derivative), got None"),
     ((needs_grad(torch.ones(())), 1), "weights: expected plain numbers (no gradient to weights is provided), got a "),
     (needs_grad(torch.ones(2)), "weights: expected plain numbers (no gradient to weights is provided), got a tensor"),
 ]  # fmt: skip
@@ -331,14 +503,16 @@ def test_weights(weights, message):
 
 
 LOSSES = [
-    ("mae", ValueError, "unknown name 'mae'; known: mse, l1, huber, log_cosh"),
-    (("nope", 1), ValueError, "unknown name 'nope'; known: mse, l1, huber, log_cosh"),
+    ("mae", ValueError, "unknown name 'mae'; known: mse, l1, huber, log_cosh, relative_mse, cosine"),
+    (("nope", 1), ValueError, "unknown name 'nope'; known: mse, l1, huber, log_cosh, relative_mse, cosine"),
     (("mse", 1), ValueError, "'mse' takes no parameters, got (1,)"),
     (("huber", 1, 2), ValueError, "'huber' takes delta, got (1, 2)"),
     (("huber", "a"), ValueError, "the parameters of 'huber' must be numbers, got ('a',)"),
     (("huber", -1), ValueError, "expected finite parameters > 0, got ('huber', -1)"),
     (("huber", 0), ValueError, "expected finite parameters > 0, got ('huber', 0)"),
     (("huber", torch.nan), ValueError, "expected finite parameters > 0, got ('huber', nan)"),
+    (("relative_mse", 1, 2), ValueError, "'relative_mse' takes eps, got (1, 2)"),
+    (("cosine", 0), ValueError, "expected finite parameters > 0, got ('cosine', 0)"),
     (None, TypeError, "expected a name or a tuple (name, parameter, ...), got None"),
     ((), TypeError, "expected a name or a tuple (name, parameter, ...), got ()"),
     (["mse"], TypeError, "expected a name or a tuple (name, parameter, ...), got ['mse']"),
@@ -386,7 +560,7 @@ def test_reductions(reduction):
 
 @pytest.mark.parametrize("backend", ["gpu", 3], ids=str)
 def test_backends(backend, monkeypatch):
-    message = f"expected one of cpu, reference, got {backend}"
+    message = f"expected one of cpu, triton, reference, got {backend}"
     calls = {
         "sobolev_loss": lambda backend: loss(backend=backend),
         "jvp": lambda backend: sk.jvp(STUDENT, X, V, backend=backend),
@@ -417,6 +591,156 @@ def test_a_forced_backend_does_not_fall_back(monkeypatch):
         call("reference")
 
 
+ORDERS = "order: expected 1 or 2 (3 would take the fourth derivative of the activations), got "
+ALONG = "order: expected 1 with cotangents or exact derivatives (order 2 is along directions), got 2"
+THREE = "weights: expected three numbers (value, derivative, second derivative), got "
+COLUMNS = "wrt: expected columns of the inputs, whole numbers from 0 to 2, got "
+SCALES = "input_scale: expected torch.float32 [3] on cpu without requires_grad, got "
+UNSCALED = "input_scale: expected a jacobian, hessian, vjps or teacher to scale alike, got projected tangents"
+WEIGHT_GRAD = "expected a tensor without requires_grad (no gradient to weights is provided), got a tensor"
+SCALE, ONES, TWO = torch.full((D,), 0.5), torch.ones(N), torch.ones(O)
+TEACHER = sk.Targets(teacher=STUDENT)
+ARGUMENTS = [
+    ("derivatives", lambda: loss(derivatives="all"), "derivatives: expected None or 'exact', got all"),
+    ("derivatives, module", lambda: sk.SobolevLoss(derivatives="all"), "derivatives: expected None or 'exact', got"),
+    ("derivatives, explain", lambda: sk.explain(STUDENT, X, derivatives="all"), "derivatives: expected None or"),
+    ("order 0", lambda: loss(order=0), ORDERS + "0"),
+    ("order 3", lambda: loss(targets=CURVED, order=3), ORDERS + "3"),
+    ("order of a jet", lambda: sk.jet(STUDENT, X, V, order=3), ORDERS + "3"),
+    ("order of a module", lambda: sk.SobolevLoss(order=3), "order: expected 1 or 2, got 3"),
+    ("order 2 with cotangents", lambda: loss(targets=CURVED, cotangents=UP, order=2), ALONG),
+    ("order 2 exact", lambda: loss(targets=CURVED, derivatives="exact", order=2), ALONG),
+    ("two weights", lambda: loss(targets=CURVED, order=2, weights=(1, 2)), THREE + "(1, 2)"),
+    ("two weights, module", lambda: sk.SobolevLoss(order=2, weights=(1, 2)), THREE + "(1, 2)"),
+    ("no columns", lambda: loss(wrt=[]), COLUMNS + "()"),
+    ("a column too many", lambda: loss(wrt=[0, 3]), COLUMNS + "(0, 3)"),
+    ("a negative column", lambda: loss(wrt=(-1,)), COLUMNS + "(-1,)"),
+    ("half a column", lambda: loss(wrt=(0.5,)), COLUMNS + "(0.5,)"),
+    ("a column by name", lambda: loss(wrt="x"), COLUMNS + "('x',)"),
+    ("a mask", lambda: loss(wrt=[True, False, True]), COLUMNS + "(True, False, True)"),
+    ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), COLUMNS + "a tuple of a tensor int64 [] on cpu"),
+    ("a column twice", lambda: loss(wrt=[1, 1]), "wrt: expected each column once, got (1, 1)"),
+    ("columns of explain", lambda: sk.explain(STUDENT, X, wrt=[3]), COLUMNS + "(3,)"),
+    (
+        "columns of the jacobian", lambda: loss(wrt=[0, 2]),
+        "jacobian: expected [6, 2, 2], got a tensor float32 [6, 2, 3] on cpu",
+    ),
+    (
+        "columns of the directions", lambda: loss(targets=sk.Targets(values=Y, jacobian=J[..., :2], directions=V),
+        wrt=[0, 2]), "directions: expected torch.float32 [P, 6, 2] on cpu",
+    ),
+    ("scale of a column", lambda: loss(input_scale=SCALE[:2]), SCALES + "a tensor float32 [2] on cpu"),
+    ("scale of rank 2", lambda: loss(input_scale=SCALE[None]), SCALES + "a tensor float32 [1, 3] on cpu"),
+    ("scale of another dtype", lambda: loss(input_scale=SCALE.double()), SCALES + "a tensor float64 [3] on cpu"),
+    ("scale a number", lambda: loss(input_scale=2.0), SCALES + "2.0"),
+    ("scale with requires_grad", lambda: loss(input_scale=needs_grad(SCALE)), SCALES + "a tensor float32 [3] on cp"),
+    ("scale zero", lambda: loss(input_scale=0 * SCALE), "input_scale: expected finite numbers > 0, got [0.0, 0.0, "),
+    ("scale negative", lambda: loss(input_scale=-SCALE), "finite numbers > 0, got [-0.5, -0.5, -0.5]"),
+    ("scale not finite", lambda: loss(input_scale=not_a_number(SCALE, torch.inf)), "finite numbers > 0, got [inf, 0.5"),
+    ("scale of tangents", lambda: loss(targets=TANGENTS, input_scale=SCALE), UNSCALED),
+    (
+        "scale of seconds",
+        lambda: loss(targets=sk.Targets(values=Y, jacobian=J, seconds=S, directions=V), order=2, input_scale=SCALE),
+        UNSCALED,
+    ),
+    (
+        "differential-ml without a jacobian", lambda: loss(targets=TEACHER, weights="differential-ml"),
+        "targets: expected a jacobian, whose columns 'differential-ml' weighs, got projected",
+    ),
+    (
+        "differential-ml of values", lambda: loss(targets=sk.Targets(values=Y), weights="differential-ml"),
+        "targets: expected a jacobian, whose columns 'differential-ml' weighs, got none",
+    ),
+    (
+        "differential-ml of order 2", lambda: loss(targets=CURVED, order=2, weights="differential-ml"),
+        "weights: expected numbers, since 'differential-ml' is of order 1, got order = 2",
+    ),
+    (
+        "differential-ml in a unit", lambda: loss(weights="differential-ml", input_scale=SCALE),
+        "weights: expected numbers together with an input_scale, got differential-ml",
+    ),
+    ("weights by another name", lambda: loss(weights="12"), "weights: expected numbers or 'differential-ml', got 12"),
+    ("the same of a module", lambda: sk.SobolevLoss(weights="12"), "weights: expected two numbers (value, derivative)"),
+    (
+        "weights of mixed outputs", lambda: loss(cotangents=UP, output_weight=TWO),
+        "output_weight: expected directions, Cotangents.basis() or derivatives=\"exact\", got mixed outputs",
+    ),
+    ("weight of outputs", lambda: loss(output_weight=ONES), "output_weight: expected [2], got a tensor float32 [6]"),
+    ("weight of samples", lambda: loss(sample_weight=ONES[:4]), "sample_weight: expected [6], got a tensor float32 [4"),
+    ("weights of rank 2", lambda: loss(sample_weight=ONES[:, None]), "sample_weight: expected [6], got a tensor float"),
+    ("weights of another dtype", lambda: loss(sample_weight=ONES.double()), f"sample_weight: {AS_INPUTS} float64 [6]"),
+    ("weights on a device", lambda: loss(output_weight=TWO.to("meta")), f"output_weight: {AS_INPUTS} float32 [2] on m"),
+    ("samples with requires_grad", lambda: loss(sample_weight=needs_grad(ONES)), f"sample_weight: {WEIGHT_GRAD}"),
+    ("outputs with requires_grad", lambda: loss(output_weight=needs_grad(TWO)), f"output_weight: {WEIGHT_GRAD}"),
+    (
+        "hvp along two shapes", lambda: sk.hvp(STUDENT, X, V, V[:1]),
+        "w: expected the shape of v, [2, 6, 3], got a tensor float32 [1, 6, 3] on cpu",
+    ),
+    ("hvp along too many columns", lambda: sk.hvp(STUDENT, X, U, U), V_AS_X + " float32 [4, 6, 2] on cpu"),
+    ("jet along too few", lambda: sk.jet(STUDENT, X, V[..., :2]), V_AS_X + " float32 [2, 6, 2] on cpu"),
+    ("laplacian along too few", lambda: sk.laplacian(STUDENT, X, V[:, :4]), V_AS_X + " float32 [2, 4, 3] on cpu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, message", [row[1:] for row in ARGUMENTS], ids=ids(ARGUMENTS))
+def test_arguments_of_the_modes(call, message):
+    assert_refused(call, ValueError, message)
+
+
+@pytest.mark.xfail(strict=True, reason="not refused, or by Python and not in words")
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: loss(wrt=1), "wrt: expected"),
+        (lambda: sk.SobolevLoss(wrt=1), "wrt: expected"),
+        (lambda: sk.explain(STUDENT, X, wrt=1), "wrt: expected"),
+        (lambda: loss(targets=CURVED, order=2.0), "order: expected 1 or 2"),
+        (lambda: sk.explain(STUDENT, X, order=3), "order: expected 1 or 2"),
+        (lambda: sk.explain(STUDENT, X, SPHERE, cotangents=UP), "directions: expected one of"),
+        (lambda: sk.explain(STUDENT, X, cotangents=UP, order=2), "order: expected 1"),
+    ],
+)
+def test_arguments_that_are_not_refused_in_words(call, message):
+    assert_refused(call, ValueError, message)
+
+
+@pytest.mark.parametrize("name", ["sample_weight", "output_weight"])
+def test_weights_are_tensors(name):
+    count = {"sample_weight": N, "output_weight": O}[name]
+    assert_refused(lambda: loss(**{name: [1.0]}), TypeError, f"{name}: expected a tensor [{count}], got [1.0]")
+
+
+@pytest.mark.parametrize("name", ["v", "w"])
+def test_hvp_along_what_is_no_tensor(name):
+    vectors = {"v": V, "w": V, name: SPHERE}
+    message = f"{name}: expected a tensor [P, N, D] or [P, D], got Directions("
+    assert_refused(lambda: sk.hvp(STUDENT, X, **vectors), TypeError, message)
+
+
+FLAT = [
+    sk.MLP(D, O, width=5, activation="relu"),
+    sk.MLP(D, O, width=5, activation=("leaky_relu", 0.2)),
+    sk.MLP(D, O, width=5, activation="tanh", last_activation="relu"),
+]
+OF_ORDER_2 = {
+    "loss": lambda student, backend: loss(student, targets=CURVED, order=2, backend=backend),
+    "explain": lambda student, backend: sk.explain(student, X, order=2, backend=backend),
+    "jet": lambda student, backend: sk.jet(student, X, V, backend=backend),
+    "laplacian": lambda student, backend: sk.laplacian(student, X, backend=backend),
+    "hvp": lambda student, backend: sk.hvp(student, X, V, V, backend=backend),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "triton", "reference"])
+@pytest.mark.parametrize("name", OF_ORDER_2)
+@pytest.mark.parametrize("student", FLAT, ids=["relu", "leaky_relu", "relu after tanh"])
+def test_order_2_of_flat_activations(student, name, backend):
+    flat = "leaky_relu" if any(isinstance(module, nn.LeakyReLU) for module in student) else "relu"
+    message = f"order: expected 1 with {flat}, whose second derivative is 0 almost everywhere"
+    assert_refused(lambda: OF_ORDER_2[name](student, backend), sk.NotProvided, message)
+    assert_refused(lambda: OF_ORDER_2[name](student, backend), sk.NotProvided, "would be silently 0), got 2")
+
+
 NOT_FINITE = "expected finite numbers, got 1 that are not, in a tensor float32"
 FINITE = [
     ("inputs", "inputs", lambda: {"x": not_a_number(X)}),
@@ -425,6 +749,12 @@ FINITE = [
     ("jacobian", "jacobian", lambda: {"targets": sk.Targets(values=Y, jacobian=not_a_number(J, -torch.inf))}),
     ("tangents", "tangents", lambda: {"targets": sk.Targets(values=Y, tangents=not_a_number(T), directions=V)}),
     ("directions", "directions", lambda: {"directions": sk.Directions.given(not_a_number(V))}),
+    ("vjps", "vjps", lambda: {"targets": sk.Targets(values=Y, vjps=not_a_number(G), cotangents=U)}),
+    ("hessian", "hessian", lambda: {"targets": sk.Targets(values=Y, jacobian=J, hessian=not_a_number(H)), "order": 2}),
+    (
+        "seconds", "seconds",
+        lambda: {"targets": sk.Targets(values=Y, jacobian=J, seconds=not_a_number(S), directions=V), "order": 2},
+    ),
     ("parameter", "student.2.weight", lambda: {"student": fresh(bad_second_weight)}),
 ]  # fmt: skip
 
@@ -436,23 +766,54 @@ def test_check_finite_names_the_tensor(name, arguments, backend):
     assert_refused(call, ValueError, f"{name}: {NOT_FINITE}")
 
 
+@pytest.mark.xfail(strict=True, reason="not looked at, or named directions")
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("cotangents", {"cotangents": sk.Cotangents.given(not_a_number(U))}),
+        ("sample_weight", {"sample_weight": not_a_number(ONES)}),
+        ("output_weight", {"output_weight": not_a_number(TWO)}),
+    ],
+    ids=["cotangents", "sample_weight", "output_weight"],
+)
+def test_check_finite_names_what_is_new(name, arguments):
+    assert_refused(lambda: loss(**arguments, check_finite=True), ValueError, f"{name}: {NOT_FINITE}")
+
+
 def test_check_finite_changes_nothing_else():
     directions = sk.Directions.sphere(P, seed=1)
     assert torch.equal(loss(directions=directions, check_finite=True), loss(directions=directions))
 
 
-REFUSALS = DIRECTIONS + BAD_TARGETS
+REFUSALS = DIRECTIONS + COTANGENTS + BAD_TARGETS
 
 
 @pytest.mark.parametrize("call, kind, message", [row[1:] for row in REFUSALS], ids=ids(REFUSALS))
-def test_directions_and_targets(call, kind, message):
+def test_projections_and_targets(call, kind, message):
     assert_refused(call, kind, message)
 
 
 EXACT = NUMBERS.to(torch.float64)
 TENSORS = {"x": EXACT.x, "weight": EXACT.student[0].weight.detach(), "values": EXACT.y, "jacobian": EXACT.jacobian}
-TENSORS["directions"] = V.double()
-RESULTS = ["loss", "per sample", "jvp"]
+TENSORS |= {"directions": V.double(), "cotangents": U.double(), "hessian": EXACT.hessian}
+TENSORS |= {"sample_weight": 2 * torch.ones(N).double(), "output_weight": TWO.double()}
+TENSORS["input_scale"] = SCALE.double()
+OF_A_LOSS = ("x", "weight", "values", "jacobian")
+# By result, the tensors that it depends on.
+USED = {
+    "loss": (*OF_A_LOSS, "directions"),
+    "per sample": (*OF_A_LOSS, "directions"),
+    "cotangents": (*OF_A_LOSS, "cotangents"),
+    "order 2": (*OF_A_LOSS, "directions", "hessian"),
+    "balanced": (*OF_A_LOSS, "directions", "sample_weight", "output_weight", "input_scale"),
+    "jvp": ("x", "weight", "directions"),
+    "vjp": ("x", "weight", "cotangents"),
+    "jet": ("x", "weight", "directions"),
+    "laplacian": ("x", "weight", "directions"),
+    "hvp": ("x", "weight", "directions"),
+}
+RESULTS = list(USED)
+COMPILED = ["loss", "per sample", "jvp"]  # compiling takes seconds, and the others go the same way
 
 
 class Calling(nn.Module):
@@ -471,14 +832,23 @@ def call(result, backend, **replaced):
     tensors = {**TENSORS, **replaced}
 
     def function(student):
-        if result == "jvp":
-            return sk.jvp(student, tensors["x"], tensors["directions"], backend=backend)[1].square().sum()
-        reduction = "none" if result == "per sample" else "mean"
-        targets = sk.Targets(values=tensors["values"], jacobian=tensors["jacobian"])
-        directions = sk.Directions.given(tensors["directions"])
-        return sk.sobolev_loss(
-            student, tensors["x"], targets, directions=directions, reduction=reduction, backend=backend
-        ).sum()
+        x, v, u = tensors["x"], tensors["directions"], tensors["cotangents"]
+        vectors = {"jvp": [v], "vjp": [u], "jet": [v], "laplacian": [v], "hvp": [v, v + 1]}
+        if result in vectors:
+            _, *derivatives = getattr(sk, result)(student, x, *vectors[result], backend=backend)
+            return sum(derivative.square().sum() for derivative in derivatives)
+        settings = {"directions": sk.Directions.given(v)}
+        targets = {name: tensors[name] for name in ("values", "jacobian")}
+        if result == "per sample":
+            settings["reduction"] = "none"
+        elif result == "order 2":
+            settings["order"], targets["hessian"] = 2, tensors["hessian"]
+        elif result == "cotangents":
+            settings = {"cotangents": sk.Cotangents.given(u)}
+        elif result == "balanced":
+            settings |= {name: tensors[name] for name in ("sample_weight", "output_weight", "input_scale")}
+            settings |= {"value_loss": "relative_mse", "derivative_loss": "cosine"}
+        return sk.sobolev_loss(student, x, sk.Targets(**targets), backend=backend, **settings).sum()
 
     if "weight" not in replaced:
         return function(EXACT.student)
@@ -505,17 +875,19 @@ REVERSE = {
 }
 NO_FORWARD = re.compile(r'forward-mode AD: no tangent is provided .* silent zero\); pass backend="reference"')
 NO_TRANSFORM = re.compile(r'torch\.func: grad, vjp, vmap .* do not go through the fused step; .* backend="reference"')
-PLACES = [(r, name) for r in RESULTS for name in TENSORS if r != "jvp" or name in ("x", "weight", "directions")]
+PLACES = [(result, name) for result, names in USED.items() for name in names]
 
 
 @pytest.mark.parametrize("way", FORWARD)
 @pytest.mark.parametrize("result, name", PLACES)
-def test_forward_mode_is_refused_and_never_zero(result, name, way):
+def test_forward_mode_is_refused_and_never_zero(result, name, way, request):
+    if (name, way) == ("input_scale", "jacfwd of vmap"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="input_scale > 0 is asked of a batched tensor"))
     with pytest.raises(sk.NotProvided, match=NO_FORWARD):
         FORWARD[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
 
 
-@pytest.mark.parametrize("result", RESULTS)
+@pytest.mark.parametrize("result", [*COMPILED, "vjp", "jet", "laplacian"])
 def test_forward_mode_in_compiled_code_is_refused(result):
     torch._dynamo.reset()
     slope = lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x)  # noqa: E731
@@ -545,6 +917,24 @@ def test_the_reference_goes_through_every_transform(result, name):
         assert_within_rule(way, FORWARD[way](f, TENSORS[name]), gradient.sum())
 
 
+@pytest.mark.xfail(strict=True, reason="the core draws into a tensor of torch.func that has no storage")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: sk.laplacian(EXACT.student, x, backend="reference")[1].sum(),
+        lambda x: sk.jvp(EXACT.student, x, sk.Directions.sphere(2, seed=1), backend="reference")[1].sum(),
+        lambda x: sk.sobolev_loss(
+            EXACT.student, x, sk.Targets(values=EXACT.y, jacobian=EXACT.jacobian), derivatives="exact",
+            backend="reference",
+        ),
+    ],
+    ids=["laplacian", "jvp", "exact loss"],
+)  # fmt: skip
+def test_the_reference_goes_through_transforms_with_what_it_draws(function):
+    x = EXACT.x.clone().requires_grad_()
+    assert_within_rule("grad", torch.func.grad(function)(EXACT.x), torch.autograd.grad(function(x), x)[0])
+
+
 def penalty(f, x, parameters, beside):
     """Gradients of a gradient penalty; `beside` adds a term that autograd would differentiate alone, without a word."""
     x = x.clone().requires_grad_()
@@ -565,8 +955,11 @@ def test_double_backward_is_refused_and_never_zero(result, beside):
 
 # dynamo itself, where it looks into a backward
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("whole", [False, True], ids=["the step compiled", "all compiled"])
-@pytest.mark.parametrize("result", RESULTS)
+@pytest.mark.parametrize(
+    "result, whole",
+    [(result, whole) for result in COMPILED for whole in (False, True)]
+    + [(result, False) for result in ("order 2", "vjp", "jet", "laplacian")],
+)
 def test_double_backward_in_compiled_code_is_refused(result, whole):
     torch._dynamo.reset()
     step = lambda x: call(result, "cpu", x=x)  # noqa: E731
@@ -621,6 +1014,8 @@ LAYOUTS = {
     "expanded along the last axis": lambda t: t[..., :1].expand_as(t),
 }
 OPERANDS = ["x", "values", "jacobian", "tangents", "directions", "shared directions", "weight", "bias"]
+OPERANDS += ["vjps", "cotangents", "shared cotangents", "hessian", "seconds"]
+OPERANDS += ["sample_weight", "output_weight", "input_scale"]
 LARGE = Shape(37, 5, 9, 2, 3, 2, "more than a register, less than a panel in every size")
 
 
@@ -628,19 +1023,29 @@ def step_with(operand, layout):
     """Everything of one fused step in which one operand has been laid out by `layout`."""
     numbers = data(LARGE, "silu")
     lay = lambda name, tensor: layout(tensor) if name == operand else tensor  # noqa: E731
-    v = directions_of("given", LARGE).values
+    v, u = directions_of("given", LARGE).values, cotangents_of("given", LARGE).values
     v = lay("shared directions", v[:, 0]) if operand == "shared directions" else lay("directions", v)
-    numbers.x, values = lay("x", numbers.x), lay("values", numbers.y)
+    u = lay("shared cotangents", u[:, 0]) if operand == "shared cotangents" else lay("cotangents", u)
+    numbers.x = lay("x", numbers.x)
     if operand in ("weight", "bias"):
         parameter = getattr(numbers.student[2], operand)
         setattr(numbers.student[2], operand, nn.Parameter(layout(parameter.detach())))
+    fields, settings = {"values": lay("values", numbers.y)}, {}
     if operand == "tangents":
-        tangents = torch.einsum("nod,pnd->pno", numbers.jacobian, v)
-        targets, directions = sk.Targets(values=values, tangents=layout(tangents), directions=v), None
+        fields["tangents"] = layout(torch.einsum("nod,pnd->pno", numbers.jacobian, v))
+    elif operand == "vjps":
+        fields["vjps"] = layout(torch.einsum("nod,rno->rnd", numbers.jacobian, u))
     else:
-        targets = sk.Targets(values=values, jacobian=lay("jacobian", numbers.jacobian))
-        directions = sk.Directions.given(v)
-    return step(numbers, directions, "cpu", targets=targets)
+        fields["jacobian"] = lay("jacobian", numbers.jacobian)
+    if operand in ("hessian", "seconds"):
+        seconds = torch.einsum("node,pnd,pne->pno", numbers.hessian, v, v)
+        fields[operand], settings["order"] = layout(numbers.hessian if operand == "hessian" else seconds), 2
+    counts = {"sample_weight": LARGE.N, "output_weight": LARGE.O, "input_scale": LARGE.D}
+    if operand in counts:
+        settings[operand] = layout(torch.linspace(1, 2, counts[operand]))
+    up = operand == "vjps" or "cotangents" in operand
+    projections = sk.Cotangents.given(u) if up else sk.Directions.given(v)
+    return step(numbers, projections, "cpu", targets=sk.Targets(**fields), **settings)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -658,17 +1063,26 @@ EMPTY = Shape(0, D, 5, 1, O, P, "empty batch")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["jacobian", "tangents", "teacher"])
+@pytest.mark.parametrize(
+    "kind", ["jacobian", "tangents", "teacher", "vjps", "exact", "differential-ml", "hessian", "seconds", *sk.COUPLED]
+)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_an_empty_batch_has_loss_zero_and_gradients_zero(reduction, kind, backend):
     numbers = data(EMPTY)
-    directions = sk.Directions.sphere(P, seed=1)
-    targets = {
-        "jacobian": sk.Targets(values=numbers.y, jacobian=numbers.jacobian),
-        "tangents": sk.Targets(values=numbers.y, tangents=torch.zeros(P, 0, O), directions=directions),
-        "teacher": sk.Targets(teacher=lambda x: x[:, :2].sin()),
-    }[kind]
-    got = step(numbers, None if kind == "tangents" else directions, backend, targets=targets, reduction=reduction)
+    directions, cotangents = sk.Directions.sphere(P, seed=1), sk.Cotangents.sphere(P, seed=1)
+    none, fields = torch.zeros(P, 0, O), {"values": numbers.y, "jacobian": numbers.jacobian}
+    coupled = {"value_loss": kind, "derivative_loss": kind}
+    fields, projections, settings = {
+        "jacobian": (fields, directions, {}),
+        "tangents": ({"values": numbers.y, "tangents": none}, directions, {}),
+        "teacher": ({"teacher": lambda x: x[:, :2].sin()}, directions, {}),
+        "vjps": ({"values": numbers.y, "vjps": torch.zeros(P, 0, D)}, cotangents, {}),
+        "exact": (fields, None, {"derivatives": "exact"}),
+        "differential-ml": (fields, cotangents, {"weights": "differential-ml"}),
+        "hessian": (fields | {"hessian": numbers.hessian}, directions, {"order": 2}),
+        "seconds": (fields | {"seconds": none}, directions, {"order": 2}),
+    }.get(kind, (fields, directions, coupled))
+    got = step(numbers, projections, backend, targets=sk.Targets(**fields), reduction=reduction, **settings)
     assert got["loss"].shape == ((0,) if reduction == "none" else ())
     assert got["dx"].shape == (0, D)
     for name, tensor in got.items():
@@ -703,28 +1117,50 @@ def test_half_precision_is_computed_in_float32_and_answered_in_its_own(backend, 
         assert_within_rule("half", got, expected.double(), expected.to(dtype))
 
 
+KINDS = {
+    "directions": {"directions": sk.Directions.sphere(P, seed=1)},
+    "cotangents": {"cotangents": sk.Cotangents.sphere(P, seed=1)},
+    "exact": {"derivatives": "exact", "derivative_loss": "cosine"},
+    "order 2": {"directions": sk.Directions.sphere(P, seed=1), "targets": CURVED, "order": 2},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@each_kind
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
-def test_without_gradients_the_loss_is_the_same(mode, reduction, backend):
-    settings = {"directions": sk.Directions.sphere(P, seed=1), "reduction": reduction, "backend": backend}
+def test_without_gradients_the_loss_is_the_same(mode, kind, reduction, backend):
+    settings = {**KINDS[kind], "reduction": reduction, "backend": backend}
     with mode():
-        got, tangents = loss(**settings), sk.jvp(STUDENT, X, V, backend=backend)[1]
-    assert not got.requires_grad and not tangents.requires_grad
+        got = loss(**settings)
+    assert not got.requires_grad
     assert torch.equal(got, loss(**settings))
-    assert torch.equal(tangents, sk.jvp(STUDENT, X, V, backend=backend)[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("result", ["jvp", "vjp", "jet", "laplacian", "hvp"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
+def test_without_gradients_derivatives_are_the_same(mode, result, backend):
+    with mode():
+        got = call(result, backend)
+    assert not got.requires_grad
+    assert torch.equal(got, call(result, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@each_kind
 @pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
-def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen, reduction, backend):
-    directions = sk.Directions.sphere(P, seed=1)
-    expected = step(NUMBERS, directions, backend, reduction=reduction)
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen, kind, reduction, backend):
+    settings = {**KINDS[kind], "reduction": reduction}
+    projections = settings.get("directions") or settings.pop("cotangents", None)
+    settings.pop("directions", None)
+    expected = step(NUMBERS, projections, backend, **settings)
     student = fresh()
     for i, parameter in enumerate(student.parameters()):
         parameter.requires_grad_(i not in frozen)
-    got = loss(student, directions=directions, reduction=reduction, backend=backend)
+    got = loss(student, **KINDS[kind], reduction=reduction, backend=backend)
     assert got.requires_grad == (len(frozen) < 4)
     if got.requires_grad:
         got.backward(torch.linspace(1, 2, got.numel()).reshape(got.shape))
@@ -763,8 +1199,10 @@ def test_weights_are_any_two_numbers():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_the_loss_carries_gradients(backend):
-    terms = loss(return_terms=True, backend=backend)
-    assert [term.requires_grad for term in terms] == [True, False, False]
+    *terms, second = loss(return_terms=True, backend=backend)
+    assert [term.requires_grad for term in terms] == [True, False, False] and second is None
+    terms = loss(targets=CURVED, order=2, return_terms=True, backend=backend)
+    assert [term.requires_grad for term in terms] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

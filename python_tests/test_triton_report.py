@@ -1,4 +1,4 @@
-"""Bounds on what the Triton kernels take of a GPU: what docs/triton.md prints, for the targets that ptxas knows here."""
+"""Bounds on what the Triton kernels take of a GPU, for the targets that ptxas knows here (docs/triton.md)."""
 
 import pytest
 from ptx.compile import missing

@@ -1,5 +1,5 @@
-// The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4 and 10): values, tangents,
-// second derivatives, gradients of outputs. Where they start and what is made of their ends is in step.h.
+// The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4 and 10): values,
+// tangents, second derivatives, gradients of outputs. Where they start and what is made of their ends is in step.h.
 // Gradients of the weights are added to the thread's own.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 

@@ -1,0 +1,250 @@
+"""Derivatives as outputs (jvp, vjp, jet, laplacian, hvp), and their gradients, against the reference and torch.func."""
+
+from functools import partial
+
+import pytest
+import torch
+from problems import (
+    CURVED,
+    DTYPES,
+    SHAPES,
+    SMALL,
+    TINY,
+    Shape,
+    as_dtype,
+    computed_from,
+    data,
+    gradient,
+    gradients,
+    ramp,
+    random,
+)
+from torch import nn
+from torch.func import hessian, jacrev, vmap
+
+import sobolev_kernels as sk
+from sobolev_kernels.testing import assert_within_rule
+
+# The function, and what it takes after student and inputs, for a shape.
+CALLS = {
+    "jvp": (sk.jvp, lambda s: [random(s.P, s.N, s.D)]),
+    "jvp, drawn": (sk.jvp, lambda s: [sk.Directions.sphere(s.P, seed=3)]),
+    "jvp, by gradients": (sk.jvp, lambda s: [random(s.O + 2, s.N, s.D)]),
+    "jet of order 1": (partial(sk.jet, order=1), lambda s: [random(s.P, s.N, s.D)]),
+    "vjp": (sk.vjp, lambda s: [random(s.P, s.N, s.O)]),
+    "vjp, drawn": (sk.vjp, lambda s: [sk.Cotangents.normal(s.P, seed=3)]),
+    "vjp, shared": (sk.vjp, lambda s: [random(s.P, s.O)]),
+    "vjp, basis": (sk.vjp, lambda s: [sk.Cotangents.basis()]),
+}
+OF_ORDER_2 = {
+    "jet": (sk.jet, lambda s: [random(s.P, s.N, s.D)]),
+    "jet, drawn": (sk.jet, lambda s: [sk.Directions.orthonormal(min(s.P, s.D), seed=3)]),
+    "laplacian": (sk.laplacian, lambda s: []),
+    "laplacian, given": (sk.laplacian, lambda s: [random(s.P, s.D)]),
+    "laplacian, estimated": (sk.laplacian, lambda s: [sk.Directions.rademacher(s.P, seed=3)]),
+    "laplacian, unbiased": (sk.laplacian, lambda s: [sk.Directions.sphere(s.P, seed=3, unbiased=True)]),
+    "hvp": (sk.hvp, lambda s: [random(s.P, s.N, s.D), random(s.P + 1, s.N, s.D)[1:]]),
+    "hvp, shared": (sk.hvp, lambda s: [random(s.P, s.D), random(s.P + 1, s.D)[1:]]),
+}
+CALLS |= OF_ORDER_2
+
+
+def evaluate(name, numbers, shape, backend):
+    function, vectors = CALLS[name]
+    dtype = numbers.x.dtype
+    return function(numbers.student, numbers.x, *(as_dtype(v, dtype) for v in vectors(shape)), backend=backend)
+
+
+def side_of(name):
+    return "gradients" if name.endswith("by gradients") else "tangents"
+
+
+def of_all(outputs):
+    """Something of every number, and products of numbers of two outputs."""
+    single = sum((ramp(output) * output.sin()).sum() for output in outputs)
+    return single + sum((output.sum(-1) * outputs[0].sum(-1)).sum() for output in outputs[1:])
+
+
+def compare(name, numbers, shape, loss=of_all):
+    """Outputs, and gradients of a loss of one's own on top of them."""
+    results, dtype = [], numbers.x.dtype
+    for backend, own in (("cpu", dtype), ("reference", torch.float64), ("reference", dtype)):
+        n = numbers.to(own)
+        n.x = n.x.detach().requires_grad_()
+        n.student.zero_grad(set_to_none=True)
+        with computed_from(side_of(name)):
+            outputs = evaluate(name, n, shape, backend)
+            assert all(output.dtype == own for output in outputs)
+            loss(outputs).backward()
+        results.append([*(output.detach() for output in outputs), gradient(n.x), *gradients(n.student).values()])
+    for i, (got, expected, baseline) in enumerate(zip(*results, strict=True)):
+        assert_within_rule(f"{name}, tensor {i}", got, expected, None if dtype == torch.float64 else baseline)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_shape(name, shape):
+    for dtype in DTYPES:
+        for bias in (True, False):
+            compare(name, data(shape, "silu", bias, last="identity" if bias else "tanh").to(dtype), shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", sk.ACTIVATIONS)
+def test_every_activation(activation, dtype):
+    for name in CALLS:
+        if name not in OF_ORDER_2 or activation in (*CURVED, "identity"):
+            compare(name, data(SMALL, activation).to(dtype), SMALL)
+
+
+@pytest.mark.parametrize("P", range(1, 6))
+def test_number_of_vectors(P):
+    shape = Shape(45, 3, 19, 2, 2, P, "P from 1 to 5")
+    for name in ("vjp", "jet", "laplacian, given", "hvp"):
+        compare(name, data(shape), shape)
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_of_some_of_the_outputs(used, dtype):
+    """Those that are not used have no cotangent at all."""
+    for name in ("jvp", "vjp", "jet", "laplacian", "hvp"):
+        outputs = 3 if name == "jet" else 2
+        if max(used) < outputs:
+            compare(name, data(SMALL).to(dtype), SMALL, lambda results: sum(results[i].sin().sum() for i in used))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_any_layout(name):
+    """Inputs and vectors transposed in memory; and the cotangents that come back, expanded and transposed."""
+    function, vectors = CALLS[name]
+    numbers = data(SMALL, "silu")
+    transposed = lambda t: t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t  # noqa: E731
+    results = []
+    for layout in (lambda t: t, transposed):
+        x = layout(numbers.x.detach()).requires_grad_()
+        numbers.student.zero_grad(set_to_none=True)
+        outputs = function(numbers.student, x, *map(layout, vectors(SMALL)), backend="cpu")
+        cotangents = [layout(torch.tensor(2.0 + i).expand_as(output)) for i, output in enumerate(outputs)]
+        torch.autograd.backward(outputs, cotangents)
+        results.append([*outputs, x.grad, *gradients(numbers.student).values()])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("activation", [*CURVED, "identity"])
+def test_values_against_torch_func(activation, backend):
+    numbers = data(SMALL, activation, last=activation).to(torch.float64)
+    student, x = numbers.student, numbers.x
+    jacobian, curvature = vmap(jacrev(student))(x), vmap(hessian(student))(x)
+    v, w, u = (random(4, SMALL.N, n).double() for n in (3, 3, 2))
+    w = w + 1
+    expected = {
+        "jvp": torch.einsum("nod,pnd->pno", jacobian, v),
+        "vjp": torch.einsum("nod,rno->rnd", jacobian, u),
+        "jet": torch.einsum("node,pnd,pne->pno", curvature, v, v),
+        "laplacian": torch.einsum("nodd->no", curvature),
+        "hvp": torch.einsum("node,pnd,pne->pno", curvature, v, w),
+    }
+    vectors = {"vjp": [u], "laplacian": [], "hvp": [v, w]}
+    for name, derivative in expected.items():
+        y, *_, last = getattr(sk, name)(student, x, *vectors.get(name, [v]), backend=backend)
+        assert_within_rule("values", y, student(x))
+        assert_within_rule(name, last, derivative)
+    assert_within_rule("of order 1 in a jet", sk.jet(student, x, v, backend=backend)[1], expected["jvp"])
+    assert len(sk.jet(student, x, v, order=1, backend=backend)) == 2
+
+
+def laplacian_of(numbers):
+    return torch.einsum("nodd->no", vmap(hessian(numbers.student))(numbers.x)).detach()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_laplacians_that_are_exact(backend):
+    """A whole frame gives the trace, whatever frame; and given directions are summed."""
+    numbers = data(SMALL, "tanh").to(torch.float64)
+    expected = laplacian_of(numbers)
+    for v in (
+        None,
+        torch.eye(3, dtype=torch.float64),
+        sk.Directions.basis(),
+        sk.Directions.basis(unbiased=True),
+        sk.Directions.orthonormal(3, seed=1, unbiased=True),
+    ):
+        assert_within_rule("laplacian", sk.laplacian(numbers.student, numbers.x, v, backend=backend)[1], expected)
+
+
+@pytest.mark.parametrize("P", [1, 2])
+@pytest.mark.parametrize("distribution", ["sphere", "normal", "rademacher", "coordinate", "orthonormal"])
+def test_laplacian_estimates_by_convergence(distribution, P):
+    """Their mean goes to the Laplacian within five standard errors, at ever more samples of one point."""
+    numbers = data(SMALL, "tanh").to(torch.float64)
+    numbers.x = numbers.x[:1]
+    expected = laplacian_of(numbers)[0]
+    directions = getattr(sk.Directions, distribution)(P, seed=1, unbiased=True)
+    for N in (1_000, 30_000):
+        estimates = sk.laplacian(numbers.student, numbers.x.expand(N, -1), directions)[1].detach()
+        standard_error = estimates.std(0) / N**0.5
+        assert ((estimates.mean(0) - expected).abs() < 5 * standard_error + 1e-12).all()
+
+
+@pytest.mark.parametrize("function", [sk.jvp, sk.vjp, sk.jet, sk.laplacian], ids=lambda f: f.__name__)
+def test_a_linear_layer_is_a_student(function):
+    layer, x = nn.Linear(3, 2), torch.randn(5, 3)
+    vectors = {sk.vjp: [torch.ones(1, 2)], sk.laplacian: []}.get(function, [torch.ones(1, 3)])
+    got, expected = (function(student, x, *vectors) for student in (layer, nn.Sequential(layer)))
+    assert all(map(torch.equal, got, expected))
+    if function in (sk.jet, sk.laplacian):
+        assert not got[-1].any()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_student_that_is_not_recognised(name):
+    numbers = data(SMALL, "tanh").to(torch.float64)
+    function, vectors = CALLS[name]
+    made = [as_dtype(v, torch.float64) for v in vectors(SMALL)]
+    expected = function(numbers.student, numbers.x, *made, backend="cpu")
+    got = function(lambda x: numbers.student(x), numbers.x, *made)
+    for i, (tensor, reference) in enumerate(zip(got, expected, strict=True)):
+        assert_within_rule(f"output {i}", tensor, reference)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradcheck(name):
+    numbers = data(TINY, "tanh").to(torch.float64)
+    numbers.x.requires_grad_()
+    inputs = (numbers.x, *numbers.student.parameters())
+    with computed_from(side_of(name)):
+        assert torch.autograd.gradcheck(lambda *_: evaluate(name, numbers, TINY, "cpu"), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CALLS)
+def test_half_precision_is_computed_in_float32(name, dtype):
+    """Also the sum of two directions that hvp differentiates along."""
+    function, vectors = CALLS[name]
+    half = data(SMALL).to(dtype)
+    made = [as_dtype(v, dtype) for v in vectors(SMALL)]
+    if name.startswith("hvp"):
+        made = [(16 * v).round() / 16 for v in made]
+    results = []
+    for numbers, own in ((half, dtype), (half.to(torch.float32), torch.float32)):
+        numbers.x.requires_grad_()
+        outputs = function(numbers.student, numbers.x, *(as_dtype(v, own) for v in made), backend="cpu")
+        results.append([*outputs, *torch.autograd.grad(outputs[-1].float().sum(), numbers.x)])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert_within_rule("half", got, expected.double(), expected.to(dtype))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_bits_on_every_run(name):
+    numbers = data(SMALL, "gelu")
+    results = []
+    for _ in range(3):
+        numbers.student.zero_grad(set_to_none=True)
+        outputs = evaluate(name, numbers, SMALL, "cpu")
+        of_all(outputs).backward()
+        results.append([*outputs, *gradients(numbers.student).values()])
+    for again in results[1:]:
+        assert all(map(torch.equal, results[0], again))
