@@ -7,20 +7,33 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from .cases import CASES, Case
+from .cases import CASES, FIRST, KINDS, Case
 from .check import RedCheck, prepare
-from .higher import print_higher
 from .memory import peak_memory
 from .overhead import print_overhead
-from .planner import print_planner
-from .report import CRASHES, MEASURED, RED, ROOT, CaseResult, Row, busy, environment, print_case, summary, write_csv
+from .planner import SHAPES, measure_sides
+from .report import (
+    CRASHES,
+    MEASURED,
+    RED,
+    ROOT,
+    CaseResult,
+    Row,
+    busy,
+    environment,
+    fields,
+    print_case,
+    summary,
+    write_csv,
+)  # fmt: skip
 from .timing import SGEMM, TURN, interleave, quartiles, sgemm
-from .variants import variants_of
+from .variants import left_out, variants_of
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,16 @@ def run_case(case: Case, settings: Settings) -> CaseResult:
 
 def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: Console) -> int:
     """Run, print, write; returns the exit status, 1 after a red check."""
-    console.print(", ".join(f"{name} {value}" for name, value in environment().items()), highlight=False)
-    if busy():
-        console.print(busy(), style="yellow")
-    results = []
+    for line in left_out(cases):
+        console.print(line, highlight=False)
+    where, results = environment(), []
     for case in cases:
         results.append(run_case(case, settings))
         print_case(results[-1], console)
-    console.print(summary(results))
-    console.print(f"written: {write_csv(results, folder)}", highlight=False)
+    for _, alike in groupby(results, key=lambda result: result.case.kind):
+        console.print(summary(list(alike)))
+    rows = [where | fields(result, row) for result in results for row in result.rows]
+    console.print(f"written: {write_csv(rows, folder)}", highlight=False)
     red = [result for result in results if result.rows[0].outcome == RED]
     return 1 if red else 0
 
@@ -70,7 +84,11 @@ def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     numbered = "; ".join(f"{i}: {case}" for i, case in enumerate(CASES))
-    parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), help=f"only these. {numbered}")
+    only = f"only these, of any group. {numbered}"
+    parser.add_argument("--group", nargs="+", choices=KINDS, default=[FIRST], help="the cases of these kinds")
+    beyond = {"dest": "group", "action": "store_const", "const": KINDS[1:]}
+    parser.add_argument("--higher", **beyond, help=f"short for --group {' '.join(KINDS[1:])}")
+    parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), help=only)
     parser.add_argument("--rounds", type=int, default=Settings.rounds, help="at least this many, 2 or more")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of rounds for each case, at least")
     parser.add_argument("--threads", type=int, help="of PyTorch, and so of the fused step")
@@ -78,7 +96,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="leave out the baselines that torch.compile makes")
     parser.add_argument("--jax", action="store_true", help="also JAX, if it is installed")
     parser.add_argument("--overhead", action="store_true", help="only: what the smallest call costs, piece by piece")
-    parser.add_argument("--higher", action="store_true", help="only: exact gradients, order 2 and Laplacians")
     parser.add_argument("--planner", action="store_true", help="only: whether the planner takes the faster side")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
@@ -91,17 +108,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    console = Console(width=max(100, Console().width))
+    console = Console(width=max(120, Console().width))
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.overhead:
         print_overhead(console)
         return 0
-    if options.higher or options.planner:
-        (print_higher if options.higher else print_planner)(console, options.rounds, options.seconds)
+    console.print(", ".join(f"{name} {value}" for name, value in environment().items()), highlight=False)
+    if busy():
+        console.print(busy(), style="yellow")
+    if options.planner:
+        measure_sides(SHAPES, options.rounds, options.seconds, options.results, console)
         return 0
     settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile, options.jax)
-    cases = CASES if options.case is None else [CASES[i] for i in options.case]
+    chosen = [case for case in CASES if case.kind in options.group]
+    cases = chosen if options.case is None else [CASES[i] for i in options.case]
     return benchmark(cases, settings, options.results, console)
 
 

@@ -1,39 +1,66 @@
-"""The ways to compute a Sobolev step without this library, each as good as its author can write it.
+"""The ways to compute a first-order step without this library, each as good as its author can write it.
 
 A baseline is a loss, a function of the layers and the data returning a scalar, and how it is differentiated; the table
-at the end is the list. They get the directions and the target tangents for nothing.
+at the end is the list. They get the directions and the target tangents for nothing. Exact gradients differ in nothing
+but that they are not projected; what goes beyond is in higher.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear, mse_loss
+from torch.nn.functional import linear, mse_loss, softplus
 
-from .cases import Case, Data
+from .cases import EXACT, FIRST, SECOND, Case, Data
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+class Layer(NamedTuple):
+    weight: torch.Tensor  # [n_l, n_{l-1}]
+    bias: torch.Tensor  # [n_l]
+    activation: Callable[[torch.Tensor], torch.Tensor] | None  # the last layer has none
+
+
+Layers = list[Layer]
 Result = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 Step = Callable[[], Result]
 Build = Callable[[Case, torch.nn.Module, Data], Step]
 
 
+FUNCTIONS = {torch.nn.Tanh: torch.tanh, torch.nn.Softplus: softplus}
+
+
 def layers_of(student: torch.nn.Module) -> Layers:
-    """(weight [n_l, n_{l-1}], bias [n_l]) of each layer: cheaper to call than the module, which favours us least."""
-    return [(m.weight, m.bias) for m in student if isinstance(m, torch.nn.Linear)]
+    """Cheaper to call than the module, which favours us least."""
+    linears = [m for m in student if isinstance(m, torch.nn.Linear)]
+    activations = [FUNCTIONS[type(m)] for m in student if type(m) in FUNCTIONS]
+    return [Layer(m.weight, m.bias, a) for m, a in zip(linears, [*activations, None], strict=True)]
 
 
 def forward(layers: Layers, x: torch.Tensor) -> torch.Tensor:  # [..., D] -> [..., O]
-    for weight, bias in layers[:-1]:
-        x = torch.tanh(linear(x, weight, bias))
-    return linear(x, *layers[-1])
+    for weight, bias, activation in layers[:-1]:
+        x = activation(linear(x, weight, bias))
+    return linear(x, layers[-1].weight, layers[-1].bias)
 
 
-def sobolev(y: torch.Tensor, tangents: torch.Tensor, data: Data) -> torch.Tensor:
-    """From y [N, O] and tangents [P, N, O]; the weights are 1 and 1."""
-    return mse_loss(y, data.y) + mse_loss(tangents, data.tangents)
+def sobolev(data: Data, y: torch.Tensor, *derivatives: torch.Tensor) -> torch.Tensor:
+    """From y [N, O], and tangents [P, N, O] or the Jacobian [N, O, D], and seconds [P, N, O]; all weights are 1."""
+    loss = mse_loss(y, data.y)
+    for derivative, target in zip(derivatives, data.derivatives, strict=True):
+        loss = loss + mse_loss(derivative, target)
+    return loss
+
+
+def projected(rows: list[torch.Tensor], data: Data) -> torch.Tensor:
+    """Tangents [P, N, O] of the rows [N, D] of the Jacobian; where there are no directions the Jacobian [N, O, D]."""
+    if data.directions is None:
+        return torch.stack(rows, 1)
+    if len(rows) == 1:
+        return torch.einsum("nd,pnd->pn", rows[0], data.directions)[..., None]
+    return torch.einsum("ond,pnd->pno", torch.stack(rows), data.directions)
 
 
 def values_only(layers: Layers, data: Data) -> torch.Tensor:
@@ -42,20 +69,16 @@ def values_only(layers: Layers, data: Data) -> torch.Tensor:
 
 def vmap_jvp(layers: Layers, data: Data) -> torch.Tensor:
     along = lambda v: torch.func.jvp(lambda x: forward(layers, x), (data.x,), (v,))  # noqa: E731
-    return sobolev(*torch.func.vmap(along, out_dims=(None, 0))(data.directions), data)
+    return sobolev(data, *torch.func.vmap(along, out_dims=(None, 0))(data.directions))
 
 
 def double_backward(layers: Layers, data: Data) -> torch.Tensor:
-    """The whole Jacobian, one backward for each output, then projected."""
+    """The whole Jacobian, one backward for each output; then projected, if it is to be."""
     x = data.x.detach().requires_grad_()
     y = forward(layers, x)
     columns = y.sum(0)
     rows = [torch.autograd.grad(column, x, create_graph=True)[0] for column in columns]
-    if len(rows) == 1:
-        tangents = torch.einsum("nd,pnd->pn", rows[0], data.directions)[..., None]
-    else:
-        tangents = torch.einsum("ond,pnd->pno", torch.stack(rows), data.directions)
-    return sobolev(y, tangents, data)
+    return sobolev(data, y, projected(rows, data))
 
 
 def double_vjp(layers: Layers, data: Data) -> torch.Tensor:
@@ -65,7 +88,7 @@ def double_vjp(layers: Layers, data: Data) -> torch.Tensor:
     u = torch.zeros_like(y, requires_grad=True)
     g = torch.autograd.grad(y, x, u, create_graph=True)[0]
     tangents = [torch.autograd.grad(g, u, v, create_graph=True)[0] for v in data.directions]
-    return sobolev(y, torch.stack(tangents), data)
+    return sobolev(data, y, torch.stack(tangents))
 
 
 def func_grad(layers: Layers, data: Data) -> torch.Tensor:
@@ -76,19 +99,19 @@ def func_grad(layers: Layers, data: Data) -> torch.Tensor:
         return y.sum(), y
 
     g, y = torch.func.grad(total, has_aux=True)(data.x)
-    return sobolev(y, torch.einsum("nd,pnd->pn", g, data.directions)[..., None], data)
+    return sobolev(data, y, projected([g], data))
 
 
 def stacked(layers: Layers, data: Data) -> torch.Tensor:
     """Value and tangents as (1 + P) N rows of one product for each layer."""
     h = torch.cat((data.x[None], data.directions))  # [1 + P, N, D]
-    for l, (weight, bias) in enumerate(layers):
+    for weight, bias, activation in layers:
         z = linear(h, weight)
         y, tangents = z[0] + bias, z[1:]
-        if l < len(layers) - 1:
+        if activation:
             y = torch.tanh(y)
             h = torch.cat((y[None], (1 - y * y) * tangents))
-    return sobolev(y, tangents, data)
+    return sobolev(data, y, tangents)
 
 
 @torch.no_grad()
@@ -96,11 +119,11 @@ def by_hand(layers: Layers, data: Data) -> Result:
     """Stacked streams with the adjoint chain written out (docs/math.md, section 3), and no autograd at all."""
     inputs, dots = [], []
     h = torch.cat((data.x[None], data.directions))  # [1 + P, N, D]
-    for l, (weight, bias) in enumerate(layers):
+    for weight, bias, activation in layers:
         inputs.append(h)
         z = linear(h, weight)
         y, tangents = z[0] + bias, z[1:]
-        if l < len(layers) - 1:
+        if activation:
             y = torch.tanh(y)
             dots.append(tangents)
             h = torch.cat((y[None], (1 - y * y) * tangents))
@@ -113,7 +136,7 @@ def by_hand(layers: Layers, data: Data) -> Result:
         if l:
             y = inputs[l][0]
             slope = 1 - y * y
-            a = dz @ layers[l][0]
+            a = dz @ layers[l].weight
             q = -2 * y * slope * (dots[l - 1] * a[1:]).sum(0)
             dz = torch.cat(((slope * a[0] + q)[None], slope * a[1:]))
     return loss, tuple(gradients)
@@ -146,10 +169,6 @@ def as_it_is(function: Callable[[Layers, Data], Result], compiled: bool = False)
     return build
 
 
-def always(case: Case) -> bool:
-    return True
-
-
 def scalar(case: Case) -> bool:
     return case.O == 1
 
@@ -158,22 +177,43 @@ def several_outputs(case: Case) -> bool:
     return case.O > 1
 
 
+def installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 @dataclass(frozen=True)
 class Variant:
     """A row: how to build the step, for which cases, and what sort of contestant it is.
 
-    A compiled one says what the same (or, of another framework, the like) is in plain PyTorch.
+    A compiled one says what the same (or, of another framework, the like) is in plain PyTorch; one that needs a package
+    names it as pip does.
     """
 
     build: Build
-    applies: Callable[[Case], bool] = always
+    kinds: tuple[str, ...] = (FIRST,)
+    shapes: Callable[[Case], bool] | None = None
     derivatives: bool = True
     uncompiled: Build | None = None
     ours: bool = False
+    needs: str = ""
 
     @property
     def compiled(self) -> bool:
         return self.uncompiled is not None
+
+    @property
+    def missing(self) -> bool:
+        return bool(self.needs) and not installed(self.needs)
+
+    def applies(self, case: Case) -> bool:
+        return case.kind in self.kinds and (self.shapes is None or self.shapes(case))
+
+
+def compiled(loss: Callable[[Layers, Data], torch.Tensor], **which) -> Variant:
+    return Variant(by_autograd(loss, compiled=True), uncompiled=by_autograd(loss), **which)
 
 
 VALUES_ONLY = "values only"
@@ -181,13 +221,13 @@ VMAP_JVP = "vmap(jvp)"
 DOUBLE_BACKWARD = "double backward"
 STACKED = "stacked"
 BASELINES = {
-    VALUES_ONLY: Variant(by_autograd(values_only), derivatives=False),
+    VALUES_ONLY: Variant(by_autograd(values_only), (FIRST, EXACT, SECOND), derivatives=False),
     VMAP_JVP: Variant(by_autograd(vmap_jvp)),
-    DOUBLE_BACKWARD: Variant(by_autograd(double_backward)),
-    "double vjp": Variant(by_autograd(double_vjp), several_outputs),
+    DOUBLE_BACKWARD: Variant(by_autograd(double_backward), (FIRST, EXACT)),
+    "double vjp": Variant(by_autograd(double_vjp), shapes=several_outputs),
     STACKED: Variant(by_autograd(stacked)),
     "by hand": Variant(as_it_is(by_hand)),
-    "stacked, compiled": Variant(by_autograd(stacked, compiled=True), uncompiled=by_autograd(stacked)),
+    "stacked, compiled": compiled(stacked),
     "by hand, compiled": Variant(as_it_is(by_hand, compiled=True), uncompiled=as_it_is(by_hand)),
-    "func.grad, compiled": Variant(by_autograd(func_grad, compiled=True), scalar, uncompiled=by_autograd(func_grad)),
+    "func.grad, compiled": compiled(func_grad, kinds=(FIRST, EXACT), shapes=scalar),
 }

@@ -1,6 +1,6 @@
 """Check, then time: every variant against float64 by the package's one rule, before any clock is started.
 
-The rule allows twice the error of plain PyTorch in the same dtype. For the fused step that is the error of vmap(jvp).
+The rule allows twice the error of plain PyTorch in the same dtype. For the fused step that is the error of `PLAIN`.
 A baseline is plain PyTorch, and some round more than others: in float32, `stacked` sums (1 + P) N rows in one product
 and exceeded twice the error of vmap(jvp) at N = 8192, P = 16. So a baseline's formula is held to the rule in float64,
 rounded at the end, with nothing allowed; and a compiled one also in float32, with the error of its formula uncompiled.
@@ -11,11 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-
 from sobolev_kernels.testing import assert_within_rule
 
-from .baselines import BASELINES, DOUBLE_BACKWARD, VALUES_ONLY, VMAP_JVP, Result, Step, Variant
-from .cases import Case, Data, in_double, make_data, make_student
+from .baselines import BASELINES, DOUBLE_BACKWARD, VALUES_ONLY, Result, Step, Variant
+from .cases import EXACT, FIRST, LAPLACIAN, SECOND, Case, Data, in_double, make_data, make_student
+from .higher import HIGHER, NESTED, TRACE
+from .variants import PLAIN
+
+PEERS = BASELINES | HIGHER
+# By kind: whose float64 result is right
+EXPECTED = {FIRST: DOUBLE_BACKWARD, EXACT: DOUBLE_BACKWARD, SECOND: NESTED, LAPLACIAN: TRACE}
 
 
 class RedCheck(Exception):
@@ -43,11 +48,11 @@ class Checker:
         self.plain = (self.case, self.student, self.data)
         self.exact = (self.case, *in_double(self.student, self.data))
         # by whether derivatives are computed
-        names = {True: DOUBLE_BACKWARD, False: VALUES_ONLY}
-        self.expected = {kind: BASELINES[name].build(*self.exact)() for kind, name in names.items()}
+        peers = {True: PEERS[EXPECTED[self.case.kind]], False: PEERS[VALUES_ONLY]}
+        self.expected = {what: peer.build(*self.exact)() for what, peer in peers.items() if peer.applies(self.case)}
 
     def ours(self, name: str, got: Result) -> None:
-        baseline = BASELINES[VMAP_JVP].build(*self.plain)()
+        baseline = PEERS[PLAIN[self.case.kind]].build(*self.plain)()
         self.compare(name, got, self.expected[True], baseline)
 
     def baseline(self, name: str, variant: Variant, got: Result) -> None:

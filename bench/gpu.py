@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
 
-from .cases import CASES, Case, make_data, make_student
-from .report import ROOT, environment
+from .cases import CASES, FIRST, Case, make_data, make_student
+from .report import ROOT, environment, write_csv
 
 FLUSH_BYTES = 256 << 20
 Step = Callable[[], torch.Tensor]
@@ -120,13 +118,7 @@ def measure(cases: Sequence[Case], device: str, rounds: int, folder: Path, conso
         graph = "–" if row["graph_ms"] is None else f"{row['graph_ms']:.3f}"
         table.add_row(row["case"], row["backend"], f"{row['ms']:.3f}", graph)
     console.print(table)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gpu-{where['date']}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return write_csv(rows, folder, "gpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("no GPU that PyTorch can use is here: nothing was measured")
         return 1
-    print(f"written: {measure(CASES, 'cuda', options.rounds, options.results, Console())}")
+    cases = [case for case in CASES if case.kind == FIRST]
+    print(f"written: {measure(cases, 'cuda', options.rounds, options.results, Console())}")
     return 0
 
 

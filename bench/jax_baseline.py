@@ -25,7 +25,7 @@ def vmap_jvp(layers, x, y, directions, tangents):
 
 def build(case: Case, student: torch.nn.Module, data: Data) -> Step:
     convert = lambda tensor: jnp.asarray(tensor.detach().numpy())  # noqa: E731
-    layers = [(convert(weight), convert(bias)) for weight, bias in layers_of(student)]
+    layers = [(convert(weight), convert(bias)) for weight, bias, _ in layers_of(student)]
     arrays = [convert(t) for t in (data.x, data.y, data.directions, data.tangents)]
     whole = jax.jit(jax.value_and_grad(vmap_jvp))
 

@@ -2,82 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from unittest import mock
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import sobolev_kernels as sk
 from sobolev_kernels import planner
 from sobolev_kernels.backends import cpu
-from sobolev_kernels.call import begin
-from sobolev_kernels.problem import DENSE, LOSS, Problem
+from sobolev_kernels.planner import GRADIENTS, TANGENTS
+from sobolev_kernels.problem import COTANGENTS, DIRECTIONS, Problem
 
-from .timing import SGEMM, SGEMM_FLOPS, TURN, interleave, quartiles, sgemm
+from .baselines import Build, Result, Step, Variant
+from .cases import EXACT, FIRST, SEED, Case, Data
+from .check import prepare
+from .report import environment, write_csv
+from .timing import SGEMM, SGEMM_FLOPS, TURN, Quartiles, interleave, quartiles, sgemm
+from .variants import sobolev_step
 
-# N, D, H, hidden, O, and P directions, or None for the whole Jacobian
+SIDES = (TANGENTS, GRADIENTS)
+# P directions against O gradients, and of the whole Jacobian D columns against O rows
 SHAPES = [
-    (8192, 16, 128, 3, 1, 4),
-    (8192, 16, 128, 3, 4, 4),
-    (8192, 16, 128, 3, 3, 4),
-    (4096, 8, 64, 4, 2, 3),
-    (65536, 8, 64, 3, 1, 2),
-    (1024, 32, 256, 4, 8, 16),
-    (2048, 64, 128, 2, 10, 16),
-    (8192, 4, 32, 3, 1, 8),
-    (4096, 8, 64, 3, 8, None),
-    (4096, 8, 64, 3, 4, None),
-    (4096, 4, 64, 3, 8, None),
-    (8192, 16, 128, 3, 1, None),
+    Case(8192, 16, 128, 3, 4, 4),
+    Case(8192, 16, 128, 3, 3, 4),
+    Case(4096, 8, 64, 4, 2, 3),
+    Case(65536, 8, 64, 3, 1, 2),
+    Case(1024, 32, 256, 4, 8, 16),
+    Case(2048, 64, 128, 2, 10, 16),
+    Case(8192, 4, 32, 3, 1, 8),
+    Case(8192, 16, 128, 3, 1, kind=EXACT),
+    Case(4096, 8, 64, 3, 8, kind=EXACT),
+    Case(4096, 4, 64, 3, 8, kind=EXACT),
 ]
 
 
-def sides(shape: tuple) -> Iterator[tuple[str, Problem, Callable[[], object]]]:
-    """(side, its Problem, a step forced to it)."""
-    N, D, H, hidden, O, P = shape
-    student = sk.MLP(D, O, width=H, depth=hidden)
-    x, targets = torch.randn(N, D), sk.Targets(values=torch.randn(N, O), jacobian=torch.randn(N, O, D))
-    directions = sk.Directions.basis() if P is None else sk.Directions.sphere(P, seed=1)
-    for side in (planner.TANGENTS, planner.GRADIENTS):
-        rows = P is None and side == planner.GRADIENTS
-        projected = {"cotangents": sk.Cotangents.basis()} if rows else {"directions": directions}
-        projections = next(iter(projected.values()))
-        problem = begin(student, x, projections, None, result=LOSS, derivative_target=DENSE).problem
+def forced(side: str) -> Build:
+    """The fused step from one side, whatever the planner says."""
 
-        def step(side=side, projected=projected) -> None:
-            student.zero_grad(set_to_none=True)
-            with mock.patch.object(cpu, "side", lambda problem: side):
-                sk.sobolev_loss(student, x, targets, **projected).backward()
+    def build(case: Case, student: torch.nn.Module, data: Data) -> Step:
+        if case.kind == FIRST:
+            how = {"directions": sk.Directions.sphere(case.P, seed=SEED)}
+        else:
+            how = {"directions": sk.Directions.basis()} if side == TANGENTS else {"cotangents": sk.Cotangents.basis()}
+        step = sobolev_step(student, data, **how)
 
-        yield side, problem, step
+        def run() -> Result:
+            cpu.side = lambda problem: side
+            try:
+                return step()
+            finally:
+                cpu.side = planner.side
+
+        return run
+
+    return build
 
 
-def row(shape: tuple, rounds: int, seconds: float) -> list[str]:
-    N, D, H, hidden, O, P = shape
-    problems, steps = {}, {}
-    for side, problem, step in sides(shape):
-        problems[side], steps[side] = problem, step
+def problem_of(case: Case, side: str) -> Problem:
+    if case.kind == FIRST:
+        return case.problem
+    projection, P = (DIRECTIONS, case.D) if side == TANGENTS else (COTANGENTS, case.O)
+    return replace(case.problem, projection=projection, P=P)
+
+
+def chosen(case: Case) -> str:
+    if case.kind == FIRST:
+        return planner.side(case.problem)
+    return GRADIENTS if case.problem.projection == COTANGENTS else TANGENTS
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One case from both sides."""
+
+    case: Case
+    times: dict[str, Quartiles]
+
+    def flops(self, side: str) -> int:
+        problem = problem_of(self.case, side)
+        return planner.flops(problem, self.case.N, planner.chains(problem)[side])
+
+    def estimate(self, side: str) -> float:
+        """Seconds at the sgemm's rate of what the planner compares: for the whole Jacobian the products alone."""
+        flops = self.flops(side)
+        if self.case.kind == FIRST:
+            flops = planner.cost(self.case.problem, side) * self.case.N
+        return flops * self.times[SGEMM].median / SGEMM_FLOPS
+
+    @property
+    def faster(self) -> str:
+        return min(SIDES, key=lambda side: self.times[side].median)
+
+    @property
+    def right(self) -> bool:
+        return chosen(self.case) == self.faster
+
+    def row(self) -> list[str]:
+        cells = [str(self.case)]
+        for side in SIDES:
+            estimate, median = (1e3 * s for s in (self.estimate(side), self.times[side].median))
+            cells += [f"{self.flops(side) / 1e9:.3g}", f"{estimate:.2f} → {median:.2f}"]
+        medians = [self.times[side].median for side in SIDES]
+        margin = max(medians) / min(medians) - 1
+        return [*cells, chosen(self.case), f"{'yes' if self.right else 'no'}, by {margin:.0%}"]
+
+    def fields(self, side: str) -> dict[str, object]:
+        case = self.case
+        named = {name: getattr(case, name) for name in ("kind", "N", "D", "H", "hidden", "O", "P")}
+        named |= {"side": side, "flops": self.flops(side), "estimate_ms": 1e3 * self.estimate(side)}
+        named |= {f"{name}_ms": 1e3 * s for name, s in self.times[side]._asdict().items()}
+        named |= {"sgemm_median_ms": 1e3 * self.times[SGEMM].median}
+        return named | {"chosen": side == chosen(case), "faster": side == self.faster}
+
+
+def both_sides(case: Case, rounds: int, seconds: float) -> Sides:
+    """Checked, then timed in turns."""
+    steps = prepare(case, {side: Variant(forced(side), (case.kind,), ours=True) for side in SIDES}).steps
     times = interleave({**steps, SGEMM: sgemm()}, rounds, seconds, TURN)
-    medians = {name: quartiles(t).median for name, t in times.items()}
-    if P is None:
-        taken = planner.GRADIENTS if planner.exact_projection(D, O) == "cotangents" else planner.TANGENTS
-    else:
-        taken = planner.side(problems[planner.TANGENTS])
-    flop = medians[SGEMM] / SGEMM_FLOPS
-    cells = [f"{N}, {D}→{H}×{hidden}→{O}, {'exact' if P is None else f'P={P}'}"]
-    for side, problem in problems.items():
-        cells += [f"{1e3 * planner.cost(problem, side) * N * flop:.2f}", f"{1e3 * medians[side]:.2f}"]
-    faster = min(steps, key=medians.get)
-    return [*cells, taken, "yes" if faster == taken else f"no, by {medians[taken] / medians[faster] - 1:.0%}"]
+    return Sides(case, {name: quartiles(t) for name, t in times.items()})
 
 
-def print_planner(console: Console, rounds: int, seconds: float) -> None:
-    torch.manual_seed(0)
-    table = Table(title="Milliseconds of a step from either side: estimate (at the sgemm rate), measured")
-    for heading in ("shape", "tangents: est.", "meas.", "gradients: est.", "meas.", "taken", "the faster"):
-        table.add_column(heading, justify="right" if "." in heading else "left")
-    for shape in SHAPES:
-        table.add_row(*row(shape, rounds, seconds))
+def measure_sides(cases: Sequence[Case], rounds: int, seconds: float, folder: Path, console: Console) -> None:
+    """Run, print, write."""
+    where, results = environment(), [both_sides(case, rounds, seconds) for case in cases]
+    title = "A step from either side: what the planner estimates at the sgemm's rate → what was measured"
+    table = Table(title=title, title_justify="left")
+    table.add_column("case", no_wrap=True)
+    for side in SIDES:
+        table.add_column("GFLOP", justify="right")
+        table.add_column(f"{side}, ms", justify="right", no_wrap=True)
+    table.add_column("chosen")
+    table.add_column("the faster?")
+    for sides in results:
+        table.add_row(*sides.row())
     console.print(table)
+    right = sum(sides.right for sides in results)
+    console.print(f"the planner chose the faster side in {right} of {len(results)} cases", highlight=False)
+    path = write_csv([where | sides.fields(side) for sides in results for side in SIDES], folder, "planner")
+    console.print(f"written: {path}", highlight=False)

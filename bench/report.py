@@ -10,17 +10,16 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import sobolev_kernels as sk
 from sobolev_kernels import dispatch
 
-from .baselines import VMAP_JVP, Variant
+from .baselines import Variant
 from .cases import Case
 from .timing import SGEMM_FLOPS, Quartiles
-from .variants import OURS
+from .variants import OURS, PLAIN
 
 ROOT = Path(__file__).parents[1]
 MEASURED, CRASHES, RED = "measured", "crashes", "red check"
@@ -60,9 +59,9 @@ class CaseResult:
         return row.seconds.median / ours.seconds.median if row and ours and row.seconds else None
 
     def of_sgemm(self, row: Row | None) -> float | None:
-        """The rate of the JVP algorithm's FLOPs over the multiply rate of the same rounds.
+        """The rate of the fused algorithm's FLOPs over the multiply rate of the same rounds.
 
-        Above 1 is possible: the whole gradient of a scalar student costs fewer.
+        Above 1 is possible: a little less is executed than is counted, and another algorithm may need fewer.
         """
         if row is None or row.seconds is None or not row.variant.derivatives:
             return None
@@ -93,16 +92,18 @@ def case_table(result: CaseResult) -> Table:
 
 
 def summary(results: list[CaseResult]) -> Table:
+    """Of the cases of one kind."""
+    plain = PLAIN[results[0].case.kind]
     table = Table(title="All cases: how many times the fused step's time the others take", title_justify="left")
-    table.add_column("case")
-    for heading in ("fused ms", "of sgemm", "best baseline", "best ÷ fused", "vmap(jvp) ÷ fused"):
+    table.add_column("case", no_wrap=True)
+    for heading in ("fused ms", "of sgemm", "best baseline", "best ÷ fused", f"{plain} ÷ fused"):
         table.add_column(heading, justify="right")
     for result in results:
         ours, best = result.row(OURS), result.best_baseline
         if ours is None:
             table.add_row(str(result.case), result.rows[0].outcome)
             continue
-        ratios = [result.times_ours(best), result.times_ours(result.row(VMAP_JVP))]
+        ratios = [result.times_ours(best), result.times_ours(result.row(plain))]
         table.add_row(
             str(result.case), f"{1e3 * ours.seconds.median:.3f}", cell(result.of_sgemm(ours), ".0%"),
             best.name if best else "–", *(cell(ratio, ".2f") for ratio in ratios),
@@ -165,7 +166,8 @@ def plan_of(case: Case) -> str:
 def fields(result: CaseResult, row: Row) -> dict[str, object]:
     case = result.case
     named = {"dtype": case.problem.dtype}
-    named |= {name: getattr(case, name) for name in ("N", "D", "H", "hidden", "O", "P", "flops", "bytes")}
+    numbers = ("kind", "N", "D", "H", "hidden", "O", "P", "activation", "flops", "bytes")
+    named |= {name: getattr(case, name) for name in numbers}
     named |= {"variant": row.name, "plan": plan_of(case) if row.variant.ours else ""}
     named |= {"outcome": row.outcome, "error": row.error, "rounds": row.rounds}
     for prefix, times in (("", row.seconds), ("sgemm_", result.sgemm)):
@@ -175,12 +177,10 @@ def fields(result: CaseResult, row: Row) -> dict[str, object]:
     return named | share | {"peak_bytes": row.peak_bytes}
 
 
-def write_csv(results: list[CaseResult], folder: Path) -> Path:
-    """One row for each case and variant, in a new file named by the time."""
-    where = environment()
+def write_csv(rows: list[dict[str, object]], folder: Path, what: str = "bench") -> Path:
+    """In a new file named by the time, which every row says; see `environment`."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"bench-{where['date']}.csv"
-    rows = [where | fields(result, row) for result in results for row in result.rows]
+    path = folder / f"{what}-{rows[0]['date']}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""The fused step and the stacked streams under pytest-benchmark, an eighth of the samples: `make bench-pytest`.
+"""The fused step and its eager streams under pytest-benchmark, an eighth of the samples: `make bench-pytest`.
 
 Never fails on time. `python -m bench` is the measurement to quote: it takes turns and knows the multiply rate.
 """
@@ -10,13 +10,14 @@ import pytest
 from .baselines import STACKED
 from .cases import CASES
 from .check import prepare
+from .higher import COLLAPSED, STREAMS
 from .variants import OURS, VARIANTS
 
 SCALED = [replace(case, N=max(16, case.N // 8)) for case in CASES]
+STEPS = [(c, name) for c in SCALED for name in (OURS, STACKED, STREAMS, COLLAPSED) if VARIANTS[name].applies(c)]
 
 
-@pytest.mark.parametrize("name", [OURS, STACKED])
-@pytest.mark.parametrize("case", SCALED, ids=lambda case: case.ascii)
+@pytest.mark.parametrize(("case", "name"), STEPS, ids=lambda value: getattr(value, "ascii", value))
 def test_step(benchmark, case, name):
     step = prepare(case, {name: VARIANTS[name]}).steps[name]
     benchmark.group = str(case)

@@ -386,7 +386,6 @@ def test_weights_and_scales_of_half_precision(loss, dtype):
         assert_within_rule(name, tensor, results[1][name].double(), results[1][name].to(dtype))
 
 
-@pytest.mark.xfail(strict=True, reason="the scale, and a target times it, are computed in half precision")
 @pytest.mark.parametrize(
     "size, settings",
     [(1.0, {"input_scale": SCALE / 3})] + [(size, {"weights": "differential-ml"}) for size in (1.0, 1e-4, 1e3)],

@@ -1,29 +1,56 @@
 """The benchmark on tiny cases: everybody computes the same, a wrong result is never timed, all is written down."""
 
 import csv
+import sys
+import types
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from rich.console import Console
+from sobolev_kernels.backends import cpu
 
 from bench import __main__ as program
-from bench import check, higher, planner, timing
+from bench import check, planner, timing
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
-from bench.cases import CASES, Case, in_double, make_data, make_student, project
+from bench.cases import (
+    CASES,
+    EXACT,
+    FIRST,
+    KINDS,
+    LAPLACIAN,
+    SECOND,
+    Case,
+    in_double,
+    make_data,
+    make_student,
+    project,
+)  # fmt: skip
+from bench.higher import HIGHER, JET, NESTED, STREAMS
 from bench.memory import CLEAR, peak_memory
 from bench.overhead import overhead, pieces
 from bench.report import CRASHES, MEASURED, RED
-from bench.variants import OURS, VARIANTS, variants_of
+from bench.variants import OURS, PLAIN, VARIANTS, left_out, variants_of
 
 TINY = [
     Case(8, 3, 4, 2, 1, 1),
     Case(8, 1, 4, 3, 1, 5),
     Case(9, 3, 5, 2, 4, 3),
     Case(7, 2, 4, 0, 2, 2),
+    Case(8, 3, 4, 2, 1, kind=EXACT),
+    Case(7, 2, 4, 3, 3, kind=EXACT, activation="softplus"),
+    Case(9, 3, 5, 2, 4, 3, kind=SECOND),
+    Case(8, 1, 4, 1, 1, 1, kind=SECOND),
+    Case(7, 3, 4, 2, 1, kind=LAPLACIAN),
 ]
-EAGER = [(n, c) for n, v in BASELINES.items() for c in TINY if v.derivatives and not v.compiled and v.applies(c)]
+PEERS = BASELINES | HIGHER
+EAGER = [
+    (name, case)
+    for case in TINY
+    for name, variant in variants_of(case, compiled=False).items()
+    if variant.derivatives and not variant.ours
+]
 QUICK = program.Settings(rounds=2, seconds=0.0, memory=False, compiled=False)
 QUIET = Console(quiet=True)
 
@@ -43,27 +70,38 @@ def result_of(variant: Variant, case: Case):
     return loss, list(gradients)
 
 
+def by_torch_func(case: Case):
+    """Loss and gradients from whole Jacobians and Hessians of single samples, which is none of the baselines."""
+    student, data = in_double(make_student(case), make_data(case))
+    y, jacobian = student(data.x), torch.func.vmap(torch.func.jacrev(student))(data.x)
+    hessian = torch.func.vmap(torch.func.hessian(student))(data.x)
+    if case.kind == LAPLACIAN:
+        loss = (y + torch.einsum("nodd->no", hessian)).square().mean()
+    else:
+        predictions = [jacobian] if case.kind == EXACT else [project(jacobian, data.directions)]
+        if case.kind == SECOND:
+            predictions.append(torch.einsum("node,pnd,pne->pno", hessian, data.directions, data.directions))
+        loss = (y - data.y).square().mean()
+        for prediction, target in zip(predictions, data.derivatives, strict=True):
+            loss = loss + (prediction - target).square().mean()
+    return loss.detach(), list(torch.autograd.grad(loss, tuple(student.parameters())))
+
+
 @pytest.mark.parametrize(("name", "case"), EAGER, ids=ascii_id)
 def test_baselines_agree_in_float64(name, case):
-    """The reference here is the whole Jacobian by torch.func, which is none of the baselines."""
-    student, data = in_double(make_student(case), make_data(case))
-    jacobian = torch.func.vmap(torch.func.jacrev(student))(data.x)
-    slopes = project(jacobian, data.directions) - data.tangents
-    loss = (student(data.x) - data.y).square().mean() + slopes.square().mean()
-    expected = loss.detach(), list(torch.autograd.grad(loss, tuple(student.parameters())))
-    torch.testing.assert_close(result_of(BASELINES[name], case), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(result_of(PEERS[name], case), by_torch_func(case), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", TINY, ids=ascii_id)
 def test_formulas_of_the_compiled_baselines(case):
-    expected = result_of(BASELINES[VMAP_JVP], case)
-    for variant in BASELINES.values():
+    expected = result_of(PEERS[PLAIN[case.kind]], case)
+    for variant in PEERS.values():
         if variant.compiled and variant.applies(case):
             got = result_of(replace(variant, build=variant.uncompiled), case)
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", TINY, ids=ascii_id)
+@pytest.mark.parametrize("case", [case for case in TINY if case.kind != LAPLACIAN], ids=ascii_id)
 def test_values_only_is_the_ordinary_step(case):
     student, data = in_double(make_student(case), make_data(case))
     loss = torch.nn.functional.mse_loss(student(data.x), data.y)
@@ -71,24 +109,37 @@ def test_values_only_is_the_ordinary_step(case):
     torch.testing.assert_close(result_of(BASELINES[VALUES_ONLY], case), expected)
 
 
-def test_jacobian_of_the_data_is_that_of_its_values():
-    data = make_data(replace(TINY[2], N=4))
+def test_data_are_those_of_one_function():
+    case = Case(4, 3, 5, 2, 4, 3)
+    data, second = make_data(case), make_data(replace(case, kind=SECOND))
     torch.manual_seed(1)
     torch.randn(4, 3)
     A = torch.randn(3, 4)
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: torch.sin(x @ A)))(data.x)
-    torch.testing.assert_close(data.jacobian, jacobian)
+    f = lambda x: torch.sin(x @ A)  # noqa: E731
+    torch.testing.assert_close(data.jacobian, torch.func.vmap(torch.func.jacrev(f))(data.x))
+    hessian = torch.func.vmap(torch.func.hessian(f))(data.x)
+    seconds = torch.einsum("node,pnd,pne->pno", hessian, second.directions, second.directions)
+    torch.testing.assert_close(second.seconds, seconds)
+    torch.testing.assert_close(second.tangents, data.tangents)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ascii_id)
 def test_flops_of_a_case(case):
+    """Of the Laplacian: products of the forward (values, tangents, sum), then all with two adjoints each, and the
+    tangents once more."""
     widths = [case.D, *[case.H] * case.hidden, case.O]
     products = sum(a * b for a, b in pairwise(widths))
-    assert case.flops == 6 * (1 + min(case.P, case.O)) * case.N * products
+    counts = {
+        FIRST: 3 * (1 + min(case.P, case.O)),
+        EXACT: 3 * (1 + min(case.D, case.O)),
+        SECOND: 3 * (1 + 2 * case.P),
+        LAPLACIAN: (1 + case.D + 1) + (3 + 3 * case.D + 3) + case.D,
+    }
+    assert case.flops == 2 * counts[case.kind] * case.N * products
 
 
-def read(folder) -> list[dict[str, str]]:
-    (path,) = folder.glob("bench-*.csv")
+def read(folder, what: str = "bench") -> list[dict[str, str]]:
+    (path,) = folder.glob(f"{what}-*.csv")
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -96,8 +147,8 @@ def read(folder) -> list[dict[str, str]]:
 def test_end_to_end(tmp_path):
     assert program.benchmark(TINY, QUICK, tmp_path, QUIET) == 0
     rows = read(tmp_path)
-    wanted = [(case.N, name) for case in TINY for name in variants_of(case, compiled=False)]
-    assert [(int(row["N"]), row["variant"]) for row in rows] == wanted
+    wanted = [(case.kind, case.N, name) for case in TINY for name in variants_of(case, compiled=False)]
+    assert [(row["kind"], int(row["N"]), row["variant"]) for row in rows] == wanted
     for row in rows:
         assert row["outcome"] == MEASURED, row
         assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
@@ -115,11 +166,20 @@ def wrong(build):
     return build_wrong
 
 
-@pytest.mark.parametrize("name", [OURS, VMAP_JVP, STACKED])
-def test_red_check_is_not_timed(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *((name, TINY[0]) for name in (OURS, VMAP_JVP, STACKED)),
+        *((OURS, case) for case in TINY if case.kind != FIRST),
+        (NESTED, TINY[6]),
+        (STREAMS, TINY[6]),
+    ],
+    ids=ascii_id,
+)
+def test_red_check_is_not_timed(name, case, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], build=wrong(VARIANTS[name].build)))
     monkeypatch.setattr(program, "interleave", lambda *_: pytest.fail("timed"))
-    assert program.benchmark(TINY[:1], QUICK, tmp_path, QUIET) == 1
+    assert program.benchmark([case], QUICK, tmp_path, QUIET) == 1
     for row in read(tmp_path):
         assert row["outcome"] == RED and name in row["error"] and not row["median_ms"]
 
@@ -175,30 +235,69 @@ def test_jax_that_is_not_installed_is_refused_in_words(monkeypatch, capsys):
     assert "jax is not installed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "contest",
-    [
-        lambda: higher.exact(16, 3, 8, 2, "softplus"),
-        lambda: higher.second(16, 3, 8, 2, 2, 2),
-        lambda: higher.laplacian(16, 3, 8, 2),
-    ],
-    ids=["exact", "second", "laplacian"],
-)
-def test_higher_derivatives_are_the_same_number(contest, monkeypatch):
-    """Eagerly: what is compiled is the same function."""
-    monkeypatch.setattr(higher.torch, "compile", lambda function: function)
-    torch.manual_seed(0)
-    contest = contest()
-    higher.check(contest)
-    assert len(contest.losses) >= 3
-    contest.losses["wrong"] = lambda: torch.tensor(-1.0)
-    with pytest.raises(AssertionError, match="wrong gives -1"):
-        higher.check(contest)
+def test_groups_are_chosen(monkeypatch, tmp_path):
+    chosen = []
+    monkeypatch.setattr(program, "benchmark", lambda cases, *_: chosen.append(list(cases)) or 0)
+    for arguments in ([], ["--group", "second", "laplacian"], ["--case", "0", "8"], ["--higher"]):
+        assert program.main([*arguments, "--results", str(tmp_path)]) == 0
+    first, groups, by_number, higher = chosen
+    assert {case.kind for case in higher} == {EXACT, SECOND, LAPLACIAN}
+    assert {case.kind for case in first} == {FIRST} and {case.kind for case in groups} == {SECOND, LAPLACIAN}
+    assert by_number == [CASES[0], CASES[8]]
+    assert {case.kind for case in CASES} == set(KINDS)
 
 
-@pytest.mark.parametrize("shape", [(16, 3, 8, 1, 1, 2), (16, 3, 8, 1, 2, None)], ids=["directions", "exact"])
-def test_planner_row(shape, monkeypatch):
-    monkeypatch.setattr("bench.planner.sgemm", lambda: lambda: None)
-    cells = planner.row(shape, rounds=2, seconds=0)
-    assert len(cells) == 7 and cells[5] == "gradients"
-    assert all(float(cell) >= 0 for cell in cells[1:5])
+def test_a_package_that_is_not_installed_is_a_line(monkeypatch):
+    monkeypatch.setattr("bench.baselines.installed", lambda package: False)
+    assert not any(variant.needs for case in TINY for variant in variants_of(case).values())
+    assert left_out([TINY[0]]) == []
+    (line,) = left_out([TINY[6]])
+    assert line.startswith(f"{JET} is left out: pip install {JET}")
+
+
+@pytest.mark.parametrize("case", [case for case in TINY if case.kind == SECOND], ids=ascii_id)
+def test_jets_whoever_computes_them(case, monkeypatch):
+    """Our side of the call of jet-for-pytorch, which has no release for every Python, on nested forward mode."""
+
+    def jet(function, mock_args):
+        def of_function(series):
+            x, v, _ = series
+            first = lambda x: torch.func.jvp(function, (x,), (v,))  # noqa: E731
+            (y, tangent), (_, second) = torch.func.jvp(first, (x,), (v,))
+            return y, tangent, second
+
+        return of_function
+
+    monkeypatch.setitem(sys.modules, "jet", types.SimpleNamespace(jet=jet))
+    torch.testing.assert_close(result_of(HIGHER[JET], case), by_torch_func(case), rtol=1e-12, atol=1e-14)
+
+
+SIDES = [Case(16, 3, 8, 1, 1, 2), Case(16, 3, 8, 1, 2, kind=EXACT), Case(16, 2, 8, 1, 3, kind=EXACT)]
+
+
+def test_planner_against_the_clock(tmp_path):
+    planner.measure_sides(SIDES, rounds=2, seconds=0.0, folder=tmp_path, console=QUIET)
+    rows = read(tmp_path, "planner")
+    assert [(row["kind"], row["side"]) for row in rows] == [(c.kind, side) for c in SIDES for side in planner.SIDES]
+    for row, other in zip(rows[::2], rows[1::2], strict=True):
+        assert {row["chosen"], other["chosen"]} == {row["faster"], other["faster"]} == {"True", "False"}
+    assert [row["side"] for row in rows if row["chosen"] == "True"] == ["gradients", "gradients", "tangents"]
+    products = [3 * 8 + 8 * 1, 3 * 8 + 8 * 2, 2 * 8 + 8 * 3]
+    streams = [2, 1, 3, 2, 2, 3]
+    assert [int(row["flops"]) for row in rows] == [6 * (1 + c) * 16 * products[i // 2] for i, c in enumerate(streams)]
+    assert all(float(row["estimate_ms"]) > 0 and float(row["median_ms"]) > 0 for row in rows)
+
+
+def test_a_side_is_forced_and_let_go():
+    before, taken = cpu.side, []
+    step = planner.forced(planner.GRADIENTS)(SIDES[0], make_student(SIDES[0]), make_data(SIDES[0]))
+    plan = cpu.plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "plan", lambda problem, N: taken.append(cpu.side(problem)) or plan(problem, N))
+        step()
+    assert taken == [planner.GRADIENTS] and cpu.side is before
+
+
+def test_shapes_of_the_planner_have_two_sides():
+    assert len(planner.SHAPES) == 10 and {case.kind for case in planner.SHAPES} == {FIRST, EXACT}
+    assert {planner.chosen(case) for case in planner.SHAPES} == set(planner.SIDES)

@@ -117,7 +117,6 @@ def test_order_2_without_a_target(targets, weights, reduction, dtype):
         assert bool(got[name].isnan().all()) == (weight == 0)
 
 
-@pytest.mark.xfail(strict=True, reason="second is None")
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_order_2_of_values_alone(backend):
     numbers = data(SMALL)

@@ -173,7 +173,6 @@ def test_compile_with_columns_and_weights():
     assert torch.equal(torch.compile(loss, fullgraph=True, backend="aot_eager")(weight), loss(weight))
 
 
-@pytest.mark.xfail(strict=True, reason="whether input_scale > 0 is asked of its numbers")
 @pytest.mark.parametrize("settings", [{"input_scale": torch.ones(3)}, {"weights": "differential-ml"}], ids=str)
 def test_compile_with_units(settings):
     numbers = data(SHAPE)

@@ -449,17 +449,17 @@ def test_functions_whose_output_does_not_fit(student, message):
 
 
 def test_a_function_of_another_number_of_outputs_is_not_broadcast():
-    assert_refused(lambda: loss(lambda x: x[:, :1]), ValueError, "target: expected shape (6, 1), got (6, 2)")
+    assert_refused(lambda: loss(lambda x: x[:, :1]), ValueError, "jacobian: expected 1 outputs, as the student has")
 
 
 NOT_BROADCAST = [
     (
         "jacobian, cotangents", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), cotangents=UP),
-        "target: expected",
+        "jacobian: expected 2 outputs, as the student has",
     ),
     (
         "jacobian, directions", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), directions=SPHERE),
-        "target: expected shape (2, 6, 2), got (2, 6, 1)",
+        "jacobian: expected 2 outputs, as the student has",
     ),
     (
         "hessian", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J, hessian=H[:, :1]), order=2),
@@ -474,10 +474,8 @@ NOT_BROADCAST = [
 
 
 @pytest.mark.parametrize("name, call, message", NOT_BROADCAST, ids=ids(NOT_BROADCAST))
-def test_tensors_of_another_number_of_outputs_are_not_broadcast(name, call, message, request):
+def test_tensors_of_another_number_of_outputs_are_not_broadcast(name, call, message):
     """A function's number of outputs is known only when it has run."""
-    if name in ("jacobian, cotangents", "output_weight"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="broadcast without a word"))
     assert_refused(lambda: call(lambda x: STUDENT(x)), ValueError, message)
 
 
@@ -607,7 +605,7 @@ ARGUMENTS = [
     ("order 0", lambda: loss(order=0), ORDERS + "0"),
     ("order 3", lambda: loss(targets=CURVED, order=3), ORDERS + "3"),
     ("order of a jet", lambda: sk.jet(STUDENT, X, V, order=3), ORDERS + "3"),
-    ("order of a module", lambda: sk.SobolevLoss(order=3), "order: expected 1 or 2, got 3"),
+    ("order of a module", lambda: sk.SobolevLoss(order=3), "order: expected 1 or 2 (3 would take the fourth derivative of the activations), got 3"),
     ("order 2 with cotangents", lambda: loss(targets=CURVED, cotangents=UP, order=2), ALONG),
     ("order 2 exact", lambda: loss(targets=CURVED, derivatives="exact", order=2), ALONG),
     ("two weights", lambda: loss(targets=CURVED, order=2, weights=(1, 2)), THREE + "(1, 2)"),
@@ -616,9 +614,9 @@ ARGUMENTS = [
     ("a column too many", lambda: loss(wrt=[0, 3]), COLUMNS + "(0, 3)"),
     ("a negative column", lambda: loss(wrt=(-1,)), COLUMNS + "(-1,)"),
     ("half a column", lambda: loss(wrt=(0.5,)), COLUMNS + "(0.5,)"),
-    ("a column by name", lambda: loss(wrt="x"), COLUMNS + "('x',)"),
+    ("a column by name", lambda: loss(wrt="x"), "wrt: expected columns of the inputs, a sequence of"),
     ("a mask", lambda: loss(wrt=[True, False, True]), COLUMNS + "(True, False, True)"),
-    ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), COLUMNS + "a tuple of a tensor int64 [] on cpu"),
+    ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), "a sequence of whole numbers, got a tensor int64 [2] on cpu"),
     ("a column twice", lambda: loss(wrt=[1, 1]), "wrt: expected each column once, got (1, 1)"),
     ("columns of explain", lambda: sk.explain(STUDENT, X, wrt=[3]), COLUMNS + "(3,)"),
     (
@@ -687,7 +685,6 @@ def test_arguments_of_the_modes(call, message):
     assert_refused(call, ValueError, message)
 
 
-@pytest.mark.xfail(strict=True, reason="not refused, or by Python and not in words")
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -766,7 +763,6 @@ def test_check_finite_names_the_tensor(name, arguments, backend):
     assert_refused(call, ValueError, f"{name}: {NOT_FINITE}")
 
 
-@pytest.mark.xfail(strict=True, reason="not looked at, or named directions")
 @pytest.mark.parametrize(
     "name, arguments",
     [
@@ -917,7 +913,6 @@ def test_the_reference_goes_through_every_transform(result, name):
         assert_within_rule(way, FORWARD[way](f, TENSORS[name]), gradient.sum())
 
 
-@pytest.mark.xfail(strict=True, reason="the core draws into a tensor of torch.func that has no storage")
 @pytest.mark.parametrize(
     "function",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,13 @@ class Columns:
     wrt: tuple[int, ...] | None = None
     scale: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, wrt: object, scale: torch.Tensor | None = None) -> Columns:
+        """From what a user wrote."""
+        several = wrt is None or (isinstance(wrt, Iterable) and not isinstance(wrt, (str, torch.Tensor)))
+        need(several, "wrt", "columns of the inputs, a sequence of whole numbers", wrt)
+        return cls(None if wrt is None else tuple(wrt), scale)
+
     def check(self, inputs: torch.Tensor) -> None:
         D = inputs.shape[1]
         if self.wrt is not None:
@@ -28,11 +36,14 @@ class Columns:
             need(len(set(self.wrt)) == len(self.wrt), "wrt", "each column once", self.wrt)
         if self.scale is not None:
             W, s = self.count(D), self.scale
-            fits = isinstance(s, torch.Tensor) and s.shape == (W,) and s.dtype == inputs.dtype
+            half = inputs.dtype in (torch.bfloat16, torch.float16)
+            fits = isinstance(s, torch.Tensor) and s.shape == (W,)
+            fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             fits = fits and s.device == inputs.device and not s.requires_grad
             expected = f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad"
             need(fits, "input_scale", expected, s)
-            positive = s.device.type != "cpu" or bool(((s > 0) & torch.isfinite(s)).all())
+            looked_at = s.device.type == "cpu" and not torch.compiler.is_compiling()
+            positive = not looked_at or bool(((s > 0) & torch.isfinite(s)).all())
             need(positive, "input_scale", "finite numbers > 0", s.tolist() if not positive else s)
 
     def count(self, D: int) -> int:

@@ -8,8 +8,7 @@ from .call import Call, begin
 from .directions import Cotangents, Directions
 from .errors import need
 from .problem import DERIVATIVES
-
-ORDERS = (1, 2)
+from .validate import check_known_order
 
 
 def evaluate(student: object, x: torch.Tensor, projections, backend: str | None, **fields) -> Call:
@@ -106,7 +105,7 @@ def jet(
         >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 2))]
         [(5, 1), (3, 5, 1), (3, 5, 1)]
     """
-    need(order in ORDERS, "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
+    check_known_order(order)
     return results(evaluate(student, x, as_directions(v), backend, order=order), x.dtype)
 
 

@@ -11,7 +11,9 @@ from .call import EXACT, begin
 from .columns import Columns
 from .directions import Cotangents, Directions
 from .errors import need
+from .functional import pick_one
 from .problem import DENSE, DIRECTIONS, LOSS, NONE, PROJECTED
+from .validate import check_known_order
 
 
 def explain(
@@ -45,13 +47,10 @@ def explain(
     """
     known = derivative_target in (DENSE, PROJECTED)
     need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target)
-    for name, value, kind in (("directions", directions, Directions), ("cotangents", cotangents, Cotangents)):
-        fits = value is None or isinstance(value, kind)
-        need(fits, name, f"a sobolev_kernels.{kind.__name__}", value, TypeError)
-    need(derivatives in (None, EXACT), "derivatives", f"None or {EXACT!r}", derivatives)
-    projections = directions or cotangents or derivatives or Directions.sphere(1)
+    check_known_order(order)
+    projections = pick_one(directions, cotangents, derivatives, order) or Directions.sphere(1)
     second = derivative_target if order == 2 else NONE
-    columns = Columns(None if wrt is None else tuple(wrt))
+    columns = Columns.of(wrt)
     with torch.random.fork_rng(devices=[]):
         call = begin(
             student, x, projections, backend, columns, result=LOSS, order=order,

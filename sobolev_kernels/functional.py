@@ -22,6 +22,7 @@ from .targets import Targets
 from .validate import (
     check_finite_tensors,
     check_inputs,
+    check_known_order,
     check_student,
     check_targets,
     check_weight,
@@ -116,14 +117,14 @@ def sobolev_loss(
     """
     need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
     need(isinstance(targets, Targets), "targets", "a sobolev_kernels.Targets", targets, TypeError)
-    need(order in (1, 2), "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
+    check_known_order(order)
     losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
-    columns = Columns(None if wrt is None else tuple(wrt), input_scale)
+    columns = Columns.of(wrt, input_scale)
     if isinstance(weights, str):
         weights, columns = differential_ml(weights, columns, targets, inputs, order)
     weights = check_weights(weights, order)
     projections = pick_projections(directions, cotangents, derivatives, targets, order, weights, return_terms)
-    order = 1 if projections is None else order
+    asked, order = order, 1 if projections is None else order
     call = begin(
         student, inputs, projections, backend, columns,
         result=PER_SAMPLE if reduction == "none" else LOSS, reduction=reduction, order=order,
@@ -140,7 +141,8 @@ def sobolev_loss(
     whole = call.problem.projection != COTANGENTS or call.problem.distribution == "basis" or output_weight is None
     need(whole, "output_weight", 'directions, Cotangents.basis() or derivatives="exact"', "mixed outputs")
     if check_finite:
-        check_finite_tensors(student, inputs, targets, call.given)
+        more = {"input_scale": input_scale, "sample_weight": sample_weight, "output_weight": output_weight}
+        check_finite_tensors(student, inputs, targets, call.projections, more)
     tensors = dict(zip(("values", "derivative", "second"), resolve(targets, call, inputs.dtype), strict=True))
     tensors["sample_weight"] = compute_dtype(sample_weight, call.layers)
     tensors["output_weight"] = compute_dtype(output_weight, call.layers)
@@ -152,6 +154,7 @@ def sobolev_loss(
         return loss.to(inputs.dtype)
     there = (tensors["values"] is not None, tensors["derivative"] is not None, tensors["second"] is not None)
     terms = [t if known else torch.full_like(t, torch.nan) for t, known in zip(terms.detach(), there, strict=False)]
+    terms += [torch.full_like(terms[0], torch.nan)] * (asked - order)
     return SobolevTerms(loss.to(inputs.dtype), *(t.to(inputs.dtype) for t in terms))
 
 
@@ -163,7 +166,8 @@ def differential_ml(weights: str, columns: Columns, targets: Targets, inputs: to
     need(targets.jacobian is not None, "targets", f"a jacobian, whose columns {DIFFERENTIAL_ML!r} weighs", targets.kind)
     columns.check(inputs)
     W = columns.count(inputs.shape[1])
-    rms = targets.jacobian.reshape(-1, W).square().mean(0).sqrt()
+    jacobian = targets.jacobian.to(COMPUTE_DTYPE.get(inputs.dtype, inputs.dtype))
+    rms = jacobian.reshape(-1, W).square().mean(0).sqrt()
     # a column that never changes f has no size of its own: it takes that of the others
     usual = rms.square().mean().sqrt()
     scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
@@ -171,23 +175,32 @@ def differential_ml(weights: str, columns: Columns, targets: Targets, inputs: to
     return (1 / (1 + W), W / (1 + W)), replace(columns, scale=scale)
 
 
-def pick_projections(
-    directions, cotangents, derivatives, targets: Targets, order: int, weights, return_terms: bool
+def pick_one(
+    directions, cotangents, derivatives, order: int, targets: Targets | None = None
 ) -> Projections | str | None:
-    """What the derivatives of a call are projected on; None where no derivative term is computed."""
+    """The one of them that was asked for, if any."""
     for name, value, kind in (("directions", directions, Directions), ("cotangents", cotangents, Cotangents)):
         expected = f"a sobolev_kernels.{kind.__name__} (given(tensor) makes one of a tensor)"
         need(value is None or isinstance(value, kind), name, expected, value, TypeError)
     need(derivatives in (None, EXACT), "derivatives", f"None or {EXACT!r}", derivatives)
-    asked = {
-        "directions": directions, "cotangents": cotangents, "derivatives": derivatives,
-        "directions in targets": targets.directions, "cotangents in targets": targets.cotangents,
-    }  # fmt: skip
+    asked = {"directions": directions, "cotangents": cotangents, "derivatives": derivatives}
+    if targets is not None:
+        asked |= {"directions in targets": targets.directions, "cotangents in targets": targets.cotangents}
     asked = {name: value for name, value in asked.items() if value is not None}
     twice = {name.split()[0] for name in asked} == {"directions"} and len(asked) == 2
     need(not twice, "directions", "either in targets or in the call", "both")
     need(len(asked) <= 1, "directions", "one of directions, cotangents and derivatives", " and ".join(asked))
     chosen = next(iter(asked.values()), None)
+    along = order == 1 or chosen is None or isinstance(chosen, Directions)
+    need(along, "order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
+    return chosen
+
+
+def pick_projections(
+    directions, cotangents, derivatives, targets: Targets, order: int, weights, return_terms: bool
+) -> Projections | str | None:
+    """What the derivatives of a call are projected on; None where no derivative term is computed."""
+    chosen = pick_one(directions, cotangents, derivatives, order, targets)
     for term, kind in ((1, targets.kind), (2, targets.second_kind))[:order]:
         if kind == NONE:
             what = ("values only; give jacobian, tangents, vjps or teacher", "none; give hessian, seconds or teacher")
@@ -202,8 +215,6 @@ def pick_projections(
     if targets.vjps is not None:
         fixed = isinstance(chosen, Cotangents) and chosen.fixed
         need(fixed, "cotangents", "those the target vjps belong to: given(tensor), a seed, or basis()", chosen)
-    along = order == 1 or chosen is None or isinstance(chosen, Directions)
-    need(along, "order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
     return chosen or Directions.sphere(1)
 
 
@@ -215,15 +226,16 @@ def resolve(targets: Targets, call: Call, dtype: torch.dtype) -> tuple[torch.Ten
     if targets.teacher is not None:
         values_of_teacher, derivative, second = teacher_derivatives(targets.teacher, call, dtype)
         values = values_of_teacher if values is None else values
-    elif call.columns.scale is not None:
-        scale = call.columns.scale.to(dtype)
-        derivative = None if derivative is None else derivative * scale
-        second = None if second is None else second * scale * scale[:, None]
     if values is not None and values.dim() == 1:
         values = values[:, None]
     derivative = None if call.projections is None else derivative
     second = second if call.problem.order == 2 else None
-    return tuple(compute_dtype(tensor, call.layers) for tensor in (values, derivative, second))
+    values, derivative, second = (compute_dtype(tensor, call.layers) for tensor in (values, derivative, second))
+    scale = call.columns.scale
+    if scale is not None and targets.teacher is None:
+        derivative = None if derivative is None else derivative * scale
+        second = None if second is None else second * scale * scale[:, None]
+    return values, derivative, second
 
 
 def teacher_derivatives(teacher: Callable, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
@@ -267,7 +279,11 @@ def reference_loss(call: Call, weights, values, derivative, second, sample_weigh
     """(loss, terms): the loss differentiable as often as needed."""
     problem, vectors = call.problem, call.materialised()
     y, *predictions = call.by_reference()
-    cotangents = problem.projection == COTANGENTS
+    cotangents, O = problem.projection == COTANGENTS, y.shape[1]
+    for name, tensor, dim in (("jacobian", derivative, 1), ("output_weight", output_weight, 0)):
+        dense = name == "output_weight" or problem.derivative_target == DENSE
+        fits = tensor is None or not dense or tensor.shape[dim] == O
+        need(fits, name, f"{O} outputs, as the student has", tensor)
     if problem.derivative_target == DENSE and derivative is not None:
         derivative = (reference.pull if cotangents else reference.project)(derivative, vectors)
     if problem.second_target == DENSE and second is not None:

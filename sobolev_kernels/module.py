@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from . import dispatch
+from .columns import Columns
 from .directions import Cotangents, Directions
 from .errors import need
 from .functional import DIFFERENTIAL_ML, REDUCTIONS, LossName, SobolevTerms, pick_projections, sobolev_loss
 from .math.losses import choose_loss
 from .targets import Targets
-from .validate import check_weights
+from .validate import check_known_order, check_weights
 
 
 class SobolevLoss(torch.nn.Module):
@@ -39,7 +40,7 @@ class SobolevLoss(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
-        need(order in (1, 2), "order", "1 or 2", order)
+        check_known_order(order)
         pick_projections(directions, cotangents, derivatives, Targets(teacher=abs), 1, (1.0, 1.0), False)
         dispatch.requested(backend)
         named = weights == DIFFERENTIAL_ML
@@ -48,7 +49,7 @@ class SobolevLoss(torch.nn.Module):
             "cotangents": cotangents,
             "derivatives": derivatives,
             "order": order,
-            "wrt": None if wrt is None else tuple(wrt),
+            "wrt": Columns.of(wrt).wrt,
             "value_loss": choose_loss("value_loss", value_loss),
             "derivative_loss": choose_loss("derivative_loss", derivative_loss),
             "weights": weights if named else check_weights(weights, order),

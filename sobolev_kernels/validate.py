@@ -44,6 +44,11 @@ def check_outputs(y: object, inputs: torch.Tensor, name: str) -> torch.Tensor:
     return y
 
 
+def check_known_order(order: object) -> None:
+    known = type(order) is int and order in (1, 2)
+    need(known, "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
+
+
 def check_order(layers: Student | str, order: int) -> None:
     """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
     if order == 1 or isinstance(layers, str):
@@ -118,11 +123,13 @@ def check_targets(
 
 
 def check_finite_tensors(
-    student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, directions: torch.Tensor | None
-) -> None:
+    student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, projections: Projections | None,
+    more: dict[str, torch.Tensor | None],
+) -> None:  # fmt: skip
     named = [("inputs", inputs)]
     named += [(n, getattr(targets, n)) for n in ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")]
-    named += [("directions", directions)]
+    named += [] if projections is None else [(projections.NAME, projections.values)]
+    named += more.items()
     named += [(f"student.{name}", p) for name, p in getattr(student, "named_parameters", list)()]
     for name, tensor in named:
         if tensor is not None:
