@@ -6,8 +6,9 @@ import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import sobolev_kernels as sk
 import torch
+
+import sobolev_kernels as sk
 from sobolev_kernels import planner
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import (

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+
 from sobolev_kernels.testing import assert_within_rule
 
 from .baselines import BASELINES, DOUBLE_BACKWARD, VALUES_ONLY, Result, Step, Variant

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
 
 from .cases import CASES, FIRST, Case, make_data, make_student

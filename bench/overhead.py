@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import sobolev_kernels as sk
 from sobolev_kernels import dispatch, ops
 
 from .baselines import BASELINES, VALUES_ONLY

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import sobolev_kernels as sk
 from sobolev_kernels import planner
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.planner import GRADIENTS, TANGENTS

@@ -10,10 +10,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import sobolev_kernels as sk
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import sobolev_kernels as sk
 from sobolev_kernels import dispatch
 
 from .baselines import Variant

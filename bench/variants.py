@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import sobolev_kernels as sk
 import torch
+
+import sobolev_kernels as sk
 
 from .baselines import BASELINES, DOUBLE_BACKWARD, STACKED, VMAP_JVP, Result, Step, Variant
 from .cases import EXACT, FIRST, KINDS, LAPLACIAN, SECOND, SEED, Case, Data

@@ -187,6 +187,17 @@ def targets_of(data: Data, kinds: Sequence[str], P: int = 1, wrt: Sequence[int] 
     return sk.Targets(**fields)
 
 
+@contextmanager
+def few_threads(N: int, backend: str = "cpu") -> Iterator[None]:
+    """One thread where there is at most one whole tile: on a busy machine threads wait longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if N < 64 or backend == "reference" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 TERMS = ("value", "derivative", "second")
 
 
@@ -196,8 +207,9 @@ def step(data: Data, projections: Projections | None, backend: str, **settings) 
     data.student.zero_grad(set_to_none=True)
     targets = settings.pop("targets", None) or sk.Targets(values=data.y, jacobian=data.jacobian)
     settings["cotangents" if isinstance(projections, sk.Cotangents) else "directions"] = projections
-    result = sk.sobolev_loss(data.student, x, targets, backend=backend, return_terms=True, **settings)
-    result.loss.backward(ramp(result.loss))
+    with few_threads(len(x), backend):
+        result = sk.sobolev_loss(data.student, x, targets, backend=backend, return_terms=True, **settings)
+        result.loss.backward(ramp(result.loss))
     named = {"loss": result.loss.detach(), **dict(zip(TERMS, result[1:], strict=True))}
     if result.second is None:
         del named["second"]

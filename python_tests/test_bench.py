@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 import torch
 from rich.console import Console
-from sobolev_kernels.backends import cpu
 
 from bench import __main__ as program
 from bench import check, planner, timing
@@ -32,6 +31,7 @@ from bench.memory import CLEAR, peak_memory
 from bench.overhead import overhead, pieces
 from bench.report import CRASHES, MEASURED, RED
 from bench.variants import OURS, PLAIN, VARIANTS, left_out, variants_of
+from sobolev_kernels.backends import cpu
 
 TINY = [
     Case(8, 3, 4, 2, 1, 1),

@@ -14,6 +14,7 @@ from problems import (
     as_dtype,
     computed_from,
     data,
+    few_threads,
     gradient,
     gradients,
     ramp,
@@ -72,7 +73,7 @@ def compare(name, numbers, shape, loss=of_all):
         n = numbers.to(own)
         n.x = n.x.detach().requires_grad_()
         n.student.zero_grad(set_to_none=True)
-        with computed_from(side_of(name)):
+        with computed_from(side_of(name)), few_threads(shape.N, backend):
             outputs = evaluate(name, n, shape, backend)
             assert all(output.dtype == own for output in outputs)
             loss(outputs).backward()

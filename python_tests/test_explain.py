@@ -246,6 +246,14 @@ def test_order_two_of_a_flat_activation_is_refused():
         ({"cotangents": sk.Directions.sphere()}, TypeError, "cotangents: expected a sobolev_kernels.Cotangents"),
         ({"derivatives": "all"}, ValueError, "derivatives: expected None or 'exact', got all"),
         ({"wrt": [2]}, ValueError, "wrt: expected columns of the inputs, whole numbers from 0 to 1"),
+        ({"wrt": 0}, ValueError, "wrt: expected columns of the inputs, a sequence"),
+        ({"order": 3}, ValueError, "order: expected 1 or 2"),
+        ({"derivatives": "exact", "order": 2}, ValueError, "order: expected 1 with cotangents or exact derivatives"),
+        (
+            {"derivatives": "exact", "cotangents": sk.Cotangents.basis()},
+            ValueError,
+            "one of directions, cotangents and",
+        ),
     ],
 )
 def test_bad_arguments(options, error, said):

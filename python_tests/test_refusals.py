@@ -605,7 +605,7 @@ ARGUMENTS = [
     ("order 0", lambda: loss(order=0), ORDERS + "0"),
     ("order 3", lambda: loss(targets=CURVED, order=3), ORDERS + "3"),
     ("order of a jet", lambda: sk.jet(STUDENT, X, V, order=3), ORDERS + "3"),
-    ("order of a module", lambda: sk.SobolevLoss(order=3), "order: expected 1 or 2 (3 would take the fourth derivative of the activations), got 3"),
+    ("order of a module", lambda: sk.SobolevLoss(order=3), "order: expected 1 or 2 (3 would take"),
     ("order 2 with cotangents", lambda: loss(targets=CURVED, cotangents=UP, order=2), ALONG),
     ("order 2 exact", lambda: loss(targets=CURVED, derivatives="exact", order=2), ALONG),
     ("two weights", lambda: loss(targets=CURVED, order=2, weights=(1, 2)), THREE + "(1, 2)"),
@@ -616,7 +616,7 @@ ARGUMENTS = [
     ("half a column", lambda: loss(wrt=(0.5,)), COLUMNS + "(0.5,)"),
     ("a column by name", lambda: loss(wrt="x"), "wrt: expected columns of the inputs, a sequence of"),
     ("a mask", lambda: loss(wrt=[True, False, True]), COLUMNS + "(True, False, True)"),
-    ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), "a sequence of whole numbers, got a tensor int64 [2] on cpu"),
+    ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), "numbers, got a tensor int64 [2] on cpu"),
     ("a column twice", lambda: loss(wrt=[1, 1]), "wrt: expected each column once, got (1, 1)"),
     ("columns of explain", lambda: sk.explain(STUDENT, X, wrt=[3]), COLUMNS + "(3,)"),
     (
