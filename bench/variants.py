@@ -73,4 +73,5 @@ def variants_of(case: Case, jax: bool = False, compiled: bool = True) -> dict[st
 def left_out(cases: Sequence[Case]) -> list[str]:
     """A line for each contestant of these cases that cannot take part."""
     missing = {n: v for n, v in VARIANTS.items() if v.missing and any(v.applies(case) for case in cases)}
-    return [f"{name} is left out: pip install {variant.needs}" for name, variant in missing.items()]
+    how = "is not installed (it needs Python 3.12 or newer)"
+    return [f"{name} is left out: {variant.needs} {how}" for name, variant in missing.items()]

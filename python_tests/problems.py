@@ -187,15 +187,23 @@ def targets_of(data: Data, kinds: Sequence[str], P: int = 1, wrt: Sequence[int] 
     return sk.Targets(**fields)
 
 
+THREADS = torch.get_num_threads()
+
+
 @contextmanager
-def few_threads(N: int, backend: str = "cpu") -> Iterator[None]:
-    """One thread where there is at most one whole tile: on a busy machine threads wait longer than they compute."""
+def threads(count: int) -> Iterator[None]:
+    """Threads that have little to do wait for each other, on a busy machine much longer than they compute."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if N < 64 or backend == "reference" else before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_for(N: int, backend: str) -> int:
+    """All of them for a fused step of more than a tile."""
+    return THREADS if N >= 64 and backend != "reference" else 1
 
 
 TERMS = ("value", "derivative", "second")
@@ -207,9 +215,8 @@ def step(data: Data, projections: Projections | None, backend: str, **settings) 
     data.student.zero_grad(set_to_none=True)
     targets = settings.pop("targets", None) or sk.Targets(values=data.y, jacobian=data.jacobian)
     settings["cotangents" if isinstance(projections, sk.Cotangents) else "directions"] = projections
-    with few_threads(len(x), backend):
-        result = sk.sobolev_loss(data.student, x, targets, backend=backend, return_terms=True, **settings)
-        result.loss.backward(ramp(result.loss))
+    result = sk.sobolev_loss(data.student, x, targets, backend=backend, return_terms=True, **settings)
+    result.loss.backward(ramp(result.loss))
     named = {"loss": result.loss.detach(), **dict(zip(TERMS, result[1:], strict=True))}
     if result.second is None:
         del named["second"]
@@ -250,6 +257,11 @@ def compare(
 
     `targets` are their kinds, or a function of Data; tensors among the settings take the dtype. Returns the step.
     """
+    with threads(1):
+        return compare_on_one_thread(data, projections, targets, backend, **settings)
+
+
+def compare_on_one_thread(data, projections, targets, backend, **settings):
     dtype, wrt = data.x.dtype, settings.get("wrt")
     projections = as_dtype(projections, dtype)
     very = fixed(projections, data, None if wrt is None else len(wrt))
@@ -260,7 +272,8 @@ def compare(
         own = data if dtype == data.x.dtype else data.to(dtype)
         wanted = targets(own) if callable(targets) else targets_of(own, targets, P, wrt)
         tensors = {name: as_dtype(value, dtype) for name, value in settings.items()}
-        return step(own, as_dtype(projections, dtype), backend, targets=wanted, **tensors)
+        with threads(threads_for(len(own.x), backend)):
+            return step(own, as_dtype(projections, dtype), backend, targets=wanted, **tensors)
 
     expected = run(torch.float64, very, "reference")
     baseline = run(dtype, very, "reference") if dtype != torch.float64 else {}

@@ -14,11 +14,12 @@ from problems import (
     as_dtype,
     computed_from,
     data,
-    few_threads,
     gradient,
     gradients,
     ramp,
     random,
+    threads,
+    threads_for,
 )
 from torch import nn
 from torch.func import hessian, jacrev, vmap
@@ -50,6 +51,12 @@ OF_ORDER_2 = {
 CALLS |= OF_ORDER_2
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    with threads(1):
+        yield
+
+
 def evaluate(name, numbers, shape, backend):
     function, vectors = CALLS[name]
     dtype = numbers.x.dtype
@@ -73,7 +80,7 @@ def compare(name, numbers, shape, loss=of_all):
         n = numbers.to(own)
         n.x = n.x.detach().requires_grad_()
         n.student.zero_grad(set_to_none=True)
-        with computed_from(side_of(name)), few_threads(shape.N, backend):
+        with computed_from(side_of(name)), threads(threads_for(shape.N, backend)):
             outputs = evaluate(name, n, shape, backend)
             assert all(output.dtype == own for output in outputs)
             loss(outputs).backward()
