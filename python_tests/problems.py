@@ -86,6 +86,25 @@ def teacher_of(D: int, O: int) -> torch.nn.Module:
     return teacher
 
 
+THREADS = torch.get_num_threads()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Threads that have little to do wait for each other, on a busy machine much longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_for(N: int, backend: str) -> int:
+    """All of them for a fused step of more than a tile."""
+    return THREADS if N >= 64 and backend != "reference" else 1
+
+
 @dataclass
 class Data:
     student: torch.nn.Module
@@ -103,6 +122,7 @@ class Data:
         _, O, D = self.jacobian.shape
         return copy.deepcopy(teacher_of(D, O)).to(self.x.dtype)
 
+    @threads(1)
     def to(self, dtype: torch.dtype) -> Data:
         student = copy.deepcopy(self.student).to(dtype)
         return Data(student, self.x.to(dtype), self.y.to(dtype), self.jacobian.to(dtype))
@@ -121,6 +141,7 @@ def margin(student: torch.nn.Module, x: torch.Tensor) -> float:
     return least
 
 
+@threads(1)
 def data(shape: Shape, activation: str | tuple | Formula = "tanh", bias: bool = True, last="identity") -> Data:
     """Numbers that float32 holds exactly, in float32, away from the activation's kinks."""
     for seed in count():
@@ -187,25 +208,6 @@ def targets_of(data: Data, kinds: Sequence[str], P: int = 1, wrt: Sequence[int] 
     return sk.Targets(**fields)
 
 
-THREADS = torch.get_num_threads()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Threads that have little to do wait for each other, on a busy machine much longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def threads_for(N: int, backend: str) -> int:
-    """All of them for a fused step of more than a tile."""
-    return THREADS if N >= 64 and backend != "reference" else 1
-
-
 TERMS = ("value", "derivative", "second")
 
 
@@ -249,6 +251,7 @@ def computed_from(side: str) -> Iterator[None]:
         cpu.side = own
 
 
+@threads(1)
 def compare(
     data: Data, projections: Projections | None = None, targets: Sequence[str] | Callable = ("values", "jacobian"),
     backend: str = "cpu", **settings,
@@ -257,15 +260,10 @@ def compare(
 
     `targets` are their kinds, or a function of Data; tensors among the settings take the dtype. Returns the step.
     """
-    with threads(1):
-        return compare_on_one_thread(data, projections, targets, backend, **settings)
-
-
-def compare_on_one_thread(data, projections, targets, backend, **settings):
     dtype, wrt = data.x.dtype, settings.get("wrt")
     projections = as_dtype(projections, dtype)
     very = fixed(projections, data, None if wrt is None else len(wrt))
-    # of no more than the basis is P asked for, and that has no target that is projected already
+    # the basis has no P, and here no target that is projected already
     P = 1 if projections is None or projections.P is None else projections.P
 
     def run(dtype, projections, backend):
