@@ -10,13 +10,15 @@ from . import dispatch, ops
 from .backends import reference
 from .columns import Columns
 from .directions import Cotangents, Directions, Projections
+from .errors import need
 from .planner import exact_projection
-from .problem import COTANGENTS, DIRECTIONS, LOSS, Operands, Problem
+from .problem import COTANGENTS, DIRECTIONS, LOSS, PRECISIONS, Operands, Problem
 from .student import Student, recognise
 from .validate import check_inputs, check_order, check_outputs, check_student
 
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 EXACT = "exact"
+AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 Derivatives = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
@@ -120,9 +122,17 @@ def resolve_exact(student: object, layers: Student | str, W: int) -> Projections
     return (Cotangents if exact_projection(W, O) == COTANGENTS else Directions).basis()
 
 
+def choose_precision(precision: str | None, device: str) -> str:
+    """What was asked for, or what autocast computes in on this kind of device."""
+    need(precision in (None, *PRECISIONS), "precision", f"None or one of {', '.join(PRECISIONS)}", precision)
+    if precision is not None or not torch.is_autocast_enabled(device):
+        return precision or "ieee"
+    return AUTOCAST_PRECISION.get(torch.get_autocast_dtype(device), "ieee")
+
+
 def begin(
     student: object, inputs: torch.Tensor, projections: Projections | str | None, backend: str | None,
-    columns: Columns | None = None, **fields,
+    columns: Columns | None = None, precision: str | None = None, **fields,
 ) -> Call:  # fmt: skip
     """Recognise the student, draw the seed, choose side and backend."""
     layers = recognise(student)
@@ -139,6 +149,7 @@ def begin(
         projections.check(inputs, n)
         projections = replace(projections, values=compute_dtype(projections.values, layers))
     x = compute_dtype(inputs, layers)
+    fields["precision"] = choose_precision(precision, x.device.type)
     columns = replace(columns, scale=compute_dtype(columns.scale, layers))
     problem = dispatch.choose(make_problem(layers, x, projections, n, columns, **fields), backend)
     if problem.backend != "reference":

@@ -63,6 +63,7 @@ def sobolev_loss(
     sample_weight: torch.Tensor | None = None,
     output_weight: torch.Tensor | None = None,
     reduction: str = "mean",
+    precision: str | None = None,
     backend: str | None = None,
     return_terms: bool = False,
     check_finite: bool = False,
@@ -96,6 +97,9 @@ def sobolev_loss(
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
         sample_weight: [N], multiplies each sample's residuals; `output_weight`: [O], each output's.
         reduction: "mean" or "sum" over the samples, or "none": [N], and the gradients wait for the backward.
+        precision: the least that what is multiplied may have: "ieee" (float32), "tf32", "bf16" or "fp16"; sums and
+            all else are float32. By default what `torch.autocast` says, else "ieee". A backend that has no such
+            multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
         return_terms: also return the terms, unweighted, as `SobolevTerms`.
         check_finite: look for NaN and infinity in inputs, targets and parameters first (costs a pass over them).
@@ -126,7 +130,7 @@ def sobolev_loss(
     projections = pick_projections(directions, cotangents, derivatives, targets, order, weights, return_terms)
     asked, order = order, 1 if projections is None else order
     call = begin(
-        student, inputs, projections, backend, columns,
+        student, inputs, projections, backend, columns, precision,
         result=PER_SAMPLE if reduction == "none" else LOSS, reduction=reduction, order=order,
         derivative_target=NONE if projections is None else targets.kind,
         second_target=targets.second_kind if order == 2 else NONE,

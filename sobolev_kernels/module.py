@@ -35,8 +35,8 @@ class SobolevLoss(torch.nn.Module):
         derivatives: str | None = None, order: int = 1, wrt: Sequence[int] | None = None,
         value_loss: LossName = "mse", derivative_loss: LossName = "mse",
         weights: Sequence[float] | str | None = None, input_scale: torch.Tensor | None = None,
-        output_weight: torch.Tensor | None = None, reduction: str = "mean", backend: str | None = None,
-        return_terms: bool = False, check_finite: bool = False,
+        output_weight: torch.Tensor | None = None, reduction: str = "mean", precision: str | None = None,
+        backend: str | None = None, return_terms: bool = False, check_finite: bool = False,
     ):  # fmt: skip
         super().__init__()
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
@@ -54,6 +54,7 @@ class SobolevLoss(torch.nn.Module):
             "derivative_loss": choose_loss("derivative_loss", derivative_loss),
             "weights": weights if named else check_weights(weights, order),
             "reduction": reduction,
+            "precision": precision,
             "backend": backend,
             "return_terms": return_terms,
             "check_finite": check_finite,

@@ -62,7 +62,12 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
     outputs, gradients = outputs_of(problem, operands)
-    BACKENDS[problem.backend].run(problem, operands, outputs, gradients)
+    run = BACKENDS[problem.backend].run
+    if torch.is_autocast_enabled(problem.device):  # the Problem has its precision; a backend's own steps have theirs
+        with torch.autocast(problem.device, enabled=False):
+            run(problem, operands, outputs, gradients)
+    else:
+        run(problem, operands, outputs, gradients)
     return [*outputs.values(), *gradients]
 
 

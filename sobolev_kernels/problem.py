@@ -20,6 +20,7 @@ DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangen
 
 DIRECTIONS, COTANGENTS = "directions", "cotangents"  # what P counts: tangents D m[v], or gradients Jᵀu
 NONE, DENSE, PROJECTED = "none", "dense", "projected"  # what a target holds: see `Operands`
+PRECISIONS = ("ieee", "tf32", "bf16", "fp16")  # of what is multiplied; sums are float32 or better
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Problem:
 
     `widths` are (D, n_1, …, n_L = O); the first `wrt` of the D inputs are differentiated (0: all of them).
     `backend` is the one that was chosen, so that the backward of a call runs where its forward did.
+    `precision` is the least that its multiplies may have; a backend without it takes a better one.
     Of a student that is not an MLP only D is known, and `unrecognised` says what it is instead.
     """
 
@@ -52,6 +54,7 @@ class Problem:
     reduction: str = "mean"
     gradients: bool = False
     input_gradient: bool = False
+    precision: str = "ieee"
     backend: str = "cpu"
     unrecognised: str = ""
 
