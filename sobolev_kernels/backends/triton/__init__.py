@@ -35,8 +35,8 @@ def plan(problem: Problem, N: int) -> Plan:
 
     reason = one_launch.refusal(problem)
     if reason is None:
-        return Plan("triton", "one launch", (("precision", "ieee"),))
-    return Plan("triton", "layer-wise, torch's multiply", (("precision", "ieee"), ("since", reason)))
+        return Plan("triton", "one launch", (("precision", problem.precision),))
+    return Plan("triton", "layer-wise, torch's multiply", (("precision", problem.precision), ("since", reason)))
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:

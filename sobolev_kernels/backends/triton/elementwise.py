@@ -123,18 +123,18 @@ def sums(A, T, W, i, there, sample, N, R, n, weight_of_row, REPEATED: tl.constex
 
 @triton.jit
 def residual_kernel(
-    A, T, W, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, weight, scale, a,
+    A, T, W, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, factor, scale, a,
     F: tl.constexpr, COUNT: tl.constexpr, COUPLED: tl.constexpr, REPEATED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A term of each sample, TERM [N], and its slopes, from predictions and targets [R, N, n].
+    """A term of each sample, TERM [N], by `scale`, and its slopes, by `factor`; predictions and targets are [R, N, n].
 
     W has a weight for each of the n numbers, or, if REPEATED, for each of the R rows. One program takes BLOCK samples.
     """
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = sample < N
-    own = scale
+    own = 1.0
     if SAMPLE_WEIGHT is not None:
-        own = scale * tl.load(SAMPLE_WEIGHT + sample, mask=there, other=0.0)
+        own = tl.load(SAMPLE_WEIGHT + sample, mask=there, other=0.0)
     total = 0.0 * sample.to(tl.float32)
     if COUPLED:
         rr, aa, at, tt = sums(A, T, W, sample, there, sample, N, R, n, 0, REPEATED)
@@ -152,5 +152,5 @@ def residual_kernel(
             rho, slope = residual(F, COUNT, prediction - target, a)
             total += w * rho
         if SLOPE is not None:
-            tl.store(SLOPE + k, weight * own * w * slope, mask=there)
-    tl.store(TERM + sample, own * total, mask=there)
+            tl.store(SLOPE + k, factor * own * w * slope, mask=there)
+    tl.store(TERM + sample, scale * own * total, mask=there)

@@ -7,11 +7,13 @@ import triton
 import triton.language as tl
 
 from .formulas import derivatives
+from .primitives import dot
 
 
 @triton.jit
 def tile_product(
-    A, W, rows, columns, N, K, sw_n, sw_k, n, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    A, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """[BM, BN] of A [N, K] times a matrix [n, K] of any strides, transposed, in float32."""
     total = tl.zeros((BM, BN), tl.float32)
@@ -20,14 +22,15 @@ def tile_product(
         a = tl.load(A + rows[:, None] * K + k[None, :], mask=(rows < N)[:, None] & (k < K)[None, :], other=0.0)
         at = columns[None, :] * sw_n + k[:, None] * sw_k
         w = tl.load(W + at, mask=(k < K)[:, None] & (columns < n)[None, :], other=0.0)
-        total += tl.dot(a, w, input_precision="ieee")
+        total += dot(a, w, PRECISION)
     return total
 
 
 @triton.jit
 def forward_kernel(
     BELOW, W, B, Z, H, N, K, n, P, sw_n, sw_k, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z = BELOW Wᵀ of all streams [S, N, K], and H as `activate_kernel` makes it of them."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -35,7 +38,7 @@ def forward_kernel(
     there = (rows < N)[:, None] & (columns < n)[None, :]
     at, many = rows[:, None] * n + columns[None, :], tl.to_tensor(N).to(tl.int64)
     below, above = many * K, many * n
-    z = tile_product(BELOW, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+    z = tile_product(BELOW, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     tl.store(Z + at, z, mask=there)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
@@ -43,12 +46,12 @@ def forward_kernel(
     tl.store(H + at, value + 0.0 * z, mask=there)
     for p in range(P):
         s = 1 + p
-        z1 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+        z1 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         tl.store(Z + s * above + at, z1, mask=there)
         tl.store(H + s * above + at, d1 * z1, mask=there)
         if ORDER == 2:
             s += P
-            z2 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+            z2 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
             tl.store(Z + s * above + at, z2, mask=there)
             tl.store(H + s * above + at, d1 * z2 + d2 * z1 * z1, mask=there)
 
@@ -56,7 +59,8 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     ABOVE, W, Z, B, Q, Z_BAR, N, K, n, P, sw_n, sw_k, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z_BAR [S, N, n] as `adjoint_kernel` makes it of A = ABOVE W, where ABOVE [S, N, K] is Z_BAR of the next layer."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -68,19 +72,19 @@ def backward_kernel(
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
     _, d1, d2, d3 = derivatives(F, COUNT, z, a, b)
-    total = d1 * tile_product(ABOVE, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+    total = d1 * tile_product(ABOVE, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     if Q is not None:
         total += tl.load(Q + at, mask=there, other=0.0)
     for p in range(P):
         s = 1 + p
         z1 = tl.load(Z + s * own + at, mask=there, other=0.0)
-        a1 = tile_product(ABOVE + s * above, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+        a1 = tile_product(ABOVE + s * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         adjoint = d1 * a1
         total += d2 * z1 * a1
         if ORDER == 2:
             t = s + P
             z2 = tl.load(Z + t * own + at, mask=there, other=0.0)
-            a2 = tile_product(ABOVE + t * above, W, rows, columns, N, K, sw_n, sw_k, n, BM, BN, BK)
+            a2 = tile_product(ABOVE + t * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
             adjoint += 2.0 * d2 * z1 * a2
             total += (d2 * z2 + d3 * z1 * z1) * a2
             tl.store(Z_BAR + t * own + at, d1 * a2, mask=there)

@@ -29,12 +29,15 @@ from .fused_multiply import backward_kernel, forward_kernel
 from .launches import FUSED_UP_TO, LINEAR
 
 BLOCK, SAMPLES = 1024, 128
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def multiply(streams: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[S, N, K] times [n, K] transposed: [S, N, n]."""
-    S, N, K = streams.shape
-    return (streams.reshape(S * N, K) @ weight.T).view(S, N, len(weight))
+def product(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
+    """a @ b by torch, in float32 from operands of a precision; whether it takes TF32 for "tf32" is torch's setting."""
+    if precision not in DTYPES:
+        return a @ b
+    a, b = a.to(DTYPES[precision]), b.to(DTYPES[precision])
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 class Layers:
@@ -48,9 +51,17 @@ class Layers:
             self.weights.append(next(tensors))
             self.biases.append(next(tensors) if has_bias else None)
         self.activations = problem.activations
-        self.order = problem.order
+        self.order, self.precision = problem.order, problem.precision
         self.last = len(self.weights) - 1
         self.fusing = max(problem.widths) <= FUSED_UP_TO
+
+    def multiply(self, streams: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """[S, N, K] times [n, K] transposed: [S, N, n]."""
+        return product(streams.flatten(0, 1), weight.T, self.precision).unflatten(0, streams.shape[:2])
+
+    def outer(self, z_bar: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """Σ over streams and samples of z̄ hᵀ."""
+        return product(z_bar.flatten(0, 1).T, h.flatten(0, 1), self.precision)
 
     def launch(self, kernel, l: int, *tensors, streams: int, **constants) -> None:
         """`kernel` over the numbers of layer l; its first two arguments are Z and the bias."""
@@ -71,20 +82,21 @@ class Layers:
         grid = (triton.cdiv(N, LINEAR.rows), triton.cdiv(n, LINEAR.columns))
         kernel[grid](
             streams, weight, *tensors, N, K, n, P, *weight.stride(), a, b, F=function, COUNT=parameters,
-            ORDER=self.order, BM=LINEAR.rows, BN=LINEAR.columns, BK=LINEAR.depth, num_warps=LINEAR.warps,
+            ORDER=self.order, PRECISION=self.precision, BM=LINEAR.rows, BN=LINEAR.columns, BK=LINEAR.depth,
+            num_warps=LINEAR.warps,
         )  # fmt: skip
 
     def forward(self, streams: torch.Tensor, P: int) -> torch.Tensor:
         """Values and their P tangents (and second derivatives) from those of the inputs; keeps Z and H."""
         self.H, self.Z = [streams], []
         for l, weight in enumerate(self.weights):
-            z = streams.new_empty(*streams.shape[:2], len(weight))
-            self.Z.append(z)
-            self.H.append(torch.empty_like(z))
+            below = self.H[-1]
+            self.H.append(streams.new_empty(*streams.shape[:2], len(weight)))
             if self.fusing:
-                self.fused(forward_kernel, l, weight, self.biases[l], z, self.H[-1], streams=self.H[-2], P=P)
+                self.Z.append(torch.empty_like(self.H[-1]))
+                self.fused(forward_kernel, l, weight, self.biases[l], self.Z[-1], self.H[-1], streams=below, P=P)
             else:
-                torch.mm(self.H[-2].flatten(0, 1), weight.T, out=z.flatten(0, 1))
+                self.Z.append(self.multiply(below, weight))
                 self.launch(activate_kernel, l, self.H[-1], streams=P, ORDER=self.order)
         return self.H[-1]
 
@@ -95,15 +107,15 @@ class Layers:
         for l in range(self.last, -1, -1):
             self.A[l], self.delta[l] = a, torch.empty_like(a)
             self.launch(delta_kernel, l, a, self.delta[l], streams=len(a))
-            a = multiply(self.delta[l], self.weights[l].T)
+            a = self.multiply(self.delta[l], self.weights[l].T)
         return a
 
     def pull(self, g_bar: torch.Tensor, into: list[torch.Tensor]) -> list[torch.Tensor]:
         """Add the weight gradients of adjoints g_bar [R, N, D] of `gradients`; what each layer owes the values."""
         owed, h = [], g_bar
         for l, weight in enumerate(self.weights):
-            into[self.slots[l]].add_(outer(self.delta[l], h))
-            z = multiply(h, weight)
+            into[self.slots[l]].add_(self.outer(self.delta[l], h))
+            z = self.multiply(h, weight)
             h, q = torch.empty_like(z), torch.empty_like(z[0])
             self.launch(pull_kernel, l, z, self.A[l], h, q, streams=len(z))
             owed.append(q)
@@ -114,7 +126,7 @@ class Layers:
         z_bar = torch.empty_like(adjoints)
         self.launch(adjoint_kernel, self.last, adjoints, owed[-1], z_bar, streams=P, ORDER=self.order)
         for l in range(self.last, -1, -1):
-            into[self.slots[l]].add_(outer(z_bar, self.H[l]))
+            into[self.slots[l]].add_(self.outer(z_bar, self.H[l]))
             if self.biases[l] is not None:
                 into[self.slots[l] + 1].copy_(z_bar[0].sum(0))
             if l == 0:
@@ -124,29 +136,24 @@ class Layers:
                 tensors = self.Z[l - 1], self.biases[l - 1], owed[l - 1], z_bar
                 self.fused(backward_kernel, l - 1, self.weights[l].T, *tensors, streams=above, P=P)
             else:
-                adjoints = multiply(above, self.weights[l].T)
+                adjoints = self.multiply(above, self.weights[l].T)
                 self.launch(adjoint_kernel, l - 1, adjoints, owed[l - 1], z_bar, streams=P, ORDER=self.order)
         if dx is not None:
-            torch.mm(z_bar[0], self.weights[0], out=dx)
-
-
-def outer(z_bar: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """Σ over streams and samples of z̄ hᵀ."""
-    return z_bar.flatten(0, 1).T @ h.flatten(0, 1)
+            dx.copy_(product(z_bar[0], self.weights[0], self.precision))
 
 
 def term(
     loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, repeated: bool,
-    sample_weight: torch.Tensor | None, weight: float, scale: float, slope: torch.Tensor | None,
+    sample_weight: torch.Tensor | None, factor: float, scale: float, slope: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """The term of each sample [N], already scaled; fills `slope`, the adjoints of the predictions [R, N, n]."""
+    """The term of each sample [N], by `scale`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
     R, N, n = prediction.shape
     terms = prediction.new_empty(N)
     function, parameters, a, _ = arguments(loss, 1)
     if N:
         grid = (triton.cdiv(N, SAMPLES),)
         residual_kernel[grid](
-            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n, weight, scale, a,
+            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n, factor, scale, a,
             F=function, COUNT=parameters, COUPLED=is_coupled(loss), REPEATED=repeated, BLOCK=SAMPLES,
         )  # fmt: skip
     return terms
@@ -180,7 +187,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         for name, result in zip(names, results, strict=False):
             outputs[name].copy_(result)
         return
-    adjoints = torch.zeros_like(H)
+    adjoints, common = torch.zeros_like(H), 1.0
     slopes = [adjoints[:1], adjoints[1 : 1 + P], adjoints[1 + P :]]
     if cotangents:
         slopes[1] = torch.zeros_like(predictions[1])
@@ -189,9 +196,9 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             if cotangent is not None:
                 slope.copy_(cotangent)
     else:
-        terms = losses(problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights)
+        terms, common = losses(problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights)
         if problem.result != PER_SAMPLE_GRADIENTS:
-            loss = sum(w * t for w, t in zip(weights, terms, strict=False))
+            loss = sum((w * t for w, t in zip(weights, terms, strict=False) if w), x.new_zeros(N))
             per_sample = problem.result == PER_SAMPLE
             outputs["loss"].copy_(loss if per_sample else loss.sum())
             outputs["terms"].copy_(torch.stack(terms) if per_sample else torch.stack([t.sum() for t in terms]))
@@ -203,10 +210,16 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         g_bar[..., :W] = slopes[1]
         owed = layers.pull(g_bar, gradients)
     layers.backward(adjoints, P, owed, gradients, outputs.get("dx"))
+    if common != 1.0:
+        torch._foreach_mul_([*gradients, *(outputs[name] for name in ("dx",) if name in outputs)], common)
 
 
 def losses(problem: Problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights):
-    """The scaled terms [N] of values, derivatives and second derivatives; fills the slopes."""
+    """The scaled terms [N] of values, derivatives and second derivatives, and what multiplies all gradients.
+
+    Fills the slopes. Adjoints are of the size of residuals, whatever N is: float16 has no room for smaller ones. A term
+    of weight 0 has none, since it may have any target, also NaN.
+    """
     values, derivative, second = targets
     cotangents = problem.projection == COTANGENTS
     if derivative is not None and problem.derivative_target == DENSE:
@@ -214,20 +227,20 @@ def losses(problem: Problem, predictions, targets, vectors, slopes, sample_weigh
     if second is not None and problem.second_target == DENSE:
         second = reference.project_twice(second, vectors)
     values = None if values is None else values[None]
-    samples = max(1, values_count(predictions)) if problem.reduction == "mean" else 1
+    N = predictions[0].shape[1]
+    samples = max(1, N) if problem.reduction == "mean" else 1
+    kinds = [problem.value_loss, problem.derivative_loss, problem.derivative_loss][: len(predictions)]
+    counts = [1 if is_coupled(loss) else p.shape[0] * p.shape[2] for loss, p in zip(kinds, predictions, strict=True)]
+    scales = [1 / (samples * max(1, count)) for count in counts]
+    common = max(w * scale for w, scale in zip(weights, scales, strict=False)) or 1.0
     terms = []
-    rows = zip(predictions, (values, derivative, second), slopes, weights, strict=False)
-    for order, (prediction, target, slope, weight) in enumerate(rows):
+    for order, (prediction, target) in enumerate(zip(predictions, (values, derivative, second), strict=False)):
         if target is None:
-            terms.append(prediction.new_zeros(prediction.shape[1]))
+            terms.append(prediction.new_zeros(N))
             continue
-        loss = problem.derivative_loss if order else problem.value_loss
-        count = 1 if is_coupled(loss) else prediction.shape[0] * prediction.shape[2]
-        scale = 1 / (samples * max(1, count))
         repeated = bool(order) and cotangents
-        terms.append(term(loss, prediction, target, output_weight, repeated, sample_weight, weight, scale, slope))
-    return terms
-
-
-def values_count(predictions: list[torch.Tensor]) -> int:
-    return predictions[0].shape[1]
+        slope, factor = (slopes[order] if weights[order] else None), weights[order] * scales[order] / common
+        terms.append(
+            term(kinds[order], prediction, target, output_weight, repeated, sample_weight, factor, scales[order], slope)
+        )
+    return terms, common

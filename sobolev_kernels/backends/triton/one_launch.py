@@ -1,11 +1,7 @@
-"""The whole step of order 1 along directions in one launch (docs/math.md, section 3): for narrow students.
+"""The whole step of order 1 in one launch, for narrow students (docs/math.md, sections 3 and 4).
 
-A program takes tiles of BLOCK samples in turn. Values, one direction's tangents and what they owe pass from layer to
-layer in registers; what the way back needs lies in the program's own scratch, a few hundred kilobytes that stay in the
-second-level cache. This is the one place where a kernel reads global memory that its own launch wrote: a scratch
-belongs to one program, and a barrier separates a phase that writes from the next that reads (the PTX run shows that
-there is no race). Weight gradients are added to the program's own slot, in a fixed order, and summed over the slots
-afterwards.
+A program takes tiles of BLOCK samples in turn (`chains.py`) and draws its directions or cotangents itself (`draws.py`).
+Gradients are added to the program's own slot, and summed over the slots afterwards.
 """
 
 from __future__ import annotations
@@ -14,14 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from ...math.directions import DISTRIBUTIONS
 from ...math.losses import is_coupled
 from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from .chains import ARRAYS, backward, gradient_chain, matrix, tangent_forward, values_forward
+from .draws import DISTRIBUTION, direction, target_along
 from .formulas import arguments, derivatives, residual
 from .launches import one_launch
+from .primitives import dot
 
 WIDEST, MOST_INPUTS = 128, 32
-DISTRIBUTION = {name: i for i, name in enumerate(DISTRIBUTIONS)} | {"given": len(DISTRIBUTIONS)}
 
 
 def refusal(problem: Problem) -> str | None:
@@ -31,7 +28,6 @@ def refusal(problem: Problem) -> str | None:
     reasons = {
         "only the loss is computed in one launch": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         "order 2": problem.order == 2,
-        "cotangents": problem.projection == COTANGENTS,
         "no derivative": problem.P == 0,
         "orthonormal directions depend on each other": problem.distribution == "orthonormal",
         "a loss that couples directions": any(map(is_coupled, losses)),
@@ -49,235 +45,19 @@ def padded(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
-@triton.jit
-def multiply(a, b, PRECISION: tl.constexpr):
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    elif PRECISION == "fp16":
-        return tl.dot(a.to(tl.float16), b.to(tl.float16))
-    else:
-        return tl.dot(a, b, input_precision=PRECISION)
-
-
-@triton.jit
-def normal(sample, p, d, seed, offset):
-    """A standard normal for each (sample, column): the pairs of docs/math.md's generator, by Box and Muller."""
-    w0, w1, w2, w3 = tl.philox(seed, sample, p + 0 * d, d // 4 + 0 * sample, offset + 0 * d)
-    second = (d % 4) >= 2
-    a, b = tl.where(second, w2, w0), tl.where(second, w3, w1)
-    u = ((a >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
-    angle = 6.283185307179586 * (((b >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0) - 0.5)
-    return tl.sqrt(-2.0 * tl.log(u)) * tl.where(d % 2 == 0, tl.cos(angle), tl.sin(angle))
-
-
-@triton.jit
-def direction(
-    V, sv_p, sv_n, sv_d, sample, there, p, d, W, seed, offset, scale, SHARED: tl.constexpr, KIND: tl.constexpr
-):
-    """Direction p of a tile [BLOCK, columns], 0 beyond W and N. KIND is the row of the distribution."""
-    within = (d < W)[None, :] & there[:, None]
-    if KIND == 6:
-        at = p * sv_p + sample[:, None] * sv_n + d[None, :] * sv_d
-        return tl.load(V + at, mask=within, other=0.0)
-    rows = (0 * sample if SHARED else sample)[:, None].to(tl.uint32)
-    columns = d[None, :].to(tl.uint32)
-    if KIND == 0 or KIND == 1:
-        v = tl.where(within, normal(rows, p, columns, seed, offset), 0.0)
-        if KIND == 0:
-            v = v / tl.sqrt_rn(tl.maximum(tl.sum(v * v, 1), 1e-30))[:, None]
-    elif KIND == 2:
-        w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, columns // 4 + 0 * rows, offset + 0 * columns)
-        k = columns % 4
-        w = tl.where(k == 0, w0, tl.where(k == 1, w1, tl.where(k == 2, w2, w3)))
-        v = tl.where((w >> 31) == 1, 1.0, -1.0)
-    elif KIND == 3:
-        w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, 0 * columns + 0 * rows, offset + 0 * columns)
-        column = ((w0.to(tl.uint64) * W) >> 32).to(tl.uint32)
-        v = tl.where(column == columns, 1.0, 0.0)
-    else:
-        v = tl.where(columns + 0 * rows == p, 1.0, 0.0)
-    return tl.where(within, v * scale, 0.0)
-
-
-# The arrays of a hidden layer in a program's scratch, each [BLOCK, H]
-VALUE_, D1, D2, OWED, TANGENT, CURVATURE, ADJOINT, ARRAYS = (tl.constexpr(i) for i in range(8))
-
-
-@triton.jit
-def area(scratch, l, array: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """Where an array of hidden layer l is kept."""
-    tile = tl.arange(0, BLOCK)[:, None] * H + tl.arange(0, H)[None, :]
-    return scratch + (ARRAYS * l + array) * (BLOCK * H) + tile
-
-
-@triton.jit
-def matrix(base, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the weights of a linear layer lie, or their gradients: [ROWS, COLUMNS] from `start` on."""
-    return base + start + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-
-
-# A warp holds its whole operand of a multiply, so a wide one comes in chunks of its columns, through the scratch.
-
-
-@triton.jit
-def forward_product(
-    scratch, l, array: tl.constexpr, WEIGHTS, start, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK, ROWS] of an array of layer l times the weights [ROWS, H] from `start` on, transposed."""
-    i, r, c = tl.arange(0, BLOCK), tl.arange(0, ROWS), tl.arange(0, CHUNK)
-    total = tl.zeros((BLOCK, ROWS), tl.float32)
-    for k in range(0, H, CHUNK):
-        h = tl.load(scratch + (ARRAYS * l + array) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
-        w = tl.load(WEIGHTS + start + r[:, None] * H + (k + c)[None, :])
-        total += multiply(h, tl.trans(w), PRECISION)
-    return total
-
-
-@triton.jit
-def backward_product(
-    scratch, l, WEIGHTS, slots, h, start, PRECISION: tl.constexpr,
-    H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK, H] of the adjoint of layer l times the weights [H, H] from `start` on; their gradient into the slots.
-
-    h [BLOCK, H] is what came into the layer.
-    """
-    i, c, n = tl.arange(0, BLOCK), tl.arange(0, CHUNK), tl.arange(0, H)
-    total = tl.zeros((BLOCK, H), tl.float32)
-    for k in range(0, H, CHUNK):
-        z_bar = tl.load(scratch + (ARRAYS * l + ADJOINT) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
-        rows = start + (k + c)[:, None] * H + n[None, :]
-        tl.atomic_add(slots + rows, multiply(tl.trans(z_bar), h, PRECISION), sem="relaxed")
-        total += multiply(z_bar, tl.load(WEIGHTS + rows), PRECISION)
-    return total
-
-
-@triton.jit
-def keep_values(z, scratch, l, a, b, ACT: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """h = σ(z), σ' and σ'' into the scratch of layer l, and nothing owed yet."""
-    value, d1, d2, _ = derivatives(ACT, COUNT, z, a, b)
-    tl.store(area(scratch, l, VALUE_, BLOCK, H), value + 0.0 * z)
-    tl.store(area(scratch, l, D1, BLOCK, H), d1 + 0.0 * z)
-    tl.store(area(scratch, l, D2, BLOCK, H), d2 + 0.0 * z)
-    tl.store(area(scratch, l, OWED, BLOCK, H), 0.0 * z)
-    tl.debug_barrier()
-
-
-@triton.jit
-def values_forward(
-    x, WEIGHTS, BIASES, scratch, a, b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """z of the last layer [BLOCK, OB]."""
-    h, o = tl.arange(0, H), tl.arange(0, OB)
-    z = multiply(x, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION) + tl.load(BIASES + h)[None, :]
-    keep_values(z, scratch, 0, a, b, ACT, COUNT, BLOCK, H)
-    for l in range(1, L):
-        at = H * DB + (l - 1) * (H * H)
-        z = forward_product(scratch, l - 1, VALUE_, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
-        keep_values(z + tl.load(BIASES + l * H + h)[None, :], scratch, l, a, b, ACT, COUNT, BLOCK, H)
-    end = H * DB + (L - 1) * (H * H)
-    out = forward_product(scratch, L - 1, VALUE_, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
-    return out + tl.load(BIASES + L * H + o)[None, :]
-
-
-@triton.jit
-def keep_tangent(z, scratch, l, KEEP: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """ḣ = σ' ż and σ'' ż into the scratch of layer l."""
-    tl.store(area(scratch, l, TANGENT, BLOCK, H), tl.load(area(scratch, l, D1, BLOCK, H)) * z)
-    if KEEP:
-        tl.store(area(scratch, l, CURVATURE, BLOCK, H), tl.load(area(scratch, l, D2, BLOCK, H)) * z)
-    tl.debug_barrier()
-
-
-@triton.jit
-def tangent_forward(
-    v, WEIGHTS, scratch, L, KEEP: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """ż of the last layer [BLOCK, OB]."""
-    z = multiply(v, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION)
-    keep_tangent(z, scratch, 0, KEEP, BLOCK, H)
-    for l in range(1, L):
-        at = H * DB + (l - 1) * (H * H)
-        z = forward_product(scratch, l - 1, TANGENT, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
-        keep_tangent(z, scratch, l, KEEP, BLOCK, H)
-    end = H * DB + (L - 1) * (H * H)
-    return forward_product(scratch, L - 1, TANGENT, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
-
-
-@triton.jit
-def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """The adjoint of z or ż of hidden layer l, from that of what comes out of it; also into the scratch."""
-    owed = area(scratch, l, OWED, BLOCK, H)
-    z_bar = tl.load(area(scratch, l, D1, BLOCK, H)) * a
-    if TANGENTS:
-        tl.store(owed, tl.load(owed) + tl.load(area(scratch, l, CURVATURE, BLOCK, H)) * a)
-    else:
-        z_bar += tl.load(owed)
-        tl.atomic_add(bias_slots + l * H + tl.arange(0, H), tl.sum(z_bar, 0), sem="relaxed")
-    tl.store(area(scratch, l, ADJOINT, BLOCK, H), z_bar)
-    tl.debug_barrier()
-    return z_bar
-
-
-@triton.jit
-def backward(
-    out_bar, source, WEIGHTS, scratch, slots, bias_slots, L, TANGENTS: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The adjoint of the first layer's z [BLOCK, H], from that of the last one's; gradients into the slots.
-
-    Of a tangent, from v = `source`, which also notes what it owes the values; or of the values, from x, which pay.
-    """
-    array: tl.constexpr = TANGENT if TANGENTS else VALUE_
-    end = H * DB + (L - 1) * (H * H)
-    h = tl.load(area(scratch, L - 1, array, BLOCK, H))
-    tl.atomic_add(matrix(slots, end, OB, H), multiply(tl.trans(out_bar), h, PRECISION), sem="relaxed")
-    if not TANGENTS:
-        tl.atomic_add(bias_slots + L * H + tl.arange(0, OB), tl.sum(out_bar, 0), sem="relaxed")
-    a = multiply(out_bar, tl.load(matrix(WEIGHTS, end, OB, H)), PRECISION)
-    for m in range(1, L):
-        l = L - m
-        through(a, scratch, bias_slots, l, TANGENTS, BLOCK, H)
-        h = tl.load(area(scratch, l - 1, array, BLOCK, H))
-        at = H * DB + (l - 1) * (H * H)
-        a = backward_product(scratch, l, WEIGHTS, slots, h, at, PRECISION, H, BLOCK, CHUNK)
-    first = through(a, scratch, bias_slots, 0, TANGENTS, BLOCK, H)
-    tl.atomic_add(matrix(slots, 0, H, DB), multiply(tl.trans(first), source, PRECISION), sem="relaxed")
-    return first
-
-
-@triton.jit
-def tangent_target(
-    T, st_0, st_1, st_2, sample, within_y, v, p, d, o, W, JACOBIAN: tl.constexpr
-):  # fmt: skip
-    """D f(x)[v_p] of a tile [BLOCK, OB], as it was given, or from the dense Jacobian."""
-    if not JACOBIAN:
-        at = p * st_0 + sample[:, None] * st_1 + o[None, :] * st_2
-        return tl.load(T + at, mask=within_y, other=0.0)
-    target = tl.where(within_y, 0.0, 0.0)
-    for k in range(W):
-        column = tl.sum(tl.where(d[None, :] == k, v, 0.0), 1)
-        at = sample[:, None] * st_0 + o[None, :] * st_1 + k * st_2
-        target += tl.load(T + at, mask=within_y, other=0.0) * column[:, None]
-    return target
-
-
 @triton.jit(do_not_specialize=["N", "P", "D", "W", "O", "L", "tiles", "seed", "offset"])
 def step_kernel(
     X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHTS, BIASES, SCRATCH, SLOTS, BIAS_SLOTS, TERMS, DX,
-    N, P, D, W, O, L, tiles, sx_n, sx_d, sv_p, sv_n, sv_d, sy_n, sy_o, st_0, st_1, st_2,
-    seed, offset, scale, value_factor, first_factor, value_scale, first_scale, act_a, act_b, last_a, last_b, value_a,
-    first_a,
+    N, P, D, W, O, L, tiles, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
+    seed, offset, scale, value_factor, first_factor, common, value_scale, first_scale, act_a, act_b, last_a, last_b,
+    value_a, first_a,
     ACT: tl.constexpr, ACT_COUNT: tl.constexpr, LAST: tl.constexpr, LAST_COUNT: tl.constexpr,
     VALUE: tl.constexpr, VALUE_COUNT: tl.constexpr, FIRST: tl.constexpr, FIRST_COUNT: tl.constexpr,
-    KIND: tl.constexpr, SHARED: tl.constexpr, JACOBIAN: tl.constexpr, GRADIENTS: tl.constexpr,
-    PRECISION: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
+    KIND: tl.constexpr, SHARED: tl.constexpr, COTANGENTS: tl.constexpr, JACOBIAN: tl.constexpr,
+    GRADIENTS: tl.constexpr, PRECISION: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """L hidden layers of H features; D and O are padded to DB and OB."""
+    """L hidden layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`."""
     program = tl.program_id(0)
     seed, offset = tl.to_tensor(seed).to(tl.uint64), tl.to_tensor(offset).to(tl.uint32)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
@@ -305,16 +85,39 @@ def step_kernel(
         first_term = 0.0 * own
         tl.debug_barrier()
         for p in range(P):
-            v = direction(V, sv_p, sv_n, sv_d, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
-            z_dot = tangent_forward(v, WEIGHTS, scratch, L, GRADIENTS, PRECISION, DB, H, OB, BLOCK, CHUNK)
-            target = tangent_target(T, st_0, st_1, st_2, sample, within_y, v, p, d, o, W, JACOBIAN)
-            rho, slope = residual(FIRST, FIRST_COUNT, y1 * z_dot - target, first_a)
-            first_term += tl.sum(tl.where(within_y, rho * weight, 0.0), 1)
+            if COTANGENTS:
+                u = direction(V, sv_p, sv_n, sv_k, sample, there, p, o, O, seed, offset, scale, SHARED, KIND)
+                within = there[:, None] & (d < W)[None, :]
+                g = gradient_chain(y1 * u, WEIGHTS, scratch, slots, L, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                target = target_along(T, st_p, st_n, st_k, st_column, sample, there, u, p, o, O, d, W, JACOBIAN)
+                rho, slope = residual(FIRST, FIRST_COUNT, g - target, first_a)
+                of_row = own[:, None]
+                if WEIGHT_OF_OUTPUT is not None:
+                    of_row = own[:, None] * tl.load(WEIGHT_OF_OUTPUT + p)
+            else:
+                v = direction(V, sv_p, sv_n, sv_k, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
+                within = within_y
+                z1 = tangent_forward(
+                    v, z, WEIGHTS, scratch, slots, L, GRADIENTS, False, PRECISION, DB, H, OB, BLOCK, CHUNK
+                )
+                target = target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, d, W, o, O, JACOBIAN)
+                rho, slope = residual(FIRST, FIRST_COUNT, y1 * z1 - target, first_a)
+                of_row = weight
+            first_term += tl.sum(tl.where(within, rho * of_row, 0.0), 1)
             if GRADIENTS:
-                a = tl.where(within_y, first_factor * slope * weight, 0.0)
-                owed += y2 * z_dot * a
+                # a term of weight 0 may have any target, also NaN
+                a = tl.where(within & (first_factor != 0.0), first_factor * slope * of_row, 0.0)
                 tl.debug_barrier()
-                backward(y1 * a, v, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                if COTANGENTS:
+                    z1 = tangent_forward(
+                        a, y1 * u, WEIGHTS, scratch, slots, L, False, True, PRECISION, DB, H, OB, BLOCK, CHUNK
+                    )
+                    owed += y2 * z1 * u
+                else:
+                    owed += y2 * z1 * a
+                    backward(
+                        y1 * a, v, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK
+                    )
                 tl.debug_barrier()
         known = y + 0.0 * z
         if Y is not None:
@@ -323,13 +126,13 @@ def step_kernel(
         tl.store(TERMS + sample, value_scale * tl.sum(tl.where(within_y, value_rho * weight, 0.0), 1), mask=there)
         tl.store(TERMS + N + sample, first_scale * first_term, mask=there)
         if GRADIENTS:
-            out_bar = y1 * tl.where(within_y, value_factor * value_slope * weight, 0.0) + owed
+            a = tl.where(within_y & (value_factor != 0.0), value_factor * value_slope * weight, 0.0)
             z_bar = backward(
-                out_bar, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
+                y1 * a + owed, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
             )
             if DX is not None:
-                dx = multiply(z_bar, tl.load(matrix(WEIGHTS, 0, H, DB)), PRECISION)
-                tl.store(DX + sample[:, None] * D + d[None, :], dx, mask=within_x)
+                dx = dot(z_bar, tl.load(matrix(WEIGHTS, 0, H, DB)), PRECISION)
+                tl.store(DX + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
         tl.debug_barrier()
 
 
@@ -357,12 +160,20 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     slots, bias_slots = x.new_zeros(programs, at), x.new_zeros(programs, at_bias)
     terms = x.new_empty(2, N)
     samples = max(1, N) if problem.reduction == "mean" else 1
-    scales = (1 / (samples * O), 1 / (samples * O * problem.P))
+    scales = 1 / (samples * O), 1 / (samples * problem.derived * problem.P)
+    factors = weights[0] * scales[0], weights[1] * scales[1]
+    # adjoints of the size of residuals, whatever N is: float16 has no room for smaller ones
+    common = max(factors) or 1.0
     key, offset = (0, 0) if seed is None else seed.tolist()
     v = None if given is None else given if given.dim() == 3 else given[:, None].expand(-1, N, -1)
+    cotangents, dense = problem.projection == COTANGENTS, problem.derivative_target == DENSE
+    st = (0, 0, 0) if derivative is None else derivative.stride()
+    if dense:  # [N, O, W], summed over W for directions, over O for cotangents
+        st = (0, st[0], st[1], st[2]) if cotangents else (0, st[0], st[2], st[1])
+    else:
+        st = (st[0], st[1], 0, st[2])
     strides = [
-        *x.stride(), *((0, 0, 0) if v is None else v.stride()), *((0, 0) if values is None else values.stride()),
-        *((0, 0, 0) if derivative is None else derivative.stride()),
+        *x.stride(), *((0, 0, 0) if v is None else v.stride()), *((0, 0) if values is None else values.stride()), *st
     ]  # fmt: skip
     act, act_count, act_a, act_b = arguments(problem.activations[0], 0)
     last, last_count, last_a, last_b = arguments(problem.activations[-1], 0)
@@ -372,21 +183,21 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         step_kernel[(programs,)](
             x, v, values, derivative, sample_weight, output_weight, packed, biases, scratch, slots, bias_slots, terms,
             outputs.get("dx"), N, problem.P, D, problem.W, O, L, tiles, *strides,
-            key, offset & 0xFFFFFFFF, problem.scale, weights[0] * scales[0], weights[1] * scales[1], *scales,
+            key, offset & 0xFFFFFFFF, problem.scale, *(f / common for f in factors), common, *scales,
             act_a, act_b, last_a, last_b, value_a, first_a,
             ACT=act, ACT_COUNT=act_count, LAST=last, LAST_COUNT=last_count, VALUE=value, VALUE_COUNT=value_count,
             FIRST=first, FIRST_COUNT=first_count, KIND=DISTRIBUTION[problem.distribution], SHARED=problem.shared,
-            JACOBIAN=problem.derivative_target == DENSE, GRADIENTS=problem.gradients, PRECISION="ieee",
+            COTANGENTS=cotangents, JACOBIAN=dense, GRADIENTS=problem.gradients, PRECISION=problem.precision,
             DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=min(launch.chunk, H), num_warps=launch.warps, num_stages=1,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
-        loss = weights[0] * terms[0] + weights[1] * terms[1]
+        loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
         per_sample = problem.result == PER_SAMPLE
         outputs["loss"].copy_(loss if per_sample else loss.sum())
         outputs["terms"].copy_(terms if per_sample else terms.sum(1))
     if not problem.gradients:
         return
-    total, bias_total, cursor = slots.sum(0), bias_slots.sum(0), iter(gradients)
+    total, bias_total, cursor = common * slots.sum(0), common * bias_slots.sum(0), iter(gradients)
     for at, rows, columns, n_out, n_in, at_bias, has_bias in layout:
         next(cursor).copy_(total[at : at + rows * columns].view(rows, columns)[:n_out, :n_in])
         if has_bias:

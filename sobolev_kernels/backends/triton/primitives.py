@@ -1,4 +1,4 @@
-"""The primitives of `sobolev_kernels/math` in Triton, for float32; those of other languages are named alike."""
+"""The primitives of `sobolev_kernels/math` in Triton, for float32, named alike in all languages; and the product."""
 
 import triton
 import triton.language as tl
@@ -73,3 +73,14 @@ def log1p(x):
     # Kahan: the rounding of u = 1 + x is in the quotient too
     u = 1.0 + x
     return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """The product of two tiles, summed in float32 (PRECISIONS of `sobolev_kernels/problem.py`)."""
+    if PRECISION == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif PRECISION == "fp16":
+        return tl.dot(a.to(tl.float16), b.to(tl.float16))
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)

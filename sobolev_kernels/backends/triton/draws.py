@@ -1,0 +1,84 @@
+"""One direction or cotangent of a tile, given or drawn, and the target along it.
+
+Drawn from the same integers as those of the other backends (docs/math.md, section 11).
+"""
+
+import triton
+import triton.language as tl
+
+from ...math.directions import DISTRIBUTIONS
+
+DISTRIBUTION = {name: i for i, name in enumerate((*DISTRIBUTIONS, "given"))}
+SPHERE, NORMAL, RADEMACHER, COORDINATE, BASIS, GIVEN = (
+    tl.constexpr(DISTRIBUTION[name]) for name in ("sphere", "normal", "rademacher", "coordinate", "basis", "given")
+)
+
+
+@triton.jit
+def wave(turns, cosine):
+    """cos(2π turns) where `cosine` holds, else sin(2π turns), for |turns| <= 1/2 (Cephes); tl.cos takes any angle."""
+    turns = tl.where(cosine, turns + 0.25, turns)
+    quarter = tl.floor(4.0 * turns + 0.5)
+    x = 6.283185307179586 * (turns - 0.25 * quarter)
+    s = x * x
+    sine = x + x * s * ((-1.9515295891e-4 * s + 8.3321608736e-3) * s - 1.6666654611e-1)
+    cos = 1.0 - 0.5 * s + s * s * ((2.443315711809948e-5 * s - 1.388731625493765e-3) * s + 4.166664568298827e-2)
+    q = quarter.to(tl.int32) & 3
+    return tl.where((q & 1) == 1, cos, sine) * tl.where((q & 2) == 2, -1.0, 1.0)
+
+
+@triton.jit
+def normal(sample, p, d, seed, offset):
+    """A standard normal for each (sample, column): the pairs of docs/math.md's generator, by Box and Muller."""
+    w0, w1, w2, w3 = tl.philox(seed, sample, p + 0 * d, d // 4 + 0 * sample, offset + 0 * d)
+    second = (d % 4) >= 2
+    a, b = tl.where(second, w2, w0), tl.where(second, w3, w1)
+    u = ((a >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
+    turns = ((b >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0) - 0.5
+    return tl.sqrt(-2.0 * tl.log(u)) * wave(turns, d % 2 == 0)
+
+
+@triton.jit
+def direction(
+    V, sv_p, sv_n, sv_d, sample, there, p, d, W, seed, offset, scale, SHARED: tl.constexpr, KIND: tl.constexpr
+):
+    """Direction p of a tile [BLOCK, columns], 0 beyond W and N. KIND is the row of the distribution."""
+    within = (d < W)[None, :] & there[:, None]
+    if KIND == GIVEN:
+        at = p * sv_p + sample[:, None] * sv_n + d[None, :] * sv_d
+        return tl.load(V + at, mask=within, other=0.0)
+    rows = (0 * sample if SHARED else sample)[:, None].to(tl.uint32)
+    columns = d[None, :].to(tl.uint32)
+    if KIND == SPHERE or KIND == NORMAL:
+        v = tl.where(within, normal(rows, p, columns, seed, offset), 0.0)
+        if KIND == SPHERE:
+            v = v / tl.sqrt_rn(tl.maximum(tl.sum(v * v, 1), 1e-30))[:, None]
+    elif KIND == RADEMACHER:
+        w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, columns // 4 + 0 * rows, offset + 0 * columns)
+        k = columns % 4
+        w = tl.where(k == 0, w0, tl.where(k == 1, w1, tl.where(k == 2, w2, w3)))
+        v = tl.where((w >> 31) == 1, 1.0, -1.0)
+    elif KIND == COORDINATE:
+        w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, 0 * columns + 0 * rows, offset + 0 * columns)
+        column = ((w0.to(tl.uint64) * W) >> 32).to(tl.uint32)
+        v = tl.where(column == columns, 1.0, 0.0)
+    else:
+        v = tl.where(columns + 0 * rows == p, 1.0, 0.0)
+    return tl.where(within, v * scale, 0.0)
+
+
+@triton.jit
+def target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, k, count, column, columns, DENSE: tl.constexpr):
+    """The derivative of f along v, direction or cotangent p, of a tile: as it was given, or from the dense Jacobian.
+
+    Its `columns` are those of the result; v has `count` numbers, along which the Jacobian is summed.
+    """
+    within = there[:, None] & (column < columns)[None, :]
+    at = sample[:, None] * st_n + column[None, :] * st_column
+    if not DENSE:
+        return tl.load(T + p * st_p + at, mask=within, other=0.0)
+    target = tl.where(within, 0.0, 0.0)
+    for j in range(count):
+        vj = tl.sum(tl.where(k[None, :] == j, v, 0.0), 1)
+        target += tl.load(T + j * st_k + at, mask=within, other=0.0) * vj[:, None]
+    return target
