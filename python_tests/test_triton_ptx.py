@@ -9,7 +9,7 @@ from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
 
 import sobolev_kernels as sk
-from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing import assert_within_rule, multiplies_in
 
 reason = missing() or missing_tool("triton")
 if reason:
@@ -17,6 +17,8 @@ if reason:
 
 from sobolev_kernels.backends import triton as backend  # noqa: E402
 from sobolev_kernels.backends.triton import layerwise, one_launch  # noqa: E402
+from sobolev_kernels.backends.triton.launches import ONE_LAUNCH as ONE_LAUNCH_ROWS  # noqa: E402
+from sobolev_kernels.problem import PRECISIONS  # noqa: E402
 
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 TYPES = {torch.float32: "*fp32", torch.int64: "*i64"}
@@ -81,27 +83,52 @@ def on_ptx(monkeypatch):
     return send
 
 
-def compare(numbers, directions, **settings):
-    v = directions.tensor(numbers.x)
-    expected = step(numbers.to(torch.float64), sk.Directions.given(v.double()), "reference", **settings)
-    baseline = step(numbers, sk.Directions.given(v), "reference", **settings)
-    for name, tensor in step(numbers, directions, "triton", **settings).items():
-        assert_within_rule(name, tensor, expected[name], baseline[name])
+def compare(numbers, projections, precision="ieee", **settings):
+    kind = type(projections)
+    v = projections.tensor(numbers.y if kind is sk.Cotangents else numbers.x)
+    expected = step(numbers.to(torch.float64), kind.given(v.double()), "reference", **settings)
+    with multiplies_in(precision):
+        baseline = step(numbers, kind.given(v), "reference", **settings)
+    for name, tensor in step(numbers, projections, "triton", precision=precision, **settings).items():
+        assert_within_rule(name, tensor, expected[name], baseline[name], precision)
 
 
 ONE_LAUNCH = {
-    "drawn": ("tanh", "identity", "sphere", {}),
-    "given, per sample": ("silu", "sigmoid", "given", {"reduction": "none", "derivative_loss": "huber"}),
-}
+    "drawn": ("tanh", "identity", lambda shape: directions_of("sphere", shape), {}),
+    "given, per sample": (
+        "silu", "sigmoid", lambda shape: directions_of("given", shape),
+        {"reduction": "none", "derivative_loss": "huber"},
+    ),
+    "cotangents": ("softplus", "tanh", lambda shape: sk.Cotangents.sphere(shape.P, seed=3), {}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", ONE_LAUNCH)
 def test_one_launch(on_ptx, case, schedule):
-    activation, last, distribution, settings = ONE_LAUNCH[case]
+    activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx(schedule)
-    compare(data(SHAPE, activation, last=last), directions_of(distribution, SHAPE), **settings)
+    compare(data(SHAPE, activation, last=last), projections(SHAPE), **settings)
     assert {r.kernel for r in results} == {"step_kernel"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", ["drawn", "cotangents"])
+@pytest.mark.parametrize("width", [row.width for row in ONE_LAUNCH_ROWS])
+def test_one_launch_in_every_precision(on_ptx, width, case, precision):
+    shape = Shape(21, 5, width - 3, 3, 2, 2, "every row of the launch table")
+    activation, last, projections, settings = ONE_LAUNCH[case]
+    results = on_ptx("random:2")
+    compare(data(shape, activation, last=last), projections(shape), precision, **settings)
+    assert all((r.count("mma.") > 0) == (precision != "ieee") for r in results)
+
+
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "ieee"])
+def test_layer_by_layer_in_every_precision(on_ptx, monkeypatch, precision):
+    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    results = on_ptx("random:3")
+    compare(data(SHAPE, "silu"), directions_of("normal", SHAPE), precision)
+    assert any(r.count("mma.") for r in results)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
