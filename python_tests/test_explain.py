@@ -159,6 +159,17 @@ def test_work_of_cotangents():
     assert moved == three_digits(4 * (20 + 30 + 120 + 80 + 2 * 6))
 
 
+def test_bytes_of_a_collapsed_output(monkeypatch):
+    """A Laplacian writes one number for each output, however many directions it sums over."""
+    student, x = sk.MLP(4, 3, width=16, depth=0, bias=False), torch.zeros(10, 4)
+    problems, run = [], cpu.run
+    monkeypatch.setattr(cpu, "run", lambda problem, *rest: problems.append(problem) or run(problem, *rest))
+    sk.laplacian(student, x)[1].sum().backward()
+    # x [10, 4], values and Laplacian [10, 3] and the weight; back, cotangents in their places and the weight's gradient
+    assert problems[0].bytes(10) == 4 * (40 + 2 * 30 + 12)
+    assert problems[1].bytes(10) == 4 * (40 + 2 * 30 + 2 * 12)
+
+
 def test_work_of_some_columns():
     student, x = sk.MLP(4, 3, width=16, depth=0, bias=False), torch.zeros(10, 4)
     flops, moved = work(student, x, derivatives="exact", wrt=[3, 0])

@@ -95,9 +95,10 @@ class Problem:
             numbers += self.P * self.drawn * (1 if self.shared else N)
         dense, projected = N * self.O * self.W, self.P * N * self.derived
         numbers += {NONE: 0, DENSE: dense, PROJECTED: projected}[self.derivative_target]
-        numbers += {NONE: 0, DENSE: dense * self.W, PROJECTED: projected}[self.second_target]
+        seconds = N * self.O if self.collapsed else projected
+        numbers += {NONE: 0, DENSE: dense * self.W, PROJECTED: seconds}[self.second_target]
         if self.result == DERIVATIVES:
-            numbers += projected * self.order
+            numbers += seconds if self.collapsed else projected * self.order
         return numbers * size
 
     def to_string(self) -> str:
