@@ -1,5 +1,6 @@
 """The fused CPU step against the float64 reference, by the one rule, over the whole of every table."""
 
+from dataclasses import replace
 from itertools import cycle, product
 
 import pytest
@@ -175,6 +176,30 @@ def test_huber_delta(mode, delta):
 def test_weights_and_reductions(mode, weights, reduction):
     weights = (*weights, 0.7) if mode == "order 2" else weights
     compare_mode(mode, data(SMALL), SMALL, weights=weights, reduction=reduction)
+
+
+@pytest.mark.parametrize("losses", [("mse", "huber"), ("relative_mse", "cosine"), ("cosine", "l1")], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("term", range(3))
+@each_mode
+def test_a_term_of_weight_zero_may_have_any_target(mode, term, reduction, losses):
+    """Loss and gradients ignore it; what is reported of it is NaN where its target is."""
+    kinds = MODES[mode][1]
+    if term == len(kinds):
+        return
+    weights = tuple(0.0 if i == term else 0.5 + i for i in range(len(kinds)))
+
+    def targets(numbers):
+        known = targets_of(numbers, kinds)
+        return replace(known, **{kinds[term]: torch.full_like(getattr(known, kinds[term]), torch.nan)})
+
+    for dtype, side in product(DTYPES, SIDES):
+        settings = {**MODES[mode][2], "value_loss": losses[0], "derivative_loss": losses[1]}
+        projections = PROJECTIONS[MODES[mode][0]]("sphere", SMALL)
+        with computed_from(side):
+            numbers = data(SMALL).to(dtype)
+            got = compare(numbers, projections, targets, weights=weights, reduction=reduction, **settings)
+        assert got["loss"].isfinite().all() and list(got.values())[1 + term].isnan().all()
 
 
 @pytest.mark.parametrize("P", range(1, 10))

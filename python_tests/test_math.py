@@ -56,6 +56,33 @@ def test_losses(loss):
     assert_within_rule("slope", slope, torch.autograd.grad(expected.sum(), r)[0])
 
 
+# one float32 operation after the other, none of which cancels: an epsilon for each
+ROUNDINGS = 8 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_small_residuals_of_log_cosh(backend):
+    """Half a square, which log(2 cosh r) - log 2 would lose below 1e-3."""
+    r = torch.logspace(-6, 0.5, 131)
+    r = torch.cat([r, -r])
+    student = sk.MLP(1, 1, depth=0)
+    for parameter in student.parameters():
+        torch.nn.init.zeros_(parameter)
+    targets = sk.Targets(values=-r[:, None])
+    settings = {"value_loss": "log_cosh", "weights": (1, 0), "reduction": "none", "backend": backend}
+    expected = 0.5 * torch.log1p(torch.sinh(r.double()) ** 2)
+    relative = sk.sobolev_loss(student, torch.zeros(len(r), 1), targets, **settings).detach() / expected - 1
+    assert relative.abs().max() < ROUNDINGS
+
+
+def test_log_cosh_differentiated_twice():
+    """The reference goes through the branch that is not taken too."""
+    r = torch.tensor([0.0, -0.5, 0.5, -2.0, 2.0, 100.0], dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(residual(choose(sk.LOSSES, "loss", "log_cosh"), r)[0].sum(), r, create_graph=True)[0]
+    assert_within_rule("slope", slope, r.tanh())
+    assert_within_rule("curvature", torch.autograd.grad(slope.sum(), r)[0], 1 - r.tanh() ** 2)
+
+
 def test_huber_with_its_parameter():
     r = points()
     rho, _ = residual(choose(sk.LOSSES, "loss", ("huber", 0.25)), r)

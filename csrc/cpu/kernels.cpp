@@ -109,7 +109,7 @@ void reduce(const Step& step, void* own_base, std::size_t own_bytes, int part, i
     for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * own_bytes).totals[term];
     total *= step.scale[term];
     static_cast<T*>(step.terms)[term] = T(total);
-    loss += step.weight[term] * total;
+    if (step.weight[term] != 0) loss += step.weight[term] * total;
   }
   static_cast<T*>(step.total)[0] = T(loss);
 }

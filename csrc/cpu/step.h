@@ -286,6 +286,10 @@ class Tile : private Streams<T> {
     const Formula& loss = step_.loss[term];
     const bool coupled = is_coupled(loss);
     if (measuring_ && !coupled) return;
+    if (slope && step_.weight[term] == 0) {  // its target may be NaN
+      Base::fill(slope, size(n), T(0));
+      slope = nullptr;
+    }
     const T scale = T(step_.weight[term] * step_.scale[term]);
     T factor[kPanel<T>];
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
@@ -327,7 +331,7 @@ class Tile : private Streams<T> {
       double loss = 0;
       for (int term = 0; term < step_.count_terms(); ++term) {
         const double sum = double(own_.terms[term][m]) * double(sample_weight(m));
-        loss += step_.weight[term] * step_.scale[term] * sum;
+        if (step_.weight[term] != 0) loss += step_.weight[term] * step_.scale[term] * sum;
         if (step_.per_sample) {
           static_cast<T*>(step_.terms)[term * step_.N + first_ + m] = T(step_.scale[term] * sum);
         }

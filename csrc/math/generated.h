@@ -165,7 +165,10 @@ struct LossHuber {
 struct LossLogCosh {
  template <class T> static SK_INLINE Residual<T> call(T r, const double*) {
   const auto a = abs(r);
-  return Residual<T>{a + log1p(exp(-T(2.0) * a)) - T(0.6931471805599453), tanh(r)};
+  const auto near = a < T(1.0);
+  const auto t = expm1(-T(2.0) * where(near, r, T(0.0) * r));
+  const auto small = T(0.5) * log1p(T(0.25) * t * t / (T(1.0) + t));
+  return Residual<T>{where(near, small, a + log1p(exp(-T(2.0) * a)) - T(0.6931471805599453)), tanh(r)};
  }
 };
 

@@ -23,9 +23,12 @@ def huber(r, delta=1.0):
 
 
 def log_cosh(r):
-    # log cosh r without overflow: |r| + log(1 + e^(-2|r|)) - log 2
+    # without overflow |r| + log(1 + e^(-2|r|)) - log 2; where that cancels, log(1 + sinh² r) / 2
     a = m.abs(r)
-    return a + m.log1p(m.exp(-2.0 * a)) - 0.6931471805599453, m.tanh(r)
+    near = a < 1.0
+    t = m.expm1(-2.0 * m.where(near, r, 0.0 * r))
+    small = 0.5 * m.log1p(0.25 * t * t / (1.0 + t))
+    return m.where(near, small, a + m.log1p(m.exp(-2.0 * a)) - 0.6931471805599453), m.tanh(r)
 
 
 LOSSES = table(mse, l1, huber, log_cosh)
