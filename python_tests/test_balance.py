@@ -1,6 +1,7 @@
 """How the parts of a loss are balanced: coupled losses, weights of samples and outputs, units of the inputs, and the
 weights of differential machine learning. Against the reference, and against formulas written out here."""
 
+import numpy as np
 import pytest
 import torch
 from problems import (
@@ -429,6 +430,8 @@ def test_the_module_takes_it_all():
         expected = sk.sobolev_loss(numbers.student, numbers.x, targets, sample_weight=SAMPLE_WEIGHT, **settings)
         pairs = [(got, expected)] if isinstance(got, torch.Tensor) else zip(got, expected, strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+    array = sk.SobolevLoss(weights=np.array([0.5, 2.0]))
+    assert array.settings == sk.SobolevLoss(weights=(0.5, 2.0)).settings
     buffers = dict(sk.SobolevLoss(**every).double().named_buffers())
     assert set(buffers) == {"input_scale", "output_weight"}
     assert all(buffer.dtype == torch.float64 for buffer in buffers.values())

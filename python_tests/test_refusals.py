@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from problems import Shape, cotangents_of, data, directions_of, step
@@ -658,7 +659,19 @@ ARGUMENTS = [
         "weights: expected numbers together with an input_scale, got differential-ml",
     ),
     ("weights by another name", lambda: loss(weights="12"), "weights: expected numbers or 'differential-ml', got 12"),
-    ("the same of a module", lambda: sk.SobolevLoss(weights="12"), "weights: expected two numbers (value, derivative)"),
+    ("the same of a module", lambda: sk.SobolevLoss(weights="12"), "numbers or 'differential-ml', got 12"),
+    ("order 2 with cotangents, module", lambda: sk.SobolevLoss(cotangents=UP, order=2), ALONG),
+    ("order 2 exact, module", lambda: sk.SobolevLoss(derivatives="exact", order=2), ALONG),
+    (
+        "differential-ml of order 2, module", lambda: sk.SobolevLoss(weights="differential-ml", order=2),
+        "weights: expected numbers, since 'differential-ml' is of order 1, got order = 2",
+    ),
+    (
+        "differential-ml in a unit, module", lambda: sk.SobolevLoss(weights="differential-ml", input_scale=SCALE),
+        "weights: expected numbers together with an input_scale, got differential-ml",
+    ),
+    ("a table of weights, module", lambda: sk.SobolevLoss(weights=np.ones((2, 2))), "weights: expected two numbers"),
+    ("precision, module", lambda: sk.SobolevLoss(precision="fp8"), "precision: expected None or one of ieee, tf32, bf"),
     (
         "weights of mixed outputs", lambda: loss(cotangents=UP, output_weight=TWO),
         "output_weight: expected directions, Cotangents.basis() or derivatives=\"exact\", got mixed outputs",
@@ -736,6 +749,48 @@ def test_order_2_of_flat_activations(student, name, backend):
     message = f"order: expected 1 with {flat}, whose second derivative is 0 almost everywhere"
     assert_refused(lambda: OF_ORDER_2[name](student, backend), sk.NotProvided, message)
     assert_refused(lambda: OF_ORDER_2[name](student, backend), sk.NotProvided, "would be silently 0), got 2")
+
+
+def forward_on(student, act):
+    """The same numbers from a module that is not recognised."""
+    wrapped = nn.Sequential(student, act)
+    wrapped.register_forward_hook(lambda *_: None)
+    return wrapped
+
+
+FLAT_MODULES = [
+    nn.ReLU(), nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.Threshold(0.1, 0), nn.ReLU6(), nn.Hardtanh(),
+    nn.Hardsigmoid(), nn.Hardshrink(), nn.Softshrink(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ORDER_2)
+@pytest.mark.parametrize("act", FLAT_MODULES, ids=lambda act: type(act).__name__)
+def test_order_2_of_an_unrecognised_student_with_a_flat_activation(act, name):
+    kind = type(act).__name__
+    message = f"order: expected 1 with {kind}, whose second derivative is 0 almost everywhere (the second derivative of"
+    assert_refused(lambda: OF_ORDER_2[name](forward_on(STUDENT, act), None), sk.NotProvided, message)
+    assert_refused(lambda: OF_ORDER_2[name](forward_on(STUDENT, act), None), sk.NotProvided, "the student would be")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    "teacher, flat",
+    [*zip(FLAT, ("relu", "leaky_relu", "relu"), strict=True)] + [(forward_on(STUDENT, act), type(act).__name__)
+     for act in FLAT_MODULES],
+    ids=str,
+)  # fmt: skip
+def test_order_2_of_a_teacher_with_a_flat_activation(teacher, flat, backend):
+    second = lambda: loss(targets=sk.Targets(teacher=teacher), order=2, backend=backend)  # noqa: E731
+    message = f"order: expected 1 with {flat}, whose second derivative is 0 almost everywhere (the second derivative of"
+    assert_refused(second, sk.NotProvided, message)
+    assert_refused(second, sk.NotProvided, "the teacher would be silently 0), got 2")
+
+
+def test_order_2_of_a_curved_module_that_is_not_recognised():
+    student = forward_on(STUDENT, nn.Hardswish())
+    assert sk.jet(student, X, V)[2].abs().max() > 0
+    assert loss(student, targets=sk.Targets(teacher=student), order=2) == 0
 
 
 NOT_FINITE = "expected finite numbers, got 1 that are not, in a tensor float32"
@@ -876,9 +931,7 @@ PLACES = [(result, name) for result, names in USED.items() for name in names]
 
 @pytest.mark.parametrize("way", FORWARD)
 @pytest.mark.parametrize("result, name", PLACES)
-def test_forward_mode_is_refused_and_never_zero(result, name, way, request):
-    if (name, way) == ("input_scale", "jacfwd of vmap"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="input_scale > 0 is asked of a batched tensor"))
+def test_forward_mode_is_refused_and_never_zero(result, name, way):
     with pytest.raises(sk.NotProvided, match=NO_FORWARD):
         FORWARD[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
 
@@ -897,6 +950,16 @@ def test_forward_mode_in_compiled_code_is_refused(result):
 def test_transforms_of_torch_func_are_refused(result, name, way):
     with pytest.raises(sk.NotProvided, match=NO_TRANSFORM):
         REVERSE[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
+
+
+def test_transforms_over_input_scale():
+    """Whether it is > 0 cannot be asked of a batch."""
+    with pytest.raises(sk.NotProvided, match=NO_TRANSFORM):
+        REVERSE["vmap"](lambda scale: call("balanced", "cpu", input_scale=scale), TENSORS["input_scale"])
+    scales = torch.stack((TENSORS["input_scale"], 3 * TENSORS["input_scale"]))
+    got = torch.func.vmap(lambda scale: call("balanced", "reference", input_scale=scale))(scales)
+    expected = torch.stack([call("balanced", "reference", input_scale=scale) for scale in scales])
+    assert_within_rule("losses", got, expected)
 
 
 @pytest.mark.parametrize("name", ["x", "weight"])

@@ -222,6 +222,28 @@ def test_jvp_of_an_unrecognised_student():
     assert_same_gradients(tangents.square().sum(), expected.square().sum(), (x, *student.parameters()))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda student, x: sk.vjp(student, x, sk.Cotangents.basis())[1].sum(),
+        lambda student, x: sk.sobolev_loss(
+            student,
+            x,
+            sk.Targets(values=x[:, :2].detach(), jacobian=torch.ones(6, 2, 3)),
+            cotangents=sk.Cotangents.sphere(2),
+        ),
+    ],
+)
+@pytest.mark.parametrize("wanted", [False, True])
+def test_an_unrecognised_student_is_run_once(call, wanted):
+    """Its outputs are counted and its gradients taken in the same run; that matters for dropout and statistics."""
+    runs, student = [], mlp(nn.LayerNorm(5), nn.Tanh())
+    student.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    with torch.set_grad_enabled(wanted):
+        result = call(student, torch.randn(6, 3))
+    assert runs == [True] and result.requires_grad == wanted
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm(5, elementwise_affine=False), nn.RMSNorm(5), nn.BatchNorm1d(5).eval()])
 def test_norms_depend_on_their_input(norm):
     """torch's jvp of layer_norm, differentiated, takes mean and deviation for constants (pytorch#196700)."""

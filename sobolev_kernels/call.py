@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch, ops
 from .backends import reference
 from .columns import Columns
 from .directions import Cotangents, Directions, Projections
-from .errors import need
 from .planner import exact_projection
-from .problem import COTANGENTS, DIRECTIONS, LOSS, PRECISIONS, Operands, Problem
+from .problem import COTANGENTS, DIRECTIONS, LOSS, Operands, Problem
 from .student import Student, recognise
-from .validate import check_inputs, check_order, check_outputs, check_student
+from .validate import check_inputs, check_order, check_outputs, check_precision, check_student
 
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 EXACT = "exact"
@@ -31,6 +32,7 @@ class Call:
     projections: Projections | None
     seed: torch.Tensor | None
     problem: Problem
+    ran: tuple[torch.Tensor, torch.Tensor] | None = None  # x and y, of a student that had to be run to know O
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -51,18 +53,17 @@ class Call:
         """y [N, O], its projected derivatives, and second derivatives or None."""
         problem, vectors = self.problem, self.materialised()
         mlp = not isinstance(self.layers, str)
-        function = lambda x: check_outputs(self.student(x), x, "student")  # noqa: E731
         if problem.projection == COTANGENTS:
             if mlp:
                 y, gradients = reference.mlp_vjp(self.layers, self.parameters, self.x, vectors)
             else:
-                y, gradients = reference.function_vjp(function, self.x, vectors)
+                y, gradients = reference.vjps(*self.ran, vectors)
             return y, self.columns.restrict(gradients), None
         v = self.columns.embed(vectors, self.problem.D)
         if mlp:
             y, tangents, second = reference.mlp_jet(self.layers, self.parameters, self.x, v, problem.order)
         else:
-            y, tangents, second = reference.function_jet(function, self.x, v, problem.order)
+            y, tangents, second = reference.function_jet(checked(self.student), self.x, v, problem.order)
         return (y, None, second.sum(0)) if problem.collapsed else (y, tangents, second)
 
     def fused(self, **tensors) -> tuple[torch.Tensor, ...]:
@@ -87,12 +88,8 @@ def compute_dtype(tensor: torch.Tensor | None, layers: Student | str) -> torch.T
     return tensor.to(COMPUTE_DTYPE[tensor.dtype])
 
 
-def count_outputs(student: object, layers: Student | str, x: torch.Tensor) -> int:
-    """O; a student that was not recognised has to be run to know it."""
-    if not isinstance(layers, str):
-        return layers.widths[-1]
-    with torch.no_grad():
-        return check_outputs(student(x), x, "student").shape[1]
+def checked(student: Callable) -> Callable:
+    return lambda x: check_outputs(student(x), x, "student")
 
 
 def make_problem(
@@ -124,8 +121,8 @@ def resolve_exact(student: object, layers: Student | str, W: int) -> Projections
 
 def choose_precision(precision: str | None, device: str) -> str:
     """What was asked for, or what autocast computes in on this kind of device."""
-    need(precision in (None, *PRECISIONS), "precision", f"None or one of {', '.join(PRECISIONS)}", precision)
-    if precision is not None or not torch.is_autocast_enabled(device):
+    check_precision(precision)
+    if precision is not None or not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return precision or "ieee"
     return AUTOCAST_PRECISION.get(torch.get_autocast_dtype(device), "ieee")
 
@@ -138,13 +135,18 @@ def begin(
     layers = recognise(student)
     check_inputs(inputs, layers)
     check_student(student, layers, inputs)
-    check_order(layers, fields.get("order", 1))
+    check_order(student, layers, fields.get("order", 1))
     columns = columns or Columns()
     columns.check(inputs)
     W = columns.count(inputs.shape[1])
     if projections == EXACT:
         projections = resolve_exact(student, layers, W)
-    n = count_outputs(student, layers, inputs) if isinstance(projections, Cotangents) else W
+    n, ran = W, None
+    if isinstance(projections, Cotangents) and isinstance(layers, str):
+        ran = reference.with_graph(checked(student), inputs)
+        n = ran[1].shape[1]
+    elif isinstance(projections, Cotangents):
+        n = layers.widths[-1]
     if projections is not None:
         projections.check(inputs, n)
         projections = replace(projections, values=compute_dtype(projections.values, layers))
@@ -155,4 +157,4 @@ def begin(
     if problem.backend != "reference":
         ops.need_no_transforms(x, *layers.parameters)
     seed = None if projections is None else projections.draw_seed()
-    return Call(student, layers, x, columns, projections, seed, problem)
+    return Call(student, layers, x, columns, projections, seed, problem, ran)

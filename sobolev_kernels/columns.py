@@ -42,7 +42,8 @@ class Columns:
             fits = fits and s.device == inputs.device and not s.requires_grad
             expected = f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad"
             need(fits, "input_scale", expected, s)
-            looked_at = s.device.type == "cpu" and not torch.compiler.is_compiling()
+            compiling = torch.compiler.is_compiling()
+            looked_at = s.device.type == "cpu" and not compiling and not torch._C._are_functorch_transforms_active()
             positive = not looked_at or bool(((s > 0) & torch.isfinite(s)).all())
             need(positive, "input_scale", "finite numbers > 0", s.tolist() if not positive else s)
 

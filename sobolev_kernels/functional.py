@@ -23,6 +23,7 @@ from .validate import (
     check_finite_tensors,
     check_inputs,
     check_known_order,
+    check_order,
     check_student,
     check_targets,
     check_weight,
@@ -85,7 +86,9 @@ def sobolev_loss(
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
         cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
         derivatives: "exact", instead of directions and cotangents: the whole Jacobian, from the cheaper side.
-        order: 2 adds the second directional derivatives along the same directions.
+        order: 2 adds the second directional derivatives along the same directions. Refused for a student or teacher
+            with a module as ReLU in it, whose second derivative is 0 almost everywhere; a plain function, or a forward
+            that calls relu as one, cannot be looked into, and its second derivatives are silently 0.
         wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
             by default all. Directions, Jacobian and Hessian have W columns then, in this order.
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
@@ -124,9 +127,9 @@ def sobolev_loss(
     check_known_order(order)
     losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
     columns = Columns.of(wrt, input_scale)
+    weights = choose_weights(weights, order, input_scale)
     if isinstance(weights, str):
-        weights, columns = differential_ml(weights, columns, targets, inputs, order)
-    weights = check_weights(weights, order)
+        weights, columns = differential_ml(columns, targets, inputs)
     projections = pick_projections(directions, cotangents, derivatives, targets, order, weights, return_terms)
     asked, order = order, 1 if projections is None else order
     call = begin(
@@ -162,11 +165,18 @@ def sobolev_loss(
     return SobolevTerms(loss.to(inputs.dtype), *(t.to(inputs.dtype) for t in terms))
 
 
-def differential_ml(weights: str, columns: Columns, targets: Targets, inputs: torch.Tensor, order: int):
-    """Weights and columns in the balance of Huge & Savine: every derivative in units of its own size."""
+def choose_weights(weights: object, order: int, input_scale: object = None) -> tuple[float, ...] | str:
+    """As numbers, or the name of a balance that waits for the targets."""
+    if not isinstance(weights, str):
+        return check_weights(weights, order)
     need(weights == DIFFERENTIAL_ML, "weights", f"numbers or {DIFFERENTIAL_ML!r}", weights)
     need(order == 1, "weights", f"numbers, since {DIFFERENTIAL_ML!r} is of order 1", f"order = {order}")
-    need(columns.scale is None, "weights", "numbers together with an input_scale", weights)
+    need(input_scale is None, "weights", "numbers together with an input_scale", weights)
+    return weights
+
+
+def differential_ml(columns: Columns, targets: Targets, inputs: torch.Tensor):
+    """Weights and columns in the balance of Huge & Savine: every derivative in units of its own size."""
     need(targets.jacobian is not None, "targets", f"a jacobian, whose columns {DIFFERENTIAL_ML!r} weighs", targets.kind)
     columns.check(inputs)
     W = columns.count(inputs.shape[1])
@@ -249,6 +259,7 @@ def teacher_derivatives(teacher: Callable, call: Call, dtype: torch.dtype) -> tu
     with torch.no_grad():
         check_inputs(x, layers, "teacher")
         check_student(teacher, layers, x.to(dtype), "teacher")
+        check_order(teacher, layers, problem.order, "teacher")
         if not isinstance(layers, str) and x.dtype not in COMPUTE_DTYPE:
             if not isinstance(call.layers, str):
                 O = call.layers.widths[-1]

@@ -10,10 +10,10 @@ from . import dispatch
 from .columns import Columns
 from .directions import Cotangents, Directions
 from .errors import need
-from .functional import DIFFERENTIAL_ML, REDUCTIONS, LossName, SobolevTerms, pick_projections, sobolev_loss
+from .functional import REDUCTIONS, LossName, SobolevTerms, choose_weights, pick_one, sobolev_loss
 from .math.losses import choose_loss
 from .targets import Targets
-from .validate import check_known_order, check_weights
+from .validate import check_known_order, check_precision
 
 
 class SobolevLoss(torch.nn.Module):
@@ -41,9 +41,9 @@ class SobolevLoss(torch.nn.Module):
         super().__init__()
         need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
         check_known_order(order)
-        pick_projections(directions, cotangents, derivatives, Targets(teacher=abs), 1, (1.0, 1.0), False)
+        pick_one(directions, cotangents, derivatives, order)
+        check_precision(precision)
         dispatch.requested(backend)
-        named = weights == DIFFERENTIAL_ML
         self.settings = {
             "directions": directions,
             "cotangents": cotangents,
@@ -52,7 +52,7 @@ class SobolevLoss(torch.nn.Module):
             "wrt": Columns.of(wrt).wrt,
             "value_loss": choose_loss("value_loss", value_loss),
             "derivative_loss": choose_loss("derivative_loss", derivative_loss),
-            "weights": weights if named else check_weights(weights, order),
+            "weights": choose_weights(weights, order, input_scale),
             "reduction": reduction,
             "precision": precision,
             "backend": backend,

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from .directions import Projections
 from .errors import NotProvided, describe, need
 from .math.activations import is_curved
+from .problem import PRECISIONS
 from .student import Student
 from .targets import Targets
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# torch's own activations that are linear between their kinks
+FLAT_MODULES = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
+)  # fmt: skip
 
 
 def check_inputs(inputs: object, layers: Student | str, owner: str = "student") -> None:
@@ -49,16 +55,24 @@ def check_known_order(order: object) -> None:
     need(known, "order", "1 or 2 (3 would take the fourth derivative of the activations)", order)
 
 
-def check_order(layers: Student | str, order: int) -> None:
+def check_order(model: object, layers: Student | str, order: int, name: str = "student") -> None:
     """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
-    if order == 1 or isinstance(layers, str):
+    if order == 1:
         return
-    flat = [a.name for a in layers.activations if a.name != "identity" and not is_curved(a)]
+    if isinstance(layers, Student):
+        flat = [a.name for a in layers.activations if a.name != "identity" and not is_curved(a)]
+    else:
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        flat = [type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)]
     if flat:
         raise NotProvided(
             f"order: expected 1 with {flat[0]}, whose second derivative is 0 almost everywhere "
-            f"(the second derivative of the student would be silently 0), got {order}"
+            f"(the second derivative of the {name} would be silently 0), got {order}"
         )
+
+
+def check_precision(precision: object) -> None:
+    need(precision in (None, *PRECISIONS), "precision", f"None or one of {', '.join(PRECISIONS)}", precision)
 
 
 def check_weight(name: str, weight: object, count: int | str, inputs: torch.Tensor) -> None:
@@ -76,7 +90,7 @@ def check_weights(weights: object, order: int = 1) -> tuple[float, ...]:
     names = ("value, derivative", "value, derivative, second derivative")[order - 1]
     count = ("two", "three")[order - 1]
     try:
-        parts = () if isinstance(weights, str) else tuple(weights)
+        parts = tuple(weights)
         learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
         numbers = () if learned else tuple(map(float, parts))
     except (TypeError, ValueError):

@@ -85,13 +85,22 @@ class ExactNorms(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def with_graph(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, asking for its gradient, and y = function(x)."""
+    with torch.enable_grad(), ExactNorms():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return x, function(x)
+
+
 def function_vjp(function: Callable, x: torch.Tensor, u: torch.Tensor):
     """The same for any function of x [N, D], by autograd."""
+    return vjps(*with_graph(function, x), u)
+
+
+def vjps(x: torch.Tensor, y: torch.Tensor, u: torch.Tensor):
+    """y and its gradients Jᵀu, for what `with_graph` gave."""
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        with ExactNorms():
-            y = function(x)
         gradients = [gradient(y, x, cotangent) for cotangent in u]
     gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
     return (y, gradients) if graph else (y.detach(), gradients.detach())
@@ -115,10 +124,8 @@ def function_jet(function: Callable, x: torch.Tensor, v: torch.Tensor, order: in
         tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
         y = function(x)
         return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape)), None
+    x, y = with_graph(function, x)
     with torch.enable_grad():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        with ExactNorms():
-            y = function(x)
         tangents = along(y, x, v)
         seconds = [along(t, x, d[None])[0] for t, d in zip(tangents, v, strict=True)] if order == 2 else None
     stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
