@@ -163,6 +163,42 @@ def test_values_against_torch_func(activation, backend):
     assert len(sk.jet(student, x, v, order=1, backend=backend)) == 2
 
 
+@pytest.mark.parametrize("recognised", [True, False], ids=["MLP", "function"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("wrt", [[0, 1], [2, 0], [1], [2, 1, 0]], ids=str)
+def test_columns_against_torch_func(wrt, backend, recognised):
+    """Values, and the gradients of a loss on them, in the columns' order; the other columns are inputs all the same."""
+    if backend == "cpu" and not recognised:
+        return
+    numbers = data(SMALL, "tanh").to(torch.float64)
+    mlp, x, W = numbers.student, numbers.x.requires_grad_(), len(wrt)
+    student = mlp if recognised else lambda x: mlp(x)
+    jacobian = vmap(jacrev(mlp))(x)[..., wrt]
+    curvature = vmap(hessian(mlp))(x)[..., wrt, :][..., wrt]
+    v, w, u = (random(4, SMALL.N, n).double() for n in (W, W + 2, 2))
+    w = w[..., 2:]
+    expected = {
+        "jvp": torch.einsum("nod,pnd->pno", jacobian, v),
+        "vjp": torch.einsum("nod,rno->rnd", jacobian, u),
+        "jet": torch.einsum("node,pnd,pne->pno", curvature, v, v),
+        "laplacian": torch.einsum("nodd->no", curvature),
+        "hvp": torch.einsum("node,pnd,pne->pno", curvature, v, w),
+    }
+    vectors = {"vjp": [u], "laplacian": [], "hvp": [v, w]}
+    inputs = (x, *mlp.parameters())
+    for name, derivative in expected.items():
+        y, *_, last = getattr(sk, name)(student, x, *vectors.get(name, [v]), wrt=wrt, backend=backend)
+        assert_within_rule("values", y, mlp(x))
+        assert_within_rule(name, last, derivative)
+        losses = ((ramp(y) * y.sin()).sum() + (ramp(t) * t.square()).sum() for t in (last, derivative))
+        got, by_torch = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in losses)
+        for i, (g, e) in enumerate(zip(got, by_torch, strict=True)):
+            assert_within_rule(f"{name}, gradient {i}", g, e)
+    drawn = sk.Directions.normal(2, seed=5)
+    _, tangents = sk.jvp(student, x, drawn, wrt=wrt, backend=backend)
+    assert_within_rule("drawn", tangents, torch.einsum("nod,pnd->pno", jacobian, drawn.tensor(x[:, wrt])))
+
+
 def laplacian_of(numbers):
     return torch.einsum("nodd->no", vmap(hessian(numbers.student))(numbers.x)).detach()
 

@@ -619,6 +619,12 @@ ARGUMENTS = [
     ("a mask", lambda: loss(wrt=[True, False, True]), COLUMNS + "(True, False, True)"),
     ("a tensor of columns", lambda: loss(wrt=torch.tensor([0, 1])), "numbers, got a tensor int64 [2] on cpu"),
     ("a column twice", lambda: loss(wrt=[1, 1]), "wrt: expected each column once, got (1, 1)"),
+    ("columns of a jvp", lambda: sk.jvp(STUDENT, X, V, wrt=[3]), COLUMNS + "(3,)"),
+    ("columns of a laplacian", lambda: sk.laplacian(STUDENT, X, wrt="x"), "wrt: expected columns of the inputs, a seq"),
+    (
+        "directions of all columns", lambda: sk.jvp(STUDENT, X, V, wrt=[0, 2]),
+        "directions: expected torch.float32 [P, 6, 2] on cpu",
+    ),
     ("columns of explain", lambda: sk.explain(STUDENT, X, wrt=[3]), COLUMNS + "(3,)"),
     (
         "columns of the jacobian", lambda: loss(wrt=[0, 2]),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .call import Call, begin
+from .columns import Columns
 from .directions import Cotangents, Directions
 from .errors import need
 from .problem import DERIVATIVES
 from .validate import check_known_order
 
 
-def evaluate(student: object, x: torch.Tensor, projections, backend: str | None, **fields) -> Call:
+def evaluate(student: object, x: torch.Tensor, projections, wrt, backend: str | None, **fields) -> Call:
     student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
-    return begin(student, x, projections, backend, result=DERIVATIVES, **fields)
+    return begin(student, x, projections, backend, Columns.of(wrt), result=DERIVATIVES, **fields)
 
 
 def results(call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -25,8 +28,9 @@ def as_directions(v: torch.Tensor | Directions) -> Directions:
 
 
 def jvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, backend: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The student's values and its directional derivatives, D m(x)[v], in one fused pass.
 
     Both results are differentiable with respect to the parameters and x (once; with `backend="reference"` as often
@@ -36,6 +40,8 @@ def jvp(
         student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
         x: inputs [N, D], floating point, of the student's dtype and device.
         v: directions [P, N, D], or [P, D] shared by the batch, or a `Directions`.
+        wrt: the W input columns that are differentiated, by default all D. Directions have W numbers then, in this
+            order.
         backend: forces one by name; it never falls back.
 
     Returns:
@@ -50,23 +56,24 @@ def jvp(
         >>> dy.shape
         torch.Size([1, 5, 1])
     """
-    return results(evaluate(student, x, as_directions(v), backend), x.dtype)
+    return results(evaluate(student, x, as_directions(v), wrt, backend), x.dtype)
 
 
 def vjp(
-    student: torch.nn.Module, x: torch.Tensor, u: torch.Tensor | Cotangents, *, backend: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    student: torch.nn.Module, x: torch.Tensor, u: torch.Tensor | Cotangents, *, wrt: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The student's values and the gradients D m(x)ᵀu of its outputs along cotangents, in one fused pass.
 
     Differentiable as those of `jvp`. `Cotangents.basis()` gives the rows of the Jacobian, so of a scalar student its
     gradient.
 
     Args:
-        student, x, backend: as for `jvp`.
+        student, x, wrt, backend: as for `jvp`.
         u: cotangents [R, N, O], or [R, O] shared by the batch, or a `Cotangents`.
 
     Returns:
-        y [N, O] and gradients [R, N, D], of x's dtype.
+        y [N, O] and gradients [R, N, D], with `wrt` [R, N, W], of x's dtype.
 
     Raises:
         ValueError, NotImplementedError: as `jvp`.
@@ -77,12 +84,12 @@ def vjp(
         torch.Size([1, 5, 2])
     """
     cotangents = u if isinstance(u, Cotangents) else Cotangents.given(u)
-    return results(evaluate(student, x, cotangents, backend), x.dtype)
+    return results(evaluate(student, x, cotangents, wrt, backend), x.dtype)
 
 
 def jet(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
-    backend: str | None = None,
+    wrt: Sequence[int] | None = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
 
@@ -90,7 +97,7 @@ def jet(
     adjoint (docs/math.md, section 10).
 
     Args:
-        student, x, v, backend: as for `jvp`.
+        student, x, v, wrt, backend: as for `jvp`.
         order: 1 or 2.
 
     Returns:
@@ -106,21 +113,21 @@ def jet(
         [(5, 1), (3, 5, 1), (3, 5, 1)]
     """
     check_known_order(order)
-    return results(evaluate(student, x, as_directions(v), backend, order=order), x.dtype)
+    return results(evaluate(student, x, as_directions(v), wrt, backend, order=order), x.dtype)
 
 
 def laplacian(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions | None = None, *,
-    backend: str | None = None,
+    wrt: Sequence[int] | None = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Values and Laplacian Σ_d ∂²m/∂x_d², by one collapsed stream for the sum of the second derivatives.
+    """Values and Laplacian Σ_d ∂²m/∂x_d², over the columns `wrt`, by one collapsed stream for the whole sum.
 
     Differentiable as those of `jvp`. With random directions of your own choice it is an estimate: exact on average
     for `Directions.rademacher(P)` or `.normal(P)`, or with `unbiased=True` for the others (Hutchinson); it is the
     mean over the directions then. Directions that are given are summed: Σ_p D²m(x)[v_p, v_p].
 
     Args:
-        student, x, backend: as for `jvp`.
+        student, x, wrt, backend: as for `jvp`.
         v: None for the exact Laplacian, a random `Directions` for an estimate, or directions as for `jvp`.
 
     Returns:
@@ -135,21 +142,22 @@ def laplacian(
         torch.Size([5, 1])
     """
     directions = Directions.basis() if v is None else as_directions(v)
-    call = evaluate(student, x, directions, backend, order=2, collapsed=True)
+    call = evaluate(student, x, directions, wrt, backend, order=2, collapsed=True)
     y, total = results(call, x.dtype)
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
     return y, total if summed else total / call.problem.P
 
 
 def hvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, *, backend: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, *, wrt: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and mixed second derivatives D² m(x)[v, w] = (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, by polarization.
 
     Differentiable as those of `jvp`. Scale v and w alike: the difference loses as many digits as they differ.
 
     Args:
-        student, x, backend: as for `jvp`.
+        student, x, wrt, backend: as for `jvp`.
         v, w: directions [P, N, D] or [P, D], of one shape.
 
     Returns:
@@ -166,6 +174,6 @@ def hvp(
     for name, tensor in (("v", v), ("w", w)):
         need(isinstance(tensor, torch.Tensor), name, "a tensor [P, N, D] or [P, D]", tensor, TypeError)
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
-    y, _, second = jet(student, x, torch.cat([v + w, v - w]), backend=backend)
+    y, _, second = jet(student, x, torch.cat([v + w, v - w]), wrt=wrt, backend=backend)
     plus, minus = second.chunk(2)
     return y, (plus - minus) / 4
