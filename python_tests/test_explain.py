@@ -182,7 +182,7 @@ def test_work_of_some_columns():
 @pytest.mark.parametrize(
     ("O", "taken", "other", "projections"),
     [
-        (1, "1 gradients", "4 tangents", "cotangents  1 x basis"),
+        (1, "1 gradient", "4 tangents", "cotangents  1 x basis"),
         (3, "3 gradients", "4 tangents", "cotangents  3 x basis"),
         (4, "4 tangents", "4 gradients", "directions  4 x basis"),
         (6, "4 tangents", "6 gradients", "directions  4 x basis"),
@@ -194,7 +194,7 @@ def test_the_whole_jacobian_from_the_cheaper_side(O, taken, other, projections):
     assert f"by {taken} beside the values" in first
     assert "(instead of " in second and f"by {other} beside the values)" in second
     assert f"{projections}, N = 10\n" in text
-    assert f"(side {taken.split()[1]}, " in text
+    assert f"(side {taken.split()[1].removesuffix('s')}s, " in text
 
 
 def test_one_side_alone():
@@ -224,6 +224,9 @@ CALLS = {
     "exact by columns": (6, {"derivatives": "exact"}),
     "order 2": (1, {"directions": sk.Directions.sphere(2), "order": 2}),
     "columns": (1, {"derivatives": "exact", "wrt": [2, 0]}),
+    "per sample": (1, {"directions": sk.Directions.sphere(2), "reduction": "none"}),
+    "other losses": (6, {"value_loss": "relative_mse", "derivative_loss": "cosine", "reduction": "sum"}),
+    "terms of weight 0": (1, {"weights": (1, 0), "return_terms": True}),
 }
 
 
@@ -243,7 +246,48 @@ def test_what_is_said_is_what_is_done(call, monkeypatch):
     assert got[problem.projection].startswith(f"{problem.P} x {problem.distribution}, ")
     side = dict(cpu.plan(problem, 10).choices)["side"]
     text = sk.explain(student, x, derivative_target="projected", **options)
-    assert re.search(r"^work +[^(].* \d+ (\w+) beside", text, re.MULTILINE)[1] == side
+    assert re.search(r"^work +[^(].* \d+ (\w+?)s? beside", text, re.MULTILINE)[1] + "s" == side
+
+
+def test_the_problem_that_is_explained_is_the_one_of_the_call(monkeypatch):
+    problems, plan = [], cpu.plan
+    monkeypatch.setattr(cpu, "plan", lambda problem, N: problems.append(problem) or plan(problem, N))
+    student, targets = (
+        sk.MLP(2, 3, width=16),
+        sk.Targets(teacher=lambda t: torch.sin(t).sum(1, keepdim=True).expand(-1, 3)),
+    )
+    for options in (
+        {"value_loss": ("huber", 0.5), "derivative_loss": "cosine", "reduction": "sum"},
+        {"reduction": "none", "precision": "bf16", "derivatives": "exact"},
+        {"order": 2, "weights": (1, 0, 2)},
+        {"order": 2, "weights": (1, 0, 0)},
+        {"weights": (0, 0)},
+    ):
+        sk.explain(student, X, derivative_target="projected", **options)
+        sk.sobolev_loss(student, X, targets, **options)
+        assert len(set(problems)) == 1
+        problems.clear()
+
+
+def test_values_alone():
+    got = lines(STUDENT, X, sk.Directions.sphere(3), order=2, weights=(1, 0, 0))
+    assert got["directions"] == "none, N = 10"
+    assert got["work"] == f"{2 * 3 * 10 * MULTIPLIES:.3g} FLOP in matrix products for the values"
+    assert got["memory"] == f"{4 * (20 + 10 + 2 * PARAMETERS):.3g} bytes at the least"
+
+
+def test_the_backward_of_a_loss_for_each_sample():
+    text = sk.explain(STUDENT, X, sk.Directions.sphere(1), reduction="none")
+    forward = f"{2 * (1 + 1) * 10 * MULTIPLIES:.3g}"
+    assert f"{forward} FLOP in matrix products by 1 tangent beside the values, and thrice that in a backward" in text
+
+
+def test_the_side_is_that_of_the_backend():
+    """The planner's, where the backend asks it; the reference takes a tangent for each direction."""
+    works = {backend: lines(STUDENT, X, sk.Directions.sphere(4), backend=backend) for backend in ("cpu", "reference")}
+    text = sk.explain(STUDENT, X, sk.Directions.sphere(4), backend="reference")
+    assert "by 4 tangents beside the values" in text and "instead of" not in text
+    assert "side" not in works["reference"]["->"] and "side gradients" in works["cpu"]["->"]
 
 
 def test_order_two_of_a_flat_activation_is_refused():
@@ -259,6 +303,12 @@ def test_order_two_of_a_flat_activation_is_refused():
         ({"wrt": [2]}, ValueError, "wrt: expected columns of the inputs, whole numbers from 0 to 1"),
         ({"wrt": 0}, ValueError, "wrt: expected columns of the inputs, a sequence"),
         ({"order": 3}, ValueError, "order: expected 1 or 2"),
+        ({"reduction": "avg"}, ValueError, "reduction: expected one of mean, sum, none, got avg"),
+        ({"value_loss": "mae"}, ValueError, "value_loss: unknown name 'mae'"),
+        ({"derivative_loss": ("huber", 0)}, ValueError, "derivative_loss: expected finite parameters > 0"),
+        ({"weights": (1, 2, 3)}, ValueError, "weights: expected two numbers"),
+        ({"weights": "differential-ml", "order": 2}, ValueError, "weights: expected numbers, since"),
+        ({"precision": "fp8"}, ValueError, "precision: expected None or one of ieee"),
         ({"derivatives": "exact", "order": 2}, ValueError, "order: expected 1 with cotangents or exact derivatives"),
         (
             {"derivatives": "exact", "cotangents": sk.Cotangents.basis()},

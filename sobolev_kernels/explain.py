@@ -11,8 +11,9 @@ from .call import EXACT, begin
 from .columns import Columns
 from .directions import Cotangents, Directions
 from .errors import need
-from .functional import pick_one
-from .problem import DENSE, DIRECTIONS, LOSS, NONE, PROJECTED
+from .functional import REDUCTIONS, LossName, choose_weights, pick_one
+from .math.losses import choose_loss
+from .problem import DENSE, DIRECTIONS, LOSS, NONE, PER_SAMPLE, PROJECTED
 from .validate import check_known_order
 
 
@@ -25,15 +26,22 @@ def explain(
     derivatives: str | None = None,
     order: int = 1,
     wrt: Sequence[int] | None = None,
+    value_loss: LossName = "mse",
+    derivative_loss: LossName = "mse",
+    weights: Sequence[float] | str | None = None,
+    reduction: str = "mean",
+    precision: str | None = None,
     backend: str | None = None,
+    return_terms: bool = False,
     derivative_target: str = DENSE,
 ) -> str:
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
 
-    Nothing is computed, and no random number is drawn.
+    Nothing is computed, and no random number is drawn. (A student that is not recognised is run for cotangents, whose
+    numbers it tells.)
 
     Args:
-        student, x, directions, cotangents, derivatives, order, wrt, backend: as for `sobolev_loss`.
+        student, x, …, return_terms: as for `sobolev_loss`. Those of its arguments that are not here change nothing.
         derivative_target: "dense" or "projected", for the count of bytes.
 
     Raises:
@@ -47,14 +55,20 @@ def explain(
     """
     known = derivative_target in (DENSE, PROJECTED)
     need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target)
+    need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
     check_known_order(order)
+    losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
+    weights = choose_weights(weights, order)
     projections = pick_one(directions, cotangents, derivatives, order) or Directions.sphere(1)
+    if not (isinstance(weights, str) or any(weights[1:]) or return_terms):
+        projections, order, derivative_target = None, 1, NONE
     second = derivative_target if order == 2 else NONE
     columns = Columns.of(wrt)
     with torch.random.fork_rng(devices=[]):
         call = begin(
-            student, x, projections, backend, columns, result=LOSS, order=order,
-            derivative_target=derivative_target, second_target=second,
+            student, x, projections, backend, columns, precision,
+            result=PER_SAMPLE if reduction == "none" else LOSS, reduction=reduction, order=order,
+            derivative_target=derivative_target, second_target=second, value_loss=losses[0], derivative_loss=losses[1],
         )  # fmt: skip
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
@@ -64,7 +78,7 @@ def explain(
     dtype = str(x.dtype).removeprefix("torch.")
     computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
     lines = [f"student     {what}, {dtype}{computed} on {problem.device}"]
-    some = f"{problem.P} x {problem.distribution}{', shared' if problem.shared else ''}"
+    some = f"{problem.P} x {problem.distribution}{', shared' if problem.shared else ''}" if projections else "none"
     some += f", order {order}" if order > 1 else ""
     some += f", of {problem.W} of {problem.D} inputs" if problem.wrt else ""
     lines += [f"{problem.projection:<11} {some}, N = {N}"]
@@ -73,7 +87,7 @@ def explain(
         taken = "-> " if name == problem.backend else "   "
         lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
     if not problem.unrecognised:
-        lines += [f"work        {line}" for line in sides_of(problem, N, derivatives == EXACT)]
+        lines += [f"work        {line}" for line in sides_of(problem, N, projections == EXACT)]
         lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
     text = "\n".join(lines)
     print(text)
@@ -82,12 +96,17 @@ def explain(
 
 def sides_of(problem, N: int, exact: bool) -> list[str]:
     """The side taken first, then what the others would cost."""
-    taken, counts = planner.side(problem), planner.chains(problem)
+    projected = planner.TANGENTS if problem.projection == DIRECTIONS else planner.GRADIENTS
+    choices, counts = dict(dispatch.BACKENDS[problem.backend].plan(problem, N).choices), planner.chains(problem)
+    taken = choices.get("side", projected)
     if exact:
-        counts = {planner.TANGENTS: problem.W, planner.GRADIENTS: problem.O}
-        taken = planner.TANGENTS if problem.projection == DIRECTIONS else planner.GRADIENTS
+        counts, taken = {planner.TANGENTS: problem.W, planner.GRADIENTS: problem.O}, projected
+    elif "side" not in choices:
+        counts = {taken: counts[taken]}
+    again = ", and thrice that in a backward" if problem.result == PER_SAMPLE else ""
     lines = []
     for side in sorted(counts, key=lambda side: side != taken):
-        flops = planner.flops(problem, N, counts[side])
-        lines.append(f"{flops:.3g} FLOP in matrix products by {counts[side]} {side} beside the values")
+        n, flops = counts[side], planner.flops(problem, N, counts[side])
+        streams = f"by {n} {side if n != 1 else side[:-1]} beside the values" if n else "for the values"
+        lines.append(f"{flops:.3g} FLOP in matrix products {streams}{again}")
     return [line if i == 0 else f"(instead of {line})" for i, line in enumerate(lines)]
