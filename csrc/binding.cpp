@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cuda/layout.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace {
 
@@ -179,4 +181,28 @@ PYBIND11_MODULE(_C, m) {
         return found;
       },
       "(name, bytes of a vector) of each instruction set this machine can execute, the best first");
+
+  // CUDA: what can be prepared without a GPU is there in every build
+  m.def(
+      "cuda_layout",
+      [](StepBuilder& self, int precision, std::uint64_t limit) {
+        const auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        const auto& layout = a.layout;
+        return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
+                        "shared"_a = layout.floats * 4, "weights"_a = layout.weights != sk::cuda::kAbsent,
+                        "gradients"_a = layout.gradients != sk::cuda::kAbsent,
+                        "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
+                        "slot"_a = layout.gradient_floats * 4);
+      },
+      "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
+      py::arg("precision"), py::arg("limit"));
+  m.def(
+      "cuda_arguments",
+      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks) {
+        auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+        return py::bytes(reinterpret_cast<const char*>(&a), sizeof a);
+      },
+      "the kernels' one argument, for who launches them himself", py::arg("step"), py::arg("precision"),
+      py::arg("limit"), py::arg("scratch"), py::arg("blocks"));
 }

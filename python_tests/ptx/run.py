@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -364,12 +364,14 @@ class Module:
         schedule: str = "round_robin",
         findings: str = "raise",
         max_steps: int = 10**9,
+        memory: Mapping[str, object] | None = None,
     ) -> Result:
         """Execute a kernel on the memory of its arguments.
 
         args: numpy arrays and torch CPU tensors (pointers), numbers, bytes (structures). Parameters that Triton adds
         at the end may be left out. block: None takes what the kernel was compiled for. shared: bytes of dynamic shared
         memory. schedule: round_robin, ahead, reverse, random or random:SEED. findings: "raise" or "return".
+        memory: arrays by name that structures among the arguments point to.
         """
         program = self.program(kernel)
         block = program.threads if block is None else triple(block)
@@ -390,6 +392,7 @@ class Module:
             params[offset : offset + v.size] = param_bytes(v, value)
 
         named = [(f"argument {k}", extent(a)) for k, a in enumerate(args) if extent(a) is not None]
+        named += [(name, extent(a)) for name, a in (memory or {}).items()]
         variables = self.parsed.variables
         named += [(n, (self.address(n), self.address(n) + variables[n].size)) for n in self.data]
         extents = merged([e for _, e in named])

@@ -1,0 +1,76 @@
+// What the kernels are told of one step: plain numbers and addresses, prepared on the host and passed by value.
+// No CUDA here: the tests prepare the same arguments for kernels that are executed without a GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace sk::cuda {
+
+constexpr int kMostLayers = 16, kThreads = 256;
+constexpr std::uint32_t kAbsent = ~0u;
+
+// Of what is multiplied; sums are float32. kIeee multiplies float32 without tensor cores.
+enum class Precision : int { kIeee, kTf32, kBf16, kFp16 };
+
+inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
+
+struct Function {
+  std::int32_t row;
+  float parameters[2];
+};
+
+// A linear layer: its features, padded to whole fragments, and where its numbers are. Counts of 4-byte floats from the
+// beginning of the block's shared memory, unless it says otherwise.
+struct LayerArguments {
+  std::int32_t in, out;                // as the student has them
+  std::int32_t padded_in, padded_out;  // multiples of 16
+  Function activation;
+  Strided weight, bias;
+  float *dweight, *dbias;
+  std::uint32_t z, tangent, q;            // [samples, padded_out]
+  std::uint32_t bias_at;                  // [padded_out]
+  std::uint32_t gradient, bias_gradient;  // from the beginning of the gradients
+  std::uint32_t forward, backward;        // bytes from the beginning of the packed weights
+};
+
+// Where a block's arrays lie in its shared memory (floats from its beginning) and how it goes about a tile.
+struct Layout {
+  std::int32_t samples = 0;
+  std::int32_t inputs = 0, outputs = 0;       // D and O, padded
+  std::uint32_t x = 0, v = 0, v_operand = 0;  // a tile's inputs as an operand; a direction, and as an operand
+  std::uint32_t product = 0;                  // [samples, widest]
+  std::uint32_t operand[3] = {0, 0, 0};       // [samples, widest layer]
+  std::uint32_t rho = 0;                      // [samples, rho_columns]
+  std::int32_t rho_columns = 0;
+  std::uint32_t jacobian = kAbsent;  // [D, jacobian_columns], if P directions read it
+  std::int32_t jacobian_columns = 0;
+  std::uint32_t gradients = kAbsent;  // else in the block's slot in global memory
+  std::uint32_t weights = kAbsent;    // else they are read where they were packed
+  std::uint32_t floats = 0;           // of it all
+  std::uint32_t gradient_floats = 0;  // of a block
+  std::uint32_t packed_bytes = 0;     // of all weights, for both ways
+};
+
+struct Arguments {
+  std::int64_t N, tiles;
+  std::int32_t D, O, W, P, L;
+  std::int32_t gradient_side;  // P counts cotangents
+  std::int32_t gradients;      // wanted
+  Layout layout;
+  LayerArguments layer[kMostLayers];
+  Strided x, sample_weight, output_weight;
+  Directions directions;
+  Target target[2];
+  Function loss[2];
+  float factor[2], scale[2];  // of slopes, the largest 1; of terms
+  float common;               // of all gradients: adjoints are of the size of residuals, float16 has no room for less
+  float* terms;               // [2, N]
+  float* dx;                  // [N, D]
+  unsigned char* packed;
+  float* slots;  // [blocks, gradient_floats]
+  std::int32_t blocks;
+};
+
+}  // namespace sk::cuda

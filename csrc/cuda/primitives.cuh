@@ -1,0 +1,73 @@
+// The primitives of the generated formulas for one float on the device, the formulas, and run-time choice among them.
+#pragma once
+
+#include <cmath>
+
+#include "arguments.h"
+
+namespace sk::cuda {
+
+#define SK_INLINE __device__ __forceinline__
+
+template <class T>
+struct Derivatives {
+  T value, d1, d2, d3;
+};
+
+template <class T>
+struct Residual {
+  T value, slope;
+};
+
+template <class T>
+struct Coupled {
+  T value, rr, aa, at;
+};
+
+SK_INLINE float where(bool condition, float yes, float no) { return condition ? yes : no; }
+SK_INLINE float abs(float x) { return fabsf(x); }
+SK_INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+SK_INLINE float cos(float x) { return cosf(x); }
+SK_INLINE float erf(float x) { return erff(x); }
+SK_INLINE float exp(float x) { return expf(x); }
+SK_INLINE float expm1(float x) { return expm1f(x); }
+SK_INLINE float log(float x) { return logf(x); }
+SK_INLINE float log1p(float x) { return log1pf(x); }
+SK_INLINE float sin(float x) { return sinf(x); }
+SK_INLINE float sqrt(float x) { return sqrtf(x); }
+SK_INLINE float tanh(float x) { return tanhf(x); }
+
+#include "../math/generated.h"
+
+struct Activated {
+  float value[4], d1[4], d2[4];
+};
+
+// Functions, not inlined: a switch over all rows stands once in the program, whatever calls it. Four numbers at a time,
+// for one call and for work that does not wait on itself.
+static __device__ __noinline__ Activated activated(int row, float a, float b, float4 z) {
+  const double parameters[2] = {a, b};
+  Activated result;
+#define SK_CASE(row, name)                                                 \
+  case row:                                                                \
+    _Pragma("unroll") for (int i = 0; i < 4; ++i) {                        \
+      const Derivatives<float> d = name::call((&z.x)[i], parameters);      \
+      result.value[i] = d.value, result.d1[i] = d.d1, result.d2[i] = d.d2; \
+    }                                                                      \
+    break;
+  switch (row) { SK_ACTIVATIONS(SK_CASE) }
+#undef SK_CASE
+  return result;
+}
+
+static __device__ __noinline__ Residual<float> residual(int row, float a, float b, float r) {
+  const double parameters[2] = {a, b};
+#define SK_CASE(row, name) \
+  case row:                \
+    return name::call(r, parameters);
+  switch (row) { SK_LOSSES(SK_CASE) }
+#undef SK_CASE
+  return Residual<float>{};
+}
+
+}  // namespace sk::cuda

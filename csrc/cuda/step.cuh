@@ -1,0 +1,528 @@
+// A Sobolev step, tile by tile (docs/math.md, sections 3, 4 and 9): a block takes tiles of samples in turn, and all of
+// a tile stays in its shared memory. Of each layer it has z, one stream (a direction's ż, or the adjoint a of an
+// output's gradient) and q, what the derivatives owe the values; what else is needed of an activation is computed again
+// from z.
+#pragma once
+
+#include "philox.cuh"
+#include "tile.cuh"
+
+namespace sk::cuda {
+
+enum Term : int { kValue, kFirst };
+
+SK_INLINE float number(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0) {
+  return static_cast<const float*>(a.data)[i * a.stride[0] + j * a.stride[1] + k * a.stride[2]];
+}
+
+template <Precision kPrecision>
+struct Tile {
+  using Op = Operand<kPrecision>;
+  using T = typename Op::Type;
+
+  const Arguments& step;
+  float* shared;
+  std::int64_t first = 0;
+
+  // ---- Where things are ----
+
+  SK_INLINE const LayerArguments& layer(int l) const { return step.layer[l]; }
+  SK_INLINE int last() const { return step.L - 1; }
+  SK_INLINE int samples() const { return step.layout.samples; }
+  SK_INLINE Rows<float> floats(std::uint32_t at, int n) const { return {shared + at, n}; }
+  SK_INLINE Rows<T> operand(int i, int n) const { return {operand_at(step.layout.operand[i]), n}; }
+  SK_INLINE T* operand_at(std::uint32_t at) const { return reinterpret_cast<T*>(shared + at); }
+  SK_INLINE float* gradients() const {
+    const Layout& layout = step.layout;
+    return layout.gradients == kAbsent ? step.slots + std::int64_t(blockIdx.x) * layout.gradient_floats
+                                       : shared + layout.gradients;
+  }
+  SK_INLINE const unsigned char* weights() const {
+    const std::uint32_t at = step.layout.weights;
+    return at == kAbsent ? step.packed : reinterpret_cast<const unsigned char*>(shared + at);
+  }
+  SK_INLINE bool there(int row) const { return first + row < step.N; }
+
+  // f(row, column) for each number of a tile [samples, n], or with four columns at a time
+  template <int kColumns = 1, class F>
+  SK_INLINE void each(int n, F f) const {
+    const int across = n / kColumns;
+    int row = threadIdx.x / across, column = threadIdx.x % across;
+    const int down = blockDim.x / across, right = blockDim.x % across;
+#pragma unroll 1
+    while (row < samples()) {
+      f(row, column * kColumns);
+      row += down, column += right;
+      if (column >= across) column -= across, ++row;
+    }
+  }
+
+  static SK_INLINE float4& four(const Rows<float>& to, int row, int column) {
+    return *reinterpret_cast<float4*>(to.chunk_at(0, row, column / 4));
+  }
+  static SK_INLINE void put(const Rows<T>& to, int row, int column, const float (&x)[4]) {
+    struct alignas(4 * sizeof(T)) Four {
+      T x[4];
+    };
+    *reinterpret_cast<Four*>(to.at(0, row, column)) = {{Op::of(x[0]), Op::of(x[1]), Op::of(x[2]), Op::of(x[3])}};
+  }
+
+  SK_INLINE Activated activation(int l, const float4& z) const {
+    const Function& of = layer(l).activation;
+    return activated(of.row, of.parameters[0], of.parameters[1], z);
+  }
+
+  // f(activation of layer l, row, column): of four numbers side by side
+  template <class F>
+  SK_INLINE void activate(int l, F f) const {
+    const Rows<float> z = floats(layer(l).z, layer(l).padded_out);
+    each<4>(z.n, [&](int row, int column) { f(activation(l, four(z, row, column)), row, column); });
+  }
+
+  // ---- Once for a block ----
+
+  SK_INLINE void begin() const {
+    const Layout& layout = step.layout;
+    if (layout.weights != kAbsent) {
+      for (std::uint32_t i = threadIdx.x * 16; i < layout.packed_bytes; i += blockDim.x * 16) {
+        copy_async(reinterpret_cast<unsigned char*>(shared + layout.weights) + i, step.packed + i);
+      }
+      commit_copies();
+    }
+    for (std::uint32_t i = threadIdx.x; i < layout.gradient_floats; i += blockDim.x) gradients()[i] = 0.0f;
+    for (int l = 0; l < step.L; ++l) {
+      const LayerArguments& of = layer(l);
+      for (int i = threadIdx.x; i < of.padded_out; i += blockDim.x) {
+        shared[of.bias_at + i] = of.bias.data && i < of.out ? number(of.bias, i) : 0.0f;
+      }
+    }
+    if (layout.weights != kAbsent) wait_for_copies();
+    __syncthreads();
+  }
+
+  SK_INLINE void end() const {
+    if (step.layout.gradients == kAbsent) return;
+    float* slot = step.slots + std::int64_t(blockIdx.x) * step.layout.gradient_floats;
+    for (std::uint32_t i = threadIdx.x; i < step.layout.gradient_floats; i += blockDim.x) slot[i] = gradients()[i];
+  }
+
+  // ---- A tile ----
+
+  SK_INLINE void run(std::int64_t from) {
+    first = from;
+    load_x();
+    __syncthreads();
+    values_forward();
+    clear_rho();
+    __syncthreads();
+    if (step.layout.jacobian != kAbsent) load_jacobian();
+#pragma unroll 1
+    for (int p = 0; p < step.P; ++p) {
+      if (step.gradient_side) {
+        by_cotangent(p);
+      } else {
+        by_tangent(p);
+      }
+    }
+    if (step.P) {
+      store_term(kFirst);
+      __syncthreads();
+      clear_rho();
+      __syncthreads();
+    } else if (step.terms) {
+      for (int row = threadIdx.x; row < samples(); row += blockDim.x) {
+        if (there(row)) step.terms[step.N + first + row] = 0.0f;
+      }
+    }
+    value_residual();
+    __syncthreads();
+    store_term(kValue);
+    if (step.gradients) backward<true>();
+    __syncthreads();
+  }
+
+  // ---- Inputs ----
+
+  SK_INLINE void load_x() const {
+    const Rows<T> x{operand_at(step.layout.x), step.layout.inputs};
+    each<4>(x.n, [&](int row, int column) {
+      float of[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        of[i] = there(row) && column + i < step.D ? number(step.x, first + row, column + i) : 0.0f;
+      }
+      put(x, row, column, of);
+    });
+  }
+
+  // Direction or cotangent p into v, and into its operand if it is the source of a tangent
+  SK_INLINE void load_direction(int p) const {
+    const Directions& from = step.directions;
+    const int n = step.gradient_side ? step.O : step.W;
+    const Rows<float> v = floats(step.layout.v, step.gradient_side ? step.layout.outputs : step.layout.inputs);
+    const Rows<T> to{operand_at(step.layout.v_operand), v.n};
+    const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
+    const float scale = given ? 1.0f : float(from.scale);
+    each<4>(v.n, [&](int row, int column) {
+      float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (there(row) && column < n) {
+        if (given) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, first + row, column + i) : 0.0f;
+        } else {
+          draw(from, first + row, p, column, n, of);
+        }
+      }
+      if (!sphere) {
+        for (float& x : of) x *= scale;
+        if (!step.gradient_side) put(to, row, column, of);
+      }
+      four(v, row, column) = make_float4(of[0], of[1], of[2], of[3]);
+    });
+    __syncthreads();
+    if (!sphere) return;
+    // four lanes to a row
+    for (int i = threadIdx.x; i < 4 * samples(); i += blockDim.x) {
+      const int row = i / 4;
+      float total = 0.0f;
+      for (int column = i % 4 * 4; column < v.n; column += 16) {
+        const float4 x = four(v, row, column);
+        total += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+      }
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      const float factor = there(row) ? scale / sqrtf(total) : 0.0f;
+      for (int column = i % 4 * 4; column < v.n; column += 16) {
+        float4& x = four(v, row, column);
+        const float of[4] = {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
+        x = make_float4(of[0], of[1], of[2], of[3]);
+        if (!step.gradient_side) put(to, row, column, of);
+      }
+    }
+    __syncthreads();
+  }
+
+  // ---- Values, and tangents from v ----
+
+  SK_INLINE void forward(int l, T* below, float* to, bool bias) const {
+    const LayerArguments& of = layer(l);
+    product<kPrecision>(below, of.padded_in, weights() + of.forward, of.padded_out,
+                        bias ? shared + of.bias_at : nullptr, to, samples());
+    __syncthreads();
+  }
+
+  SK_INLINE void values_forward() const {
+    T* below = operand_at(step.layout.x);
+#pragma unroll 1
+    for (int l = 0; l < step.L; ++l) {
+      forward(l, below, shared + layer(l).z, true);
+      if (step.gradients) {
+        const Rows<float> q = floats(layer(l).q, layer(l).padded_out);
+        each<4>(q.n, [&](int row, int column) { four(q, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f); });
+      }
+      if (l < last()) {
+        const Rows<T> h = operand(0, layer(l).padded_out);
+        activate(l, [&](const Activated& s, int row, int column) { put(h, row, column, s.value); });
+        below = h.data;
+      }
+      __syncthreads();
+    }
+  }
+
+  // σ' times a stream of layer l
+  SK_INLINE void put_scaled(int l, const Rows<float>& stream, const Rows<T>& to) const {
+    activate(l, [&](const Activated& s, int row, int column) {
+      const float4 t = four(stream, row, column);
+      const float of[4] = {s.d1[0] * t.x, s.d1[1] * t.y, s.d1[2] * t.z, s.d1[3] * t.w};
+      put(to, row, column, of);
+    });
+  }
+
+  SK_INLINE void by_tangent(int p) const {
+    load_direction(p);
+    T* below = operand_at(step.layout.v_operand);
+#pragma unroll 1
+    for (int l = 0; l < step.L; ++l) {
+      const Rows<float> z_dot = floats(layer(l).tangent, layer(l).padded_out);
+      forward(l, below, z_dot.data, false);
+      if (l == last()) break;
+      const Rows<T> h_dot = operand(0, z_dot.n);
+      put_scaled(l, z_dot, h_dot);
+      __syncthreads();
+      below = h_dot.data;
+    }
+    tangent_residual(p);
+    __syncthreads();
+    if (step.gradients && step.factor[kFirst] != 0.0f) backward<false>();
+  }
+
+  // ---- Residuals ----
+
+  SK_INLINE float sample_weight(int row) const {
+    return step.sample_weight.data ? number(step.sample_weight, first + row) : 1.0f;
+  }
+  SK_INLINE float output_weight(int o) const { return step.output_weight.data ? number(step.output_weight, o) : 1.0f; }
+
+  // Adds to the term, and gives the slope; a term of weight 0 may have any target, also NaN
+  SK_INLINE float slope(Term term, int row, int column, float r, float weight) const {
+    const Function& loss = step.loss[term];
+    const Residual<float> rho = residual(loss.row, loss.parameters[0], loss.parameters[1], r);
+    weight *= sample_weight(row);
+    shared[step.layout.rho + row * step.layout.rho_columns + column] += rho.value * weight;
+    return step.factor[term] == 0.0f ? 0.0f : step.factor[term] * rho.slope * weight;
+  }
+
+  SK_INLINE void clear_rho() const {
+    for (int i = threadIdx.x; i < samples() * step.layout.rho_columns; i += blockDim.x) {
+      shared[step.layout.rho + i] = 0.0f;
+    }
+  }
+
+  SK_INLINE void store_term(Term term) const {
+    const int columns = step.layout.rho_columns;
+    for (int row = threadIdx.x; step.terms && row < samples(); row += blockDim.x) {
+      float total = 0.0f;
+      for (int i = 0; i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
+      if (there(row)) step.terms[term * step.N + first + row] = step.scale[term] * total;
+    }
+  }
+
+  // z̄ of the last layer, into `tangent` and as an operand
+  SK_INLINE void value_residual() const {
+    const int l = last(), n = layer(l).padded_out;
+    const Rows<float> q = floats(layer(l).q, n), z_bar = floats(layer(l).tangent, n);
+    const Rows<T> to = operand(1, n);
+    const Target& target = step.target[kValue];
+    activate(l, [&](const Activated& s, int row, int column) {
+      float back[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int i = 0, o = column; i < 4; ++i, ++o) {
+        if (!there(row) || o >= step.O || target.kind == TargetKind::kNone) continue;
+        const float r = s.value[i] - number(target.data, first + row, o);
+        back[i] = s.d1[i] * slope(kValue, row, o, r, output_weight(o));
+      }
+      if (!step.gradients) return;
+      const float4 owed = four(q, row, column);
+      const float of[4] = {back[0] + owed.x, back[1] + owed.y, back[2] + owed.z, back[3] + owed.w};
+      put(to, row, column, of);
+      four(z_bar, row, column) = make_float4(of[0], of[1], of[2], of[3]);
+    });
+  }
+
+  // z̄̇ of the last layer as an operand, and what it owes the values
+  SK_INLINE void tangent_residual(int p) const {
+    const int l = last(), n = layer(l).padded_out;
+    const Rows<float> z_dot = floats(layer(l).tangent, n), q = floats(layer(l).q, n);
+    const Rows<T> to = operand(1, n);
+    activate(l, [&](const Activated& s, int row, int column) {
+      const float4 t = four(z_dot, row, column);
+      float a[4] = {0.0f, 0.0f, 0.0f, 0.0f}, back[4];
+#pragma unroll
+      for (int i = 0, o = column; i < 4; ++i, ++o) {
+        if (!there(row) || o >= step.O) continue;
+        a[i] = slope(kFirst, row, o, s.d1[i] * (&t.x)[i] - tangent_target(p, row, o), output_weight(o));
+      }
+      if (!step.gradients) return;
+      float4 owed = four(q, row, column);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        back[i] = s.d1[i] * a[i];
+        (&owed.x)[i] += s.d2[i] * (&t.x)[i] * a[i];
+      }
+      four(q, row, column) = owed;
+      put(to, row, column, back);
+    });
+  }
+
+  SK_INLINE void load_jacobian() const {
+    const int n = step.O * step.W;
+    for (int i = threadIdx.x; i < samples() * n; i += blockDim.x) {
+      const int row = i / n, o = i % n / step.W, d = i % step.W;
+      shared[step.layout.jacobian + d * step.layout.jacobian_columns + row * step.O + o] =
+          there(row) ? number(step.target[kFirst].data, first + row, o, d) : 0.0f;
+    }
+    __syncthreads();
+  }
+
+  // (Df(x)[v_p])_o
+  SK_INLINE float tangent_target(int p, int row, int o) const {
+    const Target& target = step.target[kFirst];
+    if (target.kind == TargetKind::kProjected) return number(target.data, p, first + row, o);
+    if (step.directions.distribution == Distribution::kBasis) {
+      return float(step.directions.scale) * number(target.data, first + row, o, p);
+    }
+    const Rows<float> v = floats(step.layout.v, step.layout.inputs);
+    const float* near = step.layout.jacobian == kAbsent ? nullptr : shared + step.layout.jacobian + row * step.O + o;
+    float total = 0.0f;
+#pragma unroll 1
+    for (int d = 0; d < step.W; ++d) {
+      const float j = near ? near[d * step.layout.jacobian_columns] : number(target.data, first + row, o, d);
+      total = fmaf(j, *v.at(0, row, d), total);
+    }
+    return total;
+  }
+
+  // (Df(x)ᵀu_p)_d
+  SK_INLINE float gradient_target(int p, int row, int d) const {
+    const Target& target = step.target[kFirst];
+    if (target.kind == TargetKind::kProjected) return number(target.data, p, first + row, d);
+    if (step.directions.distribution == Distribution::kBasis) {
+      return float(step.directions.scale) * number(target.data, first + row, p, d);
+    }
+    const Rows<float> u = floats(step.layout.v, step.layout.outputs);
+    float total = 0.0f;
+#pragma unroll 1
+    for (int o = 0; o < step.O; ++o) total = fmaf(number(target.data, first + row, o, d), *u.at(0, row, o), total);
+    return total;
+  }
+
+  // ---- The way back ----
+
+  SK_INLINE void add_gradient(int l, T* z_bar, T* h) const {
+    const LayerArguments& of = layer(l);
+    add_outer<kPrecision>(z_bar, of.padded_out, h, of.padded_in, samples(), gradients() + of.gradient);
+  }
+
+  // The adjoint of what comes into layer l
+  SK_INLINE void pull(int l, T* z_bar, float* to) const {
+    const LayerArguments& of = layer(l);
+    product<kPrecision>(z_bar, of.padded_out, weights() + of.backward, of.padded_in, nullptr, to, samples());
+    __syncthreads();
+  }
+
+  // Of the values, or of a tangent, from the adjoint of the last layer's z in operand 1; operands 1 and 2 take turns.
+  template <bool kValues>
+  SK_INLINE void backward() const {
+    const Layout& layout = step.layout;
+    int now = 1;
+#pragma unroll 1
+    for (int l = last(); l > 0; --l) {
+      T* z_bar = operand(now, 0).data;
+      now = 3 - now;
+      pull(l, z_bar, shared + layout.product);
+      through<kValues>(l - 1, operand(0, layer(l - 1).padded_out), operand(now, layer(l - 1).padded_out));
+      __syncthreads();
+      add_gradient(l, z_bar, operand(0, 0).data);
+      if (kValues) add_bias_gradient(l);
+    }
+    T* z_bar = operand(now, 0).data;
+    add_gradient(0, z_bar, operand_at(kValues ? layout.x : layout.v_operand));
+    if (kValues) {
+      add_bias_gradient(0);
+      if (step.dx) store_dx(z_bar);
+    }
+    __syncthreads();
+  }
+
+  // At layer l, whose adjoint lies in `product`: what it gave as an operand once more, and the adjoint of its z
+  template <bool kValues>
+  SK_INLINE void through(int l, const Rows<T>& h, const Rows<T>& z_bar) const {
+    const int n = layer(l).padded_out;
+    const Rows<float> adjoint = floats(step.layout.product, n), q = floats(layer(l).q, n);
+    const Rows<float> stream = floats(layer(l).tangent, n);
+    activate(l, [&](const Activated& s, int row, int column) {
+      const float4 a = four(adjoint, row, column), t = kValues ? float4{} : four(stream, row, column);
+      float4 owed = four(q, row, column);
+      float of[4], back[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        back[i] = s.d1[i] * (&a.x)[i] + (kValues ? (&owed.x)[i] : 0.0f);
+        of[i] = kValues ? s.value[i] : s.d1[i] * (&t.x)[i];
+        (&owed.x)[i] += s.d2[i] * (&t.x)[i] * (&a.x)[i];
+      }
+      put(h, row, column, of), put(z_bar, row, column, back);
+      if (kValues) {
+        four(stream, row, column) = make_float4(back[0], back[1], back[2], back[3]);
+      } else {
+        four(q, row, column) = owed;
+      }
+    });
+  }
+
+  // Sums over the tile of z̄, which lies in `tangent`
+  SK_INLINE void add_bias_gradient(int l) const {
+    const Rows<float> z_bar = floats(layer(l).tangent, layer(l).padded_out);
+    for (int i = threadIdx.x; i < z_bar.n; i += blockDim.x) {
+      float total = 0.0f;
+      for (int row = 0; row < samples(); ++row) total += *z_bar.at(0, row, i);
+      gradients()[layer(l).bias_gradient + i] += total;
+    }
+  }
+
+  SK_INLINE void store_dx(T* z_bar) const {
+    pull(0, z_bar, shared + step.layout.product);
+    const Rows<float> dx = floats(step.layout.product, step.layout.inputs);
+    each(dx.n, [&](int row, int d) {
+      if (there(row) && d < step.D) step.dx[(first + row) * step.D + d] = step.common * *dx.at(0, row, d);
+    });
+  }
+
+  // ---- Cotangents: the gradient of one number, and its adjoint as a tangent along it ----
+
+  SK_INLINE void by_cotangent(int r) const {
+    load_direction(r);
+    const Layout& layout = step.layout;
+    int now = 0;
+    {
+      const int n = layer(last()).padded_out;
+      const Rows<float> u = floats(layout.v, n), a = floats(layer(last()).tangent, n);
+      each<4>(n, [&](int row, int column) { four(a, row, column) = four(u, row, column); });
+    }
+#pragma unroll 1
+    for (int l = last(); l >= 0; --l) {
+      const Rows<T> delta = operand(now, layer(l).padded_out);
+      now = 1 - now;
+      put_scaled(l, floats(layer(l).tangent, delta.n), delta);
+      __syncthreads();
+      pull(l, delta.data, shared + (l ? layer(l - 1).tangent : layout.product));
+    }
+    gradient_residual(r);
+    __syncthreads();
+    if (step.gradients && step.factor[kFirst] != 0.0f) gradient_backward();
+  }
+
+  SK_INLINE void gradient_residual(int r) const {
+    const Rows<float> g = floats(step.layout.product, step.layout.inputs);
+    const Rows<T> to{operand_at(step.layout.v_operand), g.n};
+    const bool basis = step.directions.distribution == Distribution::kBasis;
+    each(g.n, [&](int row, int d) {
+      float g_bar = 0.0f;
+      if (there(row) && d < step.W) {
+        g_bar = slope(kFirst, row, d, *g.at(0, row, d) - gradient_target(r, row, d), basis ? output_weight(r) : 1.0f);
+      }
+      if (step.gradients) *to.at(0, row, d) = Op::of(g_bar);
+    });
+  }
+
+  // A tangent along ḡ against δ, which is computed again: operands 0 and 1 take turns as ḣ, 2 is δ.
+  SK_INLINE void gradient_backward() const {
+    T* below = operand_at(step.layout.v_operand);
+#pragma unroll 1
+    for (int l = 0; l < step.L; ++l) {
+      const int n = layer(l).padded_out;
+      forward(l, below, shared + step.layout.product, false);
+      const Rows<float> z_dot = floats(step.layout.product, n), q = floats(layer(l).q, n);
+      const Rows<float> stream = floats(layer(l).tangent, n);
+      const Rows<T> h_dot = operand(l % 2, n), delta = operand(2, n);
+      activate(l, [&](const Activated& s, int row, int column) {
+        const float4 t = four(z_dot, row, column), a = four(stream, row, column);
+        float4 owed = four(q, row, column);
+        float of[4], back[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          of[i] = s.d1[i] * (&t.x)[i], back[i] = s.d1[i] * (&a.x)[i];
+          (&owed.x)[i] += s.d2[i] * (&t.x)[i] * (&a.x)[i];
+        }
+        put(delta, row, column, back);
+        if (l < last()) put(h_dot, row, column, of);
+        four(q, row, column) = owed;
+      });
+      __syncthreads();
+      add_gradient(l, delta.data, below);
+      below = h_dot.data;
+    }
+    __syncthreads();
+  }
+};
+
+}  // namespace sk::cuda
