@@ -15,7 +15,7 @@ EPSILONS_OF_PRECISION = 4
 PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm")}
 
 
-class multiplies_in(TorchDispatchMode):  # noqa: N801
+class multiplies_in(TorchDispatchMode):
     """Within it, PyTorch rounds what it multiplies to a precision of `sobolev_loss`, and sums as it always does."""
 
     def __init__(self, precision: str):
