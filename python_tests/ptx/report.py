@@ -53,28 +53,35 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
     return Usage(kernel, row, target, int(registers), int(stack), spills, done.shared, f"{wide} of {len(accesses)}")
 
 
-def one_launch(row, target: str, kind: int) -> Compiled:
-    """Directions drawn on the sphere (kind 0) or given (6), tanh, mse, all gradients."""
+PROJECTIONS = {"drawn": ("sphere", False), "given": ("given", False), "cotangents": ("sphere", True)}
+
+
+def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee", **options) -> Compiled:
+    """Of one of PROJECTIONS: tanh, mse, dense Jacobian, all gradients."""
+    from sobolev_kernels.backends.triton.draws import DISTRIBUTION
     from sobolev_kernels.backends.triton.formulas import arguments
     from sobolev_kernels.backends.triton.one_launch import step_kernel
+
+    distribution, cotangents = PROJECTIONS[projection]
 
     act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
     last, last_count, *_ = arguments(choose(ACTIVATIONS, "activation", "identity"), 0)
     loss, loss_count, *_ = arguments(choose(LOSSES, "loss", "mse"), 1)
     constants = {
         "ACT": act, "ACT_COUNT": count, "LAST": last, "LAST_COUNT": last_count, "VALUE": loss,
-        "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": kind, "SHARED": False,
-        "JACOBIAN": True, "GRADIENTS": True, "PRECISION": "ieee", "DB": 16, "H": row.width, "OB": 16,
-        "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None, "WEIGHT_OF_OUTPUT": None, "DX": None,
+        "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": DISTRIBUTION[distribution],
+        "SHARED": False, "COTANGENTS": cotangents, "JACOBIAN": True, "GRADIENTS": True, "PRECISION": precision,
+        "DB": 16, "H": row.width, "OB": 16, "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None,
+        "WEIGHT_OF_OUTPUT": None, "DX": None,
     }  # fmt: skip
-    if kind == 0:
+    if distribution != "given":
         constants["V"] = None
     tensors = {"X", "V", "Y", "T", "WEIGHTS", "BIASES", "SCRATCH", "SLOTS", "BIAS_SLOTS", "TERMS"}
-    floats = {"scale", "value_factor", "first_factor", "value_scale", "first_scale"}
+    floats = {"scale", "value_factor", "first_factor", "common", "value_scale", "first_scale"}
     floats |= {f"{name}_{letter}" for name in ("act", "last") for letter in "ab"} | {"value_a", "first_a"}
     signature = signature_of(step_kernel, constants, tensors, floats) | {"seed": "i64", "offset": "i64"}
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-    return triton_here(step_kernel, signature, constants, target, row.warps, 1, pointers, {})
+    return triton_here(step_kernel, signature, constants, target, row.warps, 1, pointers, options)
 
 
 def linear(kernel, target: str, order: int) -> Compiled:
@@ -84,7 +91,7 @@ def linear(kernel, target: str, order: int) -> Compiled:
     act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
     constants = {
         "F": act, "COUNT": count, "ORDER": order, "BM": LINEAR.rows, "BN": LINEAR.columns, "BK": LINEAR.depth,
-        "Q": None,
+        "Q": None, "PRECISION": "ieee",
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = signature_of(kernel, constants, {"BELOW", "ABOVE", "W", "B", "Z", "H", "Z_BAR"}, {"a", "b"})

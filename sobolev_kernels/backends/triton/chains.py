@@ -1,9 +1,9 @@
 """The chains through the layers of a tile of BLOCK samples, for the one launch (docs/math.md, sections 2 to 4).
 
-A program keeps what the way back needs of each hidden layer in its own scratch. This is the one place where a kernel
-reads global memory that its own launch wrote: a scratch belongs to one program, and a barrier separates a phase that
-writes from the next that reads (the PTX run shows that there is no race). Weight gradients are added to the program's
-own slot, in a fixed order.
+A program keeps what the way back needs of each layer in its own scratch. This is the one place where a kernel reads
+global memory that its own launch wrote: a scratch belongs to one program, and a barrier separates a phase that writes
+from the next that reads (the PTX run shows that there is no race). Weight gradients are added to the program's own
+slot, in a fixed order.
 
 Of L hidden layers of H features, weights lie one after the other: [H, DB], L - 1 times [H, H], [OB, H].
 """
@@ -15,59 +15,88 @@ from .formulas import derivatives
 from .primitives import dot
 
 # The arrays of a hidden layer in a program's scratch, each [BLOCK, H]. OF_Z is σ'' ż of a direction; of a cotangent the
-# adjoint of h.
+# adjoint of h. Then SOURCE [BLOCK, DB], what comes in: x, v, or the adjoint of a gradient; and END [BLOCK, OB], the
+# adjoint of the last layer's z.
 VALUE_, D1, D2, OWED, TANGENT, OF_Z, ADJOINT, ARRAYS = (tl.constexpr(i) for i in range(8))
 
 
 @triton.jit
-def area(scratch, l, array: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """Where an array of hidden layer l is kept."""
-    tile = tl.arange(0, BLOCK)[:, None] * H + tl.arange(0, H)[None, :]
-    return scratch + (ARRAYS * l + array) * (BLOCK * H) + tile
+def grid(base, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    """The places of a matrix [BLOCK, COLUMNS] that begins at `base`."""
+    return base + tl.arange(0, BLOCK)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
-def matrix(base, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the weights of a linear layer lie, or their gradients: [ROWS, COLUMNS] from `start` on."""
-    return base + start + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+def of_layer(scratch, l, array: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
+    """Where an array of hidden layer l begins."""
+    return scratch + (ARRAYS * l + array) * (BLOCK * H)
 
 
-# A warp holds its whole operand of a multiply, so a wide one comes in chunks of its columns, through the scratch.
+@triton.jit
+def area(scratch, l, array: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
+    return grid(of_layer(scratch, l, array, BLOCK, H), BLOCK, H)
+
+
+@triton.jit
+def source(scratch, L, BLOCK: tl.constexpr, H: tl.constexpr):
+    """Where SOURCE begins."""
+    return scratch + ARRAYS * L * (BLOCK * H)
+
+
+@triton.jit
+def end(scratch, L, BLOCK: tl.constexpr, H: tl.constexpr, DB: tl.constexpr):
+    """Where END begins."""
+    return source(scratch, L, BLOCK, H) + BLOCK * DB
+
+
+@triton.jit
+def weights_of(l, H: tl.constexpr, DB: tl.constexpr):
+    """Where the weights of a linear layer above the first one begin."""
+    return H * DB + (l - 1) * (H * H)
+
+
+# The products. What they read lies in memory: Triton gives every warp the whole of a product whose result, or operand,
+# enters another one. They go through their longer side in chunks, because a warp holds its whole operand. Their count
+# is not a constant (L >> 30 is 0), or the compiler would unroll them and load all of them first; nor may it hoist
+# addresses.
 
 
 @triton.jit
 def forward_product(
-    scratch, l, array: tl.constexpr, WEIGHTS, start, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    A, WEIGHTS, L, PRECISION: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK, ROWS] of an array of layer l times the weights [ROWS, H] from `start` on, transposed."""
-    i, r, c = tl.arange(0, BLOCK), tl.arange(0, ROWS), tl.arange(0, CHUNK)
+    """[BLOCK, ROWS] of A [BLOCK, K] times the weights [ROWS, K] transposed."""
+    SOME: tl.constexpr = min(K, CHUNK)
+    i, r, c = tl.arange(0, BLOCK), tl.arange(0, ROWS), tl.arange(0, SOME)
     total = tl.zeros((BLOCK, ROWS), tl.float32)
-    for k in range(0, H, CHUNK):
-        h = tl.load(scratch + (ARRAYS * l + array) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
-        w = tl.load(WEIGHTS + start + r[:, None] * H + (k + c)[None, :])
-        total += dot(h, tl.trans(w), PRECISION)
+    for k in tl.range(0, K + (L >> 30), SOME, disable_licm=True):
+        a = tl.load(A + i[:, None] * K + (k + c)[None, :])
+        w = tl.load(WEIGHTS + r[:, None] * K + (k + c)[None, :])
+        total += dot(a, tl.trans(w), PRECISION)
     return total
 
 
 @triton.jit
 def backward_product(
-    scratch, l, WEIGHTS, slots, h, start, FORWARD: tl.constexpr, OUTER: tl.constexpr, PRECISION: tl.constexpr,
-    H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    A, WEIGHTS, SLOTS, H_BELOW, L, ONWARD: tl.constexpr, OUTER: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """With FORWARD, [BLOCK, H] of the adjoint of layer l times the weights [H, H] from `start` on.
+    """If ONWARD, [BLOCK, COLUMNS] of an adjoint A [BLOCK, K] times the weights [K, COLUMNS].
 
-    With OUTER, their gradient goes into the slots; h [BLOCK, H] is what came into the layer.
+    If OUTER, their gradient is added to SLOTS; H_BELOW [BLOCK, COLUMNS] is what came into the layer.
     """
-    i, c, n = tl.arange(0, BLOCK), tl.arange(0, CHUNK), tl.arange(0, H)
-    total = tl.zeros((BLOCK, H), tl.float32)
-    for k in range(0, H, CHUNK):
-        z_bar = tl.load(scratch + (ARRAYS * l + ADJOINT) * (BLOCK * H) + i[:, None] * H + (k + c)[None, :])
-        rows = start + (k + c)[:, None] * H + n[None, :]
+    SOME: tl.constexpr = min(K, CHUNK)
+    i, c, n = tl.arange(0, BLOCK), tl.arange(0, SOME), tl.arange(0, COLUMNS)
+    total = tl.zeros((BLOCK, COLUMNS), tl.float32)
+    for k in tl.range(0, K + (L >> 30), SOME, disable_licm=True):
+        a = tl.load(A + i[:, None] * K + (k + c)[None, :])
+        at = (k + c)[:, None] * COLUMNS + n[None, :]
         if OUTER:
-            tl.atomic_add(slots + rows, dot(tl.trans(z_bar), h, PRECISION), sem="relaxed")
-        if FORWARD:
-            total += dot(z_bar, tl.load(WEIGHTS + rows), PRECISION)
+            h = tl.load(grid(H_BELOW, BLOCK, COLUMNS))
+            tl.atomic_add(SLOTS + at, dot(tl.trans(a), h, PRECISION), sem="relaxed")
+        if ONWARD:
+            total += dot(a, tl.load(WEIGHTS + at), PRECISION)
     return total
 
 
@@ -89,15 +118,18 @@ def values_forward(
 ):  # fmt: skip
     """z of the last layer [BLOCK, OB]."""
     h, o = tl.arange(0, H), tl.arange(0, OB)
-    z = dot(x, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION) + tl.load(BIASES + h)[None, :]
-    keep_values(z, scratch, 0, a, b, ACT, COUNT, BLOCK, H)
-    for l in range(1, L):
-        at = H * DB + (l - 1) * (H * H)
-        z = forward_product(scratch, l - 1, VALUE_, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
+    below = source(scratch, L, BLOCK, H)
+    tl.store(grid(below, BLOCK, DB), x)
+    tl.debug_barrier()
+    z = forward_product(below, WEIGHTS, L, PRECISION, DB, H, BLOCK, CHUNK)
+    keep_values(z + tl.load(BIASES + h)[None, :], scratch, 0, a, b, ACT, COUNT, BLOCK, H)
+    for l in tl.range(1, L, disable_licm=True):
+        below = of_layer(scratch, l - 1, VALUE_, BLOCK, H)
+        z = forward_product(below, WEIGHTS + weights_of(l, H, DB), L, PRECISION, H, H, BLOCK, CHUNK)
         keep_values(z + tl.load(BIASES + l * H + h)[None, :], scratch, l, a, b, ACT, COUNT, BLOCK, H)
-    end = H * DB + (L - 1) * (H * H)
-    out = forward_product(scratch, L - 1, VALUE_, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
-    return out + tl.load(BIASES + L * H + o)[None, :]
+    below = of_layer(scratch, L - 1, VALUE_, BLOCK, H)
+    z = forward_product(below, WEIGHTS + weights_of(L, H, DB), L, PRECISION, H, OB, BLOCK, CHUNK)
+    return z + tl.load(BIASES + L * H + o)[None, :]
 
 
 @triton.jit
@@ -115,41 +147,42 @@ def keep_tangent(z, scratch, l, KEEP: tl.constexpr, PULLED: tl.constexpr, BLOCK:
 
 @triton.jit
 def tangent_forward(
-    v, out, WEIGHTS, scratch, slots, L, KEEP: tl.constexpr, PULLED: tl.constexpr, PRECISION: tl.constexpr,
+    v, WEIGHTS, scratch, slots, L, KEEP: tl.constexpr, PULLED: tl.constexpr, PRECISION: tl.constexpr,
     DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """ż of the last layer [BLOCK, OB] along v.
 
-    If PULLED, v is the adjoint of a gradient, whose own chain from `out` is in the scratch: the outer products of both
-    are the gradients of the weights.
+    If PULLED, v is the adjoint of a gradient, whose own chain is in the scratch: the outer products of both are the
+    gradients of the weights.
     """
-    z = dot(v, tl.trans(tl.load(matrix(WEIGHTS, 0, H, DB))), PRECISION)
+    below = source(scratch, L, BLOCK, H)
+    tl.store(grid(below, BLOCK, DB), v)
+    tl.debug_barrier()
+    z = forward_product(below, WEIGHTS, L, PRECISION, DB, H, BLOCK, CHUNK)
     if PULLED:
-        delta = tl.load(area(scratch, 0, ADJOINT, BLOCK, H))
-        tl.atomic_add(matrix(slots, 0, H, DB), dot(tl.trans(delta), v, PRECISION), sem="relaxed")
+        delta = of_layer(scratch, 0, ADJOINT, BLOCK, H)
+        backward_product(delta, WEIGHTS, slots, below, L, False, True, PRECISION, H, DB, BLOCK, CHUNK)
     keep_tangent(z, scratch, 0, KEEP, PULLED, BLOCK, H)
-    for l in range(1, L):
-        at = H * DB + (l - 1) * (H * H)
+    for l in tl.range(1, L, disable_licm=True):
+        below, at = of_layer(scratch, l - 1, TANGENT, BLOCK, H), weights_of(l, H, DB)
+        z = forward_product(below, WEIGHTS + at, L, PRECISION, H, H, BLOCK, CHUNK)
         if PULLED:
-            h = tl.load(area(scratch, l - 1, TANGENT, BLOCK, H))
-            backward_product(scratch, l, WEIGHTS, slots, h, at, False, True, PRECISION, H, BLOCK, CHUNK)
-        z = forward_product(scratch, l - 1, TANGENT, WEIGHTS, at, PRECISION, H, H, BLOCK, CHUNK)
+            delta = of_layer(scratch, l, ADJOINT, BLOCK, H)
+            backward_product(delta, WEIGHTS, slots + at, below, L, False, True, PRECISION, H, H, BLOCK, CHUNK)
         keep_tangent(z, scratch, l, KEEP, PULLED, BLOCK, H)
-    end = H * DB + (L - 1) * (H * H)
+    below, at = of_layer(scratch, L - 1, TANGENT, BLOCK, H), weights_of(L, H, DB)
     if PULLED:
-        h = tl.load(area(scratch, L - 1, TANGENT, BLOCK, H))
-        tl.atomic_add(matrix(slots, end, OB, H), dot(tl.trans(out), h, PRECISION), sem="relaxed")
-    return forward_product(scratch, L - 1, TANGENT, WEIGHTS, end, PRECISION, OB, H, BLOCK, CHUNK)
+        delta = end(scratch, L, BLOCK, H, DB)
+        backward_product(delta, WEIGHTS, slots + at, below, L, False, True, PRECISION, OB, H, BLOCK, CHUNK)
+    return forward_product(below, WEIGHTS + at, L, PRECISION, H, OB, BLOCK, CHUNK)
 
 
 @triton.jit
 def keep_gradient(a, scratch, l, BLOCK: tl.constexpr, H: tl.constexpr):
-    """The adjoint a of h of layer l, and δ = σ' a, into the scratch; returns δ."""
-    delta = tl.load(area(scratch, l, D1, BLOCK, H)) * a
+    """The adjoint a of h of layer l, and δ = σ' a, into the scratch."""
     tl.store(area(scratch, l, OF_Z, BLOCK, H), a)
-    tl.store(area(scratch, l, ADJOINT, BLOCK, H), delta)
+    tl.store(area(scratch, l, ADJOINT, BLOCK, H), tl.load(area(scratch, l, D1, BLOCK, H)) * a)
     tl.debug_barrier()
-    return delta
 
 
 @triton.jit
@@ -158,17 +191,24 @@ def gradient_chain(
     DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Jᵀu [BLOCK, DB] of a cotangent, from that of the last layer's z."""
-    a = dot(out, tl.load(matrix(WEIGHTS, H * DB + (L - 1) * (H * H), OB, H)), PRECISION)
-    for m in range(1, L):
-        keep_gradient(a, scratch, L - m, BLOCK, H)
-        at = H * DB + (L - m - 1) * (H * H)
-        a = backward_product(scratch, L - m, WEIGHTS, slots, a, at, True, False, PRECISION, H, BLOCK, CHUNK)
-    return dot(keep_gradient(a, scratch, 0, BLOCK, H), tl.load(matrix(WEIGHTS, 0, H, DB)), PRECISION)
+    above = end(scratch, L, BLOCK, H, DB)
+    tl.store(grid(above, BLOCK, OB), out)
+    tl.debug_barrier()
+    at = WEIGHTS + weights_of(L, H, DB)
+    a = backward_product(above, at, slots, above, L, True, False, PRECISION, OB, H, BLOCK, CHUNK)
+    for m in tl.range(1, L, disable_licm=True):
+        l = L - m
+        keep_gradient(a, scratch, l, BLOCK, H)
+        above, at = of_layer(scratch, l, ADJOINT, BLOCK, H), WEIGHTS + weights_of(l, H, DB)
+        a = backward_product(above, at, slots, above, L, True, False, PRECISION, H, H, BLOCK, CHUNK)
+    keep_gradient(a, scratch, 0, BLOCK, H)
+    above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
+    return backward_product(above, WEIGHTS, slots, above, L, True, False, PRECISION, H, DB, BLOCK, CHUNK)
 
 
 @triton.jit
 def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constexpr, H: tl.constexpr):
-    """The adjoint of z or ż of hidden layer l, from that of what comes out of it; also into the scratch."""
+    """The adjoint of z or ż of hidden layer l, from that of what comes out of it, into the scratch."""
     owed = area(scratch, l, OWED, BLOCK, H)
     z_bar = tl.load(area(scratch, l, D1, BLOCK, H)) * a
     if TANGENTS:
@@ -178,31 +218,42 @@ def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constex
         tl.atomic_add(bias_slots + l * H + tl.arange(0, H), tl.sum(z_bar, 0), sem="relaxed")
     tl.store(area(scratch, l, ADJOINT, BLOCK, H), z_bar)
     tl.debug_barrier()
-    return z_bar
 
 
 @triton.jit
 def backward(
-    out_bar, source, WEIGHTS, scratch, slots, bias_slots, L, TANGENTS: tl.constexpr, PRECISION: tl.constexpr,
+    out_bar, x, WEIGHTS, scratch, slots, bias_slots, L, TANGENTS: tl.constexpr, PRECISION: tl.constexpr,
     DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of the first layer's z [BLOCK, H], from that of the last one's; gradients into the slots.
+    """From the adjoint of the last layer's z: gradients into the slots; that of the first layer's z is kept.
 
-    Of a tangent, from v = `source`, which also notes what it owes the values; or of the values, from x, which pay.
+    Of a tangent, which is in the scratch and also notes what it owes the values; or of the values from x, which pay.
     """
     array: tl.constexpr = TANGENT if TANGENTS else VALUE_
-    end = H * DB + (L - 1) * (H * H)
-    h = tl.load(area(scratch, L - 1, array, BLOCK, H))
-    tl.atomic_add(matrix(slots, end, OB, H), dot(tl.trans(out_bar), h, PRECISION), sem="relaxed")
+    above, lowest = end(scratch, L, BLOCK, H, DB), source(scratch, L, BLOCK, H)
+    tl.store(grid(above, BLOCK, OB), out_bar)
     if not TANGENTS:
+        tl.store(grid(lowest, BLOCK, DB), x)
         tl.atomic_add(bias_slots + L * H + tl.arange(0, OB), tl.sum(out_bar, 0), sem="relaxed")
-    a = dot(out_bar, tl.load(matrix(WEIGHTS, end, OB, H)), PRECISION)
-    for m in range(1, L):
+    tl.debug_barrier()
+    below, at = of_layer(scratch, L - 1, array, BLOCK, H), weights_of(L, H, DB)
+    a = backward_product(above, WEIGHTS + at, slots + at, below, L, True, True, PRECISION, OB, H, BLOCK, CHUNK)
+    for m in tl.range(1, L, disable_licm=True):
         l = L - m
         through(a, scratch, bias_slots, l, TANGENTS, BLOCK, H)
-        h = tl.load(area(scratch, l - 1, array, BLOCK, H))
-        at = H * DB + (l - 1) * (H * H)
-        a = backward_product(scratch, l, WEIGHTS, slots, h, at, True, True, PRECISION, H, BLOCK, CHUNK)
-    first = through(a, scratch, bias_slots, 0, TANGENTS, BLOCK, H)
-    tl.atomic_add(matrix(slots, 0, H, DB), dot(tl.trans(first), source, PRECISION), sem="relaxed")
-    return first
+        above, at = of_layer(scratch, l, ADJOINT, BLOCK, H), weights_of(l, H, DB)
+        below = of_layer(scratch, l - 1, array, BLOCK, H)
+        a = backward_product(above, WEIGHTS + at, slots + at, below, L, True, True, PRECISION, H, H, BLOCK, CHUNK)
+    through(a, scratch, bias_slots, 0, TANGENTS, BLOCK, H)
+    above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
+    backward_product(above, WEIGHTS, slots, lowest, L, False, True, PRECISION, H, DB, BLOCK, CHUNK)
+
+
+@triton.jit
+def inputs_backward(
+    WEIGHTS, scratch, slots, L, PRECISION: tl.constexpr,
+    DB: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of x [BLOCK, DB], after `backward` of the values."""
+    above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
+    return backward_product(above, WEIGHTS, slots, above, L, True, False, PRECISION, H, DB, BLOCK, CHUNK)

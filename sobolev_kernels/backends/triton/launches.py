@@ -19,9 +19,9 @@ class Launch:
 
 
 ONE_LAUNCH = (
-    Launch(width=32, block=32, warps=4, chunk=32),
-    Launch(width=64, block=16, warps=8, chunk=32),
-    Launch(width=128, block=16, warps=8, chunk=16),
+    Launch(width=32, block=32, warps=4, chunk=16),
+    Launch(width=64, block=32, warps=8, chunk=16),
+    Launch(width=128, block=32, warps=8, chunk=16),
 )
 
 

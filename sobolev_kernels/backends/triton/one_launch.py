@@ -12,11 +12,10 @@ import triton.language as tl
 
 from ...math.losses import is_coupled
 from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
-from .chains import ARRAYS, backward, gradient_chain, matrix, tangent_forward, values_forward
+from .chains import ARRAYS, backward, gradient_chain, inputs_backward, tangent_forward, values_forward
 from .draws import DISTRIBUTION, direction, target_along
 from .formulas import arguments, derivatives, residual
 from .launches import one_launch
-from .primitives import dot
 
 WIDEST, MOST_INPUTS = 128, 32
 
@@ -61,13 +60,13 @@ def step_kernel(
     program = tl.program_id(0)
     seed, offset = tl.to_tensor(seed).to(tl.uint64), tl.to_tensor(offset).to(tl.uint32)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
-    scratch = SCRATCH + program.to(tl.int64) * ARRAYS * L * BLOCK * H
+    scratch = SCRATCH + program.to(tl.int64) * (ARRAYS * L * H + DB + OB) * BLOCK
     slots = SLOTS + program.to(tl.int64) * (H * DB + (L - 1) * H * H + OB * H)
     bias_slots = BIAS_SLOTS + program.to(tl.int64) * (L * H + OB)
     output_weight = tl.where(o < O, 1.0, 0.0)
     if WEIGHT_OF_OUTPUT is not None:
         output_weight = tl.load(WEIGHT_OF_OUTPUT + o, mask=o < O, other=0.0)
-    for tile in range(program, tiles, tl.num_programs(0)):
+    for tile in tl.range(program, tiles, tl.num_programs(0), disable_licm=True):
         sample = tile * BLOCK + i.to(tl.int64)
         there = sample < N
         within_x = there[:, None] & (d < D)[None, :]
@@ -84,7 +83,7 @@ def step_kernel(
         owed = 0.0 * z
         first_term = 0.0 * own
         tl.debug_barrier()
-        for p in range(P):
+        for p in tl.range(P, disable_licm=True):
             if COTANGENTS:
                 u = direction(V, sv_p, sv_n, sv_k, sample, there, p, o, O, seed, offset, scale, SHARED, KIND)
                 within = there[:, None] & (d < W)[None, :]
@@ -98,7 +97,7 @@ def step_kernel(
                 v = direction(V, sv_p, sv_n, sv_k, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
                 within = within_y
                 z1 = tangent_forward(
-                    v, z, WEIGHTS, scratch, slots, L, GRADIENTS, False, PRECISION, DB, H, OB, BLOCK, CHUNK
+                    v, WEIGHTS, scratch, slots, L, GRADIENTS, False, PRECISION, DB, H, OB, BLOCK, CHUNK
                 )
                 target = target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, d, W, o, O, JACOBIAN)
                 rho, slope = residual(FIRST, FIRST_COUNT, y1 * z1 - target, first_a)
@@ -109,14 +108,12 @@ def step_kernel(
                 a = tl.where(within & (first_factor != 0.0), first_factor * slope * of_row, 0.0)
                 tl.debug_barrier()
                 if COTANGENTS:
-                    z1 = tangent_forward(
-                        a, y1 * u, WEIGHTS, scratch, slots, L, False, True, PRECISION, DB, H, OB, BLOCK, CHUNK
-                    )
+                    z1 = tangent_forward(a, WEIGHTS, scratch, slots, L, False, True, PRECISION, DB, H, OB, BLOCK, CHUNK)
                     owed += y2 * z1 * u
                 else:
                     owed += y2 * z1 * a
                     backward(
-                        y1 * a, v, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK
+                        y1 * a, x, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK
                     )
                 tl.debug_barrier()
         known = y + 0.0 * z
@@ -127,11 +124,11 @@ def step_kernel(
         tl.store(TERMS + N + sample, first_scale * first_term, mask=there)
         if GRADIENTS:
             a = tl.where(within_y & (value_factor != 0.0), value_factor * value_slope * weight, 0.0)
-            z_bar = backward(
+            backward(
                 y1 * a + owed, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
             )
             if DX is not None:
-                dx = dot(z_bar, tl.load(matrix(WEIGHTS, 0, H, DB)), PRECISION)
+                dx = inputs_backward(WEIGHTS, scratch, slots, L, PRECISION, DB, H, BLOCK, CHUNK)
                 tl.store(DX + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
         tl.debug_barrier()
 
@@ -156,7 +153,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             biases[at_bias : at_bias + n_out] = next(cursor)
         layout.append((at, rows, columns, n_out, n_in, at_bias, has_bias))
         at, at_bias = at + rows * columns, at_bias + rows
-    scratch = x.new_empty(programs, ARRAYS.value * L * BLOCK * H)
+    scratch = x.new_empty(programs, (ARRAYS.value * L * H + DB + OB) * BLOCK)
     slots, bias_slots = x.new_zeros(programs, at), x.new_zeros(programs, at_bias)
     terms = x.new_empty(2, N)
     samples = max(1, N) if problem.reduction == "mean" else 1
