@@ -45,6 +45,7 @@ class OnPtx:
 
     def launch(self, grid, values, named):
         options = {"warps": named.pop("num_warps", 4), "stages": named.pop("num_stages", 3)}
+        options |= {"maxnreg": named.pop("maxnreg")} if "maxnreg" in named else {}
         given = dict(zip(self.kernel.arg_names, values, strict=False)) | named
         signature, constants, arguments = {}, {}, []
         for parameter in self.kernel.params:
@@ -114,7 +115,7 @@ def test_one_launch(on_ptx, case, schedule):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", ["drawn", "cotangents"])
-@pytest.mark.parametrize("width", [row.width for row in ONE_LAUNCH_ROWS])
+@pytest.mark.parametrize("width", sorted({row.width for row in ONE_LAUNCH_ROWS}))
 def test_one_launch_in_every_precision(on_ptx, width, case, precision):
     shape = Shape(21, 5, width - 3, 3, 2, 2, "every row of the launch table")
     activation, last, projections, settings = ONE_LAUNCH[case]

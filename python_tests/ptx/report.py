@@ -28,8 +28,9 @@ class Usage:
     row: str
     target: str
     registers: int
-    stack: int  # bytes a thread: spills, and the local array of sin and cos
+    stack: int  # bytes a thread
     spills: int  # instructions
+    tensor: int  # tensor-core instructions
     shared: int  # bytes a block
     wide: str  # global accesses of 16 bytes, of all
 
@@ -39,8 +40,8 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
         number = lambda what: int(re.search(rf"\.{what}:\s+(\d+)", done.text)[1])  # noqa: E731
         wide = len(re.findall(r"(?:global|buffer)_(?:load|store)_dwordx4", done.text))
         every = len(re.findall(r"(?:global|buffer)_(?:load|store)_", done.text))
-        spills = number("vgpr_spill_count")
-        return Usage(kernel, row, target, number("vgpr_count"), 0, spills, done.shared, f"{wide} of {every}")
+        spills, tensor = number("vgpr_spill_count"), len(re.findall(r"v_mfma", done.text))
+        return Usage(kernel, row, target, number("vgpr_count"), 0, spills, tensor, done.shared, f"{wide} of {every}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(done.binary)
@@ -50,13 +51,15 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
     accesses = ACCESS.findall(done.text)
     wide = sum(".v4" in access for access in accesses)
     spills = counts["STL"] + counts["LDL"]
-    return Usage(kernel, row, target, int(registers), int(stack), spills, done.shared, f"{wide} of {len(accesses)}")
+    tensor = sum(counts[name] for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA"))
+    every = f"{wide} of {len(accesses)}"
+    return Usage(kernel, row, target, int(registers), int(stack), spills, tensor, done.shared, every)
 
 
 PROJECTIONS = {"drawn": ("sphere", False), "given": ("given", False), "cotangents": ("sphere", True)}
 
 
-def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee", **options) -> Compiled:
+def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
     """Of one of PROJECTIONS: tanh, mse, dense Jacobian, all gradients."""
     from sobolev_kernels.backends.triton.draws import DISTRIBUTION
     from sobolev_kernels.backends.triton.formulas import arguments
@@ -81,7 +84,9 @@ def one_launch(row, target: str, projection: str = "drawn", precision: str = "ie
     floats |= {f"{name}_{letter}" for name in ("act", "last") for letter in "ab"} | {"value_a", "first_a"}
     signature = signature_of(step_kernel, constants, tensors, floats) | {"seed": "i64", "offset": "i64"}
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-    return triton_here(step_kernel, signature, constants, target, row.warps, 1, pointers, options)
+    options = row.options
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    return triton_here(step_kernel, signature, constants, target, warps, stages, pointers, options)
 
 
 def linear(kernel, target: str, order: int) -> Compiled:
@@ -105,22 +110,28 @@ def signature_of(kernel, constants: dict, tensors: set, floats: set) -> dict[str
     return {name: "fp32" if name in floats else kinds[name in tensors] for name in names}
 
 
+def rows_for(target: str) -> list:
+    from sobolev_kernels.backends.triton.launches import CUDA, HIP, ONE_LAUNCH
+
+    return [row for row in ONE_LAUNCH if row.vendor == (HIP if target.startswith("gfx") else CUDA)]
+
+
 def usages(targets=tuple(LIMITS)) -> Iterator[Usage]:
     from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel
-    from sobolev_kernels.backends.triton.launches import ONE_LAUNCH
 
     for target in targets:
-        for row in ONE_LAUNCH:
-            for kind, name in ((0, "drawn"), (6, "given")):
-                label = f"width {row.width}, {row.block} samples, {row.warps} warps, {name}"
-                yield usage("step_kernel", label, target, one_launch(row, target, kind))
+        for row in rows_for(target):
+            for precision in row.precisions:
+                for projection in PROJECTIONS:
+                    label = f"width {row.width}, {row.block} samples, {row.warps} warps, {precision}, {projection}"
+                    yield usage("step_kernel", label, target, one_launch(row, target, projection, precision))
         for kernel in (forward_kernel, backward_kernel):
             for order in (1, 2):
                 yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
 
 
-HEAD = """| kernel | launch | target | registers | stack B | spill instr. | shared B | 16-byte accesses |
-|---|---|---|---|---|---|---|---|"""
+HEAD = """| kernel | launch | target | registers | stack B | spill instr. | tensor instr. | shared B | 16-byte accesses |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main(targets: list[str]) -> None:
@@ -130,7 +141,7 @@ def main(targets: list[str]) -> None:
         for target in LIMITS:
             subprocess.run([sys.executable, "-m", "python_tests.ptx.report", target])
     for u in usages(targets):
-        cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.shared, u.wide)
+        cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.tensor, u.shared, u.wide)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

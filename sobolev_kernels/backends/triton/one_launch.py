@@ -140,7 +140,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     D, width, O = problem.D, problem.widths[1], problem.O
     DB, H, OB = padded(D), padded(width), padded(O)
     sizes = [(H, DB), *[(H, H)] * (L - 1), (OB, H)]
-    launch = one_launch(H)
+    launch = one_launch(H, problem.precision)
     BLOCK, tiles = launch.block, max(1, triton.cdiv(N, launch.block))
     programs = count_programs(tiles, x.device)
     packed, biases, cursor = x.new_zeros(sum(a * b for a, b in sizes)), x.new_zeros(L * H + OB), iter(parameters)
@@ -185,7 +185,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             ACT=act, ACT_COUNT=act_count, LAST=last, LAST_COUNT=last_count, VALUE=value, VALUE_COUNT=value_count,
             FIRST=first, FIRST_COUNT=first_count, KIND=DISTRIBUTION[problem.distribution], SHARED=problem.shared,
             COTANGENTS=cotangents, JACOBIAN=dense, GRADIENTS=problem.gradients, PRECISION=problem.precision,
-            DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=min(launch.chunk, H), num_warps=launch.warps, num_stages=1,
+            DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=launch.chunk, **launch.options,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
         loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
