@@ -36,6 +36,7 @@ class OnPtx:
     """A kernel that is launched as on a GPU, but on the PTX machine."""
 
     compiled: dict = {}  # noqa: RUF012
+    traffic: dict = {}  # noqa: RUF012  # of the last launch, by the names of arguments
 
     def __init__(self, kernel, schedule, results, change):
         self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
@@ -67,6 +68,9 @@ class OnPtx:
         module = load(self.change(done.text))
         result = module.launch(done.name, grid, None, arguments, shared=done.shared, schedule=self.schedule)
         self.results.append(result)
+        names = [p.name for p in self.kernel.params if p.name not in constants]
+        self.traffic.clear()
+        self.traffic.update({n: result.by_array.get(f"argument {k}") for k, n in enumerate(names)})
 
 
 @pytest.fixture
@@ -146,15 +150,23 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
     assert_within_rule("exact", exact.detach(), plain.detach().double())
 
 
-def test_bytes_do_not_grow_with_directions_but_for_the_directions(on_ptx):
-    """Global memory without the program's scratch: each input once, each output once."""
-    unique = {}
+@pytest.mark.parametrize("kind", ["directions", "cotangents"])
+def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, monkeypatch, kind):
+    """Each input once and each output once, beside the program's scratch and slot (docs/triton.md)."""
+    problems, plain = [], backend.run
+    monkeypatch.setattr(backend, "run", lambda problem, *rest: (problems.append(problem), plain(problem, *rest)))
     for P in (1, 3):
-        shape = Shape(37, 3, 18, 2, 2, P, "counted")
-        results = on_ptx()
-        step(data(shape, "tanh"), directions_of("sphere", shape), "triton")
-        (unique[P],) = [(r.unique_bytes_read, r.unique_bytes_written) for r in results]
-    assert unique[1] == unique[3]
+        shape = Shape(64, 16, 32, 2, 16, P, "nothing is padded")
+        on_ptx()
+        projections = directions_of("sphere", shape) if kind == "directions" else sk.Cotangents.sphere(P, seed=3)
+        step(data(shape, "tanh"), projections, "triton")
+        arrays = {name: t for name, t in OnPtx.traffic.items() if t and name not in ("SCRATCH", "SLOTS", "BIAS_SLOTS")}
+        got = sum(t.unique_read + t.unique_written for t in arrays.values())
+        parameters = arrays["WEIGHTS"].unique_read + arrays["BIASES"].unique_read
+        expected = problems[-1].bytes(shape.N)
+        assert abs(got + parameters - expected) < 0.05 * expected, arrays
+        assert arrays["X"].read == arrays["X"].unique_read
+        assert arrays["Y"].read == arrays["Y"].unique_read
 
 
 def test_every_deleted_barrier_that_matters_is_found(on_ptx):

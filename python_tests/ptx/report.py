@@ -130,7 +130,7 @@ def usages(targets=tuple(LIMITS)) -> Iterator[Usage]:
                 yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
 
 
-HEAD = """| kernel | launch | target | registers | stack B | spill instr. | tensor instr. | shared B | 16-byte accesses |
+HEAD = """| kernel | launch | target | registers | stack B | spills | tensor instr. | shared B | 16-byte accesses |
 |---|---|---|---|---|---|---|---|---|"""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -188,6 +189,20 @@ class Line:
         return self.passes - self.ideal_passes
 
 
+class Traffic(NamedTuple):
+    """Bytes of global memory: as requested, and of different addresses."""
+
+    read: int
+    written: int
+    unique_read: int
+    unique_written: int
+
+
+def traffic(regions: np.ndarray, address: int) -> Traffic:
+    (region,) = regions[(regions["begin"] <= address) & (address < regions["end"])]
+    return Traffic(*(int(region[name]) for name in Traffic._fields))
+
+
 @dataclass(frozen=True)
 class Result:
     """Counts are exact for this launch. Bytes are of global memory: as requested, and of different addresses."""
@@ -199,6 +214,7 @@ class Result:
     bytes_written: int
     unique_bytes_read: int
     unique_bytes_written: int
+    by_array: dict[str, Traffic]  # "argument 0" and so on; arrays that overlap have the same
 
     def by_source(self) -> list[Line]:
         """The lines summed by source line and opcode; without .loc, every instruction by itself."""
@@ -418,7 +434,8 @@ class Module:
             program.name,
             [Line(p, o, *map(int, c)) for p, o, c in zip(program.locations, program.opcodes, counts, strict=True)],
             [self.finding(program, f, named, launch) for f in found[: launch.n_findings]],
-            *[int(regions[n].sum()) for n in ("read", "written", "unique_read", "unique_written")],
+            *[int(regions[n].sum()) for n in Traffic._fields],
+            {name: traffic(regions, extent[0]) for name, extent in named if extent[0] < extent[1]},
         )
         if result.findings and findings == "raise":
             raise PtxFailure(result)
