@@ -1,101 +1,42 @@
 """The Triton backend's kernels as compiled PTX, executed on the CPU: no race, nothing out of bounds, right numbers."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from problems import Shape, data, directions_of, step
-from ptx import PtxFailure, load, missing
-from ptx.compile import compile_triton
+from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
 
 import sobolev_kernels as sk
-from sobolev_kernels.testing import assert_within_rule, multiplies_in
+from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.testing import assert_within_rule
 
 reason = missing() or missing_tool("triton")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from sobolev_kernels.backends import triton as backend  # noqa: E402
-from sobolev_kernels.backends.triton import layerwise, one_launch  # noqa: E402
+import triton_on_ptx  # noqa: E402
+from triton_on_ptx import OnPtx, backend, compare, layerwise, one_launch  # noqa: E402
+
 from sobolev_kernels.backends.triton.launches import ONE_LAUNCH as ONE_LAUNCH_ROWS  # noqa: E402
-from sobolev_kernels.problem import PRECISIONS  # noqa: E402
 
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
-TYPES = {torch.float32: "*fp32", torch.int64: "*i64"}
-KERNELS = {
-    one_launch: ["step_kernel"],
-    layerwise: [
-        "activate_kernel", "adjoint_kernel", "delta_kernel", "pull_kernel", "residual_kernel", "forward_kernel",
-        "backward_kernel",
-    ],
-}  # fmt: skip
-SHAPE = Shape(37, 3, 18, 2, 2, 2, "three tiles, the last of 5 samples; nothing a power of two")
-
-
-class OnPtx:
-    """A kernel that is launched as on a GPU, but on the PTX machine."""
-
-    compiled: dict = {}  # noqa: RUF012
-    traffic: dict = {}  # noqa: RUF012  # of the last launch, by the names of arguments
-
-    def __init__(self, kernel, schedule, results, change):
-        self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
-
-    def __getitem__(self, grid):
-        return lambda *values, **named: self.launch(grid, values, named)
-
-    def launch(self, grid, values, named):
-        options = {"warps": named.pop("num_warps", 4), "stages": named.pop("num_stages", 3)}
-        options |= {"maxnreg": named.pop("maxnreg")} if "maxnreg" in named else {}
-        given = dict(zip(self.kernel.arg_names, values, strict=False)) | named
-        signature, constants, arguments = {}, {}, []
-        for parameter in self.kernel.params:
-            value = given[parameter.name]
-            if parameter.is_constexpr or value is None:
-                constants[parameter.name] = value
-                continue
-            if isinstance(value, torch.Tensor):
-                signature[parameter.name] = TYPES[value.dtype]
-            else:
-                integer = "i32" if abs(value) < 2**31 else "i64"
-                signature[parameter.name] = "fp32" if isinstance(value, float) else integer
-            arguments.append(value)
-        key = (self.kernel.fn.__name__, *signature.items(), *constants.items(), *options.items())
-        if key not in self.compiled:
-            # slices of a tensor, as TERMS + N, are not multiples of 16 bytes: promise nothing
-            self.compiled[key] = compile_triton(self.kernel, signature, constants, divisible=(), **options)
-        done = self.compiled[key]
-        module = load(self.change(done.text))
-        result = module.launch(done.name, grid, None, arguments, shared=done.shared, schedule=self.schedule)
-        self.results.append(result)
-        names = [p.name for p in self.kernel.params if p.name not in constants]
-        self.traffic.clear()
-        self.traffic.update({n: result.by_array.get(f"argument {k}") for k, n in enumerate(names)})
+SHAPE = Shape(37, 3, 18, 2, 2, 2, "a tile and 5 samples of one; nothing a power of two")
 
 
 @pytest.fixture
-def on_ptx(monkeypatch):
+def on_ptx():
     """Send the backend's kernels to the PTX machine; returns the results of their launches."""
-    monkeypatch.setattr(backend, "interpreting", lambda: True)
-    kernels = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
-
-    def send(schedule="round_robin", change=lambda text: text):
-        results = []
-        for (module, name), kernel in kernels.items():
-            monkeypatch.setattr(module, name, OnPtx(kernel, schedule, results, change))
-        return results
-
-    return send
+    with ExitStack() as stack:
+        yield lambda *args, **named: stack.enter_context(triton_on_ptx.on_ptx(*args, **named))
 
 
-def compare(numbers, projections, precision="ieee", **settings):
-    kind = type(projections)
-    v = projections.tensor(numbers.y if kind is sk.Cotangents else numbers.x)
-    expected = step(numbers.to(torch.float64), kind.given(v.double()), "reference", **settings)
-    with multiplies_in(precision):
-        baseline = step(numbers, kind.given(v), "reference", **settings)
-    for name, tensor in step(numbers, projections, "triton", precision=precision, **settings).items():
-        assert_within_rule(name, tensor, expected[name], baseline[name], precision)
+@pytest.fixture
+def one_program(monkeypatch):
+    """One program takes all tiles in turn."""
+    monkeypatch.setattr(one_launch, "count_programs", lambda tiles, device: 1)
 
 
 ONE_LAUNCH = {
@@ -110,11 +51,17 @@ ONE_LAUNCH = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", ONE_LAUNCH)
-def test_one_launch(on_ptx, case, schedule):
+def test_one_launch(on_ptx, one_program, case, schedule):
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx(schedule)
     compare(data(SHAPE, activation, last=last), projections(SHAPE), **settings)
     assert {r.kernel for r in results} == {"step_kernel"}
+
+
+def test_many_programs(on_ptx):
+    shape = Shape(170, 3, 18, 2, 2, 2, "three programs with two tiles each")
+    on_ptx("random:5")
+    compare(data(shape, "tanh"), directions_of("sphere", shape))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
