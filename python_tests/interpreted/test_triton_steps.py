@@ -7,10 +7,11 @@ Tensor cores, memory and barriers are not seen here: for those see python_tests/
 import pytest
 import torch
 from problems import SHAPES, Shape, data, directions_of, gradients, step
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import one_launch
+from sobolev_kernels.backends.triton import layerwise, one_launch
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
@@ -79,6 +80,16 @@ def test_shapes(path, shape):
 
 
 @each_path
+@pytest.mark.parametrize("P", [1, 2, 9])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_every_distribution_of_cotangents(path, distribution, P):
+    shape = Shape(19, 4, 8, 2, 3, P, "cotangents in three dimensions")
+    if distribution == "basis" or (distribution == "orthonormal" and P > 3):
+        return
+    compare(data(shape, "sin"), getattr(sk.Cotangents, distribution)(P, seed=5))
+
+
+@each_path
 @pytest.mark.parametrize("P", range(1, 10))
 def test_number_of_directions(path, P):
     shape = Shape(19, 4, 8, 2, 2, P, "P from 1 to 9")
@@ -99,17 +110,24 @@ def test_reductions_and_weights(path, reduction):
         assert_within_rule(name, tensor, expected[name], baseline[name])
 
 
+@each_path
 @pytest.mark.parametrize("activation", ["tanh", "silu", "softplus", "sin", "gelu", "elu"])
-@pytest.mark.parametrize("mode", ["cotangents", "exact", "order 2", "cosine", "relative_mse"])
+@pytest.mark.parametrize("mode", ["cotangents", "exact"])
+def test_gradients(path, mode, activation):
+    numbers = data(SMALL, activation)
+    if mode == "cotangents":
+        compare(numbers, sk.Cotangents.sphere(3, seed=4), derivative_loss="huber")
+    else:
+        compare(numbers, derivatives="exact", reduction="none")
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus", "sin", "gelu", "elu"])
+@pytest.mark.parametrize("mode", ["order 2", "cosine", "relative_mse"])
 def test_modes_layer_by_layer(mode, activation):
     numbers = data(SMALL, activation)
     generator = torch.Generator().manual_seed(2)
     hessian = torch.randn(SMALL.N, SMALL.O, SMALL.D, SMALL.D, generator=generator)
-    if mode == "cotangents":
-        compare(numbers, sk.Cotangents.sphere(3, seed=4), derivative_loss="huber")
-    elif mode == "exact":
-        compare(numbers, derivatives="exact", reduction="none")
-    elif mode == "order 2":
+    if mode == "order 2":
         make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian, hessian=hessian.to(n.x.dtype))  # noqa: E731
         compare(numbers, directions_of("normal", SMALL), make, order=2, weights=(1.0, 0.5, 0.2))
     else:
@@ -163,3 +181,59 @@ def test_the_plan_names_the_path():
     assert "-> triton     one launch" in text
     text = sk.explain(numbers.student, numbers.x, backend="triton", order=2)
     assert "layer-wise" in text and "since order 2" in text
+
+
+@each_path
+def test_a_term_of_weight_0_may_have_any_target(path):
+    numbers = data(SMALL, "tanh")
+    plain = step(numbers, directions_of("sphere", SMALL), "triton", weights=(1.0, 0.0))
+    nothing = sk.Targets(values=numbers.y, jacobian=torch.full_like(numbers.jacobian, torch.nan))
+    got = step(numbers, directions_of("sphere", SMALL), "triton", weights=(1.0, 0.0), targets=nothing)
+    assert got.pop("derivative").isnan()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in got.items())
+
+
+@each_path
+@pytest.mark.parametrize("projections", [directions_of("sphere", SMALL), sk.Cotangents.sphere(2)], ids=["v", "u"])
+def test_an_empty_batch(path, projections):
+    numbers = data(Shape(0, 3, 9, 2, 2, 2, "no sample"), "tanh")
+    assert all((tensor == 0).all() for tensor in step(numbers, projections, "triton").values())
+
+
+@each_path
+def test_a_whole_graph_of_torch_compile(path):
+    numbers = data(SMALL, "tanh")
+    targets, v = sk.Targets(values=numbers.y, jacobian=numbers.jacobian), directions_of("given", SMALL)
+
+    def loss(x):
+        return sk.sobolev_loss(numbers.student, x, targets, directions=v, backend="triton")
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    got, expected = (torch.autograd.grad(f(numbers.x), tuple(numbers.student.parameters())) for f in (compiled, loss))
+    assert all(map(torch.equal, got, expected))
+
+
+class NoNumberIsRead(TorchDispatchMode):
+    """Raises where a number of a tensor goes to Python, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default and "nonzero" not in str(function), function
+        return function(*args, **(kwargs or {}))
+
+
+@each_path
+@pytest.mark.parametrize(
+    "settings", [{}, {"derivatives": "exact"}, {"order": 2}, {"derivative_loss": "cosine"}], ids=str
+)
+def test_nothing_waits_for_the_gpu(path, settings, monkeypatch):
+    """As the capture of a CUDA graph needs it. The kernels are left out: here they are Python, and read numbers."""
+    numbers = data(SMALL, "tanh")
+    hessian = torch.zeros(SMALL.N, SMALL.O, SMALL.D, SMALL.D)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=hessian if "order" in settings else None)
+    v = None if "derivatives" in settings else directions_of("sphere", SMALL)
+    left_out = type("LeftOut", (), {"__getitem__": lambda self, grid: lambda *args, **named: None})()
+    for module in (one_launch, layerwise):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, left_out)
+    with NoNumberIsRead():
+        sk.sobolev_loss(numbers.student, numbers.x, targets, directions=v, backend="triton", **settings).backward()

@@ -6,14 +6,17 @@ Narrow students take the whole step in one launch (`one_launch.py`), all others 
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 
 import torch
 
-from ...problem import Operands, Plan, Problem
+from ... import planner
+from ...problem import COTANGENTS, Operands, Plan, Problem
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
 
+@torch.compiler.assume_constant_result
 def interpreting() -> bool:
     from triton import knobs
 
@@ -31,16 +34,22 @@ def supports(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    from . import one_launch
+    from . import launches, one_launch
 
     reason = one_launch.refusal(problem)
+    side = planner.GRADIENTS if problem.projection == COTANGENTS else planner.TANGENTS
+    choices = (("precision", problem.precision), ("side", side))
     if reason is None:
-        return Plan("triton", "one launch", (("precision", problem.precision),))
-    return Plan("triton", "layer-wise, torch's multiply", (("precision", problem.precision), ("since", reason)))
+        row = launches.one_launch(one_launch.padded(problem.widths[1]), problem.precision)
+        return Plan("triton", "one launch", (*choices, ("samples of a tile", row.block), ("warps", row.warps)))
+    multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"
+    return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     from . import layerwise, one_launch
 
     path = layerwise if one_launch.refusal(problem) else one_launch
-    path.run(problem, operands, outputs, gradients)
+    # Triton launches on the current device, which need not be that of the tensors
+    with torch.cuda.device(operands.x.device) if operands.x.is_cuda else nullcontext():
+        path.run(problem, operands, outputs, gradients)
