@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sobolev_kernels.math.activations import ACTIVATIONS
@@ -110,6 +110,13 @@ def signature_of(kernel, constants: dict, tensors: set, floats: set) -> dict[str
     return {name: "fp32" if name in floats else kinds[name in tensors] for name in names}
 
 
+def worst(usages: list[Usage]) -> Usage:
+    """The most of everything, and the fewest wide accesses."""
+    most = {name: max(getattr(u, name) for u in usages) for name in ("registers", "stack", "spills", "shared")}
+    fewest = min(usages, key=lambda u: int(u.wide.split()[0]) / int(u.wide.split()[-1]))
+    return replace(fewest, **most, tensor=min(u.tensor for u in usages))
+
+
 def rows_for(target: str) -> list:
     from sobolev_kernels.backends.triton.launches import CUDA, HIP, ONE_LAUNCH
 
@@ -122,9 +129,9 @@ def usages(targets=tuple(LIMITS)) -> Iterator[Usage]:
     for target in targets:
         for row in rows_for(target):
             for precision in row.precisions:
-                for projection in PROJECTIONS:
-                    label = f"width {row.width}, {row.block} samples, {row.warps} warps, {precision}, {projection}"
-                    yield usage("step_kernel", label, target, one_launch(row, target, projection, precision))
+                label = f"width {row.width}, {row.block} samples, {row.warps} warps, {precision}"
+                each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in PROJECTIONS]
+                yield worst(each)
         for kernel in (forward_kernel, backward_kernel):
             for order in (1, 2):
                 yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))

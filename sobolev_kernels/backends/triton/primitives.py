@@ -76,11 +76,19 @@ def log1p(x):
 
 
 @triton.jit
+def rounded(x):
+    """To the nearest number that keeps its value where a tensor core cuts off the last 13 bits."""
+    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
     """The product of two tiles, summed in float32 (PRECISIONS of `sobolev_kernels/problem.py`)."""
-    if PRECISION == "bf16":
+    if PRECISION == "ieee":
+        return tl.dot(a, b, input_precision="ieee")
+    elif PRECISION == "tf32":
+        return tl.dot(rounded(a), rounded(b), input_precision="tf32")
+    elif PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    elif PRECISION == "fp16":
-        return tl.dot(a.to(tl.float16), b.to(tl.float16))
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        return tl.dot(a.to(tl.float16), b.to(tl.float16))
