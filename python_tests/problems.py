@@ -242,13 +242,13 @@ def gradients(student: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def computed_from(side: str) -> Iterator[None]:
-    """The CPU backend on one of the SIDES, where that is one, instead of on the planner's choice."""
-    own = cpu.side
-    cpu.side = lambda problem: side if side in planner.chains(problem) else own(problem)
+    """One of the SIDES, where that is one, instead of the planner's choice."""
+    own = planner.side
+    cpu.side = planner.side = lambda problem: side if side in planner.chains(problem) else own(problem)
     try:
         yield
     finally:
-        cpu.side = own
+        cpu.side = planner.side = own
 
 
 @threads(1)

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from problems import Shape, data, directions_of, step
+from problems import Shape, computed_from, data, directions_of, step
 from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
@@ -46,6 +46,7 @@ ONE_LAUNCH = {
         {"reduction": "none", "derivative_loss": "huber"},
     ),
     "cotangents": ("softplus", "tanh", lambda shape: sk.Cotangents.sphere(shape.P, seed=3), {}),
+    "by gradients": ("tanh", "sigmoid", lambda shape: directions_of("sphere", shape), {}),
 }  # fmt: skip
 
 
@@ -54,7 +55,8 @@ ONE_LAUNCH = {
 def test_one_launch(on_ptx, one_program, case, schedule):
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx(schedule)
-    compare(data(SHAPE, activation, last=last), projections(SHAPE), **settings)
+    with computed_from("gradients" if case == "by gradients" else "tangents"):
+        compare(data(SHAPE, activation, last=last), projections(SHAPE), **settings)
     assert {r.kernel for r in results} == {"step_kernel"}
 
 
@@ -65,13 +67,14 @@ def test_many_programs(on_ptx):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("case", ["drawn", "cotangents"])
+@pytest.mark.parametrize("case", ["drawn", "cotangents", "by gradients"])
 @pytest.mark.parametrize("width", sorted({row.width for row in ONE_LAUNCH_ROWS}))
 def test_one_launch_in_every_precision(on_ptx, width, case, precision):
     shape = Shape(21, 5, width - 3, 3, 2, 2, "every row of the launch table")
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx("random:2")
-    compare(data(shape, activation, last=last), projections(shape), precision, **settings)
+    with computed_from("gradients" if case == "by gradients" else "tangents"):
+        compare(data(shape, activation, last=last), projections(shape), precision, **settings)
     assert all((r.count("mma.") > 0) == (precision != "ieee") for r in results)
 
 
@@ -97,7 +100,7 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
     assert_within_rule("exact", exact.detach(), plain.detach().double())
 
 
-@pytest.mark.parametrize("kind", ["directions", "cotangents"])
+@pytest.mark.parametrize("kind", ["tangents", "gradients", "cotangents"])
 def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, monkeypatch, kind):
     """Each input once and each output once, beside the program's scratch and slot (docs/triton.md)."""
     problems, plain = [], backend.run
@@ -105,8 +108,9 @@ def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, monkeypatch, kind):
     for P in (1, 3):
         shape = Shape(64, 16, 32, 2, 16, P, "nothing is padded")
         on_ptx()
-        projections = directions_of("sphere", shape) if kind == "directions" else sk.Cotangents.sphere(P, seed=3)
-        step(data(shape, "tanh"), projections, "triton")
+        projections = sk.Cotangents.sphere(P, seed=3) if kind == "cotangents" else directions_of("sphere", shape)
+        with computed_from("tangents" if kind == "tangents" else "gradients"):
+            step(data(shape, "tanh"), projections, "triton")
         arrays = {name: t for name, t in OnPtx.traffic.items() if t and name not in ("SCRATCH", "SLOTS", "BIAS_SLOTS")}
         got = sum(t.unique_read + t.unique_written for t in arrays.values())
         parameters = arrays["WEIGHTS"].unique_read + arrays["BIASES"].unique_read
@@ -117,7 +121,7 @@ def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, monkeypatch, kind):
 
 
 def test_every_deleted_barrier_that_matters_is_found(on_ptx):
-    """Of one launch: each fourth barrier deleted in turn. Of all 106, 104 are found; the others change no number."""
+    """Of one launch: each fourth barrier deleted in turn. Of all 117, 104 are found; the others change no number."""
     shape = Shape(33, 3, 18, 2, 2, 1, "small: the step runs once for every barrier")
     numbers, directions, texts = data(shape, "tanh"), directions_of("sphere", shape), []
     on_ptx(change=lambda text: texts.append(text) or text)

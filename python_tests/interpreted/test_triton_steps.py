@@ -6,7 +6,7 @@ Tensor cores, memory and barriers are not seen here: for those see python_tests/
 
 import pytest
 import torch
-from problems import SHAPES, Shape, data, directions_of, gradients, step
+from problems import SHAPES, Shape, computed_from, data, directions_of, gradients, step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
@@ -16,7 +16,7 @@ from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
 
-PATHS = ("one launch", "layer-wise")
+PATHS = ("one launch", "by gradients", "layer-wise")
 LOSS_NAMES = list(sk.LOSSES)
 SMALL = Shape(37, 3, 9, 2, 2, 2, "a tile and a part of one, odd sizes")
 
@@ -26,7 +26,8 @@ def path(request, monkeypatch):
     """The path of a call; what one launch refuses (a student without hidden layer, frames) goes layer by layer."""
     if request.param == "layer-wise":
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-    return request.param
+    with computed_from("gradients" if request.param == "by gradients" else "tangents"):
+        yield request.param
 
 
 def each_path(function):

@@ -56,7 +56,10 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
     return Usage(kernel, row, target, int(registers), int(stack), spills, tensor, done.shared, every)
 
 
-PROJECTIONS = {"drawn": ("sphere", False), "given": ("given", False), "cotangents": ("sphere", True)}
+PROJECTIONS = {
+    "drawn": ("sphere", "tangents"), "given": ("given", "tangents"), "cotangents": ("sphere", "cotangents"),
+    "gradients": ("sphere", "gradients"),
+}  # fmt: skip
 
 
 def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
@@ -65,7 +68,7 @@ def one_launch(row, target: str, projection: str = "drawn", precision: str = "ie
     from sobolev_kernels.backends.triton.formulas import arguments
     from sobolev_kernels.backends.triton.one_launch import step_kernel
 
-    distribution, cotangents = PROJECTIONS[projection]
+    distribution, side = PROJECTIONS[projection]
 
     act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
     last, last_count, *_ = arguments(choose(ACTIVATIONS, "activation", "identity"), 0)
@@ -73,7 +76,7 @@ def one_launch(row, target: str, projection: str = "drawn", precision: str = "ie
     constants = {
         "ACT": act, "ACT_COUNT": count, "LAST": last, "LAST_COUNT": last_count, "VALUE": loss,
         "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": DISTRIBUTION[distribution],
-        "SHARED": False, "COTANGENTS": cotangents, "JACOBIAN": True, "GRADIENTS": True, "PRECISION": precision,
+        "SHARED": False, "FROM": side, "JACOBIAN": True, "GRADIENTS": True, "PRECISION": precision,
         "DB": 16, "H": row.width, "OB": 16, "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None,
         "WEIGHT_OF_OUTPUT": None, "DX": None,
     }  # fmt: skip

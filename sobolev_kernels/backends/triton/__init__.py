@@ -37,7 +37,7 @@ def plan(problem: Problem, N: int) -> Plan:
     from . import launches, one_launch
 
     reason = one_launch.refusal(problem)
-    side = planner.GRADIENTS if problem.projection == COTANGENTS else planner.TANGENTS
+    side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else planner.TANGENTS
     choices = (("precision", problem.precision), ("side", side))
     if reason is None:
         row = launches.one_launch(one_launch.padded(problem.widths[1]), problem.precision)

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ... import planner
 from ...math.losses import is_coupled
 from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from .chains import ARRAYS, backward, gradient_chain, inputs_backward, tangent_forward, values_forward
@@ -44,19 +45,59 @@ def padded(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
-@triton.jit(do_not_specialize=["N", "P", "D", "W", "O", "L", "tiles", "seed", "offset"])
+@triton.jit
+def adjoint(slope, weight, factor, within):
+    """Of a prediction; a term of weight 0 may have any target, also NaN."""
+    return tl.where(within & (factor != 0.0), factor * slope * weight, 0.0)
+
+
+@triton.jit
+def inner(a, b, within):
+    """Σ_d a b, the same bits on all threads that hold a sum: the selection keeps a product out of a fused addition."""
+    return tl.sum(tl.where(within, a * b, 0.0), 1)
+
+
+@triton.jit
+def along_directions(
+    g, T, V, sv_p, sv_n, sv_k, st_p, st_n, st_k, st_column, sample, there, own, row, P, d, W, seed, offset, scale,
+    factor, loss_a, LOSS: tl.constexpr, COUNT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr,
+    JACOBIAN: tl.constexpr,
+):  # fmt: skip
+    """The term [BLOCK] of an output's gradient g [BLOCK, DB] projected on all P directions, and the adjoint of g."""
+    term, a = 0.0 * own, 0.0 * g
+    within = there[:, None] & (d < W)[None, :]
+    at = sample * st_n + row * st_column
+    if JACOBIAN:
+        known = tl.load(T + at[:, None] + d[None, :] * st_k, mask=within, other=0.0)
+    for p in tl.range(P, disable_licm=True):
+        v = direction(V, sv_p, sv_n, sv_k, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
+        if JACOBIAN:
+            target = inner(known, v, within)
+        else:
+            target = tl.load(T + p * st_p + at, mask=there, other=0.0)
+        rho, slope = residual(LOSS, COUNT, inner(g, v, within) - target, loss_a)
+        term += tl.where(there, rho * own, 0.0)
+        a += adjoint(slope, own, factor, there)[:, None] * v
+    return term, a
+
+
+@triton.jit(do_not_specialize=["N", "P", "D", "W", "O", "L", "rounds", "tiles", "seed", "offset"])
 def step_kernel(
     X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHTS, BIASES, SCRATCH, SLOTS, BIAS_SLOTS, TERMS, DX,
-    N, P, D, W, O, L, tiles, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
+    N, P, D, W, O, L, rounds, tiles, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
     seed, offset, scale, value_factor, first_factor, common, value_scale, first_scale, act_a, act_b, last_a, last_b,
     value_a, first_a,
     ACT: tl.constexpr, ACT_COUNT: tl.constexpr, LAST: tl.constexpr, LAST_COUNT: tl.constexpr,
     VALUE: tl.constexpr, VALUE_COUNT: tl.constexpr, FIRST: tl.constexpr, FIRST_COUNT: tl.constexpr,
-    KIND: tl.constexpr, SHARED: tl.constexpr, COTANGENTS: tl.constexpr, JACOBIAN: tl.constexpr,
+    KIND: tl.constexpr, SHARED: tl.constexpr, FROM: tl.constexpr, JACOBIAN: tl.constexpr,
     GRADIENTS: tl.constexpr, PRECISION: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr,
     BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """L hidden layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`."""
+    """L hidden layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`.
+
+    FROM "tangents" along P directions, or "cotangents", P of them; or from the "gradients" of the O outputs, each
+    projected on all P directions: the same numbers as from tangents.
+    """
     program = tl.program_id(0)
     seed, offset = tl.to_tensor(seed).to(tl.uint64), tl.to_tensor(offset).to(tl.uint32)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
@@ -83,8 +124,18 @@ def step_kernel(
         owed = 0.0 * z
         first_term = 0.0 * own
         tl.debug_barrier()
-        for p in tl.range(P, disable_licm=True):
-            if COTANGENTS:
+        for p in tl.range(rounds, disable_licm=True):
+            if FROM == "gradients":
+                u = tl.where(there[:, None] & (o == p)[None, :], 1.0, 0.0)
+                g = gradient_chain(y1 * u, WEIGHTS, scratch, slots, L, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                of_row = own
+                if WEIGHT_OF_OUTPUT is not None:
+                    of_row = own * tl.load(WEIGHT_OF_OUTPUT + p)
+                term, a = along_directions(
+                    g, T, V, sv_p, sv_n, sv_k, st_p, st_n, st_k, st_column, sample, there, of_row, p, P, d, W,
+                    seed, offset, scale, first_factor, first_a, FIRST, FIRST_COUNT, KIND, SHARED, JACOBIAN,
+                )  # fmt: skip
+            elif FROM == "cotangents":
                 u = direction(V, sv_p, sv_n, sv_k, sample, there, p, o, O, seed, offset, scale, SHARED, KIND)
                 within = there[:, None] & (d < W)[None, :]
                 g = gradient_chain(y1 * u, WEIGHTS, scratch, slots, L, PRECISION, DB, H, OB, BLOCK, CHUNK)
@@ -93,21 +144,21 @@ def step_kernel(
                 of_row = own[:, None]
                 if WEIGHT_OF_OUTPUT is not None:
                     of_row = own[:, None] * tl.load(WEIGHT_OF_OUTPUT + p)
+                term = tl.sum(tl.where(within, rho * of_row, 0.0), 1)
+                a = adjoint(slope, of_row, first_factor, within)
             else:
                 v = direction(V, sv_p, sv_n, sv_k, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
-                within = within_y
                 z1 = tangent_forward(
                     v, WEIGHTS, scratch, slots, L, GRADIENTS, False, PRECISION, DB, H, OB, BLOCK, CHUNK
                 )
                 target = target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, d, W, o, O, JACOBIAN)
                 rho, slope = residual(FIRST, FIRST_COUNT, y1 * z1 - target, first_a)
-                of_row = weight
-            first_term += tl.sum(tl.where(within, rho * of_row, 0.0), 1)
+                term = tl.sum(tl.where(within_y, rho * weight, 0.0), 1)
+                a = adjoint(slope, weight, first_factor, within_y)
+            first_term += term
             if GRADIENTS:
-                # a term of weight 0 may have any target, also NaN
-                a = tl.where(within & (first_factor != 0.0), first_factor * slope * of_row, 0.0)
                 tl.debug_barrier()
-                if COTANGENTS:
+                if FROM != "tangents":
                     z1 = tangent_forward(a, WEIGHTS, scratch, slots, L, False, True, PRECISION, DB, H, OB, BLOCK, CHUNK)
                     owed += y2 * z1 * u
                 else:
@@ -123,7 +174,7 @@ def step_kernel(
         tl.store(TERMS + sample, value_scale * tl.sum(tl.where(within_y, value_rho * weight, 0.0), 1), mask=there)
         tl.store(TERMS + N + sample, first_scale * first_term, mask=there)
         if GRADIENTS:
-            a = tl.where(within_y & (value_factor != 0.0), value_factor * value_slope * weight, 0.0)
+            a = adjoint(value_slope, weight, value_factor, within_y)
             backward(
                 y1 * a + owed, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
             )
@@ -164,6 +215,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     key, offset = (0, 0) if seed is None else seed.tolist()
     v = None if given is None else given if given.dim() == 3 else given[:, None].expand(-1, N, -1)
     cotangents, dense = problem.projection == COTANGENTS, problem.derivative_target == DENSE
+    side = "cotangents" if cotangents else planner.side(problem)
+    rounds = O if side == "gradients" else problem.P
     st = (0, 0, 0) if derivative is None else derivative.stride()
     if dense:  # [N, O, W], summed over W for directions, over O for cotangents
         st = (0, st[0], st[1], st[2]) if cotangents else (0, st[0], st[2], st[1])
@@ -179,12 +232,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     if N:
         step_kernel[(programs,)](
             x, v, values, derivative, sample_weight, output_weight, packed, biases, scratch, slots, bias_slots, terms,
-            outputs.get("dx"), N, problem.P, D, problem.W, O, L, tiles, *strides,
+            outputs.get("dx"), N, problem.P, D, problem.W, O, L, rounds, tiles, *strides,
             key, offset & 0xFFFFFFFF, problem.scale, *(f / common for f in factors), common, *scales,
             act_a, act_b, last_a, last_b, value_a, first_a,
             ACT=act, ACT_COUNT=act_count, LAST=last, LAST_COUNT=last_count, VALUE=value, VALUE_COUNT=value_count,
             FIRST=first, FIRST_COUNT=first_count, KIND=DISTRIBUTION[problem.distribution], SHARED=problem.shared,
-            COTANGENTS=cotangents, JACOBIAN=dense, GRADIENTS=problem.gradients, PRECISION=problem.precision,
+            FROM=side, JACOBIAN=dense, GRADIENTS=problem.gradients, PRECISION=problem.precision,
             DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=launch.chunk, **launch.options,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
