@@ -97,7 +97,6 @@ struct Tile {
       }
     }
     if (layout.weights != kAbsent) wait_for_copies();
-    __syncthreads();
   }
 
   SK_INLINE void end() const {
@@ -111,10 +110,9 @@ struct Tile {
   SK_INLINE void run(std::int64_t from) {
     first = from;
     load_x();
-    __syncthreads();
-    values_forward();
     clear_rho();
     __syncthreads();
+    values_forward();
     if (step.layout.jacobian != kAbsent) load_jacobian();
 #pragma unroll 1
     for (int p = 0; p < step.P; ++p) {
@@ -254,6 +252,7 @@ struct Tile {
     tangent_residual(p);
     __syncthreads();
     if (step.gradients && step.factor[kFirst] != 0.0f) backward<false>();
+    __syncthreads();
   }
 
   // ---- Residuals ----
@@ -341,7 +340,6 @@ struct Tile {
       shared[step.layout.jacobian + d * step.layout.jacobian_columns + row * step.O + o] =
           there(row) ? number(step.target[kFirst].data, first + row, o, d) : 0.0f;
     }
-    __syncthreads();
   }
 
   // (Df(x)[v_p])_o
@@ -411,7 +409,6 @@ struct Tile {
       add_bias_gradient(0);
       if (step.dx) store_dx(z_bar);
     }
-    __syncthreads();
   }
 
   // At layer l, whose adjoint lies in `product`: what it gave as an operand once more, and the adjoint of its z
@@ -521,7 +518,6 @@ struct Tile {
       add_gradient(l, delta.data, below);
       below = h_dot.data;
     }
-    __syncthreads();
   }
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+
+from .run import CACHE, writable
 
 
 @dataclass(frozen=True)
@@ -117,23 +120,36 @@ def compile_cuda(source: str, *, target: str = "sm_80", options: Sequence[str] =
     if reason := missing("nvcc"):
         raise RuntimeError(reason)
     with tempfile.TemporaryDirectory() as folder:
-        file, out = Path(folder, "kernel.cu"), Path(folder, "kernel.ptx")
+        file = Path(folder, "kernel.cu")
         file.write_text(source)
-        command = [
-            tool("nvcc"),
-            "-ptx",
-            f"-arch={target}",
-            "-lineinfo",
-            "-std=c++17",
-            *options,
-            str(file),
-            "-o",
-            str(out),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"nvcc: {done.stderr}")
-        return out.read_text()
+        return nvcc_ptx(file, target, options)
+
+
+def nvcc_ptx(file: Path, target: str, options: Sequence[str]) -> str:
+    out = file.with_suffix(".ptx")
+    command = [tool("nvcc"), "-ptx", f"-arch={target}", "-lineinfo", "-std=c++17", *options, str(file), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc: {done.stderr}")
+    return out.read_text()
+
+
+def compile_file(file: Path, *, target: str = "sm_80", options: Sequence[str] = (), change=lambda text: text) -> str:
+    """The PTX of a .cu file and the headers around it, each changed by `change`; kept by a hash of them all."""
+    files = [f for f in sorted(file.parents[1].rglob("*")) if f.suffix in (".cu", ".cuh", ".h")]
+    texts = {f.relative_to(file.parents[1]): change(f.read_text()) for f in files}
+    key = hashlib.sha256(repr((sorted(texts.items()), target, options)).encode()).hexdigest()[:16]
+    kept = CACHE / f"{file.stem}-{key}.ptx"
+    if kept.exists():
+        return kept.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in texts.items():
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(text)
+        text = nvcc_ptx(Path(folder, file.relative_to(file.parents[1])), target, options)
+    if writable(CACHE):
+        kept.write_text(text)
+    return text
 
 
 # ---- What ptxas makes of it ----

@@ -1,4 +1,4 @@
-"""The CUDA kernel (csrc/cuda): a whole step of order 1 in one launch, on tensor cores, for students that fit on chip."""
+"""The CUDA kernel (csrc/cuda): a whole step of order 1 in one launch on tensor cores, for students that fit on chip."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     dx = outputs["dx"].data_ptr() if "dx" in outputs else None
     step.outputs(problem.gradients, None, None, None, None, terms.data_ptr(), dx)
     step.plan(0, 1, 1)
-    launch(step, precision(problem), x)
+    launch(step, precision(problem), terms)
     if problem.result != PER_SAMPLE_GRADIENTS:
         loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
         per_sample = problem.result == PER_SAMPLE
@@ -108,11 +108,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         outputs["terms"].copy_(terms if per_sample else terms.sum(1))
 
 
-def launch(step, precision: int, x: torch.Tensor) -> None:
-    """On the device of x and its current stream; scratch comes from torch, so a CUDA graph can capture it."""
-    limit, processors = hardware(x.device.index)
+def launch(step, precision: int, terms: torch.Tensor) -> None:
+    """On the device of `terms` and its current stream; scratch comes from torch, so a CUDA graph can capture it."""
+    device = terms.device
+    limit, processors = hardware(device.index)
     chosen = cpu._C.cuda_layout(step, precision, limit)
-    blocks = min(chosen["tiles"], processors * cpu._C.cuda_occupancy(step, precision, limit, x.device.index))
-    scratch = torch.empty(chosen["packed"] + blocks * chosen["slot"], dtype=torch.uint8, device=x.device)
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    cpu._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, x.device.index, stream)
+    blocks = min(chosen["tiles"], processors * cpu._C.cuda_blocks(precision, chosen["shared"], device.index))
+    scratch = torch.empty(chosen["packed"] + blocks * chosen["slot"], dtype=torch.uint8, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    cpu._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, device.index, stream)

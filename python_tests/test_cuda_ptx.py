@@ -1,0 +1,284 @@
+"""The CUDA kernel as compiled PTX, executed on the CPU: right in every precision, no race, nothing out of bounds."""
+
+from itertools import cycle
+
+import pytest
+import torch
+from problems import RANDOM, SMALL, Shape, cotangents_of, data, directions_of, targets_of
+from ptx import missing
+from ptx.compile import compile_file
+from ptx.compile import missing as missing_tool
+from ptx.mutate import barriers, waits
+
+import sobolev_kernels as sk
+from sobolev_kernels.backends import cuda
+from sobolev_kernels.problem import PRECISIONS
+
+reason = missing() or missing_tool("nvcc") or (None if cuda.cpu._C else cuda.MISSING)
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from cuda_on_ptx import KERNELS, LIMIT, SCHEDULES, compare, on_ptx  # noqa: E402
+
+LOSSES = ["mse", "l1", "huber", "log_cosh"]
+DRAWN = [*(kind for kind in RANDOM if kind != "orthonormal"), "basis", "given"]
+SIDES = {"directions": directions_of, "cotangents": cotangents_of}
+SHAPES = [
+    Shape(1, 1, 20, 1, 1, 1, "the smallest tile; width padded by 12"),
+    Shape(37, 3, 18, 2, 2, 2, "the last tile of 5 samples; nothing a power of two"),
+    Shape(64, 16, 16, 2, 16, 1, "nothing to pad"),
+    Shape(70, 2, 20, 0, 3, 2, "one linear layer, no hidden one"),
+    Shape(17, 33, 20, 1, 21, 3, "more than 16 inputs and outputs"),
+    Shape(20, 3, 50, 6, 1, 9, "deep; more directions than inputs"),
+    Shape(18, 3, 128, 2, 1, 3, "the widest; weights and gradients not on chip"),
+    Shape(2, 190, 20, 1, 20, 2, "operators: many inputs and outputs"),
+]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("activation", sk.ACTIVATIONS)
+def test_activations(activation, side):
+    loss = LOSSES[list(sk.ACTIVATIONS).index(activation) % 4]
+    compare(data(SMALL, activation, last=activation), SIDES[side]("normal", SMALL), derivative_loss=loss)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", DRAWN)
+def test_directions(kind, side):
+    """Drawn inside the kernel: as given ones would be, which the CPU drew."""
+    compare(data(SMALL, "tanh"), SIDES[side](kind, SMALL))
+
+
+@pytest.mark.parametrize(("precision", "shape"), [(p, s) for p in PRECISIONS for s in SHAPES], ids=str)
+def test_shapes(precision, shape):
+    side = "directions" if (SHAPES.index(shape) + PRECISIONS.index(precision)) % 2 else "cotangents"
+    compare(data(shape, "silu"), SIDES[side]("sphere", shape), precision)
+
+
+@pytest.mark.parametrize(("loss", "precision"), [*zip(LOSSES, PRECISIONS, strict=True)])
+def test_losses(loss, precision):
+    """In every precision; the derivative's are in test_activations too."""
+    numbers = data(SMALL, "softplus", last="tanh")
+    for side in SIDES.values():
+        compare(numbers, side("sphere", SMALL), precision, value_loss=loss, derivative_loss=loss)
+
+
+def strided(numbers):
+    numbers.x = torch.stack([numbers.x, numbers.x], 2).transpose(0, 1).contiguous().transpose(0, 1)[:, :, 0]
+    numbers.jacobian = numbers.jacobian.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    for parameter in numbers.student.parameters():
+        parameter.data = torch.stack([parameter.data, parameter.data], -1)[..., 0]
+    assert not numbers.x.is_contiguous() and not numbers.jacobian.is_contiguous()
+    return numbers
+
+
+def nan_jacobian(numbers):
+    return sk.Targets(values=numbers.y, jacobian=numbers.jacobian * torch.nan)
+
+
+ramp = torch.linspace(0.5, 2, SMALL.N), torch.linspace(2, 1, SMALL.O)
+MODES = {
+    "sum": ("normal", None, {"reduction": "sum"}),
+    "for each sample": ("normal", None, {"reduction": "none"}),
+    "weights": ("sphere", None, {"sample_weight": ramp[0], "output_weight": ramp[1], "weights": (0.25, 3.0)}),
+    "weight 0 of NaN": ("normal", nan_jacobian, {"weights": (1.0, 0.0), "derivative_loss": "l1"}),
+    "no values": ("normal", lambda d: targets_of(d, ["jacobian"]), {"weights": (0.0, 1.0)}),
+    "tangents": ("rademacher", lambda d: targets_of(d, ["values", "tangents"], 3), {}),
+    "two of three inputs": ("sphere", lambda d: targets_of(d, ["values", "jacobian"], wrt=[2, 0]), {"wrt": [2, 0]}),
+    "half precision's sizes": ("normal", None, {"weights": (1e-6, 1e-5), "sample_weight": ramp[0] * 1e-3}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes(mode):
+    kind, targets, settings = MODES[mode]
+    for precision in ("ieee", "fp16"):
+        compare(
+            strided(data(SMALL, "tanh", bias=mode != "sum")), directions_of(kind, SMALL), precision, targets, **settings
+        )
+
+
+def test_modes_of_cotangents():
+    numbers = data(SMALL, "gelu", last="sigmoid")
+    vjps = lambda d: targets_of(d, ["values", "vjps"], 3)  # noqa: E731
+    compare(numbers, cotangents_of("given", SMALL), targets=vjps, reduction="none")
+    compare(numbers, sk.Cotangents.basis(), output_weight=ramp[1], sample_weight=ramp[0], weights=(0.5, 2.0))
+    compare(numbers, sk.Cotangents.basis(), targets=nan_jacobian, weights=(1.0, 0.0))
+    shared = sk.Directions.sphere(3, seed=5, shared=True)
+    compare(numbers, shared)
+
+
+def test_layers_may_differ():
+    torch.manual_seed(0)
+    numbers = data(SMALL, "tanh")
+    numbers.student = torch.nn.Sequential(
+        torch.nn.Linear(3, 40), torch.nn.SiLU(), torch.nn.Linear(40, 7, bias=False), torch.nn.Sigmoid(),
+        torch.nn.Linear(7, 17), torch.nn.Tanh(), torch.nn.Linear(17, 2),
+    )  # fmt: skip
+    for side in SIDES.values():
+        compare(numbers, side("sphere", SMALL), "tf32")
+
+
+# What a block's shared memory leaves on chip: tile, weights, gradients, the target's Jacobian
+@pytest.mark.parametrize(
+    ("limit", "way"),
+    {
+        230 << 10: (64, True, True, True), 160 << 10: (32, True, True, True), 107 << 10: (32, True, False, False),
+        76 << 10: (32, False, False, False), 60 << 10: (16, False, False, True),
+    }.items(),
+    ids=str,
+)  # fmt: skip
+def test_every_way_of_a_block(limit, way):
+    shape = Shape(41, 9, 40, 2, 3, 3, "more than a tile of any size")
+    for precision in ("ieee", "bf16"):
+        done = compare(data(shape, "tanh"), directions_of("sphere", shape), precision, on={"limit": limit})
+        if precision == "ieee":
+            chosen = done.backend.layout
+            assert tuple(chosen[key] for key in ("samples", "weights", "gradients", "jacobian")) == way
+
+
+FIRST_BITS: dict = {}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_schedules(precision, schedule):
+    """Three tiles for two blocks; the bits are those of any other schedule."""
+    shape = Shape(77, 3, 40, 2, 2, 2, "three tiles of 32, the last of 13")
+    sides = [side("sphere", shape) for side in SIDES.values()]
+    limit = {"bf16": 90 << 10}.get(precision, LIMIT)
+    for projections in sides:
+        numbers = data(shape, "tanh")
+        got = compare(numbers, projections, precision, on={"limit": limit, "schedule": schedule}).got
+        expected = FIRST_BITS.setdefault((precision, type(projections)), got)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+REFUSED = {
+    "order 2": {"order": 2},
+    "orthonormal": {"directions": sk.Directions.orthonormal(2, seed=1)},
+    "couples": {"derivative_loss": "cosine"},
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_in_words(words):
+    numbers = data(SMALL, "tanh")
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=numbers.hessian)
+    if words != "order 2":
+        targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    with on_ptx(), pytest.raises(NotImplementedError, match=words):
+        sk.sobolev_loss(numbers.student, numbers.x, targets, backend="cuda", **REFUSED[words])
+
+
+def test_a_student_that_does_not_fit_is_refused_with_both_sizes():
+    shape = Shape(4, 3, 300, 4, 2, 1, "wide and deep")
+    numbers = data(shape, "tanh")
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    with on_ptx(), pytest.raises(NotImplementedError, match=r"take \d+ bytes of shared memory, a block has 166912"):
+        sk.sobolev_loss(numbers.student, numbers.x, targets, backend="cuda")
+
+
+def test_without_a_gpu_the_backend_refuses():
+    with on_ptx() as backend:
+        numbers = data(SMALL, "tanh")
+        sk.sobolev_loss(
+            numbers.student, numbers.x, sk.Targets(values=numbers.y, jacobian=numbers.jacobian), backend="cuda"
+        )
+    assert "on cpu, not on an NVIDIA GPU" in cuda.supports(backend.problem)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("P", [1, 5])
+def test_bytes(P, side):
+    """Each input is read once and each output written once, however many directions there are."""
+    shape = Shape(640, 4, 16, 1, 2, P, "of many samples, the weights are little")
+    done = compare(data(shape, "tanh"), SIDES[side]("given", shape, P=P), on={"limit": LIMIT})
+    result, problem = done.backend.results["step"], done.backend.problem
+    parameters = 4 * 2 * (problem.multiplies + 18)
+    state = done.backend.layout["packed"] + 2 * done.backend.layout["slot"] + 4 * 2 * shape.N
+    moved = result.unique_bytes_read + result.unique_bytes_written - state
+    assert abs(moved - (problem.bytes(shape.N) - parameters)) < 0.05 * problem.bytes(shape.N)
+    # nothing is asked for twice, but by cotangents, each of which reads the target's Jacobian
+    if side == "directions":
+        assert result.bytes_read < 1.1 * result.unique_bytes_read
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_have_no_bank_conflicts(precision):
+    for width, side in zip((16, 32, 50, 128), cycle(SIDES.values())):
+        shape = Shape(16, 3, width, 2, 2, 1, "one tile")
+        done = compare(data(shape, "tanh"), side("sphere", shape), precision)
+        lines = done.backend.results["step"].lines
+        products = [line for line in lines if "tile.cuh" in str(line.location)]
+        assert sum(line.passes for line in products) > 0
+        assert sum(line.bank_conflicts for line in products) == 0
+        assert sum(line.bank_conflicts for line in lines) < 0.01 * sum(line.passes for line in lines)
+
+
+# ---- Broken on purpose ----
+
+MUTANT = Shape(18, 17, 18, 1, 18, 2, "two tiles of 16 for one block, the last of 2; rows of more than four chunks")
+# Of the second the tile is 32, and the weights are on chip
+STEPS = ((directions_of, "sphere", 32 << 10, False), (directions_of, "given", LIMIT, True),
+         (cotangents_of, "sphere", 32 << 10, True))  # fmt: skip
+
+
+def for_mutants(change=lambda source: source) -> str:
+    """A kernel that only knows tanh and mse, which is decoded faster."""
+    rows = {"SK_ACTIVATIONS(SK_CASE)": "SK_CASE(4, ActTanh)", "SK_LOSSES(SK_CASE)": "SK_CASE(0, LossMse)"}
+
+    def changed(source):
+        for every, one in rows.items():
+            source = source.replace(every, one)
+        return change(source)
+
+    return compile_file(KERNELS, options=("-DSK_PRECISION=kBf16",), change=changed)
+
+
+def run_mutant(ptx, side, kind, limit, input_gradient):
+    """Findings, and the numbers, of a step with other kernels."""
+    numbers = data(MUTANT, "tanh", last="tanh")
+    x = numbers.x.clone().requires_grad_(input_gradient)
+    numbers.student.zero_grad(set_to_none=True)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    projections = {"directions" if side is directions_of else "cotangents": side(kind, MUTANT)}
+    with on_ptx(findings="return", ptx=ptx, blocks=1, limit=limit) as backend:
+        loss = sk.sobolev_loss(
+            numbers.student, x, targets, precision="bf16", backend="cuda", reduction="sum", **projections
+        )
+        loss.backward()
+    return backend.kinds, [loss.detach(), *(p.grad for p in numbers.student.parameters())]
+
+
+def test_every_deleted_barrier_and_wait_is_found():
+    """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of three steps."""
+    original = for_mutants()
+    assert not any(run_mutant(original, *step)[0] for step in STEPS)
+    broken = [*barriers(original), *waits(original)]
+    assert len(broken) > 20
+    assert [name for name, ptx in broken if not any(run_mutant(ptx, *step)[0] for step in STEPS)] == []
+
+
+BROKEN = {
+    "the fragments of B swapped": ("b[0] = B{{r.x, r.y}}", "b[0] = B{{r.y, r.x}}", None),
+    "rows of A by the wrong lanes": ("at(row, lane % 16, k / 8", "at(row, lane / 2, k / 8", None),
+    "the tail of a tile not masked": ("return first + row < step.N;", "return true;", "out of bounds"),
+    "a column too many": ("column + i < step.D ?", "column + i <= step.D ?", "out of bounds"),
+    "q not cleared": ("four(q, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);", "", "uninitialised"),
+    "gradients not cleared": ("gradients()[i] = 0.0f;", "gradients();", "uninitialised"),
+    "two lanes for one gradient": ("column / 8) * 32 + lane;", "column / 8) * 32 + lane / 2;", "race"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_sources_are_found(name):
+    right, wrong, kind = BROKEN[name]
+    broken = for_mutants(lambda source: source.replace(right, wrong))
+    assert broken != for_mutants()
+    pairs = [(run_mutant(broken, *step), run_mutant(for_mutants(), *step)) for step in STEPS[1:]]
+    if kind:
+        assert any(kind in found for (kinds, _), _ in pairs for found in kinds)
+    else:
+        numbers = [pair for (_, got), (_, expected) in pairs for pair in zip(got, expected, strict=True)]
+        assert any((got - expected).abs().max() > 0.1 * expected.abs().max() for got, expected in numbers)
