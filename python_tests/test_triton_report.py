@@ -1,5 +1,9 @@
 """Bounds on what the Triton kernels take of a GPU, for the targets that can be compiled for here (docs/triton.md)."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from ptx.compile import missing
 
@@ -7,7 +11,9 @@ reason = missing("triton") or missing("cuobjdump") or missing("nvdisasm")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.report import LIMITS, one_launch, rows_for, usage  # noqa: E402
+from ptx.report import LIMITS, linear, one_launch, rows_for, usage  # noqa: E402
+
+from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel  # noqa: E402
 
 CASES = [(target, row) for target in LIMITS if not target.startswith("gfx") for row in rows_for(target)]
 
@@ -24,3 +30,25 @@ def test_one_launch(target, row, projection):
         assert (used.tensor > 0) == (precision != "ieee")
         wide, _, every = used.wide.split()
         assert int(wide) > 0.6 * int(every)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_layer_by_layer(target, order):
+    for kernel in (forward_kernel, backward_kernel):
+        used = usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
+        assert used.stack == used.spills == 0
+        assert used.shared <= LIMITS[target]
+
+
+def test_one_launch_on_amd():
+    """No spill in any row and precision. In a process of its own, which an error in AMD's compiler may end."""
+    command = [sys.executable, "-m", "python_tests.ptx.report", "gfx942", "drawn"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    assert len([row for row in rows if row[0] == "step_kernel"]) == 12
+    for _, row, _, _, stack, spills, tensor, shared, _ in rows:
+        assert stack == spills == "0", row
+        assert int(tensor) > 0, row
+        assert int(shared) <= LIMITS["gfx942"]

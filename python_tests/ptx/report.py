@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,14 +126,14 @@ def rows_for(target: str) -> list:
     return [row for row in ONE_LAUNCH if row.vendor == (HIP if target.startswith("gfx") else CUDA)]
 
 
-def usages(targets=tuple(LIMITS)) -> Iterator[Usage]:
+def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage]:
     from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel
 
     for target in targets:
         for row in rows_for(target):
             for precision in row.precisions:
                 label = f"width {row.width}, {row.block} samples, {row.warps} warps, {precision}"
-                each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in PROJECTIONS]
+                each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
                 yield worst(each)
         for kernel in (forward_kernel, backward_kernel):
             for order in (1, 2):
@@ -144,13 +144,17 @@ HEAD = """| kernel | launch | target | registers | stack B | spills | tensor ins
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def main(targets: list[str]) -> None:
-    """The table of all targets, or the rows of those named. An error in AMD's compiler may end its process."""
+def main(names: list[str]) -> None:
+    """The table of all targets, or the rows of those named, of all PROJECTIONS or those named.
+
+    An error in AMD's compiler may end its process.
+    """
+    targets, projections = ([name for name in names if name in known] for known in (LIMITS, PROJECTIONS))
     if not targets:
         print(HEAD, flush=True)
         for target in LIMITS:
-            subprocess.run([sys.executable, "-m", "python_tests.ptx.report", target])
-    for u in usages(targets):
+            subprocess.run([sys.executable, "-m", "python_tests.ptx.report", target, *projections])
+    for u in usages(targets, projections or tuple(PROJECTIONS)):
         cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.tensor, u.shared, u.wide)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

@@ -44,7 +44,7 @@ def forward_kernel(
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
     value, d1, d2, _ = derivatives(F, COUNT, z, a, b)
     tl.store(H + at, value + 0.0 * z, mask=there)
-    for p in range(P):
+    for p in tl.range(P, disable_licm=True):
         s = 1 + p
         z1 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         tl.store(Z + s * above + at, z1, mask=there)
@@ -75,7 +75,7 @@ def backward_kernel(
     total = d1 * tile_product(ABOVE, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     if Q is not None:
         total += tl.load(Q + at, mask=there, other=0.0)
-    for p in range(P):
+    for p in tl.range(P, disable_licm=True):
         s = 1 + p
         z1 = tl.load(Z + s * own + at, mask=there, other=0.0)
         a1 = tile_product(ABOVE + s * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
