@@ -36,7 +36,7 @@ def forward_kernel(
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     there = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], tl.to_tensor(N).to(tl.int64)
+    at, many = rows[:, None] * n + columns[None, :], tl.full((), N, tl.int64)
     below, above = many * K, many * n
     z = tile_product(BELOW, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     tl.store(Z + at, z, mask=there)
@@ -66,7 +66,7 @@ def backward_kernel(
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     there = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], tl.to_tensor(N).to(tl.int64)
+    at, many = rows[:, None] * n + columns[None, :], tl.full((), N, tl.int64)
     above, own = many * K, many * n
     z = tl.load(Z + at, mask=there, other=0.0)
     if B is not None:

@@ -99,7 +99,7 @@ def step_kernel(
     projected on all P directions: the same numbers as from tangents.
     """
     program = tl.program_id(0)
-    seed, offset = tl.to_tensor(seed).to(tl.uint64), tl.to_tensor(offset).to(tl.uint32)
+    seed, offset = tl.full((), seed, tl.uint64), tl.full((), offset, tl.uint32)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
     scratch = SCRATCH + program.to(tl.int64) * (ARRAYS * L * H + DB + OB) * BLOCK
     slots = SLOTS + program.to(tl.int64) * (H * DB + (L - 1) * H * H + OB * H)
