@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import sobolev_kernels as sk
-from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.testing import assert_within_rule, multiplies_in
 
 from .cases import CASES, FIRST, Case, make_data, make_student
 from .report import ROOT, environment, write_csv
@@ -28,7 +29,7 @@ FLUSH_BYTES = 256 << 20
 Step = Callable[[], torch.Tensor]
 
 
-def step_on(device: str, case: Case, backend: str) -> tuple[Step, torch.nn.Module]:
+def step_on(device: str, case: Case, backend: str, precision: str = "ieee") -> tuple[Step, torch.nn.Module]:
     student, data = make_student(case).to(device), make_data(case)
     x, y, jacobian, directions = (t.to(device) for t in data[:4])
     targets, directions = sk.Targets(values=y, jacobian=jacobian), sk.Directions.given(directions)
@@ -36,26 +37,28 @@ def step_on(device: str, case: Case, backend: str) -> tuple[Step, torch.nn.Modul
     def step() -> torch.Tensor:
         for parameter in student.parameters():
             parameter.grad = None
-        loss = sk.sobolev_loss(student, x, targets, directions=directions, backend=backend)
+        loss = sk.sobolev_loss(student, x, targets, directions=directions, backend=backend, precision=precision)
         loss.backward()
         return loss.detach()
 
     return step, student
 
 
-def check(case: Case, student: torch.nn.Module, loss: torch.Tensor) -> None:
+def check(case: Case, student: torch.nn.Module, loss: torch.Tensor, precision: str = "ieee") -> None:
     """Loss and gradients against the float64 reference on the CPU, by the one rule."""
     plain = make_student(case)
     data = make_data(case)
     results = []
-    for twin, numbers in ((copy.deepcopy(plain).double(), data.double()), (plain, data)):
+    ways = ((copy.deepcopy(plain).double(), data.double(), "ieee"), (plain, data, precision))
+    for twin, numbers, rounding in ways:
         targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
         directions = sk.Directions.given(numbers.directions)
-        value = sk.sobolev_loss(twin, numbers.x, targets, directions=directions, backend="reference")
-        results.append((value.detach(), *torch.autograd.grad(value, tuple(twin.parameters()))))
+        with multiplies_in(rounding):
+            value = sk.sobolev_loss(twin, numbers.x, targets, directions=directions, backend="reference")
+            results.append((value.detach(), *torch.autograd.grad(value, tuple(twin.parameters()))))
     got = (loss, *(p.grad for p in student.parameters()))
     for i, (tensor, expected, baseline) in enumerate(zip(got, *results, strict=True)):
-        assert_within_rule(f"{case}, result {i}", tensor.cpu(), expected, baseline)
+        assert_within_rule(f"{case}, {precision}, result {i}", tensor.cpu(), expected, baseline, precision)
 
 
 def milliseconds(step: Callable[[], object], device: str, rounds: int) -> float:
@@ -94,30 +97,34 @@ def captured(step: Step) -> Callable[[], None]:
     return graph.replay
 
 
-def run_case(case: Case, device: str, rounds: int) -> list[dict[str, object]]:
+def run_case(case: Case, device: str, rounds: int, precisions: Sequence[str]) -> list[dict[str, object]]:
     rows = []
-    for backend in ("triton", "reference"):
-        step, student = step_on(device, case, backend)
-        check(case, student, step())
+    for backend, precision in [*(("triton", precision) for precision in precisions), ("reference", "ieee")]:
+        step, student = step_on(device, case, backend, precision)
+        check(case, student, step(), precision)
         for _ in range(2):
             step()
-        row = {"case": str(case), "backend": backend, "ms": milliseconds(step, device, rounds), "graph_ms": None}
+        row = {"case": str(case), "backend": backend, "precision": precision}
+        row |= {"ms": milliseconds(step, device, rounds), "graph_ms": None}
         if device == "cuda":
             row["graph_ms"] = milliseconds(captured(step), device, rounds)
         rows.append(row)
     return rows
 
 
-def measure(cases: Sequence[Case], device: str, rounds: int, folder: Path, console: Console) -> Path:
+def measure(
+    cases: Sequence[Case], device: str, rounds: int, folder: Path, console: Console,
+    precisions: Sequence[str] = PRECISIONS,
+) -> Path:  # fmt: skip
     where = environment()
     where["device"] = torch.cuda.get_device_name() if device == "cuda" else f"{where['device']}, interpreted"
-    rows = [where | row for case in cases for row in run_case(case, device, rounds)]
+    rows = [where | row for case in cases for row in run_case(case, device, rounds, precisions)]
     table = Table(title=f"{where['device']}: milliseconds of a step, eager and as a graph", title_justify="left")
-    for heading in ("case", "backend", "ms", "graph_ms"):
+    for heading in ("case", "backend", "precision", "ms", "graph_ms"):
         table.add_column(heading)
     for row in rows:
         graph = "–" if row["graph_ms"] is None else f"{row['graph_ms']:.3f}"
-        table.add_row(row["case"], row["backend"], f"{row['ms']:.3f}", graph)
+        table.add_row(row["case"], row["backend"], row["precision"], f"{row['ms']:.3f}", graph)
     console.print(table)
     return write_csv(rows, folder, "gpu")
 
@@ -126,12 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="*", default=PRECISIONS, help="of Triton's products")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU that PyTorch can use is here: nothing was measured")
         return 1
     cases = [case for case in CASES if case.kind == FIRST]
-    print(f"written: {measure(cases, 'cuda', options.rounds, options.results, Console())}")
+    path = measure(cases, "cuda", options.rounds, options.results, Console(), options.precision)
+    print(f"written: {path}")
     return 0
 
 

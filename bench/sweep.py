@@ -1,0 +1,128 @@
+"""Rows of the launch table from measured times: `python -m bench.sweep`, on a GPU. It prints what it would change.
+
+Each candidate is checked by the one rule, then timed as `bench/gpu.py` times. No GPU has run this yet; the tests run it
+in Triton's interpreter on tiny sizes, with a clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sobolev_kernels.problem import PRECISIONS
+
+from .cases import Case
+from .gpu import check, milliseconds, step_on
+
+GAIN = 1.03  # a smaller one is noise
+BLOCKS, WARPS, CHUNKS = (16, 32, 64), (4, 8, 16), (16, 32)
+LAYER_WIDTHS = (192, 256, 384, 512)
+TORCH = "torch's"
+
+
+@contextmanager
+def forced(module, **names) -> Iterator[None]:
+    """Within it a module of the backend has other launch choices."""
+    own = {name: getattr(module, name) for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(own)
+
+
+def timed(case: Case, precision: str, device: str, rounds: int) -> float:
+    """Milliseconds of a step that is right."""
+    step, student = step_on(device, case, "triton", precision)
+    check(case, student, step(), precision)
+    return milliseconds(step, device, rounds)
+
+
+def one_launch_rows(
+    widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192,
+    grid: Sequence[tuple[int, int, int]] = tuple(product(BLOCKS, WARPS, CHUNKS)),
+) -> Iterator[dict[str, object]]:  # fmt: skip
+    """For each width and precision: the row there is, the best candidate, and the milliseconds of both."""
+    from sobolev_kernels.backends.triton import launches, one_launch
+
+    for width, precision in product(widths, precisions):
+        case = Case(N, 8, width, 3, 1, 4)
+        now = launches.one_launch(width, precision)
+        times = {}
+        for block, warps, chunk in grid:
+            row = replace(now, block=block, warps=warps, chunk=chunk)
+            with forced(one_launch, one_launch=lambda width, precision, row=row: row):
+                try:
+                    times[row] = timed(case, precision, device, rounds)
+                except Exception as error:  # a candidate may take more than the device has
+                    print(f"left out: {row}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        best = min(times, key=times.__getitem__, default=now)
+        own = times.get(now) or timed(case, precision, device, rounds)
+        row = {"width": width, "precision": precision, "now": now, "ms": own, "best": best}
+        yield row | {"best_ms": times.get(best, own)}
+
+
+def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -> Iterator[dict[str, object]]:
+    """For each width: milliseconds by own multiplies and by torch's, for FUSED_UP_TO."""
+    from sobolev_kernels.backends.triton import layerwise
+
+    for width in widths:
+        case, times = Case(N, 8, width, 3, 1, 4), {}
+        for name, limit in (("own", width), (TORCH, 0)):
+            with forced(layerwise, FUSED_UP_TO=limit):
+                times[name] = timed(case, "ieee", device, rounds)
+        yield {"width": width, **times}
+
+
+def text(row) -> str:
+    return f"{row.block} samples, {row.warps} warps, chunk {row.chunk}"
+
+
+def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:
+    """Print both tables; returns the changes that are worth it."""
+    table = Table(title="one launch: milliseconds of a step", title_justify="left")
+    for heading in ("width", "precision", "now", "ms", "best", "ms", "gain"):
+        table.add_column(heading)
+    changes = []
+    for row in rows:
+        gain = row["ms"] / row["best_ms"]
+        cells = (row["width"], row["precision"], text(row["now"]), f"{row['ms']:.3f}", text(row["best"]))
+        table.add_row(*map(str, cells), f"{row['best_ms']:.3f}", f"{gain:.2f}")
+        if gain > GAIN:
+            changes.append(f"{row['precision']}: {row['now']} -> {row['best']}")
+    console.print(table)
+    table = Table(title="layer by layer: milliseconds of a step", title_justify="left")
+    for heading in ("width", "own", TORCH):
+        table.add_column(heading)
+    for row in layers:
+        table.add_row(str(row["width"]), f"{row['own']:.3f}", f"{row[TORCH]:.3f}")
+    console.print(table)
+    faster = [row["width"] for row in layers if row["own"] < row[TORCH]]
+    if layers:
+        changes.append(f"FUSED_UP_TO = {max(faster, default=0)}, of the widths measured")
+    console.print("\n".join(["what it would change in launches.py:", *(changes or ["nothing"])]))
+    return changes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("no GPU that PyTorch can use is here: nothing was measured")
+        return 1
+    rows = list(one_launch_rows((32, 64, 128), PRECISIONS, "cuda", options.rounds))
+    report(rows, list(layer_rows(LAYER_WIDTHS, "cuda", options.rounds)), Console(width=160))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""The sweep's own way, on tiny sizes and in the interpreter, so that it works the first time."""
+
+import torch
+from rich.console import Console
+
+from bench import sweep
+
+
+def test_a_sweep(capsys):
+    grid = [(16, 4, 16), (32, 4, 16), (24, 4, 16)]
+    rows = list(sweep.one_launch_rows([32], ["ieee"], "cpu", rounds=1, N=20, grid=grid))
+    assert len(rows) == 1 and rows[0]["ms"] >= rows[0]["best_ms"] > 0
+    assert "left out: Launch(width=32, block=24" in capsys.readouterr().out
+    layers = list(sweep.layer_rows([160], "cpu", rounds=1, N=20))
+    changes = sweep.report(rows, layers, Console(quiet=True))
+    assert changes[-1] in ("FUSED_UP_TO = 160, of the widths measured", "FUSED_UP_TO = 0, of the widths measured")
+
+
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert sweep.main([]) == 1
+    assert "nothing was measured" in capsys.readouterr().out
