@@ -8,6 +8,9 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
+#ifdef SK_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -189,7 +192,7 @@ PYBIND11_MODULE(_C, m) {
         const auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
         const auto& layout = a.layout;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
-                        "shared"_a = layout.floats * 4, "weights"_a = layout.weights != sk::cuda::kAbsent,
+                        "shared"_a = layout.floats * 4, "parameters"_a = layout.packed != sk::cuda::kAbsent,
                         "gradients"_a = layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
                         "slot"_a = layout.gradient_floats * 4);
@@ -205,4 +208,24 @@ PYBIND11_MODULE(_C, m) {
       },
       "the kernels' one argument, for who launches them himself", py::arg("step"), py::arg("precision"),
       py::arg("limit"), py::arg("scratch"), py::arg("blocks"));
+#ifdef SK_CUDA
+  m.def(
+      "cuda_step",
+      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks, int device,
+         Address stream) {
+        auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+        py::gil_scoped_release release;
+        sk::cuda::launch(a, sk::cuda::Precision(precision), device, stream);
+      },
+      "a step on a device, on its stream", py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("scratch"),
+      py::arg("blocks"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "cuda_blocks",
+      [](int precision, std::uint64_t shared, int device) {
+        return sk::cuda::blocks_of_a_multiprocessor(device, sk::cuda::Precision(precision), shared);
+      },
+      "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("shared"), py::arg("device"));
+  m.def("cuda_devices", &sk::cuda::count_devices, "GPUs that there are; 0 without a driver");
+#endif
 }

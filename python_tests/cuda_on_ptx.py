@@ -66,7 +66,7 @@ class OnPtx:
         options = {"memory": self.memory | {"terms": terms, "scratch": scratch}, "findings": self.findings}
         layers = len(self.problem.biases)
         run = lambda name, *size, **more: ptx.launch(name, *size, [arguments], **options, **more)  # noqa: E731
-        self.results = {"pack": run("pack_weights", (2, layers), 128)}
+        self.results = {"pack": run("pack_parameters", (2, layers), 128)}
         self.results["step"] = run(
             "sobolev_step", blocks, chosen["threads"], shared=chosen["shared"], schedule=self.schedule
         )

@@ -29,10 +29,9 @@ struct LayerArguments {
   Function activation;
   Strided weight, bias;
   float *dweight, *dbias;
-  std::uint32_t z, tangent, q;            // [samples, padded_out]
-  std::uint32_t bias_at;                  // [padded_out]
-  std::uint32_t gradient, bias_gradient;  // from the beginning of the gradients
-  std::uint32_t forward, backward;        // bytes from the beginning of the packed weights
+  std::uint32_t z, tangent, q;               // [samples, padded_out]
+  std::uint32_t gradient, bias_gradient;     // from the beginning of the gradients
+  std::uint32_t forward, backward, bias_at;  // bytes from the beginning of the packed parameters
 };
 
 // Where a block's arrays lie in its shared memory (floats from its beginning) and how it goes about a tile.
@@ -47,7 +46,7 @@ struct Layout {
   std::uint32_t jacobian = kAbsent;  // [D, jacobian_columns], if P directions read it
   std::int32_t jacobian_columns = 0;
   std::uint32_t gradients = kAbsent;  // else in the block's slot in global memory
-  std::uint32_t weights = kAbsent;    // else they are read where they were packed
+  std::uint32_t packed = kAbsent;     // else they are read where they were packed
   std::uint32_t floats = 0;           // of it all
   std::uint32_t gradient_floats = 0;  // of a block
   std::uint32_t packed_bytes = 0;     // of all weights, for both ways

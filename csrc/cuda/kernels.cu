@@ -3,7 +3,7 @@
 
 namespace sk::cuda {
 
-template __global__ void pack_weights<Precision::SK_PRECISION>(const __grid_constant__ Arguments);
+template __global__ void pack_parameters<Precision::SK_PRECISION>(const __grid_constant__ Arguments);
 template __global__ void sobolev_step<Precision::SK_PRECISION>(const __grid_constant__ Arguments);
 
 }  // namespace sk::cuda

@@ -1,4 +1,4 @@
-// The three kernels of a step: weights packed, tiles computed, gradients summed.
+// The three kernels of a step: parameters packed, tiles computed, gradients summed.
 #pragma once
 
 #include "step.cuh"
@@ -7,7 +7,7 @@ namespace sk::cuda {
 
 // Each weight into the order in which the lanes of a product read it, for both ways, padded with zeros
 template <Precision kPrecision>
-__global__ void pack_weights(const __grid_constant__ Arguments a) {
+__global__ void pack_parameters(const __grid_constant__ Arguments a) {
   using Op = Operand<kPrecision>;
   const LayerArguments& layer = a.layer[blockIdx.y];
   const int size = layer.padded_in * layer.padded_out;
@@ -23,10 +23,15 @@ __global__ void pack_weights(const __grid_constant__ Arguments a) {
     const float weight = there ? number(layer.weight, row, column) : 0.0f;
     reinterpret_cast<typename Op::Type*>(a.packed + layer.forward)[e] = Op::of(weight);
   }
+  float* bias = reinterpret_cast<float*>(a.packed + layer.bias_at);
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < layer.padded_out; i += gridDim.x * blockDim.x) {
+    bias[i] = layer.bias.data && i < layer.out ? number(layer.bias, i) : 0.0f;
+  }
 }
 
 template <Precision kPrecision>
-__global__ void __launch_bounds__(kThreads, 2) sobolev_step(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, kPrecision == Precision::kIeee ? 1 : 2)
+    sobolev_step(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) float shared[];
   Tile<kPrecision> tile{a, shared};
   tile.begin();

@@ -11,11 +11,11 @@ namespace sk::cuda {
 inline std::int32_t padded(std::int64_t n) { return std::int32_t((n + 15) / 16 * 16); }
 
 // How a block may go about its tiles, the best first; the first that fits is taken. Two blocks of a multiprocessor wait
-// for different things; weights beside the tile save the second-level cache a read for each product, gradients beside
-// it a read and a write. Not yet measured on a GPU.
+// for different things; parameters beside the tile save the second-level cache a read for each product, gradients
+// beside it a read and a write. Not yet measured on a GPU.
 struct Way {
   int samples;
-  bool weights, gradients;
+  bool parameters, gradients;
   int blocks;
 };
 constexpr Way kWays[] = {
@@ -52,7 +52,6 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
     layer.z = cursor.take(size);
     layer.tangent = a.P || a.gradients ? cursor.take(size) : 0;
     layer.q = a.gradients ? cursor.take(size) : 0;
-    layer.bias_at = cursor.take(out * 4);
     widest = widest < out ? out : widest;
     layer.gradient = std::uint32_t(gradient_floats);
     layer.bias_gradient = std::uint32_t(gradient_floats += out * layer.padded_in);
@@ -63,14 +62,20 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   to.x = cursor.take(T * to.inputs * operand);
   to.v = a.P ? cursor.take(T * drawn * 4) : 0;
   to.v_operand = a.P ? cursor.take(T * to.inputs * operand) : 0;
-  to.product = cursor.take(T * 4 * (widest < std::uint64_t(to.inputs) ? to.inputs : widest));
-  for (int i = 0; i < (a.gradients ? 3 : a.gradient_side ? 2 : 1); ++i)
-    to.operand[i] = cursor.take(T * widest * operand);
+  const std::uint64_t product = T * 4 * (widest < std::uint64_t(to.inputs) ? to.inputs : widest);
+  if (operand == 4) {  // a product becomes an operand where it is
+    to.operand[0] = to.operand[2] = cursor.take(product);
+    to.operand[1] = a.gradients || a.gradient_side ? cursor.take(product) : 0;
+  } else {
+    to.product = cursor.take(product);
+    const int operands = a.gradients ? 3 : a.gradient_side ? 2 : 1;
+    for (int i = 0; i < operands; ++i) to.operand[i] = cursor.take(T * widest * operand);
+  }
   to.rho_columns = 1 + (a.gradient_side && to.inputs > to.outputs ? to.inputs : to.outputs);
   to.rho = cursor.take(T * to.rho_columns * 4);
   to.gradient_floats = a.gradients ? std::uint32_t(gradient_floats) : 0;
   to.gradients = way.gradients && a.gradients ? cursor.take(gradient_floats * 4) : kAbsent;
-  to.weights = way.weights ? cursor.take(to.packed_bytes) : kAbsent;
+  to.packed = way.parameters ? cursor.take(to.packed_bytes) : kAbsent;
   to.jacobian = kAbsent;
   // odd: the numbers of one sample that are read side by side are written apart
   to.jacobian_columns = std::int32_t(T * a.O | 1);
@@ -115,7 +120,8 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
     const std::uint32_t bytes = std::uint32_t(to.padded_in * to.padded_out * operand_bytes(precision));
     to.forward = a.layout.packed_bytes;
     to.backward = to.forward + bytes;
-    a.layout.packed_bytes += 2 * bytes;
+    to.bias_at = to.backward + bytes;
+    a.layout.packed_bytes = to.bias_at + to.padded_out * 4;
   }
   for (const Way& way : kWays) {
     place(a, way, precision, share(limit, way.blocks));
@@ -127,7 +133,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
                               " bytes of shared memory, a block has " + std::to_string(limit));
 }
 
-// The scratch of a step, which the caller allocates: packed weights, then a slot of gradients for each block
+// The scratch of a step, which the caller allocates: packed parameters, then a slot of gradients for each block
 inline std::uint64_t scratch_bytes(const Arguments& a, int blocks) {
   return a.layout.packed_bytes + std::uint64_t(blocks) * a.layout.gradient_floats * 4;
 }

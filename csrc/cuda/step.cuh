@@ -19,6 +19,7 @@ template <Precision kPrecision>
 struct Tile {
   using Op = Operand<kPrecision>;
   using T = typename Op::Type;
+  static constexpr bool kInPlace = sizeof(T) == 4;
 
   const Arguments& step;
   float* shared;
@@ -32,13 +33,21 @@ struct Tile {
   SK_INLINE Rows<float> floats(std::uint32_t at, int n) const { return {shared + at, n}; }
   SK_INLINE Rows<T> operand(int i, int n) const { return {operand_at(step.layout.operand[i]), n}; }
   SK_INLINE T* operand_at(std::uint32_t at) const { return reinterpret_cast<T*>(shared + at); }
+  // Where a product goes that becomes operand i
+  SK_INLINE float* product_at(int i) const {
+    return shared + (kInPlace ? step.layout.operand[i] : step.layout.product);
+  }
+  // An operand that a stream of floats becomes, or of 16 bits number i
+  SK_INLINE Rows<T> operand_of(std::uint32_t stream, int i, int n) const {
+    return kInPlace ? Rows<T>{operand_at(stream), n} : operand(i, n);
+  }
   SK_INLINE float* gradients() const {
     const Layout& layout = step.layout;
     return layout.gradients == kAbsent ? step.slots + std::int64_t(blockIdx.x) * layout.gradient_floats
                                        : shared + layout.gradients;
   }
-  SK_INLINE const unsigned char* weights() const {
-    const std::uint32_t at = step.layout.weights;
+  SK_INLINE const unsigned char* packed() const {
+    const std::uint32_t at = step.layout.packed;
     return at == kAbsent ? step.packed : reinterpret_cast<const unsigned char*>(shared + at);
   }
   SK_INLINE bool there(int row) const { return first + row < step.N; }
@@ -83,20 +92,14 @@ struct Tile {
 
   SK_INLINE void begin() const {
     const Layout& layout = step.layout;
-    if (layout.weights != kAbsent) {
+    if (layout.packed != kAbsent) {
       for (std::uint32_t i = threadIdx.x * 16; i < layout.packed_bytes; i += blockDim.x * 16) {
-        copy_async(reinterpret_cast<unsigned char*>(shared + layout.weights) + i, step.packed + i);
+        copy_async(reinterpret_cast<unsigned char*>(shared + layout.packed) + i, step.packed + i);
       }
       commit_copies();
     }
     for (std::uint32_t i = threadIdx.x; i < layout.gradient_floats; i += blockDim.x) gradients()[i] = 0.0f;
-    for (int l = 0; l < step.L; ++l) {
-      const LayerArguments& of = layer(l);
-      for (int i = threadIdx.x; i < of.padded_out; i += blockDim.x) {
-        shared[of.bias_at + i] = of.bias.data && i < of.out ? number(of.bias, i) : 0.0f;
-      }
-    }
-    if (layout.weights != kAbsent) wait_for_copies();
+    if (layout.packed != kAbsent) wait_for_copies();
   }
 
   SK_INLINE void end() const {
@@ -204,8 +207,8 @@ struct Tile {
 
   SK_INLINE void forward(int l, T* below, float* to, bool bias) const {
     const LayerArguments& of = layer(l);
-    product<kPrecision>(below, of.padded_in, weights() + of.forward, of.padded_out,
-                        bias ? shared + of.bias_at : nullptr, to, samples());
+    product<kPrecision>(below, of.padded_in, packed() + of.forward, of.padded_out,
+                        bias ? reinterpret_cast<const float*>(packed() + of.bias_at) : nullptr, to, samples());
     __syncthreads();
   }
 
@@ -384,7 +387,7 @@ struct Tile {
   // The adjoint of what comes into layer l
   SK_INLINE void pull(int l, T* z_bar, float* to) const {
     const LayerArguments& of = layer(l);
-    product<kPrecision>(z_bar, of.padded_out, weights() + of.backward, of.padded_in, nullptr, to, samples());
+    product<kPrecision>(z_bar, of.padded_out, packed() + of.backward, of.padded_in, nullptr, to, samples());
     __syncthreads();
   }
 
@@ -397,25 +400,28 @@ struct Tile {
     for (int l = last(); l > 0; --l) {
       T* z_bar = operand(now, 0).data;
       now = 3 - now;
-      pull(l, z_bar, shared + layout.product);
-      through<kValues>(l - 1, operand(0, layer(l - 1).padded_out), operand(now, layer(l - 1).padded_out));
+      pull(l, z_bar, product_at(now));
+      const LayerArguments& below = layer(l - 1);
+      const Rows<T> h = operand_of(kValues ? below.z : below.tangent, 0, below.padded_out);
+      through<kValues>(l - 1, product_at(now), h, operand(now, h.n));
       __syncthreads();
-      add_gradient(l, z_bar, operand(0, 0).data);
+      add_gradient(l, z_bar, h.data);
       if (kValues) add_bias_gradient(l);
+      if (kInPlace) __syncthreads();  // the next product goes where z̄ was
     }
     T* z_bar = operand(now, 0).data;
     add_gradient(0, z_bar, operand_at(kValues ? layout.x : layout.v_operand));
     if (kValues) {
       add_bias_gradient(0);
-      if (step.dx) store_dx(z_bar);
+      if (step.dx) store_dx(z_bar, product_at(3 - now));
     }
   }
 
-  // At layer l, whose adjoint lies in `product`: what it gave as an operand once more, and the adjoint of its z
+  // At layer l: what it gave as an operand once more, and from its adjoint that of its z
   template <bool kValues>
-  SK_INLINE void through(int l, const Rows<T>& h, const Rows<T>& z_bar) const {
+  SK_INLINE void through(int l, float* product, const Rows<T>& h, const Rows<T>& z_bar) const {
     const int n = layer(l).padded_out;
-    const Rows<float> adjoint = floats(step.layout.product, n), q = floats(layer(l).q, n);
+    const Rows<float> adjoint{product, n}, q = floats(layer(l).q, n);
     const Rows<float> stream = floats(layer(l).tangent, n);
     activate(l, [&](const Activated& s, int row, int column) {
       const float4 a = four(adjoint, row, column), t = kValues ? float4{} : four(stream, row, column);
@@ -446,9 +452,9 @@ struct Tile {
     }
   }
 
-  SK_INLINE void store_dx(T* z_bar) const {
-    pull(0, z_bar, shared + step.layout.product);
-    const Rows<float> dx = floats(step.layout.product, step.layout.inputs);
+  SK_INLINE void store_dx(T* z_bar, float* product) const {
+    pull(0, z_bar, product);
+    const Rows<float> dx{product, step.layout.inputs};
     each(dx.n, [&](int row, int d) {
       if (there(row) && d < step.D) step.dx[(first + row) * step.D + d] = step.common * *dx.at(0, row, d);
     });
@@ -471,15 +477,15 @@ struct Tile {
       now = 1 - now;
       put_scaled(l, floats(layer(l).tangent, delta.n), delta);
       __syncthreads();
-      pull(l, delta.data, shared + (l ? layer(l - 1).tangent : layout.product));
+      pull(l, delta.data, l ? shared + layer(l - 1).tangent : product_at(now));
     }
-    gradient_residual(r);
+    gradient_residual(r, product_at(now));
     __syncthreads();
     if (step.gradients && step.factor[kFirst] != 0.0f) gradient_backward();
   }
 
-  SK_INLINE void gradient_residual(int r) const {
-    const Rows<float> g = floats(step.layout.product, step.layout.inputs);
+  SK_INLINE void gradient_residual(int r, float* gradient) const {
+    const Rows<float> g{gradient, step.layout.inputs};
     const Rows<T> to{operand_at(step.layout.v_operand), g.n};
     const bool basis = step.directions.distribution == Distribution::kBasis;
     each(g.n, [&](int row, int d) {
@@ -497,10 +503,9 @@ struct Tile {
 #pragma unroll 1
     for (int l = 0; l < step.L; ++l) {
       const int n = layer(l).padded_out;
-      forward(l, below, shared + step.layout.product, false);
-      const Rows<float> z_dot = floats(step.layout.product, n), q = floats(layer(l).q, n);
-      const Rows<float> stream = floats(layer(l).tangent, n);
-      const Rows<T> h_dot = operand(l % 2, n), delta = operand(2, n);
+      const Rows<float> z_dot{product_at(l % 2), n}, q = floats(layer(l).q, n), stream = floats(layer(l).tangent, n);
+      const Rows<T> h_dot = operand(l % 2, n), delta = operand_of(layer(l).tangent, 2, n);
+      forward(l, below, z_dot.data, false);
       activate(l, [&](const Activated& s, int row, int column) {
         const float4 t = four(z_dot, row, column), a = four(stream, row, column);
         float4 owed = four(q, row, column);
@@ -516,6 +521,7 @@ struct Tile {
       });
       __syncthreads();
       add_gradient(l, delta.data, below);
+      if (kInPlace) __syncthreads();  // the next product goes where `below` was
       below = h_dot.data;
     }
   }

@@ -79,7 +79,7 @@ def plan(problem: Problem, N: int) -> Plan:
     chosen = layout(problem, hardware(torch.cuda.current_device())[0])
     where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
     choices = (
-        ("precision", problem.precision), ("tile", chosen["samples"]), ("weights", where("weights")),
+        ("precision", problem.precision), ("tile", chosen["samples"]), ("parameters", where("parameters")),
         ("gradients", where("gradients")),
     )  # fmt: skip
     return Plan("cuda", "one launch", choices)
@@ -108,12 +108,18 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         outputs["terms"].copy_(terms if per_sample else terms.sum(1))
 
 
+@lru_cache(maxsize=256)
+def blocks_at_a_time(precision: int, shared: int, device: int) -> int:
+    return cpu._C.cuda_blocks(precision, shared, device)
+
+
 def launch(step, precision: int, terms: torch.Tensor) -> None:
     """On the device of `terms` and its current stream; scratch comes from torch, so a CUDA graph can capture it."""
     device = terms.device
     limit, processors = hardware(device.index)
     chosen = cpu._C.cuda_layout(step, precision, limit)
-    blocks = min(chosen["tiles"], processors * cpu._C.cuda_blocks(precision, chosen["shared"], device.index))
+    most = processors * blocks_at_a_time(precision, chosen["shared"], device.index)
+    blocks = max(1, min(chosen["tiles"], most))
     scratch = torch.empty(chosen["packed"] + blocks * chosen["slot"], dtype=torch.uint8, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream
     cpu._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, device.index, stream)

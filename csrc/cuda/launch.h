@@ -1,0 +1,19 @@
+// The host's side of the kernels. Errors of the CUDA runtime are exceptions that name the call.
+#pragma once
+
+#include <cstdint>
+
+#include "arguments.h"
+
+namespace sk::cuda {
+
+// 0 without a driver too
+int count_devices();
+
+// Blocks of the step that a multiprocessor of the device holds at a time
+int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t shared_bytes);
+
+// Pack, step and sum, on a stream of the device; nothing is allocated or waited for, so a graph can capture it.
+void launch(const Arguments& arguments, Precision precision, int device, std::uintptr_t stream);
+
+}  // namespace sk::cuda

@@ -1,0 +1,104 @@
+"""What the CUDA kernel takes of a GPU, from ahead-of-time compilation: `python -m python_tests.ptx.cuda_report` prints
+the tables of docs/cuda.md. Nothing here was run on a GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sobolev_kernels.backends import cuda
+from sobolev_kernels.math.table import Formula
+from sobolev_kernels.problem import DENSE, LOSS, PRECISIONS, Problem
+
+from .compile import assemble, compile_file, tool
+
+KERNELS = Path(__file__).parents[2] / "csrc" / "cuda" / "kernels.cu"
+NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
+# KiB of shared memory that a block may have, and threads of a multiprocessor; it has 1 KiB more, and 65536 registers.
+TARGETS = {
+    "sm_80": (163, 2048), "sm_86": (99, 1536), "sm_89": (99, 1536), "sm_90": (227, 2048), "sm_100": (227, 2048),
+    "sm_120": (99, 1536),
+}  # fmt: skip
+WIDTHS = (16, 32, 64, 128)
+THREADS = 256
+
+
+@dataclass(frozen=True)
+class Code:
+    """Of a precision's kernels for a target, whatever the student is; registers, stack and spills of sobolev_step."""
+
+    registers: int
+    stack: int  # bytes a thread
+    spills: int  # bytes a thread
+    tensor: int  # HMMA
+    matrices: int  # LDSM
+    wide: int  # loads of 16 bytes that may be from global memory
+
+
+def code(precision: str, target: str) -> Code:
+    ptx = compile_file(KERNELS, target=target, options=(f"-DSK_PRECISION={NAMES[precision]}",))
+    cubin, resources = assemble(ptx, target)
+    used = next(r for name, r in resources.items() if "sobolev_step" in name)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        text = subprocess.run([tool("nvdisasm"), "-c", str(file)], capture_output=True, text=True, check=True).stdout
+    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    count = lambda pattern: sum(bool(re.match(pattern, operation)) for operation in operations)  # noqa: E731
+    return Code(
+        used.registers, used.stack, used.spill_stores + used.spill_loads, count("HMMA"), count("LDSM"),
+        count(r"LDG?\.E\.(?:\w+\.)*128"),
+    )  # fmt: skip
+
+
+def student(width: int, precision: str) -> Problem:
+    """Three hidden layers of tanh, 3 inputs, 1 output, 2 directions on the sphere, a dense Jacobian, all gradients."""
+    tanh, identity, mse = Formula("tanh", ()), Formula("identity", ()), Formula("mse", ())
+    return Problem(
+        LOSS, (3, width, width, width, 1), (True,) * 4, (tanh, tanh, tanh, identity), "float32", "cuda", P=2,
+        distribution="sphere", derivative_target=DENSE, value_loss=mse, derivative_loss=mse, gradients=True,
+        precision=precision,
+    )  # fmt: skip
+
+
+def blocks(registers: int, shared: int, target: str) -> int:
+    """That a multiprocessor holds at a time."""
+    limit, threads = TARGETS[target]
+    of_a_warp = -(-registers * 32 // 256) * 256
+    return min(65536 // (of_a_warp * THREADS // 32), ((limit + 1) << 10) // (shared + 1024), threads // THREADS)
+
+
+def codes(targets=tuple(TARGETS)) -> Iterator[tuple[str, str, Code]]:
+    for target in targets:
+        for precision in PRECISIONS:
+            yield target, precision, code(precision, target)
+
+
+def head(*names: str) -> str:
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def main() -> None:
+    print(head("target", "precision", "registers", "stack B", "spill B", "HMMA", "LDSM", "16-byte loads"))
+    registers = {}
+    for target, precision, used in codes():
+        registers[target, precision] = used.registers
+        cells = (target, precision, used.registers, used.stack, used.spills, used.tensor, used.matrices, used.wide)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print("\n" + head("width", "precision", "target", "tile", "parameters", "gradients", "shared B", "blocks"))
+    for width in WIDTHS:
+        for precision in ("ieee", "bf16"):
+            for target in ("sm_80", "sm_86", "sm_90"):
+                chosen = cuda.layout(student(width, precision), TARGETS[target][0] << 10)
+                where = ["on chip" if chosen[name] else "L2" for name in ("parameters", "gradients")]
+                held = blocks(registers[target, precision], chosen["shared"], target)
+                cells = (width, precision, target, chosen["samples"], *where, chosen["shared"], held)
+                print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
