@@ -1,6 +1,7 @@
 """The benchmark on tiny cases: everybody computes the same, a wrong result is never timed, all is written down."""
 
 import csv
+import importlib.util
 import sys
 import types
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, planner, timing
+from bench import check, estimates, planner, timing
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
 from bench.cases import (
     CASES,
@@ -301,3 +302,11 @@ def test_a_side_is_forced_and_let_go():
 def test_shapes_of_the_planner_have_two_sides():
     assert len(planner.SHAPES) == 10 and {case.kind for case in planner.SHAPES} == {FIRST, EXACT}
     assert {planner.chosen(case) for case in planner.SHAPES} == set(planner.SIDES)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_estimates_for_gpus():
+    rows = estimates.rows(cases := [case for case in CASES if case.kind == FIRST])
+    assert [row["case"] for row in rows] == [str(case) for case in cases]
+    assert all(row["eager MB"] > row["MB"] for row in rows)
+    assert all(number > 0 for row in rows for name, number in row.items() if name.startswith(("A100", "H100", "GFLOP")))
