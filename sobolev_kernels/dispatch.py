@@ -6,12 +6,12 @@ import os
 from dataclasses import replace
 from types import ModuleType
 
-from .backends import cpu, reference, triton
+from .backends import cpu, cuda, reference, triton
 from .errors import need
 from .problem import Problem
 
 # In the order in which they are tried.
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 
 
 def requested(backend: str | None) -> str | None:
