@@ -316,3 +316,19 @@ def test_the_example_of_the_documentation(capsys):
     page = Path(__file__).parents[1] / "docs" / "ptx.md"
     exec(page.read_text(encoding="utf-8").split("```py\n")[1].split("```")[0], {})
     assert "reverse" in capsys.readouterr().out
+
+
+def test_memory_behind_a_structure():
+    """Pointers in a structure are in bounds of the arrays that are named, and of no other."""
+    text = f"{HEAD}.visible .entry k(.param .align 8 .b8 s[16])\n{{\n.reg .b64 %d<4>;\n.reg .b32 %r<2>;\n"
+    text += (
+        "ld.param.u64 %d0, [s+8]; ld.global.u32 %r0, [%d0]; add.u32 %r0, %r0, 1; st.global.u32 [%d0], %r0; ret;\n}\n"
+    )
+    array = np.array([41], np.uint32)
+    structure = bytes(8) + array.ctypes.data.to_bytes(8, "little")
+    load(text).launch("k", 1, 1, [structure], memory={"count": array})
+    assert array[0] == 42
+    with pytest.raises(PtxFailure, match="out of bounds"):
+        load(text).launch("k", 1, 1, [structure])
+    with pytest.raises(PtxFailure, match="of other"):
+        load(text).launch("k", 1, 1, [structure], memory={"other": np.zeros(1, np.uint32)})

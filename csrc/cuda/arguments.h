@@ -16,6 +16,9 @@ enum class Precision : int { kIeee, kTf32, kBf16, kFp16 };
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
 
+// Blocks of a multiprocessor, as far as registers go: float32 fragments take more
+inline constexpr int blocks_at_most(Precision precision) { return precision == Precision::kIeee ? 1 : 2; }
+
 struct Function {
   std::int32_t row;
   float parameters[2];

@@ -30,7 +30,7 @@ __global__ void pack_parameters(const __grid_constant__ Arguments a) {
 }
 
 template <Precision kPrecision>
-__global__ void __launch_bounds__(kThreads, kPrecision == Precision::kIeee ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, blocks_at_most(kPrecision))
     sobolev_step(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) float shared[];
   Tile<kPrecision> tile{a, shared};

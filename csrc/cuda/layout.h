@@ -124,6 +124,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
     a.layout.packed_bytes = to.bias_at + to.padded_out * 4;
   }
   for (const Way& way : kWays) {
+    if (way.blocks > blocks_at_most(precision)) continue;
     place(a, way, precision, share(limit, way.blocks));
     if (a.layout.floats * std::uint64_t(4) > share(limit, way.blocks)) continue;
     a.tiles = (a.N + way.samples - 1) / way.samples;
