@@ -9,20 +9,7 @@ namespace sk::cuda {
 
 #define SK_INLINE __device__ __forceinline__
 
-template <class T>
-struct Derivatives {
-  T value, d1, d2, d3;
-};
-
-template <class T>
-struct Residual {
-  T value, slope;
-};
-
-template <class T>
-struct Coupled {
-  T value, rr, aa, at;
-};
+#include "../math/results.h"
 
 SK_INLINE float where(bool condition, float yes, float no) { return condition ? yes : no; }
 SK_INLINE float abs(float x) { return fabsf(x); }

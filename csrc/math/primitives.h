@@ -1,23 +1,9 @@
-// The primitives of `sobolev_kernels/math/primitives.py` for one number, and what a formula returns.
-// Included inside the namespace of one instruction set (see cpu/kernels.cpp): no include here, no #pragma once.
+// The primitives of `sobolev_kernels/math/primitives.py` for one number.
+// Included inside the namespace of one instruction set (see cpu/kernels.cpp): no include of another's, no #pragma once.
 
 #define SK_INLINE inline __attribute__((always_inline))
 
-template <class T>
-struct Derivatives {
-  T value, d1, d2, d3;
-};
-
-template <class T>
-struct Residual {
-  T value, slope;
-};
-
-// A loss of the sums of r², a², a·t and t² over a sample's numbers, and its partial derivatives
-template <class T>
-struct Coupled {
-  T value, rr, aa, at;
-};
+#include "results.h"
 
 namespace scalar {
 

@@ -82,11 +82,9 @@ def test_shapes(path, shape):
 
 @each_path
 @pytest.mark.parametrize("P", [1, 2, 9])
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in ("basis", "orthonormal")])
 def test_every_distribution_of_cotangents(path, distribution, P):
     shape = Shape(19, 4, 8, 2, 3, P, "cotangents in three dimensions")
-    if distribution == "basis" or (distribution == "orthonormal" and P > 3):
-        return
     compare(data(shape, "sin"), getattr(sk.Cotangents, distribution)(P, seed=5))
 
 

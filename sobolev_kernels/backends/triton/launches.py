@@ -9,8 +9,6 @@ import torch
 from ...problem import PRECISIONS
 
 CUDA, HIP = "cuda", "hip"
-# Of what is multiplied, where that is not float32.
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
