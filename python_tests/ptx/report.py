@@ -63,7 +63,8 @@ PROJECTIONS = {
 
 
 def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
-    """Of one of PROJECTIONS: tanh, mse, dense Jacobian, all gradients."""
+    """Of one of PROJECTIONS: tanh, mse, dense Jacobian, all gradients; on chip as deep as the row takes."""
+    from sobolev_kernels.backends.triton import in_cache, on_chip
     from sobolev_kernels.backends.triton.draws import DISTRIBUTION
     from sobolev_kernels.backends.triton.formulas import arguments
     from sobolev_kernels.backends.triton.one_launch import step_kernel
@@ -78,14 +79,19 @@ def one_launch(row, target: str, projection: str = "drawn", precision: str = "ie
         "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": DISTRIBUTION[distribution],
         "SHARED": False, "FROM": side, "JACOBIAN": True, "GRADIENTS": True, "PRECISION": precision,
         "DB": 16, "H": row.width, "OB": 16, "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None,
-        "WEIGHT_OF_OUTPUT": None, "DX": None,
+        "WEIGHT_OF_OUTPUT": None, "DX": None, "DEPTH": row.layers or 0,
     }  # fmt: skip
+    if row.layers is None:
+        constants |= in_cache.CHAINS
+    else:
+        constants |= on_chip.CHAINS | {"SCRATCH": None}
     if distribution != "given":
         constants["V"] = None
-    tensors = {"X", "V", "Y", "T", "WEIGHTS", "BIASES", "SCRATCH", "SLOTS", "BIAS_SLOTS", "TERMS"}
+    tensors = {"X", "V", "Y", "T", "BIASES", "SCRATCH", "SLOTS", "BIAS_SLOTS", "TERMS"}
     floats = {"scale", "value_factor", "first_factor", "common", "value_scale", "first_scale"}
     floats |= {f"{name}_{letter}" for name in ("act", "last") for letter in "ab"} | {"value_a", "first_a"}
     signature = signature_of(step_kernel, constants, tensors, floats) | {"seed": "i64", "offset": "i64"}
+    signature |= dict.fromkeys(("WEIGHTS", "TRANSPOSED"), f"*{precision if precision in ('bf16', 'fp16') else 'fp32'}")
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
     options = row.options
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
@@ -132,7 +138,8 @@ def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage
     for target in targets:
         for row in rows_for(target):
             for precision in row.precisions:
-                label = f"width {row.width}, {row.block} samples, {row.warps} warps, {precision}"
+                place = "in cache" if row.layers is None else f"{row.layers} layers on chip"
+                label = f"width {row.width}, {place}, {row.block} samples, {row.warps} warps, {precision}"
                 each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
                 yield worst(each)
         for kernel in (forward_kernel, backward_kernel):

@@ -40,8 +40,10 @@ def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else planner.TANGENTS
     choices = (("precision", problem.precision), ("side", side))
     if reason is None:
-        row = launches.one_launch(one_launch.padded(problem.widths[1]), problem.precision)
-        return Plan("triton", "one launch", (*choices, ("samples of a tile", row.block), ("warps", row.warps)))
+        row = launches.one_launch(problem)
+        place = "in cache" if row.layers is None else "on chip"
+        tile = (("samples of a tile", row.block), ("warps", row.warps))
+        return Plan("triton", f"one launch, tile {place}", (*choices, *tile))
     multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"
     return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
 

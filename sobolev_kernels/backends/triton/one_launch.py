@@ -1,7 +1,8 @@
 """The whole step of order 1 in one launch, for narrow students (docs/math.md, sections 3 and 4).
 
-A program takes tiles of BLOCK samples in turn (`chains.py`) and draws its directions or cotangents itself (`draws.py`).
-Gradients are added to the program's own slot, and summed over the slots afterwards.
+A program takes tiles of BLOCK samples in turn and draws its directions or cotangents itself (`draws.py`). What a tile
+needs of each layer stays in registers (`on_chip.py`) where it fits, else in the second-level cache (`in_cache.py`).
+Gradients go to the program's own slot, and are summed over the slots afterwards.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import triton.language as tl
 from ... import planner
 from ...math.losses import is_coupled
 from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
-from .chains import ARRAYS, backward, gradient_chain, inputs_backward, tangent_forward, values_forward
+from . import in_cache, on_chip
 from .draws import DISTRIBUTION, direction, target_along
 from .formulas import arguments, derivatives, residual
-from .launches import one_launch
+from .launches import one_launch, padded
 
 WIDEST, MOST_INPUTS = 128, 32
+
+
+OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def refusal(problem: Problem) -> str | None:
@@ -38,11 +42,6 @@ def refusal(problem: Problem) -> str | None:
         f"more than {MOST_INPUTS} inputs or outputs": max(problem.D, problem.O) > MOST_INPUTS,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def padded(n: int) -> int:
-    """A size that tl.dot takes."""
-    return max(16, triton.next_power_of_2(n))
 
 
 @triton.jit
@@ -83,17 +82,21 @@ def along_directions(
 
 @triton.jit(do_not_specialize=["N", "P", "D", "W", "O", "L", "rounds", "tiles", "seed", "offset"])
 def step_kernel(
-    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHTS, BIASES, SCRATCH, SLOTS, BIAS_SLOTS, TERMS, DX,
+    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHTS, TRANSPOSED, BIASES, SCRATCH, SLOTS, BIAS_SLOTS, TERMS, DX,
     N, P, D, W, O, L, rounds, tiles, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
     seed, offset, scale, value_factor, first_factor, common, value_scale, first_scale, act_a, act_b, last_a, last_b,
     value_a, first_a,
     ACT: tl.constexpr, ACT_COUNT: tl.constexpr, LAST: tl.constexpr, LAST_COUNT: tl.constexpr,
     VALUE: tl.constexpr, VALUE_COUNT: tl.constexpr, FIRST: tl.constexpr, FIRST_COUNT: tl.constexpr,
     KIND: tl.constexpr, SHARED: tl.constexpr, FROM: tl.constexpr, JACOBIAN: tl.constexpr,
-    GRADIENTS: tl.constexpr, PRECISION: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    GRADIENTS: tl.constexpr, PRECISION: tl.constexpr,
+    BEGIN: tl.constexpr, VALUES_FORWARD: tl.constexpr, TANGENT_FORWARD: tl.constexpr, GRADIENT_CHAIN: tl.constexpr,
+    BACKWARD: tl.constexpr, FINISH: tl.constexpr,
+    DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """L hidden layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`.
+
+    The chains are those of on_chip.py, for DEPTH hidden layers, or of in_cache.py.
 
     FROM "tangents" along P directions, or "cotangents", P of them; or from the "gradients" of the O outputs, each
     projected on all P directions: the same numbers as from tangents.
@@ -101,9 +104,7 @@ def step_kernel(
     program = tl.program_id(0)
     seed, offset = tl.full((), seed, tl.uint64), tl.full((), offset, tl.uint32)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
-    scratch = SCRATCH + program.to(tl.int64) * (ARRAYS * L * H + DB + OB) * BLOCK
-    slots = SLOTS + program.to(tl.int64) * (H * DB + (L - 1) * H * H + OB * H)
-    bias_slots = BIAS_SLOTS + program.to(tl.int64) * (L * H + OB)
+    state = BEGIN(SCRATCH, SLOTS, BIAS_SLOTS, L, GRADIENTS, DEPTH, DB, H, OB, BLOCK)
     output_weight = tl.where(o < O, 1.0, 0.0)
     if WEIGHT_OF_OUTPUT is not None:
         output_weight = tl.load(WEIGHT_OF_OUTPUT + o, mask=o < O, other=0.0)
@@ -117,17 +118,19 @@ def step_kernel(
             own = tl.load(WEIGHT_OF_SAMPLE + sample, mask=there, other=0.0)
         weight = own[:, None] * output_weight[None, :]
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
-        z = values_forward(
-            x, WEIGHTS, BIASES, scratch, act_a, act_b, L, ACT, ACT_COUNT, PRECISION, DB, H, OB, BLOCK, CHUNK
-        )
+        z, state = VALUES_FORWARD(
+            x, TRANSPOSED, BIASES, state, tile, act_a, act_b, L, ACT, ACT_COUNT, PRECISION, DEPTH, DB, H, OB, BLOCK, CHUNK,
+        )  # fmt: skip
         y, y1, y2, _ = derivatives(LAST, LAST_COUNT, z, last_a, last_b)
-        owed = 0.0 * z
-        first_term = 0.0 * own
-        tl.debug_barrier()
+        owed = tl.zeros((BLOCK, OB), tl.float32)
+        first_term = tl.zeros((BLOCK,), tl.float32)
         for p in tl.range(rounds, disable_licm=True):
             if FROM == "gradients":
                 u = tl.where(there[:, None] & (o == p)[None, :], 1.0, 0.0)
-                g = gradient_chain(y1 * u, WEIGHTS, scratch, slots, L, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                g, state = GRADIENT_CHAIN(
+                    y1 * u, WEIGHTS, state, p, act_a, act_b, L, ACT, ACT_COUNT, PRECISION,
+                    DEPTH, DB, H, OB, BLOCK, CHUNK,
+                )  # fmt: skip
                 of_row = own
                 if WEIGHT_OF_OUTPUT is not None:
                     of_row = own * tl.load(WEIGHT_OF_OUTPUT + p)
@@ -138,7 +141,10 @@ def step_kernel(
             elif FROM == "cotangents":
                 u = direction(V, sv_p, sv_n, sv_k, sample, there, p, o, O, seed, offset, scale, SHARED, KIND)
                 within = there[:, None] & (d < W)[None, :]
-                g = gradient_chain(y1 * u, WEIGHTS, scratch, slots, L, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                g, state = GRADIENT_CHAIN(
+                    y1 * u, WEIGHTS, state, p, act_a, act_b, L, ACT, ACT_COUNT, PRECISION,
+                    DEPTH, DB, H, OB, BLOCK, CHUNK,
+                )  # fmt: skip
                 target = target_along(T, st_p, st_n, st_k, st_column, sample, there, u, p, o, O, d, W, JACOBIAN)
                 rho, slope = residual(FIRST, FIRST_COUNT, g - target, first_a)
                 of_row = own[:, None]
@@ -148,25 +154,28 @@ def step_kernel(
                 a = adjoint(slope, of_row, first_factor, within)
             else:
                 v = direction(V, sv_p, sv_n, sv_k, sample, there, p, d, W, seed, offset, scale, SHARED, KIND)
-                z1 = tangent_forward(
-                    v, WEIGHTS, scratch, slots, L, GRADIENTS, False, PRECISION, DB, H, OB, BLOCK, CHUNK
-                )
+                z1, state = TANGENT_FORWARD(
+                    v, TRANSPOSED, state, p, act_a, act_b, L, GRADIENTS, False, ACT, ACT_COUNT, PRECISION,
+                    DEPTH, DB, H, OB, BLOCK, CHUNK,
+                )  # fmt: skip
                 target = target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, d, W, o, O, JACOBIAN)
                 rho, slope = residual(FIRST, FIRST_COUNT, y1 * z1 - target, first_a)
                 term = tl.sum(tl.where(within_y, rho * weight, 0.0), 1)
                 a = adjoint(slope, weight, first_factor, within_y)
             first_term += term
             if GRADIENTS:
-                tl.debug_barrier()
                 if FROM != "tangents":
-                    z1 = tangent_forward(a, WEIGHTS, scratch, slots, L, False, True, PRECISION, DB, H, OB, BLOCK, CHUNK)
+                    z1, state = TANGENT_FORWARD(
+                        a, TRANSPOSED, state, p, act_a, act_b, L, False, True, ACT, ACT_COUNT, PRECISION,
+                        DEPTH, DB, H, OB, BLOCK, CHUNK,
+                    )  # fmt: skip
                     owed += y2 * z1 * u
                 else:
                     owed += y2 * z1 * a
-                    backward(
-                        y1 * a, x, WEIGHTS, scratch, slots, bias_slots, L, True, PRECISION, DB, H, OB, BLOCK, CHUNK
-                    )
-                tl.debug_barrier()
+                    no_dx, state = BACKWARD(
+                        y1 * a, v, WEIGHTS, state, p, act_a, act_b, L, True, False, ACT, ACT_COUNT, PRECISION,
+                        DEPTH, DB, H, OB, BLOCK, CHUNK,
+                    )  # fmt: skip
         known = y + 0.0 * z
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
@@ -175,13 +184,14 @@ def step_kernel(
         tl.store(TERMS + N + sample, first_scale * first_term, mask=there)
         if GRADIENTS:
             a = adjoint(value_slope, weight, value_factor, within_y)
-            backward(
-                y1 * a + owed, x, WEIGHTS, scratch, slots, bias_slots, L, False, PRECISION, DB, H, OB, BLOCK, CHUNK
-            )
+            dx, state = BACKWARD(
+                y1 * a + owed, x, WEIGHTS, state, tile, act_a, act_b, L, False, DX is not None, ACT, ACT_COUNT, PRECISION,
+                DEPTH, DB, H, OB, BLOCK, CHUNK,
+            )  # fmt: skip
             if DX is not None:
-                dx = inputs_backward(WEIGHTS, scratch, slots, L, PRECISION, DB, H, BLOCK, CHUNK)
                 tl.store(DX + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
-        tl.debug_barrier()
+    if GRADIENTS:
+        FINISH(state, SLOTS, BIAS_SLOTS, DEPTH, DB, H, OB)
 
 
 @torch.no_grad()
@@ -191,20 +201,25 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     D, width, O = problem.D, problem.widths[1], problem.O
     DB, H, OB = padded(D), padded(width), padded(O)
     sizes = [(H, DB), *[(H, H)] * (L - 1), (OB, H)]
-    launch = one_launch(H, problem.precision)
+    launch = one_launch(problem)
+    chains = in_cache.CHAINS if launch.layers is None else on_chip.CHAINS
     BLOCK, tiles = launch.block, max(1, triton.cdiv(N, launch.block))
     programs = count_programs(tiles, x.device)
-    packed, biases, cursor = x.new_zeros(sum(a * b for a, b in sizes)), x.new_zeros(L * H + OB), iter(parameters)
+    biases, cursor = x.new_zeros(L * H + OB), iter(parameters)
+    packed, transposed = x.new_zeros(2, sum(a * b for a, b in sizes), dtype=OPERANDS.get(problem.precision, x.dtype))
     layout, at, at_bias = [], 0, 0
     for (rows, columns), has_bias in zip(sizes, problem.biases, strict=True):
         weight = next(cursor)
         n_out, n_in = weight.shape
         packed[at : at + rows * columns].view(rows, columns)[:n_out, :n_in] = weight
+        transposed[at : at + rows * columns].view(columns, rows)[:n_in, :n_out] = weight.T
         if has_bias:
             biases[at_bias : at_bias + n_out] = next(cursor)
         layout.append((at, rows, columns, n_out, n_in, at_bias, has_bias))
         at, at_bias = at + rows * columns, at_bias + rows
-    scratch = x.new_empty(programs, (ARRAYS.value * L * H + DB + OB) * BLOCK)
+    scratch = None
+    if launch.layers is None:
+        scratch = x.new_empty(programs, (in_cache.ARRAYS.value * L * H + DB + OB) * BLOCK)
     slots, bias_slots = x.new_zeros(programs, at), x.new_zeros(programs, at_bias)
     terms = x.new_empty(2, N)
     samples = max(1, N) if problem.reduction == "mean" else 1
@@ -231,14 +246,15 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     first, first_count, first_a, _ = arguments(problem.derivative_loss, 1)
     if N:
         step_kernel[(programs,)](
-            x, v, values, derivative, sample_weight, output_weight, packed, biases, scratch, slots, bias_slots, terms,
+            x, v, values, derivative, sample_weight, output_weight, packed, transposed, biases, scratch, slots, bias_slots, terms,
             outputs.get("dx"), N, problem.P, D, problem.W, O, L, rounds, tiles, *strides,
             key, offset & 0xFFFFFFFF, problem.scale, *(f / common for f in factors), common, *scales,
             act_a, act_b, last_a, last_b, value_a, first_a,
             ACT=act, ACT_COUNT=act_count, LAST=last, LAST_COUNT=last_count, VALUE=value, VALUE_COUNT=value_count,
             FIRST=first, FIRST_COUNT=first_count, KIND=DISTRIBUTION[problem.distribution], SHARED=problem.shared,
             FROM=side, JACOBIAN=dense, GRADIENTS=problem.gradients, PRECISION=problem.precision,
-            DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=launch.chunk, **launch.options,
+            DEPTH=0 if launch.layers is None else L, DB=DB, H=H, OB=OB, BLOCK=BLOCK, CHUNK=launch.chunk,
+            **chains, **launch.options,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
         loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))

@@ -82,13 +82,24 @@ def rounded(x):
 
 
 @triton.jit
+def operand(x, PRECISION: tl.constexpr):
+    """What is multiplied."""
+    if PRECISION == "ieee":
+        return x
+    elif PRECISION == "tf32":
+        return rounded(x)
+    elif PRECISION == "bf16":
+        return x.to(tl.bfloat16)
+    else:
+        return x.to(tl.float16)
+
+
+@triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """The product of two tiles, summed in float32 (PRECISIONS of `sobolev_kernels/problem.py`)."""
+    """The product of two operands, summed in float32 (PRECISIONS of `sobolev_kernels/problem.py`)."""
     if PRECISION == "ieee":
         return tl.dot(a, b, input_precision="ieee")
     elif PRECISION == "tf32":
-        return tl.dot(rounded(a), rounded(b), input_precision="tf32")
-    elif PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+        return tl.dot(a, b, input_precision="tf32")
     else:
-        return tl.dot(a.to(tl.float16), b.to(tl.float16))
+        return tl.dot(a, b)

@@ -1,6 +1,7 @@
-"""The chains through the layers of a tile of BLOCK samples, for the one launch (docs/math.md, sections 2 to 4).
+"""The chains through the layers of a tile of BLOCK samples that registers cannot hold (docs/math.md, sections 2 to 4).
 
-A program keeps what the way back needs of each layer in its own scratch. This is the one place where a kernel reads
+A program keeps what the way back needs of each layer in its own scratch, small enough for the second-level cache; depth
+is a run-time loop. `on_chip.py` has the same functions for students that fit. This is the one place where a kernel reads
 global memory that its own launch wrote: a scratch belongs to one program, and a barrier separates a phase that writes
 from the next that reads (the PTX run shows that there is no race). Weight gradients are added to the program's own
 slot, in a fixed order.
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .formulas import derivatives
-from .primitives import dot
+from .primitives import dot, operand
 
 # The arrays of a hidden layer in a program's scratch, each [BLOCK, H]. OF_Z is σ'' ż of a direction; of a cotangent the
 # adjoint of h. Then SOURCE [BLOCK, DB], what comes in: x, v, or the adjoint of a gradient; and END [BLOCK, OB], the
@@ -50,9 +51,9 @@ def end(scratch, L, BLOCK: tl.constexpr, H: tl.constexpr, DB: tl.constexpr):
 
 
 @triton.jit
-def weights_of(l, H: tl.constexpr, DB: tl.constexpr):
-    """Where the weights of a linear layer above the first one begin."""
-    return H * DB + (l - 1) * (H * H)
+def weights_of(l, H: tl.constexpr, DB: tl.constexpr, OB: tl.constexpr = 0):
+    """Where the weights of a linear layer above the first one begin; with OB where those of the last one end."""
+    return H * DB + (l - 1) * (H * H) + OB * H
 
 
 # The products. What they read lies in memory: Triton gives every warp the whole of a product whose result, or operand,
@@ -63,17 +64,17 @@ def weights_of(l, H: tl.constexpr, DB: tl.constexpr):
 
 @triton.jit
 def forward_product(
-    A, WEIGHTS, L, PRECISION: tl.constexpr,
+    A, TRANSPOSED, L, PRECISION: tl.constexpr,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK, ROWS] of A [BLOCK, K] times the weights [ROWS, K] transposed."""
+    """[BLOCK, ROWS] of A [BLOCK, K] times the transposed weights [K, ROWS]."""
     SOME: tl.constexpr = min(K, CHUNK)
     i, r, c = tl.arange(0, BLOCK), tl.arange(0, ROWS), tl.arange(0, SOME)
     total = tl.zeros((BLOCK, ROWS), tl.float32)
     for k in tl.range(0, K + (L >> 30), SOME, disable_licm=True):
         a = tl.load(A + i[:, None] * K + (k + c)[None, :])
-        w = tl.load(WEIGHTS + r[:, None] * K + (k + c)[None, :])
-        total += dot(a, tl.trans(w), PRECISION)
+        w = tl.load(TRANSPOSED + (k + c)[:, None] * ROWS + r[None, :])
+        total += dot(operand(a, PRECISION), w, PRECISION)
     return total
 
 
@@ -90,10 +91,10 @@ def backward_product(
     i, c, n = tl.arange(0, BLOCK), tl.arange(0, SOME), tl.arange(0, COLUMNS)
     total = tl.zeros((BLOCK, COLUMNS), tl.float32)
     for k in tl.range(0, K + (L >> 30), SOME, disable_licm=True):
-        a = tl.load(A + i[:, None] * K + (k + c)[None, :])
+        a = operand(tl.load(A + i[:, None] * K + (k + c)[None, :]), PRECISION)
         at = (k + c)[:, None] * COLUMNS + n[None, :]
         if OUTER:
-            h = tl.load(grid(H_BELOW, BLOCK, COLUMNS))
+            h = operand(tl.load(grid(H_BELOW, BLOCK, COLUMNS)), PRECISION)
             tl.atomic_add(SLOTS + at, dot(tl.trans(a), h, PRECISION), sem="relaxed")
         if ONWARD:
             total += dot(a, tl.load(WEIGHTS + at), PRECISION)
@@ -113,23 +114,25 @@ def keep_values(z, scratch, l, a, b, ACT: tl.constexpr, COUNT: tl.constexpr, BLO
 
 @triton.jit
 def values_forward(
-    x, WEIGHTS, BIASES, scratch, a, b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    x, TRANSPOSED, BIASES, state, tile, a, b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """z of the last layer [BLOCK, OB]."""
+    scratch, _, _ = state
     h, o = tl.arange(0, H), tl.arange(0, OB)
     below = source(scratch, L, BLOCK, H)
     tl.store(grid(below, BLOCK, DB), x)
     tl.debug_barrier()
-    z = forward_product(below, WEIGHTS, L, PRECISION, DB, H, BLOCK, CHUNK)
+    z = forward_product(below, TRANSPOSED, L, PRECISION, DB, H, BLOCK, CHUNK)
     keep_values(z + tl.load(BIASES + h)[None, :], scratch, 0, a, b, ACT, COUNT, BLOCK, H)
     for l in tl.range(1, L, disable_licm=True):
         below = of_layer(scratch, l - 1, VALUE_, BLOCK, H)
-        z = forward_product(below, WEIGHTS + weights_of(l, H, DB), L, PRECISION, H, H, BLOCK, CHUNK)
+        z = forward_product(below, TRANSPOSED + weights_of(l, H, DB), L, PRECISION, H, H, BLOCK, CHUNK)
         keep_values(z + tl.load(BIASES + l * H + h)[None, :], scratch, l, a, b, ACT, COUNT, BLOCK, H)
     below = of_layer(scratch, L - 1, VALUE_, BLOCK, H)
-    z = forward_product(below, WEIGHTS + weights_of(L, H, DB), L, PRECISION, H, OB, BLOCK, CHUNK)
-    return z + tl.load(BIASES + L * H + o)[None, :]
+    z = forward_product(below, TRANSPOSED + weights_of(L, H, DB), L, PRECISION, H, OB, BLOCK, CHUNK)
+    tl.debug_barrier()
+    return z + tl.load(BIASES + L * H + o)[None, :], state
 
 
 @triton.jit
@@ -147,34 +150,38 @@ def keep_tangent(z, scratch, l, KEEP: tl.constexpr, PULLED: tl.constexpr, BLOCK:
 
 @triton.jit
 def tangent_forward(
-    v, WEIGHTS, scratch, slots, L, KEEP: tl.constexpr, PULLED: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    v, TRANSPOSED, state, p, act_a, act_b, L, KEEP: tl.constexpr, PULLED: tl.constexpr,
+    ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """ż of the last layer [BLOCK, OB] along v.
 
     If PULLED, v is the adjoint of a gradient, whose own chain is in the scratch: the outer products of both are the
     gradients of the weights.
     """
+    scratch, slots, _ = state
     below = source(scratch, L, BLOCK, H)
     tl.store(grid(below, BLOCK, DB), v)
     tl.debug_barrier()
-    z = forward_product(below, WEIGHTS, L, PRECISION, DB, H, BLOCK, CHUNK)
+    z = forward_product(below, TRANSPOSED, L, PRECISION, DB, H, BLOCK, CHUNK)
     if PULLED:
         delta = of_layer(scratch, 0, ADJOINT, BLOCK, H)
-        backward_product(delta, WEIGHTS, slots, below, L, False, True, PRECISION, H, DB, BLOCK, CHUNK)
+        backward_product(delta, TRANSPOSED, slots, below, L, False, True, PRECISION, H, DB, BLOCK, CHUNK)
     keep_tangent(z, scratch, 0, KEEP, PULLED, BLOCK, H)
     for l in tl.range(1, L, disable_licm=True):
         below, at = of_layer(scratch, l - 1, TANGENT, BLOCK, H), weights_of(l, H, DB)
-        z = forward_product(below, WEIGHTS + at, L, PRECISION, H, H, BLOCK, CHUNK)
+        z = forward_product(below, TRANSPOSED + at, L, PRECISION, H, H, BLOCK, CHUNK)
         if PULLED:
             delta = of_layer(scratch, l, ADJOINT, BLOCK, H)
-            backward_product(delta, WEIGHTS, slots + at, below, L, False, True, PRECISION, H, H, BLOCK, CHUNK)
+            backward_product(delta, TRANSPOSED, slots + at, below, L, False, True, PRECISION, H, H, BLOCK, CHUNK)
         keep_tangent(z, scratch, l, KEEP, PULLED, BLOCK, H)
     below, at = of_layer(scratch, L - 1, TANGENT, BLOCK, H), weights_of(L, H, DB)
     if PULLED:
         delta = end(scratch, L, BLOCK, H, DB)
-        backward_product(delta, WEIGHTS, slots + at, below, L, False, True, PRECISION, OB, H, BLOCK, CHUNK)
-    return forward_product(below, WEIGHTS + at, L, PRECISION, H, OB, BLOCK, CHUNK)
+        backward_product(delta, TRANSPOSED, slots + at, below, L, False, True, PRECISION, OB, H, BLOCK, CHUNK)
+    z = forward_product(below, TRANSPOSED + at, L, PRECISION, H, OB, BLOCK, CHUNK)
+    tl.debug_barrier()
+    return z, state
 
 
 @triton.jit
@@ -187,10 +194,11 @@ def keep_gradient(a, scratch, l, BLOCK: tl.constexpr, H: tl.constexpr):
 
 @triton.jit
 def gradient_chain(
-    out, WEIGHTS, scratch, slots, L, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    out, WEIGHTS, state, p, act_a, act_b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Jᵀu [BLOCK, DB] of a cotangent, from that of the last layer's z."""
+    scratch, slots, _ = state
     above = end(scratch, L, BLOCK, H, DB)
     tl.store(grid(above, BLOCK, OB), out)
     tl.debug_barrier()
@@ -203,7 +211,7 @@ def gradient_chain(
         a = backward_product(above, at, slots, above, L, True, False, PRECISION, H, H, BLOCK, CHUNK)
     keep_gradient(a, scratch, 0, BLOCK, H)
     above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
-    return backward_product(above, WEIGHTS, slots, above, L, True, False, PRECISION, H, DB, BLOCK, CHUNK)
+    return backward_product(above, WEIGHTS, slots, above, L, True, False, PRECISION, H, DB, BLOCK, CHUNK), state
 
 
 @triton.jit
@@ -222,18 +230,20 @@ def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit
 def backward(
-    out_bar, x, WEIGHTS, scratch, slots, bias_slots, L, TANGENTS: tl.constexpr, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    out_bar, below_all, WEIGHTS, state, p, act_a, act_b, L, TANGENTS: tl.constexpr, INPUTS: tl.constexpr,
+    ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """From the adjoint of the last layer's z: gradients into the slots; that of the first layer's z is kept.
+    """From the adjoint of the last layer's z: gradients into the slots; if INPUTS, the adjoint [BLOCK, DB] of x.
 
-    Of a tangent, which is in the scratch and also notes what it owes the values; or of the values from x, which pay.
+    Of a tangent, which is in the scratch and also notes what it owes the values; or of the values from x, `below_all`, which pay.
     """
+    scratch, slots, bias_slots = state
     array: tl.constexpr = TANGENT if TANGENTS else VALUE_
     above, lowest = end(scratch, L, BLOCK, H, DB), source(scratch, L, BLOCK, H)
     tl.store(grid(above, BLOCK, OB), out_bar)
     if not TANGENTS:
-        tl.store(grid(lowest, BLOCK, DB), x)
+        tl.store(grid(lowest, BLOCK, DB), below_all)
         tl.atomic_add(bias_slots + L * H + tl.arange(0, OB), tl.sum(out_bar, 0), sem="relaxed")
     tl.debug_barrier()
     below, at = of_layer(scratch, L - 1, array, BLOCK, H), weights_of(L, H, DB)
@@ -246,14 +256,28 @@ def backward(
         a = backward_product(above, WEIGHTS + at, slots + at, below, L, True, True, PRECISION, H, H, BLOCK, CHUNK)
     through(a, scratch, bias_slots, 0, TANGENTS, BLOCK, H)
     above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
-    backward_product(above, WEIGHTS, slots, lowest, L, False, True, PRECISION, H, DB, BLOCK, CHUNK)
+    x_bar = backward_product(above, WEIGHTS, slots, lowest, L, INPUTS, True, PRECISION, H, DB, BLOCK, CHUNK)
+    tl.debug_barrier()
+    return x_bar, state
 
 
 @triton.jit
-def inputs_backward(
-    WEIGHTS, scratch, slots, L, PRECISION: tl.constexpr,
-    DB: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+def begin(
+    SCRATCH, SLOTS, BIAS_SLOTS, L, GRADIENTS: tl.constexpr, DEPTH: tl.constexpr,
+    DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of x [BLOCK, DB], after `backward` of the values."""
-    above = of_layer(scratch, 0, ADJOINT, BLOCK, H)
-    return backward_product(above, WEIGHTS, slots, above, L, True, False, PRECISION, H, DB, BLOCK, CHUNK)
+    """The state of a program: where its scratch, and its slot of weights and of biases begin, the latter full of 0."""
+    program = tl.program_id(0).to(tl.int64)
+    scratch = SCRATCH + program * ((ARRAYS * L * H + DB + OB) * BLOCK)
+    return scratch, SLOTS + program * weights_of(L, H, DB, OB), BIAS_SLOTS + program * (L * H + OB)
+
+
+@triton.jit
+def finish(state, SLOTS, BIAS_SLOTS, DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr):
+    """The gradients are in the slot."""
+
+
+CHAINS = {
+    "BEGIN": begin, "VALUES_FORWARD": values_forward, "TANGENT_FORWARD": tangent_forward,
+    "GRADIENT_CHAIN": gradient_chain, "BACKWARD": backward, "FINISH": finish,
+}  # fmt: skip
