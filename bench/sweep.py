@@ -48,26 +48,25 @@ def timed(case: Case, precision: str, device: str, rounds: int) -> float:
 
 def one_launch_rows(
     widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192,
-    grid: Sequence[tuple[int, int, int]] = tuple(product(BLOCKS, WARPS, CHUNKS)),
+    grid: Sequence[tuple[int, int, int, bool]] = tuple(product(BLOCKS, WARPS, CHUNKS, (True, False))),
 ) -> Iterator[dict[str, object]]:  # fmt: skip
     """For each width and precision: the row there is, the best candidate, and the milliseconds of both."""
     from sobolev_kernels.backends.triton import launches, one_launch
 
     for width, precision in product(widths, precisions):
         case = Case(N, 8, width, 3, 1, 4)
-        now = launches.one_launch(width, precision)
-        times = {}
-        for block, warps, chunk in grid:
-            row = replace(now, block=block, warps=warps, chunk=chunk)
-            with forced(one_launch, one_launch=lambda width, precision, row=row: row):
+        now = launches.one_launch(replace(case.problem, precision=precision, device=device))
+        times = {now: timed(case, precision, device, rounds)}
+        for block, warps, chunk, on_chip in grid:
+            row = replace(now, block=block, warps=warps, chunk=chunk, layers=case.hidden if on_chip else None)
+            with forced(one_launch, one_launch=lambda problem, row=row: row):
                 try:
                     times[row] = timed(case, precision, device, rounds)
                 except Exception as error:  # a candidate may take more than the device has
                     print(f"left out: {row}: {type(error).__name__}: {str(error).splitlines()[0]}")
-        best = min(times, key=times.__getitem__, default=now)
-        own = times.get(now) or timed(case, precision, device, rounds)
-        row = {"width": width, "precision": precision, "now": now, "ms": own, "best": best}
-        yield row | {"best_ms": times.get(best, own)}
+        best = min(times, key=times.__getitem__)
+        row = {"width": width, "precision": precision, "now": now, "ms": times[now], "best": best}
+        yield row | {"best_ms": times[best]}
 
 
 def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -> Iterator[dict[str, object]]:
@@ -83,7 +82,7 @@ def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -
 
 
 def text(row) -> str:
-    return f"{row.block} samples, {row.warps} warps, chunk {row.chunk}"
+    return f"{row.place}, {row.block} samples, {row.warps} warps, chunk {row.chunk}"
 
 
 def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import layerwise, one_launch
+from sobolev_kernels.backends.triton import launches, layerwise, one_launch
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
 
-PATHS = ("one launch", "by gradients", "layer-wise")
+PATHS = ("on chip", "on chip, by gradients", "in cache", "in cache, by gradients", "layer-wise")
 LOSS_NAMES = list(sk.LOSSES)
 SMALL = Shape(37, 3, 9, 2, 2, 2, "a tile and a part of one, odd sizes")
 
@@ -26,7 +26,9 @@ def path(request, monkeypatch):
     """The path of a call; what one launch refuses (a student without hidden layer, frames) goes layer by layer."""
     if request.param == "layer-wise":
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-    with computed_from("gradients" if request.param == "by gradients" else "tangents"):
+    if request.param.startswith("in cache"):
+        monkeypatch.setattr(launches, "ON_CHIP", ())
+    with computed_from("gradients" if request.param.endswith("by gradients") else "tangents"):
         yield request.param
 
 

@@ -127,9 +127,9 @@ def worst(usages: list[Usage]) -> Usage:
 
 
 def rows_for(target: str) -> list:
-    from sobolev_kernels.backends.triton.launches import CUDA, HIP, ONE_LAUNCH
+    from sobolev_kernels.backends.triton.launches import IN_CACHE, ON_CHIP
 
-    return [row for row in ONE_LAUNCH if row.vendor == (HIP if target.startswith("gfx") else CUDA)]
+    return [row for row in ON_CHIP + IN_CACHE if target in row.targets]
 
 
 def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage]:
@@ -138,8 +138,7 @@ def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage
     for target in targets:
         for row in rows_for(target):
             for precision in row.precisions:
-                place = "in cache" if row.layers is None else f"{row.layers} layers on chip"
-                label = f"width {row.width}, {place}, {row.block} samples, {row.warps} warps, {precision}"
+                label = f"width {row.width}, {row.place}, {row.block} samples, {row.warps} warps, {precision}"
                 each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
                 yield worst(each)
         for kernel in (forward_kernel, backward_kernel):

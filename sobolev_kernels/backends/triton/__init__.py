@@ -41,9 +41,8 @@ def plan(problem: Problem, N: int) -> Plan:
     choices = (("precision", problem.precision), ("side", side))
     if reason is None:
         row = launches.one_launch(problem)
-        place = "in cache" if row.layers is None else "on chip"
-        tile = (("samples of a tile", row.block), ("warps", row.warps))
-        return Plan("triton", f"one launch, tile {place}", (*choices, *tile))
+        tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
+        return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
     multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"
     return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
 

@@ -47,8 +47,6 @@ def direction(
     if KIND == GIVEN:
         at = p * sv_p + sample[:, None] * sv_n + d[None, :] * sv_d
         return tl.load(V + at, mask=within, other=0.0)
-    # plus a zero that the compiler does not know: it would keep the ten keys of Philox in registers
-    seed += (p >> 30).to(tl.uint64)
     rows = (0 * sample if SHARED else sample)[:, None].to(tl.uint32)
     columns = d[None, :].to(tl.uint32)
     if KIND == SPHERE or KIND == NORMAL:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 
 from ...problem import PRECISIONS, Problem
 
-CUDA, HIP = "cuda", "hip"
+# Targets that are compiled for; a GPU takes the rows of the one whose tensor cores it has.
+SM_80, SM_90, SM_100, GFX942 = "sm_80", "sm_90", "sm_100", "gfx942"
+NVIDIA = (SM_80, SM_90, SM_100)
+TENSOR_CORES = tuple(precision for precision in PRECISIONS if precision != "ieee")
+
+
+@cache
+def target_of(device: int | None) -> str:
+    """Of a GPU, by its number; sm_80 without one."""
+    if torch.version.hip:
+        return GFX942
+    major = 8 if device is None else torch.cuda.get_device_capability(device)[0]
+    return {9: SM_90, 10: SM_100, 11: SM_100}.get(major, SM_80)
 
 
 def padded(n: int) -> int:
@@ -21,43 +34,58 @@ def padded(n: int) -> int:
 class Launch:
     """For students up to `width`: samples of a tile, warps of a program, columns of a chunk of a multiply.
 
-    With `layers` a tile of students of as many hidden layers, and of up to `features` inputs and outputs, stays in
+    With `layers` a tile of a student of up to as many hidden layers, and up to `features` inputs and outputs, stays in
     registers (on_chip.py), else in the second-level cache (in_cache.py).
     """
 
     width: int
     block: int
     warps: int
-    chunk: int
-    precisions: tuple[str, ...] = PRECISIONS
-    vendor: str = CUDA
     layers: int | None = None
+    precisions: tuple[str, ...] = PRECISIONS
+    targets: tuple[str, ...] = NVIDIA
+    chunk: int = 16
     features: int = 16
+
+    @property
+    def place(self) -> str:
+        return "in cache" if self.layers is None else f"{self.layers} layers on chip"
 
     @property
     def options(self) -> dict[str, int]:
         """Without maxnreg ptxas now and then takes fewer registers than there are, and spills."""
-        return {"num_warps": self.warps, "num_stages": 1} | ({"maxnreg": 255} if self.vendor == CUDA else {})
+        return {"num_warps": self.warps, "num_stages": 1} | ({} if GFX942 in self.targets else {"maxnreg": 255})
 
     def takes(self, problem: Problem) -> bool:
-        hidden = problem.widths[1:-1]
-        fits = self.layers is None or (
-            len(hidden) <= self.layers and max(problem.D, problem.O) <= self.features
-        )
+        hidden, features = problem.widths[1:-1], max(problem.D, problem.O)
+        fits = self.layers is None or (len(hidden) <= self.layers and features <= self.features)
         return fits and padded(hidden[0]) <= self.width and problem.precision in self.precisions
 
 
-# No row spills on sm_80, sm_90, sm_100 or gfx942, whatever is projected; twice the samples would. Of the rows that take
-# a student the first is his.
-ONE_LAUNCH = (
-    Launch(width=64, block=16, warps=8, chunk=64, layers=6),
-    Launch(width=32, block=32, warps=4, chunk=16),
-    Launch(width=64, block=32, warps=8, chunk=16),
-    Launch(width=128, block=16, warps=8, chunk=16, precisions=("ieee",)),
-    Launch(width=128, block=32, warps=8, chunk=16, precisions=("tf32", "bf16", "fp16")),
-    Launch(width=32, block=32, warps=4, chunk=16, vendor=HIP),
-    Launch(width=64, block=16, warps=4, chunk=16, vendor=HIP),
-    Launch(width=128, block=16, warps=8, chunk=16, vendor=HIP),
+# The first row that takes a student is his, so smaller tiles come after larger ones. Spills were counted of tanh, with
+# as many layers as a row takes, whatever is projected (docs/triton.md). Where rows have up to 64 bytes of stack, they
+# are for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once for a tile.
+# Hopper's own tensor-core instructions (wgmma, for the outer products) want more registers than mma.sync.
+ON_CHIP = (
+    Launch(width=32, block=32, warps=8, layers=6),
+    Launch(width=64, block=32, warps=8, layers=3),
+    Launch(width=64, block=16, warps=8, layers=6, precisions=("ieee",)),
+    Launch(width=64, block=16, warps=8, layers=5, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
+    Launch(width=128, block=16, warps=8, layers=2, precisions=("ieee", "bf16", "fp16")),
+    Launch(width=128, block=16, warps=8, layers=2, precisions=("tf32",), targets=(SM_80, SM_100)),
+    Launch(width=32, block=32, warps=4, layers=4, targets=(GFX942,)),
+    Launch(width=64, block=16, warps=4, layers=6, targets=(GFX942,)),
+    Launch(width=128, block=16, warps=4, layers=3, targets=(GFX942,)),
+)
+# No row spills; twice the samples would.
+IN_CACHE = (
+    Launch(width=32, block=32, warps=4),
+    Launch(width=64, block=32, warps=8),
+    Launch(width=128, block=16, warps=8, precisions=("ieee",)),
+    Launch(width=128, block=32, warps=8, precisions=TENSOR_CORES),
+    Launch(width=32, block=32, warps=4, targets=(GFX942,)),
+    Launch(width=64, block=16, warps=4, targets=(GFX942,)),
+    Launch(width=128, block=16, warps=8, targets=(GFX942,)),
 )
 
 
@@ -77,5 +105,7 @@ LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
 FUSED_UP_TO = 256
 
 
-def one_launch(problem: Problem, vendor: str = HIP if torch.version.hip else CUDA) -> Launch:
-    return next(row for row in ONE_LAUNCH if row.vendor == vendor and row.takes(problem))
+def one_launch(problem: Problem) -> Launch:
+    """The row of a problem on torch's current device."""
+    target = target_of(torch.cuda.current_device() if problem.device == "cuda" else None)
+    return next(row for row in ON_CHIP + IN_CACHE if target in row.targets and row.takes(problem))

@@ -20,7 +20,8 @@ from .in_cache import weights_of
 from .primitives import dot, operand
 
 
-BIAS_ROWS = tl.constexpr(8)
+# A power of 2 not below the layers of any row of launches.py
+MOST_LAYERS = tl.constexpr(8)
 
 
 @triton.jit
@@ -75,8 +76,9 @@ def replaced(these, l: tl.constexpr, one):
 
 
 @triton.jit
-def with_row(bias_sums, l: tl.constexpr, z_bar, H: tl.constexpr):
-    own = tl.arange(0, BIAS_ROWS)[:, None] == l
+def bias_added(bias_sums, l: tl.constexpr, z_bar):
+    """The biases' sums, those of hidden layers in one array: as vectors each thread would hold many copies."""
+    own = tl.arange(0, MOST_LAYERS)[:, None] == l
     return bias_sums + tl.where(own, tl.sum(z_bar, 0)[None, :], 0.0)
 
 
@@ -94,7 +96,7 @@ def begin(
         for _ in tl.static_range(1, DEPTH):
             sums = sums + (tl.zeros((H, H), tl.float32),)
         sums = sums + (tl.zeros((OB, H), tl.float32),)
-    bias_sums = tl.zeros((BIAS_ROWS, H), tl.float32)
+    bias_sums = tl.zeros((MOST_LAYERS, H), tl.float32), tl.zeros((OB,), tl.float32)
     return hidden, hidden, hidden, tl.zeros((BLOCK, OB), tl.float32), sums, bias_sums
 
 
@@ -131,7 +133,7 @@ def tangent_forward(
     gradients of the weights, and their hidden layers pay what they owe the values.
     """
     zs, streams, owed, out, sums, bias_sums = state
-    zero, unknown = L >> 30, (p >> 30).to(tl.float32)
+    zero, unknown = L >> 30, 1.0 * (p >> 30)
     below = v
     for l in tl.static_range(DEPTH):
         if l == 0:
@@ -159,7 +161,7 @@ def gradient_chain(
 ):  # fmt: skip
     """Jᵀu [BLOCK, DB] of a cotangent, from that of the last layer's z."""
     zs, streams, owed, _, sums, bias_sums = state
-    zero, unknown = L >> 30, (p >> 29).to(tl.float32)
+    zero, unknown = L >> 30, 1.0 * (p >> 29)
     delta = out
     for l in tl.static_range(DEPTH, 0, -1):
         at = WEIGHTS + weights_of(l, H, DB)
@@ -186,7 +188,8 @@ def backward(
     What came into the first layer, v or x, is `below_all`.
     """
     zs, streams, owed, out, sums, bias_sums = state
-    zero, unknown = L >> 30, (p >> 29).to(tl.float32)
+    zero, unknown = L >> 30, 1.0 * (p >> 29)
+    hidden_bias_sums, last_bias_sum = bias_sums
     z_bar = out_bar
     for l in tl.static_range(DEPTH, 0, -1):
         value, d1, d2, _ = derivatives(ACT, COUNT, zs[l - 1] + unknown, act_a, act_b)
@@ -194,8 +197,10 @@ def backward(
             below, curvature = d1 * streams[l - 1], d2 * streams[l - 1]
         else:
             below = value + tl.zeros((BLOCK, H), tl.float32)
-            if l < DEPTH:
-                bias_sums = with_row(bias_sums, l, z_bar, H)
+            if l == DEPTH:
+                last_bias_sum += tl.sum(z_bar, 0)
+            else:
+                hidden_bias_sums = bias_added(hidden_bias_sums, l, z_bar)
         sums = replaced(sums, l, outer_added(sums[l], z_bar, below, zero, PRECISION))
         at = WEIGHTS + weights_of(l, H, DB)
         if l == DEPTH:
@@ -210,10 +215,10 @@ def backward(
     sums = replaced(sums, 0, outer_added(sums[0], z_bar, below_all, zero, PRECISION))
     x_bar = 0.0 * below_all
     if not TANGENTS:
-        bias_sums = with_row(bias_sums, 0, z_bar, H)
+        hidden_bias_sums = bias_added(hidden_bias_sums, 0, z_bar)
         if INPUTS:
             x_bar = product(z_bar, WEIGHTS, zero, PRECISION, H, DB, BLOCK, CHUNK)
-    return x_bar, (zs, streams, owed, out, sums, bias_sums)
+    return x_bar, (zs, streams, owed, out, sums, (hidden_bias_sums, last_bias_sum))
 
 
 @triton.jit
@@ -228,8 +233,9 @@ def finish(state, SLOTS, BIAS_SLOTS, DEPTH: tl.constexpr, DB: tl.constexpr, H: t
     for l in tl.static_range(1, DEPTH):
         tl.store(slots + weights_of(l, H, DB) + h[:, None] * H + h[None, :], sums[l])
     tl.store(slots + weights_of(DEPTH, H, DB) + o[:, None] * H + h[None, :], sums[DEPTH])
-    r = tl.arange(0, BIAS_ROWS)[:, None]
-    tl.store(bias_slots + r * H + h[None, :], bias_sums, mask=r < DEPTH)
+    l = tl.arange(0, MOST_LAYERS)[:, None]
+    tl.store(bias_slots + l * H + h[None, :], bias_sums[0], mask=l < DEPTH)
+    tl.store(bias_slots + DEPTH * H + o, bias_sums[1])
 
 
 CHAINS = {
