@@ -20,7 +20,7 @@ if reason:
 import triton_on_ptx  # noqa: E402
 from triton_on_ptx import OnPtx, backend, compare, layerwise, one_launch  # noqa: E402
 
-from sobolev_kernels.backends.triton.launches import ONE_LAUNCH as ONE_LAUNCH_ROWS  # noqa: E402
+from sobolev_kernels.backends.triton import launches  # noqa: E402
 
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 SHAPE = Shape(37, 3, 18, 2, 2, 2, "a tile and 5 samples of one; nothing a power of two")
@@ -31,6 +31,14 @@ def on_ptx():
     """Send the backend's kernels to the PTX machine; returns the results of their launches."""
     with ExitStack() as stack:
         yield lambda *args, **named: stack.enter_context(triton_on_ptx.on_ptx(*args, **named))
+
+
+@pytest.fixture(params=["on chip", "in cache"])
+def place(request, monkeypatch):
+    """Where a tile of the one launch is."""
+    if request.param == "in cache":
+        monkeypatch.setattr(launches, "ON_CHIP", ())
+    return request.param
 
 
 @pytest.fixture
@@ -52,7 +60,7 @@ ONE_LAUNCH = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", ONE_LAUNCH)
-def test_one_launch(on_ptx, one_program, case, schedule):
+def test_one_launch(on_ptx, place, one_program, case, schedule):
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx(schedule)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
@@ -60,19 +68,28 @@ def test_one_launch(on_ptx, one_program, case, schedule):
     assert {r.kernel for r in results} == {"step_kernel"}
 
 
-def test_many_programs(on_ptx):
+def test_many_programs(on_ptx, place):
     shape = Shape(170, 3, 18, 2, 2, 2, "three programs with two tiles each")
     on_ptx("random:5")
     compare(data(shape, "tanh"), directions_of("sphere", shape))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("case", ["drawn", "cotangents", "by gradients"])
-@pytest.mark.parametrize("width", sorted({row.width for row in ONE_LAUNCH_ROWS}))
-def test_one_launch_in_every_precision(on_ptx, width, case, precision):
-    shape = Shape(21, 5, width - 3, 3, 2, 2, "every row of the launch table")
+ROWS = [
+    (row, case, precision)
+    for row in launches.ON_CHIP + launches.IN_CACHE
+    if launches.SM_80 in row.targets
+    for precision in row.precisions
+    for case in ("drawn", "cotangents", "by gradients")
+    if case == "drawn" or precision in (row.precisions[0], row.precisions[-1])
+]
+
+
+@pytest.mark.parametrize("row, case, precision", ROWS, ids=lambda value: getattr(value, "label", value))
+def test_every_row_of_the_launch_table(on_ptx, monkeypatch, row, case, precision):
+    shape = Shape(21, 5, row.width - 3, row.layers or 3, 2, 2, "as deep as the row takes")
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx("random:2")
+    monkeypatch.setattr(one_launch, "one_launch", lambda problem: row)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
         compare(data(shape, activation, last=last), projections(shape), precision, **settings)
     assert all((r.count("mma.") > 0) == (precision != "ieee") for r in results)
@@ -101,27 +118,34 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
 
 
 @pytest.mark.parametrize("kind", ["tangents", "gradients", "cotangents"])
-def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, monkeypatch, kind):
-    """Each input once and each output once, beside the program's scratch and slot (docs/triton.md)."""
+def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, place, one_program, monkeypatch, kind):
+    """Each input once and each output once; on chip that is all there is (docs/triton.md)."""
     problems, plain = [], backend.run
     monkeypatch.setattr(backend, "run", lambda problem, *rest: (problems.append(problem), plain(problem, *rest)))
     for P in (1, 3):
-        shape = Shape(64, 16, 32, 2, 16, P, "nothing is padded")
+        shape = Shape(256, 16, 32, 2, 16, P, "nothing is padded; parameters, read in two orders, are few")
         on_ptx()
         projections = sk.Cotangents.sphere(P, seed=3) if kind == "cotangents" else directions_of("sphere", shape)
         with computed_from("tangents" if kind == "tangents" else "gradients"):
             step(data(shape, "tanh"), projections, "triton")
-        arrays = {name: t for name, t in OnPtx.traffic.items() if t and name not in ("SCRATCH", "SLOTS", "BIAS_SLOTS")}
-        got = sum(t.unique_read + t.unique_written for t in arrays.values())
-        parameters = arrays["WEIGHTS"].unique_read + arrays["BIASES"].unique_read
+        arrays = {name: t for name, t in OnPtx.traffic.items() if t}
+        if place == "in cache":
+            del arrays["SCRATCH"]
+        slots = [arrays[name] for name in ("SLOTS", "BIAS_SLOTS")]
+        moved = sum(t.unique_read + t.unique_written for t in arrays.values()) - sum(t.unique_read for t in slots)
         expected = problems[-1].bytes(shape.N)
-        assert abs(got + parameters - expected) < 0.05 * expected, arrays
-        assert arrays["X"].read == arrays["X"].unique_read
-        assert arrays["Y"].read == arrays["Y"].unique_read
+        assert abs(moved - expected) < 0.05 * expected, arrays
+        for name in ("X", "Y"):
+            assert arrays[name].read == arrays[name].unique_read
+        if place == "on chip":
+            assert "SCRATCH" not in arrays
+            for t in slots:
+                assert t.read == 0
+                assert t.written == t.unique_written
 
 
-def test_every_deleted_barrier_that_matters_is_found(on_ptx):
-    """Of one launch: each fourth barrier deleted in turn. Of all 117, 104 are found; the others change no number."""
+def test_every_deleted_barrier_that_matters_is_found(on_ptx, place):
+    """Each fourth barrier of the one launch deleted in turn; those not found change no number (docs/triton.md)."""
     shape = Shape(33, 3, 18, 2, 2, 1, "small: the step runs once for every barrier")
     numbers, directions, texts = data(shape, "tanh"), directions_of("sphere", shape), []
     on_ptx(change=lambda text: texts.append(text) or text)

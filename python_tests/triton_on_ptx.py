@@ -15,7 +15,7 @@ from sobolev_kernels.backends import triton as backend
 from sobolev_kernels.backends.triton import layerwise, one_launch
 from sobolev_kernels.testing import assert_within_rule, multiplies_in
 
-TYPES = {torch.float32: "*fp32", torch.int64: "*i64"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 KERNELS = {
     one_launch: ["step_kernel"],
     layerwise: [

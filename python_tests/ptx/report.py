@@ -138,7 +138,7 @@ def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage
     for target in targets:
         for row in rows_for(target):
             for precision in row.precisions:
-                label = f"width {row.width}, {row.place}, {row.block} samples, {row.warps} warps, {precision}"
+                label = f"{row.label}, {precision}"
                 each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
                 yield worst(each)
         for kernel in (forward_kernel, backward_kernel):

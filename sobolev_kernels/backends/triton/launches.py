@@ -52,6 +52,10 @@ class Launch:
         return "in cache" if self.layers is None else f"{self.layers} layers on chip"
 
     @property
+    def label(self) -> str:
+        return f"width {self.width}, {self.place}, {self.block} samples, {self.warps} warps"
+
+    @property
     def options(self) -> dict[str, int]:
         """Without maxnreg ptxas now and then takes fewer registers than there are, and spills."""
         return {"num_warps": self.warps, "num_stages": 1} | ({} if GFX942 in self.targets else {"maxnreg": 255})
