@@ -44,7 +44,7 @@ def place(request, monkeypatch):
 @pytest.fixture
 def one_program(monkeypatch):
     """One program takes all tiles in turn."""
-    monkeypatch.setattr(one_launch, "count_programs", lambda tiles, device: 1)
+    monkeypatch.setattr(one_launch, "count_programs", lambda tiles, warps, device: 1)
 
 
 ONE_LAUNCH = {

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .formulas import derivatives
-from .primitives import dot
+from .primitives import dot, operand
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def tile_product(
         a = tl.load(A + rows[:, None] * K + k[None, :], mask=(rows < N)[:, None] & (k < K)[None, :], other=0.0)
         at = columns[None, :] * sw_n + k[:, None] * sw_k
         w = tl.load(W + at, mask=(k < K)[:, None] & (columns < n)[None, :], other=0.0)
-        total += dot(a, w, PRECISION)
+        total += dot(operand(a, PRECISION), operand(w, PRECISION), PRECISION)
     return total
 
 

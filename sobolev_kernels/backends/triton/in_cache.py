@@ -1,10 +1,10 @@
 """The chains through the layers of a tile of BLOCK samples that registers cannot hold (docs/math.md, sections 2 to 4).
 
-A program keeps what the way back needs of each layer in its own scratch, small enough for the second-level cache; depth
-is a run-time loop. `on_chip.py` has the same functions for students that fit. This is the one place where a kernel reads
-global memory that its own launch wrote: a scratch belongs to one program, and a barrier separates a phase that writes
-from the next that reads (the PTX run shows that there is no race). Weight gradients are added to the program's own
-slot, in a fixed order.
+`on_chip.py` has the same functions for students that fit. Here a program keeps what the way back needs of each layer in
+its own scratch, small enough for the second-level cache; depth is a run-time loop. This is the one place where a kernel
+reads global memory that its own launch wrote: a scratch belongs to one program, and a barrier separates a phase that
+writes from the next that reads (the PTX run shows that there is no race). Weight gradients are added to the program's
+own slot, in a fixed order.
 
 Of L hidden layers of H features, weights lie one after the other: [H, DB], L - 1 times [H, H], [OB, H].
 """
@@ -236,7 +236,8 @@ def backward(
 ):  # fmt: skip
     """From the adjoint of the last layer's z: gradients into the slots; if INPUTS, the adjoint [BLOCK, DB] of x.
 
-    Of a tangent, which is in the scratch and also notes what it owes the values; or of the values from x, `below_all`, which pay.
+    Of a tangent, which is in the scratch and also notes what it owes the values; or of the values from x, `below_all`,
+    which pay.
     """
     scratch, slots, bias_slots = state
     array: tl.constexpr = TANGENT if TANGENTS else VALUE_

@@ -12,13 +12,13 @@ z plus a zero that the compiler does not know, or it is kept from before for all
 in such a loop too, or it is put off to the end together with all its terms.
 """
 
+# ruff: noqa: RUF005 -- Triton knows no starred element
 import triton
 import triton.language as tl
 
 from .formulas import derivatives
 from .in_cache import weights_of
 from .primitives import dot, operand
-
 
 # A power of 2 not below the layers of any row of launches.py
 MOST_LAYERS = tl.constexpr(8)
@@ -102,7 +102,8 @@ def begin(
 
 @triton.jit
 def values_forward(
-    x, TRANSPOSED, BIASES, state, tile, act_a, act_b, L, ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    x, TRANSPOSED, BIASES, state, tile, act_a, act_b, L,
+    ACT: tl.constexpr, COUNT: tl.constexpr, PRECISION: tl.constexpr,
     DEPTH: tl.constexpr, DB: tl.constexpr, H: tl.constexpr, OB: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """z of the last layer [BLOCK, OB]."""

@@ -18,11 +18,9 @@ from . import in_cache, on_chip
 from .draws import DISTRIBUTION, direction, target_along
 from .formulas import arguments, derivatives, residual
 from .launches import one_launch, padded
+from .parameters import pack, unpack
 
 WIDEST, MOST_INPUTS = 128, 32
-
-
-OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def refusal(problem: Problem) -> str | None:
@@ -119,7 +117,8 @@ def step_kernel(
         weight = own[:, None] * output_weight[None, :]
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
         z, state = VALUES_FORWARD(
-            x, TRANSPOSED, BIASES, state, tile, act_a, act_b, L, ACT, ACT_COUNT, PRECISION, DEPTH, DB, H, OB, BLOCK, CHUNK,
+            x, TRANSPOSED, BIASES, state, tile, act_a, act_b, L, ACT, ACT_COUNT, PRECISION,
+            DEPTH, DB, H, OB, BLOCK, CHUNK,
         )  # fmt: skip
         y, y1, y2, _ = derivatives(LAST, LAST_COUNT, z, last_a, last_b)
         owed = tl.zeros((BLOCK, OB), tl.float32)
@@ -172,7 +171,7 @@ def step_kernel(
                     owed += y2 * z1 * u
                 else:
                     owed += y2 * z1 * a
-                    no_dx, state = BACKWARD(
+                    _no_dx, state = BACKWARD(
                         y1 * a, v, WEIGHTS, state, p, act_a, act_b, L, True, False, ACT, ACT_COUNT, PRECISION,
                         DEPTH, DB, H, OB, BLOCK, CHUNK,
                     )  # fmt: skip
@@ -185,8 +184,8 @@ def step_kernel(
         if GRADIENTS:
             a = adjoint(value_slope, weight, value_factor, within_y)
             dx, state = BACKWARD(
-                y1 * a + owed, x, WEIGHTS, state, tile, act_a, act_b, L, False, DX is not None, ACT, ACT_COUNT, PRECISION,
-                DEPTH, DB, H, OB, BLOCK, CHUNK,
+                y1 * a + owed, x, WEIGHTS, state, tile, act_a, act_b, L, False, DX is not None,
+                ACT, ACT_COUNT, PRECISION, DEPTH, DB, H, OB, BLOCK, CHUNK,
             )  # fmt: skip
             if DX is not None:
                 tl.store(DX + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
@@ -197,30 +196,15 @@ def step_kernel(
 @torch.no_grad()
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, weights = operands
-    N, L = x.shape[0], len(problem.widths) - 2
-    D, width, O = problem.D, problem.widths[1], problem.O
-    DB, H, OB = padded(D), padded(width), padded(O)
-    sizes = [(H, DB), *[(H, H)] * (L - 1), (OB, H)]
-    launch = one_launch(problem)
+    N, D, O, L = x.shape[0], problem.D, problem.O, len(problem.widths) - 2
+    DB, H, OB = map(padded, (D, problem.widths[1], O))
+    launch, packed = one_launch(problem), pack(problem, parameters)
     chains = in_cache.CHAINS if launch.layers is None else on_chip.CHAINS
     BLOCK, tiles = launch.block, max(1, triton.cdiv(N, launch.block))
-    programs = count_programs(tiles, x.device)
-    biases, cursor = x.new_zeros(L * H + OB), iter(parameters)
-    packed, transposed = x.new_zeros(2, sum(a * b for a, b in sizes), dtype=OPERANDS.get(problem.precision, x.dtype))
-    layout, at, at_bias = [], 0, 0
-    for (rows, columns), has_bias in zip(sizes, problem.biases, strict=True):
-        weight = next(cursor)
-        n_out, n_in = weight.shape
-        packed[at : at + rows * columns].view(rows, columns)[:n_out, :n_in] = weight
-        transposed[at : at + rows * columns].view(columns, rows)[:n_in, :n_out] = weight.T
-        if has_bias:
-            biases[at_bias : at_bias + n_out] = next(cursor)
-        layout.append((at, rows, columns, n_out, n_in, at_bias, has_bias))
-        at, at_bias = at + rows * columns, at_bias + rows
-    scratch = None
+    programs, scratch = count_programs(tiles, launch.warps, x.device), None
     if launch.layers is None:
         scratch = x.new_empty(programs, (in_cache.ARRAYS.value * L * H + DB + OB) * BLOCK)
-    slots, bias_slots = x.new_zeros(programs, at), x.new_zeros(programs, at_bias)
+    slots, bias_slots = (x.new_zeros(programs, n) for n in (packed.weights.numel(), packed.biases.numel()))
     terms = x.new_empty(2, N)
     samples = max(1, N) if problem.reduction == "mean" else 1
     scales = 1 / (samples * O), 1 / (samples * problem.derived * problem.P)
@@ -246,7 +230,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     first, first_count, first_a, _ = arguments(problem.derivative_loss, 1)
     if N:
         step_kernel[(programs,)](
-            x, v, values, derivative, sample_weight, output_weight, packed, transposed, biases, scratch, slots, bias_slots, terms,
+            x, v, values, derivative, sample_weight, output_weight, *packed, scratch, slots, bias_slots, terms,
             outputs.get("dx"), N, problem.P, D, problem.W, O, L, rounds, tiles, *strides,
             key, offset & 0xFFFFFFFF, problem.scale, *(f / common for f in factors), common, *scales,
             act_a, act_b, last_a, last_b, value_a, first_a,
@@ -261,16 +245,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         per_sample = problem.result == PER_SAMPLE
         outputs["loss"].copy_(loss if per_sample else loss.sum())
         outputs["terms"].copy_(terms if per_sample else terms.sum(1))
-    if not problem.gradients:
-        return
-    total, bias_total, cursor = common * slots.sum(0), common * bias_slots.sum(0), iter(gradients)
-    for at, rows, columns, n_out, n_in, at_bias, has_bias in layout:
-        next(cursor).copy_(total[at : at + rows * columns].view(rows, columns)[:n_out, :n_in])
-        if has_bias:
-            next(cursor).copy_(bias_total[at_bias : at_bias + n_out])
+    if problem.gradients:
+        unpack(problem, common * slots.sum(0), common * bias_slots.sum(0), gradients)
 
 
-def count_programs(tiles: int, device: torch.device) -> int:
-    """A persistent grid: two programs for each multiprocessor; three in the interpreter, to see them side by side."""
-    most = 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-    return min(tiles, most)
+def count_programs(tiles: int, warps: int, device: torch.device) -> int:
+    """A persistent grid: as many programs as fit registers; three in the interpreter, to see them side by side."""
+    if device.type != "cuda":
+        return min(tiles, 3)
+    return min(tiles, torch.cuda.get_device_properties(device).multi_processor_count * max(1, 8 // warps))
