@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from problems import Data, as_dtype, fixed, step
+from problems import Data, as_dtype, computed_from, fixed, step
 from ptx import load
 from ptx.compile import compile_file
 
@@ -93,8 +93,13 @@ def on_ptx(**options):
         dispatch.BACKENDS.pop("cuda") if registered is None else dispatch.BACKENDS.update(cuda=registered)
 
 
-def compare(data: Data, projections, precision="ieee", targets=None, on=None, **settings) -> SimpleNamespace:
-    """Loss, terms and all gradients by the rule of sobolev_kernels/testing.py. `targets` is a function of Data."""
+def compare(
+    data: Data, projections, precision="ieee", targets=None, on=None, outputs=False, **settings
+) -> SimpleNamespace:
+    """Loss, terms and all gradients by the rule of sobolev_kernels/testing.py. `targets` is a function of Data.
+
+    Directions go as tangents, or project the outputs' gradients.
+    """
     wrt = settings.get("wrt")
     very = fixed(projections, data, None if wrt is None else len(wrt))
 
@@ -106,7 +111,7 @@ def compare(data: Data, projections, precision="ieee", targets=None, on=None, **
     expected = run(torch.float64, very, "reference")
     with multiplies_in(precision):
         baseline = run(torch.float32, very, "reference")
-    with on_ptx(**(on or {})) as backend:
+    with computed_from("gradients" if outputs else "tangents"), on_ptx(**(on or {})) as backend:
         got = run(torch.float32, projections, "cuda", precision=precision)
     worst = 0.0
     for name, tensor in got.items():

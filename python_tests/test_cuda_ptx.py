@@ -1,10 +1,11 @@
 """The CUDA kernel as compiled PTX, executed on the CPU: right in every precision, no race, nothing out of bounds."""
 
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
 import torch
-from problems import RANDOM, SMALL, Shape, cotangents_of, data, directions_of, targets_of
+from problems import RANDOM, SMALL, Shape, computed_from, cotangents_of, data, directions_of, targets_of
 from ptx import missing
 from ptx.compile import compile_file
 from ptx.compile import missing as missing_tool
@@ -22,7 +23,16 @@ from cuda_on_ptx import KERNELS, LIMIT, NAMES, SCHEDULES, compare, on_ptx  # noq
 
 LOSSES = ["mse", "l1", "huber", "log_cosh"]
 DRAWN = [*(kind for kind in RANDOM if kind != "orthonormal"), "basis", "given"]
-SIDES = {"directions": directions_of, "cotangents": cotangents_of}
+
+# "outputs": directions that project the outputs' gradients
+SIDES = {"directions": directions_of, "cotangents": cotangents_of, "outputs": directions_of}
+
+
+def compared(side, numbers, kind, shape, *args, **settings):
+    projections = SIDES[side](kind, shape, **{k: settings.pop(k) for k in ("P",) if k in settings})
+    return compare(numbers, projections, *args, outputs=side == "outputs", **settings)
+
+
 SHAPES = [
     Shape(0, 3, 5, 1, 2, 2, "empty batch"),
     Shape(1, 1, 20, 1, 1, 1, "the smallest tile; width padded by 12"),
@@ -40,28 +50,28 @@ SHAPES = [
 @pytest.mark.parametrize("activation", sk.ACTIVATIONS)
 def test_activations(activation, side):
     loss = LOSSES[list(sk.ACTIVATIONS).index(activation) % 4]
-    compare(data(SMALL, activation, last=activation), SIDES[side]("normal", SMALL), derivative_loss=loss)
+    compared(side, data(SMALL, activation, last=activation), "normal", SMALL, derivative_loss=loss)
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", DRAWN)
 def test_directions(kind, side):
     """Drawn inside the kernel: as given ones would be, which the CPU drew."""
-    compare(data(SMALL, "tanh"), SIDES[side](kind, SMALL))
+    compared(side, data(SMALL, "tanh"), kind, SMALL)
 
 
 @pytest.mark.parametrize(("precision", "shape"), [(p, s) for p in PRECISIONS for s in SHAPES], ids=str)
 def test_shapes(precision, shape):
-    side = "directions" if (SHAPES.index(shape) + PRECISIONS.index(precision)) % 2 else "cotangents"
-    compare(data(shape, "silu"), SIDES[side]("sphere", shape), precision)
+    side = list(SIDES)[(SHAPES.index(shape) + PRECISIONS.index(precision)) % 3]
+    compared(side, data(shape, "silu"), "sphere", shape, precision)
 
 
 @pytest.mark.parametrize(("loss", "precision"), [*zip(LOSSES, PRECISIONS, strict=True)])
 def test_losses(loss, precision):
     """In every precision; the derivative's are in test_activations too."""
     numbers = data(SMALL, "softplus", last="tanh")
-    for side in SIDES.values():
-        compare(numbers, side("sphere", SMALL), precision, value_loss=loss, derivative_loss=loss)
+    for side in SIDES:
+        compared(side, numbers, "sphere", SMALL, precision, value_loss=loss, derivative_loss=loss)
 
 
 def strided(numbers):
@@ -93,10 +103,9 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode):
     kind, targets, settings = MODES[mode]
-    for precision in ("ieee", "fp16"):
-        compare(
-            strided(data(SMALL, "tanh", bias=mode != "sum")), directions_of(kind, SMALL), precision, targets, **settings
-        )
+    for precision, side in (("ieee", "directions"), ("fp16", "directions"), ("ieee", "outputs"), ("fp16", "outputs")):
+        numbers = strided(data(SMALL, "tanh", bias=mode != "sum"))
+        compared(side, numbers, kind, SMALL, precision, targets, **settings)
 
 
 def test_modes_of_cotangents():
@@ -116,8 +125,8 @@ def test_layers_may_differ():
         torch.nn.Linear(3, 40), torch.nn.SiLU(), torch.nn.Linear(40, 7, bias=False), torch.nn.Sigmoid(),
         torch.nn.Linear(7, 17), torch.nn.Tanh(), torch.nn.Linear(17, 2),
     )  # fmt: skip
-    for side in SIDES.values():
-        compare(numbers, side("sphere", SMALL), "tf32")
+    for side in SIDES:
+        compared(side, numbers, "sphere", SMALL, "tf32")
 
 
 # What a block's shared memory leaves on chip: tile, weights, gradients, the target's Jacobian
@@ -146,12 +155,11 @@ FIRST_BITS: dict = {}
 def test_schedules(precision, schedule):
     """Three tiles for two blocks; the bits are those of any other schedule."""
     shape = Shape(77, 3, 40, 2, 2, 2, "three tiles of 32, the last of 13")
-    sides = [side("sphere", shape) for side in SIDES.values()]
     limit = {"bf16": 90 << 10}.get(precision, LIMIT)
-    for projections in sides:
+    for side in SIDES:
         numbers = data(shape, "tanh")
-        got = compare(numbers, projections, precision, on={"limit": limit, "schedule": schedule}).got
-        expected = FIRST_BITS.setdefault((precision, type(projections)), got)
+        got = compared(side, numbers, "sphere", shape, precision, on={"limit": limit, "schedule": schedule}).got
+        expected = FIRST_BITS.setdefault((precision, side), got)
         assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
@@ -194,22 +202,22 @@ def test_without_a_gpu_the_backend_refuses():
 def test_bytes(P, side):
     """Each input is read once and each output written once, however many directions there are."""
     shape = Shape(640, 4, 16, 1, 2, P, "of many samples, the weights are little")
-    done = compare(data(shape, "tanh"), SIDES[side]("given", shape, P=P), on={"limit": LIMIT})
+    done = compared(side, data(shape, "tanh"), "given", shape, on={"limit": LIMIT}, P=P)
     result, problem = done.backend.results["step"], done.backend.problem
     parameters = 4 * 2 * (problem.multiplies + 18)
     state = done.backend.layout["packed"] + 2 * done.backend.layout["slot"] + 4 * 2 * shape.N
     moved = result.unique_bytes_read + result.unique_bytes_written - state
     assert abs(moved - (problem.bytes(shape.N) - parameters)) < 0.05 * problem.bytes(shape.N)
-    # nothing is asked for twice, but by cotangents, each of which reads the target's Jacobian
+    # nothing is asked for twice, but the target's Jacobian by each cotangent, and directions by each output
     if side == "directions":
         assert result.bytes_read < 1.1 * result.unique_bytes_read
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_products_have_no_bank_conflicts(precision):
-    for width, side in zip((16, 32, 50, 128), cycle(SIDES.values())):
+    for width, side in zip((16, 32, 50, 128), cycle(SIDES)):
         shape = Shape(16, 3, width, 2, 2, 1, "one tile")
-        done = compare(data(shape, "tanh"), side("sphere", shape), precision)
+        done = compared(side, data(shape, "tanh"), "sphere", shape, precision)
         lines = done.backend.results["step"].lines
         products = [line for line in lines if "tile.cuh" in str(line.location)]
         assert sum(line.passes for line in products) > 0
@@ -220,9 +228,12 @@ def test_products_have_no_bank_conflicts(precision):
 # ---- Broken on purpose ----
 
 MUTANT = Shape(18, 17, 18, 2, 18, 2, "two tiles of 16 for one block, the last of 2; rows of more than four chunks")
+SHALLOW = replace(MUTANT, depth=1)  # operands take turns, and end with the other one
 # Of the second the tile is 32, and the weights are on chip
-STEPS = ((directions_of, "sphere", 36 << 10, False), (directions_of, "given", LIMIT, True),
-         (cotangents_of, "sphere", 36 << 10, True))  # fmt: skip
+STEPS = (
+    (MUTANT, "directions", "sphere", 40 << 10, False), (MUTANT, "directions", "given", LIMIT, True),
+    (MUTANT, "cotangents", "sphere", 40 << 10, True), (SHALLOW, "outputs", "sphere", 40 << 10, False),
+)  # fmt: skip
 
 
 def for_mutants(precision="bf16", change=lambda source: source) -> str:
@@ -237,14 +248,15 @@ def for_mutants(precision="bf16", change=lambda source: source) -> str:
     return compile_file(KERNELS, options=(f"-DSK_PRECISION={NAMES[precision]}",), change=changed)
 
 
-def run_mutant(ptx, side, kind, limit, input_gradient, precision="bf16"):
+def run_mutant(ptx, shape, side, kind, limit, input_gradient, precision="bf16"):
     """Findings, and the numbers, of a step with other kernels."""
-    numbers = data(MUTANT, "tanh", last="tanh")
+    numbers = data(shape, "tanh", last="tanh")
     x = numbers.x.clone().requires_grad_(input_gradient)
     numbers.student.zero_grad(set_to_none=True)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-    projections = {"directions" if side is directions_of else "cotangents": side(kind, MUTANT)}
-    with on_ptx(findings="return", ptx=ptx, blocks=1, limit=limit) as backend:
+    projections = {"cotangents" if side == "cotangents" else "directions": SIDES[side](kind, shape)}
+    from_outputs = computed_from("gradients" if side == "outputs" else "tangents")
+    with from_outputs, on_ptx(findings="return", ptx=ptx, blocks=1, limit=limit) as backend:
         loss = sk.sobolev_loss(
             numbers.student, x, targets, precision=precision, backend="cuda", reduction="sum", **projections
         )
@@ -253,7 +265,7 @@ def run_mutant(ptx, side, kind, limit, input_gradient, precision="bf16"):
 
 
 def test_every_deleted_barrier_and_wait_is_found():
-    """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of three steps."""
+    """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of four steps."""
     original = for_mutants()
     found = lambda ptx: any(run_mutant(ptx, *step)[0] for step in STEPS)  # noqa: E731
     assert not found(original)

@@ -7,7 +7,7 @@ reason = missing("nvcc") or missing("ptxas") or missing("nvdisasm")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.cuda_report import PRECISIONS, TARGETS, WIDTHS, blocks, code, cuda, student  # noqa: E402
+from ptx.cuda_report import PRECISIONS, TARGETS, WIDTHS, blocks, code, way  # noqa: E402
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -27,7 +27,7 @@ def test_code(target, precision):
 def test_every_width_has_a_place(target, width):
     """Three hidden layers of up to 128 fit on every target."""
     for precision in PRECISIONS:
-        chosen = cuda.layout(student(width, precision), TARGETS[target][0] << 10)
+        chosen = way(width, precision, target)
         assert chosen["shared"] <= TARGETS[target][0] << 10
         assert blocks(128, chosen["shared"], target) >= 1
         assert chosen["parameters"] or width > 32

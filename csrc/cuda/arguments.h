@@ -19,6 +19,10 @@ inline constexpr int operand_bytes(Precision precision) { return precision < Pre
 // Blocks of a multiprocessor, as far as registers go: float32 fragments take more
 inline constexpr int blocks_at_most(Precision precision) { return precision == Precision::kIeee ? 1 : 2; }
 
+// Where the chains of derivatives begin: at P directions, at P cotangents, or at each of the O outputs, whose gradient
+// is projected on P directions
+enum class From : int { kDirections, kCotangents, kOutputs };
+
 struct Function {
   std::int32_t row;
   float parameters[2];
@@ -42,6 +46,7 @@ struct Layout {
   std::int32_t samples = 0;
   std::int32_t inputs = 0, outputs = 0;       // D and O, padded
   std::uint32_t x = 0, v = 0, v_operand = 0;  // a tile's inputs as an operand; a direction, and as an operand
+  std::uint32_t adjoint = 0;                  // [samples, inputs], of an output's gradient
   std::uint32_t product = 0;                  // [samples, widest]
   std::uint32_t operand[3] = {0, 0, 0};       // [samples, widest layer]
   std::uint32_t rho = 0;                      // [samples, rho_columns]
@@ -58,8 +63,9 @@ struct Layout {
 struct Arguments {
   std::int64_t N, tiles;
   std::int32_t D, O, W, P, L;
-  std::int32_t gradient_side;  // P counts cotangents
-  std::int32_t gradients;      // wanted
+  From from;
+  std::int32_t rounds;     // chains of derivatives
+  std::int32_t gradients;  // wanted
   Layout layout;
   LayerArguments layer[kMostLayers];
   Strided x, sample_weight, output_weight;

@@ -57,21 +57,23 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
     layer.bias_gradient = std::uint32_t(gradient_floats += out * layer.padded_in);
     gradient_floats += out;
   }
-  const std::uint64_t drawn = a.gradient_side ? to.outputs : to.inputs;
+  const bool pulled = a.from != From::kDirections;
+  const std::uint64_t drawn = a.from == From::kCotangents ? to.outputs : to.inputs;
   to.samples = way.samples;
   to.x = cursor.take(T * to.inputs * operand);
   to.v = a.P ? cursor.take(T * drawn * 4) : 0;
   to.v_operand = a.P ? cursor.take(T * to.inputs * operand) : 0;
+  to.adjoint = a.P && a.from == From::kOutputs ? cursor.take(T * to.inputs * 4) : 0;
   const std::uint64_t product = T * 4 * (widest < std::uint64_t(to.inputs) ? to.inputs : widest);
   if (operand == 4) {  // a product becomes an operand where it is
     to.operand[0] = to.operand[2] = cursor.take(product);
-    to.operand[1] = a.gradients || a.gradient_side ? cursor.take(product) : 0;
+    to.operand[1] = a.gradients || pulled ? cursor.take(product) : 0;
   } else {
     to.product = cursor.take(product);
-    const int operands = a.gradients ? 3 : a.gradient_side ? 2 : 1;
+    const int operands = a.gradients ? 3 : pulled ? 2 : 1;
     for (int i = 0; i < operands; ++i) to.operand[i] = cursor.take(T * widest * operand);
   }
-  to.rho_columns = 1 + (a.gradient_side && to.inputs > to.outputs ? to.inputs : to.outputs);
+  to.rho_columns = 1 + (a.from == From::kCotangents && to.inputs > to.outputs ? to.inputs : to.outputs);
   to.rho = cursor.take(T * to.rho_columns * 4);
   to.gradient_floats = a.gradients ? std::uint32_t(gradient_floats) : 0;
   to.gradients = way.gradients && a.gradients ? cursor.take(gradient_floats * 4) : kAbsent;
@@ -79,7 +81,7 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   to.jacobian = kAbsent;
   // odd: the numbers of one sample that are read side by side are written apart
   to.jacobian_columns = std::int32_t(T * a.O | 1);
-  const bool again = a.P > 1 && !a.gradient_side && a.target[1].kind == TargetKind::kDense &&
+  const bool again = a.P > 1 && a.from != From::kCotangents && a.target[1].kind == TargetKind::kDense &&
                      a.directions.distribution != Distribution::kBasis;
   const std::uint64_t jacobian = std::uint64_t(a.W) * to.jacobian_columns * 4;
   if (again && cursor.at * 4 + jacobian + 16 <= limit) to.jacobian = cursor.take(jacobian);
@@ -91,7 +93,9 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   Arguments a{};
   a.N = step.N, a.D = std::int32_t(step.D), a.O = std::int32_t(step.O), a.W = std::int32_t(step.W);
   a.P = std::int32_t(step.P), a.L = std::int32_t(step.L);
-  a.gradient_side = step.projection == Projection::kCotangents;
+  a.from = step.projection == Projection::kCotangents ? From::kCotangents
+           : step.side == Side::kGradients            ? From::kOutputs
+                                                      : From::kDirections;
   a.gradients = step.gradients;
   a.x = step.x, a.sample_weight = step.sample_weight, a.output_weight = step.output_weight;
   a.directions = step.directions;
@@ -109,6 +113,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   for (int term = 0; term < 2; ++term) a.factor[term] = float(step.weight[term] * step.scale[term] / common);
   a.common = float(common);
   if (a.target[1].kind == TargetKind::kNone) a.P = 0;
+  a.rounds = a.P && a.from == From::kOutputs ? a.O : a.P;
   a.layout.inputs = padded(step.D), a.layout.outputs = padded(step.O);
   for (int l = 0; l < a.L; ++l) {
     const Layer& from = step.layers[l];

@@ -118,11 +118,11 @@ struct Tile {
     values_forward();
     if (step.layout.jacobian != kAbsent) load_jacobian();
 #pragma unroll 1
-    for (int p = 0; p < step.P; ++p) {
-      if (step.gradient_side) {
-        by_cotangent(p);
+    for (int i = 0; i < step.rounds; ++i) {
+      if (step.from == From::kDirections) {
+        by_tangent(i);
       } else {
-        by_tangent(p);
+        by_gradient(i);
       }
     }
     if (step.P) {
@@ -156,11 +156,14 @@ struct Tile {
     });
   }
 
-  // Direction or cotangent p into v, and into its operand if it is the source of a tangent
+  // Direction or cotangent p into v, and into its operand if it is the source of a tangent. kSameLanes: who reads v
+  // takes four lanes to a row too.
+  template <bool kSameLanes = false>
   SK_INLINE void load_direction(int p) const {
     const Directions& from = step.directions;
-    const int n = step.gradient_side ? step.O : step.W;
-    const Rows<float> v = floats(step.layout.v, step.gradient_side ? step.layout.outputs : step.layout.inputs);
+    const bool cotangent = step.from == From::kCotangents, tangent = step.from == From::kDirections;
+    const int n = cotangent ? step.O : step.W;
+    const Rows<float> v = floats(step.layout.v, cotangent ? step.layout.outputs : step.layout.inputs);
     const Rows<T> to{operand_at(step.layout.v_operand), v.n};
     const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
     const float scale = given ? 1.0f : float(from.scale);
@@ -176,7 +179,7 @@ struct Tile {
       }
       if (!sphere) {
         for (float& x : of) x *= scale;
-        if (!step.gradient_side) put(to, row, column, of);
+        if (tangent) put(to, row, column, of);
       }
       four(v, row, column) = make_float4(of[0], of[1], of[2], of[3]);
     });
@@ -197,10 +200,10 @@ struct Tile {
         float4& x = four(v, row, column);
         const float of[4] = {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
         x = make_float4(of[0], of[1], of[2], of[3]);
-        if (!step.gradient_side) put(to, row, column, of);
+        if (tangent) put(to, row, column, of);
       }
     }
-    __syncthreads();
+    if (!kSameLanes) __syncthreads();
   }
 
   // ---- Values, and tangents from v ----
@@ -265,12 +268,12 @@ struct Tile {
   }
   SK_INLINE float output_weight(int o) const { return step.output_weight.data ? number(step.output_weight, o) : 1.0f; }
 
-  // Adds to the term, and gives the slope; a term of weight 0 may have any target, also NaN
-  SK_INLINE float slope(Term term, int row, int column, float r, float weight) const {
+  // Adds to the term, unless told not to, and gives the slope; a term of weight 0 may have any target, also NaN
+  SK_INLINE float slope(Term term, int row, int column, float r, float weight, bool added = true) const {
     const Function& loss = step.loss[term];
     const Residual<float> rho = residual(loss.row, loss.parameters[0], loss.parameters[1], r);
     weight *= sample_weight(row);
-    shared[step.layout.rho + row * step.layout.rho_columns + column] += rho.value * weight;
+    if (added) shared[step.layout.rho + row * step.layout.rho_columns + column] += rho.value * weight;
     return step.factor[term] == 0.0f ? 0.0f : step.factor[term] * rho.slope * weight;
   }
 
@@ -345,6 +348,12 @@ struct Tile {
     }
   }
 
+  SK_INLINE float jacobian(int row, int o, int d) const {
+    const std::uint32_t near = step.layout.jacobian;
+    return near == kAbsent ? number(step.target[kFirst].data, first + row, o, d)
+                           : shared[near + d * step.layout.jacobian_columns + row * step.O + o];
+  }
+
   // (Df(x)[v_p])_o
   SK_INLINE float tangent_target(int p, int row, int o) const {
     const Target& target = step.target[kFirst];
@@ -353,13 +362,9 @@ struct Tile {
       return float(step.directions.scale) * number(target.data, first + row, o, p);
     }
     const Rows<float> v = floats(step.layout.v, step.layout.inputs);
-    const float* near = step.layout.jacobian == kAbsent ? nullptr : shared + step.layout.jacobian + row * step.O + o;
     float total = 0.0f;
 #pragma unroll 1
-    for (int d = 0; d < step.W; ++d) {
-      const float j = near ? near[d * step.layout.jacobian_columns] : number(target.data, first + row, o, d);
-      total = fmaf(j, *v.at(0, row, d), total);
-    }
+    for (int d = 0; d < step.W; ++d) total = fmaf(jacobian(row, o, d), *v.at(0, row, d), total);
     return total;
   }
 
@@ -460,16 +465,20 @@ struct Tile {
     });
   }
 
-  // ---- Cotangents: the gradient of one number, and its adjoint as a tangent along it ----
+  // ---- The gradient of one number, a cotangent's or output i, and its adjoint as a tangent along it ----
 
-  SK_INLINE void by_cotangent(int r) const {
-    load_direction(r);
+  SK_INLINE void by_gradient(int i) const {
     const Layout& layout = step.layout;
+    const bool cotangent = step.from == From::kCotangents;
     int now = 0;
     {
+      if (cotangent) load_direction(i);
       const int n = layer(last()).padded_out;
       const Rows<float> u = floats(layout.v, n), a = floats(layer(last()).tangent, n);
-      each<4>(n, [&](int row, int column) { four(a, row, column) = four(u, row, column); });
+      each<4>(n, [&](int row, int column) {
+        const int o = there(row) ? i - column : -1;
+        four(a, row, column) = cotangent ? four(u, row, column) : make_float4(o == 0, o == 1, o == 2, o == 3);
+      });
     }
 #pragma unroll 1
     for (int l = last(); l >= 0; --l) {
@@ -479,9 +488,60 @@ struct Tile {
       __syncthreads();
       pull(l, delta.data, l ? shared + layer(l - 1).tangent : product_at(now));
     }
-    gradient_residual(r, product_at(now));
+    if (cotangent) {
+      gradient_residual(i, product_at(now));
+    } else {
+      projected_residuals(i, product_at(now));
+    }
     __syncthreads();
     if (step.gradients && step.factor[kFirst] != 0.0f) gradient_backward();
+    __syncthreads();
+  }
+
+  // Of output o along each direction; four lanes to a row
+  SK_INLINE void projected_residuals(int o, float* gradient) const {
+    const Layout& layout = step.layout;
+    const int n = layout.inputs;
+    const Rows<float> g{gradient, n}, v = floats(layout.v, n), g_bar = floats(layout.adjoint, n);
+    const Target& target = step.target[kFirst];
+    const bool dense = target.kind == TargetKind::kDense;
+    each<4>(n, [&](int row, int column) { four(g_bar, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f); });
+#pragma unroll 1
+    for (int p = 0; p < step.P; ++p) {
+      load_direction<true>(p);
+      for (int i = threadIdx.x; i < 4 * samples(); i += blockDim.x) {
+        const int row = i / 4;
+        float r = 0.0f;
+        for (int column = i % 4 * 4; column < n; column += 16) {
+          const float4 x = four(v, row, column), y = four(g, row, column);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            if ((&x.x)[k] == 0.0f) continue;  // of a basis all but one, and of rows and columns that are not there
+            r = fmaf((&y.x)[k] - (dense ? jacobian(row, o, column + k) : 0.0f), (&x.x)[k], r);
+          }
+        }
+        r += __shfl_xor_sync(~0u, r, 1);
+        r += __shfl_xor_sync(~0u, r, 2);
+        float a = 0.0f;
+        if (there(row)) {
+          if (!dense) r -= number(target.data, p, first + row, o);
+          a = slope(kFirst, row, o, r, output_weight(o), i % 4 == 0);
+        }
+        for (int column = i % 4 * 4; column < n; column += 16) {
+          const float4 x = four(v, row, column);
+          float4& y = four(g_bar, row, column);
+          y = make_float4(fmaf(a, x.x, y.x), fmaf(a, x.y, y.y), fmaf(a, x.z, y.z), fmaf(a, x.w, y.w));
+        }
+      }
+      __syncthreads();
+    }
+    if (!step.gradients) return;
+    const Rows<T> to{operand_at(layout.v_operand), n};
+    each<4>(n, [&](int row, int column) {
+      const float4 x = four(g_bar, row, column);
+      const float of[4] = {x.x, x.y, x.z, x.w};
+      put(to, row, column, of);
+    });
   }
 
   SK_INLINE void gradient_residual(int r, float* gradient) const {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sobolev_kernels import planner
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import DENSE, LOSS, PRECISIONS, Problem
@@ -65,6 +66,12 @@ def student(width: int, precision: str) -> Problem:
     )  # fmt: skip
 
 
+def way(width: int, precision: str, target: str) -> dict:
+    """How a block of the target goes about a student."""
+    problem = student(width, precision)
+    return cuda.layout(problem, planner.side(problem), TARGETS[target][0] << 10)
+
+
 def blocks(registers: int, shared: int, target: str) -> int:
     """That a multiprocessor holds at a time."""
     limit, threads = TARGETS[target]
@@ -93,7 +100,7 @@ def main() -> None:
     for width in WIDTHS:
         for precision in ("ieee", "bf16"):
             for target in ("sm_80", "sm_86", "sm_90"):
-                chosen = cuda.layout(student(width, precision), TARGETS[target][0] << 10)
+                chosen = way(width, precision, target)
                 where = ["on chip" if chosen[name] else "L2" for name in ("parameters", "gradients")]
                 held = blocks(registers[target, precision], chosen["shared"], target)
                 cells = (width, precision, target, chosen["samples"], *where, chosen["shared"], held)

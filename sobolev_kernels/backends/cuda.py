@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 
+from .. import planner
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, PRECISIONS, Operands, Plan, Problem
 from . import cpu
@@ -42,7 +43,7 @@ def refusal(problem: Problem, device: int) -> str | None:
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
     try:
-        layout(problem, hardware(device)[0])
+        layout(problem, planner.side(problem), hardware(device)[0])
     except ValueError as error:
         return str(error)
     return None
@@ -56,7 +57,7 @@ def hardware(device: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def layout(problem: Problem, limit: int) -> dict:
+def layout(problem: Problem, side: str, limit: int) -> dict:
     """How a block goes about it, from shapes alone."""
     some = (1, 0, 0, 0)
     step = cpu.step_of(problem, 1)
@@ -67,7 +68,7 @@ def layout(problem: Problem, limit: int) -> dict:
     kind = cpu.TARGETS.index(problem.derivative_target)
     step.residuals(1, [(1, some), (kind, some)], None, None)
     step.outputs(problem.gradients, *[None] * 6)
-    step.plan(0, 1, 1)
+    step.plan(cpu.SIDES.index(side), 1, 1)
     return cpu._C.cuda_layout(step, precision(problem), limit)
 
 
@@ -76,10 +77,11 @@ def precision(problem: Problem) -> int:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    chosen = layout(problem, hardware(torch.cuda.current_device())[0])
+    side = planner.side(problem)
+    chosen = layout(problem, side, hardware(torch.cuda.current_device())[0])
     where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
     choices = (
-        ("precision", problem.precision), ("tile", chosen["samples"]), ("parameters", where("parameters")),
+        ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]), ("parameters", where("parameters")),
         ("gradients", where("gradients")),
     )  # fmt: skip
     return Plan("cuda", "one launch", choices)
@@ -99,7 +101,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     step.loss(cpu.terms_of(problem, N, tuple(weights)), True)
     dx = outputs["dx"].data_ptr() if "dx" in outputs else None
     step.outputs(problem.gradients, None, None, None, None, terms.data_ptr(), dx)
-    step.plan(0, 1, 1)
+    step.plan(cpu.SIDES.index(planner.side(problem)), 1, 1)
     launch(step, precision(problem), terms)
     if problem.result != PER_SAMPLE_GRADIENTS:
         loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
