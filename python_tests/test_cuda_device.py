@@ -76,3 +76,12 @@ def test_built_without_cuda_it_says_so(monkeypatch):
     monkeypatch.setattr(cuda, "MISSING", "the compiled core was built without CUDA")
     problem = Problem("loss", (2, 3, 1), (True, True), (), "float32", "cuda")
     assert "without CUDA" in cuda.supports(problem)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(cuda, "MISSING", None)
+    problem = Problem("loss", (2, 3, 1), (True, True), (), "float32", "cuda")
+    assert "no GPU" in cuda.supports(problem)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "AMD" in cuda.supports(problem)

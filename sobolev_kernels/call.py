@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -153,7 +154,9 @@ def begin(
     x = compute_dtype(inputs, layers)
     fields["precision"] = choose_precision(precision, x.device.type)
     columns = replace(columns, scale=compute_dtype(columns.scale, layers))
-    problem = dispatch.choose(make_problem(layers, x, projections, n, columns, **fields), backend)
+    problem = make_problem(layers, x, projections, n, columns, **fields)
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # backends ask what the current device can do
+        problem = dispatch.choose(problem, backend)
     if problem.backend != "reference":
         ops.need_no_transforms(x, *layers.parameters)
     seed = None if projections is None else projections.draw_seed()

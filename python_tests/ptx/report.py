@@ -32,13 +32,13 @@ class Usage:
     spills: int  # instructions
     tensor: int  # tensor-core instructions
     shared: int  # bytes a block
-    wide: str  # global accesses of 16 bytes, of all
+    wide: str  # global accesses of 8 or 16 bytes by a thread, of all
 
 
 def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
     if target.startswith("gfx"):
         number = lambda what: int(re.search(rf"\.{what}:\s+(\d+)", done.text)[1])  # noqa: E731
-        wide = len(re.findall(r"(?:global|buffer)_(?:load|store)_dwordx4", done.text))
+        wide = len(re.findall(r"(?:global|buffer)_(?:load|store)_dwordx[24]", done.text))
         every = len(re.findall(r"(?:global|buffer)_(?:load|store)_", done.text))
         spills, tensor = number("vgpr_spill_count"), len(re.findall(r"v_mfma", done.text))
         return Usage(kernel, row, target, number("vgpr_count"), 0, spills, tensor, done.shared, f"{wide} of {every}")
@@ -49,7 +49,7 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
         registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout + text.stderr).groups()
     counts = machine_instructions(done.binary)
     accesses = ACCESS.findall(done.text)
-    wide = sum(".v4" in access for access in accesses)
+    wide = sum(".v2" in access or ".v4" in access for access in accesses)
     spills = counts["STL"] + counts["LDL"]
     tensor = sum(counts[name] for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA"))
     every = f"{wide} of {len(accesses)}"
@@ -146,7 +146,7 @@ def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage
                 yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
 
 
-HEAD = """| kernel | launch | target | registers | stack B | spills | tensor instr. | shared B | 16-byte accesses |
+HEAD = """| kernel | launch | target | registers | stack B | spills | tensor instr. | shared B | vector accesses |
 |---|---|---|---|---|---|---|---|---|"""
 
 

@@ -22,6 +22,8 @@ def supports(problem: Problem) -> str | None:
         problem.unrecognised: problem.unrecognised,
         f"tensors are on {problem.device}, not on an NVIDIA GPU": problem.device != "cuda",
         MISSING or "": MISSING,
+        "PyTorch is built for AMD GPUs": torch.version.hip,
+        "PyTorch finds no GPU that it can use": not torch.cuda.is_available(),
         f"dtype {problem.dtype} is not float32": problem.dtype != "float32",
     }
     return next((reason for reason, holds in reasons.items() if holds), None) or refusal(
