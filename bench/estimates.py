@@ -1,21 +1,26 @@
-"""Estimated times of the Triton backend on an A100 and an H100: `python -m bench.estimates [--markdown]`.
+"""Estimated times of both GPU backends on an A100 and an H100: `python -m bench.estimates [--markdown]`.
 
-**Nothing here was measured on a GPU.** A time is a roofline: the largest of FLOPs over peak, bytes of memory over its
-bandwidth and bytes of the second-level cache over its own; true times are longer, ± 50 % to rank ways, no more. Eager
-PyTorch is `backend="reference"`, each of its operations counted with the bytes of its tensors, 2.5 µs a launch.
+**Nothing here was measured on a GPU.** For students that go in one launch, the compiled kernel is executed on the PTX
+machine (docs/ptx.md) for one tile and for two, and the difference, which is exact for sm_80's PTX, is what a tile takes:
+instructions to issue, tensor-core operations, float32 arithmetic, passes of shared memory and bytes asked of the
+second-level cache. A multiprocessor does its tiles one after the other; the resource that is busy longest gives the time,
+beside the step's bytes through memory. True times are longer: nothing waits for anything here, and machine code is not
+PTX. ± 50 % to rank ways, no more.
 
-The one launch's traffic in the cache is counted from `backends/triton/chains.py`: of each tile and hidden layer 10
-arrays for the values, 12 for a direction and 13 for a gradient (written or read once in a phase), the weights twice and
-the slot once for each stream. Layer by layer seven arrays [N, H] of each stream and layer go through memory.
+Layer by layer (torch's multiplies, seven arrays [N, H] of each stream and layer through memory) and eager PyTorch
+(`backend="reference"`, each operation with the bytes of its tensors, 2.5 µs a launch) are rooflines of FLOPs and bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -27,26 +32,35 @@ from sobolev_kernels import planner
 
 from .cases import CASES, FIRST, Case, make_data, make_student
 
-ARRAYS = {planner.TANGENTS: 12, planner.GRADIENTS: 13}
-OF_VALUES = 10
 LAYERWISE = 7
 LAUNCH = 2.5e-6  # s, of an eager operation
 COUNTED = 256  # samples, of which eager's bytes are counted
+PRECISIONS = ("ieee", "bf16")
+MMA = re.compile(r"mma\S*m(\d+)n(\d+)k(\d+)")
+FLOAT = re.compile(r"(fma|add|sub|mul|min|max|neg|abs|setp|selp)\S*f32")
+SPECIAL = re.compile(r"(ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh|div)\S*f32")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """TFLOP/s by precision, TB/s of the memory and of the second-level cache (an assumption)."""
+    """TFLOP/s by precision, TB/s of memory and of the second-level cache (an assumption); of a multiprocessor, lanes for
+    float32 and bytes of shared memory that a block may have. A multiprocessor issues four instructions in a cycle, has
+    16 lanes for special functions, and shared memory makes a pass in one."""
 
     name: str
+    target: str
+    processors: int
+    clock: float  # GHz
     peak: dict[str, float]
     memory: float
     cache: float
+    lanes: int
+    shared: int
 
 
 GPUS = (
-    Gpu("A100", {"ieee": 19.5, "tf32": 156, "bf16": 312, "fp16": 312}, 2.0, 4.0),
-    Gpu("H100", {"ieee": 67, "tf32": 495, "bf16": 989, "fp16": 989}, 3.35, 5.5),
+    Gpu("A100", "sm_80", 108, 1.41, {"ieee": 19.5, "bf16": 312}, 2.0, 4.0, 64, 163 << 10),
+    Gpu("H100", "sm_90", 132, 1.755, {"ieee": 67, "bf16": 989}, 3.35, 5.5, 128, 227 << 10),
 )
 
 
@@ -70,72 +84,148 @@ class Traffic(TorchDispatchMode):
 def eager(case: Case) -> tuple[int, float]:
     """Kernels and bytes of a step, counted with fewer samples."""
     few = replace(case, N=min(case.N, COUNTED))
-    student, data = make_student(few), make_data(few)
-    targets = sk.Targets(values=data.y, jacobian=data.jacobian)
     with Traffic() as traffic:
-        directions = sk.Directions.given(data.directions)
-        sk.sobolev_loss(student, data.x, targets, directions=directions, backend="reference").backward()
+        step(few, "reference", "ieee")
     return traffic.kernels, traffic.bytes * case.N / few.N
 
 
-def ours(case: Case) -> dict[str, float]:
-    """FLOPs, and bytes of memory and of the second-level cache."""
+def step(case: Case, backend: str, precision: str) -> None:
+    student, data = make_student(case), make_data(case)
+    targets, directions = sk.Targets(values=data.y, jacobian=data.jacobian), sk.Directions.sphere(case.P, seed=1)
+    options = {"directions": directions, "backend": backend, "precision": precision}
+    sk.sobolev_loss(student, data.x, targets, **options).backward()
+
+
+# ---- One launch, counted on the PTX machine ----
+
+
+@contextmanager
+def tests_importable() -> Iterator[None]:
+    """The PTX machine is among the tests, of a checkout."""
+    folder = str(Path(__file__).parents[1] / "python_tests")
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def counts(result) -> dict[str, float]:
+    """What a launch took of each resource, in the units of `cycles`."""
+    work = {"issue": 0, "tensor": 0, "float32": 0, "special": 0, "shared": result.total("passes")}
+    for opcode, n in result.instructions.items():
+        work["issue"] += n
+        if shape := MMA.match(opcode):
+            work["tensor"] += 2 * n * math.prod(map(int, shape.groups()))
+        work["float32"] += n * bool(FLOAT.match(opcode))
+        work["special"] += n * bool(SPECIAL.match(opcode))
+    return work | {"cache": result.bytes_read + result.bytes_written}
+
+
+def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
+    """Samples of a tile, where it is, and what it takes; None where the Triton backend goes layer by layer."""
+    import triton_on_ptx
+
     from sobolev_kernels.backends.triton import launches, one_launch
 
-    problem, N = case.problem, case.N
-    work = {"flops": planner.flops(problem, N), "memory": problem.bytes(N), "cache": 0, "path": "one launch"}
-    if one_launch.refusal(problem):
-        work["flops"] = planner.flops(problem, N, problem.P)
-        work["memory"] += 4 * LAYERWISE * (1 + problem.P) * N * sum(problem.widths[1:-1])
-        return work | {"path": "layer-wise"}
-    side = planner.side(problem)
-    D, H, O = (one_launch.padded(n) for n in (problem.D, problem.widths[1], problem.O))
-    L, streams = len(problem.widths) - 2, planner.chains(problem)[side]
-    tiles, block = math.ceil(N / launches.one_launch(H, "ieee").block), launches.one_launch(H, "ieee").block
-    numbers = L * block * H * (OF_VALUES + streams * ARRAYS[side])
-    weights = 3 * (1 + streams) * (H * D + (L - 1) * H * H + O * H)
-    return work | {"cache": 4 * tiles * (numbers + weights)}
+    from .sweep import forced
+
+    if one_launch.refusal(case.problem):
+        return None
+    with forced(launches, target_of=lambda device: gpu.target), forced(one_launch, count_programs=lambda *_: 1):
+        row = launches.one_launch(replace(case.problem, precision=precision))
+        with triton_on_ptx.on_ptx() as results:
+            for tiles in (1, 2):
+                step(replace(case, N=tiles * row.block), "triton", precision)
+    place = "in cache" if row.layers is None else "on chip"
+    return row.block, place, difference(*map(counts, results))
 
 
-def bound(work: dict[str, float], gpu: Gpu, precision: str) -> float:
-    """Microseconds that a step cannot be faster than."""
-    return 1e-6 * max(work["flops"] / gpu.peak[precision], work["memory"] / gpu.memory, work["cache"] / gpu.cache)
+def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
+    """The same of the CUDA backend; None where it refuses."""
+    import cuda_on_ptx
+
+    taken = []
+    with cuda_on_ptx.on_ptx(limit=gpu.shared, blocks=1) as backend:
+        if cuda_on_ptx.cuda.refusal(replace(case.problem, precision=precision), 0):
+            return None
+        step(replace(case, N=1), "cuda", precision)
+        chosen = backend.layout
+        for tiles in (1, 2):
+            step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
+            taken.append(counts(backend.results["step"]))
+    place = "on chip" if chosen["parameters"] and chosen["gradients"] else "gradients in L2"
+    return chosen["samples"], place, difference(*taken)
 
 
-def rows(cases: Sequence[Case]) -> list[dict[str, object]]:
-    result = []
-    for case in cases:
-        work, (kernels, moved) = ours(case), eager(case)
-        row = {"case": str(case), "path": work["path"], "GFLOP": work["flops"] / 1e9}
-        row |= {"MB": work["memory"] / 1e6, "MB in cache": work["cache"] / 1e6}
-        row |= {"eager kernels": kernels, "eager MB": moved / 1e6}
-        for gpu in GPUS:
-            flops = planner.flops(case.problem, case.N, case.P)
-            theirs = 1e6 * max(flops / gpu.peak["ieee"] / 1e12, moved / gpu.memory / 1e12, kernels * LAUNCH)
-            row |= {f"{gpu.name} {p}": bound(work, gpu, p) for p in ("ieee", "bf16")} | {f"{gpu.name} eager": theirs}
-        result.append(row)
-    return result
+def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
+    return {name: two[name] - one[name] for name in one}
+
+
+def bound(case: Case, gpu: Gpu, precision: str, tile: tuple[int, str, dict[str, float]]) -> tuple[float, str]:
+    """Microseconds that a step cannot be faster than, and what it waits for."""
+    samples, _, work = tile
+    hertz = 1e9 * gpu.clock
+    rounds = math.ceil(math.ceil(case.N / samples) / gpu.processors)
+    cycles = {
+        "issue": work["issue"] / 4, "float32": work["float32"] * 32 / gpu.lanes, "special": 2 * work["special"],
+        "shared": work["shared"],
+        "tensor": work["tensor"] * gpu.processors * hertz / (1e12 * gpu.peak["bf16"]),
+        "cache": work["cache"] * gpu.processors * hertz / (1e12 * gpu.cache),
+    }  # fmt: skip
+    times = {name: rounds * c / hertz for name, c in cycles.items()}
+    times["memory"] = case.problem.bytes(case.N) / (1e12 * gpu.memory)
+    longest = max(times, key=times.__getitem__)
+    return 1e6 * times[longest], longest
+
+
+def layerwise(case: Case, gpu: Gpu, precision: str) -> tuple[float, str]:
+    flops = planner.flops(case.problem, case.N, case.P) / (1e12 * gpu.peak[precision])
+    arrays = 4 * LAYERWISE * (1 + case.P) * case.N * sum(case.problem.widths[1:-1])
+    memory = (case.problem.bytes(case.N) + arrays) / (1e12 * gpu.memory)
+    return 1e6 * max(flops, memory), "FLOPs" if flops > memory else "memory"
+
+
+def rows(cases: Sequence[Case], precisions: Sequence[str] = PRECISIONS) -> Iterator[dict[str, object]]:
+    with tests_importable():
+        for case in cases:
+            kernels, moved = eager(case)
+            for gpu in GPUS:
+                flops = planner.flops(case.problem, case.N, case.P)
+                theirs = max(flops / gpu.peak["ieee"] / 1e12, moved / gpu.memory / 1e12, kernels * LAUNCH)
+                for precision in precisions:
+                    row = {"case": str(case), "GPU": gpu.name, "precision": precision}
+                    for name, count in (("Triton", triton_tile), ("CUDA", cuda_tile)):
+                        tile = count(case, gpu, precision)
+                        if tile is None and name == "CUDA":
+                            row |= {"CUDA µs": None, "CUDA": "refused"}
+                            continue
+                        estimate = bound(case, gpu, precision, tile) if tile else layerwise(case, gpu, precision)
+                        place = f"tile of {tile[0]} {tile[1]}" if tile else "layer by layer"
+                        row |= {f"{name} µs": estimate[0], name: f"{place}: {estimate[1]}"}
+                    yield row | {"eager µs": 1e6 * theirs, "eager kernels": kernels, "eager MB": moved / 1e6}
 
 
 def cells(row: dict[str, object]) -> list[str]:
-    return [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+    text = lambda value: "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)  # noqa: E731
+    return [text(value) for value in row.values()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.estimates", description=__doc__)
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args(arguments)
-    table = rows([case for case in CASES if case.kind == FIRST])
+    table = list(rows([case for case in CASES if case.kind == FIRST]))
     if options.markdown:
         lines = [list(table[0]), ["---"] * len(table[0]), *map(cells, table)]
         print("\n".join(f"| {' | '.join(line)} |" for line in lines))
         return 0
-    drawn = Table(title="ESTIMATES from a roofline, not measured: µs of a step", title_justify="left")
+    drawn = Table(title="ESTIMATES, not measured: µs of a step", title_justify="left")
     for heading in table[0]:
         drawn.add_column(heading)
     for row in table:
         drawn.add_row(*cells(row))
-    Console(width=200).print(drawn)
+    Console(width=220).print(drawn)
     return 0
 
 
