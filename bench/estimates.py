@@ -1,14 +1,15 @@
 """Estimated times of both GPU backends on an A100 and an H100: `python -m bench.estimates [--markdown]`.
 
 **Nothing here was measured on a GPU.** For students that go in one launch, the compiled kernel is executed on the PTX
-machine (docs/ptx.md) for one tile and for two, and the difference, which is exact for sm_80's PTX, is what a tile takes:
+machine (docs/ptx.md) for one tile and for two. The difference, exact for sm_80's PTX, is what a tile takes:
 instructions to issue, tensor-core operations, float32 arithmetic, passes of shared memory and bytes asked of the
-second-level cache. A multiprocessor does its tiles one after the other; the resource that is busy longest gives the time,
-beside the step's bytes through memory. True times are longer: nothing waits for anything here, and machine code is not
-PTX. ± 50 % to rank ways, no more.
+second-level cache. A multiprocessor does its tiles one after the other; the resource that is busy longest gives the
+time, beside the step's bytes through memory. True times are longer: nothing waits for anything here, and machine code
+is not PTX. ± 50 % to rank ways, no more.
 
-Layer by layer (torch's multiplies, seven arrays [N, H] of each stream and layer through memory) and eager PyTorch
-(`backend="reference"`, each operation with the bytes of its tensors, 2.5 µs a launch) are rooflines of FLOPs and bytes.
+Layer by layer (five launches and seven arrays [N, H] of each stream through memory for a layer) and eager PyTorch
+(`backend="reference"`, each operation with the bytes of its tensors) are rooflines of FLOPs, bytes and launches, 2.5 µs
+each.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ from sobolev_kernels import planner
 from .cases import CASES, FIRST, Case, make_data, make_student
 
 LAYERWISE = 7
-LAUNCH = 2.5e-6  # s, of an eager operation
+LAUNCH = 2.5e-6  # s, of a kernel launched alone
+LAUNCHES = 5  # of a layer, both ways, layer by layer
 COUNTED = 256  # samples, of which eager's bytes are counted
 PRECISIONS = ("ieee", "bf16")
 MMA = re.compile(r"mma\S*m(\d+)n(\d+)k(\d+)")
 FLOAT = re.compile(r"(fma|add|sub|mul|min|max|neg|abs|setp|selp)\S*f32")
+PARAMETER = re.compile(r"(ld|st)\.param")  # constants and registers in machine code
 SPECIAL = re.compile(r"(ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh|div)\S*f32")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """TFLOP/s by precision, TB/s of memory and of the second-level cache (an assumption); of a multiprocessor, lanes for
-    float32 and bytes of shared memory that a block may have. A multiprocessor issues four instructions in a cycle, has
-    16 lanes for special functions, and shared memory makes a pass in one."""
+    """TFLOP/s by precision, TB/s of memory and of the second-level cache (an assumption); of a multiprocessor, lanes
+    for float32 and bytes of shared memory that a block may have. A multiprocessor issues four instructions in a cycle,
+    has 16 lanes for special functions, gets 64 bytes from the cache at most, and makes a pass of shared memory."""
 
     name: str
     target: str
@@ -114,7 +117,7 @@ def counts(result) -> dict[str, float]:
     """What a launch took of each resource, in the units of `cycles`."""
     work = {"issue": 0, "tensor": 0, "float32": 0, "special": 0, "shared": result.total("passes")}
     for opcode, n in result.instructions.items():
-        work["issue"] += n
+        work["issue"] += 0 if PARAMETER.match(opcode) else n
         if shape := MMA.match(opcode):
             work["tensor"] += 2 * n * math.prod(map(int, shape.groups()))
         work["float32"] += n * bool(FLOAT.match(opcode))
@@ -166,12 +169,13 @@ def bound(case: Case, gpu: Gpu, precision: str, tile: tuple[int, str, dict[str, 
     """Microseconds that a step cannot be faster than, and what it waits for."""
     samples, _, work = tile
     hertz = 1e9 * gpu.clock
-    rounds = math.ceil(math.ceil(case.N / samples) / gpu.processors)
+    tiles = math.ceil(case.N / samples)
+    rounds, busy = math.ceil(tiles / gpu.processors), min(tiles, gpu.processors)
     cycles = {
         "issue": work["issue"] / 4, "float32": work["float32"] * 32 / gpu.lanes, "special": 2 * work["special"],
         "shared": work["shared"],
         "tensor": work["tensor"] * gpu.processors * hertz / (1e12 * gpu.peak["bf16"]),
-        "cache": work["cache"] * gpu.processors * hertz / (1e12 * gpu.cache),
+        "cache": work["cache"] * max(busy * hertz / (1e12 * gpu.cache), 1 / 64),
     }  # fmt: skip
     times = {name: rounds * c / hertz for name, c in cycles.items()}
     times["memory"] = case.problem.bytes(case.N) / (1e12 * gpu.memory)
@@ -183,7 +187,9 @@ def layerwise(case: Case, gpu: Gpu, precision: str) -> tuple[float, str]:
     flops = planner.flops(case.problem, case.N, case.P) / (1e12 * gpu.peak[precision])
     arrays = 4 * LAYERWISE * (1 + case.P) * case.N * sum(case.problem.widths[1:-1])
     memory = (case.problem.bytes(case.N) + arrays) / (1e12 * gpu.memory)
-    return 1e6 * max(flops, memory), "FLOPs" if flops > memory else "memory"
+    times = {"FLOPs": flops, "memory": memory, "launches": LAUNCHES * len(case.problem.biases) * LAUNCH}
+    longest = max(times, key=times.__getitem__)
+    return 1e6 * times[longest], longest
 
 
 def rows(cases: Sequence[Case], precisions: Sequence[str] = PRECISIONS) -> Iterator[dict[str, object]]:

@@ -1,7 +1,6 @@
 """The benchmark on tiny cases: everybody computes the same, a wrong result is never timed, all is written down."""
 
 import csv
-import importlib.util
 import sys
 import types
 from dataclasses import replace
@@ -9,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ptx import missing
+from ptx.compile import missing as missing_tool
 from rich.console import Console
 
 from bench import __main__ as program
@@ -304,9 +305,14 @@ def test_shapes_of_the_planner_have_two_sides():
     assert {planner.chosen(case) for case in planner.SHAPES} == set(planner.SIDES)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.skipif(bool(missing() or missing_tool("triton") or missing_tool("nvcc")), reason="needs nvcc and triton")
 def test_estimates_for_gpus():
-    rows = estimates.rows(cases := [case for case in CASES if case.kind == FIRST])
-    assert [row["case"] for row in rows] == [str(case) for case in cases]
-    assert all(row["eager MB"] > row["MB"] for row in rows)
-    assert all(number > 0 for row in rows for name, number in row.items() if name.startswith(("A100", "H100", "GFLOP")))
+    """Of a case that both backends take in one launch, and of one that goes layer by layer."""
+    narrow, wide = Case(512, 3, 16, 2, 1, 2), Case(256, 64, 1024, 3, 16, 4)
+    rows = list(estimates.rows([narrow, wide], ["bf16"]))
+    assert [(row["case"], row["GPU"]) for row in rows] == [
+        (str(c), g.name) for c in (narrow, wide) for g in estimates.GPUS
+    ]
+    assert all(row["Triton µs"] > 0 and row["eager µs"] > row["Triton µs"] for row in rows)
+    assert all(row["CUDA µs"] > 0 and "tile of" in row["CUDA"] and "on chip" in row["Triton"] for row in rows[:2])
+    assert all(row["CUDA"] == "refused" and "layer by layer" in row["Triton"] for row in rows[2:])

@@ -32,7 +32,7 @@ def test_one_launch(target, row):
         assert used.shared <= LIMITS[target]
         assert (used.tensor > 0) == (precision != "ieee")
         wide, _, every = used.wide.split()
-        assert int(wide) > (0.4 if row.layers else 0.6) * int(every)
+        assert int(wide) > 0.5 * int(every)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

@@ -15,12 +15,16 @@ template <class T>
 struct Rows {
   static constexpr int kChunk = 16 / sizeof(T);
   T* data;
-  int n;
+  int n, chunks, mask, shift;
+
+  SK_INLINE Rows(T* data, int n) : data(data), n(n), chunks(n / kChunk) {
+    const int period = min(8, chunks & -chunks);
+    mask = period - 1, shift = 3 - __popc(mask);
+  }
 
   // Row `block + row`, where only `row` tells the order: block is a multiple of 8
   SK_INLINE T* chunk_at(int block, int row, int c) const {
-    const int chunks = n / kChunk, period = min(8, chunks & -chunks);
-    const int order = ((row >> __ffs(8 / period) - 1) * 2 + (row >> 2 & 1)) & (period - 1);
+    const int order = ((row >> shift) * 2 + (row >> 2 & 1)) & mask;
     return data + ((block + row) * chunks + (c ^ order)) * kChunk;
   }
   SK_INLINE T* at(int block, int row, int column) const {

@@ -83,8 +83,8 @@ def plan(problem: Problem, N: int) -> Plan:
     chosen = layout(problem, side, hardware(torch.cuda.current_device())[0])
     where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
     choices = (
-        ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]), ("parameters", where("parameters")),
-        ("gradients", where("gradients")),
+        ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
+        ("parameters", where("parameters")), ("gradients", where("gradients")),
     )  # fmt: skip
     return Plan("cuda", "one launch", choices)
 

@@ -66,9 +66,9 @@ class Launch:
         return fits and padded(hidden[0]) <= self.width and problem.precision in self.precisions
 
 
-# The first row that takes a student is his, so smaller tiles come after larger ones. Registers were counted of tanh with
-# as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64 bytes, it
-# is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once for a tile.
+# The first row that takes a student is his, so smaller tiles come after larger ones. Registers were counted of tanh,
+# with as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64 bytes,
+# it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once for a tile.
 # Hopper's own tensor-core instructions (wgmma, for the outer products) want more registers than mma.sync.
 ON_CHIP = (
     Launch(width=32, block=32, warps=8, layers=6, chunk=32),
@@ -81,7 +81,7 @@ ON_CHIP = (
     Launch(width=128, block=16, warps=8, layers=2, precisions=("ieee",)),
     Launch(width=128, block=16, warps=8, layers=2, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=128, block=16, warps=8, layers=1, precisions=TENSOR_CORES, targets=(SM_90,)),
-    Launch(width=32, block=32, warps=4, layers=4, chunk=32, targets=(GFX942,)),
+    Launch(width=32, block=32, warps=4, layers=3, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, layers=6, targets=(GFX942,)),
     Launch(width=128, block=16, warps=4, layers=3, targets=(GFX942,)),
 )
