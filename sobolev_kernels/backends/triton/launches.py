@@ -67,8 +67,8 @@ class Launch:
 
 
 # The first row that takes a student is his, so smaller tiles come after larger ones. Registers were counted of tanh,
-# with as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64 bytes,
-# it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once for a tile.
+# with as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64
+# bytes, it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once.
 # Hopper's own tensor-core instructions (wgmma, for the outer products) want more registers than mma.sync.
 ON_CHIP = (
     Launch(width=32, block=32, warps=8, layers=6, chunk=32),
