@@ -63,7 +63,6 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   to.x = cursor.take(T * to.inputs * operand);
   to.v = a.P ? cursor.take(T * drawn * 4) : 0;
   to.v_operand = a.P ? cursor.take(T * to.inputs * operand) : 0;
-  to.adjoint = a.P && a.from == From::kOutputs ? cursor.take(T * to.inputs * 4) : 0;
   const std::uint64_t product = T * 4 * (widest < std::uint64_t(to.inputs) ? to.inputs : widest);
   if (operand == 4) {  // a product becomes an operand where it is
     to.operand[0] = to.operand[2] = cursor.take(product);
@@ -72,6 +71,12 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
     to.product = cursor.take(product);
     const int operands = a.gradients ? 3 : pulled ? 2 : 1;
     for (int i = 0; i < operands; ++i) to.operand[i] = cursor.take(T * widest * operand);
+  }
+  if (a.P && a.gradients && a.from == From::kOutputs) {
+    // where an operand lies that is through with: the last δ, or one that the way back has not begun with
+    const std::uint64_t adjoint = T * to.inputs * 4;
+    const bool fits = adjoint <= T * widest * operand;
+    to.adjoint = operand == 4 ? to.operand[1 - a.L % 2] : fits ? to.operand[2] : cursor.take(adjoint);
   }
   to.rho_columns = 1 + (a.from == From::kCotangents && to.inputs > to.outputs ? to.inputs : to.outputs);
   to.rho = cursor.take(T * to.rho_columns * 4);

@@ -505,7 +505,9 @@ struct Tile {
     const Rows<float> g{gradient, n}, v = floats(layout.v, n), g_bar = floats(layout.adjoint, n);
     const Target& target = step.target[kFirst];
     const bool dense = target.kind == TargetKind::kDense;
-    each<4>(n, [&](int row, int column) { four(g_bar, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f); });
+    if (step.gradients) {
+      each<4>(n, [&](int row, int column) { four(g_bar, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f); });
+    }
 #pragma unroll 1
     for (int p = 0; p < step.P; ++p) {
       load_direction<true>(p);
@@ -527,7 +529,7 @@ struct Tile {
           if (!dense) r -= number(target.data, p, first + row, o);
           a = slope(kFirst, row, o, r, output_weight(o), i % 4 == 0);
         }
-        for (int column = i % 4 * 4; column < n; column += 16) {
+        for (int column = i % 4 * 4; step.gradients && column < n; column += 16) {
           const float4 x = four(v, row, column);
           float4& y = four(g_bar, row, column);
           y = make_float4(fmaf(a, x.x, y.x), fmaf(a, x.y, y.y), fmaf(a, x.z, y.z), fmaf(a, x.w, y.w));
