@@ -76,8 +76,8 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        returns = function._schema.returns
-        if not any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
+        returns, empty = function._schema.returns, "empty" in function._schema.name
+        if not empty and not any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
             flat = torch.utils._pytree.tree_leaves((args, kwargs, result))
             self.kernels += 1
             self.bytes += sum(t.numel() * t.element_size() for t in flat if isinstance(t, torch.Tensor))
@@ -125,6 +125,13 @@ def counts(result) -> dict[str, float]:
     return work | {"cache": result.bytes_read + result.bytes_written}
 
 
+def around(case: Case, backend: str, precision: str) -> int:
+    """Kernels that PyTorch launches around those of a backend: packing, sums."""
+    with Traffic() as traffic:
+        step(case, backend, precision)
+    return traffic.kernels
+
+
 def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
     """Samples of a tile, where it is, and what it takes; None where the Triton backend goes layer by layer."""
     import triton_on_ptx
@@ -139,9 +146,9 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
         row = launches.one_launch(replace(case.problem, precision=precision))
         with triton_on_ptx.on_ptx() as results:
             for tiles in (1, 2):
-                step(replace(case, N=tiles * row.block), "triton", precision)
+                kernels = around(replace(case, N=tiles * row.block), "triton", precision)
     place = "in cache" if row.layers is None else "on chip"
-    return row.block, place, difference(*map(counts, results))
+    return row.block, place, difference(*map(counts, results)) | {"launches": 1 + kernels}
 
 
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
@@ -155,18 +162,19 @@ def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str,
         step(replace(case, N=1), "cuda", precision)
         chosen = backend.layout
         for tiles in (1, 2):
-            step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
+            kernels = around(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
             taken.append(counts(backend.results["step"]))
-    place = "on chip" if chosen["parameters"] and chosen["gradients"] else "gradients in L2"
-    return chosen["samples"], place, difference(*taken)
+    in_cache = [name for name in ("parameters", "gradients") if not chosen[name]]
+    place = f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
+    return chosen["samples"], place, difference(*taken) | {"launches": 3 + kernels}
 
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
     return {name: two[name] - one[name] for name in one}
 
 
-def bound(case: Case, gpu: Gpu, precision: str, tile: tuple[int, str, dict[str, float]]) -> tuple[float, str]:
-    """Microseconds that a step cannot be faster than, and what it waits for."""
+def bound(case: Case, gpu: Gpu, tile: tuple[int, str, dict[str, float]]) -> tuple[float, str]:
+    """Microseconds that the kernel cannot be faster than, and what it waits for."""
     samples, _, work = tile
     hertz = 1e9 * gpu.clock
     tiles = math.ceil(case.N / samples)
@@ -178,7 +186,7 @@ def bound(case: Case, gpu: Gpu, precision: str, tile: tuple[int, str, dict[str, 
         "cache": work["cache"] * max(busy * hertz / (1e12 * gpu.cache), 1 / 64),
     }  # fmt: skip
     times = {name: rounds * c / hertz for name, c in cycles.items()}
-    times["memory"] = case.problem.bytes(case.N) / (1e12 * gpu.memory)
+    times |= {"memory": case.problem.bytes(case.N) / (1e12 * gpu.memory)}
     longest = max(times, key=times.__getitem__)
     return 1e6 * times[longest], longest
 
@@ -204,11 +212,14 @@ def rows(cases: Sequence[Case], precisions: Sequence[str] = PRECISIONS) -> Itera
                     for name, count in (("Triton", triton_tile), ("CUDA", cuda_tile)):
                         tile = count(case, gpu, precision)
                         if tile is None and name == "CUDA":
-                            row |= {"CUDA µs": None, "CUDA": "refused"}
+                            row |= {"CUDA µs": None, "CUDA": "refused", "CUDA launches": None}
                             continue
-                        estimate = bound(case, gpu, precision, tile) if tile else layerwise(case, gpu, precision)
+                        estimate = bound(case, gpu, tile) if tile else layerwise(case, gpu, precision)
                         place = f"tile of {tile[0]} {tile[1]}" if tile else "layer by layer"
                         row |= {f"{name} µs": estimate[0], name: f"{place}: {estimate[1]}"}
+                        row |= {
+                            f"{name} launches": tile[2]["launches"] if tile else LAUNCHES * len(case.problem.biases)
+                        }
                     yield row | {"eager µs": 1e6 * theirs, "eager kernels": kernels, "eager MB": moved / 1e6}
 
 

@@ -41,7 +41,7 @@ class OnPtx:
         self.results, self.layout, self.problem = {}, None, None
 
     def supports(self, problem):
-        return cuda.refusal(problem, 0)
+        return cuda.refusal_while_traced(problem.to_string(), 0)
 
     def plan(self, problem, N):
         return cuda.plan(problem, N)

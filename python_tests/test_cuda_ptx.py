@@ -225,6 +225,27 @@ def test_products_have_no_bank_conflicts(precision):
         assert sum(line.bank_conflicts for line in lines) < 0.01 * sum(line.passes for line in lines)
 
 
+def test_whole_graphs():
+    """torch.compile(fullgraph=True), through the choice of a backend too."""
+    numbers = data(SMALL, "tanh")
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    v = directions_of("sphere", SMALL).tensor(numbers.x)
+
+    def loss(x):
+        return sk.sobolev_loss(numbers.student, x, targets, directions=sk.Directions.given(v), backend="cuda")
+
+    with on_ptx():
+        torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(numbers.x), loss(numbers.x))
+
+
+def test_a_loss_for_each_sample_is_refused_if_its_backward_does_not_fit():
+    numbers, v = data(replace(SMALL, H=32, depth=2), "tanh"), directions_of("sphere", SMALL)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    options = {"directions": v, "backend": "cuda", "precision": "bf16", "reduction": "none"}
+    with on_ptx(limit=20 << 10), pytest.raises(NotImplementedError, match="of shared memory"):
+        sk.sobolev_loss(numbers.student, numbers.x, targets, **options)
+
+
 # ---- Broken on purpose ----
 
 MUTANT = Shape(18, 17, 18, 2, 18, 2, "two tiles of 16 for one block, the last of 2; rows of more than four chunks")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch, ops
-from .backends import reference
+from .backends import on_device_of, reference
 from .columns import Columns
 from .directions import Cotangents, Directions, Projections
 from .planner import exact_projection
@@ -155,7 +154,7 @@ def begin(
     fields["precision"] = choose_precision(precision, x.device.type)
     columns = replace(columns, scale=compute_dtype(columns.scale, layers))
     problem = make_problem(layers, x, projections, n, columns, **fields)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # backends ask what the current device can do
+    with on_device_of(x):
         problem = dispatch.choose(problem, backend)
     if problem.backend != "reference":
         ops.need_no_transforms(x, *layers.parameters)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from . import dispatch, planner
+from .backends import on_device_of
 from .call import EXACT, begin
 from .columns import Columns
 from .directions import Cotangents, Directions
@@ -82,13 +83,14 @@ def explain(
     some += f", order {order}" if order > 1 else ""
     some += f", of {problem.W} of {problem.D} inputs" if problem.wrt else ""
     lines += [f"{problem.projection:<11} {some}, N = {N}"]
-    for name, module in dispatch.BACKENDS.items():
-        reason = dispatch.refusal(name, problem)
-        taken = "-> " if name == problem.backend else "   "
-        lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
-    if not problem.unrecognised:
-        lines += [f"work        {line}" for line in sides_of(problem, N, projections == EXACT)]
-        lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
+    with on_device_of(x):
+        for name, module in dispatch.BACKENDS.items():
+            reason = dispatch.refusal(name, problem)
+            taken = "-> " if name == problem.backend else "   "
+            lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
+        if not problem.unrecognised:
+            lines += [f"work        {line}" for line in sides_of(problem, N, projections == EXACT)]
+            lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
     text = "\n".join(lines)
     print(text)
     return text

@@ -238,3 +238,42 @@ def test_nothing_waits_for_the_gpu(path, settings, monkeypatch):
             monkeypatch.setattr(module, name, left_out)
     with NoNumberIsRead():
         sk.sobolev_loss(numbers.student, numbers.x, targets, directions=v, backend="triton", **settings).backward()
+
+
+@each_path
+def test_weights_of_any_strides(path):
+    """Also the cotangent of a sum of losses for each sample, which has stride 0."""
+    numbers, directions = data(SMALL, "tanh"), directions_of("sphere", SMALL)
+    v, wide = directions.tensor(numbers.x), torch.linspace(0.5, 2, 3 * SMALL.N).reshape(SMALL.N, 3)
+    several = (
+        {"sample_weight": wide[:, 1], "output_weight": torch.linspace(2, 1, 2 * SMALL.O)[::2]},
+        {"sample_weight": torch.tensor(2.0).expand(SMALL.N)},
+        {"reduction": "none"},
+    )
+
+    def step_of(n, backend, settings):
+        n.student.zero_grad()
+        targets = sk.Targets(values=n.y, jacobian=n.jacobian)
+        tensors = {k: t if isinstance(t, str) else t.to(n.x.dtype) for k, t in settings.items()}
+        given = sk.Directions.given(v.to(n.x.dtype))
+        loss = sk.sobolev_loss(n.student, n.x, targets, directions=given, backend=backend, **tensors)
+        loss.sum().backward()
+        return {"loss": loss.detach(), **{name: p.grad for name, p in n.student.named_parameters()}}
+
+    for settings in several:
+        expected = step_of(numbers.to(torch.float64), "reference", settings)
+        baseline, got = (step_of(numbers, backend_name, settings) for backend_name in ("reference", "triton"))
+        for name in expected:
+            assert_within_rule(name, got[name], expected[name], baseline[name])
+
+
+@each_path
+def test_nan_stays_nan_in_every_precision(path):
+    """Rounding to TF32 adds to the bits of a number, which must not make a number of what is none."""
+    numbers = data(SMALL, "tanh")
+    with torch.no_grad():
+        numbers.student[0].weight.view(torch.int32).fill_(0x7FFFFFFF)  # the NaN that CUDA makes
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    for precision in ("ieee", "tf32"):
+        options = {"directions": directions_of("sphere", SMALL), "backend": "triton", "precision": precision}
+        assert sk.sobolev_loss(numbers.student, numbers.x, targets, **options).isnan()

@@ -1,5 +1,17 @@
 """The backends, each with `supports(problem) -> None | reason` and `plan(problem, N)`.
 
 A fused one has `run(problem, operands, outputs, gradients)`, which the op calls; the reference has none, because it is
-plain PyTorch that autograd differentiates.
+plain PyTorch that autograd differentiates. `supports` and `plan` are asked on the tensors' device.
 """
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager:
+    """Within it the tensor's GPU is the current one."""
+    several = tensor.is_cuda and torch.cuda.device_count() > 1
+    return torch.cuda.device(tensor.device) if several else nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -26,9 +27,13 @@ def supports(problem: Problem) -> str | None:
         "PyTorch finds no GPU that it can use": not torch.cuda.is_available(),
         f"dtype {problem.dtype} is not float32": problem.dtype != "float32",
     }
-    return next((reason for reason, holds in reasons.items() if holds), None) or refusal(
-        problem, torch.cuda.current_device()
-    )
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return reason or refusal_while_traced(problem.to_string(), torch.cuda.current_device())
+
+
+@torch.compiler.assume_constant_result
+def refusal_while_traced(text: str, device: int) -> str | None:
+    return refusal(Problem.from_string(text), device)
 
 
 @lru_cache(maxsize=256)
@@ -44,6 +49,8 @@ def refusal(problem: Problem, device: int) -> str | None:
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
+    if problem.result == PER_SAMPLE:  # the backward of the same call has to fit too
+        problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
     try:
         layout(problem, planner.side(problem), hardware(device)[0])
     except ValueError as error:
@@ -81,7 +88,7 @@ def precision(problem: Problem) -> int:
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
     chosen = layout(problem, side, hardware(torch.cuda.current_device())[0])
-    where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
+    where = lambda name: "on chip" if chosen[name] or not chosen["slot"] else "in L2"  # noqa: E731
     choices = (
         ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
         ("parameters", where("parameters")), ("gradients", where("gradients")),

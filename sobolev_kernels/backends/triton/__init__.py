@@ -6,12 +6,12 @@ Narrow students take the whole step in one launch (`one_launch.py`), all others 
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
 
 import torch
 
 from ... import planner
 from ...problem import COTANGENTS, Operands, Plan, Problem
+from .. import on_device_of
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
@@ -51,6 +51,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     from . import layerwise, one_launch
 
     path = layerwise if one_launch.refusal(problem) else one_launch
+    weights = {name: getattr(operands, name) for name in ("sample_weight", "output_weight")}
+    operands = operands._replace(**{name: w.contiguous() for name, w in weights.items() if w is not None})
     # Triton launches on the current device, which need not be that of the tensors
-    with torch.cuda.device(operands.x.device) if operands.x.is_cuda else nullcontext():
+    with on_device_of(operands.x):
         path.run(problem, operands, outputs, gradients)

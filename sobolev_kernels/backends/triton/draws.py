@@ -1,6 +1,6 @@
 """One direction or cotangent of a tile, given or drawn, and the target along it.
 
-Drawn from the same integers as those of the other backends (docs/math.md, section 11).
+Drawn from the same integers as those of the other backends (docs/math.md, section 8).
 """
 
 import triton

@@ -82,6 +82,7 @@ ON_CHIP = (
     Launch(width=128, block=16, warps=8, layers=2, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=128, block=16, warps=8, layers=1, precisions=TENSOR_CORES, targets=(SM_90,)),
     Launch(width=32, block=32, warps=4, layers=3, targets=(GFX942,)),
+    Launch(width=32, block=16, warps=4, layers=6, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, layers=6, targets=(GFX942,)),
     Launch(width=128, block=16, warps=4, layers=3, targets=(GFX942,)),
 )

@@ -101,6 +101,7 @@ def step_kernel(
     """
     program = tl.program_id(0)
     seed, offset = tl.full((), seed, tl.uint64), tl.full((), offset, tl.uint32)
+    sv_p, st_p = tl.full((), sv_p, tl.int64), tl.full((), st_p, tl.int64)
     i, d, o = tl.arange(0, BLOCK), tl.arange(0, DB), tl.arange(0, OB)
     state = BEGIN(SCRATCH, SLOTS, BIAS_SLOTS, L, GRADIENTS, DEPTH, DB, H, OB, BLOCK)
     output_weight = tl.where(o < O, 1.0, 0.0)
@@ -204,7 +205,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     programs, scratch = count_programs(tiles, launch.warps, x.device), None
     if launch.layers is None:
         scratch = x.new_empty(programs, (in_cache.ARRAYS.value * L * H + DB + OB) * BLOCK)
-    slots, bias_slots = (x.new_zeros(programs, n) for n in (packed.weights.numel(), packed.biases.numel()))
+    slot = x.new_zeros if launch.layers is None else x.new_empty  # added to, or written once
+    slots, bias_slots = (slot(programs, n) for n in (packed.weights.numel(), packed.biases.numel()))
     terms = x.new_empty(2, N)
     samples = max(1, N) if problem.reduction == "mean" else 1
     scales = 1 / (samples * O), 1 / (samples * problem.derived * problem.P)

@@ -41,8 +41,8 @@ def pack(problem: Problem, parameters: Sequence[torch.Tensor]) -> Packed:
         weights[1, place].view(columns, rows)[:n_in, :n_out] = weight.T
         if has_bias:
             biases[bias_place] = next(cursor)
-    if problem.precision == "tf32":  # to nearest: a tensor core cuts off the last 13 bits
-        weights.view(torch.int32).add_(0x1000)
+    if problem.precision == "tf32":  # as `rounded` of primitives.py
+        weights = torch.where(weights == weights, (weights.view(torch.int32) + 0x1000).view(torch.float32), weights)
     return Packed(weights[0], weights[1], biases)
 
 

@@ -77,8 +77,8 @@ def log1p(x):
 
 @triton.jit
 def rounded(x):
-    """To the nearest number that keeps its value where a tensor core cuts off the last 13 bits."""
-    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+    """To the nearest number that keeps its value where a tensor core cuts off the last 13 bits; NaN stays NaN."""
+    return tl.where(x == x, (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
