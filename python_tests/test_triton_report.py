@@ -23,7 +23,7 @@ PROJECTIONS = ("drawn", "given", "cotangents", "gradients")
 
 @pytest.mark.parametrize("target, row", CASES, ids=lambda value: getattr(value, "label", value))
 def test_one_launch(target, row):
-    """In one precision of a row, from two sides: no stack but what launches.py says of its row, tensor cores, vectors."""
+    """In one precision of a row, from two sides: no stack but what launches.py says, tensor cores, vectors."""
     precision = row.precisions[CASES.index((target, row)) % len(row.precisions)]
     for projection in PROJECTIONS[CASES.index((target, row)) % 2 :: 2]:
         used = usage("step_kernel", row.label, target, one_launch(row, target, projection, precision))

@@ -201,7 +201,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     DB, H, OB = map(padded, (D, problem.widths[1], O))
     launch, packed = one_launch(problem), pack(problem, parameters)
     chains = in_cache.CHAINS if launch.layers is None else on_chip.CHAINS
-    BLOCK, tiles = launch.block, max(1, triton.cdiv(N, launch.block))
+    BLOCK, tiles = launch.block, triton.cdiv(N, launch.block)
     programs, scratch = count_programs(tiles, launch.warps, x.device), None
     if launch.layers is None:
         scratch = x.new_empty(programs, (in_cache.ARRAYS.value * L * H + DB + OB) * BLOCK)
