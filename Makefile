@@ -2,11 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# An editable install knows the modules that there were: another list of them is another install
+MODULES := $(shell find sobolev_kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v generated.h)
 
-.PHONY: demo test bench bench-pytest check format clean
+
+.PHONY: demo test bench bench-pytest check format clean ready
+
+# The environment alone
+ready: $(READY)
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
@@ -38,7 +44,7 @@ $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--config-settings=cmake.define.SOBOLEV_WERROR=ON --editable '.[dev]'
-	touch $@
+	rm -f $(VENV)/.ready-* && touch $@
 
 clean:
 	rm -rf $(VENV) build results

@@ -1,11 +1,17 @@
-"""Every output that a backend is given to fill starts as NaN, so one that is left unwritten fails its test."""
+"""Every output that a backend is given to fill starts as NaN, so one that is left unwritten fails its test.
+
+`--perturb UNITS` runs the tests as on another machine, whose PyTorch rounds differently. (Not those that look at how a
+call goes: within it every call is traced.)
+"""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from sobolev_kernels import ops
+from sobolev_kernels.testing.rule import MACHINE, perturbed
 
 # Triton reads TRITON_INTERPRET once: test_triton.py runs these in a process of their own
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") else ["interpreted"]
@@ -18,3 +24,14 @@ def poisoned(*size, **options):
 @pytest.fixture(autouse=True)
 def poison_outputs(monkeypatch):
     monkeypatch.setattr(ops, "empty", poisoned)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--perturb", type=int, default=0, help="units in the last place that PyTorch is off by")
+
+
+@pytest.fixture(autouse=True)
+def another_machine(request):
+    units = request.config.getoption("--perturb")
+    with perturbed(units, operations=MACHINE) if units else nullcontext():
+        yield

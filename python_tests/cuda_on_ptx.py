@@ -8,17 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from problems import Data, as_dtype, computed_from, fixed, step
 from ptx import load
 from ptx.compile import compile_file
 
 from sobolev_kernels import dispatch
 from sobolev_kernels.backends import cpu, cuda
 from sobolev_kernels.problem import PRECISIONS
-from sobolev_kernels.testing import allowed, assert_within_rule, error, multiplies_in
+from sobolev_kernels.testing.compare import beside_reference, computed_from
+from sobolev_kernels.testing.problems import Data
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
+TARGETS = ("values", "jacobian")
 LIMIT = 163 << 10  # of shared memory, on sm_80
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 
@@ -96,28 +97,10 @@ def on_ptx(**options):
 def compare(
     data: Data, projections, precision="ieee", targets=None, on=None, outputs=False, **settings
 ) -> SimpleNamespace:
-    """Loss, terms and all gradients by the rule of sobolev_kernels/testing.py. `targets` is a function of Data.
+    """Loss, terms and all gradients by the one rule.
 
     Directions go as tangents, or project the outputs' gradients.
     """
-    wrt = settings.get("wrt")
-    very = fixed(projections, data, None if wrt is None else len(wrt))
-
-    def run(dtype, projections, backend, **more):
-        own = data if dtype == torch.float32 else data.to(dtype)
-        tensors = {name: as_dtype(value, dtype) for name, value in settings.items()}
-        return step(own, as_dtype(projections, dtype), backend, targets=targets and targets(own), **tensors, **more)
-
-    expected = run(torch.float64, very, "reference")
-    with multiplies_in(precision):
-        baseline = run(torch.float32, very, "reference")
     with computed_from("gradients" if outputs else "tangents"), on_ptx(**(on or {})) as backend:
-        got = run(torch.float32, projections, "cuda", precision=precision)
-    worst = 0.0
-    for name, tensor in got.items():
-        if tensor.isnan().all() and expected[name].isnan().all():
-            continue
-        assert_within_rule(name, tensor, expected[name], baseline[name], precision)
-        limit = allowed(expected[name], tensor.dtype, baseline[name], precision)
-        worst = max(worst, error(tensor, expected[name]) / limit)
-    return SimpleNamespace(got=got, backend=backend, worst=worst)
+        done = beside_reference(data, projections, targets or TARGETS, "cuda", precision=precision, **settings).check()
+    return SimpleNamespace(got=done.got, backend=backend, worst=done.worst()[0])

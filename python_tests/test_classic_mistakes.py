@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import Shape, data, gradients
 from test_reference import written_out
 
 import sobolev_kernels as sk
 from sobolev_kernels.student import recognise
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import gradients
+from sobolev_kernels.testing.problems import Shape, data
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 

@@ -5,24 +5,6 @@ from itertools import cycle, product
 
 import pytest
 import torch
-from problems import (
-    CURVED,
-    DTYPES,
-    LOSS_NAMES,
-    SHAPES,
-    SIDES,
-    SMALL,
-    TINY,
-    Shape,
-    compare,
-    computed_from,
-    cotangents_of,
-    data,
-    directions_of,
-    fixed,
-    step,
-    targets_of,
-)
 from test_reference import written_out
 from torch import nn
 
@@ -31,6 +13,22 @@ from sobolev_kernels.call import begin
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import LOSS
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare, computed_from, step
+from sobolev_kernels.testing.problems import (
+    CURVED,
+    DTYPES,
+    LOSS_NAMES,
+    SHAPES,
+    SIDES,
+    SMALL,
+    TINY,
+    Shape,
+    cotangents_of,
+    data,
+    directions_of,
+    fixed,
+    targets_of,
+)
 
 REDUCTIONS = ("mean", "none", "sum")
 EVERY_DISTRIBUTION = [*DISTRIBUTIONS, "given"]

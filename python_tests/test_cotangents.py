@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from problems import DTYPES, RANDOM, SMALL, Shape, compare, cotangents_of, data, step
 from torch.func import jacrev, vmap
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.math import directions as formulas
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare, step
+from sobolev_kernels.testing.problems import DTYPES, RANDOM, SMALL, Shape, cotangents_of, data
 
 
 @pytest.mark.parametrize("isa", [name for name, _ in cpu._C.instruction_sets()])

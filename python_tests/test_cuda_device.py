@@ -1,15 +1,13 @@
 """The CUDA backend on a GPU, where there is one: the numbers of the float64 reference, graphs, several devices."""
 
-import copy
-
 import pytest
 import torch
-from problems import Data, Shape, as_dtype, cotangents_of, data, directions_of, fixed, step
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu, cuda
 from sobolev_kernels.problem import PRECISIONS, Problem
-from sobolev_kernels.testing import assert_within_rule, multiplies_in
+from sobolev_kernels.testing.compare import compare, step
+from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 BUILT = cpu._C is not None and hasattr(cpu._C, "cuda_step")
 on_gpu = pytest.mark.skipif(not (BUILT and torch.cuda.is_available()), reason="no GPU, or built without CUDA")
@@ -24,30 +22,20 @@ def test_without_a_driver_errors_name_the_call():
         cpu._C.cuda_blocks(0, 1024, 0)
 
 
-def moved(numbers: Data, device: str = "cuda") -> Data:
-    student = copy.deepcopy(numbers.student).to(device)
-    return Data(student, numbers.x.to(device), numbers.y.to(device), numbers.jacobian.to(device))
-
-
 @on_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("side", [directions_of, cotangents_of])
 def test_numbers(side, shape, precision):
     numbers, projections = data(shape, "tanh"), side("sphere", shape)
-    very = fixed(projections, numbers)
-    expected = step(numbers.to(torch.float64), as_dtype(very, torch.float64), "reference")
-    with multiplies_in(precision):
-        baseline = step(numbers, very, "reference")
-    got = [step(moved(numbers), projections, "cuda", precision=precision) for _ in range(2)]
-    for name in expected:
-        assert_within_rule(name, got[0][name].cpu(), expected[name], baseline[name], precision)
-        assert torch.equal(got[0][name], got[1][name])
+    first = compare(numbers, projections, backend="cuda", device="cuda", precision=precision)
+    second = step(numbers.on("cuda"), projections, "cuda", precision=precision)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @on_gpu
 def test_a_graph_captures_it():
-    numbers = moved(data(SHAPES[0], "tanh"))
+    numbers = data(SHAPES[0], "tanh").on("cuda")
     v = torch.randn(2, 1000, 3, device="cuda")
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     directions = sk.Directions.given(v)
@@ -68,7 +56,7 @@ def test_a_graph_captures_it():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
 def test_tensors_of_another_device_than_the_current_one():
     numbers, projections = data(SHAPES[0], "tanh"), directions_of("sphere", SHAPES[0])
-    first, second = (step(moved(numbers, f"cuda:{i}"), projections, "cuda") for i in (0, 1))
+    first, second = (step(numbers.on(f"cuda:{i}"), projections, "cuda") for i in (0, 1))
     assert all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first)
 
 

@@ -5,7 +5,6 @@ from itertools import cycle
 
 import pytest
 import torch
-from problems import RANDOM, SMALL, Shape, computed_from, cotangents_of, data, directions_of, targets_of
 from ptx import missing
 from ptx.compile import compile_file
 from ptx.compile import missing as missing_tool
@@ -14,6 +13,8 @@ from ptx.mutate import barriers, waits
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.problems import RANDOM, SMALL, Shape, cotangents_of, data, directions_of, targets_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.cpu._C else cuda.MISSING)
 if reason:

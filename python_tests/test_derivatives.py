@@ -4,7 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from problems import (
+from torch import nn
+from torch.func import hessian, jacrev, vmap
+
+import sobolev_kernels as sk
+from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import Comparison, computed_from, gradient, gradients, ramp
+from sobolev_kernels.testing.problems import (
     CURVED,
     DTYPES,
     SHAPES,
@@ -12,20 +18,11 @@ from problems import (
     TINY,
     Shape,
     as_dtype,
-    computed_from,
     data,
-    gradient,
-    gradients,
-    ramp,
     random,
     threads,
     threads_for,
 )
-from torch import nn
-from torch.func import hessian, jacrev, vmap
-
-import sobolev_kernels as sk
-from sobolev_kernels.testing import assert_within_rule
 
 # The function, and what it takes after student and inputs, for a shape.
 CALLS = {
@@ -75,18 +72,22 @@ def of_all(outputs):
 
 def compare(name, numbers, shape, loss=of_all):
     """Outputs, and gradients of a loss of one's own on top of them."""
-    results, dtype = [], numbers.x.dtype
-    for backend, own in (("cpu", dtype), ("reference", torch.float64), ("reference", dtype)):
-        n = numbers.to(own)
+    dtype = numbers.x.dtype
+
+    def run(backend, dtype):
+        n = numbers.to(dtype)
         n.x = n.x.detach().requires_grad_()
         n.student.zero_grad(set_to_none=True)
         with computed_from(side_of(name)), threads(threads_for(shape.N, backend)):
             outputs = evaluate(name, n, shape, backend)
-            assert all(output.dtype == own for output in outputs)
+            assert all(output.dtype == dtype for output in outputs)
             loss(outputs).backward()
-        results.append([*(output.detach() for output in outputs), gradient(n.x), *gradients(n.student).values()])
-    for i, (got, expected, baseline) in enumerate(zip(*results, strict=True)):
-        assert_within_rule(f"{name}, tensor {i}", got, expected, None if dtype == torch.float64 else baseline)
+        tensors = [*(output.detach() for output in outputs), gradient(n.x), *gradients(n.student).values()]
+        return {f"{name}, tensor {i}": tensor for i, tensor in enumerate(tensors)}
+
+    again = lambda: run("reference", torch.float64)  # noqa: E731
+    baseline = run("reference", dtype) if dtype != torch.float64 else {}
+    Comparison(run("cpu", dtype), again(), baseline, again=again).check()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from problems import SIDES, Shape, computed_from, data, step
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.math import directions as formulas
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import computed_from, step
+from sobolev_kernels.testing.problems import SIDES, Shape, data
 
 RANDOM = ["sphere", "normal", "rademacher", "coordinate", "orthonormal"]
 

@@ -4,19 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import (
-    CURVED,
-    SIDES,
-    Shape,
-    compare,
-    computed_from,
-    cotangents_of,
-    data,
-    directions_of,
-    random,
-    step,
-    targets_of,
-)
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cpu
@@ -24,6 +11,17 @@ from sobolev_kernels.call import begin
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare, computed_from, step
+from sobolev_kernels.testing.problems import (
+    CURVED,
+    SIDES,
+    Shape,
+    cotangents_of,
+    data,
+    directions_of,
+    random,
+    targets_of,
+)
 
 SHAPE = Shape(7, 3, 8, 2, 2, 2, "small and odd")
 ISAS = [name for name, _ in cpu._C.instruction_sets()]

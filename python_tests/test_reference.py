@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from problems import CURVED, Shape, data
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
 from torch.nn.functional import huber_loss
 
@@ -11,6 +10,7 @@ from sobolev_kernels.backends import reference
 from sobolev_kernels.math.losses import choose_loss
 from sobolev_kernels.student import recognise
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.problems import CURVED, Shape, data
 
 SHAPE = Shape(6, 3, 7, 2, 2, 4, "small and odd")
 

@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from problems import Shape, cotangents_of, data, directions_of, step
 from test_reference import written_out
 from torch import nn
 from torch.autograd import forward_ad
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import step
+from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 N, D, O, P = 6, 3, 2, 2
 SHAPE = Shape(N, D, 5, 1, O, P, "small, and all sizes differ where a mistake could hide")

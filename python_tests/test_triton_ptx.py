@@ -4,7 +4,6 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from problems import Shape, computed_from, data, directions_of, step
 from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
@@ -12,13 +11,15 @@ from ptx.mutate import barriers, masks
 import sobolev_kernels as sk
 from sobolev_kernels.problem import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare, computed_from, step
+from sobolev_kernels.testing.problems import Shape, data, directions_of
 
 reason = missing() or missing_tool("triton")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
 import triton_on_ptx  # noqa: E402
-from triton_on_ptx import OnPtx, backend, compare, layerwise, one_launch  # noqa: E402
+from triton_on_ptx import OnPtx, backend, layerwise, one_launch  # noqa: E402
 
 from sobolev_kernels.backends.triton import launches  # noqa: E402
 
@@ -64,14 +65,14 @@ def test_one_launch(on_ptx, place, one_program, case, schedule):
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx(schedule)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
-        compare(data(SHAPE, activation, last=last), projections(SHAPE), **settings)
+        compare(data(SHAPE, activation, last=last), projections(SHAPE), backend="triton", **settings)
     assert {r.kernel for r in results} == {"step_kernel"}
 
 
 def test_many_programs(on_ptx, place):
     shape = Shape(170, 3, 18, 2, 2, 2, "three programs with two tiles each")
     on_ptx("random:5")
-    compare(data(shape, "tanh"), directions_of("sphere", shape))
+    compare(data(shape, "tanh"), directions_of("sphere", shape), backend="triton")
 
 
 ROWS = [
@@ -91,7 +92,8 @@ def test_every_row_of_the_launch_table(on_ptx, monkeypatch, row, case, precision
     results = on_ptx("random:2")
     monkeypatch.setattr(one_launch, "one_launch", lambda problem: row)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
-        compare(data(shape, activation, last=last), projections(shape), precision, **settings)
+        numbers = data(shape, activation, last=last)
+        compare(numbers, projections(shape), backend="triton", precision=precision, **settings)
     assert all((r.count("mma.") > 0) == (precision != "ieee") for r in results)
 
 
@@ -99,7 +101,7 @@ def test_every_row_of_the_launch_table(on_ptx, monkeypatch, row, case, precision
 def test_layer_by_layer_in_every_precision(on_ptx, monkeypatch, precision):
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
     results = on_ptx("random:3")
-    compare(data(SHAPE, "silu"), directions_of("normal", SHAPE), precision)
+    compare(data(SHAPE, "silu"), directions_of("normal", SHAPE), backend="triton", precision=precision)
     assert any(r.count("mma.") for r in results)
 
 
@@ -110,7 +112,7 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
     on_ptx(schedule)
     numbers = data(SHAPE, "softplus")
-    compare(numbers, directions_of("normal", SHAPE), derivative_loss="cosine")
+    compare(numbers, directions_of("normal", SHAPE), backend="triton", derivative_loss="cosine")
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     exact = sk.sobolev_loss(numbers.student, numbers.x, targets, derivatives="exact", backend="triton")
     plain = sk.sobolev_loss(numbers.student, numbers.x, targets, derivatives="exact", backend="reference")

@@ -2,12 +2,13 @@
 docs/triton.md, from the compiled sm_80 kernels on the PTX machine."""
 
 import torch
-from problems import Shape, data, directions_of, step
 from triton_on_ptx import on_ptx
 
 import sobolev_kernels as sk
 from sobolev_kernels.problem import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
+from sobolev_kernels.testing.compare import step
+from sobolev_kernels.testing.problems import Shape, data, directions_of
 
 SHAPE = Shape(128, 16, 64, 3, 4, 2, "of the bench's first cases, fewer samples")
 

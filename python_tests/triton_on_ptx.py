@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from problems import Data, step
 from ptx import load
 from ptx.compile import compile_triton
 
-import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
 from sobolev_kernels.backends.triton import layerwise, one_launch
-from sobolev_kernels.testing import assert_within_rule, multiplies_in
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 KERNELS = {
@@ -80,14 +77,3 @@ def on_ptx(schedule: str = "round_robin", change: Callable[[str], str] = lambda 
         backend.interpreting = interpreting
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, kernel)
-
-
-def compare(numbers: Data, projections, precision: str = "ieee", **settings) -> None:
-    """Every output and gradient with the float64 reference, by the one rule."""
-    kind = type(projections)
-    v = projections.tensor(numbers.y if kind is sk.Cotangents else numbers.x)
-    expected = step(numbers.to(torch.float64), kind.given(v.double()), "reference", **settings)
-    with multiplies_in(precision):
-        baseline = step(numbers, kind.given(v), "reference", **settings)
-    for name, tensor in step(numbers, projections, "triton", precision=precision, **settings).items():
-        assert_within_rule(name, tensor, expected[name], baseline[name], precision)

@@ -6,7 +6,6 @@ Tensor cores, memory and barriers are not seen here: for those see python_tests/
 
 import pytest
 import torch
-from problems import SHAPES, Shape, computed_from, data, directions_of, gradients, step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
@@ -15,6 +14,9 @@ from sobolev_kernels.backends.triton import launches, layerwise, one_launch
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare as compare_with_reference
+from sobolev_kernels.testing.compare import computed_from, gradients, step
+from sobolev_kernels.testing.problems import SHAPES, Shape, data, directions_of
 
 PATHS = ("on chip", "on chip, by gradients", "in cache", "in cache, by gradients", "layer-wise")
 LOSS_NAMES = list(sk.LOSSES)
@@ -36,29 +38,8 @@ def each_path(function):
     return pytest.mark.parametrize("path", PATHS, indirect=True, ids=str)(function)
 
 
-def compare(numbers, directions=None, targets=lambda numbers: None, **settings):
-    """Every output and gradient of a call on Triton, in float32, with the very directions it draws."""
-    exact = numbers.to(torch.float64)
-
-    def fixed(n):
-        if directions is None:
-            return None
-        return type(directions).given(directions.tensor(n.y if isinstance(directions, sk.Cotangents) else n.x))
-
-    v = fixed(numbers)
-    double = None if v is None else type(v).given(v.values.double())
-    kind = "cotangents" if isinstance(directions, sk.Cotangents) else "directions"
-
-    def run(n, vectors, backend):
-        arguments = dict(settings, targets=targets(n))
-        if kind == "cotangents":
-            arguments["cotangents"], vectors = vectors, None
-        return step(n, vectors, backend, **arguments)
-
-    expected, baseline = run(exact, double, "reference"), run(numbers, v, "reference")
-    got = run(numbers, directions, "triton")
-    for name, tensor in got.items():
-        assert_within_rule(name, tensor, expected[name], baseline[name])
+def compare(numbers, directions=None, targets=("values", "jacobian"), **settings):
+    compare_with_reference(numbers, directions, targets, "triton", **settings)
 
 
 @each_path
@@ -102,13 +83,7 @@ def test_number_of_directions(path, P):
 def test_reductions_and_weights(path, reduction):
     numbers = data(SMALL, "softplus")
     weights = {"sample_weight": torch.rand(SMALL.N), "output_weight": torch.rand(SMALL.O)}
-    exact = {name: w.double() for name, w in weights.items()}
-    x = {"reduction": reduction, "weights": (0.3, 2.0)}
-    v = directions_of("given", SMALL)
-    expected = step(numbers.to(torch.float64), sk.Directions.given(v.values.double()), "reference", **x, **exact)
-    baseline = step(numbers, v, "reference", **x, **weights)
-    for name, tensor in step(numbers, v, "triton", **x, **weights).items():
-        assert_within_rule(name, tensor, expected[name], baseline[name])
+    compare(numbers, directions_of("given", SMALL), reduction=reduction, weights=(0.3, 2.0), **weights)
 
 
 @each_path
@@ -153,14 +128,8 @@ def test_derivatives_as_outputs(function):
 
 def test_columns_and_order_of_inputs():
     numbers = data(SMALL, "tanh")
-    make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian[..., [2, 0]])  # noqa: E731
-    x = {"targets": make(numbers), "wrt": [2, 0]}
     v = sk.Directions.given(torch.randn(2, SMALL.N, 2, generator=torch.Generator().manual_seed(3)))
-    exact = numbers.to(torch.float64)
-    expected = step(exact, sk.Directions.given(v.values.double()), "reference", **(x | {"targets": make(exact)}))
-    baseline = step(numbers, v, "reference", **x)
-    for name, tensor in step(numbers, v, "triton", **x).items():
-        assert_within_rule(name, tensor, expected[name], baseline[name])
+    compare(numbers, v, wrt=[2, 0])
 
 
 def test_the_same_bits_on_every_run():
