@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import Comparison
 
 from .baselines import BASELINES, DOUBLE_BACKWARD, VALUES_ONLY, Result, Step, Variant
 from .cases import EXACT, FIRST, LAPLACIAN, SECOND, Case, Data, in_double, make_data, make_student
@@ -45,7 +45,6 @@ class Checker:
     data: Data
 
     def __post_init__(self):
-        self.names = ["loss", *(name for name, _ in self.student.named_parameters())]
         self.plain = (self.case, self.student, self.data)
         self.exact = (self.case, *in_double(self.student, self.data))
         # by whether derivatives are computed
@@ -65,17 +64,17 @@ class Checker:
             self.compare(name, got, expected, formula(*self.plain)())
 
     def compare(self, name: str, got: Result, expected64: Result, baseline: Result) -> None:
-        """Loss and all gradients."""
-        tensors = ([loss, *gradients] for loss, gradients in (got, expected64, baseline))
+        three = (named(self.student, result) for result in (got, expected64, baseline))
         try:
-            for what, *three in zip(self.names, *tensors, strict=True):
-                check(f"{self.case}, {name}, {what}", *three)
+            Comparison(*three).check(f"{self.case}, {name}, ")
         except AssertionError as error:
             raise RedCheck(str(error)) from None
 
 
-def check(name: str, got: torch.Tensor, expected64: torch.Tensor, baseline_same_dtype: torch.Tensor) -> None:
-    assert_within_rule(name, got, expected64, baseline_same_dtype)
+def named(student: torch.nn.Module, result: Result) -> dict[str, torch.Tensor]:
+    """Loss and all gradients."""
+    loss, gradients = result
+    return {"loss": loss, **{f"d{name}": g for (name, _), g in zip(student.named_parameters(), gradients, strict=True)}}
 
 
 def first_line(error: Exception) -> str:

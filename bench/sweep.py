@@ -1,7 +1,7 @@
 """Rows of the launch table from measured times: `python -m bench.sweep`, on a GPU. It prints what it would change.
 
-Each candidate is checked by the one rule, then timed as `bench/gpu.py` times. No GPU has run this yet; the tests run it
-in Triton's interpreter on tiny sizes, with a clock.
+Each candidate is checked by the one rule, then timed as `bench/gpu.py` times. The tests run it in Triton's interpreter
+on tiny sizes, with a clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from sobolev_kernels.problem import PRECISIONS
 
 from .cases import Case
-from .gpu import check, milliseconds, step_on
+from .gpu import captured, check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise
 BLOCKS, WARPS, CHUNKS = (16, 32, 64), (4, 8, 16), (16, 32)
@@ -40,10 +40,11 @@ def forced(module, **names) -> Iterator[None]:
 
 
 def timed(case: Case, precision: str, device: str, rounds: int) -> float:
-    """Milliseconds of a step that is right."""
-    step, student = step_on(device, case, "triton", precision)
-    check(case, student, step(), precision)
-    return milliseconds(step, device, rounds)
+    """Milliseconds of a step that is right: of its graph on a GPU, of the call in the interpreter."""
+    step, student = step_of(case, "triton", precision, device)
+    check(case, student, step(), precision).check(f"{case}, {precision}, ")
+    times = microseconds(captured(step), rounds) if device == "cuda" else host_microseconds(step, rounds, device)[1]
+    return 1e-3 * times
 
 
 def one_launch_rows(

@@ -1,0 +1,283 @@
+"""The stages of bench/gpu_day.sh, each a process of its own: `python -m bench.gpu_day STAGE ...`.
+
+Results go to the folder OUT, what one process leaves for the next to WORK. Without a GPU the same ways are gone on tiny
+sizes, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+import sobolev_kernels as sk
+from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.testing.compare import beside_reference, step
+from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
+
+from . import gpu
+from .cases import CASES, FIRST, Case
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+OUT, WORK = (Path(os.environ.get(name, ".")) for name in ("OUT", "WORK"))
+# Of a hidden layer 16 to 300 wide: on chip, in cache, layer by layer.
+SHAPES = [
+    Shape(1000, 3, 16, 3, 1, 2, "narrow, many blocks"),
+    Shape(1000, 5, 50, 3, 2, 3, "three layers that stay on chip; odd sizes"),
+    Shape(1000, 8, 64, 4, 8, 4, "several outputs"),
+    Shape(1000, 16, 128, 3, 1, 4, "the widest of one launch"),
+    Shape(1000, 16, 100, 2, 3, 2, "between two rows of the table"),
+    Shape(1000, 20, 20, 4, 1, 2, "more inputs than stay on chip"),
+    Shape(1000, 32, 256, 2, 2, 2, "layer by layer"),
+    Shape(1000, 6, 300, 2, 2, 2, "layer by layer, torch's multiply"),
+    Shape(1000, 3, 33, 1, 2, 2, "one hidden layer"),
+    Shape(16384, 8, 64, 3, 1, 4, "many tiles a program"),
+]
+TINY = [replace(SHAPES[k], N=40) for k in (1, 7, 8)]
+STEADY = 75  # seconds after which a check counts as hanging
+
+
+class Mode(NamedTuple):
+    """How a step is asked for; those of `once` are checked on one shape, in two precisions."""
+
+    projections: Callable[[Shape], sk.Directions | sk.Cotangents]
+    targets: tuple[str, ...] = ("values", "jacobian")
+    settings: Mapping[str, object] = MappingProxyType({})
+    once: bool = False
+
+
+def drawn(side: Callable, distribution: str) -> Callable:
+    return lambda shape: side(distribution, shape)
+
+
+MODES = {
+    "sphere": Mode(drawn(directions_of, "sphere")),
+    "cotangents": Mode(drawn(cotangents_of, "sphere")),
+    "given": Mode(drawn(directions_of, "given"), ("values", "tangents")),
+    "basis": Mode(drawn(directions_of, "basis")),
+    "order 2": Mode(drawn(directions_of, "given"), ("values", "tangents", "seconds"), {"order": 2}),
+    "rademacher": Mode(drawn(directions_of, "rademacher"), settings={"weights": (0.5, 2.0)}, once=True),
+    "coordinate": Mode(drawn(directions_of, "coordinate"), once=True),
+    "orthonormal": Mode(drawn(directions_of, "orthonormal"), once=True),
+    "basis of cotangents": Mode(drawn(cotangents_of, "basis"), once=True),
+    "per sample": Mode(drawn(directions_of, "sphere"), settings={"reduction": "none"}, once=True),
+    "huber": Mode(drawn(directions_of, "normal"), settings={"value_loss": "huber", "derivative_loss": "l1"}, once=True),
+}
+
+
+class Check(NamedTuple):
+    backend: str
+    precision: str
+    mode: str
+    shape: Shape
+
+    @property
+    def key(self) -> list[str]:
+        return [self.backend, self.precision, self.mode, str(self.shape)]
+
+
+def checks(backend: str) -> list[Check]:
+    shapes, first = (SHAPES, SHAPES[1]) if GPU else (TINY, TINY[0])
+    found = []
+    for shape in shapes:
+        for name, mode in MODES.items():
+            if mode.once and shape is not first:
+                continue
+            precisions = PRECISIONS if GPU else ("ieee", "fp16") if name == "sphere" else ("ieee",)
+            if mode.once and GPU:
+                precisions = ("ieee", "bf16")
+            found += [Check(backend, precision, name, shape) for precision in precisions]
+    return found
+
+
+def outcome(check: Check) -> list[str]:
+    """A verdict, the error over what the rule allows, and of which tensor; a second run must give the same bits."""
+    mode = MODES[check.mode]
+    numbers, projections = data(check.shape, "tanh"), mode.projections(check.shape)
+    how = {"precision": check.precision, "device": DEVICE, **mode.settings}
+    first = beside_reference(numbers, projections, mode.targets, check.backend, **how)
+    second = beside_reference(numbers, projections, mode.targets, check.backend, **how).got
+    ratio, where = first.worst()
+    try:
+        first.check()
+        same = all(torch.equal(first.got[name], second[name]) for name in first.names())
+        verdict = "ok" if same else "NOT REPEATABLE"
+    except AssertionError:
+        verdict = "WRONG"
+    return [verdict, f"{ratio:.3g}", where]
+
+
+def correct(backend: str, shard: str, shards: str) -> None:
+    """Every check of a shard into correct-BACKEND-SHARD.csv; a process that follows a dead one goes on behind it."""
+    mine = checks(backend)[int(shard) :: int(shards)]
+    state, rows = WORK / f"state-{backend}-{shard}", WORK / f"correct-{backend}-{shard}.csv"
+    at = int(state.read_text()) if state.exists() else 0
+
+    def write(*cells: str) -> None:
+        with rows.open("a", newline="") as file:
+            csv.writer(file).writerow(cells)
+
+    if at and mine[at - 1].key not in [row[:4] for row in read(rows)]:
+        write(*mine[at - 1].key, "CRASH OR HANG", "", "", "")
+    torch.set_num_threads(1)
+    for k in range(at, len(mine)):
+        state.write_text(str(k + 1))
+        faulthandler.dump_traceback_later(STEADY, exit=True)
+        began, fatal = time.perf_counter(), False
+        try:
+            cells = outcome(mine[k])
+        except NotImplementedError as error:
+            cells = ["refused", "", str(error).splitlines()[0][:100]]
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+            fatal, cells = GPU and any(word in text for word in gpu.FATAL), ["ERROR", "", text]
+        faulthandler.cancel_dump_traceback_later()
+        write(*mine[k].key, *cells, f"{time.perf_counter() - began:.1f}")
+        if fatal:
+            sys.exit(3)
+
+
+def tiny(backend: str) -> None:
+    """A few small steps, for the sanitizer."""
+    for shape in (Shape(37, 3, 16, 2, 1, 2, ""), Shape(37, 5, 40, 3, 2, 2, ""), Shape(20, 4, 100, 2, 2, 2, "")):
+        numbers = data(shape, "tanh").on(DEVICE)
+        for precision in ("ieee", "bf16") if GPU else ("ieee",):
+            for side in (directions_of, cotangents_of):
+                loss = step(numbers, side("sphere", shape), backend, precision=precision)["loss"]
+                print("tiny", backend, precision, shape, float(loss))
+
+
+def graph(backend: str, precision: str) -> None:
+    """A whole step with its backward, captured; replayed after inputs and weights changed."""
+    shape = SHAPES[2]
+    numbers = data(shape, "tanh").on(DEVICE)
+    parameters = tuple(numbers.student.parameters())
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+
+    def capture(directions: sk.Directions):
+        kept: list[torch.Tensor] = []
+
+        def whole() -> None:
+            for parameter in parameters:
+                parameter.grad = None
+            how = {"directions": directions, "backend": backend, "precision": precision}
+            loss = sk.sobolev_loss(numbers.student, numbers.x, targets, **how)
+            loss.backward()
+            kept[:] = [loss.detach(), *(parameter.grad for parameter in parameters)]
+
+        return gpu.captured(whole), kept, whole
+
+    replay, kept, whole = capture(sk.Directions.given(torch.randn(shape.P, shape.N, shape.D, device=DEVICE)))
+    results = list(kept)
+    with torch.no_grad():
+        numbers.x.mul_(1.01)
+        for parameter in parameters:
+            parameter.add_(0.01)
+    replay()
+    torch.cuda.synchronize()
+    first = [tensor.clone() for tensor in results]
+    replay()
+    torch.cuda.synchronize()
+    again = all(map(torch.equal, first, results))
+    whole()
+    torch.cuda.synchronize()
+    eager = all(map(torch.equal, first, kept))
+    print(f"graph {backend} {precision}: two replays equal: {again}; equal to eager after changes: {eager}")
+
+
+def kernels(backend: str, precision: str) -> None:
+    """What a step launches, by the profiler, into kernels.csv."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run, _ = gpu.step_of(cases()[4], backend, precision, DEVICE)
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        run()
+        torch.cuda.synchronize()
+    rows = [e for e in recorded.events() if str(e.device_type).endswith("CUDA")]
+    with (OUT / "kernels.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([backend, precision, e.name[:90], e.device_time_total] for e in rows)
+    total = sum(e.device_time_total for e in rows)
+    print(f"kernels {backend} {precision}: {len(rows)} on the GPU, {total:.1f} us of them")
+
+
+def cases() -> list[Case]:
+    """Those of the benchmark; without a GPU two of them, tiny."""
+    first = [case for case in CASES if case.kind == FIRST]
+    if GPU:
+        return first
+    small = lambda case: Case(min(case.N, 24), case.D, min(case.H, 32), case.hidden, case.O, case.P)  # noqa: E731
+    return [small(first[4]), small(first[6])]
+
+
+def timed() -> list[tuple[str, str]]:
+    """The rows of times.csv in the order of their use, should time run out."""
+    if not GPU:
+        return [("triton", "ieee"), (gpu.REFERENCE, "ieee"), (gpu.DOUBLE_BACKWARD, "ieee")]
+    who = gpu.contestants()
+    return sorted(who, key=lambda row: ("bf16", "ieee", "tf32", "fp16").index(row[1]) + (row[0] not in gpu.OURS))
+
+
+def warm(shard: str, shards: str) -> None:
+    """Compile in parallel what is timed later; Triton's and Inductor's caches are on disk."""
+    rows = [(case, *who) for who in timed() if who[0] in ("triton", gpu.COMPILED) for case in cases()]
+    for case, backend, precision in rows[int(shard) :: int(shards)]:
+        try:
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            gpu.step_of(case, backend, precision, DEVICE)[0]()
+        except Exception as error:
+            print("warm", case, backend, precision, type(error).__name__, str(error)[:200])
+
+
+def times() -> None:
+    for line in gpu.ceilings(DEVICE):
+        print(f"ceiling: {line}", flush=True)
+    gpu.measure(cases(), DEVICE, 30 if GPU else 1, OUT / "times.csv", timed())
+
+
+def one(k: str, backend: str, precision: str) -> None:
+    """A few steps, for the profiler of kernels."""
+    run, _ = gpu.step_of(cases()[int(k)], backend, precision, DEVICE)
+    for _ in range(6):
+        run()
+
+
+def read(path: Path) -> Iterator[Sequence[str]]:
+    if path.exists():
+        with path.open(newline="") as file:
+            yield from csv.reader(file)
+
+
+def table() -> None:
+    found = list(read(OUT / "correct.csv"))
+    count = collections.Counter((row[0], row[1], row[4]) for row in found)
+    print("\ncorrectness:", *(f"\n   {' '.join(key)} {count[key]}" for key in sorted(count)))
+    for row in [row for row in found if row[4] not in ("ok", "refused")][:12]:
+        print("  !", *(cell[:110] for cell in row))
+    print("\nmicroseconds: case | who precision | host eager graph cold | TFLOP/s | error/rule | note")
+    for r in gpu.read(OUT / "times.csv"):
+        columns = ("host_us", "eager_us", "graph_us", "graph_cold_us", "tflops", "error_over_rule")
+        numbers = [r[name].rjust(8) for name in columns]
+        print(f"{r['case']:26} {r['backend']:17} {r['precision']:4}", *numbers, r["note"])
+
+
+STAGES = {
+    "correct": correct, "tiny": tiny, "graph": graph, "kernels": kernels, "warm": warm, "times": times, "one": one,
+    "table": table,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    STAGES[sys.argv[1]](*sys.argv[2:])
