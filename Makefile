@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find sobolev_kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v generated.h)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
 
 .PHONY: demo test bench bench-pytest check format clean ready

@@ -10,16 +10,9 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels import planner
+from sobolev_kernels.enums import COTANGENTS, DENSE, PROJECTED
 from sobolev_kernels.math.table import Formula
-from sobolev_kernels.problem import (
-    COTANGENTS,
-    DENSE,
-    DERIVATIVES,
-    DERIVATIVES_GRADIENTS,
-    LOSS,
-    PROJECTED,
-    Problem,
-)  # fmt: skip
+from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, Problem
 
 # Of the directions, so that those that the fused step draws are those that the others are given.
 SEED = 2017

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sobolev_kernels as sk
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import Comparison
 

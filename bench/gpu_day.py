@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 

@@ -12,9 +12,9 @@ from rich.table import Table
 
 import sobolev_kernels as sk
 from sobolev_kernels import planner
-from sobolev_kernels.backends import cpu
-from sobolev_kernels.planner import GRADIENTS, TANGENTS
-from sobolev_kernels.problem import COTANGENTS, DIRECTIONS, Problem
+from sobolev_kernels.enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
+from sobolev_kernels.problem import Problem
+from sobolev_kernels.testing.compare import computed_from
 
 from .baselines import Build, Result, Step, Variant
 from .cases import EXACT, FIRST, SEED, Case, Data
@@ -50,11 +50,8 @@ def forced(side: str) -> Build:
         step = sobolev_step(student, data, **how)
 
         def run() -> Result:
-            cpu.side = lambda problem: side
-            try:
+            with computed_from(side):
                 return step()
-            finally:
-                cpu.side = planner.side
 
         return run
 

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 
 from .cases import Case
 from .gpu import captured, check, host_microseconds, microseconds, step_of

@@ -8,6 +8,7 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
+#include "math/enums.h"
 #ifdef SK_CUDA
 #include "cuda/launch.h"
 #endif
@@ -32,16 +33,30 @@ void* output(const py::handle& entry) {
   return entry.is_none() ? nullptr : reinterpret_cast<void*>(py::cast<Address>(entry));
 }
 
+// A number from Python as one of `count` choices.
+int checked(int code, int count, const char* what) {
+  if (0 <= code && code < count) return code;
+  throw std::invalid_argument(std::string(what) + " " + std::to_string(code) + " is none of the " +
+                              std::to_string(count) + " that this core was built with");
+}
+
+template <class E>
+E choice(int code, const char* what) {
+  return E(checked(code, sk::kCountOf<E>, what));
+}
+
 sk::Target target(const py::handle& entry) {
   const auto tuple = py::cast<py::tuple>(entry);
   const auto data = strided(tuple[1]);
-  return {data.data ? sk::TargetKind(py::cast<int>(tuple[0])) : sk::TargetKind::kNone, data};
+  const auto kind = choice<sk::TargetKind>(py::cast<int>(tuple[0]), "target kind");
+  return {data.data ? kind : sk::TargetKind::kNone, data};
 }
 
-sk::Formula formula(const py::handle& entry) {
+// A row of a table of `count` with its parameters
+sk::Formula formula(const py::handle& entry, int count, const char* what) {
   const auto tuple = py::cast<py::tuple>(entry);
   sk::Formula result;
-  result.row = py::cast<int>(tuple[0]);
+  result.row = checked(py::cast<int>(tuple[0]), count, what);
   for (std::size_t i = 1; i < tuple.size() && i < 3; ++i) result.parameters[i - 1] = py::cast<double>(tuple[i]);
   return result;
 }
@@ -76,7 +91,7 @@ void set_layers(StepBuilder& self, const py::list& rows) {
     sk::Layer layer;
     layer.n_in = py::cast<std::int64_t>(t[0]);
     layer.n_out = py::cast<std::int64_t>(t[1]);
-    layer.activation = formula(t[2]);
+    layer.activation = formula(t[2], sk::kCountOfActivation, "activation");
     layer.weight = strided(t[3]);
     layer.bias = strided(t[4]);
     layer.dweight = output(t[5]);
@@ -94,7 +109,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](int dtype, std::int64_t N, std::int64_t D, std::int64_t O, std::int64_t P, std::int64_t W,
                        int order, bool collapsed) {
              StepBuilder self;
-             self.step.dtype = sk::Dtype(dtype);
+             self.step.dtype = choice<sk::Dtype>(dtype, "dtype");
              self.step.N = N;
              self.step.D = D;
              self.step.O = O;
@@ -111,14 +126,15 @@ PYBIND11_MODULE(_C, m) {
       .def("directions",
            [](StepBuilder& self, int projection, int distribution, const py::object& given, std::uint64_t seed,
               std::uint32_t offset, bool shared, double scale) {
-             self.step.projection = sk::Projection(projection);
-             self.step.directions = {sk::Distribution(distribution), strided(given), seed, offset, shared, scale};
+             self.step.projection = choice<sk::Projection>(projection, "projection");
+             const auto drawn = choice<sk::Distribution>(distribution, "distribution");
+             self.step.directions = {drawn, strided(given), seed, offset, shared, scale};
            })
       .def(
           "residuals",
           [](StepBuilder& self, int kind, const py::list& targets, const py::object& sample_weight,
              const py::object& output_weight) {
-            self.step.residuals = sk::Residuals(kind);
+            self.step.residuals = choice<sk::Residuals>(kind, "residuals");
             for (std::size_t i = 0; i < targets.size() && i < sk::kMaxTerms; ++i) {
               self.step.target[i] = target(targets[i]);
             }
@@ -131,7 +147,7 @@ PYBIND11_MODULE(_C, m) {
           [](StepBuilder& self, const py::list& terms, bool per_sample) {
             for (std::size_t i = 0; i < terms.size() && i < sk::kMaxTerms; ++i) {
               const auto t = py::cast<py::tuple>(terms[i]);
-              self.step.loss[i] = formula(t[0]);
+              self.step.loss[i] = formula(t[0], sk::kCountOfLoss + sk::kCountOfCoupled, "loss");
               self.step.weight[i] = py::cast<double>(t[1]);
               self.step.scale[i] = py::cast<double>(t[2]);
             }
@@ -150,11 +166,21 @@ PYBIND11_MODULE(_C, m) {
              self.step.dx = output(dx);
            })
       .def("plan", [](StepBuilder& self, int side, std::int64_t tile, int threads) {
-        self.step.side = sk::Side(side);
+        self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
         self.step.threads = threads < 1 ? 1 : threads;
       });
 
+  m.def(
+      "tables",
+      [] {
+        py::dict tables;
+#define SK_TABLE(name, ...) tables[name] = py::make_tuple(__VA_ARGS__);
+        SK_TABLES(SK_TABLE)
+#undef SK_TABLE
+        return tables;
+      },
+      "the names of rows and choices by table, in the order of their numbers");
   m.def(
       "mlp_sobolev",
       [](StepBuilder& self, const std::string& isa) {
@@ -189,7 +215,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_layout",
       [](StepBuilder& self, int precision, std::uint64_t limit) {
-        const auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        const auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
         const auto& layout = a.layout;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
                         "shared"_a = layout.floats * 4, "parameters"_a = layout.packed != sk::cuda::kAbsent,
@@ -202,7 +228,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_arguments",
       [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks) {
-        auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
         sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
         return py::bytes(reinterpret_cast<const char*>(&a), sizeof a);
       },
@@ -213,17 +239,17 @@ PYBIND11_MODULE(_C, m) {
       "cuda_step",
       [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks, int device,
          Address stream) {
-        auto a = sk::cuda::prepare(self.finish(), sk::cuda::Precision(precision), limit);
+        auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
         sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
         py::gil_scoped_release release;
-        sk::cuda::launch(a, sk::cuda::Precision(precision), device, stream);
+        sk::cuda::launch(a, choice<sk::Precision>(precision, "precision"), device, stream);
       },
       "a step on a device, on its stream", py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("scratch"),
       py::arg("blocks"), py::arg("device"), py::arg("stream"));
   m.def(
       "cuda_blocks",
       [](int precision, std::uint64_t shared, int device) {
-        return sk::cuda::blocks_of_a_multiprocessor(device, sk::cuda::Precision(precision), shared);
+        return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"), shared);
       },
       "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("shared"), py::arg("device"));
   m.def("cuda_devices", &sk::cuda::count_devices, "GPUs that there are; 0 without a driver");

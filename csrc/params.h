@@ -1,31 +1,14 @@
 // Everything the core is told about one Sobolev step: plain structs of pointers, sizes and strides.
+// What the enumerations mean is said in sobolev_kernels/enums.py.
 // Sizes have the letters of docs/math.md: N samples, D inputs, O outputs, P directions, L linear layers.
 // Strides count elements. A null pointer means "absent" for an input and "not wanted" for an output.
 #pragma once
 
 #include <cstdint>
 
+#include "math/enums.h"
+
 namespace sk {
-
-enum class Dtype : int { kFloat32, kFloat64 };
-
-// Where the tangents start from. Rows of `sobolev_kernels/math/directions.py`, in its order; kGiven is a tensor.
-enum class Distribution : int { kSphere, kNormal, kRademacher, kCoordinate, kOrthonormal, kBasis, kGiven };
-
-// What is projected: tangents D m[v] along directions v in input space, or gradients Jᵀu of cotangents u in output
-// space.
-enum class Projection : int { kDirections, kCotangents };
-
-// What a target holds: nothing; the dense derivative ([N,O,W], or [N,O,W,W] of order 2); or its projections, in the
-// shape of the student's.
-enum class TargetKind : int { kNone, kDense, kProjected };
-
-// Which side the derivatives are computed from: a tangent chain for each of P directions, or a gradient for each of
-// O outputs, projected on all directions. The same numbers; the work goes with 1 + P or 1 + O.
-enum class Side : int { kTangents, kGradients };
-
-// What the backward pass starts from: nothing (forward only), a loss, or cotangents in place of the targets.
-enum class Residuals : int { kNone, kLoss, kCotangents };
 
 struct Strided {
   const void* data = nullptr;

@@ -10,7 +10,7 @@ auto with_activation(int row, F f) {
   switch (row) {
     SK_ACTIVATIONS(SK_CASE)
     default:
-      return f(ActIdentity{});
+      throw std::invalid_argument("an activation that this core was not built with");
   }
 }
 
@@ -20,7 +20,7 @@ auto with_loss(int row, F f) {
   switch (row) {
     SK_LOSSES(SK_CASE)
     default:
-      return f(LossMse{});
+      throw std::invalid_argument("a loss that this core was not built with");
   }
 }
 
@@ -30,7 +30,7 @@ auto with_coupled(int row, F f) {
   switch (row) {
     SK_COUPLED(SK_CASE)
     default:
-      return f(CoupledRelativeMse{});
+      throw std::invalid_argument("a coupled loss that this core was not built with");
   }
 }
 

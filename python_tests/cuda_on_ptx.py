@@ -12,8 +12,8 @@ from ptx import load
 from ptx.compile import compile_file
 
 from sobolev_kernels import dispatch
-from sobolev_kernels.backends import cpu, cuda
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.backends import core, cuda
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, computed_from
 from sobolev_kernels.testing.problems import Data
 
@@ -59,10 +59,10 @@ class OnPtx:
 
     def launch(self, step, precision, terms):
         terms.fill_(torch.nan)
-        chosen = self.layout = cpu._C.cuda_layout(step, precision, self.limit)
+        chosen = self.layout = core._C.cuda_layout(step, precision, self.limit)
         blocks = max(1, min(chosen["tiles"], self.blocks))
         scratch = torch.full((chosen["packed"] + blocks * chosen["slot"],), 255, dtype=torch.uint8)
-        arguments = cpu._C.cuda_arguments(step, precision, self.limit, scratch.data_ptr(), blocks)
+        arguments = core._C.cuda_arguments(step, precision, self.limit, scratch.data_ptr(), blocks)
         ptx = load(self.ptx) if self.ptx else module(PRECISIONS[precision])
         options = {"memory": self.memory | {"terms": terms, "scratch": scratch}, "findings": self.findings}
         layers = len(self.problem.biases)

@@ -33,7 +33,9 @@ from bench.memory import CLEAR, peak_memory
 from bench.overhead import overhead, pieces
 from bench.report import CRASHES, MEASURED, RED
 from bench.variants import OURS, PLAIN, VARIANTS, left_out, variants_of
+from sobolev_kernels import planner as sides
 from sobolev_kernels.backends import cpu
+from sobolev_kernels.enums import GRADIENTS
 
 TINY = [
     Case(8, 3, 4, 2, 1, 1),
@@ -291,13 +293,13 @@ def test_planner_against_the_clock(tmp_path):
 
 
 def test_a_side_is_forced_and_let_go():
-    before, taken = cpu.side, []
-    step = planner.forced(planner.GRADIENTS)(SIDES[0], make_student(SIDES[0]), make_data(SIDES[0]))
+    before, taken = sides.side, []
+    step = planner.forced(GRADIENTS)(SIDES[0], make_student(SIDES[0]), make_data(SIDES[0]))
     plan = cpu.plan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "plan", lambda problem, N: taken.append(cpu.side(problem)) or plan(problem, N))
+        patch.setattr(cpu, "plan", lambda problem, N: taken.append(sides.side(problem)) or plan(problem, N))
         step()
-    assert taken == [planner.GRADIENTS] and cpu.side is before
+    assert taken == [GRADIENTS] and sides.side is before
 
 
 def test_shapes_of_the_planner_have_two_sides():

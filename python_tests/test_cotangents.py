@@ -5,14 +5,14 @@ import torch
 from torch.func import jacrev, vmap
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import cpu
+from sobolev_kernels.backends import core
 from sobolev_kernels.math import directions as formulas
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, step
 from sobolev_kernels.testing.problems import DTYPES, RANDOM, SMALL, Shape, cotangents_of, data
 
 
-@pytest.mark.parametrize("isa", [name for name, _ in cpu._C.instruction_sets()])
+@pytest.mark.parametrize("isa", [name for name, _ in core._C.instruction_sets()])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("distribution", RANDOM)
 def test_the_core_draws_what_the_formulas_say(distribution, shared, isa, monkeypatch):

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import cpu, cuda
-from sobolev_kernels.problem import PRECISIONS, Problem
+from sobolev_kernels.backends import core, cuda
+from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import compare, step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
-BUILT = cpu._C is not None and hasattr(cpu._C, "cuda_step")
+BUILT = core._C is not None and hasattr(core._C, "cuda_step")
 on_gpu = pytest.mark.skipif(not (BUILT and torch.cuda.is_available()), reason="no GPU, or built without CUDA")
 SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many blocks, the last tile not whole") for width in (16, 50, 128)]
 
@@ -17,9 +18,9 @@ SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many blocks, the last tile not whole")
 @pytest.mark.skipif(not BUILT, reason="built without CUDA")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_without_a_driver_errors_name_the_call():
-    assert cpu._C.cuda_devices() == 0
+    assert core._C.cuda_devices() == 0
     with pytest.raises(RuntimeError, match=r"cudaGetDevice.*driver"):
-        cpu._C.cuda_blocks(0, 1024, 0)
+        core._C.cuda_blocks(0, 1024, 0)
 
 
 @on_gpu

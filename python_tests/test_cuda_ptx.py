@@ -12,11 +12,11 @@ from ptx.mutate import barriers, waits
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import cuda
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
 from sobolev_kernels.testing.problems import RANDOM, SMALL, Shape, cotangents_of, data, directions_of, targets_of
 
-reason = missing() or missing_tool("nvcc") or (None if cuda.cpu._C else cuda.MISSING)
+reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
     pytest.skip(reason, allow_module_level=True)
 

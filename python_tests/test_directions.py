@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import cpu
+from sobolev_kernels.backends import core
+from sobolev_kernels.enums import SIDES
 from sobolev_kernels.math import directions as formulas
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import computed_from, step
-from sobolev_kernels.testing.problems import SIDES, Shape, data
+from sobolev_kernels.testing.problems import Shape, data
 
 RANDOM = ["sphere", "normal", "rademacher", "coordinate", "orthonormal"]
 
@@ -28,7 +29,7 @@ def test_philox_known_answers(counter, key, expected):
     assert got.tolist() == numbers(expected)
 
 
-@pytest.mark.parametrize("isa", [name for name, _ in cpu._C.instruction_sets()])
+@pytest.mark.parametrize("isa", [name for name, _ in core._C.instruction_sets()])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("distribution", RANDOM)
 def test_the_core_draws_what_the_formulas_say(distribution, shared, isa, monkeypatch):

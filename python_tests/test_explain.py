@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import cpu
+from sobolev_kernels.backends import core, cpu
 
 X = torch.zeros(10, 2)
 STUDENT = sk.MLP(2, 1, width=16)
@@ -37,7 +37,7 @@ def test_a_recognised_student():
 
 def test_the_plan_is_the_one_that_is_run():
     plan = lines(STUDENT, X)["->"]
-    threads, isa = torch.get_num_threads(), cpu.instruction_set()
+    threads, isa = torch.get_num_threads(), core.instruction_set()
     assert f"isa {isa}" in plan and f"threads {threads}" in plan
 
 
@@ -75,8 +75,8 @@ def test_more_layers_than_the_core_takes():
 
 
 def test_a_missing_core(monkeypatch):
-    monkeypatch.setattr(cpu, "_C", None)
-    monkeypatch.setattr(cpu, "MISSING", "the compiled core is missing")
+    monkeypatch.setattr(core, "_C", None)
+    monkeypatch.setattr(core, "MISSING", "the compiled core is missing")
     got = lines(STUDENT, X)
     assert got["cpu"] == "refused: the compiled core is missing"
     assert got["->"].startswith("reference")
@@ -211,8 +211,8 @@ def test_cotangents_order_and_columns_are_named():
     assert lines(student, x, wrt=[2, 0])["directions"] == "1 x sphere, of 2 of 4 inputs, N = 10"
     assert lines(student, x, wrt=[3, 2, 1, 0])["directions"] == "1 x sphere, N = 10"
     assert lines(student, x, order=2)["directions"] == "1 x sphere, order 2, N = 10"
-    # of a student that is not recognised the outputs are counted, and the whole Jacobian goes by columns
-    assert lines(LAYER_NORM, X, cotangents=sk.Cotangents.basis())["cotangents"] == "1 x basis, N = 10"
+    # a student that is not recognised is not run to count its outputs, and the whole Jacobian goes by columns
+    assert lines(LAYER_NORM, X, cotangents=sk.Cotangents.basis())["cotangents"] == "O x basis, N = 10"
     assert lines(LAYER_NORM, X, derivatives="exact")["directions"] == "2 x basis, N = 10"
 
 

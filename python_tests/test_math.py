@@ -12,7 +12,7 @@ import sobolev_kernels as sk
 from sobolev_kernels.math.activations import derivatives
 from sobolev_kernels.math.losses import residual
 from sobolev_kernels.math.table import choose
-from sobolev_kernels.student import TO_MODULE
+from sobolev_kernels.modules import to_module
 from sobolev_kernels.testing import assert_within_rule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def test_activation_derivatives(activation):
     formula = choose(sk.ACTIVATIONS, "activation", activation)
     z = points().requires_grad_()
     value, *rest = (torch.as_tensor(d, dtype=z.dtype).expand_as(z) for d in derivatives(formula, z))
-    assert_within_rule("value", value, TO_MODULE[formula.name](*formula.parameters)(z))
+    assert_within_rule("value", value, to_module(formula)(z))
     for order, derivative in enumerate(rest, start=1):
         expected = torch.zeros_like(z)
         if value.requires_grad:

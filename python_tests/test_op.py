@@ -6,15 +6,17 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import cpu
-from sobolev_kernels.call import begin
+from sobolev_kernels.backends import core, cpu
+from sobolev_kernels.enums import SIDES
 from sobolev_kernels.math.table import Formula
+from sobolev_kernels.prepare import prepare
 from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS
+from sobolev_kernels.request import Request
+from sobolev_kernels.settings import Settings, given_of
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, step
 from sobolev_kernels.testing.problems import (
     CURVED,
-    SIDES,
     Shape,
     cotangents_of,
     data,
@@ -24,7 +26,15 @@ from sobolev_kernels.testing.problems import (
 )
 
 SHAPE = Shape(7, 3, 8, 2, 2, 2, "small and odd")
-ISAS = [name for name, _ in cpu._C.instruction_sets()]
+ISAS = [name for name, _ in core._C.instruction_sets()]
+
+
+def prepared(student, x, projections=None, result=LOSS, kinds=("none", "none"), collapsed=False, **settings):
+    """A call on the CPU backend, as a public function prepares it."""
+    named = {} if projections is None else {projections.NAME: projections}
+    named |= {"reduction": "none"} if result == PER_SAMPLE else {}
+    asked = Settings(**named, **settings, backend="cpu", return_terms=True)
+    return prepare(Request(result, student, x, asked, given_of(projections, None), None, kinds, collapsed=collapsed))
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +67,9 @@ def test_opcheck(result, mode):
     forward = {PER_SAMPLE_GRADIENTS: PER_SAMPLE, DERIVATIVES_GRADIENTS: DERIVATIVES}.get(result, result)
     order, collapsed = 2 if mode in ("order 2", COLLAPSED) else 1, mode == COLLAPSED
     target = "none" if forward == DERIVATIVES else "dense"
-    call = begin(
-        numbers.student, x, (sk.Cotangents if mode == "cotangents" else sk.Directions).sphere(2), "cpu",
-        result=forward, order=order, collapsed=collapsed,
-        derivative_target=target, second_target=target if order == 2 else "none",
-    )  # fmt: skip
+    projections = (sk.Cotangents if mode == "cotangents" else sk.Directions).sphere(2)
+    how = {"result": forward, "order": order, "collapsed": collapsed, "kinds": (target, target)}
+    call = prepared(numbers.student, x, projections, **how)
     problem, values, derivative, second, weight = call.problem, numbers.y, numbers.jacobian, numbers.hessian, None
     second = second if order == 2 else None
     if result == DERIVATIVES:
@@ -74,8 +82,8 @@ def test_opcheck(result, mode):
         second = None if order == 1 else random(N, O) if collapsed else random(2, N, O)
         kinds = ["none" if tensor is None else "projected" for tensor in (derivative, second)]
         problem = replace(problem, derivative_target=kinds[0], second_target=kinds[1])
-    parameters = [p.detach().requires_grad_(not backward) for p in call.parameters]
-    tensors = (x, parameters, None, call.seed, values, derivative, second, weight, None)
+    parameters = [p.detach().requires_grad_(not backward) for p in call.student.parameters]
+    tensors = (x, parameters, None, torch.tensor([5, 0]), values, derivative, second, weight, None)
     arguments = (*tensors, [1.0, 0.5, 2.0][: 1 + order], problem.to_string())
     torch.library.opcheck(torch.ops.sobolev_kernels.mlp_sobolev, arguments)
 
@@ -180,9 +188,9 @@ def test_compile_with_units(settings):
 
 
 def test_opcheck_of_the_directions():
-    problem = begin(data(SHAPE).student, torch.zeros(7, 3), sk.Directions.sphere(2), "cpu", result=LOSS).problem
+    drawing = sk.Directions.sphere(2).drawing(3, torch.zeros(7, 3))
     seed = torch.tensor([5, 0])
-    torch.library.opcheck(torch.ops.sobolev_kernels.draw_directions, (seed, 7, problem.to_string()))
+    torch.library.opcheck(torch.ops.sobolev_kernels.draw_directions, (seed, 7, drawing.to_string()))
 
 
 LARGE = Shape(1003, 5, 40, 3, 3, 3, "many tiles, none of them whole at the end")
@@ -207,7 +215,7 @@ def test_bitwise_the_same_on_every_run(mode, threads):
 
 def test_threads_follow_torch():
     numbers = data(SHAPE)
-    problem = begin(numbers.student, numbers.x, None, "cpu", result=LOSS).problem
+    problem = prepared(numbers.student, numbers.x).problem
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -273,7 +281,7 @@ def test_vector_functions_over_their_whole_range(activation, isa, monkeypatch):
 WORKING = {
     "directions": (sk.Directions, {"result": LOSS}),
     "cotangents": (sk.Cotangents, {"result": LOSS}),
-    "order 2": (sk.Directions, {"result": LOSS, "order": 2, "second_target": "dense"}),
+    "order 2": (sk.Directions, {"result": LOSS, "order": 2}),
     "coupled": (sk.Directions, {"result": LOSS, "derivative_loss": Formula("cosine", (1e-12,))}),
     "jet": (sk.Directions, {"result": DERIVATIVES, "order": 2}),
     "vjp": (sk.Cotangents, {"result": DERIVATIVES}),
@@ -290,8 +298,8 @@ def test_working_memory_does_not_grow_with_samples_or_projections(kind, fields, 
 
     def memory(P, N):
         v = kind.given(torch.zeros(P, 4 if kind is sk.Cotangents else 8)) if distribution == "given" else kind.sphere(P)
-        target = {} if fields["result"] == DERIVATIVES else {"derivative_target": "dense"}
-        problem = begin(student, x, v, "cpu", **fields, **target).problem
+        kinds = ("none", "none") if fields["result"] == DERIVATIVES else ("dense", "dense")
+        problem = prepared(student, x, v, kinds=kinds, **fields).problem
         if fields["result"] == DERIVATIVES:
             problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True)
         with computed_from(side):

@@ -457,19 +457,19 @@ def test_a_function_of_another_number_of_outputs_is_not_broadcast():
 NOT_BROADCAST = [
     (
         "jacobian, cotangents", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), cotangents=UP),
-        "jacobian: expected 2 outputs, as the student has",
+        "jacobian: expected [6, 2, 3], got a tensor float32 [6, 1, 3]",
     ),
     (
         "jacobian, directions", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J[:, :1]), directions=SPHERE),
-        "jacobian: expected 2 outputs, as the student has",
+        "jacobian: expected [6, 2, 3], got a tensor float32 [6, 1, 3]",
     ),
     (
         "hessian", lambda f: loss(f, targets=sk.Targets(values=Y, jacobian=J, hessian=H[:, :1]), order=2),
-        "target: expected shape (1, 6, 2), got (1, 6, 1)",
+        "hessian: expected [6, 2, 3, 3], got a tensor float32 [6, 1, 3, 3]",
     ),
     (
         "vjps", lambda f: loss(f, targets=sk.Targets(values=Y, vjps=G[:1], cotangents=U)),
-        "target: expected shape (2, 6, 3), got (1, 6, 3)",
+        "vjps: expected [2, 6, 3], got a tensor float32 [1, 6, 3]",
     ),
     ("output_weight", lambda f: loss(f, output_weight=TWO[:1]), "output_weight: expected"),
 ]  # fmt: skip
@@ -477,7 +477,7 @@ NOT_BROADCAST = [
 
 @pytest.mark.parametrize("name, call, message", NOT_BROADCAST, ids=ids(NOT_BROADCAST))
 def test_tensors_of_another_number_of_outputs_are_not_broadcast(name, call, message):
-    """A function's number of outputs is known only when it has run."""
+    """A function's number of outputs is known only when it has run, that of the targets before."""
     assert_refused(lambda: call(lambda x: STUDENT(x)), ValueError, message)
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from sobolev_kernels.backends import cpu
+from sobolev_kernels.backends import core
 from sobolev_kernels.testing import assert_within_rule, perturbed, problems
 from sobolev_kernels.testing.compare import beside_reference
 from sobolev_kernels.testing.problems import Shape, data, directions_of
 
-ISAS = [name for name, _ in cpu._C.instruction_sets()]
+ISAS = [name for name, _ in core._C.instruction_sets()]
 DTYPES = (torch.float32, torch.float64)
 
 

@@ -9,7 +9,7 @@ from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
 
 import sobolev_kernels as sk
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, step
 from sobolev_kernels.testing.problems import Shape, data, directions_of

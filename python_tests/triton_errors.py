@@ -5,7 +5,7 @@ import torch
 from triton_on_ptx import on_ptx
 
 import sobolev_kernels as sk
-from sobolev_kernels.problem import PRECISIONS
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import step
 from sobolev_kernels.testing.problems import Shape, data, directions_of

@@ -8,11 +8,10 @@ from .derivatives import hvp, jet, jvp, laplacian, vjp
 from .directions import Cotangents, Directions
 from .errors import NotProvided
 from .explain import explain
-from .functional import SobolevTerms, sobolev_loss
+from .loss import SobolevLoss, SobolevTerms, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
-from .module import SobolevLoss
-from .student import MLP, Sine
+from .modules import MLP, Sine
 from .targets import Targets
 
 __version__ = "0.1.0"

@@ -1,162 +1,126 @@
-"""One validated call: the student's layers, the inputs, what is projected, the Problem; and how it is run."""
+"""Runs a prepared call: a student that cannot be looked into, the seed, the targets, the backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch.amp.autocast_mode import is_autocast_available
 
-from . import dispatch, ops
-from .backends import on_device_of, reference
+from . import ops
+from .backends import reference
 from .columns import Columns
-from .directions import Cotangents, Directions, Projections
-from .planner import exact_projection
-from .problem import COTANGENTS, DIRECTIONS, LOSS, Operands, Problem
-from .student import Student, recognise
-from .validate import check_inputs, check_order, check_outputs, check_precision, check_student
+from .directions import Cotangents
+from .enums import COTANGENTS
+from .errors import need, refuse
+from .prepare import Prepared
+from .problem import Operands
+from .settings import DIFFERENTIAL_ML
+from .targets import Targets
 
-COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
-EXACT = "exact"
-AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-Derivatives = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-
-
-@dataclass(frozen=True)
-class Call:
-    student: object
-    layers: Student | str
-    x: torch.Tensor  # [N, D], in the dtype that is computed in
-    columns: Columns
-    projections: Projections | None
-    seed: torch.Tensor | None
-    problem: Problem
-    ran: tuple[torch.Tensor, torch.Tensor] | None = None  # x and y, of a student that had to be run to know O
-
-    @property
-    def parameters(self) -> list[torch.Tensor]:
-        return [compute_dtype(p, self.layers) for p in self.layers.parameters]
-
-    @property
-    def given(self) -> torch.Tensor | None:
-        return None if self.projections is None else self.projections.values
-
-    def materialised(self) -> torch.Tensor:
-        """Directions [P, N, W], or cotangents [P, N, O]."""
-        if self.projections is None:
-            return self.x.new_empty((0, self.x.shape[0], self.problem.drawn))
-        like = self.x.detach().new_empty(()).expand(self.x.shape[0], self.problem.drawn)
-        return ops.materialise(self.projections, self.seed, like).to(self.x.dtype)
-
-    def by_reference(self) -> Derivatives:
-        """y [N, O], its projected derivatives, and second derivatives or None."""
-        problem, vectors = self.problem, self.materialised()
-        mlp = not isinstance(self.layers, str)
-        if problem.projection == COTANGENTS:
-            if mlp:
-                y, gradients = reference.mlp_vjp(self.layers, self.parameters, self.x, vectors)
-            else:
-                y, gradients = reference.vjps(*self.ran, vectors)
-            return y, self.columns.restrict(gradients), None
-        v = self.columns.embed(vectors, self.problem.D)
-        if mlp:
-            y, tangents, second = reference.mlp_jet(self.layers, self.parameters, self.x, v, problem.order)
-        else:
-            y, tangents, second = reference.function_jet(checked(self.student), self.x, v, problem.order)
-        return (y, None, second.sum(0)) if problem.collapsed else (y, tangents, second)
-
-    def fused(self, **tensors) -> tuple[torch.Tensor, ...]:
-        """The op's results, with the targets, weights or cotangents of `Operands` in `tensors`."""
-        x, parameters = self.columns.arrange(self.x, self.parameters)
-        ops.need_no_transforms(self.given, *(t for t in tensors.values() if isinstance(t, torch.Tensor)))
-        return ops.mlp_sobolev(self.problem, Operands(x, parameters, self.given, self.seed, **tensors))
-
-    def derivatives(self) -> Derivatives:
-        """The same as `by_reference`, on the backend of the Problem."""
-        if self.problem.backend == "reference":
-            return self.by_reference()
-        y, *rest = self.fused()
-        first = None if self.problem.collapsed else rest[0]
-        return y, first, rest[-1] if self.problem.order == 2 else None
+Results = tuple[torch.Tensor, ...]
+# Of values, derivatives and second derivatives; None where there is no target.
+Targeted = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+UNTARGETED: Targeted = (None, None, None)
 
 
-def compute_dtype(tensor: torch.Tensor | None, layers: Student | str) -> torch.Tensor | None:
-    """bfloat16 and float16 are computed in float32; but of an unrecognised module only it knows how."""
-    if tensor is None or isinstance(layers, str) or tensor.dtype not in COMPUTE_DTYPE:
-        return tensor
-    return tensor.to(COMPUTE_DTYPE[tensor.dtype])
+def run(call: Prepared) -> tuple[Results, Targeted]:
+    """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
+    request, student, ran = call.request, call.student, None
+    x, columns, targets = student.computed(request.inputs), request.columns, UNTARGETED
+    if student.reason:
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem)
+        call = knowing_outputs(call, ran.y)
+    seed = None if call.projections is None else call.projections.draw_seed()
+    if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
+        columns = columns.balanced(student.computed(request.targets.jacobian))
+    columns = replace(columns, scale=student.computed(columns.scale))
+    if request.targets is not None:
+        targets = targets_of(call, request.targets, columns, seed)
+    return compute(call, x, columns, seed, ran, targets), targets
 
 
-def checked(student: Callable) -> Callable:
-    return lambda x: check_outputs(student(x), x, "student")
+def compute(
+    call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
+    ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
+) -> Results:  # fmt: skip
+    request, problem, computed = call.request, call.problem, call.student.computed
+    parameters = [computed(p) for p in call.student.parameters]
+    weights = request.settings.numbers(problem.W)[: 1 + problem.order]
+    of_each = computed(request.sample_weight), computed(request.output_weight)
+    operands = Operands(x, parameters, computed(call.given), seed, *targets, *of_each, weights)
+    if problem.backend == "reference":
+        return reference.run(problem, operands, columns, ran)
+    x, parameters = columns.arrange(x, parameters)
+    return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
 
 
-def make_problem(
-    layers: Student | str, x: torch.Tensor, projections: Projections | None, n: int, columns: Columns, **fields
-) -> Problem:
-    """Of a student that was not recognised, `layers` is the reason; `n` numbers make a direction or cotangent."""
-    D = x.shape[1]
-    cotangents = isinstance(projections, Cotangents)
-    if isinstance(layers, str):
-        widths = (D, n) if cotangents else (D,)
-        fields |= {"widths": widths, "biases": (), "activations": (), "unrecognised": layers}
-    else:
-        fields |= {"widths": layers.widths, "biases": layers.biases, "activations": layers.activations}
-        wanted = x.requires_grad or any(p.requires_grad for p in layers.parameters)
-        fields["gradients"] = fields["result"] == LOSS and wanted and torch.is_grad_enabled()
-    if projections is not None:
-        fields |= {"P": projections.count(n), "distribution": projections.distribution}
-        fields |= {"shared": projections.shared, "scale": projections.scale(n)}
-        fields |= {"projection": COTANGENTS if cotangents else DIRECTIONS}
-    W = columns.count(D)
-    dtype = str(x.dtype).removeprefix("torch.")
-    return Problem(dtype=dtype, device=x.device.type, input_gradient=x.requires_grad, wrt=0 if W == D else W, **fields)
+def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
+    """What a student that is not looked into gives for x [N, D]: [N, O]."""
+    y, N = function(x), x.shape[0]
+    need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
+    need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
+    return y
 
 
-def resolve_exact(student: object, layers: Student | str, W: int) -> Projections:
-    O = None if isinstance(layers, str) else layers.widths[-1]
-    return (Cotangents if exact_projection(W, O) == COTANGENTS else Directions).basis()
+def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
+    """The call of a student that only running him told the outputs of, checked for what they are compared with."""
+    if y is None:
+        return call
+    request, problem, O = call.request, call.problem, y.shape[1]
+    targets = request.targets
+    jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
+    for name, tensor, dim in (("jacobian", jacobian, 1), ("output_weight", request.output_weight, 0)):
+        fits = tensor is None or tensor.shape[dim] == O
+        need(fits, name, f"{O} outputs, as the student has", tensor)
+    problem = replace(problem, widths=(problem.D, O))
+    if isinstance(call.projections, Cotangents):
+        refuse(call.projections.faults(request.inputs, O, call.given))
+        problem = replace(problem, P=call.projections.count(O), scale=call.projections.scale(O))
+    return replace(call, problem=problem)
 
 
-def choose_precision(precision: str | None, device: str) -> str:
-    """What was asked for, or what autocast computes in on this kind of device."""
-    check_precision(precision)
-    if precision is not None or not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return precision or "ieee"
-    return AUTOCAST_PRECISION.get(torch.get_autocast_dtype(device), "ieee")
+def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.Tensor | None) -> Targeted:
+    """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
+    values, derivative, second, computed = targets.values, targets.derivative, targets.second, call.student.computed
+    if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
+        derivative = derivative[:, None, :]
+    if values is not None and values.dim() == 1:
+        values = values[:, None]
+    values, derivative, second = computed(values), computed(derivative), computed(second)
+    if call.teacher is not None:
+        of_teacher, derivative, second = of_teacher_along(call, targets.teacher, columns, seed)
+        values = of_teacher if values is None else values
+    elif columns.scale is not None:
+        derivative = None if derivative is None else derivative * columns.scale
+        second = None if second is None else second * columns.scale * columns.scale[:, None]
+    first = None if call.projections is None else derivative
+    return values, first, second if call.problem.order == 2 else None
 
 
-def begin(
-    student: object, inputs: torch.Tensor, projections: Projections | str | None, backend: str | None,
-    columns: Columns | None = None, precision: str | None = None, **fields,
-) -> Call:  # fmt: skip
-    """Recognise the student, draw the seed, choose side and backend."""
-    layers = recognise(student)
-    check_inputs(inputs, layers)
-    check_student(student, layers, inputs)
-    check_order(student, layers, fields.get("order", 1))
-    columns = columns or Columns()
-    columns.check(inputs)
-    W = columns.count(inputs.shape[1])
-    if projections == EXACT:
-        projections = resolve_exact(student, layers, W)
-    n, ran = W, None
-    if isinstance(projections, Cotangents) and isinstance(layers, str):
-        ran = reference.with_graph(checked(student), inputs)
-        n = ran[1].shape[1]
-    elif isinstance(projections, Cotangents):
-        n = layers.widths[-1]
-    if projections is not None:
-        projections.check(inputs, n)
-        projections = replace(projections, values=compute_dtype(projections.values, layers))
-    x = compute_dtype(inputs, layers)
-    fields["precision"] = choose_precision(precision, x.device.type)
-    columns = replace(columns, scale=compute_dtype(columns.scale, layers))
-    problem = make_problem(layers, x, projections, n, columns, **fields)
-    with on_device_of(x):
-        problem = dispatch.choose(problem, backend)
-    if problem.backend != "reference":
-        ops.need_no_transforms(x, *layers.parameters)
-    seed = None if projections is None else projections.draw_seed()
-    return Call(student, layers, x, columns, projections, seed, problem, ran)
+@torch.no_grad()
+def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed: torch.Tensor | None) -> Targeted:
+    """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
+    teacher, outputs = call.teacher, call.problem.outputs
+    inputs, ran = teacher.student.computed(teacher.request.inputs), None
+    columns = replace(columns, scale=None if columns.scale is None else columns.scale.to(inputs.dtype))
+    if teacher.student.reason:
+        ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), inputs, teacher.problem)
+        if teacher.problem.projection == COTANGENTS:
+            widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
+            teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
+    results = compute(teacher, inputs, columns, seed, ran)
+    dtype = getattr(torch, call.problem.dtype)
+    return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
+
+
+def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
+    """[N, O] as the student's; a teacher of one output may return [N]."""
+    y = function(x)
+    need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
+    y = y[:, None] if y.dim() == 1 else y
+    outputs = outputs or y.shape[-1]
+    need(y.shape == (len(x), outputs), "teacher", f"values [{len(x)}, {outputs}], one row for each input", y)
+    cast = torch.is_autocast_enabled(x.device.type)
+    need(cast or y.dtype == x.dtype, "teacher", f"values of {x.dtype}, as the inputs are", y)
+    return y

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import need
+from .errors import Fault
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,31 +21,33 @@ class Columns:
     wrt: tuple[int, ...] | None = None
     scale: torch.Tensor | None = None
 
-    @classmethod
-    def of(cls, wrt: object, scale: torch.Tensor | None = None) -> Columns:
-        """From what a user wrote."""
-        several = wrt is None or (isinstance(wrt, Iterable) and not isinstance(wrt, (str, torch.Tensor)))
-        need(several, "wrt", "columns of the inputs, a sequence of whole numbers", wrt)
-        return cls(None if wrt is None else tuple(wrt), scale)
-
-    def check(self, inputs: torch.Tensor) -> None:
+    def faults(self, inputs: torch.Tensor) -> Iterator[Fault]:
+        """Why these are not columns of inputs [N, D], or not units of them."""
         D = inputs.shape[1]
         if self.wrt is not None:
-            known = len(self.wrt) > 0 and all(type(d) is int and 0 <= d < D for d in self.wrt)
-            need(known, "wrt", f"columns of the inputs, whole numbers from 0 to {D - 1}", self.wrt)
-            need(len(set(self.wrt)) == len(self.wrt), "wrt", "each column once", self.wrt)
+            if not (self.wrt and all(type(d) is int and 0 <= d < D for d in self.wrt)):
+                yield Fault("wrt", f"columns of the inputs, whole numbers from 0 to {D - 1}", self.wrt)
+            if len(set(self.wrt)) < len(self.wrt):
+                yield Fault("wrt", "each column once", self.wrt)
         if self.scale is not None:
             W, s = self.count(D), self.scale
             half = inputs.dtype in (torch.bfloat16, torch.float16)
             fits = isinstance(s, torch.Tensor) and s.shape == (W,)
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
-            fits = fits and s.device == inputs.device and not s.requires_grad
-            expected = f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad"
-            need(fits, "input_scale", expected, s)
+            if not (fits and s.device == inputs.device and not s.requires_grad):
+                yield Fault("input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s)
             compiling = torch.compiler.is_compiling()
             looked_at = s.device.type == "cpu" and not compiling and not torch._C._are_functorch_transforms_active()
-            positive = not looked_at or bool(((s > 0) & torch.isfinite(s)).all())
-            need(positive, "input_scale", "finite numbers > 0", s.tolist() if not positive else s)
+            if looked_at and not bool(((s > 0) & torch.isfinite(s)).all()):
+                yield Fault("input_scale", "finite numbers > 0", s.tolist())
+
+    def balanced(self, jacobian: torch.Tensor) -> Columns:
+        """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020)."""
+        rms = jacobian.flatten(0, -2).square().mean(0).sqrt()
+        # a column that never changes f has no size of its own: it takes that of the others
+        usual = rms.square().mean().sqrt()
+        scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
+        return replace(self, scale=scale if jacobian.numel() else torch.ones_like(scale))
 
     def count(self, D: int) -> int:
         return D if self.wrt is None else len(self.wrt)

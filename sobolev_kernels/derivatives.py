@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 import torch
 
-from .call import Call, begin
-from .columns import Columns
-from .directions import Cotangents, Directions
+from . import call
+from .directions import Cotangents, Directions, Projections
 from .errors import need
+from .prepare import prepare
 from .problem import DERIVATIVES
-from .validate import check_known_order
+from .request import Request
+from .settings import Settings
 
 
-def evaluate(student: object, x: torch.Tensor, projections, wrt, backend: str | None, **fields) -> Call:
+def evaluate(
+    student: object, x: torch.Tensor, projections: Projections, collapsed: bool = False, **settings
+) -> tuple[torch.Tensor, ...]:
+    """Values and derivatives along directions or cotangents, of x's dtype."""
     student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
-    return begin(student, x, projections, backend, Columns.of(wrt), result=DERIVATIVES, **fields)
-
-
-def results(call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.to(dtype) for tensor in call.derivatives() if tensor is not None)
+    settings |= {projections.NAME: projections}
+    request = Request(DERIVATIVES, student, x, Settings(**settings), projections.values, collapsed=collapsed)
+    results, _ = call.run(prepare(request))
+    return tuple(result.to(x.dtype) for result in results)
 
 
 def as_directions(v: torch.Tensor | Directions) -> Directions:
@@ -56,7 +59,7 @@ def jvp(
         >>> dy.shape
         torch.Size([1, 5, 1])
     """
-    return results(evaluate(student, x, as_directions(v), wrt, backend), x.dtype)
+    return evaluate(student, x, as_directions(v), wrt=wrt, backend=backend)
 
 
 def vjp(
@@ -84,7 +87,7 @@ def vjp(
         torch.Size([1, 5, 2])
     """
     cotangents = u if isinstance(u, Cotangents) else Cotangents.given(u)
-    return results(evaluate(student, x, cotangents, wrt, backend), x.dtype)
+    return evaluate(student, x, cotangents, wrt=wrt, backend=backend)
 
 
 def jet(
@@ -112,8 +115,7 @@ def jet(
         >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 2))]
         [(5, 1), (3, 5, 1), (3, 5, 1)]
     """
-    check_known_order(order)
-    return results(evaluate(student, x, as_directions(v), wrt, backend, order=order), x.dtype)
+    return evaluate(student, x, as_directions(v), wrt=wrt, backend=backend, order=order)
 
 
 def laplacian(
@@ -142,10 +144,9 @@ def laplacian(
         torch.Size([5, 1])
     """
     directions = Directions.basis() if v is None else as_directions(v)
-    call = evaluate(student, x, directions, wrt, backend, order=2, collapsed=True)
-    y, total = results(call, x.dtype)
+    y, total = evaluate(student, x, directions, wrt=wrt, backend=backend, order=2, collapsed=True)
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
-    return y, total if summed else total / call.problem.P
+    return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
 
 
 def hvp(

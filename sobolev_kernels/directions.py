@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from .errors import need
+from .drawing import Drawing, drawn, over_samples
+from .errors import Fault, need, refuse
 from .math.directions import DISTRIBUTIONS, unbiased_scale
 
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """What `Directions` and `Cotangents` have in common: vectors of n numbers, drawn from a distribution or given."""
+    """What `Directions` and `Cotangents` have in common: vectors of n numbers, drawn from a distribution or given.
+
+    Two are equal if they say the same; those with a tensor in them are equal to themselves alone.
+    """
 
     distribution: str
     P: int | None
@@ -75,35 +80,50 @@ class Projections:
         need(self.seed is not None, "offset", f"{self.NAME} with a seed", self)
         return replace(self, offset=offset)
 
+    def without_values(self):
+        """What is known of given ones beside their tensor."""
+        return replace(self, values=None)
+
+    def _said(self) -> tuple:
+        return self.distribution, self.P, self.shared, self.seed, self.offset, self.unbiased
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self is other or (self.values is None and other.values is None and self._said() == other._said())
+
+    def __hash__(self) -> int:
+        return hash(self._said()) if self.values is None else id(self)
+
     @property
     def fixed(self) -> bool:
         """Whether two calls use the same ones."""
-        return self.seed is not None or self.values is not None
+        return self.seed is not None or self.distribution == "given"
 
     def count(self, n: int) -> int:
         """P for vectors of n numbers."""
-        P = n if self.distribution == "basis" else self.P
-        fits = self.distribution != "orthonormal" or P <= n
-        need(fits, self.NAME, f"at most {self.LETTER} = {n} orthonormal {self.NAME}", f"P = {P}")
-        return P
+        return n if self.distribution == "basis" else self.P
 
-    def check(self, inputs: torch.Tensor, n: int) -> None:
-        """Raise unless these suit `inputs` [N, D]: vectors of n numbers, and given ones also N, dtype and device."""
-        self.count(n)
-        if self.values is not None:
-            v, shape = self.values, (n,) if self.shared else (inputs.shape[0], n)
-            half = inputs.dtype in (torch.bfloat16, torch.float16)
-            same = v.dtype == inputs.dtype or (half and v.dtype == torch.float32)
-            fits = v.shape[1:] == shape and v.device == inputs.device and same
-            expected = f"{inputs.dtype} [P, {', '.join(map(str, shape))}] on {inputs.device}, as the inputs are"
-            need(fits, self.NAME, expected, v)
+    def faults(self, like: torch.Tensor, n: int | None, given: torch.Tensor | None) -> Iterator[Fault]:
+        """Why these do not suit `like` [N, ...]: vectors of n numbers (None: not known yet), given ones its dtype."""
+        if n is not None and self.distribution == "orthonormal" and self.P > n:
+            yield Fault(self.NAME, f"at most {self.LETTER} = {n} orthonormal {self.NAME}", f"P = {self.P}")
+        if given is not None:
+            N, known = like.shape[0], given.shape[-1] if n is None else n
+            shape = (known,) if self.shared else (N, known)
+            half = like.dtype in (torch.bfloat16, torch.float16)
+            same = given.dtype == like.dtype or (half and given.dtype == torch.float32)
+            if not (given.shape[1:] == shape and given.device == like.device and same):
+                shape = shape if n is not None else (*shape[:-1], self.LETTER)
+                expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"
+                yield Fault(self.NAME, expected, given)
 
     def scale(self, n: int) -> float:
         return unbiased_scale(self.distribution, n) if self.unbiased else 1.0
 
     def draw_seed(self) -> torch.Tensor | None:
         """(seed, offset) of one call, int64 [2] on the CPU; None for given ones."""
-        if self.values is not None:
+        if self.distribution == "given":
             return None
         if self.seed is not None:
             return torch.tensor((self.seed, self.offset), dtype=torch.int64)
@@ -116,14 +136,21 @@ class Projections:
         They are of the dtype that the call computes in: that of `like`, or float32 for half precision.
         Without a seed this takes the next draw of torch's default generator, exactly as a call does.
         """
-        from .ops import materialise  # ops knows Projections
-
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
         need(isinstance(like, torch.Tensor), name, f"a tensor {shape}", like, TypeError)
         floating = like.dim() == 2 and like.is_floating_point()
         need(floating, name, f"a floating tensor {shape}", like)
-        self.check(like, like.shape[1])
-        return materialise(self, self.draw_seed(), like)
+        N, n = like.shape
+        refuse(self.faults(like, n, self.values))
+        if self.values is not None:
+            return over_samples(self.values, N)
+        return drawn(self.drawing(n, like), self.draw_seed(), N)
+
+    def drawing(self, n: int, like: torch.Tensor) -> Drawing:
+        """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
+        dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
+        where = {"dtype": dtype, "device": like.device.type}
+        return Drawing(self.distribution, self.count(n), n, self.shared, self.scale(n), **where)
 
 
 class Directions(Projections):

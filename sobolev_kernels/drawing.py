@@ -1,23 +1,47 @@
-"""Draws the directions of one call as a tensor."""
+"""Directions and cotangents as a tensor: how they are drawn, and the op that draws them."""
 
 from __future__ import annotations
 
 import torch
 
-from .backends import cpu
+from .backends import core
 from .math.directions import draw
-from .problem import Problem
+from .problem import Drawing
+
+# An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
+library = torch.library.Library("sobolev_kernels", "FRAGMENT")
+library.define("draw_directions(Tensor seed, SymInt N, str drawing) -> Tensor")
 
 
-def draw_directions(seed: torch.Tensor, N: int, problem: Problem) -> torch.Tensor:
-    """Directions or cotangents [P, N, n] of one call, by the core where it computes the step: bit for bit its own."""
-    dtype = getattr(torch, problem.dtype)
+def over_samples(given: torch.Tensor, N: int) -> torch.Tensor:
+    """Given ones, [P, N, n] or [P, n] for all samples, as [P, N, n]."""
+    return given if given.dim() == 3 else given[:, None, :].expand(-1, N, -1)
+
+
+def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
+    """Vectors [P, N, n] of one call, by the core where it computes the step: bit for bit its own."""
+    if torch.compiler.is_compiling():
+        return torch.ops.sobolev_kernels.draw_directions(seed, N, drawing.to_string())
     # in a transform of torch.func a new tensor has no memory of its own to fill
-    if cpu.supports(problem) is None and not torch._C._are_functorch_transforms_active():
-        out = torch.empty((problem.P, N, problem.drawn), dtype=dtype)
-        cpu.draw(problem, seed, out)
+    if core.draws(drawing) and not torch._C._are_functorch_transforms_active():
+        out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype))
+        core.draw(drawing, seed, out)
         return out
     key, offset = seed.tolist()
-    device = torch.device(problem.device)
-    name, P, n = problem.distribution, problem.P, problem.drawn
-    return draw(name, key, offset, P, N, n, problem.shared, problem.scale, dtype, device)
+    shape = drawing.P, N, drawing.n
+    where = getattr(torch, drawing.dtype), torch.device(drawing.device)
+    return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.scale, *where)
+
+
+def draw_eager(seed: torch.Tensor, N: int, drawing: str) -> torch.Tensor:
+    return drawn(Drawing.from_string(drawing), seed, N)
+
+
+def draw_fake(seed: torch.Tensor, N: int, drawing: str) -> torch.Tensor:
+    d = Drawing.from_string(drawing)
+    return torch.empty((d.P, N, d.n), dtype=getattr(torch, d.dtype), device=d.device)
+
+
+for device in ("CPU", "CUDA"):
+    library.impl("draw_directions", draw_eager, device)
+torch.library.register_fake("sobolev_kernels::draw_directions", draw_fake, lib=library)

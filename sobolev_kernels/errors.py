@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Fault(NamedTuple):
+    """Why an argument is refused."""
+
+    argument: str
+    expected: str
+    got: Any
+    kind: type[Exception] = ValueError
+
+
+class NotProvided(NotImplementedError):
+    """A derivative or a transform that this library does not compute, and refuses rather than return zero."""
 
 
 def describe(value: Any) -> str:
@@ -18,11 +32,16 @@ def describe(value: Any) -> str:
     return value if isinstance(value, str) and value else repr(value)
 
 
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raise the first fault, if there is one.
+
+    Checks are generators of faults: each reads like a list, runs once, and makes a message only when there is one.
+    """
+    for fault in faults:
+        raise fault.kind(f"{fault.argument}: expected {fault.expected}, got {describe(fault.got)}")
+
+
 def need(condition: bool, argument: str, expected: str, got: Any, kind: type[Exception] = ValueError) -> None:
-    """Raise `kind` unless `condition` holds."""
+    """A single check: raise `kind` unless `condition` holds."""
     if not condition:
-        raise kind(f"{argument}: expected {expected}, got {describe(got)}")
-
-
-class NotProvided(NotImplementedError):
-    """A derivative or a transform that this library does not compute, and refuses rather than return zero."""
+        refuse([Fault(argument, expected, got, kind)])

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
 
 import torch
 
 from . import dispatch, planner
 from .backends import on_device_of
-from .call import EXACT, begin
-from .columns import Columns
-from .directions import Cotangents, Directions
+from .directions import Directions
+from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import need
-from .functional import REDUCTIONS, LossName, choose_weights, pick_one
-from .math.losses import choose_loss
-from .problem import DENSE, DIRECTIONS, LOSS, NONE, PER_SAMPLE, PROJECTED
-from .validate import check_known_order
+from .prepare import prepare
+from .problem import LOSS, PER_SAMPLE
+from .request import Request
+from .settings import EXACT, Settings, given_of, keywords
 
 
 def explain(
-    student: torch.nn.Module,
-    x: torch.Tensor,
-    directions: Directions | None = None,
-    *,
-    cotangents: Cotangents | None = None,
-    derivatives: str | None = None,
-    order: int = 1,
-    wrt: Sequence[int] | None = None,
-    value_loss: LossName = "mse",
-    derivative_loss: LossName = "mse",
-    weights: Sequence[float] | str | None = None,
-    reduction: str = "mean",
-    precision: str | None = None,
-    backend: str | None = None,
-    return_terms: bool = False,
-    derivative_target: str = DENSE,
-) -> str:
+    student: torch.nn.Module, x: torch.Tensor, directions: Directions | None = None, *, derivative_target: str = DENSE,
+    **settings,
+) -> str:  # fmt: skip
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
 
-    Nothing is computed, and no random number is drawn. (A student that is not recognised is run for cotangents, whose
-    numbers it tells.)
+    Nothing is computed, and no random number is drawn.
 
     Args:
-        student, x, …, return_terms: as for `sobolev_loss`. Those of its arguments that are not here change nothing.
+        student, x, directions, …: as for `sobolev_loss`. Those of its arguments that are tensors change nothing.
         derivative_target: "dense" or "projected", for the count of bytes.
 
     Raises:
@@ -56,21 +40,10 @@ def explain(
     """
     known = derivative_target in (DENSE, PROJECTED)
     need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target)
-    need(reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", reduction)
-    check_known_order(order)
-    losses = (choose_loss("value_loss", value_loss), choose_loss("derivative_loss", derivative_loss))
-    weights = choose_weights(weights, order)
-    projections = pick_one(directions, cotangents, derivatives, order) or Directions.sphere(1)
-    if not (isinstance(weights, str) or any(weights[1:]) or return_terms):
-        projections, order, derivative_target = None, 1, NONE
-    second = derivative_target if order == 2 else NONE
-    columns = Columns.of(wrt)
-    with torch.random.fork_rng(devices=[]):
-        call = begin(
-            student, x, projections, backend, columns, precision,
-            result=PER_SAMPLE if reduction == "none" else LOSS, reduction=reduction, order=order,
-            derivative_target=derivative_target, second_target=second, value_loss=losses[0], derivative_loss=losses[1],
-        )  # fmt: skip
+    asked = Settings(directions=directions, **settings)
+    given = given_of(directions, settings.get("cotangents"))
+    result = PER_SAMPLE if asked.reduction == "none" else LOSS
+    call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
         what = f"{type(student).__name__} of {problem.D} features"
@@ -79,8 +52,9 @@ def explain(
     dtype = str(x.dtype).removeprefix("torch.")
     computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
     lines = [f"student     {what}, {dtype}{computed} on {problem.device}"]
-    some = f"{problem.P} x {problem.distribution}{', shared' if problem.shared else ''}" if projections else "none"
-    some += f", order {order}" if order > 1 else ""
+    some = f"{problem.P or 'O'} x {problem.distribution}{', shared' if problem.shared else ''}"
+    some = "none" if call.projections is None else some
+    some += f", order {problem.order}" if problem.order > 1 else ""
     some += f", of {problem.W} of {problem.D} inputs" if problem.wrt else ""
     lines += [f"{problem.projection:<11} {some}, N = {N}"]
     with on_device_of(x):
@@ -89,7 +63,7 @@ def explain(
             taken = "-> " if name == problem.backend else "   "
             lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
         if not problem.unrecognised:
-            lines += [f"work        {line}" for line in sides_of(problem, N, projections == EXACT)]
+            lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
     text = "\n".join(lines)
     print(text)
@@ -98,11 +72,11 @@ def explain(
 
 def sides_of(problem, N: int, exact: bool) -> list[str]:
     """The side taken first, then what the others would cost."""
-    projected = planner.TANGENTS if problem.projection == DIRECTIONS else planner.GRADIENTS
+    projected = TANGENTS if problem.projection == DIRECTIONS else GRADIENTS
     choices, counts = dict(dispatch.BACKENDS[problem.backend].plan(problem, N).choices), planner.chains(problem)
     taken = choices.get("side", projected)
     if exact:
-        counts, taken = {planner.TANGENTS: problem.W, planner.GRADIENTS: problem.O}, projected
+        counts, taken = {TANGENTS: problem.W, GRADIENTS: problem.O}, projected
     elif "side" not in choices:
         counts = {taken: counts[taken]}
     again = ", and thrice that in a backward" if problem.result == PER_SAMPLE else ""
@@ -112,3 +86,6 @@ def sides_of(problem, N: int, exact: bool) -> list[str]:
         streams = f"by {n} {side if n != 1 else side[:-1]} beside the values" if n else "for the values"
         lines.append(f"{flops:.3g} FLOP in matrix products {streams}{again}")
     return [line if i == 0 else f"(instead of {line})" for i, line in enumerate(lines)]
+
+
+explain.__signature__ = inspect.Signature(keywords(explain))

@@ -11,23 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
-from .directions import Projections
 from .dispatch import BACKENDS
-from .drawing import draw_directions
-from .errors import NotProvided
-from .problem import (
-    DERIVATIVES,
-    DERIVATIVES_GRADIENTS,
-    LOSS,
-    NONE,
-    PER_SAMPLE,
-    PER_SAMPLE_GRADIENTS,
-    PROJECTED,
-    Operands,
-    Problem,
-)  # fmt: skip
+from .enums import NONE, PROJECTED
+from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from .transforms import RefuseDoubleBackward, refuse_forward_mode
 
 empty = torch.empty  # the tests replace it by one that returns NaN
 
@@ -97,56 +85,6 @@ def op_eager(*arguments: Any) -> list[torch.Tensor]:
 def op_fake(*arguments: Any) -> list[torch.Tensor]:
     outputs, gradients = outputs_of(*from_op(*arguments))
     return [*outputs.values(), *gradients]
-
-
-class RefuseDoubleBackward(torch.autograd.Function):
-    """Gradients pass through, and a backward through them raises: a second derivative is refused, never zero.
-
-    The first `count` tensors are what the gradients depend on; without them autograd would take them for constants.
-    """
-
-    @staticmethod
-    def forward(count, *tensors):
-        return tuple(g.view_as(g) for g in tensors[count:])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotProvided(
-            "double backward: the fused step computes first derivatives of the loss only; "
-            'pass backend="reference" to differentiate its gradients again'
-        )
-
-    @staticmethod
-    def jvp(ctx, *_):
-        refuse_forward_mode()
-
-
-def refuse_forward_mode() -> None:
-    raise NotProvided(
-        "forward-mode AD: no tangent is provided through the fused step (it would be a silent zero); "
-        'pass backend="reference", or use sk.jvp for derivatives of the student'
-    )
-
-
-def is_dual(tensor: torch.Tensor | None) -> bool:
-    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def need_no_transforms(*tensors: torch.Tensor | None) -> None:
-    """Raise where forward-mode AD is going on in one of the tensors, or a transform of torch.func around the call."""
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    # under vmap a dual tensor cannot be asked for its tangent
-    if forward_ad._current_level >= 0 and (transformed or any(map(is_dual, tensors))):
-        refuse_forward_mode()
-    if transformed:
-        raise NotProvided(
-            "torch.func: grad, vjp, vmap and what is made of them do not go through the fused step; "
-            'use torch.autograd, or pass backend="reference"'
-        )
 
 
 def gradients_of(problem: Problem, operands: Operands) -> list[torch.Tensor]:
@@ -256,32 +194,3 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
         return tuple(call(problem, operands))
     x, parameters, *optional, weights = operands
     return MlpSobolev.apply(problem, weights, x, *optional, *parameters)
-
-
-def draw_fake(seed: torch.Tensor, N: int, problem: str) -> torch.Tensor:
-    p = Problem.from_string(problem)
-    return torch.empty((p.P, N, p.W), dtype=getattr(torch, p.dtype), device=p.device)
-
-
-# An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
-library.define("draw_directions(Tensor seed, SymInt N, str problem) -> Tensor")
-for device in DEVICES:
-    library.impl("draw_directions", lambda seed, N, p: draw_directions(seed, N, Problem.from_string(p)), device)
-torch.library.register_fake("sobolev_kernels::draw_directions", draw_fake, lib=library)
-
-
-def materialise(projections: Projections, seed: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Directions or cotangents [P, N, n], given or drawn, for `like` [N, n], in the dtype that a step computes in."""
-    N, n = like.shape
-    P = projections.count(n)
-    if projections.values is not None:
-        values = projections.values
-        return values if values.dim() == 3 else values[:, None, :].expand(P, N, n)
-    dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
-    problem = Problem(
-        DERIVATIVES, (n, 1), (False,), (), dtype, like.device.type, P=P, distribution=projections.distribution,
-        shared=projections.shared, scale=projections.scale(n),
-    )  # fmt: skip
-    if torch.compiler.is_compiling():
-        return torch.ops.sobolev_kernels.draw_directions(seed, N, problem.to_string())
-    return draw_directions(seed, N, problem)

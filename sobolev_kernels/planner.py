@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .problem import COTANGENTS, DIRECTIONS, Problem
-
-TANGENTS, GRADIENTS = "tangents", "gradients"
+from .enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
+from .problem import Problem
 
 # FLOPs of a multiply that take as long as one number of a direction takes to draw or to load: two cores of an EPYC with
 # AVX-512, `python -m bench --planner`. The gradients' side draws every direction once for each output.

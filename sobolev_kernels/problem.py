@@ -9,6 +9,17 @@ from typing import NamedTuple
 
 import torch
 
+from .enums import (
+    COTANGENTS,
+    DENSE,
+    DIRECTIONS,
+    DTYPES,
+    NO_RESIDUALS,
+    NONE,
+    PROJECTED,
+    RESIDUALS_GIVEN,
+    RESIDUALS_OF_LOSS,
+)  # fmt: skip
 from .math.table import Formula
 
 # What one call of the op is asked for.
@@ -18,9 +29,32 @@ PER_SAMPLE_GRADIENTS = "per_sample_gradients"  # all gradients, given a cotangen
 DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second derivatives, no gradients
 DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
 
-DIRECTIONS, COTANGENTS = "directions", "cotangents"  # what P counts: tangents D m[v], or gradients Jᵀu
-NONE, DENSE, PROJECTED = "none", "dense", "projected"  # what a target holds: see `Operands`
-PRECISIONS = ("ieee", "tf32", "bf16", "fp16")  # of what is multiplied; sums are float32 or better
+RESIDUALS_OF = {
+    DERIVATIVES: NO_RESIDUALS, LOSS: RESIDUALS_OF_LOSS, PER_SAMPLE: RESIDUALS_OF_LOSS,
+    PER_SAMPLE_GRADIENTS: RESIDUALS_OF_LOSS, DERIVATIVES_GRADIENTS: RESIDUALS_GIVEN,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How P vectors of n numbers are drawn for each sample, or once for all if they are `shared`."""
+
+    distribution: str
+    P: int
+    n: int
+    shared: bool
+    scale: float
+    dtype: str
+    device: str
+
+    def to_string(self) -> str:
+        """For an op's schema, which has no place for a dataclass."""
+        return repr(astuple(self))
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def from_string(cls, text: str) -> Drawing:
+        return cls(*ast.literal_eval(text))
 
 
 @dataclass(frozen=True)
@@ -67,6 +101,11 @@ class Problem:
         return self.widths[-1]
 
     @property
+    def outputs(self) -> int | None:
+        """O, where it is known."""
+        return self.widths[-1] if len(self.widths) > 1 else None
+
+    @property
     def W(self) -> int:
         """Inputs that are differentiated."""
         return self.wrt or self.D
@@ -80,6 +119,16 @@ class Problem:
     def derived(self) -> int:
         """Numbers of one sample's derivative along one direction or cotangent."""
         return self.W if self.projection == COTANGENTS else self.O
+
+    @property
+    def drawing(self) -> Drawing:
+        """How its directions or cotangents are drawn."""
+        dtype = self.dtype if self.dtype in DTYPES else "float32"
+        return Drawing(self.distribution, self.P, self.drawn, self.shared, self.scale, dtype, self.device)
+
+    @property
+    def residuals(self) -> str:
+        return RESIDUALS_OF[self.result]
 
     @property
     def multiplies(self) -> int:

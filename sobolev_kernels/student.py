@@ -1,113 +1,26 @@
-"""Recognises what a module is made of: linear layers with activations of the table between them, or not."""
+"""Recognises what a student is made of: linear layers with activations of the table between them, or not."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .errors import need
-from .math.activations import ACTIVATIONS
-from .math.table import Formula, choose
+from .math.activations import is_curved
+from .math.table import Formula
+from .modules import IDENTITY, KINDS, MLP, from_module
 
-IDENTITY = Formula("identity")
-
-
-class Sine(nn.Module):
-    """sin(omega * z), the activation of sinusoidal representation networks (Sitzmann et al., 2020)."""
-
-    def __init__(self, omega: float = 1.0):
-        super().__init__()
-        self.omega = float(omega)
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.sin(self.omega * z)
-
-    def extra_repr(self) -> str:
-        return f"omega={self.omega:g}"
+# Half precision is computed in float32.
+COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+# torch's own activations that are linear between their kinks
+FLAT_MODULES = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
+)  # fmt: skip
 
 
-def gelu_name(module: nn.GELU) -> str:
-    return "gelu" if module.approximate == "none" else "gelu_tanh"
-
-
-# How a row of the activation table looks as a module, and back.
-FROM_MODULE: dict[type[nn.Module], Callable[[nn.Module], Formula]] = {
-    nn.Identity: lambda m: IDENTITY,
-    nn.ReLU: lambda m: Formula("relu"),
-    nn.LeakyReLU: lambda m: Formula("leaky_relu", (float(m.negative_slope),)),
-    nn.ELU: lambda m: Formula("elu", (float(m.alpha),)),
-    nn.Tanh: lambda m: Formula("tanh"),
-    nn.Sigmoid: lambda m: Formula("sigmoid"),
-    nn.Softplus: lambda m: Formula("softplus", (float(m.beta), float(m.threshold))),
-    nn.SiLU: lambda m: Formula("silu"),
-    nn.GELU: lambda m: Formula(gelu_name(m)),
-    Sine: lambda m: Formula("sin", (m.omega,)),
-    nn.Softsign: lambda m: Formula("softsign"),
-}
-TO_MODULE: dict[str, Callable[..., nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "sin": Sine,
-    "softsign": nn.Softsign,
-}
-assert set(TO_MODULE) == set(ACTIVATIONS), "every activation has its module"
-
-
-def choose_activation(argument: str, choice: str | tuple | Formula) -> Formula:
-    """An activation by name, with its parameters."""
-    activation = choose(ACTIVATIONS, argument, choice)
-    need(all(map(math.isfinite, activation.parameters)), argument, "finite parameters", choice)
-    return activation
-
-
-class MLP(nn.Sequential):
-    """A multi-layer perceptron: D -> width × depth -> O, an `nn.Sequential` with a shorter constructor.
-
-    Args:
-        D, O: input and output features.
-        width, depth: features and number of the hidden layers; depth 0 is one linear layer.
-        activation: a name of the activation table, or (name, parameter, ...), for example ("sin", 30.0).
-        last_activation: the same after the last layer.
-        bias: whether the linear layers have one.
-
-    Raises:
-        ValueError: a size below 1 (depth: below 0), or an unknown activation.
-
-    Example:
-        >>> sum(p.numel() for p in MLP(2, 1, width=16, depth=2).parameters())
-        337
-    """
-
-    def __init__(
-        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
-        last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
-    ):  # fmt: skip
-        for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
-            need(type(size) is int and size >= least, name, f"a whole number, at least {least}", size)
-        formulas = [choose_activation("activation", activation)] * depth
-        formulas.append(choose_activation("last_activation", last_activation))
-        widths = [D, *[width] * depth, O]
-        layers: list[nn.Module] = []
-        for n_in, n_out, formula in zip(widths, widths[1:], formulas, strict=False):
-            layers.append(nn.Linear(n_in, n_out, bias=bias, device=device, dtype=dtype))
-            if formula.name != "identity":
-                layers.append(TO_MODULE[formula.name](*formula.parameters))
-        super().__init__(*layers)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Student:
     """A recognised multi-layer perceptron; `parameters` is weight, bias, weight, … without the missing biases."""
 
@@ -115,6 +28,50 @@ class Student:
     biases: tuple[bool, ...]
     activations: tuple[Formula, ...]
     parameters: tuple[torch.Tensor, ...]
+    reason: str = ""
+
+    @property
+    def D(self) -> int | None:
+        return self.widths[0]
+
+    @property
+    def O(self) -> int | None:  # noqa: E743
+        return self.widths[-1]
+
+    def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """In the dtype that is computed in."""
+        return tensor if tensor is None else tensor.to(COMPUTE_DTYPE.get(tensor.dtype, tensor.dtype))
+
+    def flat(self) -> str | None:
+        """An activation whose second derivative is 0 almost everywhere."""
+        flat = (a.name for a in self.activations if a.name != "identity" and not is_curved(a))
+        return next(flat, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrecognised:
+    """Any other function, and why it is not a multi-layer perceptron; only running it tells its outputs."""
+
+    reason: str
+    function: object
+    widths: tuple[int, ...] = ()
+    biases: tuple[bool, ...] = ()
+    activations: tuple[Formula, ...] = ()
+    D: int | None = None
+    O: int | None = None
+
+    @property
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(self.function, "parameters", tuple)())
+
+    def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """As it is: only the function knows how it computes in half precision."""
+        return tensor
+
+    def flat(self) -> str | None:
+        """A module like ReLU in it. A function called relu cannot be seen."""
+        modules = self.function.modules() if isinstance(self.function, nn.Module) else ()
+        return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -136,8 +93,13 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
         yield module
 
 
-def recognise(module: object) -> Student | str:
+def recognise(function: object) -> Student | Unrecognised:
     """The layers of a module, or in words why it is not an MLP of the activation table."""
+    layers = layers_of(function)
+    return Unrecognised(layers, function) if isinstance(layers, str) else layers
+
+
+def layers_of(module: object) -> Student | str:
     if not isinstance(module, nn.Module):
         return f"the student is a {type(module).__name__}, not a torch.nn.Sequential"
     widths: list[int] = []
@@ -161,12 +123,13 @@ def recognise(module: object) -> Student | str:
             fresh = True
         elif kind is nn.Identity:
             continue
-        elif kind not in FROM_MODULE:
-            return f"{kind.__name__} is not one of Linear and {', '.join(k.__name__ for k in FROM_MODULE)}"
+        elif (formula := from_module(leaf)) is None:
+            known = ", ".join(known.__name__ for known in KINDS)
+            return f"{kind.__name__} is not one of Linear and {known}"
         elif not fresh:
             return f"{kind.__name__} does not follow a linear layer"
         else:
-            activations[-1] = FROM_MODULE[kind](leaf)
+            activations[-1] = formula
             fresh = False
     if not parameters:
         return "the student has no linear layer"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from .directions import Cotangents, Directions
+from .enums import DENSE, NONE, PROJECTED
 from .errors import need
-from .problem import DENSE, NONE, PROJECTED
 
+TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
 SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "teacher": PROJECTED}
 
@@ -48,7 +49,7 @@ class Targets:
     seconds: torch.Tensor | None = None
 
     def __post_init__(self):
-        for name in ("values", "jacobian", "tangents", "vjps", "hessian", "seconds"):
+        for name in TENSORS:
             tensor = getattr(self, name)
             need(tensor is None or isinstance(tensor, torch.Tensor), name, "a tensor", tensor, TypeError)
             constant = tensor is None or not tensor.requires_grad
@@ -74,6 +75,11 @@ class Targets:
     def second_kind(self) -> str:
         """A Problem's second_target."""
         return next((kind for name, kind in SECOND_KINDS.items() if getattr(self, name) is not None), NONE)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that there are, by name."""
+        named = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
     def derivative(self) -> torch.Tensor | None:

@@ -142,6 +142,8 @@ void draw_direction(const Directions& directions, std::int64_t sample, std::int6
       break;
     case Distribution::kGiven:
       break;
+    default:
+      throw std::invalid_argument("a distribution that this core does not draw");
   }
   if (directions.scale == 1) return;
   for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] *= T(directions.scale);

@@ -8,11 +8,10 @@
 
 namespace sk::cuda {
 
+using sk::Precision;  // kIeee multiplies float32 without tensor cores
+
 constexpr int kMostLayers = 16, kThreads = 256;
 constexpr std::uint32_t kAbsent = ~0u;
-
-// Of what is multiplied; sums are float32. kIeee multiplies float32 without tensor cores.
-enum class Precision : int { kIeee, kTf32, kBf16, kFp16 };
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
 

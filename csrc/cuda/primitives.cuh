@@ -42,7 +42,11 @@ static __device__ __noinline__ Activated activated(int row, float a, float b, fl
       result.value[i] = d.value, result.d1[i] = d.d1, result.d2[i] = d.d2; \
     }                                                                      \
     break;
-  switch (row) { SK_ACTIVATIONS(SK_CASE) }
+  switch (row) {
+    SK_ACTIVATIONS(SK_CASE)
+    default:
+      __trap();
+  }
 #undef SK_CASE
   return result;
 }
@@ -52,7 +56,11 @@ static __device__ __noinline__ Residual<float> residual(int row, float a, float 
 #define SK_CASE(row, name) \
   case row:                \
     return name::call(r, parameters);
-  switch (row) { SK_LOSSES(SK_CASE) }
+  switch (row) {
+    SK_LOSSES(SK_CASE)
+    default:
+      __trap();
+  }
 #undef SK_CASE
   return Residual<float>{};
 }

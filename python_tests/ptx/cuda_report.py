@@ -12,8 +12,9 @@ from pathlib import Path
 
 from sobolev_kernels import planner
 from sobolev_kernels.backends import cuda
+from sobolev_kernels.enums import DENSE, PRECISIONS
 from sobolev_kernels.math.table import Formula
-from sobolev_kernels.problem import DENSE, LOSS, PRECISIONS, Problem
+from sobolev_kernels.problem import LOSS, Problem
 
 from .compile import assemble, compile_file, tool
 

@@ -9,12 +9,13 @@ import torch
 
 from .. import planner
 from ..math.losses import is_coupled
-from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, PRECISIONS, Operands, Plan, Problem
-from . import cpu
+from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
+from . import core
+from .finish import finish
 
 MOST_LAYERS = 16
-MISSING = cpu.MISSING
-if MISSING is None and not hasattr(cpu._C, "cuda_step"):
+MISSING = core.MISSING
+if MISSING is None and not hasattr(core._C, "cuda_step"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
 
 
@@ -68,21 +69,13 @@ def hardware(device: int) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def layout(problem: Problem, side: str, limit: int) -> dict:
     """How a block goes about it, from shapes alone."""
-    some = (1, 0, 0, 0)
-    step = cpu.step_of(problem, 1)
-    parameters = [some] * (len(problem.biases) + sum(problem.biases))
-    cpu.set_layers(step, problem, parameters, [1] * len(parameters) if problem.gradients else [])
-    drawn = problem.distribution != "given"
-    cpu.set_directions(step, problem, None, torch.zeros(2, dtype=torch.int64) if drawn else None)
-    kind = cpu.TARGETS.index(problem.derivative_target)
-    step.residuals(1, [(1, some), (kind, some)], None, None)
-    step.outputs(problem.gradients, *[None] * 6)
-    step.plan(cpu.SIDES.index(side), 1, 1)
-    return cpu._C.cuda_layout(step, precision(problem), limit)
+    step = core.step_of_shapes(problem, 1)
+    core.set_plan(step, side)
+    return core._C.cuda_layout(step, precision(problem), limit)
 
 
 def precision(problem: Problem) -> int:
-    return PRECISIONS.index(problem.precision)
+    return core.CODES["Precision"][problem.precision]
 
 
 def plan(problem: Problem, N: int) -> Plan:
@@ -98,39 +91,29 @@ def plan(problem: Problem, N: int) -> Plan:
 
 @torch.no_grad()
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, weights = operands
-    N = x.shape[0]
-    terms = x.new_empty(2, N)
-    step = cpu.step_of(problem, N)
-    cpu.set_layers(step, problem, [cpu.strided(p) for p in parameters], [g.data_ptr() for g in gradients])
-    step.input(cpu.strided(x))
-    cpu.set_directions(step, problem, given, seed)
-    targets = [(1, cpu.strided(values)), (cpu.TARGETS.index(problem.derivative_target), cpu.strided(derivative))]
-    step.residuals(1, targets, cpu.strided(sample_weight), cpu.strided(output_weight))
-    step.loss(cpu.terms_of(problem, N, tuple(weights)), True)
+    terms = operands.x.new_empty(2, operands.x.shape[0])
+    step = core.step_of(problem, operands, gradients, per_sample=True)
     dx = outputs["dx"].data_ptr() if "dx" in outputs else None
     step.outputs(problem.gradients, None, None, None, None, terms.data_ptr(), dx)
-    step.plan(cpu.SIDES.index(planner.side(problem)), 1, 1)
+    core.set_plan(step, planner.side(problem))
     launch(step, precision(problem), terms)
     if problem.result != PER_SAMPLE_GRADIENTS:
-        loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
-        per_sample = problem.result == PER_SAMPLE
-        outputs["loss"].copy_(loss if per_sample else loss.sum())
-        outputs["terms"].copy_(terms if per_sample else terms.sum(1))
+        for name, result in zip(("loss", "terms"), finish(problem, operands.weights, terms), strict=True):
+            outputs[name].copy_(result)
 
 
 @lru_cache(maxsize=256)
 def blocks_at_a_time(precision: int, shared: int, device: int) -> int:
-    return cpu._C.cuda_blocks(precision, shared, device)
+    return core._C.cuda_blocks(precision, shared, device)
 
 
 def launch(step, precision: int, terms: torch.Tensor) -> None:
     """On the device of `terms` and its current stream; scratch comes from torch, so a CUDA graph can capture it."""
     device = terms.device
     limit, processors = hardware(device.index)
-    chosen = cpu._C.cuda_layout(step, precision, limit)
+    chosen = core._C.cuda_layout(step, precision, limit)
     most = processors * blocks_at_a_time(precision, chosen["shared"], device.index)
     blocks = max(1, min(chosen["tiles"], most))
     scratch = torch.empty(chosen["packed"] + blocks * chosen["slot"], dtype=torch.uint8, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream
-    cpu._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, device.index, stream)
+    core._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, device.index, stream)

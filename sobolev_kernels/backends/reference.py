@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..columns import Columns
+from ..drawing import drawn, over_samples
+from ..enums import COTANGENTS, DENSE, DIRECTIONS
 from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
-from ..problem import Plan, Problem
-from ..student import Student
+from ..problem import DERIVATIVES, Operands, Plan, Problem
+from .finish import finish
+
+# y [N, O], derivatives, second derivatives
+Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 def supports(problem: Problem) -> str | None:
@@ -24,18 +31,83 @@ def plan(problem: Problem, N: int) -> Plan:
     return Plan("reference", "autograd, VJPs of VJPs" if problem.unrecognised else "plain PyTorch streams")
 
 
-def layer_by_layer(student: Student, parameters: list[torch.Tensor]):
+class Evaluated(NamedTuple):
+    """A function and what it gave; x asks for its gradient. Without y it has not been run yet."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    x: torch.Tensor
+    y: torch.Tensor | None
+
+
+def run(
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None = None
+) -> tuple[torch.Tensor, ...]:
+    """What the op returns, but differentiable again and again; of a multi-layer perceptron, or of the function run.
+
+    Operands are those of the fused backends, of the inputs as they come: it is here that `columns` are told.
+    """
+    x, N = operands.x, operands.x.shape[0]
+    if operands.given is not None:
+        vectors = over_samples(operands.given, N)
+    elif operands.seed is not None:
+        vectors = drawn(problem.drawing, operands.seed, N)
+    else:
+        vectors = x.new_empty((0, N, problem.drawn))
+    vectors = vectors.to(x.dtype)
+    y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
+    if problem.result == DERIVATIVES:
+        return tuple(result for result in (y, first, second) if result is not None)
+    return loss_of(problem, operands, vectors, (y, first, second))
+
+
+def derivatives_along(
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor
+) -> Jets:
+    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone."""
+    x, parameters = operands.x, operands.parameters
+    if problem.projection == COTANGENTS:
+        y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
+        return y, columns.restrict(gradients), None
+    v = columns.embed(vectors, problem.D)
+    jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
+    y, first, second = jet
+    return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
+
+
+def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor, predictions: Jets):
+    """(loss, terms): the loss differentiable as often as needed."""
+    cotangents, samples, outputs = problem.projection == COTANGENTS, operands.sample_weight, operands.output_weight
+    y, derivative, second = predictions[0], operands.derivative, operands.second
+    if problem.derivative_target == DENSE and derivative is not None:
+        derivative = (pull if cotangents else project)(derivative, vectors)
+    if problem.second_target == DENSE and second is not None:
+        second = project_twice(second, vectors)
+    rows = outputs[:, None, None] if cotangents and outputs is not None else outputs
+    losses = (problem.value_loss, problem.derivative_loss, problem.derivative_loss)
+    parts = zip(losses, predictions, (operands.values, derivative, second), (outputs, rows, rows), strict=True)
+    terms = []
+    for loss, prediction, target, weight in list(parts)[: 1 + problem.order]:
+        each = y.new_zeros(y.shape[0]) if target is None else term(loss, prediction, target, weight)
+        each = each if samples is None else samples * each
+        terms.append(each / max(1, y.shape[0]) if problem.reduction == "mean" else each)
+    loss, terms = finish(problem, operands.weights, terms)
+    if not any(operands.weights):
+        loss = loss + 0 * (y.sum(-1) if problem.reduction == "none" else y.sum())
+    return loss, terms
+
+
+def layer_by_layer(problem: Problem, parameters: list[torch.Tensor]):
     """(weight, bias or None, activation) of each layer."""
     tensors = iter(parameters)
-    for has_bias, activation in zip(student.biases, student.activations, strict=True):
+    for has_bias, activation in zip(problem.biases, problem.activations, strict=True):
         yield next(tensors), next(tensors) if has_bias else None, activation
 
 
-def mlp_jet(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor, order: int = 1):
+def mlp_jet(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, v: torch.Tensor, order: int = 1):
     """y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O] of a multi-layer perceptron along
     v [P, N, D]: docs/math.md, sections 2 and 10."""
     h, h_dot, h_ddot = x, v, torch.zeros_like(v) if order == 2 else None
-    for weight, bias, activation in layer_by_layer(student, parameters):
+    for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
         z = z if bias is None else z + bias
         z_dot = h_dot @ weight.T
@@ -46,10 +118,10 @@ def mlp_jet(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, v
     return h, h_dot, h_ddot
 
 
-def mlp_vjp(student: Student, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor):
+def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor):
     """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O]: docs/math.md, section 4."""
     h, below = x, []
-    for weight, bias, activation in layer_by_layer(student, parameters):
+    for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
         h, d1, *_ = derivatives(activation, z if bias is None else z + bias)
         below.append((weight, d1))
@@ -92,14 +164,17 @@ def with_graph(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch
         return x, function(x)
 
 
-def function_vjp(function: Callable, x: torch.Tensor, u: torch.Tensor):
-    """The same for any function of x [N, D], by autograd."""
-    return vjps(*with_graph(function, x), u)
+def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
+    """Run a function, so that it is known what it gives before anything else happens."""
+    along_directions = problem.projection == DIRECTIONS
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and problem.order == 1 and along_directions:
+        return Evaluated(function, x, None)
+    return Evaluated(function, *with_graph(function, x))
 
 
-def vjps(x: torch.Tensor, y: torch.Tensor, u: torch.Tensor):
-    """y and its gradients Jᵀu, for what `with_graph` gave."""
-    graph = torch.is_grad_enabled()
+def vjps(ran: Evaluated, u: torch.Tensor):
+    """y and its gradients Jᵀu."""
+    graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
     with torch.enable_grad():
         gradients = [gradient(y, x, cotangent) for cotangent in u]
     gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
@@ -113,18 +188,17 @@ def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch
     return torch.autograd.grad(y, x, cotangent, create_graph=True, materialize_grads=True)[0]
 
 
-def function_jet(function: Callable, x: torch.Tensor, v: torch.Tensor, order: int = 1):
+def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     """Derivatives along v of any function of x [N, D]: the VJP of its VJP, which is linear in the cotangent.
 
     Not torch.func.jvp, which many operations do not support.
     """
-    graph = torch.is_grad_enabled()
-    if torch.compiler.is_compiling() and not graph and order == 1:
+    graph, (function, x, y) = torch.is_grad_enabled(), ran
+    if y is None:
         # without a gradient forward mode is right, and dynamo can follow it
         tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
         y = function(x)
         return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape)), None
-    x, y = with_graph(function, x)
     with torch.enable_grad():
         tangents = along(y, x, v)
         seconds = [along(t, x, d[None])[0] for t, d in zip(tangents, v, strict=True)] if order == 2 else None

@@ -11,7 +11,6 @@ import torch
 import sobolev_kernels as sk
 
 from .. import planner
-from ..backends import cpu
 from ..directions import Projections
 from .problems import Data, as_dtype, fixed, targets_of, threads, threads_for
 from .rule import allowed, assert_within_rule, error, multiplies_in
@@ -54,11 +53,11 @@ def computed_from(side: str | None) -> Iterator[None]:
     """One of the planner's sides, where a problem has it, instead of the planner's choice; None: that choice."""
     chosen = planner.side
     if side is not None:
-        cpu.side = planner.side = lambda problem: side if side in planner.chains(problem) else chosen(problem)
+        planner.side = lambda problem: side if side in planner.chains(problem) else chosen(problem)
     try:
         yield
     finally:
-        cpu.side = planner.side = chosen
+        planner.side = chosen
 
 
 @dataclass

@@ -14,7 +14,6 @@ import torch
 
 import sobolev_kernels as sk
 
-from .. import planner
 from ..directions import Projections
 from ..math.activations import derivatives, is_curved
 from ..math.table import Formula, choose
@@ -22,7 +21,6 @@ from ..student import recognise
 
 DTYPES = (torch.float32, torch.float64)
 LOSS_NAMES = list(sk.LOSSES)
-SIDES = (planner.TANGENTS, planner.GRADIENTS)
 RANDOM = ["sphere", "normal", "rademacher", "coordinate", "orthonormal"]
 CURVED = [name for name in sk.ACTIVATIONS if is_curved(choose(sk.ACTIVATIONS, "activation", name))]
 # Around a jump of a first or second derivative, where float32 and float64 must be on the same side.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..problem import PRECISIONS
+from ..enums import PRECISIONS
 
 # Another order of summation is not an error: so many units in the last place of the largest number are allowed.
 EPSILONS = 64

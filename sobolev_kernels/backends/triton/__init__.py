@@ -10,7 +10,8 @@ import importlib.util
 import torch
 
 from ... import planner
-from ...problem import COTANGENTS, Operands, Plan, Problem
+from ...enums import COTANGENTS, TANGENTS
+from ...problem import Operands, Plan, Problem
 from .. import on_device_of
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
@@ -37,7 +38,7 @@ def plan(problem: Problem, N: int) -> Plan:
     from . import launches, one_launch
 
     reason = one_launch.refusal(problem)
-    side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else planner.TANGENTS
+    side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else TANGENTS
     choices = (("precision", problem.precision), ("side", side))
     if reason is None:
         row = launches.one_launch(problem)

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 import triton
 
-from ...problem import PRECISIONS, Problem
+from ...enums import PRECISIONS
+from ...problem import Problem
 
 # Targets that are compiled for; a GPU takes the rows of the one whose tensor cores it has.
 SM_80, SM_90, SM_100, GFX942 = "sm_80", "sm_90", "sm_100", "gfx942"

@@ -9,20 +9,13 @@ from __future__ import annotations
 import torch
 import triton
 
-from ...drawing import draw_directions
+from ...drawing import drawn, over_samples
+from ...enums import COTANGENTS, DENSE
 from ...math.losses import is_coupled
 from ...math.table import Formula
-from ...problem import (
-    COTANGENTS,
-    DENSE,
-    DERIVATIVES,
-    DERIVATIVES_GRADIENTS,
-    PER_SAMPLE,
-    PER_SAMPLE_GRADIENTS,
-    Operands,
-    Problem,
-)  # fmt: skip
+from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
 from .. import reference
+from ..finish import finish
 from .elementwise import activate_kernel, adjoint_kernel, delta_kernel, pull_kernel, residual_kernel
 from .formulas import arguments
 from .fused_multiply import backward_kernel, forward_kernel
@@ -164,8 +157,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     N, W = x.shape[0], problem.W
     vectors = None
     if problem.P:
-        vectors = draw_directions(seed, N, problem) if given is None else given
-        vectors = vectors.expand(problem.P, N, -1) if vectors.dim() == 3 else vectors[:, None].expand(-1, N, -1)
+        vectors = drawn(problem.drawing, seed, N) if given is None else over_samples(given, N)
     for gradient in gradients:
         gradient.zero_()
     layers = Layers(problem, parameters)
@@ -198,10 +190,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     else:
         terms, common = losses(problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights)
         if problem.result != PER_SAMPLE_GRADIENTS:
-            loss = sum((w * t for w, t in zip(weights, terms, strict=False) if w), x.new_zeros(N))
-            per_sample = problem.result == PER_SAMPLE
-            outputs["loss"].copy_(loss if per_sample else loss.sum())
-            outputs["terms"].copy_(torch.stack(terms) if per_sample else torch.stack([t.sum() for t in terms]))
+            for name, result in zip(("loss", "terms"), finish(problem, weights, terms), strict=True):
+                outputs[name].copy_(result)
     if not problem.gradients:
         return
     owed = [None] * len(layers.weights)

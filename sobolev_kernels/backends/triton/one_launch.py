@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 
 from ... import planner
+from ...enums import COTANGENTS, DENSE
 from ...math.losses import is_coupled
-from ...problem import COTANGENTS, DENSE, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from ...problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from ..finish import finish
 from . import in_cache, on_chip
 from .draws import DISTRIBUTION, direction, target_along
 from .formulas import arguments, derivatives, residual
@@ -243,10 +245,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             **chains, **launch.options,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
-        loss = sum((w * term for w, term in zip(weights, terms, strict=True) if w), terms.new_zeros(N))
-        per_sample = problem.result == PER_SAMPLE
-        outputs["loss"].copy_(loss if per_sample else loss.sum())
-        outputs["terms"].copy_(terms if per_sample else terms.sum(1))
+        for name, result in zip(("loss", "terms"), finish(problem, weights, terms), strict=True):
+            outputs[name].copy_(result)
     if problem.gradients:
         unpack(problem, common * slots.sum(0), common * bias_slots.sum(0), gradients)
 

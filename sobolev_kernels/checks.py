@@ -1,0 +1,185 @@
+"""All checks of a request, in one list: none has an effect, and the first that fails is the error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .directions import Cotangents, Directions, Projections
+from .enums import NONE
+from .errors import Fault, NotProvided, describe
+from .request import Request
+from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
+from .student import Student, Unrecognised
+from .targets import Targets
+
+Layers = Student | Unrecognised
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+UNKNOWN = ("O", "R")  # sizes that only running the student would tell
+NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give hessian, seconds or teacher")
+
+
+def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iterator[Fault]:
+    """Why a request is refused, before anything is run, chosen or drawn."""
+    settings, inputs, targets = request.settings, request.inputs, request.targets
+    if targets is not None:
+        yield from faults_of_kinds(request, targets)
+    yield from faults_of_inputs(inputs, student, "student")
+    yield from faults_of_parameters(request.student, student, inputs, "student")
+    yield from faults_of_order(student, settings.order, "student")
+    yield from request.columns.faults(inputs)
+    W, O = request.columns.count(inputs.shape[1]), outputs_of(request, student)
+    projections, given = request.projections(student) if request.projects else (None, None)
+    if projections is not None:
+        yield from projections.faults(inputs, O if isinstance(projections, Cotangents) else W, given)
+    if targets is not None:
+        yield from faults_of_targets(targets, inputs, O, W, projections)
+        yield from faults_of_weight("sample_weight", request.sample_weight, inputs.shape[0], inputs)
+        yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
+        yield from faults_of_units(request, targets, projections)
+        if teacher is not None:
+            yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
+    if settings.check_finite:
+        yield from faults_of_numbers(request, given)
+
+
+def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
+    """Whether there are targets for what the settings ask, and vectors that they belong to."""
+    settings, asked = request.settings, request.asked()
+    if settings.weights == DIFFERENTIAL_ML and targets.jacobian is None:
+        yield Fault("targets", f"a jacobian, whose columns {DIFFERENTIAL_ML!r} weighs", targets.kind)
+    yield from faults_of_scale(settings, request.input_scale)
+    yield from faults_of_projections(settings.order, asked)
+    for term, kind in enumerate(request.kinds[: settings.order]):
+        if kind == NONE and settings.numbers(1)[1 + term] != 0:
+            expected = "a derivative target, since its weight is not zero"
+            yield Fault("targets", expected, f"{NEEDED[term]}, or a derivative weight of 0")
+    if settings.numbers(1)[0] != 0 and targets.values is None and targets.teacher is None:
+        yield Fault("targets", "values, since the value term's weight is not zero", "none")
+    chosen = next(iter(asked.values()), None)
+    for kind, names in ((Directions, ("tangents", "seconds")), (Cotangents, ("vjps",))):
+        belongs = next((name for name in names if getattr(targets, name) is not None), None)
+        if request.projects and belongs and not (isinstance(chosen, kind) and chosen.fixed):
+            what = f"those the target {names[0]} belong to: given(tensor), a seed, or basis()"
+            yield Fault(kind.NAME, what, chosen)
+
+
+def faults_of_scale(settings: Settings, input_scale: object) -> Iterator[Fault]:
+    if isinstance(settings.weights, str) and input_scale is not None:
+        yield Fault("weights", "numbers together with an input_scale", settings.weights)
+
+
+def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fault]:
+    if not isinstance(inputs, torch.Tensor):
+        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError)
+    if inputs.dtype not in FLOATING:
+        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
+    if inputs.dim() != 2:
+        yield Fault("inputs", "a tensor [N, D]", inputs)
+    if student.D is not None and inputs.shape[1] != student.D:
+        yield Fault("inputs", f"[N, {student.D}], since the {name} takes {student.D} features", inputs)
+
+
+def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
+    if not callable(function):
+        yield Fault(name, "a torch.nn.Module", function, TypeError)
+    for i, parameter in enumerate(student.parameters):
+        if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
+            expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
+            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")
+
+
+def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
+    """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
+    flat = student.flat() if order == 2 else None
+    if flat is not None:
+        what = f"1 with {flat}, whose second derivative is 0 almost everywhere "
+        what += f"(the second derivative of the {name} would be silently 0)"
+        yield Fault("order", what, order, NotProvided)
+
+
+def outputs_of(request: Request, student: Layers) -> int | None:
+    """O, of the student; where only running him would tell, of what he is to be compared with."""
+    if student.O is not None or request.targets is None:
+        return student.O
+    values, jacobian = request.targets.values, request.targets.jacobian
+    if values is not None and 0 < values.dim() <= 2:
+        return values.shape[1] if values.dim() == 2 else 1
+    if jacobian is not None and 1 < jacobian.dim() <= 3:
+        return jacobian.shape[1] if jacobian.dim() == 3 else 1
+    return None
+
+
+def faults_of_shape(name: str, tensor: object, shapes: list[tuple], inputs: torch.Tensor) -> Iterator[Fault]:
+    """Not one of `shapes`, where a letter stands for any size; or not of the inputs' dtype and device."""
+    if not any(matches(tuple(tensor.shape), shape) for shape in shapes):
+        yield Fault(name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
+    if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
+        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor)
+
+
+def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
+    if len(got) != len(shape):
+        return False
+    return all(n in UNKNOWN or n == m for n, m in zip(shape, got, strict=True))
+
+
+def faults_of_targets(
+    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None
+) -> Iterator[Fault]:
+    N, some, one = inputs.shape[0], "O" if O is None else O, O in (None, 1)
+    P = None if projections is None else projections.count(some if isinstance(projections, Cotangents) else W)
+    shapes = {
+        "values": [(N, some)] + [(N,)] * one,
+        "jacobian": [(N, some, W)] + [(N, W)] * one,
+        "hessian": [(N, some, W, W)],
+        "tangents": [(P, N, some)],
+        "seconds": [(P, N, some)],
+        "vjps": [("R" if P == "O" else P, N, W)],
+    }
+    for name, tensor in targets.tensors().items():
+        if projections is not None or name in ("values", "jacobian", "hessian"):
+            yield from faults_of_shape(name, tensor, shapes[name], inputs)
+
+
+def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.Tensor) -> Iterator[Fault]:
+    """Of a weight for each sample or output."""
+    if weight is None:
+        return
+    if not isinstance(weight, torch.Tensor):
+        yield Fault(name, f"a tensor [{count}]", weight, TypeError)
+    if weight.requires_grad:
+        yield Fault(name, "a tensor without requires_grad (no gradient to weights is provided)", weight)
+    yield from faults_of_shape(name, weight, [(count,)], inputs)
+
+
+def faults_of_units(request: Request, targets: Targets, projections: Projections | None) -> Iterator[Fault]:
+    """Weights of columns and outputs, where their derivatives are mixed already."""
+    if request.input_scale is not None and (targets.tangents is not None or targets.seconds is not None):
+        yield Fault("input_scale", "a jacobian, hessian, vjps or teacher to scale alike", "projected tangents")
+    mixed = isinstance(projections, Cotangents) and projections.distribution != "basis"
+    if mixed and request.output_weight is not None:
+        yield Fault("output_weight", 'directions, Cotangents.basis() or derivatives="exact"', "mixed outputs")
+
+
+def faults_of_teacher(
+    function: object, teacher: Layers, student: Layers, inputs: torch.Tensor, order: int
+) -> Iterator[Fault]:
+    yield from faults_of_inputs(inputs, teacher, "teacher")
+    yield from faults_of_parameters(function, teacher, inputs, "teacher")
+    yield from faults_of_order(teacher, order, "teacher")
+    if None not in (teacher.O, student.O) and teacher.O != student.O:
+        yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")
+
+
+def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
+    """NaN and infinity: a pass over all tensors."""
+    named = {"inputs": request.inputs, **request.targets.tensors()}
+    named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
+    named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
+    named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
+    for name, tensor in named.items():
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")

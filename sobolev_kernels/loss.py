@@ -1,0 +1,173 @@
+"""`sobolev_loss`, and `SobolevLoss`, its module form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+
+from . import call
+from .checks import faults_of_scale
+from .directions import Cotangents, Directions
+from .errors import need, refuse
+from .prepare import prepare
+from .problem import LOSS, PER_SAMPLE
+from .request import Request
+from .settings import LossName, Settings, given_of, keywords
+from .targets import Targets
+
+
+class SobolevTerms(NamedTuple):
+    """What `return_terms=True` gives: scalars, or [N] with reduction="none". Only `loss` carries gradients.
+
+    A term without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
+    """
+
+    loss: torch.Tensor
+    value: torch.Tensor
+    derivative: torch.Tensor
+    second: torch.Tensor | None = None
+
+
+def sobolev_loss(
+    student: torch.nn.Module,
+    inputs: torch.Tensor,
+    targets: Targets,
+    *,
+    directions: Directions | None = None,
+    cotangents: Cotangents | None = None,
+    derivatives: str | None = None,
+    order: int = 1,
+    wrt: Sequence[int] | None = None,
+    value_loss: LossName = "mse",
+    derivative_loss: LossName = "mse",
+    weights: Sequence[float] | str | None = None,
+    input_scale: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
+    output_weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    precision: str | None = None,
+    backend: str | None = None,
+    return_terms: bool = False,
+    check_finite: bool = False,
+) -> torch.Tensor | SobolevTerms:
+    """The Sobolev loss of a student on values and derivatives (Czarnecki et al., 2017).
+
+        loss = w_0 · mean_{n,o} ρ_0(m(x_n) - f(x_n)) + w_1 · mean_{p,n,o} ρ_1(D m(x_n)[v_p] - D f(x_n)[v_p])
+                                                     + w_2 · mean_{p,n,o} ρ_1(D²m(x_n)[v_p, v_p] - D²f(x_n)[v_p, v_p])
+
+    With `cotangents` the middle term is instead the mean over r, n and d of ρ_1 of (D m(x_n)ᵀu_r - D f(x_n)ᵀu_r)_d;
+    with `derivatives="exact"` the mean over all entries of the Jacobian. On a fused backend one call computes the
+    loss and all its gradients; `backward` only scales them.
+
+    Args:
+        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
+        inputs: x [N, D], floating point, of the student's dtype and device. Gets a gradient if it asks for one;
+            the targets are constants then.
+        targets: see `Targets`.
+        directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
+        cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
+        derivatives: "exact", instead of directions and cotangents: the whole Jacobian, from the cheaper side.
+        order: 2 adds the second directional derivatives along the same directions. Refused for a student or teacher
+            with a module as ReLU in it, whose second derivative is 0 almost everywhere; a plain function, or a forward
+            that calls relu as one, cannot be looked into, and its second derivatives are silently 0.
+        wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
+            by default all. Directions, Jacobian and Hessian have W columns then, in this order.
+        value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
+            numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
+            "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these.
+        weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
+            needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
+            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the target Jacobian.
+        input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
+        sample_weight: [N], multiplies each sample's residuals; `output_weight`: [O], each output's.
+        reduction: "mean" or "sum" over the samples, or "none": [N], and the gradients wait for the backward.
+        precision: the least that what is multiplied may have: "ieee" (float32), "tf32", "bf16" or "fp16"; sums and
+            all else are float32. By default what `torch.autocast` says, else "ieee". A backend that has no such
+            multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
+        backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
+        return_terms: also return the terms, unweighted, as `SobolevTerms`.
+        check_finite: look for NaN and infinity in inputs, targets and parameters first (costs a pass over them).
+
+    Returns:
+        The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
+        it is 0, and so are its gradients.
+
+    Raises:
+        TypeError, ValueError: bad arguments, naming the argument, what was expected and what came.
+        NotImplementedError: the forced backend refuses, or a derivative is not provided.
+
+    Example:
+        >>> from sobolev_kernels import MLP, Directions, Targets
+        >>> x = torch.rand(8, 2)
+        >>> f = lambda x: (x ** 3).sum(-1, keepdim=True)
+        >>> loss = sobolev_loss(MLP(2, 1, width=16), x, Targets(teacher=f), directions=Directions.sphere(4))
+        >>> loss.backward()
+    """
+    settings = Settings(
+        directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
+        backend, return_terms, check_finite,
+    )  # fmt: skip
+    tensors = {"input_scale": input_scale, "sample_weight": sample_weight, "output_weight": output_weight}
+    return evaluate(settings, student, inputs, targets, given_of(directions, cotangents), **tensors)
+
+
+def evaluate(
+    settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
+    **tensors: torch.Tensor | None,
+) -> torch.Tensor | SobolevTerms:  # fmt: skip
+    need(isinstance(targets, Targets), "targets", "a sobolev_kernels.Targets", targets, TypeError)
+    result = PER_SAMPLE if settings.reduction == "none" else LOSS
+    kinds = targets.kind, targets.second_kind
+    request = Request(result, student, inputs, settings, given, targets, kinds, **tensors)
+    (loss, terms, *_), targeted = call.run(prepare(request))
+    loss = loss.to(inputs.dtype)
+    if not settings.return_terms:
+        return loss
+    known = [tensor is not None for tensor in targeted[: 1 + settings.order]]
+    nothing = torch.full_like(loss.detach(), torch.nan)
+    each = [terms[i].detach().to(inputs.dtype) if there else nothing for i, there in enumerate(known)]
+    return SobolevTerms(loss, *each)
+
+
+class SobolevLoss(torch.nn.Module):
+    """A Sobolev loss with its settings, called as `loss_fn(student, inputs, targets, sample_weight=None)`.
+
+    The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters;
+    `input_scale`, `output_weight`, and the tensor of directions or cotangents that were given, are buffers, which move
+    with `.to(device)`.
+
+    Example:
+        >>> from sobolev_kernels import MLP
+        >>> loss_fn = SobolevLoss(directions=Directions.sphere(4))
+        >>> x = torch.rand(8, 2)
+        >>> targets = Targets(values=x.sum(1, keepdim=True), jacobian=torch.ones(8, 1, 2))
+        >>> loss_fn(MLP(2, 1, width=16), x, targets).backward()
+    """
+
+    def __init__(
+        self, *, input_scale: torch.Tensor | None = None, output_weight: torch.Tensor | None = None, **settings
+    ):
+        super().__init__()
+        self.settings = Settings(**settings)
+        refuse(faults_of_scale(self.settings, input_scale))
+        given = given_of(settings.get("directions"), settings.get("cotangents"))
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("output_weight", output_weight)
+        self.register_buffer("given", given, persistent=False)
+
+    def forward(
+        self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
+        sample_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor | SobolevTerms:  # fmt: skip
+        tensors = {"input_scale": self.input_scale, "output_weight": self.output_weight, "sample_weight": sample_weight}
+        return evaluate(self.settings, student, inputs, targets, self.given, **tensors)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))
+
+
+SobolevLoss.__init__.__signature__ = inspect.Signature(keywords(SobolevLoss.__init__))

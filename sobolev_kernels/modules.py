@@ -1,0 +1,116 @@
+"""What students are made of: `MLP`, `Sine`, and the modules that the rows of the activation table look like."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .errors import need
+from .math.activations import ACTIVATIONS
+from .math.table import Formula, choose
+
+IDENTITY = Formula("identity")
+
+
+class Sine(nn.Module):
+    """sin(omega * z), the activation of sinusoidal representation networks (Sitzmann et al., 2020)."""
+
+    def __init__(self, omega: float = 1.0):
+        super().__init__()
+        self.omega = float(omega)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.omega * z)
+
+    def extra_repr(self) -> str:
+        return f"omega={self.omega:g}"
+
+
+class Row(NamedTuple):
+    """How a row of the activation table looks as a module.
+
+    Its class, the attributes that are the formula's parameters, and the arguments that tell it from another row.
+    """
+
+    kind: type[nn.Module]
+    parameters: tuple[str, ...] = ()
+    arguments: tuple[tuple[str, object], ...] = ()
+
+    def describes(self, module: nn.Module) -> bool:
+        return type(module) is self.kind and all(getattr(module, name) == value for name, value in self.arguments)
+
+
+MODULES = {
+    "identity": Row(nn.Identity),
+    "relu": Row(nn.ReLU),
+    "leaky_relu": Row(nn.LeakyReLU, ("negative_slope",)),
+    "elu": Row(nn.ELU, ("alpha",)),
+    "tanh": Row(nn.Tanh),
+    "sigmoid": Row(nn.Sigmoid),
+    "softplus": Row(nn.Softplus, ("beta", "threshold")),
+    "silu": Row(nn.SiLU),
+    "gelu": Row(nn.GELU, arguments=(("approximate", "none"),)),
+    "gelu_tanh": Row(nn.GELU, arguments=(("approximate", "tanh"),)),
+    "sin": Row(Sine, ("omega",)),
+    "softsign": Row(nn.Softsign),
+}
+assert list(MODULES) == list(ACTIVATIONS), "every activation has its module"
+KINDS = dict.fromkeys(row.kind for row in MODULES.values())
+
+
+def to_module(formula: Formula) -> nn.Module:
+    row = MODULES[formula.name]
+    return row.kind(*formula.parameters, **dict(row.arguments))
+
+
+def from_module(module: nn.Module) -> Formula | None:
+    """The row of the activation table that a module is, with its parameters."""
+    if type(module) not in KINDS:
+        return None
+    name, row = next(((name, row) for name, row in MODULES.items() if row.describes(module)), (None, None))
+    return name and Formula(name, tuple(float(getattr(module, parameter)) for parameter in row.parameters))
+
+
+def choose_activation(argument: str, choice: str | tuple | Formula) -> Formula:
+    """An activation by name, with its parameters."""
+    activation = choose(ACTIVATIONS, argument, choice)
+    need(all(map(math.isfinite, activation.parameters)), argument, "finite parameters", choice)
+    return activation
+
+
+class MLP(nn.Sequential):
+    """A multi-layer perceptron: D -> width × depth -> O, an `nn.Sequential` with a shorter constructor.
+
+    Args:
+        D, O: input and output features.
+        width, depth: features and number of the hidden layers; depth 0 is one linear layer.
+        activation: a name of the activation table, or (name, parameter, ...), for example ("sin", 30.0).
+        last_activation: the same after the last layer.
+        bias: whether the linear layers have one.
+
+    Raises:
+        ValueError: a size below 1 (depth: below 0), or an unknown activation.
+
+    Example:
+        >>> sum(p.numel() for p in MLP(2, 1, width=16, depth=2).parameters())
+        337
+    """
+
+    def __init__(
+        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
+        last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
+    ):  # fmt: skip
+        for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
+            need(type(size) is int and size >= least, name, f"a whole number, at least {least}", size)
+        formulas = [choose_activation("activation", activation)] * depth
+        formulas.append(choose_activation("last_activation", last_activation))
+        widths = [D, *[width] * depth, O]
+        layers: list[nn.Module] = []
+        for n_in, n_out, formula in zip(widths, widths[1:], formulas, strict=False):
+            layers.append(nn.Linear(n_in, n_out, bias=bias, device=device, dtype=dtype))
+            if formula.name != "identity":
+                layers.append(to_module(formula))
+        super().__init__(*layers)

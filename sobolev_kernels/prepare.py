@@ -1,0 +1,113 @@
+"""From what was asked for to one prepared call: everything is checked and chosen here, and nothing happens yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.amp.autocast_mode import is_autocast_available
+
+from . import dispatch
+from .backends import on_device_of
+from .checks import faults_of
+from .directions import Cotangents, Projections
+from .enums import COTANGENTS, DIRECTIONS, NONE
+from .errors import refuse
+from .problem import DERIVATIVES, LOSS, Problem
+from .request import Request
+from .student import Student, Unrecognised, recognise
+from .transforms import need_no_transforms
+
+AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request that is accepted: what the student is made of, what is computed on which backend, and from what."""
+
+    request: Request
+    student: Student | Unrecognised
+    problem: Problem
+    projections: Projections | None  # without a tensor
+    given: torch.Tensor | None
+    teacher: Prepared | None = None
+
+
+def prepare(request: Request) -> Prepared:
+    """Check all, recognise student and teacher, choose side, precision and backend.
+
+    Raises:
+        TypeError, ValueError: an argument is not what was expected.
+        NotImplementedError: a forced backend refuses, or a derivative is not provided.
+    """
+    student, function = recognise(request.student), request.targets and request.targets.teacher
+    teacher = None if function is None else recognise(function)
+    refuse(faults_of(request, student, teacher))
+    projections, given = request.projections(student) if request.projects else (None, None)
+    problem = problem_of(request, student, projections)
+    with on_device_of(request.inputs):
+        problem = dispatch.choose(problem, request.settings.backend)
+        prepared = Prepared(request, student, problem, projections, given)
+        if teacher is not None:
+            prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
+    if problem.backend != "reference":
+        targets = () if request.targets is None else request.targets.tensors().values()
+        weights = request.sample_weight, request.output_weight
+        need_no_transforms(request.inputs, *student.parameters, given, *targets, *weights)
+    return prepared
+
+
+def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
+    """What is to be computed, before it is known where."""
+    settings, x = request.settings, student.computed(request.inputs)
+    D = x.shape[1]
+    W = request.columns.count(D)
+    cotangents = isinstance(projections, Cotangents)
+    n = (student.O or 0) if cotangents else W
+    wanted = x.requires_grad or any(p.requires_grad for p in student.parameters)
+    first, second = request.kinds if projections is not None else (NONE, NONE)
+    loss = request.result != DERIVATIVES
+    return Problem(
+        result=request.result,
+        widths=student.widths or (D,),
+        biases=student.biases,
+        activations=student.activations,
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=x.device.type,
+        projection=COTANGENTS if cotangents else DIRECTIONS,
+        P=0 if projections is None else projections.count(n),
+        distribution="given" if projections is None else projections.distribution,
+        shared=projections is not None and projections.shared,
+        scale=1.0 if projections is None else projections.scale(n),
+        wrt=0 if W == D else W,
+        order=request.order,
+        collapsed=request.collapsed,
+        derivative_target=first,
+        second_target=second if request.order == 2 else NONE,
+        value_loss=settings.value_loss if loss else None,
+        derivative_loss=settings.derivative_loss if loss else None,
+        reduction=settings.reduction,
+        gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
+        input_gradient=x.requires_grad,
+        precision=precision_of(settings.precision, x.device.type),
+        unrecognised=student.reason,
+    )
+
+
+def precision_of(precision: str | None, device: str) -> str:
+    """What was asked for, or what autocast computes in on this kind of device."""
+    if precision is not None or not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return precision or "ieee"
+    return AUTOCAST_PRECISION.get(torch.get_autocast_dtype(device), "ieee")
+
+
+def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
+    """The teacher's values and derivatives, projected as the student's, on his backend where that computes them."""
+    request, backend = prepared.request, prepared.problem.backend
+    inputs, function = request.inputs.detach(), request.targets.teacher
+    asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
+    problem = problem_of(asked, teacher, prepared.projections)
+    problem = replace(problem, order=prepared.problem.order, backend=backend)
+    if dispatch.refusal(backend, problem) is not None:
+        problem = replace(problem, backend="reference")
+    return replace(prepared, request=asked, student=teacher, problem=problem)

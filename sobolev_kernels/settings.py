@@ -1,0 +1,136 @@
+"""`Settings`: the keywords of a Sobolev loss, checked when made."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .directions import Cotangents, Directions, Projections
+from .dispatch import requested
+from .enums import PRECISIONS
+from .errors import Fault, refuse
+from .math.losses import choose_loss
+from .math.table import Formula
+
+REDUCTIONS = ("mean", "sum", "none")
+EXACT = "exact"
+DIFFERENTIAL_ML = "differential-ml"
+LossName = str | tuple | Formula
+WEIGHTS = ("two numbers (value, derivative)", "three numbers (value, derivative, second derivative)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a Sobolev loss is, but for the numbers it is of: one value without tensors, hashable, equal by value.
+
+    The fields are the keywords of `sobolev_loss`, and are explained there. They are checked when a Settings is made;
+    then losses are formulas, `weights` are numbers or a name, `wrt` is a tuple, and directions or cotangents that were
+    given have lost their tensor, which goes beside the Settings.
+
+    Raises:
+        TypeError, ValueError: as `sobolev_loss`.
+    """
+
+    directions: Directions | None = None
+    cotangents: Cotangents | None = None
+    derivatives: str | None = None
+    order: int = 1
+    wrt: Sequence[int] | None = None
+    value_loss: LossName = "mse"
+    derivative_loss: LossName = "mse"
+    weights: Sequence[float] | str | None = None
+    reduction: str = "mean"
+    precision: str | None = None
+    backend: str | None = None
+    return_terms: bool = False
+    check_finite: bool = False
+
+    def __post_init__(self):
+        weights, learned = numbers_of(self.weights, self.order)
+        refuse(self._faults(weights, learned))
+        requested(self.backend)
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for name in ("directions", "cotangents"):
+            value = getattr(self, name)
+            if value is not None and value.values is not None:
+                put(name, value.without_values())
+        for name in ("value_loss", "derivative_loss"):
+            put(name, choose_loss(name, getattr(self, name)))
+        put("weights", weights)
+        put("wrt", None if self.wrt is None else tuple(self.wrt))
+
+    def numbers(self, W: int) -> tuple[float, ...]:
+        """The weights, in numbers, of a loss with W differentiated columns."""
+        return (1 / (1 + W), W / (1 + W)) if isinstance(self.weights, str) else self.weights
+
+    def _faults(self, weights: object, learned: object) -> Iterator[Fault]:
+        if self.reduction not in REDUCTIONS:
+            yield Fault("reduction", f"one of {', '.join(REDUCTIONS)}", self.reduction)
+        if type(self.order) is not int or self.order not in (1, 2):
+            yield Fault("order", "1 or 2 (3 would take the fourth derivative of the activations)", self.order)
+        several = isinstance(self.wrt, Iterable) and not isinstance(self.wrt, (str, torch.Tensor))
+        if self.wrt is not None and not several:
+            yield Fault("wrt", "columns of the inputs, a sequence of whole numbers", self.wrt)
+        if learned is not None:
+            yield Fault("weights", "plain numbers (no gradient to weights is provided)", learned)
+        if isinstance(weights, str):
+            if weights != DIFFERENTIAL_ML:
+                yield Fault("weights", f"numbers or {DIFFERENTIAL_ML!r}", weights)
+            if self.order != 1:
+                yield Fault("weights", f"numbers, since {weights!r} is of order 1", f"order = {self.order}")
+        elif len(weights) != 1 + self.order:
+            yield Fault("weights", WEIGHTS[self.order - 1], self.weights)
+        elif not all(math.isfinite(w) and w >= 0 for w in weights):
+            yield Fault("weights", "finite numbers >= 0", self.weights)
+        for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                expected = f"a sobolev_kernels.{kind.__name__} (given(tensor) makes one of a tensor)"
+                yield Fault(name, expected, value, TypeError)
+        if self.derivatives not in (None, EXACT):
+            yield Fault("derivatives", f"None or {EXACT!r}", self.derivatives)
+        asked = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
+        yield from faults_of_projections(self.order, {n: value for n, value in asked.items() if value is not None})
+        if self.precision not in (None, *PRECISIONS):
+            yield Fault("precision", f"None or one of {', '.join(PRECISIONS)}", self.precision)
+
+
+def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> Iterator[Fault]:
+    """Of all that is projected on, by the argument that says so: more than one, or not what order 2 goes along."""
+    if list(asked) == ["directions", "directions in targets"]:
+        yield Fault("directions", "either in targets or in the call", "both")
+    if len(asked) > 1:
+        yield Fault("directions", "one of directions, cotangents and derivatives", " and ".join(asked))
+    if order == 2 and not all(isinstance(value, Directions) for value in asked.values()):
+        yield Fault("order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
+
+
+def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str, torch.Tensor | None]:
+    """Weights as numbers (none of what are none), or a name; and a tensor among them that asks for gradients."""
+    if isinstance(weights, str):
+        return weights, None
+    if weights is None:
+        return (1.0,) * (3 if order == 2 else 2), None
+    try:
+        parts = tuple(weights)
+        learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
+        return () if learned else tuple(map(float, parts)), learned[0] if learned else None
+    except (TypeError, ValueError):
+        return (), None
+
+
+def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
+    """The tensor of directions or cotangents that were given, which a Settings does not hold."""
+    given = (p.values for p in (directions, cotangents) if isinstance(p, Projections) and p.values is not None)
+    return next(given, None)
+
+
+def keywords(function) -> list[inspect.Parameter]:
+    """The parameters of a function whose `**settings` are those of Settings."""
+    own = list(inspect.signature(function).parameters.values())[:-1]
+    theirs = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Settings).parameters.values()]
+    return own + [p for p in theirs if p.name not in {q.name for q in own}]
