@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v generated.h)
 
 
-.PHONY: demo test bench bench-pytest check format clean ready
+.PHONY: demo test test-ptx bench bench-pytest check format clean ready
 
 # The environment alone
 ready: $(READY)
@@ -19,6 +19,10 @@ demo: $(READY)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Compiled GPU kernels on the CPU alone
+test-ptx: $(READY)
+	$(BIN)/python -m pytest ptx
 
 # Formatting, lint and the freshness of the generated header, in seconds
 check: $(READY)

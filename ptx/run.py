@@ -24,7 +24,7 @@ from .parse import Location, Variable, parse, width
 HERE = Path(__file__).parent
 SOURCES = ("instructions.cpp", "machine.cpp")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-frounding-math", "-ffp-contract=off", "-Wall", "-Wextra")
-CACHE = HERE.parents[1] / ".pytest_cache" / "d" / "ptx"
+CACHE = HERE.parent / ".pytest_cache" / "d" / "ptx"
 
 COUNT = np.dtype(
     [(n, np.uint64) for n in "warps threads requests bytes sectors ideal_sectors passes ideal_passes".split()]

@@ -64,7 +64,7 @@ STRONG = {"volatile", "relaxed", "acquire", "release", "acq_rel"}
 NOP = {"membar", "fence", "prefetch", "prefetchu", "discard", "applypriority", "createpolicy", "nanosleep"}
 NOP |= {"griddepcontrol", "brkpt", "pmevent"}
 BITWISE = {"mov", "selp", "and", "or", "xor", "not", "cnot", "shl", "bfi", "popc", "clz", "brev"}
-HERE = "python_tests/ptx/instructions.cpp (what it does) and python_tests/ptx/decode.py (its operands)"
+HERE = "ptx/instructions.cpp (what it does) and ptx/decode.py (its operands)"
 
 
 @dataclass
