@@ -8,17 +8,20 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-
-.PHONY: demo test bench bench-pytest check format clean ready
-
-# The environment alone
-ready: $(READY)
+.PHONY: demo ready test test-ptx bench bench-pytest check format clean
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
 
+# The environment alone
+ready: $(READY)
+
 test: check
 	$(BIN)/python -m pytest
+
+# Compiled GPU kernels on the CPU alone
+test-ptx: $(READY)
+	$(BIN)/python -m pytest ptx
 
 # Formatting, lint and the freshness of the generated header, in seconds
 check: $(READY)

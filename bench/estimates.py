@@ -19,9 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -102,17 +100,6 @@ def step(case: Case, backend: str, precision: str) -> None:
 # ---- One launch, counted on the PTX machine ----
 
 
-@contextmanager
-def tests_importable() -> Iterator[None]:
-    """The PTX machine is among the tests, of a checkout."""
-    folder = str(Path(__file__).parents[1] / "python_tests")
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
 def counts(result) -> dict[str, float]:
     """What a launch took of each resource, in the units of `cycles`."""
     work = {"issue": 0, "tensor": 0, "float32": 0, "special": 0, "shared": result.total("passes")}
@@ -134,8 +121,7 @@ def around(case: Case, backend: str, precision: str) -> int:
 
 def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
     """Samples of a tile, where it is, and what it takes; None where the Triton backend goes layer by layer."""
-    import triton_on_ptx
-
+    from ptx import triton_on_ptx
     from sobolev_kernels.backends.triton import launches, one_launch
 
     from .sweep import forced
@@ -153,7 +139,7 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
 
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
     """The same of the CUDA backend; None where it refuses."""
-    import cuda_on_ptx
+    from ptx import cuda_on_ptx
 
     taken = []
     with cuda_on_ptx.on_ptx(limit=gpu.shared, blocks=1) as backend:
@@ -201,26 +187,23 @@ def layerwise(case: Case, gpu: Gpu, precision: str) -> tuple[float, str]:
 
 
 def rows(cases: Sequence[Case], precisions: Sequence[str] = PRECISIONS) -> Iterator[dict[str, object]]:
-    with tests_importable():
-        for case in cases:
-            kernels, moved = eager(case)
-            for gpu in GPUS:
-                flops = planner.flops(case.problem, case.N, case.P)
-                theirs = max(flops / gpu.peak["ieee"] / 1e12, moved / gpu.memory / 1e12, kernels * LAUNCH)
-                for precision in precisions:
-                    row = {"case": str(case), "GPU": gpu.name, "precision": precision}
-                    for name, count in (("Triton", triton_tile), ("CUDA", cuda_tile)):
-                        tile = count(case, gpu, precision)
-                        if tile is None and name == "CUDA":
-                            row |= {"CUDA µs": None, "CUDA": "refused", "CUDA launches": None}
-                            continue
-                        estimate = bound(case, gpu, tile) if tile else layerwise(case, gpu, precision)
-                        place = f"tile of {tile[0]} {tile[1]}" if tile else "layer by layer"
-                        row |= {f"{name} µs": estimate[0], name: f"{place}: {estimate[1]}"}
-                        row |= {
-                            f"{name} launches": tile[2]["launches"] if tile else LAUNCHES * len(case.problem.biases)
-                        }
-                    yield row | {"eager µs": 1e6 * theirs, "eager kernels": kernels, "eager MB": moved / 1e6}
+    for case in cases:
+        kernels, moved = eager(case)
+        for gpu in GPUS:
+            flops = planner.flops(case.problem, case.N, case.P)
+            theirs = max(flops / gpu.peak["ieee"] / 1e12, moved / gpu.memory / 1e12, kernels * LAUNCH)
+            for precision in precisions:
+                row = {"case": str(case), "GPU": gpu.name, "precision": precision}
+                for name, count in (("Triton", triton_tile), ("CUDA", cuda_tile)):
+                    tile = count(case, gpu, precision)
+                    if tile is None and name == "CUDA":
+                        row |= {"CUDA µs": None, "CUDA": "refused", "CUDA launches": None}
+                        continue
+                    estimate = bound(case, gpu, tile) if tile else layerwise(case, gpu, precision)
+                    place = f"tile of {tile[0]} {tile[1]}" if tile else "layer by layer"
+                    row |= {f"{name} µs": estimate[0], name: f"{place}: {estimate[1]}"}
+                    row |= {f"{name} launches": tile[2]["launches"] if tile else LAUNCHES * len(case.problem.biases)}
+                yield row | {"eager µs": 1e6 * theirs, "eager kernels": kernels, "eager MB": moved / 1e6}
 
 
 def cells(row: dict[str, object]) -> list[str]:

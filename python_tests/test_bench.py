@@ -8,8 +8,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from ptx import missing
-from ptx.compile import missing as missing_tool
 from rich.console import Console
 
 from bench import __main__ as program
@@ -33,6 +31,8 @@ from bench.memory import CLEAR, peak_memory
 from bench.overhead import overhead, pieces
 from bench.report import CRASHES, MEASURED, RED
 from bench.variants import OURS, PLAIN, VARIANTS, left_out, variants_of
+from ptx import missing
+from ptx.compile import missing as missing_tool
 from sobolev_kernels import planner as sides
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.enums import GRADIENTS

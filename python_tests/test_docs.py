@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-FOLDERS = "bench|csrc|docs|examples|python_tests|sobolev_kernels"
+FOLDERS = "bench|csrc|docs|examples|ptx|python_tests|sobolev_kernels"
 SOURCES = [*ROOT.glob("sobolev_kernels/**/*.py"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
 MODULES = ["sobolev_kernels"] + [
     module.name

@@ -16,13 +16,14 @@ from sobolev_kernels.backends import core
 from sobolev_kernels.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("sobolev_kernels", "bench", "examples")
+PACKAGES = ("sobolev_kernels", "bench", "examples", "ptx")
 
 
 def modules(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+        if "tests" not in parts:
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
 KNOWN = {name: path for package in PACKAGES for name, path in modules(package)}

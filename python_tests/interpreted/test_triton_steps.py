@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, against the float64 reference by the one rule, values and gradients.
 
 Run by python_tests/test_triton.py in a process of its own, because Triton reads TRITON_INTERPRET when it is imported.
-Tensor cores, memory and barriers are not seen here: for those see python_tests/ptx.
+Tensor cores, memory and barriers are not seen here: for those see ptx/.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What the CUDA kernel takes of a GPU, from ahead-of-time compilation: `python -m python_tests.ptx.cuda_report` prints
+"""What the CUDA kernel takes of a GPU, from ahead-of-time compilation: `python -m ptx.cuda_report` prints
 the tables of docs/cuda.md. Nothing here was run on a GPU."""
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import LOSS, Problem
 
 from .compile import assemble, compile_file, tool
+from .cuda_on_ptx import KERNELS, NAMES
 
-KERNELS = Path(__file__).parents[2] / "csrc" / "cuda" / "kernels.cu"
-NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
 # KiB of shared memory that a block may have, and threads of a multiprocessor; it has 1 KiB more, and 65536 registers.
 TARGETS = {
     "sm_80": (163, 2048), "sm_86": (99, 1536), "sm_89": (99, 1536), "sm_90": (227, 2048), "sm_100": (227, 2048),

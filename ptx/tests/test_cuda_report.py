@@ -1,6 +1,7 @@
 """Bounds on what the CUDA kernel takes of a GPU (docs/cuda.md)."""
 
 import pytest
+
 from ptx.compile import missing
 
 reason = missing("nvcc") or missing("ptxas") or missing("nvdisasm")

@@ -4,11 +4,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+
+import sobolev_kernels as sk
 from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
-
-import sobolev_kernels as sk
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, step
@@ -18,9 +18,8 @@ reason = missing() or missing_tool("triton")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-import triton_on_ptx  # noqa: E402
-from triton_on_ptx import OnPtx, backend, layerwise, one_launch  # noqa: E402
-
+from ptx import triton_on_ptx  # noqa: E402
+from ptx.triton_on_ptx import OnPtx, backend, layerwise, one_launch  # noqa: E402
 from sobolev_kernels.backends.triton import launches  # noqa: E402
 
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]

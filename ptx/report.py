@@ -1,4 +1,4 @@
-"""What the Triton kernels take of a GPU, from ahead-of-time compilation: `python -m python_tests.ptx.report` prints the
+"""What the Triton kernels take of a GPU, from ahead-of-time compilation: `python -m ptx.report` prints the
 table of docs/triton.md. Nothing here was run on a GPU."""
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def main(names: list[str]) -> None:
     if not targets:
         print(HEAD, flush=True)
         for target in LIMITS:
-            subprocess.run([sys.executable, "-m", "python_tests.ptx.report", target, *projections])
+            subprocess.run([sys.executable, "-m", "ptx.report", target, *projections])
     for u in usages(targets, projections or tuple(PROJECTIONS)):
         cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.tensor, u.shared, u.wide)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)

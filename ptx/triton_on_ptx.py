@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from ptx import load
-from ptx.compile import compile_triton
 
 from sobolev_kernels.backends import triton as backend
 from sobolev_kernels.backends.triton import layerwise, one_launch
+
+from .compile import compile_triton
+from .run import load
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 KERNELS = {

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+
 from ptx import load, missing
 from ptx.compile import compile_cuda
 from ptx.compile import missing as missing_tool

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_instructions import HEAD, kernel
+
 from ptx import PtxError, PtxFailure, load, missing
 from ptx.compile import missing as missing_tool
-from test_ptx_instructions import HEAD, kernel
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -313,7 +314,7 @@ def test_bytes_and_instructions():
 
 @pytest.mark.skipif(missing_tool("nvcc") is not None, reason=str(missing_tool("nvcc")))
 def test_the_example_of_the_documentation(capsys):
-    page = Path(__file__).parents[1] / "docs" / "ptx.md"
+    page = Path(__file__).parents[2] / "docs" / "ptx.md"
     exec(page.read_text(encoding="utf-8").split("```py\n")[1].split("```")[0], {})
     assert "reverse" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ptx import PtxFailure, load, missing
 from ptx.compile import assemble, compile_triton, machine_instructions
 from ptx.compile import missing as missing_tool
@@ -150,7 +151,7 @@ def test_softmax(compiled, schedule):
     x, y = torch.randn(5, 300), torch.full((5, 300), torch.nan)
     result = load(k.text).launch("softmax_kernel", 5, None, [x, y, 300], shared=k.shared, schedule=schedule)
     torch.testing.assert_close(y, x.softmax(1))
-    assert any("test_ptx_triton.py" in str(line.location) for line in result.lines)
+    assert any("test_triton_kernels.py" in str(line.location) for line in result.lines)
 
 
 def test_functions(compiled):
@@ -251,7 +252,7 @@ def test_mutants_of_a_softmax_are_found(compiled):
 def test_a_mutant_raises_with_the_source_line(compiled):
     k = matmul(compiled, "bf16", "ieee")
     _, text = next(waits(k.text))
-    with pytest.raises(PtxFailure, match=r"unwaited copy at test_ptx_triton\.py:\d+"):
+    with pytest.raises(PtxFailure, match=r"unwaited copy at test_triton_kernels\.py:\d+"):
         run_matmul(text, k.shared, "bf16")
 
 

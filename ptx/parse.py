@@ -110,6 +110,7 @@ class Module:
 
 NAME = r"[A-Za-z_$%][\w$.]*"
 LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+([^\n;]*)")
+INSTRUCTION = re.compile(r"(?:@(!?)([\w$%]+)\s+)?([a-z][\w.]*(?:::[\w.]+)*)(?![\w:])\s*([^;]*);")
 VARIABLE = re.compile(
     r"(?:\.(?:visible|weak|extern|common)\s+)*\.(?P<space>param|shared|local|global|const)\s+(?:\.align\s+(?P<align>\d+)\s+)?"
     r"(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?\.(?P<type>\w+)\s+(?:\.ptr\s+(?:\.(?:global|shared|local|const)\s+)?"
@@ -140,7 +141,8 @@ def variable(text: str, line: int) -> Variable:
 
 class Parser:
     def __init__(self, text: str):
-        self.comments = {text.count("\n", 0, m.start()) + 1: m[1].strip() for m in re.finditer(r"//([^\n]*)", text)}
+        lines = enumerate(text.split("\n"), 1)
+        self.comments = {n: line.partition("//")[2].strip() for n, line in lines if "//" in line}
         keep_lines = lambda m: "\n" * m[0].count("\n")  # noqa: E731
         self.text = re.sub(r"/\*.*?\*/", keep_lines, re.sub(r"//[^\n]*", "", text), flags=re.S)
         self.position = 0
@@ -152,11 +154,7 @@ class Parser:
         return PtxError(f"PTX line {self.line}: {message}")
 
     def take(self, pattern: str | re.Pattern) -> re.Match | None:
-        m = (
-            re.compile(pattern).match(self.text, self.position)
-            if isinstance(pattern, str)
-            else pattern.match(self.text, self.position)
-        )
+        m = re.compile(pattern).match(self.text, self.position)
         if m:
             self.line += m[0].count("\n")
             self.position = m.end()
@@ -215,17 +213,22 @@ class Body:
         self.function = function
         self.scopes: list[dict[str, str]] = [{}]
         self.opened = 0
+        self.known: dict[str, Operand] = {}  # by their text, until names are declared or forgotten
 
     def parse(self) -> None:
         p = self.p
         while p.take(r"\s*"):
-            if p.take(r"\}"):
+            if m := p.take(INSTRUCTION):
+                self.instruction(*m.groups())
+            elif p.take(r"\}"):
                 self.scopes.pop()
+                self.known.clear()
                 if not self.scopes:
                     return
             elif p.take(r"\{"):
                 self.opened += 1
                 self.scopes.append({})
+                self.known.clear()
             elif m := p.take(LOC):
                 self.locate(m)
             elif p.take(r"\.pragma[^;]*;") or p.take(r";"):
@@ -237,18 +240,18 @@ class Body:
             elif m := p.take(r"([\w$]+):(?!:)"):
                 self.function.body.append(Label(m[1]))
             elif m := p.take(r"\.reg\s+\.(\w+)\s+([^;]*);"):
+                self.known.clear()
                 for name in m[2].split(","):
                     base, _, count = name.strip().partition("<")
                     suffix = f"@{self.opened}" if len(self.scopes) > 1 else ""
                     self.scopes[-1][base + "<" if count else base] = suffix
             elif m := p.take(r"(\.(?:local|shared|param)\s[^;]*);"):
+                self.known.clear()
                 v = variable(m[1], p.line)
                 if len(self.scopes) > 1:
                     self.scopes[-1][v.name] = f"@{self.opened}"
                     v = Variable(v.name + f"@{self.opened}", v.size, v.align, v.space, v.type)
                 self.function.variables[v.name] = v
-            elif m := p.take(r"(?:@(!?)([\w$%]+)\s+)?([a-z][\w.:]*)\s*([^;]*);"):
-                self.instruction(*m.groups())
             else:
                 raise p.error(f"not read: {p.text[p.position :].splitlines()[0]!r}")
 
@@ -290,6 +293,11 @@ class Body:
 
     def operand(self, text: str) -> Operand:
         text = text.strip()
+        if text not in self.known:
+            self.known[text] = self.read(text)
+        return self.known[text]
+
+    def read(self, text: str) -> Operand:
         if text.startswith(("{", "(")):
             return tuple(self.scalar(o) for o in split(text[1:-1]))
         if "|" in text:

@@ -1,14 +1,15 @@
-"""The errors of the one launch in every precision: `python python_tests/triton_errors.py` prints the table of
+"""The errors of the one launch in every precision: `python -m ptx.triton_errors` prints the table of
 docs/triton.md, from the compiled sm_80 kernels on the PTX machine."""
 
 import torch
-from triton_on_ptx import on_ptx
 
 import sobolev_kernels as sk
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import step
 from sobolev_kernels.testing.problems import Shape, data, directions_of
+
+from .triton_on_ptx import on_ptx
 
 SHAPE = Shape(128, 16, 64, 3, 4, 2, "of the bench's first cases, fewer samples")
 

@@ -14,7 +14,7 @@ from sobolev_kernels import ops
 from sobolev_kernels.testing.rule import MACHINE, perturbed
 
 # Triton reads TRITON_INTERPRET once: test_triton.py runs these in a process of their own
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") else ["interpreted"]
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") else ["python_tests/interpreted"]
 
 
 def poisoned(*size, **options):

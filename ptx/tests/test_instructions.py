@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+
 from ptx import instructions, load, missing
 from ptx.decode import decode
 from ptx.parse import parse, width

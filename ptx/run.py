@@ -24,7 +24,7 @@ from .parse import Location, Variable, parse, width
 HERE = Path(__file__).parent
 SOURCES = ("instructions.cpp", "machine.cpp")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-frounding-math", "-ffp-contract=off", "-Wall", "-Wextra")
-CACHE = HERE.parents[1] / ".pytest_cache" / "d" / "ptx"
+CACHE = HERE.parent / ".pytest_cache" / "d" / "ptx"
 
 COUNT = np.dtype(
     [(n, np.uint64) for n in "warps threads requests bytes sectors ideal_sectors passes ideal_passes".split()]
@@ -207,14 +207,23 @@ def traffic(regions: np.ndarray, address: int) -> Traffic:
 class Result:
     """Counts are exact for this launch. Bytes are of global memory: as requested, and of different addresses."""
 
-    kernel: str
-    lines: list[Line]
+    program: Program
+    counts: np.ndarray  # of COUNT, for each instruction
     findings: list[Finding]
     bytes_read: int
     bytes_written: int
     unique_bytes_read: int
     unique_bytes_written: int
     by_array: dict[str, Traffic]  # "argument 0" and so on; arrays that overlap have the same
+
+    @property
+    def kernel(self) -> str:
+        return self.program.name
+
+    @functools.cached_property
+    def lines(self) -> list[Line]:
+        rows = zip(self.program.locations, self.program.opcodes, self.counts.tolist(), strict=True)
+        return [Line(location, opcode, *numbers) for location, opcode, numbers in rows]
 
     def by_source(self) -> list[Line]:
         """The lines summed by source line and opcode; without .loc, every instruction by itself."""
@@ -225,12 +234,12 @@ class Result:
         return list(sums.values())
 
     def total(self, name: str) -> int:
-        return sum(getattr(line, name) for line in self.lines)
+        return int(self.counts[name].sum())
 
     @property
     def requests(self) -> int:
         """Of global memory."""
-        return sum(line.requests for line in self.lines if line.sectors)
+        return int(self.counts["requests"][self.counts["sectors"] > 0].sum())
 
     @property
     def sectors(self) -> int:
@@ -246,14 +255,14 @@ class Result:
 
     @property
     def bank_conflicts(self) -> int:
-        return self.total("bank_conflicts")
+        return self.total("passes") - self.total("ideal_passes")
 
     @property
     def instructions(self) -> dict[str, int]:
         """Executed warp instructions by opcode, the most frequent first."""
         counts: dict[str, int] = {}
-        for line in self.lines:
-            counts[line.opcode] = counts.get(line.opcode, 0) + line.warps
+        for opcode, warps in zip(self.program.opcodes, self.counts["warps"].tolist(), strict=True):
+            counts[opcode] = counts.get(opcode, 0) + warps
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def count(self, prefix: str) -> int:
@@ -431,8 +440,8 @@ class Module:
         )  # fmt: skip
         machine().ptx_launch(launch)
         result = Result(
-            program.name,
-            [Line(p, o, *map(int, c)) for p, o, c in zip(program.locations, program.opcodes, counts, strict=True)],
+            program,
+            counts,
             [self.finding(program, f, named, launch) for f in found[: launch.n_findings]],
             *[int(regions[n].sum()) for n in Traffic._fields],
             {name: traffic(regions, extent[0]) for name, extent in named if extent[0] < extent[1]},

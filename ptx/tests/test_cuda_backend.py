@@ -5,12 +5,12 @@ from itertools import cycle
 
 import pytest
 import torch
+
+import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import compile_file
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, waits
-
-import sobolev_kernels as sk
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
@@ -20,7 +20,7 @@ reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MI
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from cuda_on_ptx import KERNELS, LIMIT, NAMES, SCHEDULES, compare, on_ptx  # noqa: E402
+from ptx.cuda_on_ptx import KERNELS, LIMIT, NAMES, SCHEDULES, compare, on_ptx  # noqa: E402
 
 LOSSES = ["mse", "l1", "huber", "log_cosh"]
 DRAWN = [*(kind for kind in RANDOM if kind != "orthonormal"), "basis", "given"]

@@ -64,7 +64,7 @@ STRONG = {"volatile", "relaxed", "acquire", "release", "acq_rel"}
 NOP = {"membar", "fence", "prefetch", "prefetchu", "discard", "applypriority", "createpolicy", "nanosleep"}
 NOP |= {"griddepcontrol", "brkpt", "pmevent"}
 BITWISE = {"mov", "selp", "and", "or", "xor", "not", "cnot", "shl", "bfi", "popc", "clz", "brev"}
-HERE = "python_tests/ptx/instructions.cpp (what it does) and python_tests/ptx/decode.py (its operands)"
+HERE = "ptx/instructions.cpp (what it does) and ptx/decode.py (its operands)"
 
 
 @dataclass
@@ -126,6 +126,7 @@ class Decoder:
         self.spaces: dict[str, str] = {}
         self.granule = 16
         self.inlined = 0
+        self.frames: dict[tuple, tuple[tuple[str, int], ...]] = {}  # with files by number -> by name
         self.now: Instruction | None = None
 
     # ---- The whole ----
@@ -185,11 +186,11 @@ class Decoder:
 
     def readable(self, location: Location) -> Location:
         """With files by name."""
-        names = self.module.files
-        frames = tuple(
-            (names.get(int(file[1:]), file) if file.startswith("#") else file, line) for file, line in location.frames
-        )
-        return replace(location, frames=frames)
+        frames, names = location.frames, self.module.files
+        if frames not in self.frames:
+            named = (names.get(int(file[1:]), file) if file.startswith("#") else file for file, _ in frames)
+            self.frames[frames] = tuple(zip(named, (line for _, line in frames), strict=True))
+        return Location(self.frames[frames], location.ptx_line)
 
     def function(self, function: Function, prefix: str, returns_to: str | None) -> None:
         """A body. That of a called function stands where the call was, its registers under a prefix."""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ptx.compile import missing
 
 reason = missing("triton") or missing("cuobjdump") or missing("nvdisasm")
@@ -12,7 +13,6 @@ if reason:
     pytest.skip(reason, allow_module_level=True)
 
 from ptx.report import LIMITS, linear, one_launch, rows_for, usage  # noqa: E402
-
 from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel  # noqa: E402
 
 CASES = [(target, row) for target in LIMITS if not target.startswith("gfx") for row in rows_for(target)]
@@ -46,8 +46,8 @@ def test_layer_by_layer(target, order):
 
 def test_one_launch_on_amd():
     """No spill in any row and precision. In a process of its own, which an error in AMD's compiler may end."""
-    command = [sys.executable, "-m", "python_tests.ptx.report", "gfx942", "drawn"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    command = [sys.executable, "-m", "ptx.report", "gfx942", "drawn"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
     assert len([row for row in rows if row[0] == "step_kernel"]) == 4 * len(rows_for("gfx942"))

@@ -8,14 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from ptx import load
-from ptx.compile import compile_file
 
 from sobolev_kernels import dispatch
 from sobolev_kernels.backends import core, cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, computed_from
 from sobolev_kernels.testing.problems import Data
+
+from .compile import compile_file
+from .run import load
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
