@@ -93,6 +93,21 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   to.floats = std::uint32_t(cursor.at);
 }
 
+// Whether the kernel draws these itself, or is given them.
+inline bool draws(Distribution distribution) {
+  switch (distribution) {
+    case Distribution::kSphere:
+    case Distribution::kNormal:
+    case Distribution::kRademacher:
+    case Distribution::kCoordinate:
+    case Distribution::kBasis:
+    case Distribution::kGiven:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // The arguments of a step whose block may have `limit` bytes of shared memory.
 inline Arguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
   Arguments a{};
@@ -106,6 +121,10 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   a.directions = step.directions;
   a.terms = static_cast<float*>(step.terms), a.dx = static_cast<float*>(step.dx);
   if (a.L > kMostLayers) throw std::invalid_argument(std::to_string(a.L) + " linear layers are more than 16");
+  if (!draws(step.directions.distribution)) throw std::invalid_argument("a distribution that the kernel does not draw");
+  for (int term = 0; term < 2; ++term) {
+    if (step.loss[term].row >= kCountOfLoss) throw std::invalid_argument("a loss that couples a sample's numbers");
+  }
   double common = 0;
   for (int term = 0; term < 2; ++term) {
     a.target[term] = step.target[term];

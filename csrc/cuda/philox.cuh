@@ -41,11 +41,9 @@ SK_INLINE void draw(const Directions& from, std::int64_t sample, int p, int d, i
   } else if (kind == Distribution::kRademacher) {
     const std::uint32_t words[4] = {w.x, w.y, w.z, w.w};
     for (int i = 0; i < 4; ++i) v[i] = words[i] >> 31 ? 1.0f : -1.0f;
-  } else if (kind == Distribution::kNormal || kind == Distribution::kSphere) {
+  } else {  // kNormal or kSphere: `draws` of layout.h lets no other through
     normals(w.x, w.y, v[0], v[1]);
     normals(w.z, w.w, v[2], v[3]);
-  } else {
-    __trap();
   }
   for (int i = 0; i < 4; ++i) v[i] = d + i < n ? v[i] : 0.0f;
 }
