@@ -16,7 +16,7 @@ from .errors import need, refuse
 from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
-from .settings import LossName, Settings, given_of, keywords
+from .settings import LossName, Settings, given_of, keywords, settings_of
 from .targets import Targets
 
 
@@ -107,7 +107,7 @@ def sobolev_loss(
         >>> loss = sobolev_loss(MLP(2, 1, width=16), x, Targets(teacher=f), directions=Directions.sphere(4))
         >>> loss.backward()
     """
-    settings = Settings(
+    settings = settings_of(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
         backend, return_terms, check_finite,
     )  # fmt: skip

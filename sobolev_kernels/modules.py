@@ -39,9 +39,6 @@ class Row(NamedTuple):
     parameters: tuple[str, ...] = ()
     arguments: tuple[tuple[str, object], ...] = ()
 
-    def describes(self, module: nn.Module) -> bool:
-        return type(module) is self.kind and all(getattr(module, name) == value for name, value in self.arguments)
-
 
 MODULES = {
     "identity": Row(nn.Identity),
@@ -58,7 +55,9 @@ MODULES = {
     "softsign": Row(nn.Softsign),
 }
 assert list(MODULES) == list(ACTIVATIONS), "every activation has its module"
-KINDS = dict.fromkeys(row.kind for row in MODULES.values())
+KINDS: dict[type[nn.Module], list[str]] = {}
+for name, row in MODULES.items():
+    KINDS.setdefault(row.kind, []).append(name)
 
 
 def to_module(formula: Formula) -> nn.Module:
@@ -68,10 +67,11 @@ def to_module(formula: Formula) -> nn.Module:
 
 def from_module(module: nn.Module) -> Formula | None:
     """The row of the activation table that a module is, with its parameters."""
-    if type(module) not in KINDS:
-        return None
-    name, row = next(((name, row) for name, row in MODULES.items() if row.describes(module)), (None, None))
-    return name and Formula(name, tuple(float(getattr(module, parameter)) for parameter in row.parameters))
+    for name in KINDS.get(type(module), ()):
+        row = MODULES[name]
+        if all(getattr(module, argument) == value for argument, value in row.arguments):
+            return Formula(name, tuple(float(getattr(module, parameter)) for parameter in row.parameters))
+    return None
 
 
 def choose_activation(argument: str, choice: str | tuple | Formula) -> Formula:

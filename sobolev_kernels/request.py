@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -36,7 +37,7 @@ class Request:
     def columns(self) -> Columns:
         return Columns(self.settings.wrt, self.input_scale)
 
-    @property
+    @cached_property
     def projects(self) -> bool:
         """Whether derivatives are computed: they are the result, or a loss has targets for them and a use."""
         settings, kinds = self.settings, self.kinds[: self.settings.order]

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -55,9 +56,7 @@ class Settings:
         requested(self.backend)
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         for name in ("directions", "cotangents"):
-            value = getattr(self, name)
-            if value is not None and value.values is not None:
-                put(name, value.without_values())
+            put(name, bare(getattr(self, name)))
         for name in ("value_loss", "derivative_loss"):
             put(name, choose_loss(name, getattr(self, name)))
         put("weights", weights)
@@ -121,6 +120,26 @@ def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str,
         return () if learned else tuple(map(float, parts)), learned[0] if learned else None
     except (TypeError, ValueError):
         return (), None
+
+
+def bare(projections: object) -> object:
+    """Without a tensor, where there was one."""
+    given = isinstance(projections, Projections) and projections.values is not None
+    return projections.without_values() if given else projections
+
+
+known = lru_cache(maxsize=256, typed=True)(Settings)
+
+
+def settings_of(*values: object) -> Settings:
+    """A Settings of the values of its fields in order; an equal one is made and checked once."""
+    if torch.compiler.is_compiling():
+        return Settings(*values)
+    directions, cotangents, *others = values
+    try:
+        return known(bare(directions), bare(cotangents), *others)
+    except TypeError:  # of what is refused, or what cannot be hashed, as a list
+        return Settings(*values)
 
 
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:

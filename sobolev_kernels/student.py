@@ -40,7 +40,7 @@ class Student:
 
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """In the dtype that is computed in."""
-        return tensor if tensor is None else tensor.to(COMPUTE_DTYPE.get(tensor.dtype, tensor.dtype))
+        return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
 
     def flat(self) -> str | None:
         """An activation whose second derivative is 0 almost everywhere."""
