@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,17 +31,18 @@ class Request:
     sample_weight: torch.Tensor | None = None  # [N]
     output_weight: torch.Tensor | None = None  # [O]
     collapsed: bool = False
+    # Whether derivatives are computed: they are the result, or a loss has targets for them and a use.
+    projects: bool = field(init=False)
+
+    def __post_init__(self):
+        settings, kinds = self.settings, self.kinds[: self.settings.order]
+        used = settings.return_terms or settings.weights == DIFFERENTIAL_ML or any(settings.weights[1:])
+        projects = self.result == DERIVATIVES or (used and any(kind != NONE for kind in kinds))
+        object.__setattr__(self, "projects", projects)
 
     @property
     def columns(self) -> Columns:
         return Columns(self.settings.wrt, self.input_scale)
-
-    @cached_property
-    def projects(self) -> bool:
-        """Whether derivatives are computed: they are the result, or a loss has targets for them and a use."""
-        settings, kinds = self.settings, self.kinds[: self.settings.order]
-        used = settings.return_terms or settings.weights == DIFFERENTIAL_ML or any(settings.weights[1:])
-        return self.result == DERIVATIVES or (used and any(kind != NONE for kind in kinds))
 
     @property
     def order(self) -> int:
