@@ -25,18 +25,18 @@ from .gpu import captured, check, host_microseconds, microseconds, step_of
 GAIN = 1.03  # a smaller one is noise
 BLOCKS, WARPS, CHUNKS = (16, 32, 64), (4, 8, 16), (16, 32)
 LAYER_WIDTHS = (192, 256, 384, 512)
-TORCH = "torch's"
+OURS, TORCH = "ours", "torch's"
 
 
 @contextmanager
 def forced(module, **names) -> Iterator[None]:
     """Within it a module of the backend has other launch choices."""
-    own = {name: getattr(module, name) for name in names}
+    before = {name: getattr(module, name) for name in names}
     vars(module).update(names)
     try:
         yield
     finally:
-        vars(module).update(own)
+        vars(module).update(before)
 
 
 def timed(case: Case, precision: str, device: str, rounds: int) -> float:
@@ -76,7 +76,7 @@ def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -
 
     for width in widths:
         case, times = Case(N, 8, width, 3, 1, 4), {}
-        for name, limit in (("own", width), (TORCH, 0)):
+        for name, limit in ((OURS, width), (TORCH, 0)):
             with forced(layerwise, FUSED_UP_TO=limit):
                 times[name] = timed(case, "ieee", device, rounds)
         yield {"width": width, **times}
@@ -100,12 +100,12 @@ def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:
             changes.append(f"{row['precision']}: {row['now']} -> {row['best']}")
     console.print(table)
     table = Table(title="layer by layer: milliseconds of a step", title_justify="left")
-    for heading in ("width", "own", TORCH):
+    for heading in ("width", OURS, TORCH):
         table.add_column(heading)
     for row in layers:
-        table.add_row(str(row["width"]), f"{row['own']:.3f}", f"{row[TORCH]:.3f}")
+        table.add_row(str(row["width"]), f"{row[OURS]:.3f}", f"{row[TORCH]:.3f}")
     console.print(table)
-    faster = [row["width"] for row in layers if row["own"] < row[TORCH]]
+    faster = [row["width"] for row in layers if row[OURS] < row[TORCH]]
     if layers:
         changes.append(f"FUSED_UP_TO = {max(faster, default=0)}, of the widths measured")
     console.print("\n".join(["what it would change in launches.py:", *(changes or ["nothing"])]))

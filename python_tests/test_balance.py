@@ -48,9 +48,9 @@ each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 def compare_mode(mode, numbers, shape, **settings):
-    projections, targets, own = MODES[mode]
+    projections, targets, mode_settings = MODES[mode]
     with computed_from("gradients" if mode == "by gradients" else "tangents"):
-        return compare(numbers, projections(shape), targets, **own, **settings)
+        return compare(numbers, projections(shape), targets, **mode_settings, **settings)
 
 
 # A cosine of one number is -1 or 1 whatever the student does, so shapes of one output cannot have it of values.
@@ -201,13 +201,18 @@ def test_targets_of_zero_are_divided_by_eps():
 
 
 def test_gradcheck_of_coupled_losses():
-    for mode, (projections, targets, own) in MODES.items():
+    for mode, (projections, targets, mode_settings) in MODES.items():
         for loss in sk.COUPLED:
             numbers = data(TINY).to(torch.float64)
             made = projections(TINY)
             if made is not None and made.values is not None:
                 made = type(made).given(made.values.double())
-            settings = {**own, "targets": targets_of(numbers, targets, 2), "value_loss": loss, "derivative_loss": loss}
+            settings = {
+                **mode_settings,
+                "targets": targets_of(numbers, targets, 2),
+                "value_loss": loss,
+                "derivative_loss": loss,
+            }
             settings["cotangents" if isinstance(made, sk.Cotangents) else "directions"] = made
 
             def function(x, *_, numbers=numbers, settings=settings):
@@ -217,7 +222,7 @@ def test_gradcheck_of_coupled_losses():
             assert torch.autograd.gradcheck(function, inputs), (mode, loss)
 
 
-# Weights of samples and outputs. Mixed outputs, those of cotangents, have none of their own.
+# Weights of samples and outputs. Mixed outputs, those of cotangents, have none of their mode_settings.
 SAMPLE_WEIGHT = 2 * torch.rand(SMALL.N, generator=torch.Generator().manual_seed(1))
 OUTPUT_WEIGHT = torch.tensor([0.25, 1.75])
 SOME_SAMPLES, SOME_OUTPUTS = SAMPLE_WEIGHT * (SAMPLE_WEIGHT > 1), torch.tensor([0.0, 2.0])
@@ -256,25 +261,25 @@ def test_weights_written_out(reduction, backend):
         return [reduced(samples * (outputs * r.square()).flatten(1).mean(1), reduction) for r in residuals]
 
     settings = {"weights": (0.5, 1.5), "reduction": reduction, "sample_weight": samples, "output_weight": outputs}
-    for projections, own in WHOLE:
-        got = step(numbers, projections, backend, **settings, **own)
+    for projections, mode_settings in WHOLE:
+        got = step(numbers, projections, backend, **settings, **mode_settings)
         assert_step(got, terms, (0.5, 1.5), numbers)
 
 
 @each_mode
 def test_a_weight_of_zero_drops_the_sample(mode):
     """It costs the batch its place in the mean, and nothing that its targets say is seen."""
-    projections, targets, own = MODES[mode]
+    projections, targets, mode_settings = MODES[mode]
     numbers = data(SMALL).to(torch.float64)
     made, keep = projections(SMALL), torch.arange(SMALL.N) % 3 > 0
     if made is not None and made.values is not None:
         made = type(made).given(made.values.double())
     wanted = targets_of(numbers, targets, 2)
-    expected = step(numbers, made, "cpu", targets=wanted, sample_weight=keep.double(), **own)
+    expected = step(numbers, made, "cpu", targets=wanted, sample_weight=keep.double(), **mode_settings)
     for tensor in (numbers.y, numbers.jacobian, *(t for t in (wanted.derivative, wanted.second) if t is not None)):
         projected = tensor is wanted.vjps or tensor is wanted.tangents or tensor is wanted.seconds
         tensor[(slice(None), ~keep) if projected else ~keep] += 100
-    got = step(numbers, made, "cpu", targets=wanted, sample_weight=keep.double(), **own)
+    got = step(numbers, made, "cpu", targets=wanted, sample_weight=keep.double(), **mode_settings)
     for name, tensor in got.items():
         assert_within_rule(name, tensor, expected[name])
 
@@ -309,14 +314,14 @@ def test_input_scale(mode, reduction):
 def test_input_scale_of_some_columns(wrt, targets):
     scale = SCALE[: len(wrt)]
     hessian = ("hessian",) if "jacobian" in targets else ()
-    for projections, kinds, own in (
+    for projections, kinds, mode_settings in (
         (sk.Directions.normal(2, seed=1), targets, {}),
         (sk.Cotangents.normal(2, seed=1), targets, {}),
         (None, targets, {"derivatives": "exact"}),
         (sk.Directions.sphere(2, seed=1), targets + hessian, {"order": 2}),
     ):
         for dtype in DTYPES:
-            compare(data(SMALL).to(dtype), projections, kinds, wrt=wrt, input_scale=scale, **own)
+            compare(data(SMALL).to(dtype), projections, kinds, wrt=wrt, input_scale=scale, **mode_settings)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -344,7 +349,7 @@ def test_input_scale_written_out(backend):
     assert_step(got, along, (1.0, 1.0, 1.0), numbers)
 
 
-# Huge & Savine (2020): every derivative in units of its own size, and one value to W derivatives.
+# Huge & Savine (2020): every derivative in units of its mode_settings size, and one value to W derivatives.
 def differential_ml(student, x, y, jacobian, columns, reduction):
     residual = jacobian_of(student, x)[..., columns] - jacobian
     rms = jacobian.square().mean((0, 1)).sqrt()
@@ -364,8 +369,8 @@ def test_differential_ml_written_out(backend, columns, reduction):
     weights = (1 / (1 + len(used)), len(used) / (1 + len(used)))
     targets = sk.Targets(values=numbers.y, jacobian=jacobian)
     settings = {"targets": targets, "weights": "differential-ml", "wrt": columns, "reduction": reduction}
-    for projections, own in WHOLE:
-        assert_step(step(numbers, projections, backend, **settings, **own), terms, weights, numbers)
+    for projections, mode_settings in WHOLE:
+        assert_step(step(numbers, projections, backend, **settings, **mode_settings), terms, weights, numbers)
 
 
 def test_differential_ml_in_every_mode():
@@ -373,10 +378,10 @@ def test_differential_ml_in_every_mode():
         if shape.D * shape.O < 1000:
             for i, dtype in enumerate(DTYPES):
                 numbers = data(shape, "silu").to(dtype)
-                own = {"weights": "differential-ml", "reduction": REDUCTIONS[(i + SHAPES.index(shape)) % 3]}
-                compare(numbers, None, derivatives="exact", **own)
-                compare(numbers, directions_of("sphere", shape), **own)
-                compare(numbers, cotangents_of("sphere", shape), derivative_loss="huber", **own)
+                mode_settings = {"weights": "differential-ml", "reduction": REDUCTIONS[(i + SHAPES.index(shape)) % 3]}
+                compare(numbers, None, derivatives="exact", **mode_settings)
+                compare(numbers, directions_of("sphere", shape), **mode_settings)
+                compare(numbers, cotangents_of("sphere", shape), derivative_loss="huber", **mode_settings)
 
 
 def test_differential_ml_with_a_column_that_changes_nothing():
@@ -411,9 +416,9 @@ def test_weights_and_scales_of_half_precision(loss, dtype):
     results, half = [], data(SMALL).to(dtype)
     half.jacobian = (half.jacobian * 4).round() / 4  # times a scale of few digits it is still exact
     for numbers in (half, half.to(torch.float32)):
-        own = {name: tensor.to(dtype).to(numbers.x.dtype) for name, tensor in settings.items()}
+        converted = {name: tensor.to(dtype).to(numbers.x.dtype) for name, tensor in settings.items()}
         losses = {"value_loss": loss, "derivative_loss": loss}
-        results.append(step(numbers, None, "cpu", derivatives="exact", **own, **losses))
+        results.append(step(numbers, None, "cpu", derivatives="exact", **converted, **losses))
     for name, tensor in results[0].items():
         assert tensor.dtype == dtype
         assert_within_rule(name, tensor, results[1][name].double(), results[1][name].to(dtype))
@@ -429,8 +434,8 @@ def test_units_of_half_precision_are_computed_in_float32(size, settings):
     half.jacobian = (size * data(SMALL).jacobian).half()
     results = []
     for numbers in (half, half.to(torch.float32)):
-        own = {n: v.half().to(numbers.x.dtype) if n == "input_scale" else v for n, v in settings.items()}
-        results.append(step(numbers, None, "cpu", derivatives="exact", derivative_loss="l1", **own))
+        converted = {n: v.half().to(numbers.x.dtype) if n == "input_scale" else v for n, v in settings.items()}
+        results.append(step(numbers, None, "cpu", derivatives="exact", derivative_loss="l1", **converted))
     for name, tensor in results[0].items():
         assert tensor.isfinite().all() and torch.equal(tensor, results[1][name].half()), name
 

@@ -136,8 +136,8 @@ each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def compare_mode(mode, numbers, shape, distribution="sphere", P=None, **settings):
-    kind, targets, own = MODES[mode]
-    return compare(numbers, PROJECTIONS[kind](distribution, shape, P=P), targets, **{**own, **settings})
+    kind, targets, mode_settings = MODES[mode]
+    return compare(numbers, PROJECTIONS[kind](distribution, shape, P=P), targets, **{**mode_settings, **settings})
 
 
 PARAMETERS = [("leaky_relu", 0.2), ("elu", 0.7), ("softplus", 3.0, 5.0), ("sin", 7.5)]
@@ -209,10 +209,10 @@ def test_number_of_projections(mode, P):
 @pytest.mark.parametrize("distribution", ["sphere", "normal", "rademacher", "coordinate", "orthonormal"])
 @pytest.mark.parametrize("mode", ["directions", "cotangents", "order 2"])
 def test_shared_and_unbiased_projections(mode, distribution):
-    kind, targets, own = MODES[mode]
+    kind, targets, mode_settings = MODES[mode]
     make = getattr(sk.Cotangents if kind == "cotangents" else sk.Directions, distribution)
-    compare(data(SMALL), make(2, seed=3, shared=True), targets, **own)
-    compare(data(SMALL), make(2, seed=3, unbiased=True), targets, **own)
+    compare(data(SMALL), make(2, seed=3, shared=True), targets, **mode_settings)
+    compare(data(SMALL), make(2, seed=3, unbiased=True), targets, **mode_settings)
 
 
 @each_mode
@@ -329,13 +329,13 @@ class Wrapped(nn.Module):
 @each_mode
 def test_a_student_that_is_not_recognised(mode, targets, wrt):
     numbers = data(SMALL, "tanh").to(torch.float64)
-    kind, tensors, own = MODES[mode]
+    kind, tensors, mode_settings = MODES[mode]
     W = 3 if wrt is None else len(wrt)
     projections = PROJECTIONS[kind]("sphere", SMALL)
     made = targets_of(numbers, targets or tensors, SMALL.P, wrt)
-    expected = step(numbers, fixed(projections, numbers, W), "reference", targets=made, wrt=wrt, **own)
+    expected = step(numbers, fixed(projections, numbers, W), "reference", targets=made, wrt=wrt, **mode_settings)
     numbers.student = Wrapped(numbers.student)
-    got = step(numbers, projections, None, targets=made, wrt=wrt, **own)
+    got = step(numbers, projections, None, targets=made, wrt=wrt, **mode_settings)
     for name, tensor in got.items():
         assert_within_rule(name, tensor, expected[name.replace("dstudent.", "d")])
 
@@ -344,8 +344,13 @@ def test_gradcheck_of_every_mode():
     for mode, reduction, side in product(MODES, ("mean", "none"), SIDES):
         with computed_from(side):
             numbers = data(TINY).to(torch.float64)
-            kind, targets, own = MODES[mode]
-            settings = {**own, "targets": targets_of(numbers, targets), "reduction": reduction, "backend": "cpu"}
+            kind, targets, mode_settings = MODES[mode]
+            settings = {
+                **mode_settings,
+                "targets": targets_of(numbers, targets),
+                "reduction": reduction,
+                "backend": "cpu",
+            }
             if kind is not None:
                 settings[kind] = PROJECTIONS[kind]("normal", TINY)
 
@@ -394,12 +399,12 @@ def with_true_targets(numbers):
 def test_targets_of_every_kind_give_the_same_loss_in_every_mode(mode, kind):
     numbers = data(SMALL).to(torch.float64)
     teacher, hessian = with_true_targets(numbers)
-    name, _, own = MODES[mode]
+    name, _, mode_settings = MODES[mode]
     projections = PROJECTIONS[name]("sphere", SMALL)
     fields = {"values": numbers.y, "jacobian": numbers.jacobian}
     if mode == "order 2":
         fields["hessian"] = hessian
-    expected = step(numbers, projections, "reference", targets=sk.Targets(**fields), **own)
+    expected = step(numbers, projections, "reference", targets=sk.Targets(**fields), **mode_settings)
     if kind == "tangents" and mode == "order 2":
         v = projections.tensor(numbers.x)
         fields["tangents"] = torch.einsum("nod,pnd->pno", fields.pop("jacobian"), v)
@@ -407,13 +412,13 @@ def test_targets_of_every_kind_give_the_same_loss_in_every_mode(mode, kind):
         fields["directions"], projections = projections, None
     elif kind == "tangents":
         if mode == "exact":
-            projections, own = sk.Cotangents.basis(), {}
+            projections, mode_settings = sk.Cotangents.basis(), {}
         u = projections.tensor(numbers.y)
         fields["vjps"] = torch.einsum("nod,rno->rnd", fields.pop("jacobian"), u)
         fields["cotangents"], projections = projections, None
     elif kind != "jacobian":
         fields = {"teacher": teacher if kind == "mlp teacher" else lambda x: teacher(x)}
-    got = step(numbers, projections, "cpu", targets=sk.Targets(**fields), **own)
+    got = step(numbers, projections, "cpu", targets=sk.Targets(**fields), **mode_settings)
     for name, tensor in got.items():
         assert_within_rule(name, tensor, expected[name])
 
@@ -421,7 +426,7 @@ def test_targets_of_every_kind_give_the_same_loss_in_every_mode(mode, kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @each_mode
 def test_half_precision_is_computed_in_float32(mode, dtype):
-    kind, targets, own = MODES[mode]
+    kind, targets, mode_settings = MODES[mode]
     projections = PROJECTIONS[kind]("sphere", SMALL)
     numbers = data(SMALL).to(dtype)
     single = numbers.to(torch.float32)
@@ -429,7 +434,7 @@ def test_half_precision_is_computed_in_float32(mode, dtype):
     if mode == "order 2":
         fields[1] = sk.Targets(values=single.y, jacobian=single.jacobian, hessian=fields[0].hessian.float())
     got, expected = (
-        step(n, projections, "cpu", targets=t, **own) for n, t in zip((numbers, single), fields, strict=True)
+        step(n, projections, "cpu", targets=t, **mode_settings) for n, t in zip((numbers, single), fields, strict=True)
     )
     for name, tensor in got.items():
         assert tensor.dtype == dtype

@@ -70,9 +70,9 @@ def test_a_function_as_student_draws_the_same():
     numbers = data(SMALL, "tanh").to(torch.float64)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     for cotangents in (sk.Cotangents.sphere(2, seed=3), sk.Cotangents.basis(), cotangents_of("given", SMALL)):
-        own = sk.Cotangents.given(cotangents.values.double()) if cotangents.values is not None else cotangents
-        expected = sk.sobolev_loss(numbers.student, numbers.x, targets, cotangents=own)
-        got = sk.sobolev_loss(lambda x: numbers.student(x), numbers.x, targets, cotangents=own)
+        exact = sk.Cotangents.given(cotangents.values.double()) if cotangents.values is not None else cotangents
+        expected = sk.sobolev_loss(numbers.student, numbers.x, targets, cotangents=exact)
+        got = sk.sobolev_loss(lambda x: numbers.student(x), numbers.x, targets, cotangents=exact)
         assert_within_rule("loss", got, expected)
 
 

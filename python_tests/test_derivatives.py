@@ -268,9 +268,9 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     if name.startswith("hvp"):
         made = [(16 * v).round() / 16 for v in made]
     results = []
-    for numbers, own in ((half, dtype), (half.to(torch.float32), torch.float32)):
+    for numbers, kept in ((half, dtype), (half.to(torch.float32), torch.float32)):
         numbers.x.requires_grad_()
-        outputs = function(numbers.student, numbers.x, *(as_dtype(v, own) for v in made), backend="cpu")
+        outputs = function(numbers.student, numbers.x, *(as_dtype(v, kept) for v in made), backend="cpu")
         results.append([*outputs, *torch.autograd.grad(outputs[-1].float().sum(), numbers.x)])
     for got, expected in zip(*results, strict=True):
         assert got.dtype == dtype

@@ -76,8 +76,8 @@ def test_relative_links_lead_somewhere(page):
     broken = []
     for link in targets:
         path, _, anchor = link.partition("#")
-        there = page.parent / path if path else page
-        if not there.exists() or (anchor and anchor not in anchors(there)):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
 

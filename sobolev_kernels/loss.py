@@ -129,7 +129,7 @@ def evaluate(
         return loss
     known = [tensor is not None for tensor in targeted[: 1 + settings.order]]
     nothing = torch.full_like(loss.detach(), torch.nan)
-    each = [terms[i].detach().to(inputs.dtype) if there else nothing for i, there in enumerate(known)]
+    each = [terms[i].detach().to(inputs.dtype) if k else nothing for i, k in enumerate(known)]
     return SobolevTerms(loss, *each)
 
 

@@ -59,7 +59,7 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     return [*outputs.values(), *gradients]
 
 
-def call(problem: Problem, operands: Operands) -> list[torch.Tensor]:
+def invoke(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     if tracing(operands):
         head, weights = operands[:-1], list(operands.weights)
         return torch.ops.sobolev_kernels.mlp_sobolev(*head, weights, problem.to_string())
@@ -95,7 +95,7 @@ def gradients_of(problem: Problem, operands: Operands) -> list[torch.Tensor]:
         kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
         problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True)
         problem = replace(problem, **dict(zip(("derivative_target", "second_target"), kinds, strict=True)))
-    return call(problem, operands)
+    return invoke(problem, operands)
 
 
 def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor]) -> None:
@@ -114,7 +114,7 @@ def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor])
 def saved_operands(ctx) -> Operands:
     x, *rest = ctx.saved_tensors
     parameters, optional = rest[: ctx.count], iter(rest[ctx.count :])
-    return Operands(x, parameters, *(next(optional) if there else None for there in ctx.present), ctx.weights)
+    return Operands(x, parameters, *(next(optional) if present else None for present in ctx.present), ctx.weights)
 
 
 def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
@@ -191,6 +191,6 @@ torch.library.register_autograd(
 def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...]:
     """The fused step, differentiable: the outputs of the Problem's result."""
     if tracing(operands):
-        return tuple(call(problem, operands))
+        return tuple(invoke(problem, operands))
     x, parameters, *optional, weights = operands
     return MlpSobolev.apply(problem, weights, x, *optional, *parameters)

@@ -150,6 +150,6 @@ def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
 
 def keywords(function) -> list[inspect.Parameter]:
     """The parameters of a function whose `**settings` are those of Settings."""
-    own = list(inspect.signature(function).parameters.values())[:-1]
-    theirs = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Settings).parameters.values()]
-    return own + [p for p in theirs if p.name not in {q.name for q in own}]
+    named = list(inspect.signature(function).parameters.values())[:-1]
+    fields = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Settings).parameters.values()]
+    return named + [p for p in fields if p.name not in {q.name for q in named}]

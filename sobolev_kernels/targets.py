@@ -56,9 +56,9 @@ class Targets:
             need(constant, name, "a tensor without requires_grad (no gradient to targets is provided)", tensor)
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
-            there = [name for name in kinds if getattr(self, name) is not None]
+            given = [name for name in kinds if getattr(self, name) is not None]
             expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
-            need(len(there) <= 1, "targets", expected, " and ".join(there))
+            need(len(given) <= 1, "targets", expected, " and ".join(given))
         for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
             value = getattr(self, name)
             if isinstance(value, torch.Tensor):

@@ -85,9 +85,9 @@ std::size_t working_memory(const Kernels& kernels, const Step& step) {
 
 void mlp_sobolev(const Kernels& kernels, const Step& step) {
   const int parts = int(parts_of(step));
-  const std::size_t shared_bytes = kernels.shared_bytes(step), own_bytes = kernels.private_bytes(step);
-  char* shared = room.at_least(shared_bytes + std::size_t(parts) * own_bytes);
-  char* own = shared + shared_bytes;
+  const std::size_t shared_bytes = kernels.shared_bytes(step), workspace_bytes = kernels.private_bytes(step);
+  char* shared = room.at_least(shared_bytes + std::size_t(parts) * workspace_bytes);
+  char* workspace = shared + shared_bytes;
   // The runtime may give fewer threads than asked for (a nested region gives one): parts are what the result
   // depends on, so a thread takes every parts-th of them.
 #pragma omp parallel num_threads(parts)
@@ -96,9 +96,9 @@ void mlp_sobolev(const Kernels& kernels, const Step& step) {
     for (int p = first; p < parts; p += step_by) kernels.pack(step, shared, p, parts);
 #pragma omp barrier
     for (int p = first; p < parts; p += step_by)
-      kernels.tiles(step, shared, own + std::size_t(p) * own_bytes, p, parts);
+      kernels.tiles(step, shared, workspace + std::size_t(p) * workspace_bytes, p, parts);
 #pragma omp barrier
-    for (int p = first; p < parts; p += step_by) kernels.reduce(step, own, own_bytes, p, parts);
+    for (int p = first; p < parts; p += step_by) kernels.reduce(step, workspace, workspace_bytes, p, parts);
   }
 }
 

@@ -62,17 +62,17 @@ void pack(const Step& step, void* base, int part, int parts) {
 }
 
 template <class T>
-void tiles(const Step& step, void* base, void* own_base, int part, int parts) {
+void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
   const Shared<T> shared(step, base);
-  const Private<T> own(step, own_base);
-  for (int term = 0; term < kMaxTerms; ++term) own.totals[term] = 0;
+  const Private<T> workspace(step, workspace_base);
+  for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
-    for (std::int64_t i = 0; i < size; ++i) own.dweight[l][i] = 0;
-    for (std::int64_t i = 0; own.dbias[l] && i < layer.n_out; ++i) own.dbias[l][i] = 0;
+    for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
+    for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
-  Tile<T> tile(step, shared, own);
+  Tile<T> tile(step, shared, workspace);
   const std::int64_t count = (step.N + step.tile - 1) / step.tile;
   const Range mine(count, part, parts);
   for (std::int64_t i = mine.begin; i < mine.end; ++i) {
@@ -82,24 +82,24 @@ void tiles(const Step& step, void* base, void* own_base, int part, int parts) {
 }
 
 template <class T>
-void reduce(const Step& step, void* own_base, std::size_t own_bytes, int part, int parts) {
-  char* base = static_cast<char*>(own_base);
+void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
+  char* base = static_cast<char*>(workspace_base);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     const std::int64_t ld = Private<T>::ld_gradient(layer);
     const Range mine(layer.n_out, part, parts);
     for (int p = 0; p < parts; ++p) {
-      const Private<T> own(step, base + p * own_bytes);
+      const Private<T> workspace(step, base + p * workspace_bytes);
       T* to = static_cast<T*>(layer.dweight);
       T* dbias = static_cast<T*>(layer.dbias);
       for (std::int64_t i = mine.begin; to && i < mine.end; ++i) {
         for (std::int64_t j = 0; j < layer.n_in; ++j) {
-          const T term = own.dweight[l][i * ld + j];
+          const T term = workspace.dweight[l][i * ld + j];
           to[i * layer.n_in + j] = p ? to[i * layer.n_in + j] + term : term;
         }
       }
       for (std::int64_t i = mine.begin; dbias && i < mine.end; ++i) {
-        dbias[i] = p ? dbias[i] + own.dbias[l][i] : own.dbias[l][i];
+        dbias[i] = p ? dbias[i] + workspace.dbias[l][i] : workspace.dbias[l][i];
       }
     }
   }
@@ -107,7 +107,7 @@ void reduce(const Step& step, void* own_base, std::size_t own_bytes, int part, i
   double loss = 0;
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
-    for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * own_bytes).totals[term];
+    for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * workspace_bytes).totals[term];
     total *= step.scale[term];
     static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;
@@ -149,11 +149,11 @@ const Kernels kKernels = {
     [](const Step& step, void* shared, int part, int parts) {
       SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));
     },
-    [](const Step& step, void* shared, void* own, int part, int parts) {
-      SK_DTYPE(tiles<float>(step, shared, own, part, parts), tiles<double>(step, shared, own, part, parts));
+    [](const Step& step, void* shared, void* workspace, int part, int parts) {
+      SK_DTYPE(tiles<float>(step, shared, workspace, part, parts), tiles<double>(step, shared, workspace, part, parts));
     },
-    [](const Step& step, void* own, std::size_t bytes, int part, int parts) {
-      SK_DTYPE(reduce<float>(step, own, bytes, part, parts), reduce<double>(step, own, bytes, part, parts));
+    [](const Step& step, void* workspace, std::size_t bytes, int part, int parts) {
+      SK_DTYPE(reduce<float>(step, workspace, bytes, part, parts), reduce<double>(step, workspace, bytes, part, parts));
     },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),

@@ -14,10 +14,10 @@ struct Kernels {
   std::size_t (*private_bytes)(const Step&);
   // weights into the shared room
   void (*pack)(const Step&, void* shared, int part, int parts);
-  // the part's tiles; `own` is the part's private room
-  void (*tiles)(const Step&, void* shared, void* own, int part, int parts);
+  // the part's tiles; `workspace` is the part's alone
+  void (*tiles)(const Step&, void* shared, void* workspace, int part, int parts);
   // the private gradients and losses of all parts, added in their order, into the outputs
-  void (*reduce)(const Step&, void* own, std::size_t own_bytes, int part, int parts);
+  void (*reduce)(const Step&, void* workspace, std::size_t workspace_bytes, int part, int parts);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

@@ -55,7 +55,7 @@ struct Shared {
   }
 };
 
-// One thread's own: the arrays of a tile, and its part of the gradients.
+// What one thread works in: the arrays of a tile, and its part of the gradients.
 // Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld].
 template <class T>
 struct Private {

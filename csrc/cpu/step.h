@@ -16,14 +16,14 @@ class Tile : private Streams<T> {
   using Base::first_;
   using Base::last;
   using Base::M_;
-  using Base::own_;
   using Base::panels;
   using Base::shared_;
   using Base::size;
   using Base::step_;
+  using Base::workspace_;
 
  public:
-  Tile(const Step& step, const Shared<T>& shared, const Private<T>& own) : Base(step, shared, own) {
+  Tile(const Step& step, const Shared<T>& shared, const Private<T>& workspace) : Base(step, shared, workspace) {
     bool predicted = false, coupled = false;
     for (int term = 0; term < step.count_terms(); ++term) {
       if (step.residuals != Residuals::kLoss || !is_coupled(step.loss[term])) continue;
@@ -37,13 +37,13 @@ class Tile : private Streams<T> {
   void run(std::int64_t first, std::int64_t count) {
     first_ = first;
     M_ = count;
-    for (int term = 0; term < kMaxTerms; ++term) Base::fill(own_.terms[term], size(1), T(0));
+    for (int term = 0; term < kMaxTerms; ++term) Base::fill(workspace_.terms[term], size(1), T(0));
     for (std::int64_t l = 0; l <= last(); ++l) {
-      if (own_.q[l]) Base::fill(own_.q[l], size(step_.layers[l].n_out), T(0));
+      if (workspace_.q[l]) Base::fill(workspace_.q[l], size(step_.layers[l].n_out), T(0));
     }
-    load_rows(step_.x, 0, step_.D, own_.ld_x, own_.x_rows, own_.x);
+    load_rows(step_.x, 0, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
     this->value_forward();
-    this->store_panels(own_.h[last()], step_.y, 0, step_.O);
+    this->store_panels(workspace_.h[last()], step_.y, 0, step_.O);
     if (two_sweeps_) {
       measuring_ = true;
       sweep();
@@ -64,7 +64,7 @@ class Tile : private Streams<T> {
   bool backward() const { return step_.gradients && step_.residuals != Residuals::kNone && !measuring_; }
 
   void sweep() {
-    for (int term = 0; term < step_.count_terms(); ++term) Base::fill(own_.sums[term], size(4), T(0));
+    for (int term = 0; term < step_.count_terms(); ++term) Base::fill(workspace_.sums[term], size(4), T(0));
     if (step_.collapsed) {
       by_sum();
     } else if (step_.projection == Projection::kCotangents) {
@@ -76,7 +76,8 @@ class Tile : private Streams<T> {
     }
     if (step_.residuals == Residuals::kNone) return;
     load_target(kValue, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kValue, first_ + m, o); });
-    adjoint(kValue, own_.h[last()], step_.O, shared_.output_weight, 1, step_.gradients ? own_.z_bar : nullptr);
+    adjoint(kValue, workspace_.h[last()], step_.O, shared_.output_weight, 1,
+            step_.gradients ? workspace_.z_bar : nullptr);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
   }
 
@@ -85,21 +86,21 @@ class Tile : private Streams<T> {
     direction(p);
     if (predicting()) {
       this->tangent_forward();
-      this->store_panels(own_.tangent[last()], step_.derivatives, p * step_.N, step_.O);
+      this->store_panels(workspace_.tangent[last()], step_.derivatives, p * step_.N, step_.O);
       if (step_.order == 2) {
         this->second_forward();
-        this->store_panels(own_.second[last()], step_.second, p * step_.N, step_.O);
+        this->store_panels(workspace_.second[last()], step_.second, p * step_.N, step_.O);
       }
     }
     if (step_.residuals == Residuals::kNone) return;
     if (step_.order == 2) {
       second_target(p);
-      adjoint(kSecond, own_.second[last()], step_.O, shared_.output_weight, 1,
-              step_.gradients ? own_.a2[last()] : nullptr);
+      adjoint(kSecond, workspace_.second[last()], step_.O, shared_.output_weight, 1,
+              step_.gradients ? workspace_.a2[last()] : nullptr);
       if (backward()) this->second_backward();
     }
     tangent_target(p, 0, step_.O);
-    adjoint(kFirst, own_.tangent[last()], step_.O, shared_.output_weight, 1, own_.z_bar);
+    adjoint(kFirst, workspace_.tangent[last()], step_.O, shared_.output_weight, 1, workspace_.z_bar);
     if (backward()) this->tangent_backward();
   }
 
@@ -110,59 +111,59 @@ class Tile : private Streams<T> {
       this->tangent_forward(p > 0);
     }
     this->second_forward();
-    this->store_panels(own_.second[last()], step_.second, 0, step_.O);
+    this->store_panels(workspace_.second[last()], step_.second, 0, step_.O);
     if (!backward()) return;
     load_target(kSecond, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kSecond, first_ + m, o); });
-    adjoint(kSecond, own_.second[last()], step_.O, shared_.output_weight, 1, own_.a2[last()]);
+    adjoint(kSecond, workspace_.second[last()], step_.O, shared_.output_weight, 1, workspace_.a2[last()]);
     this->second_backward();
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p);
       this->tangent_forward();
-      Base::fill(own_.z_bar, size(step_.O), T(0));
+      Base::fill(workspace_.z_bar, size(step_.O), T(0));
       this->tangent_backward();
     }
   }
 
   // One cotangent u: the gradient Jᵀu, and its adjoint back
   void by_cotangent(std::int64_t r) {
-    drawn(r, step_.O, own_.ld_u, own_.u_rows, own_.u);
+    drawn(r, step_.O, workspace_.ld_u, workspace_.u_rows, workspace_.u);
     if (predicting()) {
       this->output_gradient();
-      this->store_panels(own_.gradient, step_.derivatives, r * step_.N, step_.W);
+      this->store_panels(workspace_.gradient, step_.derivatives, r * step_.N, step_.W);
     }
     if (step_.residuals == Residuals::kNone) return;
     gradient_target(r);
     const bool basis = step_.directions.distribution == Distribution::kBasis;
-    adjoint(kFirst, own_.gradient, step_.W, shared_.output_weight + (basis ? r : 0), 0, own_.g_bar);
+    adjoint(kFirst, workspace_.gradient, step_.W, shared_.output_weight + (basis ? r : 0), 0, workspace_.g_bar);
     if (backward()) this->gradient_backward();
   }
 
   // One output: its gradient g, whose projections g·v are the tangents of all directions; their slopes make its adjoint
   void by_gradient(std::int64_t o) {
     for (std::int64_t i = 0; i < size(step_.O); ++i) {
-      own_.u[i] = i % (step_.O * kPanel<T>) / kPanel<T> == o ? T(1) : T(0);
+      workspace_.u[i] = i % (step_.O * kPanel<T>) / kPanel<T> == o ? T(1) : T(0);
     }
     if (predicting()) this->output_gradient();
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p);
-      T* projected = own_.tangent[last()];
+      T* projected = workspace_.tangent[last()];
       for_gradient([&](std::int64_t i, std::int64_t m) {
         V total(0.0);
         for (std::int64_t j = i; j < i + step_.W * kPanel<T>; j += kPanel<T>) {
-          total = total + V::load(own_.gradient + j) * V::load(own_.v + j);
+          total = total + V::load(workspace_.gradient + j) * V::load(workspace_.v + j);
         }
         total.store(projected + m);
       });
       this->store_columns(projected, step_.derivatives, p * step_.N, step_.O, o, 1);
       if (step_.residuals == Residuals::kNone) continue;
       tangent_target(p, o, 1);
-      adjoint(kFirst, projected, 1, shared_.output_weight + o, 0, own_.slope);
+      adjoint(kFirst, projected, 1, shared_.output_weight + o, 0, workspace_.slope);
       if (!backward()) continue;
       for_gradient([&](std::int64_t i, std::int64_t m) {
-        const V slope = V::load(own_.slope + m);
+        const V slope = V::load(workspace_.slope + m);
         for (std::int64_t j = i; j < i + step_.W * kPanel<T>; j += kPanel<T>) {
-          const V along = slope * V::load(own_.v + j);
-          (p ? V::load(own_.g_bar + j) + along : along).store(own_.g_bar + j);
+          const V along = slope * V::load(workspace_.v + j);
+          (p ? V::load(workspace_.g_bar + j) + along : along).store(workspace_.g_bar + j);
         }
       });
     }
@@ -196,13 +197,13 @@ class Tile : private Streams<T> {
       return load_rows(one, p * given.stride[0], n, ld, rows, panels_of);
     }
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      T* frame = own_.frames ? own_.frames + panel * step_.P * n * kPanel<T> : nullptr;
+      T* frame = workspace_.frames ? workspace_.frames + panel * step_.P * n * kPanel<T> : nullptr;
       draw_direction(directions, first_ + panel * kPanel<T>, p, n, panels_of + panel * n * kPanel<T>, frame);
     }
     panels_to_rows(panels_of, n, M_, rows, ld);
   }
 
-  void direction(std::int64_t p) { drawn(p, step_.W, own_.ld_v, own_.v_rows, own_.v); }
+  void direction(std::int64_t p) { drawn(p, step_.W, workspace_.ld_v, workspace_.v_rows, workspace_.v); }
 
   template <class U>
   U target(Term term, std::int64_t i, std::int64_t j, std::int64_t k = 0, std::int64_t l = 0) const {
@@ -212,10 +213,10 @@ class Tile : private Streams<T> {
   // n numbers value(m, i) of each sample; 0 where there is no target
   template <class F>
   void load_target(Term term, std::int64_t n, F value) {
-    const bool there = step_.target[term].kind != TargetKind::kNone;
+    const bool targeted = step_.target[term].kind != TargetKind::kNone;
     for (std::int64_t m = 0; m < size(1); ++m) {
-      T* to = own_.target + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-      for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = there && m < M_ ? value(m, i) : T(0);
+      T* to = workspace_.target + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = targeted && m < M_ ? value(m, i) : T(0);
     }
   }
 
@@ -237,7 +238,7 @@ class Tile : private Streams<T> {
     }
     load_target(kFirst, n, [&](std::int64_t m, std::int64_t o) {
       const T* row = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + (first + o) * from.stride[1];
-      return dot(row, from.stride[2], own_.v_rows + m * own_.ld_v, step_.W);
+      return dot(row, from.stride[2], workspace_.v_rows + m * workspace_.ld_v, step_.W);
     });
   }
 
@@ -252,7 +253,7 @@ class Tile : private Streams<T> {
     load_target(kFirst, step_.W, [&](std::int64_t m, std::int64_t d) {
       T total = 0;
       for (std::int64_t o = begin; o < end; ++o) {
-        total += own_.u_rows[m * own_.ld_u + o] * target<T>(kFirst, first_ + m, o, d);
+        total += workspace_.u_rows[m * workspace_.ld_u + o] * target<T>(kFirst, first_ + m, o, d);
       }
       return total;
     });
@@ -266,7 +267,7 @@ class Tile : private Streams<T> {
                          [&](std::int64_t m, std::int64_t o) { return target<T>(kSecond, p, first_ + m, o); });
     }
     load_target(kSecond, step_.O, [&](std::int64_t m, std::int64_t o) {
-      const T* v = own_.v_rows + m * own_.ld_v;
+      const T* v = workspace_.v_rows + m * workspace_.ld_v;
       const T* hessian = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + o * from.stride[1];
       T total = 0;
       for (std::int64_t d = 0; d < step_.W; ++d) {
@@ -280,7 +281,7 @@ class Tile : private Streams<T> {
   void adjoint(Term term, const T* prediction, std::int64_t n, const T* weight, std::int64_t step, T* slope) {
     if (!step_.gradients) slope = nullptr;
     if (step_.residuals == Residuals::kCotangents || step_.target[term].kind == TargetKind::kNone) {
-      for (std::int64_t i = 0; slope && i < size(n); ++i) slope[i] = own_.target[i];
+      for (std::int64_t i = 0; slope && i < size(n); ++i) slope[i] = workspace_.target[i];
       return;
     }
     const Formula& loss = step_.loss[term];
@@ -297,18 +298,20 @@ class Tile : private Streams<T> {
         factor[i] = m < M_ ? scale * sample_weight(m) : T(0);
       }
       const std::int64_t at = panel * n * kPanel<T>;
-      const T* target = own_.target + at;
+      const T* target = workspace_.target + at;
       T* to = slope ? slope + at : nullptr;
       if (!coupled) {
         const auto run = with_loss(loss.row, [](auto l) { return &pointwise<decltype(l), T>; });
         run(prediction + at, target, n, factor, weight, step, loss.parameters, to,
-            own_.terms[term] + panel * kPanel<T>);
+            workspace_.terms[term] + panel * kPanel<T>);
         continue;
       }
       const bool predicted = predicting() || term == kValue;
-      add_sums(predicted ? prediction + at : nullptr, target, n, weight, step, own_.sums[term] + 4 * panel * kPanel<T>);
+      add_sums(predicted ? prediction + at : nullptr, target, n, weight, step,
+               workspace_.sums[term] + 4 * panel * kPanel<T>);
       if (measuring_ || !to) continue;
-      coupled_slopes(prediction + at, target, n, factor, weight, step, own_.partial[term] + 3 * panel * kPanel<T>, to);
+      coupled_slopes(prediction + at, target, n, factor, weight, step, workspace_.partial[term] + 3 * panel * kPanel<T>,
+                     to);
     }
   }
 
@@ -317,8 +320,8 @@ class Tile : private Streams<T> {
     if (step_.residuals != Residuals::kLoss || !is_coupled(loss)) return;
     const auto run = with_coupled(loss.row, [](auto l) { return &couple<decltype(l), T>; });
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      run(own_.sums[term] + 4 * panel * kPanel<T>, loss.parameters, own_.partial[term] + 3 * panel * kPanel<T>,
-          own_.terms[term] + panel * kPanel<T>);
+      run(workspace_.sums[term] + 4 * panel * kPanel<T>, loss.parameters,
+          workspace_.partial[term] + 3 * panel * kPanel<T>, workspace_.terms[term] + panel * kPanel<T>);
     }
   }
 
@@ -330,12 +333,12 @@ class Tile : private Streams<T> {
     for (std::int64_t m = 0; m < M_; ++m) {
       double loss = 0;
       for (int term = 0; term < step_.count_terms(); ++term) {
-        const double sum = double(own_.terms[term][m]) * double(sample_weight(m));
+        const double sum = double(workspace_.terms[term][m]) * double(sample_weight(m));
         if (step_.weight[term] != 0) loss += step_.weight[term] * step_.scale[term] * sum;
         if (step_.per_sample) {
           static_cast<T*>(step_.terms)[term * step_.N + first_ + m] = T(step_.scale[term] * sum);
         }
-        own_.totals[term] += sum;
+        workspace_.totals[term] += sum;
       }
       if (step_.per_sample) static_cast<T*>(step_.total)[first_ + m] = T(loss);
     }

@@ -1,6 +1,6 @@
 // The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4 and 10): values,
 // tangents, second derivatives, gradients of outputs. Where they start and what is made of their ends is in step.h.
-// Gradients of the weights are added to the thread's own.
+// Gradients of the weights are added to the thread's part of them.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class A, class T>
@@ -26,18 +26,19 @@ class Streams {
     std::int64_t ld, n;
   };
 
-  Streams(const Step& step, const Shared<T>& shared, const Private<T>& own) : step_(step), shared_(shared), own_(own) {}
+  Streams(const Step& step, const Shared<T>& shared, const Private<T>& workspace)
+      : step_(step), shared_(shared), workspace_(workspace) {}
 
   const Step& step_;
   const Shared<T>& shared_;
-  const Private<T>& own_;
+  const Private<T>& workspace_;
   std::int64_t first_ = 0, M_ = 0;
 
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t last() const { return step_.L - 1; }
   std::int64_t size(std::int64_t n) const { return panels() * n * kPanel<T>; }
-  Rows x_rows() const { return {own_.x_rows, own_.ld_x, step_.D}; }
-  Rows v_rows() const { return {own_.v_rows, own_.ld_v, step_.W}; }
+  Rows x_rows() const { return {workspace_.x_rows, workspace_.ld_x, step_.D}; }
+  Rows v_rows() const { return {workspace_.v_rows, workspace_.ld_v, step_.W}; }
 
   // f(i) for each vector of `count` numbers from i on
   template <class F>
@@ -55,8 +56,8 @@ class Streams {
     for (std::int64_t l = 0; l <= last(); ++l) {
       const Layer& layer = step_.layers[l];
       const auto activation = with_activation(layer.activation.row, [](auto a) { return &activate<decltype(a), T>; });
-      T *h = own_.h[l], *d1 = own_.d1[l], *d2 = own_.d2[l], *d3 = own_.d3[l];
-      product(shared_.forward[l], layer.n_in, l ? own_.h[l - 1] : own_.x, M_, shared_.bias[l], h,
+      T *h = workspace_.h[l], *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l];
+      product(shared_.forward[l], layer.n_in, l ? workspace_.h[l - 1] : workspace_.x, M_, shared_.bias[l], h,
               [&](std::int64_t i, std::int64_t count) {
                 if (layer.activation.row == 0) return;
                 activation(h + i, d1 ? d1 + i : nullptr, d2 ? d2 + i : nullptr, d3 ? d3 + i : nullptr, count,
@@ -68,10 +69,10 @@ class Streams {
   // ḣ from ḣ_0 = v, and σ'' ż; for order 2 also ż², added to that of the directions before if `add_squares`
   void tangent_forward(bool add_squares = false) {
     for (std::int64_t l = 0; l <= last(); ++l) {
-      T *z = own_.tangent[l], *curvature = own_.curvature[l], *square = own_.square[l];
-      const T *d1 = own_.d1[l], *d2 = own_.d2[l];
-      product<T>(shared_.forward[l], l ? step_.layers[l].n_in : step_.W, l ? own_.tangent[l - 1] : own_.v, M_, nullptr,
-                 z, [&](std::int64_t i, std::int64_t count) {
+      T *z = workspace_.tangent[l], *curvature = workspace_.curvature[l], *square = workspace_.square[l];
+      const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l];
+      product<T>(shared_.forward[l], l ? step_.layers[l].n_in : step_.W, l ? workspace_.tangent[l - 1] : workspace_.v,
+                 M_, nullptr, z, [&](std::int64_t i, std::int64_t count) {
                    if (!d1) return;
                    each(i, count, [&](std::int64_t j) {
                      const V z_dot = V::load(z + j);
@@ -90,8 +91,8 @@ class Streams {
   void second_forward() {
     for (std::int64_t l = 0; l <= last(); ++l) {
       const Layer& layer = step_.layers[l];
-      T *h2 = own_.second[l], *z2 = own_.next_bar, *bend = own_.bend[l];
-      const T *d1 = own_.d1[l], *d2 = own_.d2[l], *d3 = own_.d3[l], *square = own_.square[l];
+      T *h2 = workspace_.second[l], *z2 = workspace_.next_bar, *bend = workspace_.bend[l];
+      const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l], *square = workspace_.square[l];
       const auto after = [&](std::int64_t i, std::int64_t count) {
         each(i, count, [&](std::int64_t j) {
           const V z = l ? V::load(z2 + j) : V(0.0);
@@ -107,40 +108,40 @@ class Streams {
       if (l == 0) {
         after(0, size(layer.n_out));
       } else {
-        product<T>(shared_.forward[l], layer.n_in, own_.second[l - 1], M_, nullptr, z2, after);
+        product<T>(shared_.forward[l], layer.n_in, workspace_.second[l - 1], M_, nullptr, z2, after);
       }
     }
   }
 
-  // The adjoint of ḧ, from that of its top in own_.a2
+  // The adjoint of ḧ, from that of its top in workspace_.a2
   void second_backward() {
     for (std::int64_t l = last(); l >= 0; --l) {
-      const T *d1 = own_.d1[l], *bend = own_.bend[l], *a2 = own_.a2[l];
+      const T *d1 = workspace_.d1[l], *bend = workspace_.bend[l], *a2 = workspace_.a2[l];
       each(0, size(step_.layers[l].n_out), [&](std::int64_t j) {
         const V a = V::load(a2 + j);
-        if (bend) add(own_.q[l], j, V::load(bend + j) * a);
-        (d1 ? V::load(d1 + j) * a : a).store(own_.z_bar + j);
+        if (bend) add(workspace_.q[l], j, V::load(bend + j) * a);
+        (d1 ? V::load(d1 + j) * a : a).store(workspace_.z_bar + j);
       });
       if (l == 0) return;
-      add_outer(own_.z_bar, l, own_.second, {});
-      product<T>(shared_.backward[l], step_.layers[l].n_out, own_.z_bar, M_, nullptr, own_.a2[l - 1],
+      add_outer(workspace_.z_bar, l, workspace_.second, {});
+      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.z_bar, M_, nullptr, workspace_.a2[l - 1],
                  [](std::int64_t, std::int64_t) {});
     }
   }
 
-  // The adjoint of ḣ, from that of its top in own_.z_bar
+  // The adjoint of ḣ, from that of its top in workspace_.z_bar
   void tangent_backward() {
     backward(
-        own_.tangent, v_rows(),
+        workspace_.tangent, v_rows(),
         [&](std::int64_t l, T* a, std::int64_t i, std::int64_t count) {
-          const T *d1 = own_.d1[l], *curvature = own_.curvature[l], *a2 = own_.a2[l];
+          const T *d1 = workspace_.d1[l], *curvature = workspace_.curvature[l], *a2 = workspace_.a2[l];
           if (!d1) return;
           each(i, count, [&](std::int64_t j) {
             const V adjoint = V::load(a + j);
             V through = V::load(d1 + j) * adjoint;
             if (curvature) {
               const V c = V::load(curvature + j);
-              add(own_.q[l], j, c * adjoint);
+              add(workspace_.q[l], j, c * adjoint);
               if (a2) through = through + V(2.0) * c * V::load(a2 + j);
             }
             through.store(a + j);
@@ -149,12 +150,12 @@ class Streams {
         [](std::int64_t, const T*, T*) {});
   }
 
-  // The adjoint of h, from that of its top in own_.z_bar, with what the derivatives owe it
+  // The adjoint of h, from that of its top in workspace_.z_bar, with what the derivatives owe it
   void value_backward() {
     backward(
-        own_.h, x_rows(),
+        workspace_.h, x_rows(),
         [&](std::int64_t l, T* b, std::int64_t i, std::int64_t count) {
-          const T *d1 = own_.d1[l], *q = own_.q[l];
+          const T *d1 = workspace_.d1[l], *q = workspace_.q[l];
           if (!d1) return;
           each(i, count, [&](std::int64_t j) {
             const V adjoint = V::load(d1 + j) * V::load(b + j);
@@ -162,7 +163,7 @@ class Streams {
           });
         },
         [&](std::int64_t l, const T* z_bar, T* free) {
-          if (own_.dbias[l]) add_bias_gradient(l, z_bar);
+          if (workspace_.dbias[l]) add_bias_gradient(l, z_bar);
           if (l > 0 || !step_.dx) return;
           product<T>(shared_.input, step_.layers[0].n_out, z_bar, M_, nullptr, free, [](std::int64_t, std::int64_t) {});
           store_panels(free, step_.dx, 0, step_.D);
@@ -172,16 +173,16 @@ class Streams {
   // From the cotangent u: delta_l = σ' a_l down the layers, and the gradient g = Jᵀu of the differentiated inputs
   void output_gradient() {
     const auto through_delta = [&](std::int64_t l, std::int64_t i, std::int64_t count) {
-      const T* d1 = own_.d1[l];
+      const T* d1 = workspace_.d1[l];
       each(i, count, [&](std::int64_t j) {
-        const V a = V::load(own_.a[l] + j);
-        (d1 ? V::load(d1 + j) * a : a).store(own_.delta[l] + j);
+        const V a = V::load(workspace_.a[l] + j);
+        (d1 ? V::load(d1 + j) * a : a).store(workspace_.delta[l] + j);
       });
     };
     through_delta(last(), 0, size(step_.O));
     for (std::int64_t l = last(); l >= 0; --l) {
-      product<T>(shared_.backward[l], step_.layers[l].n_out, own_.delta[l], M_, nullptr,
-                 l ? own_.a[l - 1] : own_.gradient, [&](std::int64_t i, std::int64_t count) {
+      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.delta[l], M_, nullptr,
+                 l ? workspace_.a[l - 1] : workspace_.gradient, [&](std::int64_t i, std::int64_t count) {
                    if (l) through_delta(l - 1, i, count);
                  });
     }
@@ -189,15 +190,15 @@ class Streams {
 
   // The adjoint of g: <g, g_bar> = <u, D m[g_bar]>, so one tangent along g_bar against the delta at hand is all of it
   void gradient_backward() {
-    each(0, size(step_.W), [&](std::int64_t j) { V::load(own_.g_bar + j).store(own_.v + j); });
-    panels_to_rows(own_.v, step_.W, M_, own_.v_rows, own_.ld_v);
+    each(0, size(step_.W), [&](std::int64_t j) { V::load(workspace_.g_bar + j).store(workspace_.v + j); });
+    panels_to_rows(workspace_.v, step_.W, M_, workspace_.v_rows, workspace_.ld_v);
     tangent_forward();
     for (std::int64_t l = 0; l <= last(); ++l) {
-      add_outer(own_.delta[l], l, own_.tangent, v_rows());
-      const T* curvature = own_.curvature[l];
+      add_outer(workspace_.delta[l], l, workspace_.tangent, v_rows());
+      const T* curvature = workspace_.curvature[l];
       if (!curvature) continue;
       each(0, size(step_.layers[l].n_out),
-           [&](std::int64_t j) { add(own_.q[l], j, V::load(curvature + j) * V::load(own_.a[l] + j)); });
+           [&](std::int64_t j) { add(workspace_.q[l], j, V::load(curvature + j) * V::load(workspace_.a[l] + j)); });
     }
   }
 
@@ -221,15 +222,15 @@ class Streams {
   // dweight += z_bar hᵀ, where h are the numbers below the layer
   void add_outer(const T* z_bar, std::int64_t l, T* const* arrays, const Rows& input) {
     const Layer& layer = step_.layers[l];
-    if (l > 0) panels_to_rows(arrays[l - 1], layer.n_in, M_, own_.rows, own_.ld_rows);
-    const Rows h = l ? Rows{own_.rows, own_.ld_rows, layer.n_in} : input;
-    outer(z_bar, layer.n_out, h.data, h.ld, h.n, M_, own_.dweight[l], Private<T>::ld_gradient(layer));
+    if (l > 0) panels_to_rows(arrays[l - 1], layer.n_in, M_, workspace_.rows, workspace_.ld_rows);
+    const Rows h = l ? Rows{workspace_.rows, workspace_.ld_rows, layer.n_in} : input;
+    outer(z_bar, layer.n_out, h.data, h.ld, h.n, M_, workspace_.dweight[l], Private<T>::ld_gradient(layer));
   }
 
   // Down the layers from z_bar = the adjoint of the top; `through` turns a layer's adjoint into that of its z
   template <class Through, class AtLayer>
   void backward(T* const* arrays, const Rows& input, Through through, AtLayer at_layer) {
-    T *z_bar = own_.z_bar, *next = own_.next_bar;
+    T *z_bar = workspace_.z_bar, *next = workspace_.next_bar;
     through(last(), z_bar, 0, size(step_.O));
     for (std::int64_t l = last(); l >= 0; --l) {
       add_outer(z_bar, l, arrays, input);
@@ -251,7 +252,7 @@ class Streams {
         lanes = lanes + V::load(z_bar + ((m / kPanel<T>)*n + i) * kPanel<T> + m % kPanel<T>);
       }
       for (; m < M_; ++m) total += z_bar[((m / kPanel<T>)*n + i) * kPanel<T> + m % kPanel<T>];
-      own_.dbias[l][i] += total + sum(lanes);
+      workspace_.dbias[l][i] += total + sum(lanes);
     }
   }
 };

@@ -19,8 +19,8 @@ __global__ void pack_parameters(const __grid_constant__ Arguments a) {
     Op::place_of(e % (16 * Op::kDepth), k, n);
     k += block % blocks * Op::kDepth, n += block / blocks * 16;
     const int row = backward ? k : n, column = backward ? n : k;
-    const bool there = row < layer.out && column < layer.in;
-    const float weight = there ? number(layer.weight, row, column) : 0.0f;
+    const bool inside = row < layer.out && column < layer.in;
+    const float weight = inside ? number(layer.weight, row, column) : 0.0f;
     reinterpret_cast<typename Op::Type*>(a.packed + layer.forward)[e] = Op::of(weight);
   }
   float* bias = reinterpret_cast<float*>(a.packed + layer.bias_at);

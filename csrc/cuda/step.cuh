@@ -50,7 +50,7 @@ struct Tile {
     const std::uint32_t at = step.layout.packed;
     return at == kAbsent ? step.packed : reinterpret_cast<const unsigned char*>(shared + at);
   }
-  SK_INLINE bool there(int row) const { return first + row < step.N; }
+  SK_INLINE bool valid(int row) const { return first + row < step.N; }
 
   // f(row, column) for each number of a tile [samples, n], or with four columns at a time
   template <int kColumns = 1, class F>
@@ -132,7 +132,7 @@ struct Tile {
       __syncthreads();
     } else if (step.terms) {
       for (int row = threadIdx.x; row < samples(); row += blockDim.x) {
-        if (there(row)) step.terms[step.N + first + row] = 0.0f;
+        if (valid(row)) step.terms[step.N + first + row] = 0.0f;
       }
     }
     value_residual();
@@ -150,7 +150,7 @@ struct Tile {
       float of[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        of[i] = there(row) && column + i < step.D ? number(step.x, first + row, column + i) : 0.0f;
+        of[i] = valid(row) && column + i < step.D ? number(step.x, first + row, column + i) : 0.0f;
       }
       put(x, row, column, of);
     });
@@ -169,7 +169,7 @@ struct Tile {
     const float scale = given ? 1.0f : float(from.scale);
     each<4>(v.n, [&](int row, int column) {
       float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (there(row) && column < n) {
+      if (valid(row) && column < n) {
         if (given) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, first + row, column + i) : 0.0f;
@@ -195,7 +195,7 @@ struct Tile {
       }
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
-      const float factor = there(row) ? scale / sqrtf(total) : 0.0f;
+      const float factor = valid(row) ? scale / sqrtf(total) : 0.0f;
       for (int column = i % 4 * 4; column < v.n; column += 16) {
         float4& x = four(v, row, column);
         const float of[4] = {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
@@ -288,7 +288,7 @@ struct Tile {
     for (int row = threadIdx.x; step.terms && row < samples(); row += blockDim.x) {
       float total = 0.0f;
       for (int i = 0; i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
-      if (there(row)) step.terms[term * step.N + first + row] = step.scale[term] * total;
+      if (valid(row)) step.terms[term * step.N + first + row] = step.scale[term] * total;
     }
   }
 
@@ -302,7 +302,7 @@ struct Tile {
       float back[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
       for (int i = 0, o = column; i < 4; ++i, ++o) {
-        if (!there(row) || o >= step.O || target.kind == TargetKind::kNone) continue;
+        if (!valid(row) || o >= step.O || target.kind == TargetKind::kNone) continue;
         const float r = s.value[i] - number(target.data, first + row, o);
         back[i] = s.d1[i] * slope(kValue, row, o, r, output_weight(o));
       }
@@ -324,7 +324,7 @@ struct Tile {
       float a[4] = {0.0f, 0.0f, 0.0f, 0.0f}, back[4];
 #pragma unroll
       for (int i = 0, o = column; i < 4; ++i, ++o) {
-        if (!there(row) || o >= step.O) continue;
+        if (!valid(row) || o >= step.O) continue;
         a[i] = slope(kFirst, row, o, s.d1[i] * (&t.x)[i] - tangent_target(p, row, o), output_weight(o));
       }
       if (!step.gradients) return;
@@ -344,7 +344,7 @@ struct Tile {
     for (int i = threadIdx.x; i < samples() * n; i += blockDim.x) {
       const int row = i / n, o = i % n / step.W, d = i % step.W;
       shared[step.layout.jacobian + d * step.layout.jacobian_columns + row * step.O + o] =
-          there(row) ? number(step.target[kFirst].data, first + row, o, d) : 0.0f;
+          valid(row) ? number(step.target[kFirst].data, first + row, o, d) : 0.0f;
     }
   }
 
@@ -461,7 +461,7 @@ struct Tile {
     pull(0, z_bar, product);
     const Rows<float> dx{product, step.layout.inputs};
     each(dx.n, [&](int row, int d) {
-      if (there(row) && d < step.D) step.dx[(first + row) * step.D + d] = step.common * *dx.at(0, row, d);
+      if (valid(row) && d < step.D) step.dx[(first + row) * step.D + d] = step.common * *dx.at(0, row, d);
     });
   }
 
@@ -476,7 +476,7 @@ struct Tile {
       const int n = layer(last()).padded_out;
       const Rows<float> u = floats(layout.v, n), a = floats(layer(last()).tangent, n);
       each<4>(n, [&](int row, int column) {
-        const int o = there(row) ? i - column : -1;
+        const int o = valid(row) ? i - column : -1;
         four(a, row, column) = cotangent ? four(u, row, column) : make_float4(o == 0, o == 1, o == 2, o == 3);
       });
     }
@@ -525,7 +525,7 @@ struct Tile {
         r += __shfl_xor_sync(~0u, r, 1);
         r += __shfl_xor_sync(~0u, r, 2);
         float a = 0.0f;
-        if (there(row)) {
+        if (valid(row)) {
           if (!dense) r -= number(target.data, p, first + row, o);
           a = slope(kFirst, row, o, r, output_weight(o), i % 4 == 0);
         }
@@ -552,7 +552,7 @@ struct Tile {
     const bool basis = step.directions.distribution == Distribution::kBasis;
     each(g.n, [&](int row, int d) {
       float g_bar = 0.0f;
-      if (there(row) && d < step.W) {
+      if (valid(row) && d < step.W) {
         g_bar = slope(kFirst, row, d, *g.at(0, row, d) - gradient_target(r, row, d), basis ? output_weight(r) : 1.0f);
       }
       if (step.gradients) *to.at(0, row, d) = Op::of(g_bar);
