@@ -23,12 +23,13 @@ test: check
 test-ptx: $(READY)
 	$(BIN)/python -m pytest ptx
 
-# Formatting, lint and the freshness of the generated header, in seconds
+# Formatting, lint and the freshness of what is generated, in seconds
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python csrc/math/generate.py --check
+	$(BIN)/python docs/tables.py --check
 
 bench: $(READY)
 	$(BIN)/python -m bench
@@ -41,6 +42,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python csrc/math/generate.py
+	$(BIN)/python docs/tables.py
 
 # PIP_CONSTRAINT also reaches the isolated build environment
 $(READY): $(SOURCES)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from test_math import TORCH_LOSSES
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
-from torch.nn.functional import huber_loss
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import reference
@@ -96,11 +96,7 @@ A = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
 
 
 # Each loss of a sample's numbers [n], or of many samples' [N, n], with a weight for each number.
-WRITTEN = {
-    "mse": lambda a, t, w: (w * (a - t) ** 2).mean(-1),
-    "l1": lambda a, t, w: (w * (a - t).abs()).mean(-1),
-    "huber": lambda a, t, w: (w * huber_loss(a, t, reduction="none")).mean(-1),
-    "log_cosh": lambda a, t, w: (w * (a - t).cosh().log()).mean(-1),
+WRITTEN = {name: lambda a, t, w, rho=rho: (w * rho(a - t)).mean(-1) for name, rho in TORCH_LOSSES.items()} | {
     "relative_mse": lambda a, t, w: (w * (a - t) ** 2).sum(-1) / ((w * t**2).sum(-1) + 1e-8),
     "cosine": lambda a, t, w: 1 - (w * a * t).sum(-1) / ((w * a**2).sum(-1) * (w * t**2).sum(-1) + 1e-12).sqrt(),
 }

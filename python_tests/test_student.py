@@ -155,7 +155,7 @@ UNRECOGNISED = [
     ("no linear layer", nn.Sequential(nn.Identity()), "the student has no linear layer"),
     ("Dropout", mlp(nn.Tanh(), nn.Dropout()).eval(), "Dropout is not one of Linear and "),
     ("LayerNorm", mlp(nn.LayerNorm(5), nn.Tanh()), "LayerNorm is not one of Linear and "),
-    ("other activation", mlp(nn.Mish()), "Mish is not one of Linear and "),
+    ("other activation", mlp(nn.Hardswish()), "Hardswish is not one of Linear and "),
     ("residual", Residual(), "Residual is not one of Linear and "),
     ("function", scaled(), "the student is a function, not a torch.nn.Sequential"),
 ]

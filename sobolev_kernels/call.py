@@ -11,8 +11,10 @@ from . import ops
 from .backends import reference
 from .columns import Columns
 from .directions import Cotangents
+from .drawing import drawn
 from .enums import COTANGENTS
 from .errors import need, refuse
+from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
@@ -51,6 +53,10 @@ def compute(
     operands = Operands(x, parameters, computed(call.given), seed, *targets, *of_each, weights)
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
+    if problem.distribution not in IN_KERNELS:
+        vectors = drawn(problem.drawing, seed, x.shape[0])
+        problem = replace(problem, distribution=GIVEN, shared=False, scale=1.0)
+        operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
     return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
 

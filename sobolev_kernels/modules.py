@@ -53,6 +53,7 @@ MODULES = {
     "gelu_tanh": Row(nn.GELU, arguments=(("approximate", "tanh"),)),
     "sin": Row(Sine, ("omega",)),
     "softsign": Row(nn.Softsign),
+    "mish": Row(nn.Mish),
 }
 assert list(MODULES) == list(ACTIVATIONS), "every activation has its module"
 KINDS: dict[type[nn.Module], list[str]] = {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
+from .math.directions import DISTRIBUTIONS
 from .problem import Problem
 
-# FLOPs of a multiply that take as long as one number of a direction takes to draw or to load: two cores of an EPYC with
-# AVX-512, `python -m bench --planner`. The gradients' side draws every direction once for each output.
-DRAWN = {
-    "sphere": 180, "normal": 180, "orthonormal": 360, "rademacher": 100, "coordinate": 40, "basis": 20, "given": 20,
-}  # fmt: skip
-PROJECTED = 10  # the same of projecting one number of a gradient, and of its adjoint
+# FLOPs of a multiply that take as long as loading one number of a direction, and as projecting one of a gradient with
+# its adjoint; those of drawing are in the table of distributions. The gradients' side draws every direction once for
+# each output.
+LOADED, PROJECTED = 20, 10
 GRADIENT = 1.06  # a gradient and its way back against a tangent and its own, without the directions
 
 
@@ -34,7 +33,8 @@ def flops(problem: Problem, N: int, streams: int | None = None) -> int:
 def cost(problem: Problem, taken: str) -> float:
     """What a sample costs from one side, in FLOPs of a multiply."""
     products = flops(problem, 1, chains(problem)[taken])
-    numbers = problem.P * problem.W * DRAWN[problem.distribution]
+    row = DISTRIBUTIONS.get(problem.distribution)
+    numbers = problem.P * problem.W * (row.cost if row else LOADED)
     if taken == TANGENTS:
         return products + numbers
     return GRADIENT * products + problem.O * (numbers + problem.P * problem.W * PROJECTED)

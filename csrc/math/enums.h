@@ -28,14 +28,14 @@ inline constexpr int kCountOf<Precision> = 4;
 enum class Distribution : int { kSphere, kNormal, kRademacher, kCoordinate, kOrthonormal, kBasis, kGiven };
 template <>
 inline constexpr int kCountOf<Distribution> = 7;
-constexpr int kCountOfActivation = 12;
+constexpr int kCountOfActivation = 13;
 constexpr int kCountOfLoss = 4;
 constexpr int kCountOfCoupled = 2;
 
 }  // namespace sk
 
 #define SK_TABLES(_) \
-  _("Activation", "identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu", "gelu_tanh", "sin", "softsign") \
+  _("Activation", "identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu", "gelu_tanh", "sin", "softsign", "mish") \
   _("Loss", "mse", "l1", "huber", "log_cosh") \
   _("Coupled", "relative_mse", "cosine") \
   _("Dtype", "float32", "float64") \

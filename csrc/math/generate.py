@@ -91,13 +91,14 @@ def rows(path, table):
     raise SyntaxError(f"{path}: no table {table}")
 
 
-def keys(path, table):
-    """The keys of a table that is a dict, in its order."""
+def drawn_in_kernels(path):
+    """The distributions whose row says so, in the order of their table."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == table:
-            return [key.value for key in node.value.keys]
-    raise SyntaxError(f"{path}: no table {table}")
+        if isinstance(node, ast.Assign) and node.targets[0].id == "DISTRIBUTIONS":
+            named = zip(node.value.keys, node.value.values, strict=True)
+            return [key.value for key, row in named if "in_kernels" in [keyword.arg for keyword in row.keywords]]
+    raise SyntaxError(f"{path}: no table DISTRIBUTIONS")
 
 
 def row_name(function):
@@ -106,7 +107,7 @@ def row_name(function):
 
 def generate_enums():
     enums = runpy.run_path(str(PACKAGE / "enums.py"))["ENUMS"]
-    enums |= {"Distribution": [*keys(MATH / "directions.py", "DISTRIBUTIONS"), "given"]}
+    enums |= {"Distribution": [*drawn_in_kernels(MATH / "directions.py"), "given"]}
     named = {name: "".join(word.title() for word in name.split("_")) for names in enums.values() for name in names}
     lines = [ENUMS_HEAD, "template <class E>", "constexpr int kCountOf = 0;"]
     for enum, names in enums.items():

@@ -126,6 +126,25 @@ struct ActSoftsign {
  }
 };
 
+struct ActMish {
+ static constexpr bool kCurved = true;
+ template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
+  const auto above = z > T(0.0);
+  const auto e = exp(where(above, -z, z));
+  const auto num = where(above, T(1.0) + T(2.0) * e, e * (e + T(2.0)));
+  const auto w = where(above, e * e, T(1.0) + T(0.0) * e);
+  const auto r = T(1.0) / (num + T(2.0) * w);
+  const auto s = sigmoid(z);
+  const auto t = num * r;
+  const auto u = (T(1.0) + e) * r;
+  const auto t1 = T(4.0) * w * u * u * s;
+  const auto q = T(1.0) - s - T(2.0) * t * s;
+  const auto t2 = t1 * q;
+  const auto t3 = t2 * q - t1 * s * (T(1.0) - s + T(2.0) * t1 + T(2.0) * t * (T(1.0) - s));
+  return Derivatives<T>{z * t, t + z * t1, T(2.0) * t1 + z * t2, T(3.0) * t2 + z * t3};
+ }
+};
+
 #define SK_ACTIVATIONS(row) \
   row(0, ActIdentity) \
   row(1, ActRelu) \
@@ -138,7 +157,8 @@ struct ActSoftsign {
   row(8, ActGelu) \
   row(9, ActGeluTanh) \
   row(10, ActSin) \
-  row(11, ActSoftsign)
+  row(11, ActSoftsign) \
+  row(12, ActMish)
 
 struct LossMse {
  template <class T> static SK_INLINE Residual<T> call(T r, const double*) {

@@ -9,15 +9,14 @@ import torch
 
 from ..enums import DENSE, DIRECTIONS, ENUMS
 from ..math.activations import ACTIVATIONS
-from ..math.directions import DISTRIBUTIONS
+from ..math.directions import GIVEN, IN_KERNELS
 from ..math.losses import COUPLED, LOSSES, is_coupled
 from ..math.table import Formula
 from ..problem import Drawing, Operands, Problem
 
-GIVEN = "given"
 TABLES = {
     "Activation": tuple(ACTIVATIONS), "Loss": tuple(LOSSES), "Coupled": tuple(COUPLED),
-    "Distribution": (*DISTRIBUTIONS, GIVEN), **ENUMS,
+    "Distribution": IN_KERNELS, **ENUMS,
 }  # fmt: skip
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
@@ -134,7 +133,8 @@ def set_plan(step, side: str, tile: int = 1, threads: int = 1) -> None:
 
 def draws(drawing: Drawing) -> bool:
     """Whether the core draws such vectors."""
-    return MISSING is None and drawing.device == "cpu" and drawing.dtype in CODES["Dtype"]
+    known = drawing.distribution in IN_KERNELS and drawing.dtype in CODES["Dtype"]
+    return MISSING is None and drawing.device == "cpu" and known
 
 
 def draw(drawing: Drawing, seed: torch.Tensor, out: torch.Tensor) -> None:

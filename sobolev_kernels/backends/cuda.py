@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from .. import planner
+from ..math.directions import is_dependent
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
 from . import core
@@ -44,7 +45,7 @@ def refusal(problem: Problem, device: int) -> str | None:
     reasons = {
         "only the loss is computed": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         "order 2": problem.order == 2,
-        "orthonormal directions depend on each other": problem.distribution == "orthonormal",
+        "the directions of a sample depend on each other": is_dependent(problem.distribution),
         "a loss that couples a sample's numbers": any(map(is_coupled, losses)),
         f"{len(problem.biases)} linear layers are more than {MOST_LAYERS}": len(problem.biases) > MOST_LAYERS,
     }

@@ -98,8 +98,26 @@ def softsign(z):
     return z * r, r * r, -2.0 * sign * r * r * r, 6.0 * r * r * r * r
 
 
+def mish(z):
+    # z tanh(log(1 + e^z)); with e = e^-|z| tanh is num / (num + 2w), and nothing cancels or overflows on either side
+    above = z > 0.0
+    e = m.exp(m.where(above, -z, z))
+    num = m.where(above, 1.0 + 2.0 * e, e * (e + 2.0))
+    w = m.where(above, e * e, 1.0 + 0.0 * e)
+    r = 1.0 / (num + 2.0 * w)
+    s = m.sigmoid(z)
+    t = num * r
+    # t1, t2, t3 are the derivatives of t in z; 1 - t² = 4 w (1 + e)² r²
+    u = (1.0 + e) * r
+    t1 = 4.0 * w * u * u * s
+    q = 1.0 - s - 2.0 * t * s
+    t2 = t1 * q
+    t3 = t2 * q - t1 * s * (1.0 - s + 2.0 * t1 + 2.0 * t * (1.0 - s))
+    return z * t, t + z * t1, 2.0 * t1 + z * t2, 3.0 * t2 + z * t3
+
+
 ACTIVATIONS = table(
-    identity, relu, leaky_relu, elu, tanh, sigmoid, softplus, silu, gelu, gelu_tanh, sin, softsign
+    identity, relu, leaky_relu, elu, tanh, sigmoid, softplus, silu, gelu, gelu_tanh, sin, softsign, mish
 )  # fmt: skip
 
 

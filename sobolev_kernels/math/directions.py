@@ -94,21 +94,35 @@ def basis(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A row: how words [P, N, 4 ceil(D/4)] become directions [P, N, D], and whether E[v vᵀ] is I/D or I."""
+    """A row: how words [P, N, 4 ceil(D/4)] become directions [P, N, D].
+
+    Whether E[v vᵀ] is I/D (of `unit_length`) or I; whether the directions of a sample depend on each other; how many
+    FLOPs of a multiply take as long as one number takes to draw (two cores of an EPYC with AVX-512,
+    `python -m bench --planner`); and whether the kernels draw it themselves: if not, they are given what is drawn here.
+    """
 
     draw: Callable[[torch.Tensor, int, torch.dtype], torch.Tensor]
     unit_length: bool
+    dependent: bool = False
+    cost: int = 20
+    in_kernels: bool = False
 
 
-# The order is that of `enum class Distribution` in csrc/params.h.
+# Those in kernels are drawn in csrc/cpu/directions.h, csrc/cuda/philox.cuh and backends/triton/draws.py too.
 DISTRIBUTIONS = {
-    "sphere": Distribution(sphere, unit_length=True),
-    "normal": Distribution(normal, unit_length=False),
-    "rademacher": Distribution(rademacher, unit_length=False),
-    "coordinate": Distribution(coordinate, unit_length=True),
-    "orthonormal": Distribution(orthonormal, unit_length=True),
-    "basis": Distribution(basis, unit_length=True),
+    "sphere": Distribution(sphere, unit_length=True, cost=180, in_kernels=True),
+    "normal": Distribution(normal, unit_length=False, cost=180, in_kernels=True),
+    "rademacher": Distribution(rademacher, unit_length=False, cost=100, in_kernels=True),
+    "coordinate": Distribution(coordinate, unit_length=True, cost=40, in_kernels=True),
+    "orthonormal": Distribution(orthonormal, unit_length=True, dependent=True, cost=360, in_kernels=True),
+    "basis": Distribution(basis, unit_length=True, in_kernels=True),
 }
+GIVEN = "given"
+IN_KERNELS = (*(name for name, row in DISTRIBUTIONS.items() if row.in_kernels), GIVEN)
+
+
+def is_dependent(distribution: str) -> bool:
+    return distribution != GIVEN and DISTRIBUTIONS[distribution].dependent
 
 
 def unbiased_scale(distribution: str, D: int) -> float:

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ... import planner
 from ...enums import COTANGENTS, DENSE
+from ...math.directions import is_dependent
 from ...math.losses import is_coupled
 from ...problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from ..finish import finish
@@ -33,7 +34,7 @@ def refusal(problem: Problem) -> str | None:
         "only the loss is computed in one launch": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         "order 2": problem.order == 2,
         "no derivative": problem.P == 0,
-        "orthonormal directions depend on each other": problem.distribution == "orthonormal",
+        "the directions of a sample depend on each other": is_dependent(problem.distribution),
         "a loss that couples directions": any(map(is_coupled, losses)),
         "no hidden layer": not hidden,
         "hidden layers of different widths": len(set(hidden)) > 1,
