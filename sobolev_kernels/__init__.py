@@ -1,7 +1,7 @@
 """Fused kernels for Sobolev training: fitting values and derivatives of a target function in one pass.
 
 Glossary, the same in every language: N samples, D input features, H width, O output features, L linear layers,
-P directions on the input side, R cotangents on the output side, K order of the derivative.
+P directions on the input side, R cotangents on the output side.
 """
 
 from .derivatives import hvp, jet, jvp, laplacian, vjp
