@@ -33,16 +33,19 @@ DEVICE = "cuda" if GPU else "cpu"
 OUT, WORK = (Path(os.environ.get(name, ".")) for name in ("OUT", "WORK"))
 # Of a hidden layer 16 to 300 wide: on chip, in cache, layer by layer.
 SHAPES = [
-    Shape(1000, 3, 16, 3, 1, 2, "narrow, many blocks"),
-    Shape(1000, 5, 50, 3, 2, 3, "three layers that stay on chip; odd sizes"),
-    Shape(1000, 8, 64, 4, 8, 4, "several outputs"),
-    Shape(1000, 16, 128, 3, 1, 4, "the widest of one launch"),
-    Shape(1000, 16, 100, 2, 3, 2, "between two rows of the table"),
-    Shape(1000, 20, 20, 4, 1, 2, "more inputs than stay on chip"),
-    Shape(1000, 32, 256, 2, 2, 2, "layer by layer"),
-    Shape(1000, 6, 300, 2, 2, 2, "layer by layer, torch's multiply"),
-    Shape(1000, 3, 33, 1, 2, 2, "one hidden layer"),
-    Shape(16384, 8, 64, 3, 1, 4, "many tiles a program"),
+    Shape(*numbers, why)
+    for *numbers, why in (
+        (1000, 3, 16, 3, 1, 2, "narrow, many blocks"),
+        (1000, 5, 50, 3, 2, 3, "three layers that stay on chip; odd sizes"),
+        (1000, 8, 64, 4, 8, 4, "several outputs"),
+        (1000, 16, 128, 3, 1, 4, "the widest of one launch"),
+        (1000, 16, 100, 2, 3, 2, "between two rows of the table"),
+        (1000, 20, 20, 4, 1, 2, "more inputs than stay on chip"),
+        (1000, 32, 256, 2, 2, 2, "layer by layer"),
+        (1000, 6, 300, 2, 2, 2, "layer by layer, torch's multiply"),
+        (1000, 3, 33, 1, 2, 2, "one hidden layer"),
+        (16384, 8, 64, 3, 1, 4, "many tiles a program"),
+    )
 ]
 TINY = [replace(SHAPES[k], N=40) for k in (1, 7, 8)]
 STEADY = 75  # seconds after which a check counts as hanging

@@ -30,14 +30,9 @@ number of steps is about the best one for the ordinary student, over all rows; w
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -45,6 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from experiment import Data, cores, mark_quartiles, options_of, parser_of, quartiles_of, side_by_side, write_csv
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -60,7 +56,7 @@ STRIKE, VOLATILITY, WINGS = 1.1, 0.2, 1.5
 WIDTH, DEPTH, BATCH, TEST, DRAWN = 20, 4, 256, 4096, 500
 LEARNING_RATE = 1e-2
 
-Loss = Callable[[torch.nn.Module, "Data"], torch.Tensor]
+Loss = Callable[[torch.nn.Module, Data], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,16 +126,6 @@ class Market:
 
 
 @dataclass(frozen=True)
-class Data:
-    u: torch.Tensor  # [N, d]
-    t: torch.Tensor  # [N, 1]
-    dt: torch.Tensor  # [N, 1, d]
-
-    def __getitem__(self, index: torch.Tensor) -> Data:
-        return Data(self.u[index], self.t[index], self.dt[index])
-
-
-@dataclass(frozen=True)
 class Scaling:
     """The normalisation of the docstring above."""
 
@@ -187,8 +173,7 @@ def losses(data: Data) -> dict[str, Loss]:
 def batches(data: Data, generator: torch.Generator) -> Iterator[Data]:
     """Without end, epoch after epoch of shuffled mini-batches."""
     while True:
-        for index in torch.randperm(len(data.u), generator=generator).split(BATCH):
-            yield data[index]
+        yield from data.epoch(BATCH, generator)
 
 
 def train(student: torch.nn.Module, loss_of: Loss, data: Data, steps: int, seed: int) -> float:
@@ -239,22 +224,6 @@ def run_case(case: Case) -> Result:
     return Result(case, errors, ms, predictions)
 
 
-def run_all(cases: list[Case], workers: int) -> Iterator[Result]:
-    """One thread in each of several processes, in any order: steps this small gain little from threads of their own."""
-    if workers == 1:
-        torch.set_num_threads(1)
-        yield from map(run_case, cases)
-        return
-    # fork would copy the locks of torch's threads
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run_case, case) for case in cases]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def summarise(results: list[Result]) -> list[dict]:
     """One row for each d and N: quartiles over the seeds, and how many seeds the balanced student won."""
     rows = []
@@ -264,8 +233,7 @@ def summarise(results: list[Result]) -> list[dict]:
         for metric in METRICS:
             errors = {s: np.array([r.errors[s, metric] for r in group]) for s in STUDENTS}
             for student in STUDENTS:
-                quartiles = np.percentile(errors[student], (25, 50, 75)).tolist()
-                row |= zip((f"{student}_{metric}_{q}" for q in ("q25", "median", "q75")), quartiles, strict=True)
+                row |= quartiles_of(f"{student}_{metric}", errors[student])
             for other in OTHERS:
                 row[f"{metric}_seeds_won_against_{other}"] = int((errors["balanced"] < errors[other]).sum())
         row |= {f"{s}_ms_per_step": float(np.median([r.ms[s] for r in group])) for s in STUDENTS}
@@ -305,13 +273,6 @@ def print_verdict(rows: list[dict], console: Console) -> None:
         console.print(f"d = {d}, {metric} error over that of balanced: {'; '.join(parts)}", soft_wrap=True)
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 STYLE = {"ordinary": "tab:orange", "sobolev": "tab:green", "balanced": "tab:blue"}
 
 
@@ -328,20 +289,13 @@ def draw_predictions(axes, predictions: dict[str, np.ndarray], student: str, met
 def draw_errors(axes, rows: list[dict], metric: str) -> None:
     """Medians, with bars from the first to the third quartile: three marks for each d and N."""
     for i, student in enumerate(STUDENTS):
-        low, middle, high = (
-            np.array([row[f"{student}_{metric}_{q}"] for row in rows]) for q in ("q25", "median", "q75")
-        )
-        axes.errorbar(
-            np.arange(len(rows)) + (i - 1) * 0.2, middle, (middle - low, high - middle),
-            fmt="o", color=STYLE[student], ms=4, lw=1, label=STUDENTS[student],
-        )  # fmt: skip
-    axes.set_yscale("log")
+        style = {"fmt": "o", "color": STYLE[student], "label": STUDENTS[student]}
+        mark_quartiles(axes, rows, f"{student}_{metric}", (i - 1) * 0.2, **style)
     axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.set_xticks(range(len(rows)), [f"{row['d']}\n{row['N']}" for row in rows], fontsize=8)
     axes.set(xlabel="assets, paths", title=f"{metric} error, relative")
-    axes.grid(axis="y", alpha=0.3)
 
 
 def draw(rows: list[dict], predictions: dict[str, np.ndarray], path: Path) -> None:
@@ -363,34 +317,20 @@ def draw(rows: list[dict], predictions: dict[str, np.ndarray], path: Path) -> No
     plt.close(figure)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps, one process: to see that it runs")
-    parser.add_argument("--seeds", type=int, default=10, help="markets for each row (default 10)")
-    parser.add_argument("--steps", type=int, default=300, help="of each training (default 300)")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of differential_ml.png and .csv")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.steps = 1, 10
-    if options.seeds < 1 or options.steps < 1:
-        parser.error("--seeds and --steps must be at least 1")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    options = options_of(parser_of(__doc__, seeds=10, steps=300, files="differential_ml"))
     console = Console()
     start = time.perf_counter()
     cases = [Case(d, N, seed, options.steps) for seed, d, N in product(range(options.seeds), ASSETS, SIZES)]
     trainings = len(STUDENTS) * len(cases)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = 1 if options.quick else cores
+    workers = 1 if options.quick else cores()
     with Progress(console=console) as progress:
-        results = list(progress.track(run_all(cases, workers), len(cases), description=f"{trainings} trainings"))
+        results = list(
+            progress.track(side_by_side(run_case, cases, workers), len(cases), description=f"{trainings} trainings")
+        )
     rows = summarise(results)
     print_table(rows, workers, console)
     print_verdict(rows, console)
-    options.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, options.out / "differential_ml.csv")
     draw(rows, next(r.predictions for r in results if r.predictions), options.out / "differential_ml.png")
     minutes = (time.perf_counter() - start) / 60

@@ -17,14 +17,9 @@ the mean, or a zero gradient. The table has medians over the seeds; the CSV and 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -32,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from experiment import Data, cores, mark_quartiles, options_of, parser_of, quartiles_of, side_by_side, write_csv
 from functions import FUNCTIONS, Function
 from rich.console import Console
 from rich.progress import Progress
@@ -76,16 +72,6 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Data:
-    u: torch.Tensor  # [N, 2]
-    t: torch.Tensor  # [N, 1]
-    dt: torch.Tensor  # [N, 1, 2]
-
-    def __getitem__(self, index: torch.Tensor) -> Data:
-        return Data(self.u[index], self.t[index], self.dt[index])
-
-
-@dataclass(frozen=True)
 class Scaling:
     """The scalings of the docstring above."""
 
@@ -117,12 +103,10 @@ def make_student(activation: str) -> torch.nn.Sequential:
 
 def batches(data: Data, generator: torch.Generator) -> Iterator[Data]:
     """Without end: all the data if there is little, else epoch after epoch of shuffled mini-batches."""
-    N = len(data.u)
-    while N <= BATCH:
+    while len(data.u) <= BATCH:
         yield data
     while True:
-        for index in torch.randperm(N, generator=generator).split(BATCH):
-            yield data[index]
+        yield from data.epoch(BATCH, generator)
 
 
 def train(student: torch.nn.Module, loss_of, data: Data, steps: int, seed: int) -> float:
@@ -192,26 +176,6 @@ def run_pair(pair: Pair) -> Result:
     return Result(pair, errors, ms, surfaces)
 
 
-def run_all(pairs: list[Pair], workers: int, console: Console) -> list[Result]:
-    """One thread in each of several processes: steps this small gain little from threads of their own."""
-    # fork would copy the locks of torch's threads
-    context = multiprocessing.get_context("spawn")
-    with (
-        Progress(*Progress.get_default_columns(), console=console) as progress,
-        ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        task = progress.add_task(f"{2 * len(pairs)} trainings", total=len(pairs))
-        futures = [pool.submit(run_pair, pair) for pair in pairs]
-        results = []
-        try:
-            for future in as_completed(futures):
-                results.append(future.result())
-                progress.advance(task)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return results
-
-
 def summarise(results: list[Result]) -> list[dict]:
     """One row for each function, activation and N: quartiles over the seeds, ratio of the medians, seeds won."""
     groups: dict[tuple, list[Result]] = {}
@@ -224,8 +188,7 @@ def summarise(results: list[Result]) -> list[dict]:
         for metric in METRICS:
             errors = {s: np.array([r.errors[s, metric] for r in group]) for s in STUDENTS}
             for student in STUDENTS:
-                quartiles = np.percentile(errors[student], (25, 50, 75)).tolist()
-                row |= zip((f"{student}_{metric}_{q}" for q in ("q25", "median", "q75")), quartiles, strict=True)
+                row |= quartiles_of(f"{student}_{metric}", errors[student])
             # of the medians, above 1 where Sobolev training is better
             row[f"{metric}_ratio"] = row[f"ordinary_{metric}_median"] / row[f"sobolev_{metric}_median"]
             row[f"{metric}_seeds_won"] = int((errors["sobolev"] < errors["ordinary"]).sum())
@@ -267,13 +230,6 @@ def print_verdict(rows: list[dict], console: Console) -> None:
         console.print(line + (f"; loses {', '.join(lost)}" if lost else ""), soft_wrap=True)
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def draw_surfaces(figure, surfaces: dict[str, np.ndarray]) -> None:
     name, activation, N = SHOWN
     function = FUNCTIONS[name]
@@ -299,17 +255,10 @@ def draw_errors(axes, rows: list[dict], metric: str) -> None:
     marks = {"relu": "^", "tanh": "o"}
     for i, (activation, student) in enumerate(product(ACTIVATIONS, STUDENTS)):
         some = [row for row in rows if row["activation"] == activation]
-        low, middle, high = (
-            np.array([row[f"{student}_{metric}_{q}"] for row in some]) for q in ("q25", "median", "q75")
-        )
-        axes.errorbar(
-            np.arange(len(some)) + (i - 1.5) * 0.17, middle, (middle - low, high - middle),
-            fmt=marks[activation], color=style[student], ms=4, lw=1, label=f"{student}, {activation}",
-        )  # fmt: skip
-    axes.set_yscale("log")
+        look = {"fmt": marks[activation], "color": style[student], "label": f"{student}, {activation}"}
+        mark_quartiles(axes, some, f"{student}_{metric}", (i - 1.5) * 0.17, **look)
     axes.set_xticks(range(len(FUNCTIONS)), FUNCTIONS, rotation=40, ha="right", fontsize=8)
     axes.set(title=f"N = {rows[0]['N']}", ylabel=f"{metric} error, relative")
-    axes.grid(axis="y", alpha=0.3)
 
 
 def draw(rows: list[dict], surfaces: dict[str, np.ndarray], path: Path) -> None:
@@ -331,34 +280,22 @@ def draw(rows: list[dict], surfaces: dict[str, np.ndarray], path: Path) -> None:
     plt.close(figure)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed and 10 steps: only to see that it runs")
-    parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings for each row (default 5)")
-    parser.add_argument("--steps", type=int, default=1500, help="of each training (default 1500)")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of demo.png and demo.csv")
-    parser.add_argument("--directions", choices=DIRECTIONS, default="basis", help="exact, or one random projection")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.steps = 1, 10
-    if options.seeds < 1 or options.steps < 1:
-        parser.error("--seeds and --steps must be at least 1")
-    return options
-
-
 def main() -> None:
-    options = arguments()
+    parser = parser_of(__doc__, seeds=5, steps=1500, files="demo")
+    parser.add_argument("--directions", choices=DIRECTIONS, default="basis", help="exact, or one random projection")
+    options = options_of(parser)
     console = Console()
     start = time.perf_counter()
     # Longest first, so that no worker is left with a long one at the end; the functions in turn.
     keys = product(reversed(SIZES), range(options.seeds), FUNCTIONS, ACTIVATIONS)
     pairs = [Pair(f, a, N, seed, options.steps, options.directions) for N, seed, f, a in keys]
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    results = run_all(pairs, workers, console)
+    workers = cores()
+    with Progress(*Progress.get_default_columns(), console=console) as progress:
+        trained = side_by_side(run_pair, pairs, workers)
+        results = list(progress.track(trained, len(pairs), description=f"{2 * len(pairs)} trainings"))
     rows = summarise(results)
     print_table(rows, workers, console)
     print_verdict(rows, console)
-    options.out.mkdir(parents=True, exist_ok=True)
     write_csv(rows, options.out / "demo.csv")
     draw(rows, next(r.surfaces for r in results if r.surfaces), options.out / "demo.png")
     minutes = (time.perf_counter() - start) / 60
