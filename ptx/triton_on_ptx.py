@@ -14,7 +14,7 @@ from .run import load
 KERNELS = {
     one_launch: ["step_kernel"],
     layerwise: [
-        "activate_kernel", "adjoint_kernel", "delta_kernel", "pull_kernel", "residual_kernel", "forward_kernel",
+        "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
         "backward_kernel",
     ],
 }  # fmt: skip

@@ -28,9 +28,12 @@ PROJECTIONS = {
     "by gradients": ("gradients", lambda batch: {"directions": sk.Directions.sphere(2)}),
     "cotangents": ("tangents", lambda batch: {"cotangents": sk.Cotangents.normal(2)}),
     "given": ("tangents", lambda batch: {"directions": sk.Directions.given(GIVEN[:, batch])}),
+    "given cotangents": ("tangents", lambda batch: {"cotangents": sk.Cotangents.given(GIVEN[:1, batch, 1:])}),
+    "one cotangent": ("tangents", lambda batch: {"cotangents": sk.Cotangents.given(ONE[:, batch])}),
     "order 2": ("tangents", lambda batch: {"directions": sk.Directions.sphere(2), "order": 2}),
 }
 GIVEN = torch.randn(2, SHAPE.N, SHAPE.D)
+ONE = torch.randn(1, SHAPE.N, SHAPE.O)  # a batch of it is contiguous
 WEIGHTS = torch.rand(SHAPE.N)
 
 
