@@ -24,12 +24,13 @@ from .run import CACHE, writable
 
 @dataclass(frozen=True)
 class Compiled:
-    """`text` is PTX, or AMD's assembly for gfx targets. `shared` goes to Module.launch."""
+    """`text` is PTX, or AMD's assembly for gfx targets. `shared` goes to Module.launch. `source` is Triton's IR."""
 
     text: str
     shared: int
     binary: bytes
     name: str
+    source: str
 
 
 @cache
@@ -107,7 +108,7 @@ def triton_compiled(kernel, signature, constants, attrs, options, target: str) -
 
     done = triton.compile(ASTSource(kernel, signature, constants, attrs), target=gpu_of(target), options=options)
     text, binary = ("amdgcn", "hsaco") if target.startswith("gfx") else ("ptx", "cubin")
-    return Compiled(done.asm[text], done.metadata.shared, done.asm[binary], done.metadata.name)
+    return Compiled(done.asm[text], done.metadata.shared, done.asm[binary], done.metadata.name, done.asm["ttir"])
 
 
 def gpu_of(target: str):

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ... import planner
+from ...drawing import over_samples
 from ...enums import COTANGENTS, DENSE
 from ...math.directions import is_dependent
 from ...math.losses import is_coupled
@@ -187,6 +188,17 @@ def step_kernel(
         chains.finish(state, room, TILE)
 
 
+def near(tensor: torch.Tensor | None, features: int = 1) -> torch.Tensor | None:
+    """The tensor, or a copy of one whose last dimensions lie further apart than the kernel's 32-bit integers reach.
+
+    Such is the transpose of inputs of 10^8 samples. The 64-bit ones would be registers that the kernel has not got.
+    """
+    if tensor is None:
+        return None
+    last = zip(tensor.shape[-features:], tensor.stride()[-features:], strict=True)
+    return tensor.contiguous() if any((n - 1) * stride >= 2**31 for n, stride in last) else tensor
+
+
 @torch.no_grad()
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, weights = operands
@@ -208,8 +220,9 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     losses = zip((problem.value_loss, problem.derivative_loss), factors, scales, strict=True)
     value, first = (loss_of(loss, factor / common, scale) for loss, factor, scale in losses)
     key, offset = (0, 0) if seed is None else seed.tolist()
-    v = None if given is None else given if given.dim() == 3 else given[:, None].expand(-1, N, -1)
     cotangents, dense = problem.projection == COTANGENTS, problem.derivative_target == DENSE
+    v = None if given is None else near(over_samples(given, N))
+    x, values, derivative = near(x), near(values), near(derivative, 2 if dense else 1)
     kind, shared = map(tl.constexpr, (DISTRIBUTION[problem.distribution], problem.shared))
     st = (0, 0, 0) if derivative is None else derivative.stride()
     if dense:  # [N, O, W], summed over W for directions, over O for cotangents
