@@ -32,11 +32,14 @@ class Chains(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Memory of all programs: their scratches, of which on chip there are none, and their slots of gradients."""
+    """What the programs write: their scratches, of which on chip there are none, their slots of gradients, the terms
+    [2, N] of all samples, and the gradient [N, D] of the inputs, if it is wanted."""
 
     scratch: torch.Tensor | None
     slots: torch.Tensor
     bias_slots: torch.Tensor
+    terms: torch.Tensor
+    dx: torch.Tensor | None
 
 
 # The arrays of a hidden layer in a program's scratch, each [BLOCK, H]. Q is q of docs/math.md; OF_Z is σ'' ż of a

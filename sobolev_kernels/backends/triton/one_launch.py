@@ -93,7 +93,7 @@ def along_directions(
     do_not_specialize_on_alignment=["X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT"],
 )  # fmt: skip
 def step_kernel(
-    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, packed, room, TERMS, DX,
+    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, packed, room,
     N, P, D, W, O, hidden_layers, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
     seed: tl.uint64, offset: tl.uint32, common, distribution, activation, last, value, first, chains,
     FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr, TILE,
@@ -175,15 +175,15 @@ def step_kernel(
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
         rho, slope = residual(value, y - known)
-        tl.store(TERMS + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
-        tl.store(TERMS + N + sample, first.scale * first_term, mask=valid)
+        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
+        tl.store(room.terms + N + sample, first.scale * first_term, mask=valid)
         if GRADIENTS:
             a = adjoint(slope, weight, value.factor, within_y)
             dx, state = chains.backward(
-                y1 * a + q, x, state, t, packed, hidden_layers, activation, False, DX is not None, TILE
+                y1 * a + q, x, state, t, packed, hidden_layers, activation, False, room.dx is not None, TILE
             )  # fmt: skip
-            if DX is not None:
-                tl.store(DX + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
+            if room.dx is not None:
+                tl.store(room.dx + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
     if GRADIENTS:
         chains.finish(state, room, TILE)
 
@@ -210,8 +210,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     if launch.layers is None:
         chains, slot = in_cache.CHAINS, x.new_zeros  # slots are added to
         scratch = x.new_empty(programs, in_cache.scratch_size(hidden_layers, tile))
-    room = in_cache.Room(scratch, slot(programs, packed.weights.numel()), slot(programs, packed.biases.numel()))
-    terms = x.new_empty(2, N)
+    slots, bias_slots = (slot(programs, tensor.numel()) for tensor in (packed.weights, packed.biases))
+    room = in_cache.Room(scratch, slots, bias_slots, x.new_empty(2, N), outputs.get("dx"))
     samples = max(1, N) if problem.reduction == "mean" else 1
     scales = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
     factors = weights[0] * scales[0], weights[1] * scales[1]
@@ -234,7 +234,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     ]  # fmt: skip
     if N:
         step_kernel[(programs,)](
-            x, v, values, derivative, sample_weight, output_weight, packed, room, terms, outputs.get("dx"),
+            x, v, values, derivative, sample_weight, output_weight, packed, room,
             N, problem.P, problem.D, problem.W, problem.O, hidden_layers, *strides, key, offset & 0xFFFFFFFF, common,
             Distribution(kind, shared, problem.scale), activation_of(problem.activations[0]),
             activation_of(problem.activations[-1]), value, first, chains,
@@ -242,10 +242,10 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             TILE=tile, **launch.options,
         )  # fmt: skip
     if problem.result != PER_SAMPLE_GRADIENTS:
-        for name, result in zip(("loss", "terms"), finish(problem, weights, terms), strict=True):
+        for name, result in zip(("loss", "terms"), finish(problem, weights, room.terms), strict=True):
             outputs[name].copy_(result)
     if problem.gradients:
-        unpack(problem, common * room.slots.sum(0), common * room.bias_slots.sum(0), gradients)
+        unpack(problem, common * slots.sum(0), common * bias_slots.sum(0), gradients)
 
 
 def count_programs(tiles: int, warps: int, device: torch.device) -> int:
