@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -24,12 +24,13 @@ from .run import CACHE, writable
 
 @dataclass(frozen=True)
 class Compiled:
-    """`text` is PTX, or AMD's assembly for gfx targets. `shared` goes to Module.launch."""
+    """`text` is PTX, or AMD's assembly for gfx targets. `shared` goes to Module.launch. `source` is Triton's IR."""
 
     text: str
     shared: int
     binary: bytes
     name: str
+    source: str
 
 
 @cache
@@ -94,22 +95,74 @@ def triton_by_name(module: str, file: str, name: str, *request) -> Compiled:
 
 
 def triton_here(kernel, signature, constants, target, warps, stages, divisible, options) -> Compiled:
+    order = list(kernel.arg_names)
+    signature = {n: signature.get(n, "constexpr") for n in order}
+    attrs = {(order.index(n),): [["tt.divisibility", 16]] for n in divisible}
+    options = {"num_warps": warps, "num_stages": stages, **options}
+    return triton_compiled(kernel, signature, dict(constants), attrs, options, target)
+
+
+def triton_compiled(kernel, signature, constants, attrs, options, target: str) -> Compiled:
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    amd = target.startswith("gfx")
-    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    order = list(kernel.arg_names)
-    source = ASTSource(
-        fn=kernel,
-        signature={n: signature.get(n, "constexpr") for n in order},
-        constexprs=dict(constants),
-        attrs={(order.index(n),): [["tt.divisibility", 16]] for n in divisible},
+    done = triton.compile(ASTSource(kernel, signature, constants, attrs), target=gpu_of(target), options=options)
+    text, binary = ("amdgcn", "hsaco") if target.startswith("gfx") else ("ptx", "cubin")
+    return Compiled(done.asm[text], done.metadata.shared, done.asm[binary], done.metadata.name, done.asm["ttir"])
+
+
+def gpu_of(target: str):
+    from triton.backends.compiler import GPUTarget
+
+    return (
+        GPUTarget("hip", target, 64)
+        if target.startswith("gfx")
+        else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     )
-    done = triton.compile(source, target=gpu, options={"num_warps": warps, "num_stages": stages, **options})
-    text, binary = ("amdgcn", "hsaco") if amd else ("ptx", "cubin")
-    return Compiled(done.asm[text], done.metadata.shared, done.asm[binary], done.metadata.name)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What Triton's JIT compiles for a launch. A kernel is compiled once for each `key`."""
+
+    kernel: object
+    key: str
+    signature: dict
+    constants: dict
+    attrs: dict
+    options: dict
+    target: str
+    values: dict  # of all parameters
+
+    def compiled(self) -> Compiled:
+        """In this process, which an error in AMD's compiler may end."""
+        return triton_compiled(self.kernel, self.signature, self.constants, self.attrs, self.options, self.target)
+
+    def arguments(self) -> dict[str, object]:
+        """What the compiled kernel is given, in its order: tuples are flat, and constants are left out."""
+        each = ((name, type, self.values[name]) for name, type in self.signature.items())
+        return {name: value for parameter in each for name, value in members(*parameter)}
+
+
+def members(name: str, type: str | tuple, value) -> Iterator[tuple[str, object]]:
+    if isinstance(type, tuple):
+        for field, *member in zip(getattr(type, "_fields", range(len(type))), type, value, strict=True):
+            yield from members(f"{name}.{field}", *member)
+    elif type != "constexpr":
+        yield name, value
+
+
+def variant(kernel, values: Sequence, named: Mapping[str, object], target: str = "sm_80") -> Variant:
+    """Of a launch `kernel[grid](*values, **named)`, by the JIT itself."""
+    from triton.compiler import make_backend
+    from triton.runtime.jit import compute_cache_key, create_function_from_signature
+
+    backend = make_backend(gpu_of(target))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*values, **named)
+    key = compute_cache_key({}, specialization, options)
+    options, signature, constants, attrs = kernel._pack_args(backend, named, bound, specialization, options)
+    return Variant(kernel, key, signature, constants, attrs, options.__dict__, target, bound)
 
 
 # ---- CUDA C++ ----

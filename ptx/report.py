@@ -10,12 +10,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
-from sobolev_kernels.math.activations import ACTIVATIONS
-from sobolev_kernels.math.losses import LOSSES
-from sobolev_kernels.math.table import choose
+import torch
 
-from .compile import Compiled, machine_instructions, tool, triton_here
+import sobolev_kernels as sk
+from sobolev_kernels.backends.triton import one_launch as one_launch_module
+from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.problems import Shape, data, directions_of
+
+from .compile import Compiled, machine_instructions, tool, variant
+from .triton_on_ptx import recorded
 
 # Bytes of shared memory that a block may have.
 LIMITS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -57,66 +62,37 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
 
 
 PROJECTIONS = {
-    "drawn": ("sphere", "tangents"), "given": ("given", "tangents"), "cotangents": ("sphere", "cotangents"),
-    "gradients": ("sphere", "gradients"),
-}  # fmt: skip
+    "drawn": ("tangents", lambda shape: {"directions": directions_of("sphere", shape)}),
+    "given": ("tangents", lambda shape: {"directions": directions_of("given", shape)}),
+    "cotangents": ("tangents", lambda shape: {"cotangents": sk.Cotangents.sphere(shape.P, seed=3)}),
+    "gradients": ("gradients", lambda shape: {"directions": directions_of("sphere", shape)}),
+}
+
+
+def launches_of(shape: Shape, projection: str, **settings) -> dict[str, tuple]:
+    """The first launch of each kernel in a step: tanh, mse, dense Jacobian, all gradients of parameters."""
+    side, projections = PROJECTIONS[projection]
+    numbers = data(shape, "tanh")
+    second = {"hessian": torch.zeros(shape.N, shape.O, shape.D, shape.D)} if settings.get("order") == 2 else {}
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, **second)
+    with recorded() as launches, computed_from(side):
+        sk.sobolev_loss(numbers.student, numbers.x, targets, backend="triton", **projections(shape), **settings)
+    return {kernel.fn.__name__: (kernel, values, named) for kernel, values, named in reversed(launches)}
 
 
 def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
-    """Of one of PROJECTIONS: tanh, mse, dense Jacobian, all gradients; on chip as deep as the row takes."""
-    from sobolev_kernels.backends.triton import in_cache, on_chip
-    from sobolev_kernels.backends.triton.draws import DISTRIBUTION
-    from sobolev_kernels.backends.triton.formulas import arguments
-    from sobolev_kernels.backends.triton.one_launch import step_kernel
-
-    distribution, side = PROJECTIONS[projection]
-
-    act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
-    last, last_count, *_ = arguments(choose(ACTIVATIONS, "activation", "identity"), 0)
-    loss, loss_count, *_ = arguments(choose(LOSSES, "loss", "mse"), 1)
-    constants = {
-        "ACT": act, "ACT_COUNT": count, "LAST": last, "LAST_COUNT": last_count, "VALUE": loss,
-        "VALUE_COUNT": loss_count, "FIRST": loss, "FIRST_COUNT": loss_count, "KIND": DISTRIBUTION[distribution],
-        "SHARED": False, "FROM": side, "JACOBIAN": True, "GRADIENTS": True, "PRECISION": precision,
-        "DB": 16, "H": row.width, "OB": 16, "BLOCK": row.block, "CHUNK": row.chunk, "WEIGHT_OF_SAMPLE": None,
-        "WEIGHT_OF_OUTPUT": None, "DX": None, "DEPTH": row.layers or 0,
-    }  # fmt: skip
-    if row.layers is None:
-        constants |= in_cache.CHAINS
-    else:
-        constants |= on_chip.CHAINS | {"SCRATCH": None}
-    if distribution != "given":
-        constants["V"] = None
-    tensors = {"X", "V", "Y", "T", "BIASES", "SCRATCH", "SLOTS", "BIAS_SLOTS", "TERMS"}
-    floats = {"scale", "value_factor", "first_factor", "common", "value_scale", "first_scale"}
-    floats |= {f"{name}_{letter}" for name in ("act", "last") for letter in "ab"} | {"value_a", "first_a"}
-    signature = signature_of(step_kernel, constants, tensors, floats) | {"seed": "i64", "offset": "i64"}
-    signature |= dict.fromkeys(("WEIGHTS", "TRANSPOSED"), f"*{precision if precision in ('bf16', 'fp16') else 'fp32'}")
-    pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-    options = row.options
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    return triton_here(step_kernel, signature, constants, target, warps, stages, pointers, options)
+    """Of one of PROJECTIONS; on chip as deep as the row takes."""
+    shape = Shape(row.block, 16, row.width, row.layers or 3, 16, 2, "nothing is padded")
+    with patch.object(one_launch_module, "one_launch", lambda problem: row):
+        launch = launches_of(shape, projection, precision=precision)["step_kernel"]
+    return variant(*launch, target).compiled()
 
 
 def linear(kernel, target: str, order: int) -> Compiled:
-    from sobolev_kernels.backends.triton.formulas import arguments
-    from sobolev_kernels.backends.triton.launches import LINEAR
-
-    act, count, *_ = arguments(choose(ACTIVATIONS, "activation", "tanh"), 0)
-    constants = {
-        "F": act, "COUNT": count, "ORDER": order, "BM": LINEAR.rows, "BN": LINEAR.columns, "BK": LINEAR.depth,
-        "Q": None, "PRECISION": "ieee",
-    }  # fmt: skip
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    signature = signature_of(kernel, constants, {"BELOW", "ABOVE", "W", "B", "Z", "H", "Z_BAR"}, {"a", "b"})
-    divisible = [n for n, t in signature.items() if t.startswith("*")] + ["K", "n"]
-    return triton_here(kernel, signature, constants, target, LINEAR.warps, 3, divisible, {})
-
-
-def signature_of(kernel, constants: dict, tensors: set, floats: set) -> dict[str, str]:
-    kinds = {True: "*fp32", False: "i32"}
-    names = [name for name in kernel.arg_names if name not in constants]
-    return {name: "fp32" if name in floats else kinds[name in tensors] for name in names}
+    shape = Shape(64, 64, 64, 3, 64, 2, "nothing is padded")
+    with patch.object(one_launch_module, "refusal", lambda problem: "forced"):
+        launch = launches_of(shape, "drawn", order=order)[kernel.fn.__name__]
+    return variant(*launch, target).compiled()
 
 
 def worst(usages: list[Usage]) -> Usage:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from sobolev_kernels.backends import triton as backend
 from sobolev_kernels.backends.triton import layerwise, one_launch
 
-from .compile import compile_triton
+from .compile import variant
 from .run import load
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 KERNELS = {
     one_launch: ["step_kernel"],
     layerwise: [
-        "activate_kernel", "adjoint_kernel", "delta_kernel", "pull_kernel", "residual_kernel", "forward_kernel",
+        "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
         "backward_kernel",
     ],
 }  # fmt: skip
@@ -34,47 +31,57 @@ class OnPtx:
         self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
 
     def __getitem__(self, grid):
-        return lambda *values, **named: self.launch(grid, values, named)
+        return lambda *values, **named: self.launch(grid, variant(self.kernel, values, named))
 
-    def launch(self, grid, values, named):
-        options = {"warps": named.pop("num_warps", 4), "stages": named.pop("num_stages", 3)}
-        options |= {"maxnreg": named.pop("maxnreg")} if "maxnreg" in named else {}
-        given = dict(zip(self.kernel.arg_names, values, strict=False)) | named
-        signature, constants, arguments = {}, {}, []
-        for parameter in self.kernel.params:
-            value = given[parameter.name]
-            if parameter.is_constexpr or value is None:
-                constants[parameter.name] = value
-                continue
-            if isinstance(value, torch.Tensor):
-                signature[parameter.name] = TYPES[value.dtype]
-            else:
-                integer = "i32" if abs(value) < 2**31 else "i64"
-                signature[parameter.name] = "fp32" if isinstance(value, float) else integer
-            arguments.append(value)
-        key = (self.kernel.fn.__name__, *signature.items(), *constants.items(), *options.items())
+    def launch(self, grid, wanted):
+        key = self.kernel.fn.__name__, wanted.key
         if key not in self.compiled:
-            # slices of a tensor, as TERMS + N, are not multiples of 16 bytes: promise nothing
-            self.compiled[key] = compile_triton(self.kernel, signature, constants, divisible=(), **options)
-        done = self.compiled[key]
+            self.compiled[key] = wanted.compiled()
+        done, arguments = self.compiled[key], wanted.arguments()
         module = load(self.change(done.text))
-        result = module.launch(done.name, grid, None, arguments, shared=done.shared, schedule=self.schedule)
+        result = module.launch(
+            done.name, grid, None, list(arguments.values()), shared=done.shared, schedule=self.schedule
+        )
         self.results.append(result)
-        names = [p.name for p in self.kernel.params if p.name not in constants]
         self.traffic.clear()
-        self.traffic.update({n: result.by_array.get(f"argument {k}") for k, n in enumerate(names)})
+        self.traffic.update({name: result.by_array.get(f"argument {k}") for k, name in enumerate(arguments)})
+
+
+class Recorded:
+    """A kernel that is not launched: what it would be launched with is kept."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *values, **named: self.launches.append((self.kernel, values, named))
+
+
+@contextmanager
+def replaced(replacement: Callable) -> Iterator[None]:
+    """Within it the backend takes tensors of the CPU, and `replacement(kernel)` stands for each kernel."""
+    interpreting, backend.interpreting = backend.interpreting, lambda: True
+    try:
+        for (module, name), kernel in PLAIN.items():
+            setattr(module, name, replacement(kernel))
+        yield
+    finally:
+        backend.interpreting = interpreting
+        for (module, name), kernel in PLAIN.items():
+            setattr(module, name, kernel)
 
 
 @contextmanager
 def on_ptx(schedule: str = "round_robin", change: Callable[[str], str] = lambda text: text) -> Iterator[list]:
     """Within it the backend's kernels run on the PTX machine, their text changed; gives the results of the launches."""
-    interpreting, backend.interpreting = backend.interpreting, lambda: True
     results: list = []
-    try:
-        for (module, name), kernel in PLAIN.items():
-            setattr(module, name, OnPtx(kernel, schedule, results, change))
+    with replaced(lambda kernel: OnPtx(kernel, schedule, results, change)):
         yield results
-    finally:
-        backend.interpreting = interpreting
-        for (module, name), kernel in PLAIN.items():
-            setattr(module, name, kernel)
+
+
+@contextmanager
+def recorded() -> Iterator[list]:
+    """Within it the backend's kernels are not launched; gives the (kernel, values, named) of their launches."""
+    launches: list = []
+    with replaced(lambda kernel: Recorded(kernel, launches)):
+        yield launches

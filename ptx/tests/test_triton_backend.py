@@ -131,15 +131,15 @@ def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, place, one_program, 
             step(data(shape, "tanh"), projections, "triton")
         arrays = {name: t for name, t in OnPtx.traffic.items() if t}
         if place == "in cache":
-            del arrays["SCRATCH"]
-        slots = [arrays[name] for name in ("SLOTS", "BIAS_SLOTS")]
+            del arrays["room.scratch"]
+        slots = [arrays[name] for name in ("room.slots", "room.bias_slots")]
         moved = sum(t.unique_read + t.unique_written for t in arrays.values()) - sum(t.unique_read for t in slots)
         expected = problems[-1].bytes(shape.N)
         assert abs(moved - expected) < 0.05 * expected, arrays
         for name in ("X", "Y"):
             assert arrays[name].read == arrays[name].unique_read
         if place == "on chip":
-            assert "SCRATCH" not in arrays
+            assert "room.scratch" not in arrays
             for t in slots:
                 assert t.read == 0
                 assert t.written == t.unique_written

@@ -3,6 +3,8 @@
 Drawn from the same integers as those of the other backends (docs/math.md, section 8).
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -12,6 +14,36 @@ DISTRIBUTION = {name: i for i, name in enumerate((*DISTRIBUTIONS, "given"))}
 SPHERE, NORMAL, RADEMACHER, COORDINATE, BASIS, GIVEN = (
     tl.constexpr(DISTRIBUTION[name]) for name in ("sphere", "normal", "rademacher", "coordinate", "basis", "given")
 )
+
+
+class Distribution(NamedTuple):
+    """How vectors are drawn: the number in DISTRIBUTION, whether all samples share them, and what multiplies them."""
+
+    KIND: tl.constexpr
+    SHARED: tl.constexpr
+    scale: float
+
+
+class Vectors(NamedTuple):
+    """In a kernel, given directions or cotangents [P, N, columns] with their strides, or the key of those drawn."""
+
+    V: tl.tensor
+    by_vector: tl.tensor
+    by_sample: tl.tensor
+    by_column: tl.tensor
+    seed: tl.tensor
+    offset: tl.tensor
+
+
+class Target(NamedTuple):
+    """In a kernel, targets of derivatives with their strides: [P, N, columns], or the Jacobian [N, terms, columns],
+    which is summed over its terms."""
+
+    T: tl.tensor
+    by_vector: tl.tensor
+    by_sample: tl.tensor
+    by_term: tl.tensor
+    by_column: tl.tensor
 
 
 @triton.jit
@@ -39,46 +71,45 @@ def normal(sample, p, d, seed, offset):
 
 
 @triton.jit
-def direction(
-    V, sv_p, sv_n, sv_d, sample, there, p, d, W, seed, offset, scale, SHARED: tl.constexpr, KIND: tl.constexpr
-):
-    """Direction p of a tile [BLOCK, columns], 0 beyond W and N. KIND is the row of the distribution."""
-    within = (d < W)[None, :] & there[:, None]
-    if KIND == GIVEN:
-        at = p * sv_p + sample[:, None] * sv_n + d[None, :] * sv_d
-        return tl.load(V + at, mask=within, other=0.0)
-    rows = (0 * sample if SHARED else sample)[:, None].to(tl.uint32)
+def direction(distribution, vectors, sample, valid, p, d, W):
+    """Vector p of a tile [BLOCK, columns], 0 beyond W and N."""
+    within = (d < W)[None, :] & valid[:, None]
+    if distribution.KIND == GIVEN:
+        at = p * vectors.by_vector + sample[:, None] * vectors.by_sample + d[None, :] * vectors.by_column
+        return tl.load(vectors.V + at, mask=within, other=0.0)
+    seed, offset = vectors.seed, vectors.offset
+    rows = (0 * sample if distribution.SHARED else sample)[:, None].to(tl.uint32)
     columns = d[None, :].to(tl.uint32)
-    if KIND == SPHERE or KIND == NORMAL:
+    if distribution.KIND == SPHERE or distribution.KIND == NORMAL:
         v = tl.where(within, normal(rows, p, columns, seed, offset), 0.0)
-        if KIND == SPHERE:
+        if distribution.KIND == SPHERE:
             v = v / tl.sqrt_rn(tl.maximum(tl.sum(v * v, 1), 1e-30))[:, None]
-    elif KIND == RADEMACHER:
+    elif distribution.KIND == RADEMACHER:
         w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, columns // 4 + 0 * rows, offset + 0 * columns)
         k = columns % 4
         w = tl.where(k == 0, w0, tl.where(k == 1, w1, tl.where(k == 2, w2, w3)))
         v = tl.where((w >> 31) == 1, 1.0, -1.0)
-    elif KIND == COORDINATE:
+    elif distribution.KIND == COORDINATE:
         w0, w1, w2, w3 = tl.philox(seed, rows, p + 0 * columns, 0 * columns + 0 * rows, offset + 0 * columns)
         column = ((w0.to(tl.uint64) * W) >> 32).to(tl.uint32)
         v = tl.where(column == columns, 1.0, 0.0)
     else:
         v = tl.where(columns + 0 * rows == p, 1.0, 0.0)
-    return tl.where(within, v * scale, 0.0)
+    return tl.where(within, v * distribution.scale, 0.0)
 
 
 @triton.jit
-def target_along(T, st_p, st_n, st_k, st_column, sample, there, v, p, k, count, column, columns, DENSE: tl.constexpr):
+def target_along(target, sample, valid, v, p, k, terms, column, columns, DENSE: tl.constexpr):
     """The derivative of f along v, direction or cotangent p, of a tile: as it was given, or from the dense Jacobian.
 
-    Its `columns` are those of the result; v has `count` numbers, along which the Jacobian is summed.
+    Its `columns` are those of the result; v has `terms` numbers, along which the Jacobian is summed.
     """
-    within = there[:, None] & (column < columns)[None, :]
-    at = sample[:, None] * st_n + column[None, :] * st_column
+    within = valid[:, None] & (column < columns)[None, :]
+    at = sample[:, None] * target.by_sample + column[None, :] * target.by_column
     if not DENSE:
-        return tl.load(T + p * st_p + at, mask=within, other=0.0)
-    target = tl.where(within, 0.0, 0.0)
-    for j in range(count):
+        return tl.load(target.T + p * target.by_vector + at, mask=within, other=0.0)
+    total = tl.where(within, 0.0, 0.0)
+    for j in range(terms):
         vj = tl.sum(tl.where(k[None, :] == j, v, 0.0), 1)
-        target += tl.load(T + j * st_k + at, mask=within, other=0.0) * vj[:, None]
-    return target
+        total += tl.load(target.T + j * target.by_term + at, mask=within, other=0.0) * vj[:, None]
+    return total

@@ -1,7 +1,11 @@
 """Kernels on stacked streams [S, N, n]: S is the values, P tangents and, of order 2, P second derivatives.
 
 One program takes BLOCK consecutive numbers of a layer and all its streams. Multiplies are elsewhere. No kernel reads
-global memory that the same launch wrote.
+global memory that the same launch wrote. A stream may have 2^31 numbers, or all of them together: sizes that are
+multiplied are 64-bit integers.
+
+N is another one in the last batch of an epoch and must not make another variant of a kernel, nor must the alignment of
+a part of a stack, which depends on N (`one_launch.py` says what Triton makes variants for). Widths are of the student.
 """
 
 import triton
@@ -11,106 +15,106 @@ from .formulas import coupled, derivatives, residual
 
 
 @triton.jit
-def activate_kernel(
-    Z, B, H, count, n, P, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """H[0] = σ(z) of z = Z[0] + bias, H[1 + p] = σ' ż_p, H[1 + P + p] = σ' z̈_p + σ'' ż_p²; `count` = N n."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    z = tl.load(Z + i, mask=there, other=0.0)
-    if B is not None:
-        z += tl.load(B + i % n, mask=there, other=0.0)
-    value, d1, d2, _d3 = derivatives(F, COUNT, z, a, b)
-    tl.store(H + i, value + 0.0 * z, mask=there)
-    for p in range(P):
-        j = i + (1 + p) * count
-        z1 = tl.load(Z + j, mask=there, other=0.0)
-        tl.store(H + j, d1 * z1, mask=there)
-        if ORDER == 2:
-            z2 = tl.load(Z + j + P * count, mask=there, other=0.0)
-            tl.store(H + j + P * count, d1 * z2 + d2 * z1 * z1, mask=there)
+def place(N, n, BLOCK: tl.constexpr):
+    """Which numbers of a stream [N, n] a program takes, which of them there are, and how many a stream has."""
+    i, count = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), N.to(tl.int64) * n
+    return i, i < count, count
 
 
 @triton.jit
-def adjoint_kernel(
-    Z, B, A, Q, Z_BAR, count, n, P, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def values_of(Z, B, i, n, valid):
+    """z of the values, with the bias."""
+    z = tl.load(Z + i, mask=valid, other=0.0)
+    if B is not None:
+        z += tl.load(B + i % n, mask=valid, other=0.0)
+    return z
+
+
+@triton.jit(do_not_specialize=["N", "P"])
+def activate_kernel(Z, B, H, N, n, P, activation, ORDER: tl.constexpr, BLOCK: tl.constexpr):
+    """H[0] = σ(z) of z = Z[0] + bias, H[1 + p] = σ' ż_p, H[1 + P + p] = σ' z̈_p + σ'' ż_p²."""
+    i, valid, count = place(N, n, BLOCK)
+    z = values_of(Z, B, i, n, valid)
+    value, d1, d2, _d3 = derivatives(activation, z)
+    tl.store(H + i, value + 0.0 * z, mask=valid)
+    for p in range(P):
+        j = i + (1 + p) * count
+        z1 = tl.load(Z + j, mask=valid, other=0.0)
+        tl.store(H + j, d1 * z1, mask=valid)
+        if ORDER == 2:
+            z2 = tl.load(Z + j + P * count, mask=valid, other=0.0)
+            tl.store(H + j + P * count, d1 * z2 + d2 * z1 * z1, mask=valid)
+
+
+@triton.jit(do_not_specialize=["N", "P"])
+def adjoint_kernel(Z, B, A, Q, Z_BAR, N, n, P, activation, ORDER: tl.constexpr, BLOCK: tl.constexpr):
     """Z_BAR, the adjoints of z, ż_p and z̈_p, from A, those of H (docs/math.md, sections 3 and 10).
 
-    Q [N, n], if it is there, is what else the value stream is owed.
+    Q [N, n], if it is there, is added to that of z.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    z = tl.load(Z + i, mask=there, other=0.0)
-    if B is not None:
-        z += tl.load(B + i % n, mask=there, other=0.0)
-    _value, d1, d2, d3 = derivatives(F, COUNT, z, a, b)
-    total = d1 * tl.load(A + i, mask=there, other=0.0)
+    i, valid, count = place(N, n, BLOCK)
+    z = values_of(Z, B, i, n, valid)
+    _value, d1, d2, d3 = derivatives(activation, z)
+    total = d1 * tl.load(A + i, mask=valid, other=0.0)
     if Q is not None:
-        total += tl.load(Q + i, mask=there, other=0.0)
+        total += tl.load(Q + i, mask=valid, other=0.0)
     for p in range(P):
         j = i + (1 + p) * count
-        z1 = tl.load(Z + j, mask=there, other=0.0)
-        a1 = tl.load(A + j, mask=there, other=0.0)
-        owed = d2 * z1 * a1
+        z1 = tl.load(Z + j, mask=valid, other=0.0)
+        a1 = tl.load(A + j, mask=valid, other=0.0)
+        q = d2 * z1 * a1
         adjoint = d1 * a1
         if ORDER == 2:
-            z2 = tl.load(Z + j + P * count, mask=there, other=0.0)
-            a2 = tl.load(A + j + P * count, mask=there, other=0.0)
-            owed += (d2 * z2 + d3 * z1 * z1) * a2
+            z2 = tl.load(Z + j + P * count, mask=valid, other=0.0)
+            a2 = tl.load(A + j + P * count, mask=valid, other=0.0)
+            q += (d2 * z2 + d3 * z1 * z1) * a2
             adjoint += 2.0 * d2 * z1 * a2
-            tl.store(Z_BAR + j + P * count, d1 * a2, mask=there)
-        tl.store(Z_BAR + j, adjoint, mask=there)
-        total += owed
-    tl.store(Z_BAR + i, total, mask=there)
+            tl.store(Z_BAR + j + P * count, d1 * a2, mask=valid)
+        tl.store(Z_BAR + j, adjoint, mask=valid)
+        total += q
+    tl.store(Z_BAR + i, total, mask=valid)
 
 
-@triton.jit
-def delta_kernel(
-    Z, B, A, DELTA, count, n, R, a, b, F: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+@triton.jit(do_not_specialize=["N", "R"], do_not_specialize_on_alignment=["A"])
+def delta_kernel(Z, B, A, DELTA, N, n, R, activation, BLOCK: tl.constexpr):
     """DELTA[r] = σ'(z) A[r] for the R cotangents (docs/math.md, section 4)."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    z = tl.load(Z + i, mask=there, other=0.0)
-    if B is not None:
-        z += tl.load(B + i % n, mask=there, other=0.0)
-    _value, d1, _d2, _d3 = derivatives(F, COUNT, z, a, b)
+    i, valid, count = place(N, n, BLOCK)
+    _value, d1, _d2, _d3 = derivatives(activation, values_of(Z, B, i, n, valid))
     for r in range(R):
         j = i + r * count
-        tl.store(DELTA + j, d1 * tl.load(A + j, mask=there, other=0.0), mask=there)
+        tl.store(DELTA + j, d1 * tl.load(A + j, mask=valid, other=0.0), mask=valid)
 
 
-@triton.jit
-def pull_kernel(
-    Z, B, Z1, A, H1, Q, count, n, R, a, b, F: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Of the tangents along the adjoints of R gradients: H1[r] = σ' ż_r, and Q = Σ_r σ'' ż_r a_r for the values."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    z = tl.load(Z + i, mask=there, other=0.0)
-    if B is not None:
-        z += tl.load(B + i % n, mask=there, other=0.0)
-    _value, d1, d2, _d3 = derivatives(F, COUNT, z, a, b)
+@triton.jit(do_not_specialize=["N", "R"], do_not_specialize_on_alignment=["A"])
+def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.constexpr):
+    """Of the tangents along ḡ, the adjoints of R gradients: H1[r] = σ' ż_r, and Q = Σ_r σ'' ż_r a_r (section 4)."""
+    i, valid, count = place(N, n, BLOCK)
+    z = values_of(Z, B, i, n, valid)
+    _value, d1, d2, _d3 = derivatives(activation, z)
     total = 0.0 * z
     for r in range(R):
         j = i + r * count
-        z1 = tl.load(Z1 + j, mask=there, other=0.0)
-        tl.store(H1 + j, d1 * z1, mask=there)
-        total += d2 * z1 * tl.load(A + j, mask=there, other=0.0)
-    tl.store(Q + i, total, mask=there)
+        z1 = tl.load(Z1 + j, mask=valid, other=0.0)
+        tl.store(H1 + j, d1 * z1, mask=valid)
+        total += d2 * z1 * tl.load(A + j, mask=valid, other=0.0)
+    tl.store(Q + i, total, mask=valid)
 
 
 @triton.jit
-def sums(A, T, W, i, there, sample, N, R, n, weight_of_row, REPEATED: tl.constexpr):
+def number_of_row(j, sample, N, n):
+    """Where number j of R n numbers of a sample is in [R, N, n]."""
+    return (j // n * N.to(tl.int64) + sample) * n + j % n
+
+
+@triton.jit
+def sums(A, T, W, valid, sample, N, R, n, REPEATED: tl.constexpr):
     """rr, aa, at, tt of each sample over R rows of n numbers."""
     rr = tl.zeros_like(sample).to(tl.float32)
     aa, at, tt = rr, rr, rr
     for j in range(R * n):
-        a = tl.load(A + (j // n) * N * n + sample * n + j % n, mask=there, other=0.0)
-        t = tl.load(T + (j // n) * N * n + sample * n + j % n, mask=there, other=0.0)
+        k = number_of_row(j, sample, N, n)
+        a = tl.load(A + k, mask=valid, other=0.0)
+        t = tl.load(T + k, mask=valid, other=0.0)
         w = 1.0
         if W is not None:
             w = tl.load(W + (j // n if REPEATED else j % n))
@@ -121,36 +125,36 @@ def sums(A, T, W, i, there, sample, N, R, n, weight_of_row, REPEATED: tl.constex
     return rr, aa, at, tt
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "R"], do_not_specialize_on_alignment=["A", "T", "W", "SAMPLE_WEIGHT", "SLOPE"])
 def residual_kernel(
-    A, T, W, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, factor, scale, a,
-    F: tl.constexpr, COUNT: tl.constexpr, COUPLED: tl.constexpr, REPEATED: tl.constexpr, BLOCK: tl.constexpr,
+    A, T, W, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, loss, COUPLED: tl.constexpr, REPEATED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A term of each sample, TERM [N], by `scale`, and its slopes, by `factor`; predictions and targets are [R, N, n].
+    """A term of each sample, TERM [N], and its slopes, of a Loss; predictions and targets are [R, N, n].
 
     W has a weight for each of the n numbers, or, if REPEATED, for each of the R rows. One program takes BLOCK samples.
     """
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = sample < N
-    own = 1.0
+    valid = sample < N
+    sample_weight = 1.0
     if SAMPLE_WEIGHT is not None:
-        own = tl.load(SAMPLE_WEIGHT + sample, mask=there, other=0.0)
+        sample_weight = tl.load(SAMPLE_WEIGHT + sample, mask=valid, other=0.0)
     total = 0.0 * sample.to(tl.float32)
     if COUPLED:
-        rr, aa, at, tt = sums(A, T, W, sample, there, sample, N, R, n, 0, REPEATED)
-        total, by_rr, by_aa, by_at = coupled(F, COUNT, rr, aa, at, tt, a)
+        rr, aa, at, tt = sums(A, T, W, valid, sample, N, R, n, REPEATED)
+        total, by_rr, by_aa, by_at = coupled(loss, rr, aa, at, tt)
     for j in range(R * n):
-        k = (j // n) * N * n + sample * n + j % n
-        prediction = tl.load(A + k, mask=there, other=0.0)
-        target = tl.load(T + k, mask=there, other=0.0)
+        k = number_of_row(j, sample, N, n)
+        prediction = tl.load(A + k, mask=valid, other=0.0)
+        target = tl.load(T + k, mask=valid, other=0.0)
         w = 1.0
         if W is not None:
             w = tl.load(W + (j // n if REPEATED else j % n))
         if COUPLED:
             slope = 2.0 * by_rr * (prediction - target) + 2.0 * by_aa * prediction + by_at * target
         else:
-            rho, slope = residual(F, COUNT, prediction - target, a)
+            rho, slope = residual(loss, prediction - target)
             total += w * rho
         if SLOPE is not None:
-            tl.store(SLOPE + k, factor * own * w * slope, mask=there)
-    tl.store(TERM + sample, scale * own * total, mask=there)
+            tl.store(SLOPE + k, loss.factor * sample_weight * w * slope, mask=valid)
+    tl.store(TERM + sample, loss.scale * sample_weight * total, mask=valid)

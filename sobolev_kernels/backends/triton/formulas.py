@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -26,39 +27,67 @@ def table(rows: dict[str, Row]) -> dict[str, triton.JITFunction]:
     return {name: jitted(row.function) for name, row in rows.items()}
 
 
-FUNCTIONS = table(ACTIVATIONS), table(LOSSES | COUPLED)
+ACTIVATION_FUNCTIONS, LOSS_FUNCTIONS = table(ACTIVATIONS), table(LOSSES | COUPLED)
 
 
-def arguments(formula: Formula, kind: int) -> tuple[triton.JITFunction, int, float, float]:
-    """For a kernel, an activation (kind 0) or a loss (1): its function, how many parameters, and these."""
-    numbers = (*formula.parameters, 0.0, 0.0)
-    return FUNCTIONS[kind][formula.name], len(formula.parameters), numbers[0], numbers[1]
+# Tuples for kernels. Of their members a function and a tl.constexpr are constants for the compiler, also by the text of
+# the function; a float is a run-time number.
+
+
+class Activation(NamedTuple):
+    """An activation for a kernel: its function, how many parameters the function has, and these."""
+
+    F: triton.JITFunction
+    COUNT: tl.constexpr
+    a: float
+    b: float
+
+
+class Loss(NamedTuple):
+    """A loss for a kernel: its function, how many parameters the function has, and the one there may be; and what
+    multiplies its slopes (`factor`) and its terms (`scale`)."""
+
+    F: triton.JITFunction
+    COUNT: tl.constexpr
+    a: float
+    factor: float
+    scale: float
+
+
+def activation_of(formula: Formula) -> Activation:
+    a, b = (*formula.parameters, 0.0, 0.0)[:2]
+    return Activation(ACTIVATION_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, b)
+
+
+def loss_of(formula: Formula, factor: float, scale: float) -> Loss:
+    a, *_ = *formula.parameters, 0.0
+    return Loss(LOSS_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, factor, scale)
 
 
 @triton.jit
-def derivatives(F: tl.constexpr, COUNT: tl.constexpr, z, a, b):
-    """σ, σ', σ'' and σ''' of an activation with COUNT parameters."""
-    if COUNT == 0:
-        return F(z)
-    elif COUNT == 1:
-        return F(z, a)
+def derivatives(activation, z):
+    """σ, σ', σ'' and σ''' of an Activation."""
+    if activation.COUNT == 0:
+        return activation.F(z)
+    elif activation.COUNT == 1:
+        return activation.F(z, activation.a)
     else:
-        return F(z, a, b)
+        return activation.F(z, activation.a, activation.b)
 
 
 @triton.jit
-def residual(F: tl.constexpr, COUNT: tl.constexpr, r, a):
-    """ρ and its slope of a pointwise loss."""
-    if COUNT == 0:
-        return F(r)
+def residual(loss, r):
+    """ρ and its slope of a pointwise Loss."""
+    if loss.COUNT == 0:
+        return loss.F(r)
     else:
-        return F(r, a)
+        return loss.F(r, loss.a)
 
 
 @triton.jit
-def coupled(F: tl.constexpr, COUNT: tl.constexpr, rr, aa, at, tt, a):
-    """ρ of the sums and its partial derivatives."""
-    if COUNT == 0:
-        return F(rr, aa, at, tt)
+def coupled(loss, rr, aa, at, tt):
+    """ρ of the sums of a Loss that couples, and its partial derivatives."""
+    if loss.COUNT == 0:
+        return loss.F(rr, aa, at, tt)
     else:
-        return F(rr, aa, at, tt, a)
+        return loss.F(rr, aa, at, tt, loss.a)

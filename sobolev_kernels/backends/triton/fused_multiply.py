@@ -1,6 +1,7 @@
 """Multiplies of all streams of a layer with what follows them in their epilogue: see `elementwise.py` for the formulas.
 
-A program has BM samples and BN features of every stream, so that σ' and σ'' are computed once, on chip.
+A program has BM samples and BN features of every stream, so that σ' and σ'' are computed once, on chip. As in
+`elementwise.py`, the kernels have no variants for a number of samples.
 """
 
 import triton
@@ -26,67 +27,65 @@ def tile_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "P"])
 def forward_kernel(
-    BELOW, W, B, Z, H, N, K, n, P, sw_n, sw_k, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, PRECISION: tl.constexpr,
+    BELOW, W, B, Z, H, N, K, n, P, sw_n, sw_k, activation, ORDER: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z = BELOW Wᵀ of all streams [S, N, K], and H as `activate_kernel` makes it of them."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    there = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], tl.full((), N, tl.int64)
+    valid = (rows < N)[:, None] & (columns < n)[None, :]
+    at, many = rows[:, None] * n + columns[None, :], N.to(tl.int64)
     below, above = many * K, many * n
     z = tile_product(BELOW, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
-    tl.store(Z + at, z, mask=there)
+    tl.store(Z + at, z, mask=valid)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
-    value, d1, d2, _ = derivatives(F, COUNT, z, a, b)
-    tl.store(H + at, value + 0.0 * z, mask=there)
+    value, d1, d2, _ = derivatives(activation, z)
+    tl.store(H + at, value + 0.0 * z, mask=valid)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
         z1 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
-        tl.store(Z + s * above + at, z1, mask=there)
-        tl.store(H + s * above + at, d1 * z1, mask=there)
+        tl.store(Z + s * above + at, z1, mask=valid)
+        tl.store(H + s * above + at, d1 * z1, mask=valid)
         if ORDER == 2:
             s += P
             z2 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
-            tl.store(Z + s * above + at, z2, mask=there)
-            tl.store(H + s * above + at, d1 * z2 + d2 * z1 * z1, mask=there)
+            tl.store(Z + s * above + at, z2, mask=valid)
+            tl.store(H + s * above + at, d1 * z2 + d2 * z1 * z1, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "P"])
 def backward_kernel(
-    ABOVE, W, Z, B, Q, Z_BAR, N, K, n, P, sw_n, sw_k, a, b,
-    F: tl.constexpr, COUNT: tl.constexpr, ORDER: tl.constexpr, PRECISION: tl.constexpr,
+    ABOVE, W, Z, B, Q, Z_BAR, N, K, n, P, sw_n, sw_k, activation, ORDER: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z_BAR [S, N, n] as `adjoint_kernel` makes it of A = ABOVE W, where ABOVE [S, N, K] is Z_BAR of the next layer."""
     rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    there = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], tl.full((), N, tl.int64)
-    above, own = many * K, many * n
-    z = tl.load(Z + at, mask=there, other=0.0)
+    valid = (rows < N)[:, None] & (columns < n)[None, :]
+    at, many = rows[:, None] * n + columns[None, :], N.to(tl.int64)
+    above, here = many * K, many * n
+    z = tl.load(Z + at, mask=valid, other=0.0)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
-    _, d1, d2, d3 = derivatives(F, COUNT, z, a, b)
+    _, d1, d2, d3 = derivatives(activation, z)
     total = d1 * tile_product(ABOVE, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     if Q is not None:
-        total += tl.load(Q + at, mask=there, other=0.0)
+        total += tl.load(Q + at, mask=valid, other=0.0)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
-        z1 = tl.load(Z + s * own + at, mask=there, other=0.0)
+        z1 = tl.load(Z + s * here + at, mask=valid, other=0.0)
         a1 = tile_product(ABOVE + s * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         adjoint = d1 * a1
         total += d2 * z1 * a1
         if ORDER == 2:
             t = s + P
-            z2 = tl.load(Z + t * own + at, mask=there, other=0.0)
+            z2 = tl.load(Z + t * here + at, mask=valid, other=0.0)
             a2 = tile_product(ABOVE + t * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
             adjoint += 2.0 * d2 * z1 * a2
             total += (d2 * z2 + d3 * z1 * z1) * a2
-            tl.store(Z_BAR + t * own + at, d1 * a2, mask=there)
-        tl.store(Z_BAR + s * own + at, adjoint, mask=there)
-    tl.store(Z_BAR + at, total, mask=there)
+            tl.store(Z_BAR + t * here + at, d1 * a2, mask=valid)
+        tl.store(Z_BAR + s * here + at, adjoint, mask=valid)
+    tl.store(Z_BAR + at, total, mask=valid)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from ...enums import PRECISIONS
 from ...problem import Problem
@@ -119,3 +121,22 @@ def one_launch(problem: Problem) -> Launch:
     """The row of a problem on torch's current device."""
     target = target_of(torch.cuda.current_device() if problem.device == "cuda" else None)
     return next(row for row in ON_CHIP + IN_CACHE if target in row.targets and row.takes(problem))
+
+
+class Tile(NamedTuple):
+    """Constants of a tile of the one launch: hidden layers (0 in the second-level cache, where their number is not a
+    constant), inputs, width and outputs as they are padded, samples, columns of a chunk of a multiply, precision."""
+
+    DEPTH: tl.constexpr
+    DB: tl.constexpr
+    H: tl.constexpr
+    OB: tl.constexpr
+    BLOCK: tl.constexpr
+    CHUNK: tl.constexpr
+    PRECISION: tl.constexpr
+
+
+def tile_of(problem: Problem, launch: Launch) -> Tile:
+    depth = 0 if launch.layers is None else len(problem.widths) - 2
+    sizes = map(padded, (problem.D, problem.widths[1], problem.O))
+    return Tile(*map(tl.constexpr, (depth, *sizes, launch.block, launch.chunk, problem.precision)))

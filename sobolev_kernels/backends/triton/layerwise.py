@@ -16,8 +16,8 @@ from ...math.table import Formula
 from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
 from .. import reference
 from ..finish import finish
-from .elementwise import activate_kernel, adjoint_kernel, delta_kernel, pull_kernel, residual_kernel
-from .formulas import arguments
+from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel
+from .formulas import activation_of, loss_of
 from .fused_multiply import backward_kernel, forward_kernel
 from .launches import FUSED_UP_TO, LINEAR
 
@@ -59,22 +59,20 @@ class Layers:
     def launch(self, kernel, l: int, *tensors, streams: int, **constants) -> None:
         """`kernel` over the numbers of layer l; its first two arguments are Z and the bias."""
         Z, bias = self.Z[l], self.biases[l]
-        count, n = Z.shape[1] * Z.shape[2], Z.shape[2]
-        if count == 0:
+        _, N, n = Z.shape
+        if N == 0:
             return
-        function, parameters, a, b = arguments(self.activations[l], 0)
-        grid = (triton.cdiv(count, BLOCK),)
-        kernel[grid](Z, bias, *tensors, count, n, streams, a, b, F=function, COUNT=parameters, BLOCK=BLOCK, **constants)
+        grid, activation = (triton.cdiv(N * n, BLOCK),), activation_of(self.activations[l])
+        kernel[grid](Z, bias, *tensors, N, n, streams, activation, BLOCK=BLOCK, **constants)
 
     def fused(self, kernel, l: int, weight: torch.Tensor, *tensors, streams: torch.Tensor, P: int) -> None:
         """A multiply of `streams` [S, N, K] by `weight` [n, K] transposed, with the epilogue of layer l."""
         N, K, n = *streams.shape[1:], len(weight)
         if N == 0:
             return
-        function, parameters, a, b = arguments(self.activations[l], 0)
         grid = (triton.cdiv(N, LINEAR.rows), triton.cdiv(n, LINEAR.columns))
         kernel[grid](
-            streams, weight, *tensors, N, K, n, P, *weight.stride(), a, b, F=function, COUNT=parameters,
+            streams, weight, *tensors, N, K, n, P, *weight.stride(), activation_of(self.activations[l]),
             ORDER=self.order, PRECISION=self.precision, BM=LINEAR.rows, BN=LINEAR.columns, BK=LINEAR.depth,
             num_warps=LINEAR.warps,
         )  # fmt: skip
@@ -103,21 +101,21 @@ class Layers:
             a = self.multiply(self.delta[l], self.weights[l].T)
         return a
 
-    def pull(self, g_bar: torch.Tensor, into: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Add the weight gradients of adjoints g_bar [R, N, D] of `gradients`; what each layer owes the values."""
-        owed, h = [], g_bar
+    def along_g_bar(self, g_bar: torch.Tensor, into: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Add the weight gradients of adjoints g_bar [R, N, D] of `gradients`; gives q [N, n] of each layer."""
+        q_of_layer, h = [], g_bar
         for l, weight in enumerate(self.weights):
             into[self.slots[l]].add_(self.outer(self.delta[l], h))
             z = self.multiply(h, weight)
             h, q = torch.empty_like(z), torch.empty_like(z[0])
-            self.launch(pull_kernel, l, z, self.A[l], h, q, streams=len(z))
-            owed.append(q)
-        return owed
+            self.launch(along_g_bar_kernel, l, z, self.A[l], h, q, streams=len(z))
+            q_of_layer.append(q)
+        return q_of_layer
 
-    def backward(self, adjoints: torch.Tensor, P: int, owed: list, into: list[torch.Tensor], dx) -> None:
+    def backward(self, adjoints: torch.Tensor, P: int, q_of_layer: list, into: list[torch.Tensor], dx) -> None:
         """Add all gradients from the adjoints of the last H."""
         z_bar = torch.empty_like(adjoints)
-        self.launch(adjoint_kernel, self.last, adjoints, owed[-1], z_bar, streams=P, ORDER=self.order)
+        self.launch(adjoint_kernel, self.last, adjoints, q_of_layer[-1], z_bar, streams=P, ORDER=self.order)
         for l in range(self.last, -1, -1):
             into[self.slots[l]].add_(self.outer(z_bar, self.H[l]))
             if self.biases[l] is not None:
@@ -126,11 +124,11 @@ class Layers:
                 break
             above, z_bar = z_bar, torch.empty_like(self.Z[l - 1])
             if self.fusing:
-                tensors = self.Z[l - 1], self.biases[l - 1], owed[l - 1], z_bar
+                tensors = self.Z[l - 1], self.biases[l - 1], q_of_layer[l - 1], z_bar
                 self.fused(backward_kernel, l - 1, self.weights[l].T, *tensors, streams=above, P=P)
             else:
                 adjoints = self.multiply(above, self.weights[l].T)
-                self.launch(adjoint_kernel, l - 1, adjoints, owed[l - 1], z_bar, streams=P, ORDER=self.order)
+                self.launch(adjoint_kernel, l - 1, adjoints, q_of_layer[l - 1], z_bar, streams=P, ORDER=self.order)
         if dx is not None:
             dx.copy_(product(z_bar[0], self.weights[0], self.precision))
 
@@ -142,12 +140,10 @@ def term(
     """The term of each sample [N], by `scale`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
     R, N, n = prediction.shape
     terms = prediction.new_empty(N)
-    function, parameters, a, _ = arguments(loss, 1)
     if N:
-        grid = (triton.cdiv(N, SAMPLES),)
-        residual_kernel[grid](
-            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n, factor, scale, a,
-            F=function, COUNT=parameters, COUPLED=is_coupled(loss), REPEATED=repeated, BLOCK=SAMPLES,
+        residual_kernel[(triton.cdiv(N, SAMPLES),)](
+            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n,
+            loss_of(loss, factor, scale), COUPLED=is_coupled(loss), REPEATED=repeated, BLOCK=SAMPLES,
         )  # fmt: skip
     return terms
 
@@ -194,12 +190,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
                 outputs[name].copy_(result)
     if not problem.gradients:
         return
-    owed = [None] * len(layers.weights)
+    q_of_layer = [None] * len(layers.weights)
     if cotangents:
         g_bar = x.new_zeros(problem.P, N, problem.D)
         g_bar[..., :W] = slopes[1]
-        owed = layers.pull(g_bar, gradients)
-    layers.backward(adjoints, P, owed, gradients, outputs.get("dx"))
+        q_of_layer = layers.along_g_bar(g_bar, gradients)
+    layers.backward(adjoints, P, q_of_layer, gradients, outputs.get("dx"))
     if common != 1.0:
         torch._foreach_mul_([*gradients, *(outputs[name] for name in ("dx",) if name in outputs)], common)
 
