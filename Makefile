@@ -16,12 +16,15 @@ demo: $(READY)
 # The environment alone
 ready: $(READY)
 
+# On all cores: a thread that waits for another must not keep a third from its work
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Compiled GPU kernels on the CPU alone
 test-ptx: $(READY)
-	$(BIN)/python -m pytest ptx
+	$(PYTEST) ptx
 
 # Formatting, lint and the freshness of what is generated, in seconds
 check: $(READY)

@@ -14,12 +14,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from .run import CACHE, writable
+from .run import CACHE, alone, writable
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,42 @@ def compile_triton(
     warps: int = 4,
     stages: int = 3,
     divisible: Sequence[str] | None = None,
+    assembled: bool = True,
     **options,
 ) -> Compiled:
     """A @triton.jit function for sm_80, sm_90, sm_100 or gfx942.
 
     signature: the types of the arguments that stay ("*fp32", "i32"...); constants: the tl.constexpr ones and their
     values. divisible: arguments that are multiples of 16; None: all pointers, as a launch on a GPU would find them.
+    assembled: whether ptxas runs too; the PTX machine does not need what it makes.
     """
     if divisible is None:
         divisible = [name for name, type in signature.items() if type.startswith("*")]
     request = (dict(signature), dict(constants), target, warps, stages, tuple(divisible), options)
     if not target.startswith("gfx"):
-        return triton_here(kernel, *request)
+        with nullcontext() if assembled else without_ptxas():
+            return triton_here(kernel, *request)
     # An error in AMD's compiler may end the process.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(triton_by_name, kernel.fn.__module__, kernel.fn.__code__.co_filename, kernel.fn.__qualname__,
                            *request).result()  # fmt: skip
+
+
+@contextmanager
+def without_ptxas() -> Iterator[None]:
+    """Triton stops at the PTX, and keeps it in its cache apart from what was compiled to the end."""
+    from triton import knobs
+
+    def hook(backend=None, stages=None, *rest):
+        if stages is None:
+            return "without ptxas", "without ptxas"
+        stages["cubin"] = lambda ptx, metadata: b""
+
+    before, knobs.runtime.add_stages_inspection_hook = knobs.runtime.add_stages_inspection_hook, hook
+    try:
+        yield
+    finally:
+        knobs.runtime.add_stages_inspection_hook = before
 
 
 def triton_by_name(module: str, file: str, name: str, *request) -> Compiled:
@@ -134,9 +155,10 @@ class Variant:
     target: str
     values: dict  # of all parameters
 
-    def compiled(self) -> Compiled:
-        """In this process, which an error in AMD's compiler may end."""
-        return triton_compiled(self.kernel, self.signature, self.constants, self.attrs, self.options, self.target)
+    def compiled(self, assembled: bool = True) -> Compiled:
+        """In this process, which an error in AMD's compiler may end. Unless assembled, without ptxas."""
+        with nullcontext() if assembled else without_ptxas():
+            return triton_compiled(self.kernel, self.signature, self.constants, self.attrs, self.options, self.target)
 
     def arguments(self) -> dict[str, object]:
         """What the compiled kernel is given, in its order: tuples are flat, and constants are left out."""
@@ -193,15 +215,16 @@ def compile_file(file: Path, *, target: str = "sm_80", options: Sequence[str] = 
     texts = {f.relative_to(file.parents[1]): change(f.read_text()) for f in files}
     key = hashlib.sha256(repr((sorted(texts.items()), target, options)).encode()).hexdigest()[:16]
     kept = CACHE / f"{file.stem}-{key}.ptx"
-    if kept.exists():
-        return kept.read_text()
-    with tempfile.TemporaryDirectory() as folder:
+    keep = writable(CACHE)
+    with alone(kept) if keep else nullcontext(), tempfile.TemporaryDirectory() as folder:
+        if kept.exists():
+            return kept.read_text()
         for name, text in texts.items():
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).write_text(text)
         text = nvcc_ptx(Path(folder, file.relative_to(file.parents[1])), target, options)
-    if writable(CACHE):
-        kept.write_text(text)
+        if keep:
+            kept.write_text(text)
     return text
 
 

@@ -16,7 +16,7 @@ from sobolev_kernels.testing.compare import beside_reference, computed_from
 from sobolev_kernels.testing.problems import Data
 
 from .compile import compile_file
-from .run import load
+from .run import loaded
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
@@ -28,11 +28,6 @@ SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 @cache
 def text(precision: str) -> str:
     return compile_file(KERNELS, options=(f"-DSK_PRECISION={NAMES[precision]}",))
-
-
-@cache
-def module(precision: str):
-    return load(text(precision))
 
 
 class OnPtx:
@@ -64,7 +59,7 @@ class OnPtx:
         blocks = max(1, min(chosen["tiles"], self.blocks))
         scratch = torch.full((chosen["packed"] + blocks * chosen["slot"],), 255, dtype=torch.uint8)
         arguments = core._C.cuda_arguments(step, precision, self.limit, scratch.data_ptr(), blocks)
-        ptx = load(self.ptx) if self.ptx else module(PRECISIONS[precision])
+        ptx = loaded(self.ptx or text(PRECISIONS[precision]))
         options = {"memory": self.memory | {"terms": terms, "scratch": scratch}, "findings": self.findings}
         layers = len(self.problem.biases)
         run = lambda name, *size, **more: ptx.launch(name, *size, [arguments], **options, **more)  # noqa: E731

@@ -16,6 +16,7 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import one_launch as one_launch_module
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
 from sobolev_kernels.testing.problems import Shape, data, directions_of
 
@@ -108,12 +109,12 @@ def rows_for(target: str) -> list:
     return [row for row in ON_CHIP + IN_CACHE if target in row.targets]
 
 
-def usages(targets: Sequence[str], projections: Sequence[str]) -> Iterator[Usage]:
+def usages(targets: Sequence[str], projections: Sequence[str], precisions: Sequence[str]) -> Iterator[Usage]:
     from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel
 
     for target in targets:
         for row in rows_for(target):
-            for precision in row.precisions:
+            for precision in [p for p in row.precisions if p in precisions]:
                 label = f"{row.label}, {precision}"
                 each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
                 yield worst(each)
@@ -127,16 +128,17 @@ HEAD = """| kernel | launch | target | registers | stack B | spills | tensor ins
 
 
 def main(names: list[str]) -> None:
-    """The table of all targets, or the rows of those named, of all PROJECTIONS or those named.
+    """The table of all targets, or the rows of those named, of all PROJECTIONS and PRECISIONS or those named.
 
     An error in AMD's compiler may end its process.
     """
-    targets, projections = ([name for name in names if name in known] for known in (LIMITS, PROJECTIONS))
+    kinds = (LIMITS, PROJECTIONS, PRECISIONS)
+    targets, projections, precisions = ([name for name in names if name in known] for known in kinds)
     if not targets:
         print(HEAD, flush=True)
         for target in LIMITS:
-            subprocess.run([sys.executable, "-m", "ptx.report", target, *projections])
-    for u in usages(targets, projections or tuple(PROJECTIONS)):
+            subprocess.run([sys.executable, "-m", "ptx.report", target, *projections, *precisions])
+    for u in usages(targets, projections or tuple(PROJECTIONS), precisions or PRECISIONS):
         cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.tensor, u.shared, u.wide)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

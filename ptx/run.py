@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -10,8 +11,9 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -92,13 +94,21 @@ def built() -> Path | RuntimeError:
     key = hashlib.sha256(b"\0".join([version.encode(), " ".join(FLAGS).encode(), *text])).hexdigest()[:16]
     folder = CACHE if writable(CACHE) else Path(tempfile.mkdtemp())
     library = folder / f"machine-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            try:
+    with alone(library), tempfile.TemporaryDirectory(dir=folder) as work:
+        try:
+            if not library.exists():
                 os.replace(compiled(Path(work), compiler), library)
-            except RuntimeError as error:
-                return error
+        except RuntimeError as error:
+            return error
     return library
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Of several processes that want a file of the cache one makes it, and the others wait for it."""
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def writable(folder: Path) -> bool:
@@ -505,4 +515,10 @@ def signed(address: int) -> int:
 
 
 def load(text: str) -> Module:
+    return Module(text)
+
+
+@functools.lru_cache(maxsize=8)
+def loaded(text: str) -> Module:
+    """One for all launches of the last few texts. As on a GPU, variables of a module are as a launch left them."""
     return Module(text)

@@ -9,7 +9,7 @@ from sobolev_kernels.backends import triton as backend
 from sobolev_kernels.backends.triton import layerwise, one_launch
 
 from .compile import variant
-from .run import load
+from .run import loaded
 
 KERNELS = {
     one_launch: ["step_kernel"],
@@ -36,9 +36,9 @@ class OnPtx:
     def launch(self, grid, wanted):
         key = self.kernel.fn.__name__, wanted.key
         if key not in self.compiled:
-            self.compiled[key] = wanted.compiled()
+            self.compiled[key] = wanted.compiled(assembled=False)
         done, arguments = self.compiled[key], wanted.arguments()
-        module = load(self.change(done.text))
+        module = loaded(self.change(done.text))
         result = module.launch(
             done.name, grid, None, list(arguments.values()), shared=done.shared, schedule=self.schedule
         )

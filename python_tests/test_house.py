@@ -199,7 +199,11 @@ class Counting(torch.nn.Module):
         return self.inner(x) * 1
 
 
-@pytest.mark.parametrize("student", [lambda x: x[:, 0], lambda x: x.sum(), lambda x: x[:, :1], lambda x: 3], ids=str)
+@pytest.mark.parametrize(
+    "student",
+    [lambda x: x[:, 0], lambda x: x.sum(), lambda x: x[:, :1], lambda x: 3],
+    ids=["one dimension", "no dimension", "one column", "a number"],
+)
 @pytest.mark.parametrize(
     "side", [{"directions": sk.Directions.sphere(2)}, {"cotangents": sk.Cotangents.sphere(2)}], ids=str
 )

@@ -1,4 +1,4 @@
-"""Triton's interpreter, as it is but for what it does again."""
+"""Triton's interpreter, as it is but for what it does again; and each n-th test alone."""
 
 from triton.runtime import interpreter
 
@@ -13,3 +13,12 @@ def patch_once(function, patch=interpreter._patch_lang, patched=set()):  # noqa:
 
 
 interpreter._patch_lang = patch_once
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", default="0/1", help="K/N: each N-th test, from number K on")
+
+
+def pytest_collection_modifyitems(config, items):
+    first, _, step = config.getoption("--part").partition("/")
+    items[:] = items[int(first) :: int(step)]

@@ -45,9 +45,12 @@ def compare(numbers, directions=None, targets=("values", "jacobian"), **settings
 @each_path
 @pytest.mark.parametrize("activation", sk.ACTIVATIONS)
 def test_every_activation_and_loss(path, activation):
-    numbers = data(SMALL, activation, last=activation)
-    for i, value_loss in enumerate(LOSS_NAMES):
-        losses = {"value_loss": value_loss, "derivative_loss": LOSS_NAMES[(i + 1) % len(LOSS_NAMES)]}
+    """All pairs of activation, loss and path: an activation meets all losses on one path, one loss on the others."""
+    numbers, number = data(SMALL, activation, last=activation), list(sk.ACTIVATIONS).index(activation)
+    of_path = PATHS.index(path) - number
+    indices = range(len(LOSS_NAMES)) if of_path % len(PATHS) == 0 else [of_path % len(LOSS_NAMES)]
+    for i in indices:
+        losses = {"value_loss": LOSS_NAMES[i], "derivative_loss": LOSS_NAMES[(i + 1) % len(LOSS_NAMES)]}
         compare(numbers, directions_of("sphere", SMALL), **losses)
 
 

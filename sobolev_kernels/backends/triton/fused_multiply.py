@@ -33,12 +33,15 @@ def forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z = BELOW Wᵀ of all streams [S, N, K], and H as `activate_kernel` makes it of them."""
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    valid = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], N.to(tl.int64)
-    below, above = many * K, many * n
-    z = tile_product(BELOW, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+    first, rows, columns = (
+        tl.program_id(0).to(tl.int64) * BM,
+        tl.arange(0, BM),
+        tl.program_id(1) * BN + tl.arange(0, BN),
+    )
+    valid, at = (rows < N - first)[:, None] & (columns < n)[None, :], rows[:, None] * n + columns[None, :]
+    below, above, many = N.to(tl.int64) * K, N.to(tl.int64) * n, N - first
+    BELOW, Z, H = BELOW + first * K, Z + first * n, H + first * n
+    z = tile_product(BELOW, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     tl.store(Z + at, z, mask=valid)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
@@ -46,12 +49,12 @@ def forward_kernel(
     tl.store(H + at, value + 0.0 * z, mask=valid)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
-        z1 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+        z1 = tile_product(BELOW + s * below, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         tl.store(Z + s * above + at, z1, mask=valid)
         tl.store(H + s * above + at, d1 * z1, mask=valid)
         if ORDER == 2:
             s += P
-            z2 = tile_product(BELOW + s * below, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+            z2 = tile_product(BELOW + s * below, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
             tl.store(Z + s * above + at, z2, mask=valid)
             tl.store(H + s * above + at, d1 * z2 + d2 * z1 * z1, mask=valid)
 
@@ -62,28 +65,31 @@ def backward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Z_BAR [S, N, n] as `adjoint_kernel` makes it of A = ABOVE W, where ABOVE [S, N, K] is Z_BAR of the next layer."""
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    valid = (rows < N)[:, None] & (columns < n)[None, :]
-    at, many = rows[:, None] * n + columns[None, :], N.to(tl.int64)
-    above, here = many * K, many * n
+    first, rows, columns = (
+        tl.program_id(0).to(tl.int64) * BM,
+        tl.arange(0, BM),
+        tl.program_id(1) * BN + tl.arange(0, BN),
+    )
+    valid, at = (rows < N - first)[:, None] & (columns < n)[None, :], rows[:, None] * n + columns[None, :]
+    above, here, many = N.to(tl.int64) * K, N.to(tl.int64) * n, N - first
+    ABOVE, Z, Z_BAR = ABOVE + first * K, Z + first * n, Z_BAR + first * n
     z = tl.load(Z + at, mask=valid, other=0.0)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
     _, d1, d2, d3 = derivatives(activation, z)
-    total = d1 * tile_product(ABOVE, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+    total = d1 * tile_product(ABOVE, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     if Q is not None:
-        total += tl.load(Q + at, mask=valid, other=0.0)
+        total += tl.load(Q + first * n + at, mask=valid, other=0.0)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
         z1 = tl.load(Z + s * here + at, mask=valid, other=0.0)
-        a1 = tile_product(ABOVE + s * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+        a1 = tile_product(ABOVE + s * above, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
         adjoint = d1 * a1
         total += d2 * z1 * a1
         if ORDER == 2:
             t = s + P
             z2 = tl.load(Z + t * here + at, mask=valid, other=0.0)
-            a2 = tile_product(ABOVE + t * above, W, rows, columns, N, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
+            a2 = tile_product(ABOVE + t * above, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
             adjoint += 2.0 * d2 * z1 * a2
             total += (d2 * z2 + d3 * z1 * z1) * a2
             tl.store(Z_BAR + t * here + at, d1 * a2, mask=valid)
