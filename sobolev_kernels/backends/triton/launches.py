@@ -37,6 +37,8 @@ def padded(n: int) -> int:
 class Launch:
     """For students up to `width`: samples of a tile, warps of a program, columns of a chunk of a multiply.
 
+    Gradients on chip are summed in slices of `slice` rows; of 64, Hopper and Blackwell take their own instructions.
+
     With `layers` a tile of a student of up to as many hidden layers, and up to `features` inputs and outputs, stays in
     registers (on_chip.py), else in the second-level cache (in_cache.py).
     """
@@ -48,6 +50,7 @@ class Launch:
     precisions: tuple[str, ...] = PRECISIONS
     targets: tuple[str, ...] = NVIDIA
     chunk: int = 16
+    slice: int = 32
     features: int = 16
 
     @property
@@ -72,22 +75,18 @@ class Launch:
 # The first row that takes a student is his, so smaller tiles come after larger ones. Registers were counted of tanh,
 # with as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64
 # bytes, it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once.
-# Hopper's own tensor-core instructions (wgmma, for the outer products) want more registers than mma.sync.
 ON_CHIP = (
     Launch(width=32, block=32, warps=8, layers=6, chunk=32),
-    Launch(width=64, block=32, warps=8, layers=3, precisions=("ieee",)),
-    Launch(width=64, block=32, warps=8, layers=3, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
-    Launch(width=64, block=32, warps=8, layers=2, precisions=TENSOR_CORES, targets=(SM_90,)),
-    Launch(width=64, block=16, warps=8, layers=5, precisions=("ieee",)),
-    Launch(width=64, block=16, warps=8, layers=5, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
-    Launch(width=64, block=16, warps=8, layers=3, precisions=TENSOR_CORES, targets=(SM_90,)),
-    Launch(width=128, block=16, warps=8, layers=2, precisions=("ieee",)),
-    Launch(width=128, block=16, warps=8, layers=2, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
-    Launch(width=128, block=16, warps=8, layers=1, precisions=TENSOR_CORES, targets=(SM_90,)),
+    Launch(width=64, block=32, warps=8, layers=3),
+    Launch(width=64, block=16, warps=8, layers=6, targets=(SM_80, SM_90)),
+    Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("ieee", "tf32"), targets=(SM_100,)),
+    Launch(width=64, block=16, warps=8, layers=5, slice=64, precisions=("bf16", "fp16"), targets=(SM_100,)),
+    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee", "bf16", "fp16")),
+    Launch(width=128, block=16, warps=8, layers=2, slice=128, precisions=("tf32",)),
     Launch(width=32, block=32, warps=4, layers=3, targets=(GFX942,)),
     Launch(width=32, block=16, warps=4, layers=6, targets=(GFX942,)),
-    Launch(width=64, block=16, warps=4, layers=6, targets=(GFX942,)),
-    Launch(width=128, block=16, warps=4, layers=3, targets=(GFX942,)),
+    Launch(width=64, block=16, warps=4, layers=6, slice=64, targets=(GFX942,)),
+    Launch(width=128, block=16, warps=4, layers=3, slice=128, targets=(GFX942,)),
 )
 # No row spills, but for 8 bytes of width 128 on Hopper; twice the samples would.
 IN_CACHE = (
@@ -125,7 +124,8 @@ def one_launch(problem: Problem) -> Launch:
 
 class Tile(NamedTuple):
     """Constants of a tile of the one launch: hidden layers (0 in the second-level cache, where their number is not a
-    constant), inputs, width and outputs as they are padded, samples, columns of a chunk of a multiply, precision."""
+    constant), inputs, width and outputs as they are padded, samples, columns of a chunk of a multiply, rows of a slice
+    of a gradient, precision."""
 
     DEPTH: tl.constexpr
     DB: tl.constexpr
@@ -133,10 +133,11 @@ class Tile(NamedTuple):
     OB: tl.constexpr
     BLOCK: tl.constexpr
     CHUNK: tl.constexpr
+    SLICE: tl.constexpr
     PRECISION: tl.constexpr
 
 
 def tile_of(problem: Problem, launch: Launch) -> Tile:
     depth = 0 if launch.layers is None else len(problem.widths) - 2
     sizes = map(padded, (problem.D, problem.widths[1], problem.O))
-    return Tile(*map(tl.constexpr, (depth, *sizes, launch.block, launch.chunk, problem.precision)))
+    return Tile(*map(tl.constexpr, (depth, *sizes, launch.block, launch.chunk, launch.slice, problem.precision)))

@@ -40,19 +40,61 @@ def product(a, WEIGHTS, zero, K: tl.constexpr, COLUMNS: tl.constexpr, TILE):
     """[BLOCK, COLUMNS] of a [BLOCK, K] times weights [K, COLUMNS]."""
     SOME: tl.constexpr = min(K, TILE.CHUNK)
     c, n = tl.arange(0, SOME), tl.arange(0, COLUMNS)
-    total, a = tl.zeros((TILE.BLOCK, COLUMNS), tl.float32), operand(a, TILE.PRECISION)
+    total = tl.zeros((TILE.BLOCK, COLUMNS), tl.float32)
     for k in tl.range(0, zero + K, SOME, disable_licm=True):
         w = tl.load(WEIGHTS + (k + c)[:, None] * COLUMNS + n[None, :])
-        total += dot(chunk_of(a, k + c, K, SOME, TILE), w, TILE.PRECISION)
+        total += dot(operand(chunk_of(a, k + c, K, SOME, TILE), TILE.PRECISION), w, TILE.PRECISION)
     return total
 
 
 @triton.jit
-def outer_added(total, a, h, zero, TILE):
-    """total plus the gradient [ROWS, COLUMNS] of weights, from the adjoint a [BLOCK, ROWS] and h [BLOCK, COLUMNS]."""
-    for _ in tl.range(0, 1 + zero, disable_licm=True):
-        total += dot(tl.trans(operand(a, TILE.PRECISION)), operand(h, TILE.PRECISION), TILE.PRECISION)
-    return total
+def halves(a, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.split(tl.reshape(a, (ROWS, COLUMNS // 2, 2)))
+
+
+@triton.jit
+def slices(a, PARTS: tl.constexpr):
+    """Slice i of a has its columns i, i + PARTS, ...: a thread's neighbours, so that nothing moves."""
+    parts = (a,)
+    for _ in tl.static_range(PARTS.bit_length() - 1):
+        evens, odds = (), ()
+        for i in tl.static_range(len(parts)):
+            even, odd = halves(parts[i], parts[i].shape[0], parts[i].shape[1])
+            evens, odds = evens + (even,), odds + (odd,)
+        parts = evens + odds
+    return parts
+
+
+@triton.jit
+def outer_added(totals, a, b, zero, TILE):
+    """The slices of a sum, and aᵀb [ROWS, COLUMNS] of a [BLOCK, ROWS] and b [BLOCK, COLUMNS].
+
+    Fewer rows at a time are fewer operands, and too few for the instructions of Hopper, which want more registers.
+    """
+    a, b, results = slices(operand(a, TILE.PRECISION), len(totals)), operand(b, TILE.PRECISION), ()
+    for i in tl.static_range(len(totals)):
+        total = totals[i]
+        for _ in tl.range(0, 1 + zero, disable_licm=True):
+            total += dot(tl.trans(a[i]), b, TILE.PRECISION)
+        results = results + (total,)
+    return results
+
+
+@triton.jit
+def sliced_zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE):
+    totals = ()
+    for _ in tl.static_range(max(1, ROWS // TILE.SLICE)):
+        totals = totals + (tl.zeros((min(ROWS, TILE.SLICE), COLUMNS), tl.float32),)
+    return totals
+
+
+@triton.jit
+def store_sliced(at, totals, stride_row, stride_column):
+    ROWS: tl.constexpr = totals[0].shape[0]
+    COLUMNS: tl.constexpr = totals[0].shape[1]
+    r, c = tl.arange(0, ROWS) * len(totals), tl.arange(0, COLUMNS)
+    for i in tl.static_range(len(totals)):
+        tl.store(at + (r + i)[:, None] * stride_row + c[None, :] * stride_column, totals[i])
 
 
 @triton.jit
@@ -88,10 +130,10 @@ def begin(room, hidden_layers, GRADIENTS: tl.constexpr, TILE):
     for _ in tl.static_range(TILE.DEPTH):
         hidden = hidden + (tl.zeros((TILE.BLOCK, TILE.H), tl.float32),)
     if GRADIENTS:
-        sums = sums + (tl.zeros((TILE.H, TILE.DB), tl.float32),)
+        sums = sums + (sliced_zeros(TILE.DB, TILE.H, TILE),)  # of the first layer, transposed
         for _ in tl.static_range(1, TILE.DEPTH):
-            sums = sums + (tl.zeros((TILE.H, TILE.H), tl.float32),)
-        sums = sums + (tl.zeros((TILE.OB, TILE.H), tl.float32),)
+            sums = sums + (sliced_zeros(TILE.H, TILE.H, TILE),)
+        sums = sums + (sliced_zeros(TILE.OB, TILE.H, TILE),)
     bias_sums = tl.zeros((MOST_LAYERS, TILE.H), tl.float32), tl.zeros((TILE.OB,), tl.float32)
     return hidden, hidden, hidden, tl.zeros((TILE.BLOCK, TILE.OB), tl.float32), sums, bias_sums
 
@@ -125,7 +167,7 @@ def tangent_forward(
     the gradients of the weights, and hidden layers add to q.
     """
     zs, streams, q_of_layer, out, sums, bias_sums = state
-    zero, unknown = hidden_layers >> 30, 1.0 * (p >> 30)
+    zero, unknown = p >> 30, 1.0 * (p >> 30)
     below = v
     for l in tl.static_range(TILE.DEPTH):
         if l == 0:
@@ -136,7 +178,10 @@ def tangent_forward(
         if ALONG_G_BAR:
             a = streams[l]
             q_of_layer = replaced(q_of_layer, l, now_added(q_of_layer[l], d2 * z1, a, zero))
-            sums = replaced(sums, l, outer_added(sums[l], d1 * a, below, zero, TILE))
+            if l == 0:
+                sums = replaced(sums, 0, outer_added(sums[0], below, d1 * a, zero, TILE))
+            else:
+                sums = replaced(sums, l, outer_added(sums[l], d1 * a, below, zero, TILE))
         else:
             streams = replaced(streams, l, z1)
         below = d1 * z1
@@ -150,7 +195,7 @@ def tangent_forward(
 def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
     """Jᵀu [BLOCK, DB] of a cotangent, from that of the last layer's z."""
     zs, streams, q_of_layer, _, sums, bias_sums = state
-    zero, unknown = hidden_layers >> 30, 1.0 * (p >> 29)
+    zero, unknown = p >> 29, 1.0 * (p >> 29)
     delta = out
     for l in tl.static_range(TILE.DEPTH, 0, -1):
         at = packed.weights + weights_of(l, TILE)
@@ -175,7 +220,7 @@ def backward(
     first layer, v or x, is `below_all`.
     """
     zs, streams, q_of_layer, out, sums, bias_sums = state
-    zero, unknown = hidden_layers >> 30, 1.0 * (p >> 29)
+    zero, unknown = p >> 29, 1.0 * (p >> 29)
     hidden_bias_sums, last_bias_sum = bias_sums
     z_bar = out_bar
     for l in tl.static_range(TILE.DEPTH, 0, -1):
@@ -199,7 +244,7 @@ def backward(
             z_bar = d1 * a
         else:
             z_bar = d1 * a + q_of_layer[l - 1]
-    sums = replaced(sums, 0, outer_added(sums[0], z_bar, below_all, zero, TILE))
+    sums = replaced(sums, 0, outer_added(sums[0], below_all, z_bar, zero, TILE))
     x_bar = 0.0 * below_all
     if not TANGENTS:
         hidden_bias_sums = bias_added(hidden_bias_sums, 0, z_bar)
@@ -215,11 +260,11 @@ def finish(state, room, TILE):
     slots = room.slots + program * all_weights(TILE.DEPTH, TILE)
     bias_slots = room.bias_slots + program * (TILE.DEPTH * TILE.H + TILE.OB)
     _, _, _, _, sums, bias_sums = state
-    d, h, o = tl.arange(0, TILE.DB), tl.arange(0, TILE.H), tl.arange(0, TILE.OB)
-    tl.store(slots + h[:, None] * TILE.DB + d[None, :], sums[0])
+    h, o = tl.arange(0, TILE.H), tl.arange(0, TILE.OB)
+    store_sliced(slots, sums[0], 1, TILE.DB)
     for l in tl.static_range(1, TILE.DEPTH):
-        tl.store(slots + weights_of(l, TILE) + h[:, None] * TILE.H + h[None, :], sums[l])
-    tl.store(slots + weights_of(TILE.DEPTH, TILE) + o[:, None] * TILE.H + h[None, :], sums[TILE.DEPTH])
+        store_sliced(slots + weights_of(l, TILE), sums[l], TILE.H, 1)
+    store_sliced(slots + weights_of(TILE.DEPTH, TILE), sums[TILE.DEPTH], TILE.H, 1)
     l = tl.arange(0, MOST_LAYERS)[:, None]
     tl.store(bias_slots + l * TILE.H + h[None, :], bias_sums[0], mask=l < TILE.DEPTH)
     tl.store(bias_slots + TILE.DEPTH * TILE.H + o, bias_sums[1])

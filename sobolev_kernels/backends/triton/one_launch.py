@@ -80,6 +80,14 @@ def along_directions(
     return term, a
 
 
+@triton.jit
+def samples_of(t, unknown, N, TILE):
+    """The samples of a tile, and which of them there are. With another zero that the compiler does not know they are
+    computed again, where registers would keep them, and all that follows from them, over a loop."""
+    sample = (t + unknown) * TILE.BLOCK + tl.arange(0, TILE.BLOCK).to(tl.int64)
+    return sample, sample < N
+
+
 # What changes from one step of a training loop to the next must not make another variant of the kernel. Triton compiles
 # one for whether an integer is 1, or a multiple of 16, and for whether a pointer is; and for integers of 32 or 64 bits.
 # It can be kept from that for a parameter, but not for a member of a tuple (triton 3.6.0 and 3.7.1). So sizes, strides
@@ -109,27 +117,36 @@ def step_kernel(
     seed, offset = seed.to(tl.uint64), offset.to(tl.uint32)
     vectors = Vectors(V, sv_p.to(tl.int64), sv_n, sv_k, seed, offset)
     target = Target(T, st_p.to(tl.int64), st_n, st_k, st_column)
-    i, d, o = tl.arange(0, TILE.BLOCK), tl.arange(0, TILE.DB), tl.arange(0, TILE.OB)
+    d, o = tl.arange(0, TILE.DB), tl.arange(0, TILE.OB)
     state = chains.begin(room, hidden_layers, GRADIENTS, TILE)
-    output_weight = tl.where(o < O, 1.0, 0.0)
-    if WEIGHT_OF_OUTPUT is not None:
-        output_weight = tl.load(WEIGHT_OF_OUTPUT + o, mask=o < O, other=0.0)
     rounds = O if FROM == "gradients" else P
     for t in tl.range(tl.program_id(0), (N - 1) // TILE.BLOCK + 1, tl.num_programs(0), disable_licm=True):
-        sample = t * TILE.BLOCK + i.to(tl.int64)
-        valid = sample < N
+        sample, valid = samples_of(t, 0, N, TILE)
         within_x = valid[:, None] & (d < D)[None, :]
         within_y = valid[:, None] & (o < O)[None, :]
         sample_weight = tl.where(valid, 1.0, 0.0)
         if WEIGHT_OF_SAMPLE is not None:
             sample_weight = tl.load(WEIGHT_OF_SAMPLE + sample, mask=valid, other=0.0)
-        weight = sample_weight[:, None] * output_weight[None, :]
+        weight = sample_weight[:, None] + tl.zeros((TILE.BLOCK, TILE.OB), tl.float32)
+        if WEIGHT_OF_OUTPUT is not None:
+            weight *= tl.load(WEIGHT_OF_OUTPUT + o, mask=o < O, other=0.0)[None, :]
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
         z, state = chains.values_forward(x, state, t, packed, hidden_layers, activation, TILE)
         y, y1, y2, _ = derivatives(last, z)
-        q = tl.zeros((TILE.BLOCK, TILE.OB), tl.float32)
+        known = y + 0.0 * z
+        if Y is not None:
+            known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
+        rho, slope = residual(value, y - known)
+        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
+        out_bar = y1 * adjoint(slope, weight, value.factor, within_y)
         first_term = tl.zeros((TILE.BLOCK,), tl.float32)
         for p in tl.range(rounds, disable_licm=True):
+            sample, valid = samples_of(t, p >> 30, N, TILE)
+            within_y = valid[:, None] & (o < O)[None, :]
+            if WEIGHT_OF_SAMPLE is None:
+                sample_weight = tl.where(valid, 1.0, 0.0)
+            if WEIGHT_OF_OUTPUT is None:
+                weight = sample_weight[:, None] + tl.zeros((TILE.BLOCK, TILE.OB), tl.float32)
             if FROM == "gradients":
                 u = tl.where(valid[:, None] & (o == p)[None, :], 1.0, 0.0)
                 g, state = chains.gradient_chain(y1 * u, state, p, packed, hidden_layers, activation, TILE)
@@ -165,22 +182,20 @@ def step_kernel(
                     z1, state = chains.tangent_forward(
                         a, state, p, packed, hidden_layers, activation, False, True, TILE
                     )  # fmt: skip
-                    q += y2 * z1 * u
+                    if FROM == "gradients":
+                        u = tl.where(valid[:, None] & (o == p + (rounds >> 30))[None, :], 1.0, 0.0)
+                    out_bar += y2 * z1 * u
                 else:
-                    q += y2 * z1 * a
+                    out_bar += y2 * z1 * a
                     _no_dx, state = chains.backward(
                         y1 * a, v, state, p, packed, hidden_layers, activation, True, False, TILE
                     )  # fmt: skip
-        known = y + 0.0 * z
-        if Y is not None:
-            known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
-        rho, slope = residual(value, y - known)
-        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
+        sample, valid = samples_of(t, rounds >> 30, N, TILE)
+        within_x = valid[:, None] & (d < D)[None, :]
         tl.store(room.terms + N + sample, first.scale * first_term, mask=valid)
         if GRADIENTS:
-            a = adjoint(slope, weight, value.factor, within_y)
             dx, state = chains.backward(
-                y1 * a + q, x, state, t, packed, hidden_layers, activation, False, room.dx is not None, TILE
+                out_bar, x, state, t, packed, hidden_layers, activation, False, room.dx is not None, TILE
             )  # fmt: skip
             if room.dx is not None:
                 tl.store(room.dx + sample[:, None] * D + d[None, :], common * dx, mask=within_x)
