@@ -62,7 +62,7 @@ def wave(turns, cosine):
 @triton.jit
 def normal(sample, p, d, seed, offset):
     """A standard normal for each (sample, column): the pairs of docs/math.md's generator, by Box and Muller."""
-    seed += (p >> 30).to(tl.uint64)  # plus 0, or the keys of all rounds are kept in registers
+    seed += tl.full((), p >> 30, tl.uint64)  # plus 0, or the keys of all rounds are kept in registers
     w0, w1, w2, w3 = tl.philox(seed, sample, p + 0 * d, d // 4 + 0 * sample, offset + 0 * d)
     second = (d % 4) >= 2
     a, b = tl.where(second, w2, w0), tl.where(second, w3, w1)
