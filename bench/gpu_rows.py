@@ -137,7 +137,7 @@ def wide() -> list[tuple[str, str, str]]:
 def listed() -> list[tuple[str, str, str]]:
     if os.environ.get("WIDE"):
         return wide()
-    lines = (line.split("#")[0].split() for line in (HERE / "gpu_rows.txt").read_text().splitlines())
+    lines = (line.split("#")[0].split() for line in Path(os.environ.get("LIST", HERE / "gpu_rows.txt")).read_text().splitlines())
     found = [(words[0], words[1], " ".join(words[2:])) for words in lines if words]
     return found if TREE == "slices" else [candidate for candidate in found if candidate[2] == "table"]
 
@@ -174,9 +174,9 @@ class Sheet:
     def done(self) -> set[tuple[str, ...]]:
         return {(row["tree"], row["case"], row["precision"], row["row"]) for row in self.rows}
 
-    def begin(self, candidate: tuple[str, ...]) -> None:
+    def begin(self, candidate: tuple[str, ...], most: float = HANGS) -> None:
         self.begun.write_text("|".join(candidate))
-        faulthandler.dump_traceback_later(HANGS, exit=True)
+        faulthandler.dump_traceback_later(most, exit=True)
 
     def write(self, candidate: tuple[str, ...], **cells: object) -> None:
         faulthandler.cancel_dump_traceback_later()
@@ -206,7 +206,7 @@ def warm(shard: str, shards: str) -> None:
         candidate = (TREE, name, precision, text)
         if candidate in sheet.done():
             continue
-        sheet.begin(candidate)
+        sheet.begin(candidate, 3 * HANGS)
         began = time.time()
         try:
             case = case_of(name, few=True)
