@@ -45,6 +45,7 @@ CASES = {
     "a": Case(4096, 8, 64, 4, 8, 4),
     "b": Case(8192, 16, 128, 3, 1, 4),
     "c": Case(65536, 8, 64, 3, 1, 4),
+    "d": Case(65536, 4, 32, 3, 1, 2),
 }  # fmt: skip
 COLUMNS = (
     "tree", "case", "precision", "row", "programs", "registers", "local_bytes", "shared", "step_us", "kernel_us",

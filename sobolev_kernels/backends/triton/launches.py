@@ -77,8 +77,8 @@ class Launch:
 # bytes, it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once.
 ON_CHIP = (
     Launch(width=32, block=32, warps=8, layers=6, chunk=32),
-    Launch(width=64, block=32, warps=8, layers=3),
-    Launch(width=64, block=16, warps=8, layers=6, targets=(SM_80, SM_90)),
+    Launch(width=64, block=32, warps=8, layers=3, chunk=64),
+    Launch(width=64, block=16, warps=8, layers=6, chunk=64, targets=(SM_80, SM_90)),
     Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("ieee", "tf32"), targets=(SM_100,)),
     Launch(width=64, block=16, warps=8, layers=5, slice=64, precisions=("bf16", "fp16"), targets=(SM_100,)),
     Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee", "bf16", "fp16")),
@@ -91,9 +91,9 @@ ON_CHIP = (
 # No row spills, but for 8 bytes of width 128 on Hopper; twice the samples would.
 IN_CACHE = (
     Launch(width=32, block=32, warps=4),
-    Launch(width=64, block=32, warps=8),
+    Launch(width=64, block=32, warps=8, chunk=64),
     Launch(width=128, block=16, warps=8, precisions=("ieee",)),
-    Launch(width=128, block=32, warps=8, precisions=TENSOR_CORES),
+    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES),
     Launch(width=32, block=32, warps=4, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, targets=(GFX942,)),
     Launch(width=128, block=16, warps=8, targets=(GFX942,)),
