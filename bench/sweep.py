@@ -23,7 +23,7 @@ from .cases import Case
 from .gpu import captured, check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise
-BLOCKS, WARPS, CHUNKS = (16, 32, 64), (4, 8, 16), (16, 32)
+BLOCKS, WARPS, CHUNKS, SLICES = (16, 32), (4, 8), (16, 32, 64, 128), (32, 64)
 LAYER_WIDTHS = (192, 256, 384, 512)
 OURS, TORCH = "ours", "torch's"
 
@@ -49,17 +49,21 @@ def timed(case: Case, precision: str, device: str, rounds: int) -> float:
 
 def one_launch_rows(
     widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192,
-    grid: Sequence[tuple[int, int, int, bool]] = tuple(product(BLOCKS, WARPS, CHUNKS, (True, False))),
+    grid: Sequence[tuple[int, int, int, int | None]] = tuple(product(BLOCKS, WARPS, CHUNKS, (*SLICES, None))),
 ) -> Iterator[dict[str, object]]:  # fmt: skip
-    """For each width and precision: the row there is, the best candidate, and the milliseconds of both."""
+    """For each width and precision: the row there is, the best candidate, and the milliseconds of both.
+
+    grid: samples, warps, columns of a chunk, and rows of a slice on chip; None is in cache.
+    """
     from sobolev_kernels.backends.triton import launches, one_launch
 
     for width, precision in product(widths, precisions):
         case = Case(N, 8, width, 3, 1, 4)
         now = launches.one_launch(replace(case.problem, precision=precision, device=device))
         times = {now: timed(case, precision, device, rounds)}
-        for block, warps, chunk, on_chip in grid:
-            row = replace(now, block=block, warps=warps, chunk=chunk, layers=case.hidden if on_chip else None)
+        for block, warps, chunk, rows in grid:
+            place = {"layers": None} if rows is None else {"layers": case.hidden, "slice": rows}
+            row = replace(now, block=block, warps=warps, chunk=chunk, **place)
             with forced(one_launch, one_launch=lambda problem, row=row: row):
                 try:
                     times[row] = timed(case, precision, device, rounds)
@@ -83,7 +87,7 @@ def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -
 
 
 def text(row) -> str:
-    return f"{row.place}, {row.block} samples, {row.warps} warps, chunk {row.chunk}"
+    return f"{row.place}, {row.block} samples, {row.warps} warps, chunk {row.chunk}, slice {row.slice}"
 
 
 def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:

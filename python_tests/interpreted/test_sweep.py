@@ -7,7 +7,7 @@ from bench import sweep
 
 
 def test_a_sweep(capsys):
-    grid = [(16, 4, 16, True), (32, 4, 16, False), (24, 4, 16, True)]
+    grid = [(16, 4, 16, 32), (32, 4, 16, None), (24, 4, 16, 32)]
     rows = list(sweep.one_launch_rows([32], ["ieee"], "cpu", rounds=1, N=20, grid=grid))
     assert len(rows) == 1 and rows[0]["ms"] >= rows[0]["best_ms"] > 0
     assert "left out: Launch(width=32, block=24" in capsys.readouterr().out

@@ -136,9 +136,9 @@ def step_kernel(
         known = y + 0.0 * z
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
-        rho, slope = residual(value, y - known)
-        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
-        out_bar = y1 * adjoint(slope, weight, value.factor, within_y)
+        of_values, slope_of_values = residual(value, y - known)
+        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, of_values * weight, 0.0), 1), mask=valid)
+        out_bar = y1 * adjoint(slope_of_values, weight, value.factor, within_y)
         first_term = tl.zeros((TILE.BLOCK,), tl.float32)
         for p in tl.range(rounds, disable_licm=True):
             sample, valid = samples_of(t, p >> 30, N, TILE)
