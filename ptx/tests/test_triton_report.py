@@ -29,7 +29,7 @@ def test_one_launch(target, row):
     for projection in PROJECTIONS[CASES.index((target, row)) % 2 :: 2]:
         used = usage("step_kernel", row.label, target, one_launch(row, target, projection, precision))
         assert used.registers <= 255
-        assert used.stack <= (64 if row.layers else 8)
+        assert used.stack <= row.most_stack
         assert used.shared <= LIMITS[target]
         assert (used.tensor > 0) == (precision != "ieee")
         wide, _, every = used.wide.split()

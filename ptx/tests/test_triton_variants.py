@@ -79,6 +79,14 @@ def test_what_is_compiled_does_depend_on_the_problem():
     assert len(set.union(*kinds)) == 3
 
 
+@pytest.mark.parametrize("projection", ["drawn", "by gradients", "cotangents"])
+def test_inputs_and_outputs_that_are_padded_differently_compile(projection, monkeypatch):
+    """In triton 3.6.0 a name has one type before a loop and in it."""
+    monkeypatch.setitem(globals(), "SHAPE", Shape(64, 20, 20, 2, 1, 2, "16 outputs as they are padded, 32 inputs"))
+    (v,) = launched(BATCHES[:1], projection)
+    assert v.compiled(assembled=False).text
+
+
 MADE = re.compile(r"(%\w+)(?::\d+)? = (\S+) ([^:]*) : (.*)")
 
 

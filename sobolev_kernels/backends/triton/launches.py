@@ -1,4 +1,5 @@
-"""Launch choices, in one table. Its figures are of ahead-of-time compilation (`docs/triton.md`), not of any GPU."""
+"""Launch choices, in one table: by ahead-of-time compilation (`docs/triton.md`), and for Hopper by times of an H100
+(`docs/gpu/README.md`)."""
 
 from __future__ import annotations
 
@@ -37,10 +38,12 @@ def padded(n: int) -> int:
 class Launch:
     """For students up to `width`: samples of a tile, warps of a program, columns of a chunk of a multiply.
 
-    Gradients on chip are summed in slices of `slice` rows; of 64, Hopper and Blackwell take their own instructions.
+    A chunk as wide as the student needs no shared memory on chip. Gradients there are summed in slices of `slice` rows;
+    of 64, Hopper and Blackwell take their own instructions.
 
     With `layers` a tile of a student of up to as many hidden layers, and up to `features` inputs and outputs, stays in
-    registers (on_chip.py), else in the second-level cache (in_cache.py).
+    registers (on_chip.py), else in the second-level cache (in_cache.py). `stack`: bytes of a thread's stack that were
+    measured to pay, where they are more than any row may have.
     """
 
     width: int
@@ -52,6 +55,7 @@ class Launch:
     chunk: int = 16
     slice: int = 32
     features: int = 16
+    stack: int = 0
 
     @property
     def place(self) -> str:
@@ -60,6 +64,11 @@ class Launch:
     @property
     def label(self) -> str:
         return f"width {self.width}, {self.place}, {self.block} samples, {self.warps} warps"
+
+    @property
+    def most_stack(self) -> int:
+        """Bytes: on chip for numbers of a tile that the loop over directions does not touch, such as addresses."""
+        return max(self.stack, 8 if self.layers is None else 64)
 
     @property
     def options(self) -> dict[str, int]:
@@ -73,27 +82,36 @@ class Launch:
 
 
 # The first row that takes a student is his, so smaller tiles come after larger ones. Registers were counted of tanh,
-# with as many layers as a row takes, whatever is projected (docs/triton.md). Where a row has a stack, of up to 64
-# bytes, it is for numbers of a tile that the loop over directions does not touch, such as addresses: put aside once.
+# with as many layers as a row takes, whatever is projected (docs/triton.md). On Hopper these are the fastest that were
+# timed (docs/gpu/README.md), of widths 32 to 128 with 3 layers and 64 with 4; sm_80 and sm_100, not yet timed, take
+# the same rows where the counts allow. `stack` stands where more samples, or the place on chip, pay more than it costs.
 ON_CHIP = (
-    Launch(width=32, block=32, warps=8, layers=6, chunk=32),
-    Launch(width=64, block=32, warps=8, layers=3, chunk=64),
-    Launch(width=64, block=16, warps=8, layers=6, chunk=64, targets=(SM_80, SM_90)),
-    Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("ieee", "tf32"), targets=(SM_100,)),
-    Launch(width=64, block=16, warps=8, layers=5, slice=64, precisions=("bf16", "fp16"), targets=(SM_100,)),
-    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee", "bf16", "fp16")),
-    Launch(width=128, block=16, warps=8, layers=2, slice=128, precisions=("tf32",)),
+    Launch(width=32, block=32, warps=4, layers=3, chunk=32, precisions=TENSOR_CORES),
+    Launch(width=32, block=16, warps=4, layers=6, chunk=32, precisions=("ieee",)),
+    Launch(width=32, block=32, warps=8, layers=6, chunk=32, precisions=TENSOR_CORES),
+    Launch(width=64, block=32, warps=8, layers=4, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=104),
+    Launch(width=64, block=32, warps=8, layers=3, chunk=64, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
+    Launch(width=64, block=16, warps=8, layers=5, chunk=64, precisions=TENSOR_CORES),
+    Launch(width=64, block=16, warps=8, layers=6, precisions=TENSOR_CORES, targets=(SM_80, SM_90)),
+    Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("tf32",), targets=(SM_100,)),
+    Launch(width=64, block=16, warps=8, layers=3, chunk=64, precisions=("ieee",)),
+    Launch(width=64, block=16, warps=8, layers=6, chunk=32, precisions=("ieee",)),
+    Launch(width=128, block=16, warps=8, layers=3, chunk=128, precisions=TENSOR_CORES, targets=(SM_90,), stack=456),
+    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee",)),
+    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("bf16", "fp16"), targets=(SM_80, SM_100)),
+    Launch(width=128, block=16, warps=8, layers=2, slice=128, precisions=("tf32",), targets=(SM_80, SM_100)),
     Launch(width=32, block=32, warps=4, layers=3, targets=(GFX942,)),
     Launch(width=32, block=16, warps=4, layers=6, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, layers=6, slice=64, targets=(GFX942,)),
     Launch(width=128, block=16, warps=4, layers=3, slice=128, targets=(GFX942,)),
 )
-# No row spills, but for 8 bytes of width 128 on Hopper; twice the samples would.
+# No row spills, but for 8 bytes, and 16 of width 128 on Hopper.
 IN_CACHE = (
     Launch(width=32, block=32, warps=4),
-    Launch(width=64, block=32, warps=8, chunk=64),
-    Launch(width=128, block=16, warps=8, precisions=("ieee",)),
-    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES),
+    Launch(width=64, block=32, warps=8, precisions=("ieee",)),
+    Launch(width=64, block=32, warps=8, chunk=64, precisions=TENSOR_CORES),
+    Launch(width=128, block=32, warps=8, chunk=32, precisions=("ieee",)),
+    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES, stack=16),
     Launch(width=32, block=32, warps=4, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, targets=(GFX942,)),
     Launch(width=128, block=16, warps=8, targets=(GFX942,)),
