@@ -46,8 +46,8 @@ def relative_mse(rr, aa, at, tt, eps=1e-8):
 
 
 def cosine(rr, aa, at, tt, eps=1e-12):
-    # √(aa tt + eps) by the roots of two factors, since aa tt overflows where both sums are numbers; the second factor is
-    # never so small that its inverse is infinite, as it would be of a = 0 and a long t
+    # √(aa tt + eps) by the roots of two factors, since aa tt overflows where both sums are numbers; the second factor
+    # is never so small that its inverse is infinite, as it would be of a = 0 and a long t
     large = m.where(tt > 1.0, tt, 1.0)
     small = m.where(tt > 1.0, 1.0, tt)
     some = aa * small + eps / large
