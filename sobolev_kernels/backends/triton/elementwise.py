@@ -36,7 +36,7 @@ def activate_kernel(Z, B, H, N, n, P, activation, ORDER: tl.constexpr, BLOCK: tl
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
     value, d1, d2, _d3 = derivatives(activation, z)
-    tl.store(H + i, value + 0.0 * z, mask=valid)
+    tl.store(H + i, value, mask=valid)
     for p in range(P):
         j = i + (1 + p) * count
         z1 = tl.load(Z + j, mask=valid, other=0.0)
@@ -91,7 +91,7 @@ def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.conste
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
     _value, d1, d2, _d3 = derivatives(activation, z)
-    total = 0.0 * z
+    total = tl.zeros_like(z)
     for r in range(R):
         j = i + r * count
         z1 = tl.load(Z1 + j, mask=valid, other=0.0)
