@@ -276,6 +276,36 @@ def test_half_precision_is_rounded_once_and_last(name, dtype, backend):
         assert torch.equal(got, expected.to(dtype))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_rounds_no_product_of_ours(name, backend):
+    """The kernels of the CPU multiply in float32, and so does the reference; a student's own forward is rounded."""
+    numbers = data(SMALL)
+    expected = evaluate(name, numbers, SMALL, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(name, numbers, SMALL, backend)
+        assert numbers.student(numbers.x).dtype == torch.bfloat16
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize(
+    ("projections", "compiled"),
+    [("directions", False), ("directions", True), ("cotangents", False), ("order 2", False)],
+)
+def test_autocast_rounds_no_target(projections, compiled):
+    """Projected for a function without products of its own."""
+    x, u = torch.randn(9, 3), torch.randn(2, 9, 3)
+    targets = sk.Targets(values=x, jacobian=torch.randn(9, 3, 3), hessian=torch.randn(9, 3, 3, 3))
+    order = 2 if projections == "order 2" else 1
+    vectors = {"cotangents": sk.Cotangents.given(u)} if order == 1 else {}
+    vectors = vectors if projections == "cotangents" else {"directions": sk.Directions.given(u)}
+    loss = lambda x: sk.sobolev_loss(lambda x: x.sin(), x, targets, order=order, **vectors)  # noqa: E731
+    expected = loss(x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        got = (torch.compile(loss, fullgraph=True, backend="eager") if compiled else loss)(x)
+    assert got.item() == expected.item()
+
+
 def test_a_mean_that_float16_has_room_for():
     """A sum over directions that it has no room for."""
     student = sk.MLP(1, 1, depth=1, width=1, activation="sin", bias=False, dtype=torch.float16)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -55,11 +57,19 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
-    vectors = widened(vectors)
+    with nullcontext() if ran is not None and ran.y is None else uncast(x):
+        y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
         return tuple(result for result in (y, first, second) if result is not None)
-    return loss_of(problem, operands, vectors, (y, first, second))
+    with uncast(x):
+        return loss_of(problem, operands, widened(vectors), (y, first, second))
+
+
+def uncast(x: torch.Tensor) -> AbstractContextManager:
+    """Within it torch.autocast rounds no product of ours; a student's own forward keeps it."""
+    device = x.device.type
+    cast = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if cast else nullcontext()
 
 
 def derivatives_along(
