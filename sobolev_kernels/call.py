@@ -18,7 +18,7 @@ from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
-from .student import widened
+from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 
 Results = tuple[torch.Tensor, ...]
@@ -116,7 +116,9 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
     results = compute(teacher, inputs, columns, seed, ran)
-    return *results, *[None] * (3 - len(results))
+    dtype = getattr(torch, call.problem.dtype)
+    dtype = COMPUTE_DTYPE.get(dtype, dtype)
+    return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 
 
 def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
