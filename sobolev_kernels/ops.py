@@ -23,7 +23,8 @@ DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
     "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
-    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, float[] weights, str problem) -> Tensor[]"
+    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, Tensor? derivative_weight, float[] weights, "
+    "str problem) -> Tensor[]"
 )
 
 
@@ -117,6 +118,13 @@ def saved_operands(ctx) -> Operands:
     return Operands(x, parameters, *(next(optional) if present else None for present in ctx.present), ctx.weights)
 
 
+def weighed(sample_weight: torch.Tensor | None, cotangent: torch.Tensor) -> torch.Tensor:
+    """Weights of samples by a cotangent of each [N]; one of 0 stays 0, also of an infinite cotangent."""
+    if sample_weight is None:
+        return cotangent.expand(2, -1)
+    return torch.where(sample_weight == 0, 0.0, sample_weight * cotangent)
+
+
 def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
     """[dx or None, dparameters…] from the cotangents of the op's outputs."""
     problem = ctx.problem
@@ -127,8 +135,7 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
     else:
         operands = saved_operands(ctx)
         if problem.result == PER_SAMPLE:
-            weight = cotangents[0] if operands.sample_weight is None else cotangents[0] * operands.sample_weight
-            operands = operands._replace(sample_weight=weight)
+            operands = operands._replace(sample_weight=weighed(operands.sample_weight, cotangents[0]))
         else:
             outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
             operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
