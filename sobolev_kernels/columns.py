@@ -87,10 +87,12 @@ class Columns:
 
 
 def root_mean_square(entries: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
-    """Of each column [n, W], of `count` entries (None: all), 0 of none; in parts of the largest, whose square may have
-    no number."""
+    """Of each column [n, W], of `count` entries (None: all); 0 of none.
+
+    Squares are of the size of 1, by a power of two that leaves all digits: those of the entries may have no number.
+    """
     if not len(entries):
         return entries.new_zeros(entries.shape[1])
     largest = entries.abs().amax(0)
-    unit = torch.where(largest > 0, largest, 1.0)
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
     return unit * ((entries / unit).square().sum(0) / (len(entries) if count is None else count)).sqrt()
