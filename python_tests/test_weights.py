@@ -10,10 +10,11 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import Comparison, compare, computed_from, ramp, step
+from sobolev_kernels.testing.compare import compare, computed_from, ramp, step
 from sobolev_kernels.testing.problems import (
     DTYPES,
     Shape,
+    as_dtype,
     cotangents_of,
     data,
     directions_of,
@@ -85,16 +86,10 @@ def one_thread():
         yield
 
 
-def in_dtype(weights, dtype):
-    return {name: w if w.dtype == torch.bool else w.to(dtype) for name, w in weights.items()}
-
-
 def made(mode, shape, dtype):
     """Projections and settings of a mode."""
     projections, _, settings = MODES[mode]
-    v = projections(shape)
-    v = v if v is None or v.values is None else type(v).given(v.values.to(dtype))
-    return v, settings
+    return as_dtype(projections(shape), dtype), settings
 
 
 def run(mode, numbers, shape, targets, backend="cpu", **settings):
@@ -104,11 +99,7 @@ def run(mode, numbers, shape, targets, backend="cpu", **settings):
 
 
 def in_dtype_of(numbers, settings):
-    return {k: v.to(numbers.x.dtype) if is_weight(v) else v for k, v in settings.items()}
-
-
-def is_weight(value):
-    return isinstance(value, torch.Tensor) and value.dtype != torch.bool
+    return {name: as_dtype(value, numbers.x.dtype) for name, value in settings.items()}
 
 
 @each_weight
@@ -117,25 +108,10 @@ def test_against_the_reference(mode, kind):
         for j, dtype in enumerate(DTYPES):
             loss = LOSSES[(WEIGHED.index((mode, kind)) + 2 * i + j) % len(LOSSES)]
             settings = {"derivative_loss": loss, "value_loss": LOSSES[i], "reduction": REDUCTIONS[(i + j) % 3]}
-            weights = {name: w for name, w in weights_of(kind, shape, mode).items()}
             projections, targets, more = MODES[mode]
             with computed_from("gradients" if mode == "by gradients" else "tangents"):
-                numbers = data(shape, "silu").to(dtype)
-                compared(numbers, projections(shape), targets, weights, **more, **settings)
-
-
-def compared(numbers, projections, targets, weights, **settings):
-    """`compare` gives its tensors the dtype of the numbers; a mask has none."""
-    mask = weights.get("derivative_weight")
-    if mask is None or mask.dtype != torch.bool:
-        return compare(numbers, projections, targets, **weights, **settings)
-    P = 1 if projections is None or projections.P is None else projections.P
-    results = []
-    for n, backend in ((numbers, "cpu"), (numbers.to(torch.float64), "reference"), (numbers, "reference")):
-        v = projections
-        v = v if v is None or v.values is None else type(v).given(v.values.to(n.x.dtype))
-        results.append(step(n, v, backend, targets=targets_of(n, targets, P), derivative_weight=mask, **settings))
-    return Comparison(*results).check().got
+                weights = weights_of(kind, shape, mode)
+                compare(data(shape, "silu").to(dtype), projections(shape), targets, **more, **settings, **weights)
 
 
 # ---- Written out ----
@@ -305,7 +281,7 @@ def test_an_infinite_cotangent_of_a_sample_of_weight_0_ends_there(loss, backend)
 def test_a_teacher_that_knows_some_columns():
     """Drawn directions lose the masked columns after they are drawn, for student and teacher alike."""
     numbers, mask = data(WIDE).to(torch.float64), weights_of("mask", WIDE)["derivative_weight"]
-    jacobian = derivatives_of(numbers.teacher, numbers.x)[1]
+    jacobian = derivatives_of(numbers.teacher, numbers.x)[1].detach()
     for make in (sk.Directions.sphere, sk.Directions.orthonormal, sk.Directions.coordinate):
         for shared in (False, True):
             v = make(2, seed=3, shared=shared, unbiased=make is not sk.Directions.coordinate)
@@ -342,7 +318,7 @@ def test_units_and_columns_beside_weights():
 @each_backend
 @pytest.mark.parametrize("kind", kinds_of("exact"))
 def test_the_balance_is_that_of_the_entries_that_count(kind, backend):
-    numbers, weights = data(WIDE).to(torch.float64), weights_of(kind, WIDE)
+    numbers, weights = data(WIDE).to(torch.float64), weights_of(kind, WIDE, "exact")
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian * torch.tensor([0.1, 1.0, 30.0]))
     counts = missing(targets, "exact", kind, WIDE, NAN).jacobian.isfinite()
     squares = torch.where(counts, targets.jacobian, 0).square()
@@ -388,7 +364,7 @@ def test_a_student_that_is_not_looked_into():
         settings = weights_of(kind, WIDE, mode)
         expected = run(mode, numbers, WIDE, targets, "reference", **settings)["loss"]
         projections, more = made(mode, WIDE, torch.float64)
-        more["cotangents" if isinstance(projections, sk.Cotangents) else "directions"] = projections
+        more = more | {"cotangents" if isinstance(projections, sk.Cotangents) else "directions": projections}
         got = sk.sobolev_loss(student, numbers.x, targets, **more, **in_dtype_of(numbers, settings))
         assert_within_rule(f"{mode}, {kind}", got, expected)
     weight = torch.ones(WIDE.N, WIDE.O + 1).double()
