@@ -72,10 +72,10 @@ class Each(NamedTuple):
 @triton.jit
 def of_each(weight, each, p, sample, column, within):
     """`weight` by those of derivative p."""
-    if each.E is None:
-        return weight
-    at = p * each.by_vector + sample * each.by_sample + column * each.by_column
-    return weight * tl.load(each.E + at, mask=within, other=0.0)
+    if each.E is not None:
+        at = p * each.by_vector + sample * each.by_sample + column * each.by_column
+        weight *= tl.load(each.E + at, mask=within, other=0.0)
+    return weight
 
 
 @triton.jit
