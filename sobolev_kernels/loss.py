@@ -84,7 +84,7 @@ def sobolev_loss(
             "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these.
         weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
-            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the target Jacobian.
+            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
         sample_weight: [N], multiplies ρ of all residuals of a sample; `output_weight`: [O], of an output (of a coupled
             loss, its part in the sums). The numbers that means divide by stay what they are. A residual of weight 0
@@ -100,7 +100,8 @@ def sobolev_loss(
             multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
         return_terms: also return the terms, unweighted, as `SobolevTerms`.
-        check_finite: look for NaN and infinity in inputs, targets and parameters first (costs a pass over them).
+        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first (costs a pass
+            over them).
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
