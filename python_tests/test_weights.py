@@ -258,6 +258,18 @@ def test_any_target_may_be_in_the_place_of_one_of_weight_0(mode, kind, backend):
 
 
 @each_backend
+@pytest.mark.parametrize("mode", BASIS)
+def test_a_mask_of_entries_is_their_weights_of_0_and_1(mode, backend):
+    numbers, mask = data(WIDE).to(torch.float64), weights_of("derivative [N, O, W]", WIDE)["derivative_weight"] != 0
+    jacobian = torch.where(mask, numbers.jacobian, NAN)
+    targets, mean = sk.Targets(values=numbers.y, jacobian=jacobian), {"derivative_loss": "relative_mse"}
+    step_with = lambda w: run(mode, numbers, WIDE, targets, backend, derivative_weight=w, **mean)  # noqa: E731
+    known, weighed = map(step_with, (mask, mask.double()))
+    for name, tensor in known.items():
+        assert tensor.isfinite().all() and torch.equal(tensor, weighed[name])
+
+
+@each_backend
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_infinite_cotangent_of_a_sample_of_weight_0_ends_there(loss, backend):
     """√S of a loss of 0 has one."""

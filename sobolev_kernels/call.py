@@ -90,7 +90,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
-    each = None if each is None or each.dim() == 1 or each.dtype == torch.bool else each
+    each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
     of_outputs = ("output_weight", request.output_weight, 0), ("derivative_weight", each, 1)
     for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
         fits = tensor is None or tensor.shape[dim] == O

@@ -187,10 +187,10 @@ def faults_of_derivative_weight(
     shape, mask = tuple(weight.shape), weight.dtype == torch.bool
     if not mask and len(shape) == 2 and isinstance(projections, Cotangents) and not basis:
         yield Fault(name, UNMIXED, "mixed outputs")
-    if not mask and len(shape) == 3 and not entries:
+    if len(shape) == 3 and not entries:
         where = "order 1" if basis else f"{UNMIXED_ENTRIES} (along other directions a mask, torch.bool [{N}, {W}])"
         yield Fault(name, f"{where}, for a weight of each entry of the Jacobian", weight)
-    shapes = [(N, W)] if mask else [(N,), (N, O)] + [(N, O, W)] * bool(entries)
+    shapes = ([(N, W)] if mask else [(N,), (N, O)]) + [(N, O, W)] * bool(entries)
     if not (mask or weight.dtype == inputs.dtype) or not any(matches(shape, one) for one in shapes):
         yield Fault(name, expected, weight)
     if not mask:

@@ -91,9 +91,9 @@ def sobolev_loss(
             counts as 0 whatever its target, NaN too: so are missing labels marked. Finite, >= 0, of the inputs' dtype.
         derivative_weight: of derivatives alone, and for order 2 of second ones alike: [N], as `sample_weight`; [N, O],
             each output's, where cotangents do not mix them; [N, O, W], of each entry of the Jacobian, where the entries
-            are residuals: "exact", `Directions.basis()`, `Cotangents.basis()`, of order 1. Or which columns are
-            known, Boolean [N, W], with a Jacobian, Hessian, vjps or teacher: where the entries are not residuals by
-            themselves, directions have 0 in the others, and derivatives along those are compared.
+            are residuals: "exact", `Directions.basis()`, `Cotangents.basis()`, of order 1. Or, Boolean, which of these
+            entries are known, or which columns [N, W], with a Jacobian, Hessian, vjps or teacher: where the entries are
+            not residuals by themselves, directions have 0 in the others, and derivatives along those are compared.
         reduction: "mean" or "sum" over the samples, or "none": [N], and the gradients wait for the backward.
         precision: the least that what is multiplied may have: "ieee" (float32), "tf32", "bf16" or "fp16"; sums and
             all else are float32. By default what `torch.autocast` says, else "ieee". A backend that has no such

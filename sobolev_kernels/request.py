@@ -31,7 +31,7 @@ class Request:
     input_scale: torch.Tensor | None = None  # [W]
     sample_weight: torch.Tensor | None = None  # [N]
     output_weight: torch.Tensor | None = None  # [O]
-    derivative_weight: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or Boolean [N, W]
+    derivative_weight: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask
     collapsed: bool = False
     # Whether derivatives are computed: they are the result, or a loss has targets for them and a use.
     projects: bool = field(init=False)

@@ -20,11 +20,11 @@ class Weights(NamedTuple):
 
     sample: torch.Tensor | None = None  # [N]
     output: torch.Tensor | None = None  # [O]
-    derivative: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask of columns, Boolean [N, W]
+    derivative: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask, Boolean [N, W] or [N, O, W]
 
     def masks(self, projections: Projections | None) -> bool:
         """Whether it is the directions that have masked columns."""
-        if self.derivative is None or self.derivative.dtype != torch.bool:
+        if self.derivative is None or self.derivative.dtype != torch.bool or self.derivative.dim() != 2:
             return False
         return isinstance(projections, Directions) and projections.distribution != "basis"
 
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
     @staticmethod
     def _of_entries(derivative: torch.Tensor) -> torch.Tensor:
         """As they multiply the entries of a Jacobian [N, O, W]."""
-        if derivative.dtype == torch.bool:
+        if derivative.dtype == torch.bool and derivative.dim() == 2:
             return derivative[:, None, :]
         return derivative[(...,) + (None,) * (3 - derivative.dim())]
 
