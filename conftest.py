@@ -1,14 +1,21 @@
 """Every output that a backend is given to fill starts as NaN, so one that is left unwritten fails its test.
 
 `--perturb UNITS` runs the tests as on another machine, whose PyTorch rounds differently. (Not those that look at how a
-call goes: within it every call is traced.)
+call goes: within it every call is traced.) SOBOLEV_CORE=PATH runs them with another build of the core.
 """
 
+import importlib.util
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
+
+if path := os.environ.get("SOBOLEV_CORE"):
+    spec = importlib.util.spec_from_file_location("sobolev_kernels._C", path)
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 from sobolev_kernels import ops
 from sobolev_kernels.testing.rule import MACHINE, perturbed

@@ -8,7 +8,7 @@ import torch
 
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, describe
+from .errors import Fault, NotProvided, describe, faults_of_layout
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -23,6 +23,8 @@ NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give h
 def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iterator[Fault]:
     """Why a request is refused, before anything is run, chosen or drawn."""
     settings, inputs, targets = request.settings, request.inputs, request.targets
+    for name, tensor in request.tensors().items():
+        yield from faults_of_layout(name, tensor)
     if targets is not None:
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
@@ -84,6 +86,8 @@ def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fau
 def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
     if not callable(function):
         yield Fault(name, "a torch.nn.Module", function, TypeError)
+    if student.reason and student.fault is not None:
+        yield student.fault._replace(argument=name)
     for i, parameter in enumerate(student.parameters):
         if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
@@ -175,11 +179,12 @@ def faults_of_teacher(
 
 def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
     """NaN and infinity: a pass over all tensors."""
-    named = {"inputs": request.inputs, **request.targets.tensors()}
+    named = request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
     for name, tensor in named.items():
+        if tensor is not None and tensor.is_meta:
+            yield Fault(name, "numbers, which check_finite could look at", tensor)
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")

@@ -1,0 +1,115 @@
+"""What kernels read: every operand is looked at here, once, before its address goes to C++ or to Triton."""
+
+from __future__ import annotations
+
+import torch
+
+from .enums import DENSE, NONE
+from .errors import Fault, refuse
+from .problem import DERIVATIVES_GRADIENTS, Operands, Problem
+
+Shape = tuple[int, ...]
+# Operands that are targets in the forward pass, by what they are the cotangents of in the backward pass.
+OUTPUTS = {
+    "values": "the cotangent of y", "derivative": "the cotangent of the derivatives",
+    "second": "the cotangent of the second derivatives",
+}  # fmt: skip
+
+
+def entering(problem: Problem, operands: Operands) -> Operands:
+    """The operands as kernels may read them: of the Problem's shapes, each in memory that holds all that its strides
+    reach, and with no negation left to be done.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    x, parameters = operands.x, operands.parameters
+    device, N = x.device, x.shape[0] if x.dim() else 0
+    if device.type != problem.device:
+        refuse([Fault("inputs", f"a tensor on {problem.device}", x)])
+    others = shapes_of_others(problem, operands, N)
+    tensors = [x, *parameters, *[getattr(operands, name) for name in others]]
+    shapes = [(N, problem.D), *shapes_of_parameters(problem), *others.values()]
+    if len(shapes) != len(tensors):
+        refuse([Fault("student", f"{len(shapes) - len(others) - 1} parameters", f"{len(parameters)}")])
+    ready = all_ready(tensors, shapes, getattr(torch, problem.dtype), device)
+    if isinstance(ready, int):
+        names = ["inputs", *["student: a parameter"] * len(parameters), *others]
+        refuse([fault_of(problem, names[ready], shapes[ready], tensors[ready], device)])
+    if operands.given is None and problem.P and not is_seed(operands.seed):
+        refuse([Fault("seed", "int64 [2] on the CPU", operands.seed)])
+    if ready is tensors:
+        return operands
+    first = 1 + len(parameters)
+    others = dict(zip(others, ready[first:], strict=True))
+    return operands._replace(x=ready[0], parameters=ready[1:first], **others)
+
+
+def is_seed(seed: torch.Tensor | None) -> bool:
+    return seed is not None and seed.dtype is torch.int64 and seed.shape == (2,) and seed.is_cpu
+
+
+def shapes_of_parameters(problem: Problem) -> list[Shape]:
+    """[n_out, n_in] and [n_out] of each layer."""
+    shapes: list[Shape] = []
+    n_in = problem.widths[0]
+    for n_out, bias in zip(problem.widths[1:], problem.biases, strict=True):
+        shapes += ((n_out, n_in), (n_out,)) if bias else ((n_out, n_in),)
+        n_in = n_out
+    return shapes
+
+
+def shapes_of_others(problem: Problem, operands: Operands, N: int) -> dict[str, Shape]:
+    """Of the operands that need not be there; those that are not there, or not read, are left out."""
+    shapes: dict[str, Shape] = {}
+    O, W, P = problem.O, problem.W, problem.P
+    if (given := operands.given) is not None:
+        shapes["given"] = (P, problem.drawn) if given.dim() == 2 else (P, N, problem.drawn)
+    if operands.values is not None:
+        shapes["values"] = (N, O)
+    if operands.derivative is not None and (kind := problem.derivative_target) != NONE:
+        shapes["derivative"] = (N, O, W) if kind == DENSE else (P, N, problem.derived)
+    if operands.second is not None and (kind := problem.second_target) != NONE:
+        projected = (N, O) if problem.collapsed else (P, N, O)
+        shapes["second"] = (N, O, W, W) if kind == DENSE else projected
+    if operands.sample_weight is not None:
+        shapes["sample_weight"] = (N,)
+    if operands.output_weight is not None:
+        shapes["output_weight"] = (O,)
+    return shapes
+
+
+def all_ready(
+    tensors: list[torch.Tensor], shapes: list[Shape], dtype: torch.dtype, device: torch.device
+) -> list[torch.Tensor] | int:
+    """The tensors, those that a kernel would misread as copies; or the place of one that it cannot read.
+
+    One loop, without a call for each tensor: it stands in the way of every step.
+    """
+    size, copies = dtype.itemsize, {}
+    try:
+        for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+            if not (tensor.shape == shape and tensor.dtype is dtype and tensor.device == device):
+                return i
+            address, last = tensor.data_ptr(), tensor.numel()
+            if not tensor.is_contiguous() and last:
+                last = 1 + sum((n - 1) * stride for n, stride in zip(shape, tensor.stride(), strict=True))
+            if last and not (address and (tensor.storage_offset() + last) * size <= tensor.untyped_storage().nbytes()):
+                return i
+            if address % size or tensor.is_neg():
+                copies[i] = tensor.resolve_neg().clone()
+    except RuntimeError:  # no memory: it is sparse, opaque, or wraps another tensor
+        return i
+    return [copies.get(i, tensor) for i, tensor in enumerate(tensors)] if copies else tensors
+
+
+def fault_of(problem: Problem, name: str, shape: Shape, tensor: torch.Tensor, device: torch.device) -> Fault:
+    """What was expected of an operand."""
+    if name == "given":
+        name = problem.projection
+    elif problem.result == DERIVATIVES_GRADIENTS:
+        name = OUTPUTS.get(name, name)
+    elif name in ("derivative", "second"):
+        name = f"the target {name}"
+    size = ", ".join(map(str, shape))
+    return Fault(name, f"{problem.dtype} [{size}] on {device}, in memory that holds all of it", tensor)
