@@ -142,12 +142,12 @@ def own(kind: type, method: str) -> object:
 
 CONTAINERS = (nn.Sequential, MLP)
 FORWARDS = {kind: own(kind, "forward") for kind in (*CONTAINERS, nn.Linear, *KINDS)}
-CALL = own(nn.Module, "__call__")
+CALL, CALL_IMPL = own(nn.Module, "__call__"), own(nn.Module, "_call_impl")
 
 
 def patched(kind: type) -> bool:
     """Whether a class of these computes something else than it is known for."""
-    if kind.forward is not FORWARDS[kind]:
+    if kind.forward is not FORWARDS[kind] or kind._call_impl is not CALL_IMPL:
         return True
-    # torch.fx traces with another __call__ of its own
+    # torch.fx traces with a __call__ of its own
     return kind.__call__ is not CALL and torch._C._len_torch_dispatch_stack() == 0

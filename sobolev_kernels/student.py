@@ -100,7 +100,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
     elif "forward" in vars(module):
         yield f"{kind.__name__} has its forward replaced"
     elif kind in FORWARDS and patched(kind):
-        yield f"the class {kind.__name__} has its forward replaced"
+        yield f"the class {kind.__name__} has its forward or its call replaced"
     elif kind in CONTAINERS:
         for child in module._modules.values():
             yield from leaves(child)
