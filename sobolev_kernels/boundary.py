@@ -1,14 +1,22 @@
-"""What kernels read: every operand is looked at here, once, before its address goes to C++ or to Triton."""
+"""What kernels read: every operand is looked at here, once, before its address goes to C++ or to Triton.
+
+Their memory is looked at before that, among the checks of a request: the first function of PyTorch would read it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch._subclasses import FakeTensor
 
 from .enums import DENSE, NONE
 from .errors import Fault, refuse
 from .problem import DERIVATIVES_GRADIENTS, Operands, Problem
 
 Shape = tuple[int, ...]
+# Tensors that no subclass of torch.Tensor computes in its own way.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 # Operands that are targets in the forward pass, by what they are the cotangents of in the backward pass.
 OUTPUTS = {
     "values": "the cotangent of y", "derivative": "the cotangent of the derivatives",
@@ -17,8 +25,8 @@ OUTPUTS = {
 
 
 def entering(problem: Problem, operands: Operands) -> Operands:
-    """The operands as kernels may read them: of the Problem's shapes, each in memory that holds all that its strides
-    reach, and with no negation left to be done.
+    """The operands as kernels may read them: of the Problem's shapes, dtype and device, at addresses that numbers can
+    have, and with no negation left to be done.
 
     Raises:
         ValueError: one of them is not.
@@ -91,14 +99,13 @@ def all_ready(
         for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
             if not (tensor.shape == shape and tensor.dtype is dtype and tensor.device == device):
                 return i
-            address, last = tensor.data_ptr(), tensor.numel()
-            if not tensor.is_contiguous() and last:
-                last = 1 + sum((n - 1) * stride for n, stride in zip(shape, tensor.stride(), strict=True))
-            if last and not (address and (tensor.storage_offset() + last) * size <= tensor.untyped_storage().nbytes()):
+            # one that wraps another has no address, or raises
+            address = tensor.data_ptr()
+            if not address and tensor.numel():
                 return i
             if address % size or tensor.is_neg():
                 copies[i] = tensor.resolve_neg().clone()
-    except RuntimeError:  # no memory: it is sparse, opaque, or wraps another tensor
+    except RuntimeError:
         return i
     return [copies.get(i, tensor) for i, tensor in enumerate(tensors)] if copies else tensors
 
@@ -112,4 +119,35 @@ def fault_of(problem: Problem, name: str, shape: Shape, tensor: torch.Tensor, de
     elif name in ("derivative", "second"):
         name = f"the target {name}"
     size = ", ".join(map(str, shape))
-    return Fault(name, f"{problem.dtype} [{size}] on {device}, in memory that holds all of it", tensor)
+    return Fault(name, f"{problem.dtype} [{size}] on {device}, in its memory", tensor)
+
+
+def faults_of_memory(name: str, tensor: object) -> Iterator[Fault]:
+    """Of a tensor of which PyTorch's own functions would not compute either: it is not one array of numbers, or not all
+    of them are in its memory."""
+    if not isinstance(tensor, torch.Tensor) or torch.compiler.is_compiling():
+        return
+    if tensor.is_nested:
+        yield Fault(name, "a dense tensor (torch.nested.to_padded_tensor makes one)", tensor)
+    if type(tensor) in PLAIN and holds(tensor):
+        return
+    if tensor.layout is not torch.strided:
+        yield Fault(name, "a dense tensor (its to_dense() is one)", tensor)
+    if isinstance(tensor, torch.masked.MaskedTensor):
+        yield Fault(name, "a tensor without a mask (its to_tensor(0) is one)", tensor)
+    if isinstance(tensor, FakeTensor) and torch._C._len_torch_dispatch_stack() == 0:
+        yield Fault(name, "a tensor with numbers (a FakeTensor within its FakeTensorMode)", tensor)
+    # a subclass, or a tensor in a transform, may keep its numbers elsewhere
+    if type(tensor) in PLAIN and not torch._C._are_functorch_transforms_active():
+        yield Fault(name, "a tensor whose numbers are in memory (it was freed, or left a transform)", tensor)
+
+
+def holds(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory reaches as far as its strides."""
+    try:
+        last = tensor.numel()
+        if last and not tensor.is_contiguous():
+            last = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return not last or (tensor.storage_offset() + last) * tensor.itemsize <= tensor.untyped_storage().nbytes()
+    except RuntimeError:
+        return False

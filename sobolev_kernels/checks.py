@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
+from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, describe, faults_of_layout
+from .errors import Fault, NotProvided, describe
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -24,7 +25,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
     """Why a request is refused, before anything is run, chosen or drawn."""
     settings, inputs, targets = request.settings, request.inputs, request.targets
     for name, tensor in request.tensors().items():
-        yield from faults_of_layout(name, tensor)
+        yield from faults_of_memory(name, tensor)
     if targets is not None:
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
@@ -89,6 +90,8 @@ def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor
     if student.reason and student.fault is not None:
         yield student.fault._replace(argument=name)
     for i, parameter in enumerate(student.parameters):
+        if not student.reason:
+            yield from faults_of_memory(f"{name}: parameter {i}", parameter)
         if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
             yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")

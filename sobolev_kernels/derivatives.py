@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from . import call
+from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
-from .errors import faults_of_layout, need, refuse
+from .errors import need, refuse
 from .prepare import prepare
 from .problem import DERIVATIVES
 from .request import Request
@@ -174,7 +175,7 @@ def hvp(
     """
     for name, tensor in (("v", v), ("w", w)):
         need(isinstance(tensor, torch.Tensor), name, "a tensor [P, N, D] or [P, D]", tensor, TypeError)
-        refuse(faults_of_layout(name, tensor))
+        refuse(faults_of_memory(name, tensor))
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
     y, _, second = jet(student, x, torch.cat([v + w, v - w]), wrt=wrt, backend=backend)
     plus, minus = second.chunk(2)

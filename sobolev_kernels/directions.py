@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .boundary import faults_of_memory
 from .drawing import Drawing, drawn, over_samples
-from .errors import Fault, faults_of_layout, need, refuse
+from .errors import Fault, need, refuse
 from .math.directions import DISTRIBUTIONS, unbiased_scale
 
 
@@ -62,7 +63,7 @@ class Projections:
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
         name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
         need(isinstance(values, torch.Tensor), name, shape, values, TypeError)
-        refuse(faults_of_layout(name, values))
+        refuse(faults_of_memory(name, values))
         need(values.dim() in (2, 3), name, shape, values)
         need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
         need(not values.requires_grad, name, "a tensor without requires_grad (no gradient is provided)", values)
@@ -139,7 +140,7 @@ class Projections:
         """
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
         need(isinstance(like, torch.Tensor), name, f"a tensor {shape}", like, TypeError)
-        refuse(faults_of_layout(name, like))
+        refuse(faults_of_memory(name, like))
         floating = like.dim() == 2 and like.is_floating_point()
         need(floating, name, f"a floating tensor {shape}", like)
         N, n = like.shape

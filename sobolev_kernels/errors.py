@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses import FakeTensor
 
 
 class Fault(NamedTuple):
@@ -33,22 +32,6 @@ def describe(value: Any) -> str:
     if isinstance(value, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in value):
         return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
     return value if isinstance(value, str) and value else repr(value)
-
-
-def faults_of_layout(name: str, tensor: object) -> Iterator[Fault]:
-    """Of a tensor that is not one array of numbers."""
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        if tensor.is_nested:
-            yield Fault(name, "a dense tensor (torch.nested.to_padded_tensor makes one)", tensor)
-        if tensor.layout is not torch.strided:
-            yield Fault(name, "a dense tensor (its to_dense() is one)", tensor)
-    elif isinstance(tensor, torch.Tensor) and not torch.compiler.is_compiling():
-        if tensor.is_nested:
-            yield Fault(name, "a dense tensor (torch.nested.to_padded_tensor makes one)", tensor)
-        if isinstance(tensor, torch.masked.MaskedTensor):
-            yield Fault(name, "a tensor without a mask (its to_tensor(0) is one)", tensor)
-        if isinstance(tensor, FakeTensor) and torch._C._len_torch_dispatch_stack() == 0:
-            yield Fault(name, "a tensor with numbers (a FakeTensor within its FakeTensorMode)", tensor)
 
 
 def refuse(faults: Iterable[Fault]) -> None:

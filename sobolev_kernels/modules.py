@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .errors import describe, need
+from .boundary import PLAIN
+from .errors import Fault, describe, need
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose
 
 IDENTITY = Formula("identity")
-# Tensors that no subclass of torch.Tensor computes in its own way.
-PLAIN = (torch.Tensor, nn.Parameter)
 
 
 class Sine(nn.Module):
@@ -68,15 +67,21 @@ def to_module(formula: Formula) -> nn.Module:
     return row.kind(*formula.parameters, **dict(row.arguments))
 
 
-def from_module(module: nn.Module) -> Formula | str:
-    """The row of the activation table that a module is, with its parameters; or why it is none."""
+def from_module(module: nn.Module) -> Formula | str | Fault:
+    """The row of the activation table that a module is, with its parameters; or why it is none.
+
+    A fault, if torch does not compute it either: its own activations take nothing but numbers.
+    """
     for name in KINDS.get(type(module), ()):
         row = MODULES[name]
         if all(getattr(module, argument) == value for argument, value in row.arguments):
             numbers = [number(getattr(module, parameter)) for parameter in row.parameters]
             if None in numbers:
                 parameter = row.parameters[numbers.index(None)]
-                return f"{row.kind.__name__}.{parameter} is {describe(getattr(module, parameter))}, not a number"
+                name, value = f"{row.kind.__name__}.{parameter}", getattr(module, parameter)
+                if row.kind is Sine or (isinstance(value, torch.Tensor) and not (value.dim() or value.requires_grad)):
+                    return f"{name} is {describe(value)}, not a number"
+                return Fault("student", f"{name} to be a number", value, TypeError)
             return Formula(name, tuple(numbers))
     return f"{type(module).__name__} is not one of Linear and {', '.join(kind.__name__ for kind in KINDS)}"
 

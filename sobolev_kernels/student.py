@@ -10,10 +10,11 @@ from torch import nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules import module as everywhere
 
+from .boundary import PLAIN
 from .errors import Fault
 from .math.activations import is_curved
 from .math.table import Formula
-from .modules import CONTAINERS, FORWARDS, IDENTITY, PLAIN, from_module, patched
+from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
 
 # Half precision is computed in float32.
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -182,7 +183,7 @@ def layers_of(module: object) -> Student | str | Fault:
             fresh = True
         elif kind is nn.Identity:
             continue
-        elif isinstance(formula := from_module(leaf), str):
+        elif isinstance(formula := from_module(leaf), (str, Fault)):
             return formula
         elif not fresh:
             return f"{kind.__name__} does not follow a linear layer"
