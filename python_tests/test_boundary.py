@@ -3,7 +3,6 @@
 What would end the interpreter, or changes it for all, runs in a process of its own.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -31,9 +30,9 @@ NUMBERS = data(SHAPE)
 X, Y, J, H, V = NUMBERS.x, NUMBERS.y, NUMBERS.jacobian, NUMBERS.hessian, random(2, 6, 3)
 
 
-def run(script: str, *arguments: str) -> None:
+def run(script: str) -> None:
     """In a process of its own."""
-    command = [sys.executable, "-W", "error", "-c", script, *arguments]
+    command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
@@ -503,11 +502,9 @@ def test_a_basis_takes_the_memory_of_its_numbers():
 
 
 DEFAULTS = """
-import sys, torch
-kind, value = sys.argv[1:]
-device, dtype = (value, None) if kind == "device" else (None, getattr(torch, value))
-torch.set_default_device(device)
-torch.set_default_dtype(dtype or torch.float32)
+import torch
+torch.set_default_device("meta")
+torch.set_default_dtype(torch.bfloat16)
 import sobolev_kernels as sk
 made = {"device": "cpu", "dtype": torch.float32}
 student, teacher = (sk.MLP(3, 2, width=8, **made) for _ in range(2))
@@ -543,24 +540,21 @@ for net in (student, other):
 for half in (torch.bfloat16, torch.float16):
     sk.sobolev_loss(student.to(half), x.to(half), sk.Targets(**{k: t.to(half) for k, t in tensors.items()})).backward()
 """
-OTHER_DEFAULTS = [("device", "meta"), ("dtype", "float64"), ("dtype", "bfloat16")]
 
 
-@pytest.mark.parametrize("kind, value", OTHER_DEFAULTS)
-def test_every_function_under_other_defaults_of_torch(kind, value):
+def test_every_function_under_other_defaults_of_torch():
     """Set before the import: whatever names no device or no dtype is of another one."""
-    run(DEFAULTS, kind, value)
+    run(DEFAULTS)
 
 
 # Numbers, not only that they are there: these tests name what they make themselves.
 LISTED = "test_a_step_uses_the_very_bits or test_a_call_takes_the_draw or test_shared_and_unbiased or half_precision"
 
 
-@pytest.mark.parametrize("kind, value", OTHER_DEFAULTS[:2])
-def test_listed_tests_under_other_defaults_of_torch(kind, value):
+@pytest.mark.parametrize("default", ["device=meta", "dtype=float64"])
+def test_listed_tests_under_other_defaults_of_torch(default):
     files = [f"python_tests/test_{name}.py" for name in ("cotangents", "correctness", "derivatives")]
-    command = [sys.executable, "-m", "pytest", "-x", f"--default-{kind}={value}", "-k", LISTED, *files]
-    environment = os.environ | {"PYTEST_XDIST_WORKER": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-x", f"--default-{default}", "-k", LISTED, *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 40
