@@ -125,12 +125,10 @@ def fault_of(problem: Problem, name: str, shape: Shape, tensor: torch.Tensor, de
 def faults_of_memory(name: str, tensor: object) -> Iterator[Fault]:
     """Of a tensor of which PyTorch's own functions would not compute either: it is not one array of numbers, or not all
     of them are in its memory."""
-    if not isinstance(tensor, torch.Tensor) or torch.compiler.is_compiling():
+    if not isinstance(tensor, torch.Tensor) or torch.compiler.is_compiling() or is_sound(tensor):
         return
     if tensor.is_nested:
         yield Fault(name, "a dense tensor (torch.nested.to_padded_tensor makes one)", tensor)
-    if type(tensor) in PLAIN and holds(tensor):
-        return
     if tensor.layout is not torch.strided:
         yield Fault(name, "a dense tensor (its to_dense() is one)", tensor)
     if isinstance(tensor, torch.masked.MaskedTensor):
@@ -142,9 +140,11 @@ def faults_of_memory(name: str, tensor: object) -> Iterator[Fault]:
         yield Fault(name, "a tensor whose numbers are in memory (it was freed, or left a transform)", tensor)
 
 
-def holds(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory reaches as far as its strides."""
+def is_sound(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an array of numbers, in memory that reaches as far as its strides."""
     try:
+        if type(tensor) not in PLAIN or tensor.is_nested:
+            return False
         last = tensor.numel()
         if last and not tensor.is_contiguous():
             last = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))

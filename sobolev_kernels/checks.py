@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .boundary import faults_of_memory
+from .boundary import faults_of_memory, is_sound
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, describe
@@ -24,8 +24,11 @@ NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give h
 def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iterator[Fault]:
     """Why a request is refused, before anything is run, chosen or drawn."""
     settings, inputs, targets = request.settings, request.inputs, request.targets
+    # a generator for each tensor would cost more than the look at it
+    compiling = torch.compiler.is_compiling()
     for name, tensor in request.tensors().items():
-        yield from faults_of_memory(name, tensor)
+        if not (compiling or tensor is None or is_sound(tensor)):
+            yield from faults_of_memory(name, tensor)
     if targets is not None:
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
@@ -90,7 +93,7 @@ def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor
     if student.reason and student.fault is not None:
         yield student.fault._replace(argument=name)
     for i, parameter in enumerate(student.parameters):
-        if not student.reason:
+        if not (student.reason or torch.compiler.is_compiling() or is_sound(parameter)):
             yield from faults_of_memory(f"{name}: parameter {i}", parameter)
         if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
