@@ -18,6 +18,7 @@ from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
+from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 
 Results = tuple[torch.Tensor, ...]
@@ -35,8 +36,8 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
-        columns = columns.balanced(student.computed(request.targets.jacobian))
-    columns = replace(columns, scale=student.computed(columns.scale))
+        columns = columns.balanced(widened(request.targets.jacobian))
+    columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
     return compute(call, x, columns, seed, ran, targets), targets
@@ -46,11 +47,11 @@ def compute(
     call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
     ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
 ) -> Results:  # fmt: skip
-    request, problem, computed = call.request, call.problem, call.student.computed
-    parameters = [computed(p) for p in call.student.parameters]
+    request, problem = call.request, call.problem
+    parameters = [call.student.computed(p) for p in call.student.parameters]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
-    of_each = computed(request.sample_weight), computed(request.output_weight)
-    operands = Operands(x, parameters, computed(call.given), seed, *targets, *of_each, weights)
+    of_each = widened(request.sample_weight), widened(request.output_weight)
+    operands = Operands(x, parameters, widened(call.given), seed, *targets, *of_each, weights)
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -88,12 +89,12 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
 
 def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
-    values, derivative, second, computed = targets.values, targets.derivative, targets.second, call.student.computed
+    values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
     if values is not None and values.dim() == 1:
         values = values[:, None]
-    values, derivative, second = computed(values), computed(derivative), computed(second)
+    values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:
         of_teacher, derivative, second = of_teacher_along(call, targets.teacher, columns, seed)
         values = of_teacher if values is None else values
@@ -109,7 +110,6 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
     teacher, outputs = call.teacher, call.problem.outputs
     inputs, ran = teacher.student.computed(teacher.request.inputs), None
-    columns = replace(columns, scale=None if columns.scale is None else columns.scale.to(inputs.dtype))
     if teacher.student.reason:
         ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), inputs, teacher.problem)
         if teacher.problem.projection == COTANGENTS:
@@ -117,6 +117,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
     results = compute(teacher, inputs, columns, seed, ran)
     dtype = getattr(torch, call.problem.dtype)
+    dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +19,7 @@ from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..student import widened
 from .finish import finish
 
 # y [N, O], derivatives, second derivatives
@@ -54,23 +57,35 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
+    with nullcontext() if ran is not None and ran.y is None else uncast(x):
+        y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
         return tuple(result for result in (y, first, second) if result is not None)
-    return loss_of(problem, operands, vectors, (y, first, second))
+    with uncast(x):
+        return loss_of(problem, operands, widened(vectors), (y, first, second))
+
+
+def uncast(x: torch.Tensor) -> AbstractContextManager:
+    """Within it torch.autocast rounds no product of ours; a student's own forward keeps it."""
+    device = x.device.type
+    cast = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if cast else nullcontext()
 
 
 def derivatives_along(
     problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor
 ) -> Jets:
-    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone."""
+    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
+
+    A function that computes in half precision has rounded each of them; nothing else is rounded before the result is.
+    """
     x, parameters = operands.x, operands.parameters
     if problem.projection == COTANGENTS:
         y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
-        return y, columns.restrict(gradients), None
+        return widened(y), columns.restrict(widened(gradients)), None
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
-    y, first, second = jet
+    y, first, second = map(widened, jet)
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
 
 
