@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .boundary import entering
 from .dispatch import BACKENDS
 from .enums import NONE, PROJECTED
 from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
@@ -23,7 +24,8 @@ DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
     "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
-    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, float[] weights, str problem) -> Tensor[]"
+    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, Tensor? derivative_weight, float[] weights, "
+    "str problem) -> Tensor[]"
 )
 
 
@@ -49,6 +51,7 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
+    operands = entering(problem, operands)
     outputs, gradients = outputs_of(problem, operands)
     run = BACKENDS[problem.backend].run
     if torch.is_autocast_enabled(problem.device):  # the Problem has its precision; a backend's own steps have theirs
@@ -148,7 +151,7 @@ def gradients_of_terms(
         whole = [0 if loss is None else weight * loss for weight in operands.weights]
         each = [term + more for term, more in zip(terms.unbind(), whole, strict=True)]
         if problem.result == LOSS and problem.device == "cpu" and not tracing(operands):
-            steps = [(tuple(float(term) for term in each), None)]
+            steps = [(tuple(float(term.detach()) for term in each), None)]
         else:
             targets = operands.values, operands.derivative, operands.second
             units = [tuple(float(i == k) for i in range(count)) for k in range(count)]
@@ -165,9 +168,16 @@ def gradients_of_loss(problem: Problem, operands: Operands, factor: torch.Tensor
     if problem.result == LOSS:
         gradients = invoke(replace(problem, gradients=True), operands)[2:]
         return gradients if factor is None else [gradient * factor for gradient in gradients]
-    weight = factor if operands.sample_weight is None else factor * operands.sample_weight
+    weight = weighed(operands.sample_weight, factor)
     problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
     return invoke(problem, operands._replace(sample_weight=weight))
+
+
+def weighed(sample_weight: torch.Tensor | None, cotangent: torch.Tensor) -> torch.Tensor:
+    """Weights of samples by a cotangent of each [N]; one of 0 stays 0, also of an infinite cotangent."""
+    if sample_weight is None:
+        return cotangent.expand(2, -1)
+    return torch.where(sample_weight == 0, 0.0, sample_weight * cotangent)
 
 
 OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and the weights

@@ -14,6 +14,7 @@ from .problem import DERIVATIVES
 from .settings import DIFFERENTIAL_ML, EXACT, Settings
 from .student import Student, Unrecognised
 from .targets import Targets
+from .weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Request:
     input_scale: torch.Tensor | None = None  # [W]
     sample_weight: torch.Tensor | None = None  # [N]
     output_weight: torch.Tensor | None = None  # [O]
+    derivative_weight: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask
     collapsed: bool = False
     # Whether derivatives are computed: they are the result, or a loss has targets for them and a use.
     projects: bool = field(init=False)
@@ -45,6 +47,10 @@ class Request:
         return Columns(self.settings.wrt, self.input_scale)
 
     @property
+    def residual_weights(self) -> Weights:
+        return Weights(self.sample_weight, self.output_weight, self.derivative_weight)
+
+    @property
     def order(self) -> int:
         return self.settings.order if self.projects else 1
 
@@ -54,6 +60,12 @@ class Request:
         if self.targets is not None:
             named |= {f"{name} in targets": getattr(self.targets, name) for name in ("directions", "cotangents")}
         return {name: value for name, value in named.items() if value is not None}
+
+    def tensors(self) -> dict[str, torch.Tensor | None]:
+        """Inputs, targets and weights by the argument that gave them."""
+        named = {"inputs": self.inputs, **({} if self.targets is None else self.targets.tensors())}
+        weights = ("input_scale", "sample_weight", "output_weight", "derivative_weight")
+        return named | {name: getattr(self, name) for name in weights}
 
     def projections(self, student: Student | Unrecognised) -> tuple[Projections | None, torch.Tensor | None]:
         """What derivatives are projected on, and its tensor if it was given; "exact" from the cheaper side."""
