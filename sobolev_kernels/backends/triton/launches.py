@@ -87,8 +87,8 @@ class Launch:
 # the same rows where the counts allow. `stack` stands where more samples, or the place on chip, pay more than it costs.
 ON_CHIP = (
     Launch(width=32, block=32, warps=4, layers=3, chunk=32, precisions=TENSOR_CORES),
-    Launch(width=32, block=16, warps=4, layers=6, chunk=32, precisions=("ieee",)),
     Launch(width=32, block=32, warps=8, layers=6, chunk=32, precisions=TENSOR_CORES),
+    Launch(width=32, block=16, warps=4, layers=6, chunk=32, precisions=("ieee",)),
     Launch(width=64, block=32, warps=8, layers=4, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=104),
     Launch(width=64, block=32, warps=8, layers=3, chunk=64, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=64, block=16, warps=8, layers=5, chunk=64, precisions=TENSOR_CORES),
@@ -96,22 +96,24 @@ ON_CHIP = (
     Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("tf32",), targets=(SM_100,)),
     Launch(width=64, block=16, warps=8, layers=3, chunk=64, precisions=("ieee",)),
     Launch(width=64, block=16, warps=8, layers=6, chunk=32, precisions=("ieee",)),
-    Launch(width=128, block=16, warps=8, layers=3, chunk=128, precisions=TENSOR_CORES, targets=(SM_90,), stack=456),
-    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee",)),
-    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("bf16", "fp16"), targets=(SM_80, SM_100)),
+    Launch(width=128, block=16, warps=8, layers=3, chunk=128, precisions=TENSOR_CORES, targets=(SM_90,), stack=464),
+    Launch(width=128, block=16, warps=8, layers=2, chunk=128, precisions=("bf16", "fp16"), targets=(SM_80, SM_100)),
     Launch(width=128, block=16, warps=8, layers=2, slice=128, precisions=("tf32",), targets=(SM_80, SM_100)),
+    Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee",)),
     Launch(width=32, block=32, warps=4, layers=3, targets=(GFX942,)),
     Launch(width=32, block=16, warps=4, layers=6, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, layers=6, slice=64, targets=(GFX942,)),
     Launch(width=128, block=16, warps=4, layers=3, slice=128, targets=(GFX942,)),
 )
-# No row spills, but for 8 bytes, and 16 of width 128 on Hopper.
+# No row spills but that of width 128 on Hopper's tensor cores.
 IN_CACHE = (
     Launch(width=32, block=32, warps=4),
     Launch(width=64, block=32, warps=8, precisions=("ieee",)),
     Launch(width=64, block=32, warps=8, chunk=64, precisions=TENSOR_CORES),
-    Launch(width=128, block=32, warps=8, chunk=32, precisions=("ieee",)),
-    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES, stack=16),
+    Launch(width=128, block=16, warps=8, precisions=("ieee",), targets=(SM_80,)),
+    Launch(width=128, block=32, warps=8, chunk=32, precisions=("ieee",), targets=(SM_90, SM_100)),
+    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=64),
+    Launch(width=128, block=32, warps=8, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=32, block=32, warps=4, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, targets=(GFX942,)),
     Launch(width=128, block=16, warps=8, targets=(GFX942,)),
