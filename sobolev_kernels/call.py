@@ -30,12 +30,12 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
     request, student, ran = call.request, call.student, None
     x, columns, targets = student.computed(request.inputs), request.columns, UNTARGETED
+    if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
+        columns = columns.balanced(student.computed(request.targets.jacobian))
     if student.reason:
         ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
-    if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
-        columns = columns.balanced(student.computed(request.targets.jacobian))
     columns = replace(columns, scale=student.computed(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
+from .columns import can_be_read
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, describe
+from .errors import Fault, NotProvided, as_tensor, converted, describe
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -72,22 +73,35 @@ def faults_of_scale(settings: Settings, input_scale: object) -> Iterator[Fault]:
 
 def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fault]:
     if not isinstance(inputs, torch.Tensor):
-        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError)
+        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError, as_tensor(inputs))
     if inputs.dtype not in FLOATING:
         yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
     if inputs.dim() != 2:
-        yield Fault("inputs", "a tensor [N, D]", inputs)
+        hint = "inputs[:, None] are of one feature, inputs[None] is one sample" if inputs.dim() == 1 else ""
+        yield Fault("inputs", "a tensor [N, D]", inputs, hint=hint)
+    if inputs.shape[1] == 0:
+        yield Fault("inputs", "a tensor [N, D] of at least one feature", inputs)
+    if student.O == 0:
+        yield Fault(name, "at least one output", "0")
     if student.D is not None and inputs.shape[1] != student.D:
         yield Fault("inputs", f"[N, {student.D}], since the {name} takes {student.D} features", inputs)
 
 
 def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
-    if not callable(function):
-        yield Fault(name, "a torch.nn.Module", function, TypeError)
+    if not callable(function) or isinstance(function, type):
+        hint = f"{function.__name__}(...) is one" if isinstance(function, type) else ""
+        yield Fault(name, "a torch.nn.Module", function, TypeError, hint)
     for i, parameter in enumerate(student.parameters):
         if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
-            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")
+            hint = either_converted(inputs, parameter, name)
+            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}", hint=hint)
+
+
+def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -> str:
+    """The call that converts the data, first of all float64 of NumPy's to the usual float32, or else the student."""
+    data, student = converted(inputs, parameter, "inputs"), converted(parameter, inputs, name)
+    return f"{data} (and so the targets), or {student}" if data and student else ""
 
 
 def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
@@ -116,7 +130,8 @@ def faults_of_shape(name: str, tensor: object, shapes: list[tuple], inputs: torc
     if not any(matches(tuple(tensor.shape), shape) for shape in shapes):
         yield Fault(name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
     if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
-        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor)
+        hint = converted(tensor, inputs, name)
+        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor, hint=hint)
 
 
 def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
@@ -148,10 +163,15 @@ def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.
     if weight is None:
         return
     if not isinstance(weight, torch.Tensor):
-        yield Fault(name, f"a tensor [{count}]", weight, TypeError)
+        yield Fault(name, f"a tensor [{count}]", weight, TypeError, as_tensor(weight))
     if weight.requires_grad:
         yield Fault(name, "a tensor without requires_grad (no gradient to weights is provided)", weight)
     yield from faults_of_shape(name, weight, [(count,)], inputs)
+    if can_be_read(weight) and weight.numel():
+        least = weight.min().item()
+        if not least >= 0:  # or NaN, which is the least of all
+            yield from faults_of_finite(name, weight)
+            yield Fault(name, "numbers >= 0", f"{least:g} in {describe(weight)}")
 
 
 def faults_of_units(request: Request, targets: Targets, projections: Projections | None) -> Iterator[Fault]:
@@ -180,6 +200,11 @@ def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[
     named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
     for name, tensor in named.items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")
+        if tensor is not None:
+            yield from faults_of_finite(name, tensor)
+
+
+def faults_of_finite(name: str, tensor: torch.Tensor) -> Iterator[Fault]:
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")

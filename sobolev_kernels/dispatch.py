@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from .backends import cpu, cuda, reference, triton
-from .errors import need
+from .errors import nearest, need, one_of
 from .problem import Problem
 
 # In the order in which they are tried.
@@ -18,7 +18,8 @@ def requested(backend: str | None) -> str | None:
     """The backend that the argument or SOBOLEV_BACKEND forces, None if the choice is free."""
     source = "backend" if backend is not None else "SOBOLEV_BACKEND"
     name = backend if backend is not None else os.environ.get("SOBOLEV_BACKEND") or None
-    need(name is None or name in BACKENDS, source, f"one of {', '.join(BACKENDS)}", name)
+    if not (name is None or one_of(name, BACKENDS)):
+        need(False, source, f"one of {', '.join(BACKENDS)}", name, hint=nearest(name, BACKENDS))
     return name
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch
+from .advice import advise
 from .backends import on_device_of
 from .checks import faults_of
 from .directions import Cotangents, Projections
@@ -54,6 +55,7 @@ def prepare(request: Request) -> Prepared:
         targets = () if request.targets is None else request.targets.tensors().values()
         weights = request.sample_weight, request.output_weight
         need_no_transforms(request.inputs, *student.parameters, given, *targets, *weights)
+    advise(request, student, teacher, projections)
     return prepared
 
 
