@@ -45,7 +45,7 @@ class Projections:
             yield Fault("offset", "an integer in [0, 2^32)", offset)
         if not (type(self.shared) is bool and type(self.unbiased) is bool):
             yield Fault("shared and unbiased", "True or False", (self.shared, self.unbiased))
-        if values is not None and not (distribution == GIVEN and values.shape[:1] == (P,) and values.dim() == 3 - self.shared):
+        if values is not None and (distribution != GIVEN or len(values) != P or values.dim() != 3 - self.shared):
             yield Fault("values", f"those of {type(self).__name__}.given(tensor)", values)
 
     @classmethod
