@@ -15,10 +15,6 @@ from sobolev_kernels.testing.problems import CURVED, Shape, data
 SHAPE = Shape(6, 3, 7, 2, 2, 4, "small and odd")
 
 
-def ran(function, x):
-    return reference.Evaluated(function, *reference.with_graph(function, x))
-
-
 def random_vectors(P, n):
     return torch.randn(P, SHAPE.N, n, dtype=torch.float64)
 
@@ -36,13 +32,13 @@ def test_every_form_against_nested_torch_func(activation):
     second = reference.project_twice(vmap(hessian(student))(x), v)
     for form, y, *got in (
         ("mlp_vjp", *reference.mlp_vjp(layers, parameters, x, u)),
-        ("function_vjp", *reference.vjps(ran(student, x), u)),
+        ("function_vjp", *reference.vjps(reference.with_graph(student, x), u)),
     ):
         assert_within_rule(f"y of {form}", y, student(x))
         assert_within_rule(form, *got, gradients)
     for form, jet in (
         ("mlp_jet", lambda order: reference.mlp_jet(layers, parameters, x, v, order)),
-        ("function_jet", lambda order: reference.function_jet(ran(student, x), v, order)),
+        ("function_jet", lambda order: reference.function_jet(reference.with_graph(student, x), v, order)),
     ):
         y, first, none = jet(1)
         assert none is None
@@ -74,12 +70,12 @@ def test_no_projections_at_all():
     for order in (1, 2):
         for _, *derivatives in (
             reference.mlp_jet(layers, list(layers.parameters), x, v, order),
-            reference.function_jet(ran(student, x), v, order),
+            reference.function_jet(reference.with_graph(student, x), v, order),
         ):
             assert all(t.shape == (0, SHAPE.N, SHAPE.O) for t in derivatives[:order])
     for _, gradients in (
         reference.mlp_vjp(layers, list(layers.parameters), x, u),
-        reference.vjps(ran(student, x), u),
+        reference.vjps(reference.with_graph(student, x), u),
     ):
         assert gradients.shape == (0, SHAPE.N, SHAPE.D)
 
@@ -87,7 +83,7 @@ def test_no_projections_at_all():
 @pytest.mark.parametrize("function", [lambda x: x[:, :2] * 0 + 1, lambda x: torch.ones(6, 2).double(), lambda x: x @ A])
 def test_functions_without_a_derivative_have_zeros(function):
     x = torch.randn(6, 3, dtype=torch.float64)
-    y, first, second = reference.function_jet(ran(function, x), random_vectors(4, 3), 2)
+    y, first, second = reference.function_jet(reference.with_graph(function, x), random_vectors(4, 3), 2)
     assert not second.any() and second.shape == (4, 6, 2)
     assert first.any() == y.detach().std().gt(0)
 

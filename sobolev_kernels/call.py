@@ -28,8 +28,21 @@ UNTARGETED: Targeted = (None, None, None)
 
 def run(call: Prepared) -> tuple[Results, Targeted]:
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
+    if not call.student.reason:
+        return run_at(call, call.request.inputs)
+    targeted = UNTARGETED
+
+    def results_at(x: torch.Tensor) -> Results:
+        nonlocal targeted
+        results, targeted = run_at(call, x)
+        return results
+
+    return reference.differentiably(results_at, call.request.inputs), targeted
+
+
+def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     request, student, ran = call.request, call.student, None
-    x, columns, targets = student.computed(request.inputs), request.columns, UNTARGETED
+    x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         columns = columns.balanced(student.computed(request.targets.jacobian))
     if student.reason:
@@ -108,14 +121,20 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
 def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
     teacher, outputs = call.teacher, call.problem.outputs
-    inputs, ran = teacher.student.computed(teacher.request.inputs), None
+    inputs = teacher.student.computed(teacher.request.inputs)
     columns = replace(columns, scale=None if columns.scale is None else columns.scale.to(inputs.dtype))
-    if teacher.student.reason:
-        ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), inputs, teacher.problem)
+    if not teacher.student.reason:
+        results = compute(teacher, inputs, columns, seed)
+    else:
         if teacher.problem.projection == COTANGENTS:
             widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
-    results = compute(teacher, inputs, columns, seed, ran)
+
+        def results_at(x: torch.Tensor) -> Results:
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, teacher.problem)
+            return compute(teacher, x, columns, seed, ran)
+
+        results = reference.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 

@@ -28,6 +28,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
     yield from faults_of_parameters(request.student, student, inputs, "student")
+    yield from faults_of_statistics(student, "student")
     yield from faults_of_order(student, settings.order, "student")
     yield from request.columns.faults(inputs)
     W, O = request.columns.count(inputs.shape[1]), outputs_of(request, student)
@@ -92,7 +93,9 @@ def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor
         hint = f"{function.__name__}(...) is one" if isinstance(function, type) else ""
         yield Fault(name, "a torch.nn.Module", function, TypeError, hint)
     for i, parameter in enumerate(student.parameters):
-        if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
+        # only the function knows what its complex and its whole numbers are for
+        same = parameter.dtype == inputs.dtype or (student.reason and not parameter.is_floating_point())
+        if parameter.device != inputs.device or not same:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
             hint = either_converted(inputs, parameter, name)
             yield Fault(name, expected, f"parameter {i}, {describe(parameter)}", hint=hint)
@@ -102,6 +105,13 @@ def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -
     """The call that converts the data, first of all float64 of NumPy's to the usual float32, or else the student."""
     data, student = converted(inputs, parameter, "inputs"), converted(parameter, inputs, name)
     return f"{data} (and so the targets), or {student}" if data and student else ""
+
+
+def faults_of_statistics(student: Layers, name: str) -> Iterator[Fault]:
+    coupled = student.coupled()
+    if coupled is not None:
+        what = "each sample's outputs to be its own, since no derivative is provided through statistics of the batch"
+        yield Fault(name, what, coupled, NotProvided)
 
 
 def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
@@ -188,6 +198,7 @@ def faults_of_teacher(
 ) -> Iterator[Fault]:
     yield from faults_of_inputs(inputs, teacher, "teacher")
     yield from faults_of_parameters(function, teacher, inputs, "teacher")
+    yield from faults_of_statistics(teacher, "teacher")
     yield from faults_of_order(teacher, order, "teacher")
     if None not in (teacher.O, student.O) and teacher.O != student.O:
         yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.jit import ScriptModule
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .math.activations import is_curved
 from .math.table import Formula
@@ -18,6 +20,9 @@ COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 FLAT_MODULES = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
 )  # fmt: skip
+
+# as scripted modules call themselves
+BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,9 @@ class Student:
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """In the dtype that is computed in."""
         return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
+
+    def coupled(self) -> None:
+        """Nothing in it couples the samples of a batch."""
 
     def flat(self) -> str | None:
         """An activation whose second derivative is 0 almost everywhere."""
@@ -70,8 +78,23 @@ class Unrecognised:
 
     def flat(self) -> str | None:
         """A module like ReLU in it. A function called relu cannot be seen."""
-        modules = self.function.modules() if isinstance(self.function, nn.Module) else ()
-        return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
+        return next((kind for _, kind, module in self.modules() if isinstance(module, FLAT_MODULES)), None)
+
+    def coupled(self) -> str | None:
+        """A batch norm in it that would take its statistics from the batch, and what to do about it."""
+        for path, kind, module in self.modules():
+            batch_norm = isinstance(module, _BatchNorm) or (kind in BATCH_NORMS and isinstance(module, ScriptModule))
+            if batch_norm and module.running_mean is None:
+                return f"{path or 'a'} {kind} without running statistics (LayerNorm and GroupNorm need none)"
+            if batch_norm and module.training:
+                return f"{path or 'a'} {kind} in train mode (call eval() on it)"
+        return None
+
+    def modules(self) -> Iterator[tuple[str, str, nn.Module]]:
+        """Path, kind and module of all that is in it."""
+        if isinstance(self.function, nn.Module):
+            for path, module in self.function.named_modules():
+                yield path, getattr(module, "original_name", type(module).__name__), module
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -84,6 +107,9 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
     """The modules of nested Sequentials in order; a string is the reason why there is no such order."""
     if has_hooks(module):
         yield f"{type(module).__name__} has hooks"
+    elif type(module).__name__ == "OptimizedModule":
+        # what torch.compile was given
+        yield from leaves(module._orig_mod)
     elif "forward" in vars(module):
         yield f"{type(module).__name__} has its forward replaced"
     elif type(module) in (nn.Sequential, MLP):
