@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import index
 
 import torch
 
@@ -46,7 +47,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         columns = columns.balanced(student.computed(request.targets.jacobian))
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem)
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=student.computed(columns.scale))
@@ -82,11 +83,9 @@ def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
+def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
-    if y is None:
-        return call
-    request, problem, O = call.request, call.problem, y.shape[1]
+    request, problem, O = call.request, call.problem, index(y.shape[1])
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     for name, tensor, dim in (("jacobian", jacobian, 1), ("output_weight", request.output_weight, 0)):
@@ -95,7 +94,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=call.projections.count(O), scale=call.projections.scale(O))
+        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.scale(O))
     return replace(call, problem=problem)
 
 
@@ -131,7 +130,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
 
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, teacher.problem)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
             return compute(teacher, x, columns, seed, ran)
 
         results = reference.differentiably(results_at, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import index
 
 import torch
 
@@ -189,6 +190,7 @@ class Projections:
         """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
         dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
         where = {"dtype": dtype, "device": like.device.type}
+        n = index(n)
         return Drawing(self.distribution, self.count(n), n, self.shared, self.scale(n), **where)
 
 

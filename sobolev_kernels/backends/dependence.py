@@ -12,11 +12,11 @@ from .exact import exactly
 
 
 class Evaluated(NamedTuple):
-    """A function and what it gave; x asks for its gradient. Without y it has not been run yet."""
+    """A function and what it gave; x asks for its gradient, but where a compiler follows transforms alone."""
 
     function: Callable[[torch.Tensor], torch.Tensor]
     x: torch.Tensor
-    y: torch.Tensor | None
+    y: torch.Tensor
 
 
 def refuse_dependence(ran: Evaluated) -> None:

@@ -15,7 +15,7 @@ from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from .dependence import Evaluated, refuse_dependence, refuse_slope
-from .exact import exactly, graphs, refuse_inexact, tracked
+from .exact import ExactNorms, exactly, graphs, refuse_inexact, tracked
 from .finish import finish
 
 # y [N, O], derivatives, second derivatives
@@ -144,17 +144,24 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
         return Evaluated(function, x, function(x))
 
 
-def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
+def by_transforms() -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient alone."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    along_directions = problem.projection == DIRECTIONS
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and problem.order == 1 and along_directions:
-        return Evaluated(function, x, None)
+    if by_transforms():
+        with ExactNorms():
+            return Evaluated(function, x, function(x))
     return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
     graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
+    if by_transforms():
+        return y, transformed_vjps(ran, u)
     with graphs():
         refuse_inexact(y, again=graph)
         gradients = [gradient(y, x, cotangent) for cotangent in tracked(u)]
@@ -179,9 +186,8 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     Not torch.func.jvp, which many operations do not support.
     """
     graph, (function, x, y) = torch.is_grad_enabled(), ran
-    if y is None:
-        # without a gradient forward mode is right, and dynamo can follow it
-        return *forward_jet(function, x, v), None
+    if by_transforms():
+        return transformed_jet(ran, v, order)
     with graphs():
         v = tracked(v)
         tangents = along(ran, v, again=graph or order == 2)
@@ -213,12 +219,25 @@ def tangent(function: Callable, direction: torch.Tensor) -> Callable[[torch.Tens
     return lambda x: along(with_graph(function, x), direction[None], again=True)[0]
 
 
-def forward_jet(function: Callable, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and tangents in forward mode."""
-    with exactly():
-        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
-        y = function(x)
-    return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
+def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
+    """Gradients Jᵀu."""
+    with ExactNorms():
+        pull = torch.func.vjp(ran.function, ran.x)[1]
+        gradients = [pull(cotangent)[0] for cotangent in u]
+    return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
+
+
+def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
+    """y, tangents and second derivatives in forward mode."""
+    # of one layout: of tensors with others, sizes that are variables are not followed
+    x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
+    with ExactNorms():
+        slopes = [lambda x, d=d: torch.func.jvp(ran.function, (x,), (d,))[1] for d in v]
+        first = [slope(x) for slope in slopes]
+        second = [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
+    none = x.new_empty((0, *ran.y.shape))
+    first, second = (torch.stack(each).detach() if each else none for each in (first, second))
+    return ran.y, first, second if order == 2 else None
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
