@@ -10,11 +10,13 @@ import torch
 
 from . import ops
 from .backends import reference
+from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .drawing import drawn
 from .enums import COTANGENTS
 from .errors import need, refuse
+from .finite import one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
@@ -53,7 +55,13 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     columns = replace(columns, scale=student.computed(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
-    return compute(call, x, columns, seed, ran, targets), targets
+    results = compute(call, x, columns, seed, ran, targets)
+    if request.settings.check_finite and torch.compiler.is_compiling():
+        loss, *terms = results
+        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+    if ran is not None and not inputs.requires_grad and not reference.asks_for_gradients(ran, request.student):
+        results = tuple(map(reference.without_graph, results))
+    return results, targets
 
 
 def compute(

@@ -10,6 +10,7 @@ from .columns import can_be_read
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe
+from .finite import faults_of_finite
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -42,8 +43,10 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_units(request, targets, projections)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
-    if settings.check_finite:
-        yield from faults_of_numbers(request, given)
+    # of a call that is compiled the numbers are looked at when it runs
+    if settings.check_finite and not torch.compiler.is_compiling():
+        for name, tensor in tensors_of(request, given).items():
+            yield from faults_of_finite(name, tensor)
 
 
 def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
@@ -204,18 +207,10 @@ def faults_of_teacher(
         yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")
 
 
-def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
-    """NaN and infinity: a pass over all tensors."""
-    named = {"inputs": request.inputs, **request.targets.tensors()}
+def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """All tensors of a request, by name."""
+    named = {"inputs": request.inputs, **({} if request.targets is None else request.targets.tensors())}
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
     named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
-    for name, tensor in named.items():
-        if tensor is not None:
-            yield from faults_of_finite(name, tensor)
-
-
-def faults_of_finite(name: str, tensor: torch.Tensor) -> Iterator[Fault]:
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")
+    return {name: tensor for name, tensor in named.items() if tensor is not None}

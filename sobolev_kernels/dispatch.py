@@ -38,5 +38,8 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     if name is None:
         name = next(name for name in BACKENDS if refusal(name, problem) is None)
     reason = refusal(name, problem)
+    missing = getattr(BACKENDS[name], "MISSING", None)
+    if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
+        reason = f"{missing}; and {reason}"
     need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotImplementedError)
     return replace(problem, backend=name)

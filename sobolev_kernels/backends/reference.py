@@ -47,8 +47,20 @@ def run(
     vectors = vectors.to(x.dtype)
     y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
-        return tuple(result for result in (y, first, second) if result is not None)
-    return loss_of(problem, operands, vectors, (y, first, second))
+        results = tuple(result for result in (y, first, second) if result is not None)
+        return results if ran is not None else tuple(tied(result, operands) for result in results)
+    loss, terms = loss_of(problem, operands, vectors, (y, first, second))
+    return loss if ran is not None else tied(loss, operands), terms
+
+
+def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
+    """A result of a multi-layer perceptron, such that what it does not depend on gets a gradient of zeros, not None.
+
+    So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
+    """
+    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
+    return sum(nothing, result)
 
 
 def derivatives_along(
@@ -147,6 +159,26 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
 def by_transforms() -> bool:
     """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient alone."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def asks_for_gradients(ran: Evaluated, function: object) -> bool:
+    """Whether something beside the inputs does: a parameter, or what a plain function encloses, a leaf of its graph."""
+    module = isinstance(function, torch.nn.Module)
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if not torch.is_grad_enabled() or transformed or (module and any(p.requires_grad for p in function.parameters())):
+        return True
+    if torch.compiler.is_compiling():  # the graph is not to be seen
+        return not module
+    nodes, seen = [ran.y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", ran.x) is not ran.x:
+            return True
+        nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
