@@ -13,6 +13,7 @@ from .errors import need, need_tensor
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
+CONSTANT = "a tensor without requires_grad (no gradient to targets is provided)"
 SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "teacher": PROJECTED}
 
 
@@ -52,10 +53,9 @@ class Targets:
     def __post_init__(self):
         for name in TENSORS:
             tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            need_tensor(tensor, name, "a tensor")
-            need(not tensor.requires_grad, name, "a tensor without requires_grad (no gradient to targets is provided)", tensor)
+            if tensor is not None:
+                need_tensor(tensor, name, "a tensor")
+                need(not tensor.requires_grad, name, CONSTANT, tensor)
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
             given = [name for name in kinds if getattr(self, name) is not None]

@@ -50,7 +50,9 @@ def run(
         results = tuple(result for result in (y, first, second) if result is not None)
         return results if ran is not None else tuple(tied(result, operands) for result in results)
     loss, terms = loss_of(problem, operands, vectors, (y, first, second))
-    return loss if ran is not None else tied(loss, operands), terms
+    if ran is not None:
+        return loss, terms
+    return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
 
 
 def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
