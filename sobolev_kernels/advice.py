@@ -24,8 +24,8 @@ from .student import Student, Unrecognised
 # Of the calls with the same inputs every so many are looked at for an optimizer around them: it costs a microsecond.
 LOOKED_AT = 8
 TEACHER = (
-    "teacher: {} of it draws other numbers at each call, since it is in train mode, so that the student is told another "
-    "thing each time; call teacher.eval() first"
+    "teacher: {} in it draws other numbers at each call, since it is in train mode, and the student is told something "
+    "else each time; call teacher.eval() first"
 )
 FRESH = (
     "directions: {}, each time along others, so that its loss and gradients are not those of one function; a line "

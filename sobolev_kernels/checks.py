@@ -79,7 +79,8 @@ def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fau
     if not isinstance(inputs, torch.Tensor):
         yield Fault("inputs", "a tensor [N, D]", inputs, TypeError, as_tensor(inputs))
     if inputs.dtype not in FLOATING:
-        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
+        hint = "" if inputs.is_complex() else "inputs.float() is of one"
+        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs, hint=hint)
     if inputs.dim() != 2:
         hint = "inputs[:, None] are of one feature, inputs[None] is one sample" if inputs.dim() == 1 else ""
         yield Fault("inputs", "a tensor [N, D]", inputs, hint=hint)

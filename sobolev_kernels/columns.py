@@ -51,7 +51,9 @@ class Columns:
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             if not (fits and s.device == inputs.device and not s.requires_grad):
                 hint = converted(s, inputs, "input_scale") if isinstance(s, torch.Tensor) else as_tensor(s)
-                yield Fault("input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s, hint=hint)
+                yield Fault(
+                    "input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s, hint=hint
+                )
             if can_be_read(s) and not bool(((s > 0) & torch.isfinite(s)).all()):
                 yield Fault("input_scale", "finite numbers > 0", s.tolist())
 

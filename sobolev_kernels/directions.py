@@ -12,7 +12,6 @@ from .drawing import Drawing, drawn, over_samples
 from .errors import Fault, as_tensor, closest, converted, nearest, need, need_tensor, one_of, refuse
 from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_scale
 
-
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
 CONSTANT = "a tensor without requires_grad (no gradient is provided)"

@@ -19,7 +19,7 @@ def faults_of_finite(name: str, tensor: torch.Tensor) -> Iterator[Fault]:
 
 
 def one_if_finite(named: dict[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """The number 1 that a compiled result is multiplied by, so that no compiler drops the look at what it is made of."""
+    """The number 1 that a compiled result is multiplied by, so that no compiler drops the look at its operands."""
     tensors = [tensor.detach() for tensor in named.values()]
     return torch.ops.sobolev_kernels.need_finite(tensors, list(named), like.detach())
 

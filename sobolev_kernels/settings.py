@@ -82,7 +82,9 @@ class Settings:
             yield Fault("weights", "plain numbers (no gradient to weights is provided)", learned)
         if isinstance(weights, str):
             if weights != DIFFERENTIAL_ML:
-                yield Fault("weights", f"numbers or {DIFFERENTIAL_ML!r}", weights, hint=nearest(weights, [DIFFERENTIAL_ML]))
+                yield Fault(
+                    "weights", f"numbers or {DIFFERENTIAL_ML!r}", weights, hint=nearest(weights, [DIFFERENTIAL_ML])
+                )
             if self.order != 1:
                 yield Fault("weights", f"numbers, since {weights!r} is of order 1", f"order = {self.order}")
         elif len(weights) != 1 + self.order:
@@ -154,9 +156,9 @@ def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     return next(given, None)
 
 
-def settings_named(function: str, settings: dict[str, object]) -> Settings:
-    """A Settings of the keywords of a function that takes its fields."""
-    need_known(settings, Settings.__dataclass_fields__, function)
+def settings_named(function: str, settings: dict[str, object], also: Sequence[str]) -> Settings:
+    """A Settings of the keywords of a function that takes its fields, and `also` others."""
+    need_known(settings, (*Settings.__dataclass_fields__, *also), function)
     return Settings(**settings)
 
 

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, DENSE, DIRECTIONS
+from ..enums import COTANGENTS, DENSE
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
@@ -268,7 +268,9 @@ def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
     with ExactNorms():
         slopes = [lambda x, d=d: torch.func.jvp(ran.function, (x,), (d,))[1] for d in v]
         first = [slope(x) for slope in slopes]
-        second = [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
+        second = (
+            [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
+        )
     none = x.new_empty((0, *ran.y.shape))
     first, second = (torch.stack(each).detach() if each else none for each in (first, second))
     return ran.y, first, second if order == 2 else None
