@@ -19,7 +19,9 @@ from .directions import Projections
 from .errors import SobolevWarning
 from .problem import DERIVATIVES
 from .request import Request
+from .settings import Settings
 from .student import Student, Unrecognised
+from .targets import Targets
 
 # Of the calls with the same inputs every so many are looked at for an optimizer around them: it costs a microsecond.
 LOOKED_AT = 8
@@ -40,9 +42,16 @@ class Seen:
     student: weakref.ref
     inputs: Callable[[], torch.Tensor | None] = lambda: None
     versions: tuple[int, ...] = ()
-    compared: tuple[object, ...] = ()
+    settings: Settings | None = None
+    targets: list[weakref.ref | None] = field(default_factory=list)
+    teacher: int | None = None
     times: int = 0
     warned: set[str] = field(default_factory=set)
+
+    def targeted(self, targets: Targets | None, tensors: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether these were the targets too."""
+        same = len(tensors) == len(self.targets) and self.teacher == (targets and id(targets.teacher))
+        return same and all(t is (ref and ref()) for t, ref in zip(tensors, self.targets, strict=True))
 
 
 # By id(student), which costs a call less than a WeakKeyDictionary.
@@ -73,16 +82,17 @@ def advise_of_fresh(request: Request, parameters: tuple[torch.Tensor, ...]) -> N
         versions = (x._version, *map(version, parameters))
     except RuntimeError:  # tensors of inference mode have none
         return
-    asked = () if targets is None else (id(targets.values), id(targets.jacobian), id(targets.teacher))
-    compared = (request.settings, asked)
+    tensors = () if targets is None else (targets.values, targets.jacobian)
     if seen.inputs() is not x:
         seen.inputs, seen.times = weakref.ref(x), 0
     elif x.requires_grad or any(p.requires_grad for p in parameters):
-        if versions == seen.versions and compared == seen.compared:
+        if versions == seen.versions and seen.settings == request.settings and seen.targeted(targets, tensors):
             warn(request.student, FRESH, "the same inputs and parameters were evaluated twice")
         elif seen.times % LOOKED_AT < 2 and inside_lbfgs():
             warn(request.student, FRESH, "L-BFGS evaluates the same inputs again and again")
-    seen.versions, seen.compared, seen.times = versions, compared, seen.times + 1
+    seen.versions, seen.settings, seen.times = versions, request.settings, seen.times + 1
+    seen.targets = [None if tensor is None else weakref.ref(tensor) for tensor in tensors]
+    seen.teacher = targets and id(targets.teacher)
 
 
 def seen_of(student: object) -> Seen:

@@ -126,7 +126,8 @@ def laplacian(
 
     Args:
         student, x, wrt, backend: as for `jvp`.
-        v: None for the exact Laplacian, a random `Directions` for an estimate, or directions as for `jvp`.
+        v: None for the exact Laplacian, a random `Directions` for an estimate, or directions [P, N, D], or [P, D] for
+            all of the batch.
 
     Returns:
         y [N, O] and the Laplacian [N, O], of x's dtype.
@@ -139,7 +140,10 @@ def laplacian(
         >>> laplacian(student, torch.zeros(5, 2))[1].shape
         torch.Size([5, 1])
     """
-    directions = Directions.basis() if v is None else Directions.of(v, "v")
+    if v is None:
+        directions = Directions.basis()
+    else:
+        directions = Directions.given(v) if isinstance(v, torch.Tensor) else Directions.of(v, "v")
     y, total = evaluate(student, x, directions, wrt=wrt, backend=backend, order=2, collapsed=True)
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
     return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
