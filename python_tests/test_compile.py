@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from sobolev_kernels.testing import assert_within_rule
 
-STUDENT, TEACHER = sk.MLP(3, 2, width=8), sk.MLP(3, 2, width=4)
-NORMED = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2), nn.Tanh()).requires_grad_(False)
+STUDENT, TEACHER = sk.MLP(3, 2, width=8).double(), sk.MLP(3, 2, width=4).double()
+NORMED = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2), nn.Tanh()).double()
 FIXED, UP = sk.Directions.sphere(2, seed=1), sk.Cotangents.sphere(2, seed=1)
 FUNCTION = lambda x: torch.stack((x.prod(1), x.sum(1)), 1)  # noqa: E731
 
@@ -19,8 +20,14 @@ def poison_outputs():
 
 
 def dense(x, **settings):
-    targets = sk.Targets(values=x[:, :2].sin(), jacobian=torch.stack([x, x], 1))
+    t = x.detach()
+    targets = sk.Targets(values=t[:, :2].sin(), jacobian=torch.stack([t, t], 1))
     return sk.sobolev_loss(STUDENT, x, targets, **settings)
+
+
+def columns(x, **settings):
+    t = x.detach()[:, :2]
+    return sk.sobolev_loss(STUDENT, x, sk.Targets(values=t, jacobian=torch.stack([t, t], 1)), **settings)
 
 
 def teach(x, teacher=FUNCTION, **settings):
@@ -28,7 +35,7 @@ def teach(x, teacher=FUNCTION, **settings):
 
 
 def vectors(x):
-    return torch.stack([x, 2 * x, x + 1])
+    return torch.stack([x, 2 * x, x + 1]).detach()
 
 
 CALLS = {
@@ -40,10 +47,7 @@ CALLS = {
     "given": lambda x: dense(x, directions=sk.Directions.given(vectors(x))),
     "none": lambda x: dense(x, directions=FIXED, reduction="none"),
     "units": lambda x: dense(x, derivatives="exact", weights="differential-ml"),
-    "columns": lambda x: sk.sobolev_loss(
-        STUDENT, x, sk.Targets(values=x[:, :2], jacobian=torch.stack([x[:, :2], x[:, :2]], 1)), wrt=[2, 0],
-        derivatives="exact",
-    ),
+    "columns": lambda x: columns(x, wrt=[2, 0], derivatives="exact"),
     "laplacian": lambda x: sk.laplacian(STUDENT, x)[1],
     "jvp": lambda x: sk.jvp(STUDENT, x, vectors(x))[1],
     "vjp": lambda x: sk.vjp(STUDENT, x, sk.Cotangents.basis())[1],
@@ -55,7 +59,7 @@ CALLS = {
     "function, cotangents": lambda x: teach(x, cotangents=UP),
     "function, exact": lambda x: teach(x, derivatives="exact"),
     "function, order 2": lambda x: teach(x, directions=FIXED, order=2),
-    "function, module": lambda x: teach(x, NORMED, directions=FIXED, order=2),
+    "function, module": lambda x: teach(x, NORMED, directions=FIXED),
     "function, in a closure": lambda x: teach(x, lambda t: NORMED(t) + t[:, :2], derivatives="exact"),
 }  # fmt: skip
 # What failed, at all ways of taking sizes; of all else one that has the most variables.
@@ -68,13 +72,13 @@ def test_two_batch_sizes(name, dynamic):
     call = CALLS[name]
     compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for N in (7, 5):
-        x = torch.linspace(-1, 1, 3 * N).reshape(N, 3).requires_grad_()
+        x = torch.linspace(-1, 1, 3 * N, dtype=torch.float64).reshape(N, 3).requires_grad_()
         results = []
         for function in (call, compiled):
             value = function(x)
             results.append([value, *torch.autograd.grad(value.sum(), (x, *STUDENT.parameters()))])
-        for eager, traced in zip(*results, strict=True):
-            torch.testing.assert_close(traced, eager)
+        for i, (eager, traced) in enumerate(zip(*results, strict=True)):
+            assert_within_rule(f"{name} {i}", traced, eager)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
@@ -82,9 +86,9 @@ def test_check_finite_finds_what_it_is_for(compiler):
     call = lambda x, y: sk.sobolev_loss(  # noqa: E731
         STUDENT, x, sk.Targets(values=y, jacobian=torch.stack([x, x], 1)), directions=FIXED, check_finite=True
     )
-    compiled, x = torch.compile(call, fullgraph=True, backend=compiler), torch.rand(5, 3)
+    compiled, x = torch.compile(call, fullgraph=True, backend=compiler), torch.rand(5, 3, dtype=torch.float64)
     assert torch.equal(compiled(x, x[:, :2]), call(x, x[:, :2]))
     y = x[:, :2].clone()
     y[1, 1] = torch.nan
-    with pytest.raises(ValueError, match="values: expected finite numbers, got 1 that are not, in a tensor float32"):
+    with pytest.raises(ValueError, match="values: expected finite numbers, got 1 that are not, in a tensor float64"):
         compiled(x, y)
