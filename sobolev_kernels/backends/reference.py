@@ -158,9 +158,12 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
         return Evaluated(function, x, function(x))
 
 
-def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient alone."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+def by_transforms(order: int) -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
+
+    (Of second ones it does not follow forward mode through a norm with weights.)
+    """
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
 
 
 def asks_for_gradients(ran: Evaluated, function: object) -> bool:
@@ -183,9 +186,9 @@ def asks_for_gradients(ran: Evaluated, function: object) -> bool:
     return False
 
 
-def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    if by_transforms():
+    if by_transforms(order):
         with ExactNorms():
             return Evaluated(function, x, function(x))
     return with_graph(function, x)
@@ -194,7 +197,7 @@ def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
     graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
-    if by_transforms():
+    if by_transforms(1):
         return y, transformed_vjps(ran, u)
     with graphs():
         refuse_inexact(y, again=graph)
@@ -220,8 +223,8 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     Not torch.func.jvp, which many operations do not support.
     """
     graph, (function, x, y) = torch.is_grad_enabled(), ran
-    if by_transforms():
-        return transformed_jet(ran, v, order)
+    if by_transforms(order):
+        return transformed_jet(ran, v)
     with graphs():
         v = tracked(v)
         tangents = along(ran, v, again=graph or order == 2)
@@ -261,19 +264,13 @@ def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
     return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
 
 
-def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
-    """y, tangents and second derivatives in forward mode."""
+def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
+    """y and tangents in forward mode."""
     # of one layout: of tensors with others, sizes that are variables are not followed
     x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
     with ExactNorms():
-        slopes = [lambda x, d=d: torch.func.jvp(ran.function, (x,), (d,))[1] for d in v]
-        first = [slope(x) for slope in slopes]
-        second = (
-            [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
-        )
-    none = x.new_empty((0, *ran.y.shape))
-    first, second = (torch.stack(each).detach() if each else none for each in (first, second))
-    return ran.y, first, second if order == 2 else None
+        tangents = [torch.func.jvp(ran.function, (x,), (direction,))[1] for direction in v]
+    return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
