@@ -52,6 +52,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
         jacobian = request.targets.jacobian
         counting = request.residual_weights.counting("jacobian", jacobian)
         columns = columns.balanced(widened(jacobian), counting)
+        refuse(columns.faults_of_balance())
     if student.reason:
         ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
         call = knowing_outputs(call, ran.y)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import Fault, as_tensor, converted, range_of, refuse
+from .errors import Fault, as_tensor, converted, range_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,15 @@ class Columns:
         rms = root_mean_square(jacobian.flatten(0, -2), count)
         # a column that never changes f has no size of its own: it takes that of the others
         usual = root_mean_square(rms[:, None])
-        scale = 1 / torch.where(rms == 0, torch.where(usual == 0, 1.0, usual), rms)
-        known = range_of(scale)
-        if known and known[1] ** 2 > torch.finfo(scale.dtype).max:
-            expected = f"columns of zeros, or large enough that {jacobian.dtype} holds the square of 1 / rms"
+        return replace(self, scale=1 / torch.where(rms == 0, torch.where(usual == 0, 1.0, usual), rms))
+
+    def faults_of_balance(self) -> Iterator[Fault]:
+        """Columns so small that residuals in units of their size have no squares in their dtype."""
+        known = range_of(self.scale)
+        if known and known[1] ** 2 > torch.finfo(self.scale.dtype).max:
+            expected = f"columns of zeros, or large enough that {self.scale.dtype} holds the square of 1 / rms"
             hint = 'weights="differential-ml" divides by rms; take larger units, or an input_scale of your own'
-            refuse([Fault("jacobian", expected, f"1 / rms of {known[1]:.3g}", hint=hint)])
-        return replace(self, scale=scale)
+            yield Fault("jacobian", expected, f"1 / rms of {known[1]:.3g}", hint=hint)
 
     def count(self, D: int) -> int:
         return D if self.wrt is None else len(self.wrt)
