@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch.amp.autocast_mode import is_autocast_available
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.autograd import forward_ad
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, DENSE, DIRECTIONS
-from ..errors import NotProvided
+from ..enums import COTANGENTS, DENSE
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..student import widened
+from .dependence import Evaluated, refuse_dependence, refuse_slope
+from .exact import ExactNorms, exactly, graphs, refuse_inexact, tracked
 from .finish import finish
 
 # y [N, O], derivatives, second derivatives
@@ -32,14 +31,6 @@ def supports(problem: Problem) -> str | None:
 
 def plan(problem: Problem, N: int) -> Plan:
     return Plan("reference", "autograd, VJPs of VJPs" if problem.unrecognised else "plain PyTorch streams")
-
-
-class Evaluated(NamedTuple):
-    """A function and what it gave; x asks for its gradient. Without y it has not been run yet."""
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    x: torch.Tensor
-    y: torch.Tensor | None
 
 
 def run(
@@ -57,12 +48,26 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    with nullcontext() if ran is not None and ran.y is None else uncast(x):
+    with nullcontext() if ran is not None and by_transforms(problem.order) else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
-        return tuple(result for result in (y, first, second) if result is not None)
+        results = tuple(result for result in (y, first, second) if result is not None)
+        return results if ran is not None else tuple(tied(result, operands) for result in results)
     with uncast(x):
-        return loss_of(problem, operands, widened(vectors), (y, first, second))
+        loss, terms = loss_of(problem, operands, widened(vectors), (y, first, second))
+    if ran is not None:
+        return loss, terms
+    return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+
+
+def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
+    """A result of a multi-layer perceptron, such that what it does not depend on gets a gradient of zeros, not None.
+
+    So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
+    """
+    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
+    return sum(nothing, result)
 
 
 def uncast(x: torch.Tensor) -> AbstractContextManager:
@@ -153,61 +158,85 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
-    """torch.nn.functional.layer_norm, in steps that autograd differentiates any number of times."""
-    dims = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(dims, keepdim=True)
-    y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+def differentiably(function: Callable, x: torch.Tensor):
+    """function(x), tensors; amid transforms of torch.func in one of their own: only there x can ask for a gradient."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return function(x)
+    results = torch.func.vjp(function, x)[0]
+    return results if torch.is_grad_enabled() else tuple(map(without_graph, results))
 
 
-class ExactNorms(TorchFunctionMode):
-    """torch's own norms take mean and deviation for constants in their third derivative (pytorch#196700).
+def without_graph(result: torch.Tensor) -> torch.Tensor:
+    """Where gradients are off: without its graph, but with its tangent of forward mode."""
+    return result.detach() if forward_ad._current_level < 0 else result.clone()
 
-    layer_norm is written out; those that couple the samples are refused.
+
+def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
+    """y = function(x) of an x that asks for its gradient."""
+    with exactly():
+        if not x.requires_grad:
+            x = tracked(x).detach() if forward_ad._current_level < 0 else x.view_as(x)
+            x = x.requires_grad_()
+        return Evaluated(function, x, function(x))
+
+
+def by_transforms(order: int) -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
+
+    (Of second ones it does not follow forward mode through a norm with weights.)
     """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is functional.layer_norm:
-            function = layer_norm
-        if function in (functional.batch_norm, functional.instance_norm):
-            if args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats")):
-                name = function.__name__
-                raise NotProvided(f"{name}: no derivative is provided through statistics of the batch; use eval()")
-        return function(*args, **kwargs)
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
 
 
-def with_graph(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, asking for its gradient, and y = function(x)."""
-    with torch.enable_grad(), ExactNorms():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        return x, function(x)
+def asks_for_gradients(ran: Evaluated, function: object) -> bool:
+    """Whether something beside the inputs does: a parameter, or what a plain function encloses, a leaf of its graph."""
+    module = isinstance(function, torch.nn.Module)
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if not torch.is_grad_enabled() or transformed or (module and any(p.requires_grad for p in function.parameters())):
+        return True
+    if torch.compiler.is_compiling():  # the graph is not to be seen
+        return not module
+    nodes, seen = [ran.y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", ran.x) is not ran.x:
+            return True
+        nodes += [before for before, _ in node.next_functions]
+    return False
 
 
-def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    along_directions = problem.projection == DIRECTIONS
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and problem.order == 1 and along_directions:
-        return Evaluated(function, x, None)
-    return Evaluated(function, *with_graph(function, x))
+    if by_transforms(order):
+        with ExactNorms():
+            return Evaluated(function, x, function(x))
+    return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
     graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
-    with torch.enable_grad():
-        gradients = [gradient(y, x, cotangent) for cotangent in u]
+    if by_transforms(1):
+        return y, transformed_vjps(ran, u)
+    with graphs():
+        refuse_inexact(y, again=graph)
+        gradients = [gradient(y, x, cotangent) for cotangent in tracked(u)]
+        if gradients and gradients[0] is None:
+            refuse_dependence(ran)
+            gradients = [torch.zeros_like(x) for _ in u]
+        refuse_inexact(*gradients[:1], again=graph)
     gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
-    return (y, gradients) if graph else (y.detach(), gradients.detach())
+    return (y, gradients) if graph else (without_graph(y), without_graph(gradients))
 
 
-def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-    """Jᵀu, differentiable; zero where y does not depend on x."""
+def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor | None:
+    """Jᵀu, differentiable; None where no path leads from y to x."""
     if not y.requires_grad:
-        return torch.zeros_like(x)
-    return torch.autograd.grad(y, x, cotangent, create_graph=True, materialize_grads=True)[0]
+        return None
+    return torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)[0]
 
 
 def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
@@ -216,26 +245,54 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     Not torch.func.jvp, which many operations do not support.
     """
     graph, (function, x, y) = torch.is_grad_enabled(), ran
-    if y is None:
-        # without a gradient forward mode is right, and dynamo can follow it
-        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
-        y = function(x)
-        return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape)), None
-    with torch.enable_grad():
-        tangents = along(y, x, v)
-        seconds = [along(t, x, d[None])[0] for t, d in zip(tangents, v, strict=True)] if order == 2 else None
+    if by_transforms(order):
+        return transformed_jet(ran, v)
+    with graphs():
+        v = tracked(v)
+        tangents = along(ran, v, again=graph or order == 2)
+        of_tangents = (Evaluated(tangent(function, d), x, t) for t, d in zip(tangents, v, strict=True))
+        seconds = [along(t, d[None], True)[0] for t, d in zip(of_tangents, v, strict=True)] if order == 2 else None
     stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
     results = (y, *stacked)
-    return results if graph else tuple(r if r is None else r.detach() for r in results)
+    return results if graph else tuple(r if r is None else without_graph(r) for r in results)
 
 
-def along(y: torch.Tensor, x: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-    """The derivatives of y along each direction, differentiable."""
+def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
+    """The derivatives of y along each direction, differentiable; `again`, if they will be differentiated."""
+    x, y = ran.x, ran.y
+    refuse_inexact(y, again=again)
     u = torch.zeros_like(y, requires_grad=True)
-    if not (y.requires_grad and len(v)):
-        return [torch.zeros_like(y) for _ in v]
-    g = gradient(y, x, u)
-    return [gradient(g, u, direction) if g.requires_grad else torch.zeros_like(y) for direction in v]
+    g = gradient(y, x, u) if len(v) else None
+    if g is None and len(v):
+        refuse_dependence(ran)
+    tangents = [None if g is None else gradient(g, u, direction) for direction in v]
+    if g is not None and tangents[0] is None:
+        refuse_slope(ran)
+    if g is not None:
+        refuse_inexact(g, again=again)
+    return [torch.zeros_like(y) if t is None else t for t in tangents]
+
+
+def tangent(function: Callable, direction: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The derivative along direction [N, D] as a function of x."""
+    return lambda x: along(with_graph(function, x), direction[None], again=True)[0]
+
+
+def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
+    """Gradients Jᵀu."""
+    with ExactNorms():
+        pull = torch.func.vjp(ran.function, ran.x)[1]
+        gradients = [pull(cotangent)[0] for cotangent in u]
+    return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
+
+
+def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
+    """y and tangents in forward mode."""
+    # of one layout: of tensors with others, sizes that are variables are not followed
+    x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
+    with ExactNorms():
+        tangents = [torch.func.jvp(ran.function, (x,), (direction,))[1] for direction in v]
+    return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
