@@ -88,7 +88,7 @@ def fuzz(seed: int, first: int, count: int, seconds: float, shrink: bool, trace:
     return sum(findings.values())
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
@@ -98,9 +98,7 @@ def main() -> int:
     parser.add_argument("--set", help="the case with these fields, the others plain: what --shrink prints")
     parser.add_argument("--shrink", action="store_true", help="look for the plainest case that still fails")
     parser.add_argument("--trace", action="store_true", help="say each case's number before it is run")
-    arguments = parser.parse_args()
-    faulthandler.enable()
-    torch.set_num_threads(1)
+    arguments = parser.parse_args(arguments)
     if arguments.case is not None:
         case = changed(case_of(arguments.seed, arguments.case), arguments.set)
         outcome = run(case)
@@ -116,4 +114,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
+    torch.set_num_threads(1)
     raise SystemExit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from sobolev_kernels.testing.rule import DRAWS, EPSILONS, UNITS, error, largest,
 from . import oracle
 from .build import Built, build
 from .cases import HALF, Case
+from .oracle import Named
 
 LONGEST_MESSAGE = 600
 # How near to a kink a number may be, in units of what is about it: float32 must be on the side that float64 is on.
@@ -66,17 +67,31 @@ def interpreted(case: Case) -> bool:
     return not triton.MISSING and triton.interpreting() and case.dtype != "float64" and small
 
 
+class Moved(perturbed):
+    """Float64 alone: who rounds to float32 on his way must not be forgiven for it."""
+
+    def moved(self, tensor: object) -> object:
+        double = isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
+        return super().moved(tensor) if double else tensor
+
+
 @dataclass
 class Expected:
-    """What the oracle says of a case, and how far each number moves if everything is moved a little."""
+    """What the oracle says of a case: its results, their random cotangents, and the gradients along these."""
 
     built: Built
     attempt: int
-    cotangents: dict[str, torch.Tensor]
+    results: Named
+    pull: Callable[[Named], Named]
+    cotangents: Named
 
     @cached_property
-    def named(self) -> dict[str, torch.Tensor]:
-        return oracle.evaluate(self.built, self.cotangents)[0]
+    def named(self) -> Named:
+        return self.results | self.pull(self.cotangents)
+
+    def along(self, names: Iterable[str]) -> Expected:
+        """With cotangents for these results alone."""
+        return replace(self, cotangents={name: self.cotangents[name] for name in names})
 
     @cached_property
     def scale(self) -> dict[str, float]:
@@ -88,7 +103,7 @@ class Expected:
         again = lambda: named_results(built, "reference", self.cotangents)  # noqa: E731
         base, most = again(), {}
         for seed in range(DRAWS):
-            with perturbed(UNITS * eps / torch.finfo(torch.float64).eps, seed):
+            with Moved(UNITS * eps / torch.finfo(torch.float64).eps, seed):
                 moved = again()
             for name, t in base.items():
                 most[name] = max(most.get(name, 0.0), error(moved[name], t) / (UNITS * eps))
@@ -119,28 +134,20 @@ class Expected:
         return f"{pair} at {i} of {off.numel()}, off by {found:.3g}, allowed {limit:.3g}"
 
 
-def cotangents_of(built: Built, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Random ones of the results, which the dtype of the case holds."""
-    dtype = getattr(torch, built.case.dtype)
-    generator = torch.Generator().manual_seed(built.generator)
-    draw = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype).double()  # noqa: E731
-    return {name: draw(t) for name, t in named.items()}
-
-
 def expected_of(case: Case) -> Expected:
     """A case away from all kinks, and what the oracle says of it."""
-    margin = MARGIN.get(case.dtype, MARGIN_OF_FLOAT32)
+    margin, dtype = MARGIN.get(case.dtype, MARGIN_OF_FLOAT32), getattr(torch, case.dtype)
     for attempt in range(ATTEMPTS):
         built = build(case, attempt)
-        named, residuals = oracle.evaluate(built, {})
-        x = oracle.exact(built.x)
-        if min(residuals, oracle.kink_distance(built.twin, x)) > margin:
+        results, pull, distance = oracle.evaluate(built)
+        if min(distance, oracle.kink_distance(built.twin, oracle.exact(built.x))) > margin:
             break
-    results = {name: t for name, t in named.items() if not name.startswith("d") or name == "derivative"}
-    return Expected(built, attempt, cotangents_of(built, results))
+    generator = torch.Generator().manual_seed(built.generator)
+    draw = lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype).double()  # noqa: E731
+    return Expected(built, attempt, results, pull, {name: draw(t) for name, t in results.items()})
 
 
-def call(built: Built, backend: str | None) -> dict[str, torch.Tensor]:
+def call(built: Built, backend: str | None) -> Named:
     """The results of the public function, by the oracle's names."""
     case, given = built.case, built.projections
     torch.manual_seed(built.generator)
@@ -162,7 +169,7 @@ def call(built: Built, backend: str | None) -> dict[str, torch.Tensor]:
     return dict(zip(("y", "derivative", "second"), results, strict=False))
 
 
-def call_loss(built: Built, backend: str | None) -> dict[str, torch.Tensor]:
+def call_loss(built: Built, backend: str | None) -> Named:
     case = built.case
     settings = {
         "order": case.order, "wrt": case.wrt, "value_loss": case.value_loss, "derivative_loss": case.derivative_loss,
@@ -181,7 +188,7 @@ def call_loss(built: Built, backend: str | None) -> dict[str, torch.Tensor]:
     return dict(zip(result._fields, result, strict=True)) if case.return_terms else {"loss": result}
 
 
-def named_results(built: Built, backend: str, cotangents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def named_results(built: Built, backend: str, cotangents: Named) -> Named:
     """Results and gradients of a call."""
     with torch.set_grad_enabled(built.case.mode != "no_grad"):
         results = call(built, backend)
@@ -189,7 +196,7 @@ def named_results(built: Built, backend: str, cotangents: dict[str, torch.Tensor
     return got if built.case.mode == "no_grad" else got | gradients(built, results, cotangents)
 
 
-def gradients(built: Built, results: dict[str, torch.Tensor], cotangents: dict[str, torch.Tensor]):
+def gradients(built: Built, results: Named, cotangents: Named):
     """All gradients of the results along their cotangents, zero where autograd leaves none."""
     for leaf in (built.x, *built.parameters):
         leaf.grad = None
@@ -208,20 +215,19 @@ def problems(expected: Expected, backend: str | None) -> Iterator[str]:
     with computed_from(built.case.side), threads(built.case.threads), poisoned():
         with torch.set_grad_enabled(built.case.mode != "no_grad"):
             results = call(built, backend)
-        got = {name: t.detach() for name, t in results.items() if name in expected.cotangents}
-        for name in results.keys() - expected.cotangents.keys():
+        got = {name: t.detach() for name, t in results.items() if name in expected.results}
+        for name in results.keys() - expected.results.keys():
             if results[name] is not None and not results[name].isnan().all():
                 yield f"{name}: a number, where there is no target"
         if built.case.mode != "no_grad":
-            differentiable = [name for name, t in results.items() if t is not None and t.requires_grad]
-            expected = replace(expected, cotangents={n: expected.cotangents[n] for n in differentiable})
+            expected = expected.along(name for name, t in results.items() if t is not None and t.requires_grad)
             got |= gradients(built, results, expected.cotangents)
             frozen = [p for p in built.parameters if not p.requires_grad and p.grad is not None]
             if frozen:
                 yield "a gradient for a frozen parameter"
         elif any(t is not None and t.requires_grad for t in results.values()):
             yield "requires_grad under no_grad"
-    for name in expected.cotangents.keys() - results.keys():
+    for name in expected.results.keys() - results.keys():
         yield f"{name}: missing"
     for name, tensor in got.items():
         if tensor.dtype != dtype:

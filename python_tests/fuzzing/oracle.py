@@ -6,11 +6,14 @@ Nothing of the package's own mathematics is used here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
+
+Named = dict[str, torch.Tensor]
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,22 +119,22 @@ class Student:
         return [f(x), vmap(jacobian)(x), *[vmap(hessian(one))(x)] * (order == 2)]
 
 
-def evaluate(built, cotangents: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float]:
-    """Results and gradients by name, and the least distance of a residual to a kink of its loss.
-
-    `cotangents` are those of the results, float64.
-    """
-    student, x = Student(built.twin), exact(built.x)
+def evaluate(built) -> tuple[Named, Callable[[Named], Named], float]:
+    """Results by name, all gradients as a function of the results' cotangents, and the least distance of a residual to
+    a kink of its loss."""
+    student = Student(built.twin)
     function = loss if built.case.call == "loss" else outputs
 
     def results(parameters, x):
         return function(built, student.derivatives(parameters, x, built.case.order))
 
-    named, pull, distance = torch.func.vjp(results, student.parameters, x, has_aux=True)
-    given = {name: cotangents.get(name, torch.zeros_like(t)) for name, t in named.items()}
-    dparameters, dx = pull(given)
-    gradients = {"dx": dx} | {f"dparameter {i}": d for i, d in enumerate(dparameters)}
-    return {name: t.detach() for name, t in named.items()} | gradients, float(distance)
+    named, pull, distance = torch.func.vjp(results, student.parameters, exact(built.x), has_aux=True)
+
+    def gradients(cotangents: Named) -> Named:
+        dparameters, dx = pull({name: cotangents.get(name, torch.zeros_like(t)) for name, t in named.items()})
+        return {"dx": dx} | {f"dparameter {i}": d for i, d in enumerate(dparameters)}
+
+    return {name: t.detach() for name, t in named.items()}, gradients, float(distance)
 
 
 def outputs(built, jets: list[torch.Tensor]):
