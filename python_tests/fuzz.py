@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 
 from python_tests.fuzzing.cases import Case, case_of, faults, simpler
-from python_tests.fuzzing.compare import run
+from python_tests.fuzzing.compare import backends_of, run
 
 
-def shrunk(case: Case) -> Case:
+def shrunk(case: Case, backends: list[str] | None = None) -> Case:
     """The plainest case that still has a finding."""
     tried = {case}
     found = True
@@ -30,7 +30,7 @@ def shrunk(case: Case) -> Case:
             if candidate in tried or faults(candidate):
                 continue
             tried.add(candidate)
-            if run(candidate).findings:
+            if run(candidate, backends).findings:
                 case, found = candidate, True
                 break
     return case
@@ -46,14 +46,16 @@ def changed(case: Case, text: str | None) -> Case:
     )
 
 
-def report(case: Case, findings: list[str], shrink: bool) -> None:
+def report(case: Case, findings: list[str], arguments: argparse.Namespace) -> None:
     command = f"python -m python_tests.fuzz --seed {case.seed} --case {case.number}"
+    command += f" --backend {arguments.backend}" if arguments.backend else ""
     print(f"\n{command}\n  {case.changes()}")
-    print("".join(f"  {finding}\n" for finding in findings), end="")
-    if shrink:
-        case = shrunk(case)
+    print("".join(f"  {finding}\n" for finding in findings), end="", flush=True)
+    if arguments.shrink:
+        backends = arguments.backend and [arguments.backend]
+        case = shrunk(case, backends)
         print(f'  shrunk: {command} --set "{case.changes()}"')
-        print("".join(f"    {finding}\n" for finding in run(case).findings), end="", flush=True)
+        print("".join(f"    {finding}\n" for finding in run(case, backends).findings), end="", flush=True)
 
 
 def summary(cases: Counter, compared: Counter, refusals: Counter, findings: Counter, seconds: float) -> None:
@@ -67,23 +69,26 @@ def summary(cases: Counter, compared: Counter, refusals: Counter, findings: Coun
         print(f"{count:8}  {words}")
 
 
-def fuzz(seed: int, first: int, count: int, seconds: float, shrink: bool, trace: bool) -> int:
+def fuzz(arguments: argparse.Namespace) -> int:
     """How many cases had findings."""
     cases, compared, refusals, findings = Counter(), Counter(), Counter(), Counter()
     start = time.monotonic()
-    for number in range(first, first + count):
-        if time.monotonic() - start > seconds:
+    for number in range(arguments.first, arguments.first + arguments.cases):
+        if time.monotonic() - start > arguments.seconds:
             break
-        if trace:
+        case = case_of(arguments.seed, number)
+        backends = [b for b in backends_of(case) if arguments.backend in (None, b)]
+        if not backends:
+            continue
+        if arguments.trace:
             print(number, file=sys.stderr, flush=True)
-        case = case_of(seed, number)
-        outcome = run(case)
+        outcome = run(case, backends)
         cases[case.kind] += 1
         compared[case.kind] += outcome.compared
         refusals.update(outcome.refusals)
         if outcome.findings:
             findings[case.kind] += 1
-            report(case, outcome.findings, shrink)
+            report(case, outcome.findings, arguments)
     summary(cases, compared, refusals, findings, time.monotonic() - start)
     return sum(findings.values())
 
@@ -95,22 +100,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", type=int, help="this case alone")
     parser.add_argument("--first", type=int, default=0, help="the number to begin with")
     parser.add_argument("--cases", type=int, default=10**9, help="so many at most")
+    parser.add_argument("--backend", help="this one alone, in the cases that it runs (triton: with TRITON_INTERPRET=1)")
     parser.add_argument("--set", help="the case with these fields, the others plain: what --shrink prints")
     parser.add_argument("--shrink", action="store_true", help="look for the plainest case that still fails")
     parser.add_argument("--trace", action="store_true", help="say each case's number before it is run")
     arguments = parser.parse_args(arguments)
-    if arguments.case is not None:
-        case = changed(case_of(arguments.seed, arguments.case), arguments.set)
-        outcome = run(case)
-        if outcome.findings:
-            report(case, outcome.findings, arguments.shrink)
-        else:
-            print(f"{case.changes()}: nothing found, refused {outcome.refusals}")
-        return bool(outcome.findings)
-    found = fuzz(
-        arguments.seed, arguments.first, arguments.cases, arguments.seconds, arguments.shrink, arguments.trace
-    )  # fmt: skip
-    return bool(found)
+    if arguments.case is None:
+        return bool(fuzz(arguments))
+    case = changed(case_of(arguments.seed, arguments.case), arguments.set)
+    outcome = run(case, arguments.backend and [arguments.backend])
+    if outcome.findings:
+        report(case, outcome.findings, arguments)
+    else:
+        print(f"{case.changes()}: nothing found, refused {outcome.refusals}")
+    return bool(outcome.findings)
 
 
 if __name__ == "__main__":

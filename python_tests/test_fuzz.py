@@ -9,10 +9,9 @@ import pytest
 
 import sobolev_kernels as sk
 from python_tests import fuzz
-from python_tests.fuzzing import build, cases, compare, oracle
+from python_tests.fuzzing import compare, oracle
 from python_tests.fuzzing.cases import Case, case_of
 from python_tests.fuzzing.plants import PLANTS
-from sobolev_kernels.math.directions import DISTRIBUTIONS
 
 PARTS, CASES = 8, 30
 
@@ -27,17 +26,14 @@ def test_nothing_is_found(part):
     assert not found, "\n".join(found)
 
 
-def test_every_row_of_the_tables_is_tried():
-    assert set(cases.CURVED + cases.FLAT) == set(sk.ACTIVATIONS) == set(build.MODULES)
-    assert set(cases.POINTWISE) == set(sk.LOSSES) == set(oracle.RHO)
-    assert set(cases.COUPLED) == set(sk.COUPLED) == set(oracle.COUPLED)
-    assert set(cases.RANDOM) | {"basis"} == set(DISTRIBUTIONS)
+def test_every_loss_is_written_out_in_the_oracle():
+    assert set(oracle.RHO) == set(sk.LOSSES) and set(oracle.COUPLED) == set(sk.COUPLED)
 
 
 def test_every_argument_of_the_loss_is_tried():
     asked = set(inspect.signature(sk.sobolev_loss).parameters)
     named = {"student", "reduction", "return_terms", "value_loss", "derivative_loss", "weights", "order", "wrt"}
-    named |= {"input_scale", "sample_weight", "output_weight"}
+    named |= {"input_scale", "sample_weight", "output_weight", "derivative_weight"}
     assert named <= {field.name for field in fields(Case)}
     # x and targets have many fields, the three projections one, and every backend is tried
     several = {"inputs", "targets", "directions", "cotangents", "derivatives", "backend"}
@@ -68,7 +64,7 @@ def test_a_planted_fault_is_found(plant, monkeypatch):
 
 def test_a_finding_is_shown_with_the_command_that_shows_it_again(monkeypatch, capsys):
     PLANTS["a bias without gradient"].put(monkeypatch)
-    case = next(case for number in range(1000) if compare.run(case := case_of(17, number), ["cpu"]).findings)
+    case = next(case for case in small_cases() if compare.run(case, ["cpu"]).findings)
     assert fuzz.main(["--seed", "17", "--case", str(case.number), "--shrink"]) == 1
     shown = capsys.readouterr().out
     changes = shown.split("--set ")[1].splitlines()[0].strip('"')

@@ -12,16 +12,13 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from sobolev_kernels.modules import choose_activation, to_module
 
+from . import oracle
 from .cases import Case
 from .oracle import Residual, exact, twin_of
 
 VIEWS = ("permuted", "stepped", "padded", "offset", "expanded", "plain")
-MODULES = {
-    "identity": nn.Identity, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid, "softplus": nn.Softplus, "silu": nn.SiLU, "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU("tanh"), "sin": sk.Sine, "softsign": nn.Softsign, "mish": nn.Mish,
-}  # fmt: skip
 
 
 @dataclass
@@ -131,6 +128,8 @@ def build(case: Case, attempt: int = 0, dtype: torch.dtype | None = None) -> Bui
     if case.call == "loss":
         aim(built, numbers)
         weigh(built, numbers)
+        if case.missing:
+            lose_labels(built, numbers)
     return built
 
 
@@ -149,9 +148,8 @@ def module_of(case: Case, numbers: Numbers) -> nn.Module:
         for i, (n_in, n_out) in enumerate(pairwise(widths)):
             again = case.student == "tied" and 2 <= i < len(case.hidden)
             linear = layers[1][0] if again else nn.Linear(n_in, n_out, bias=case.biases[i], dtype=dtype)
-            name, *parameters = case.activations[i]
             norm = [nn.LayerNorm(n_out, dtype=dtype)] if case.student == "norm" and i == 0 else []
-            layers.append([linear, *norm, MODULES[name](*parameters)])
+            layers.append([linear, *norm, to_module(choose_activation("activation", case.activations[i]))])
         flat = [module for layer in layers for module in layer]
         net = nn.Sequential(*(nn.Sequential(*layer) for layer in layers) if case.student == "nested" else flat)
     if case.student == "residual":
@@ -225,14 +223,30 @@ def aim(built: Built, numbers: Numbers) -> None:
 
 
 def weigh(built: Built, numbers: Numbers) -> None:
-    """Weights of samples and outputs, some of them zero, and the scale of the inputs."""
+    """Weights of samples, outputs and derivatives, some of them zero, and the scale of the inputs."""
     case = built.case
-    for name, wanted, n in (
-        ("sample_weight", case.sample_weight, case.N), ("output_weight", case.output_weight, case.O),
-        ("input_scale", case.input_scale, case.W),
-    ):  # fmt: skip
-        if wanted:
-            positive = numbers.normal(name, n).abs() + 0.25
-            if name != "input_scale" and n > 1:
-                positive[numbers.number(f"zero of {name}") % n] = 0
-            built.weights[name] = numbers.view("weights", name, positive)
+    N, O, W = case.N, case.O, case.W
+    shapes = {"[N]": (N,), "[N, O]": (N, O), "[N, O, W]": (N, O, W), "mask": (N, W)}
+    wanted = {
+        "sample_weight": (N,) if case.sample_weight else None,
+        "output_weight": (O,) if case.output_weight else None,
+        "input_scale": (W,) if case.input_scale else None,
+        "derivative_weight": shapes.get(case.derivative_weight),
+    }
+    for name, shape in wanted.items():
+        if shape is None:
+            continue
+        positive = numbers.normal(name, *shape).abs() + 0.25
+        if name != "input_scale" and positive.numel() > 1:
+            positive.view(-1)[:: 2 + numbers.number(f"zeros of {name}") % 5] = 0
+        positive = positive > 0 if case.derivative_weight == "mask" and name == "derivative_weight" else positive
+        built.weights[name] = numbers.view("weights", name, positive)
+
+
+def lose_labels(built: Built, numbers: Numbers) -> None:
+    """NaN for all targets whose residuals do not count."""
+    for name, target in built.targets.items():
+        if isinstance(target, torch.Tensor):
+            counts = oracle.counting(built, name).reshape(target.shape)
+            lost = torch.where(counts, target, torch.nan)
+            built.targets[name] = numbers.view("targets", f"lost {name}", lost)

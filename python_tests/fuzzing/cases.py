@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-FLAT = ("relu", "leaky_relu")
-CURVED = (
-    "identity", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu", "gelu_tanh", "sin", "softsign", "mish",
-)  # fmt: skip
+import sobolev_kernels as sk
+from sobolev_kernels.math.directions import DISTRIBUTIONS
+from sobolev_kernels.testing.problems import CURVED
+
+FLAT = tuple(name for name in sk.ACTIVATIONS if name not in CURVED)
 RECOGNISED = ("sequential", "nested", "mlp", "tied")
 UNRECOGNISED = ("lambda", "residual", "norm")
-POINTWISE = ("mse", "l1", "huber", "log_cosh")
-COUPLED = ("relative_mse", "cosine")
-RANDOM = ("sphere", "normal", "rademacher", "coordinate", "orthonormal")
+RANDOM = tuple(name for name in DISTRIBUTIONS if name != "basis")
 # What can be a view: x, parameters, targets, directions or cotangents, and weights with scales
 GROUPS = ("x", "parameters", "targets", "vectors", "weights", "cotangents")
 HALF = ("bfloat16", "float16")
 # A call of the oracle takes all second derivatives; so many numbers take a tenth of a second.
 MOST_ENTRIES = 40_000
+WEIGHS_DERIVATIVES = "derivative_weight" in inspect.signature(sk.sobolev_loss).parameters
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Case:
     weights: tuple[float, ...] | str | None = None
     sample_weight: bool = False
     output_weight: bool = False
+    derivative_weight: str | None = None
+    missing: bool = False
     reduction: str = "mean"
     return_terms: bool = False
     module: bool = False
@@ -76,6 +79,11 @@ class Case:
         """How many directions or cotangents there are."""
         n = self.O if self.projection == "cotangents" else self.W
         return n if self.distribution == "basis" else self.P
+
+    @property
+    def masks(self) -> bool:
+        """Whether it is the directions that have masked columns."""
+        return self.derivative_weight == "mask" and self.projection == "directions" and self.distribution != "basis"
 
     @property
     def recognised(self) -> bool:
@@ -119,7 +127,7 @@ def drawn(rng: random.Random) -> Case:
     hidden = [size(rng) for _ in range(depth)]
     if student in ("mlp", "tied", "residual"):
         hidden = hidden[:1] * depth
-    table = CURVED if order == 2 and chance(rng, 0.95) else CURVED + FLAT
+    table = tuple(CURVED) if order == 2 and chance(rng, 0.95) else tuple(sk.ACTIVATIONS)
     activations = [activation(rng, table) for _ in range(depth)]
     biases = [chance(rng, 0.8) for _ in range(depth + 1)]
     if student in ("mlp", "tied"):
@@ -180,11 +188,14 @@ def loss(rng: random.Random, case: Case) -> Case:
     )  # fmt: skip
     # a teacher gives second derivatives too
     taught = choices.first in ("teacher", "function")
+    if WEIGHS_DERIVATIVES and chance(rng, 0.4):
+        weight = rng.choice((None, "[N]", "[N, O]", "[N, O, W]", "mask"))
+        choices = replace(choices, derivative_weight=weight, missing=chance(rng, 0.5))
     return replace(choices, second="teacher" if taught and case.order == 2 else choices.second)
 
 
 def formula(rng: random.Random) -> tuple:
-    name = rng.choice((*POINTWISE, *COUPLED))
+    name = rng.choice((*sk.LOSSES, *sk.COUPLED))
     parameters = {"huber": rng.uniform(0.2, 2), "relative_mse": 10 ** rng.uniform(-8, 0)}
     return (name, parameters[name]) if name in parameters and chance(rng, 0.7) else (name,)
 
@@ -205,8 +216,9 @@ def faults(case: Case) -> list[str]:
         "the same layers": case.student in ("mlp", "tied") and not same,
         "two hidden layers": case.student == "tied" and depth < 2,
         "norm": case.student == "norm" and depth == 0,
-        # only the function knows how it computes in half precision
-        "half precision": case.dtype in HALF and (not case.recognised or (loss and case.first == "function")),
+        # only the function knows how it computes in half precision, and a tied weight's gradients are rounded each
+        "half precision": case.dtype in HALF
+        and (case.student == "tied" or not case.recognised or (loss and case.first == "function")),
         "orthonormal": case.distribution == "orthonormal" and case.P > n,
         "given": case.distribution == "given" and case.unbiased,
         "basis": case.distribution == "basis" and case.shared,
@@ -231,6 +243,11 @@ def faults(case: Case) -> list[str]:
             "teacher": case.order == 2 and taught != (case.second == "teacher"),
             "scaled": case.input_scale
             and (case.first == "tangents" or (case.order == 2 and case.second == "seconds")),
+            "entries": case.derivative_weight == "[N, O, W]" and (case.distribution != "basis" or case.order == 2),
+            "mixed": case.derivative_weight == "[N, O]"
+            and case.projection == "cotangents"
+            and case.distribution != "basis",
+            "masked": case.masks and (case.first == "tangents" or (case.order == 2 and case.second == "seconds")),
             "mixed outputs": case.output_weight and case.projection == "cotangents" and case.distribution != "basis",
             "in targets": case.in_targets and case.projection == "exact",
             "something": case.first == "none" and case.values == "none" and not taught,

@@ -93,6 +93,11 @@ class Expected:
         """With cotangents for these results alone."""
         return replace(self, cotangents={name: self.cotangents[name] for name in names})
 
+    def moves(self, leaves: Iterable[str]) -> bool:
+        """Whether a result depends on any of these: that of a linear student's derivatives on x is none."""
+        gradients = self.pull(self.cotangents)
+        return any(bool(gradients[name].any()) for name in leaves)
+
     @cached_property
     def scale(self) -> dict[str, float]:
         """The size of what each result was summed of, as the rule measures it: how far it moves, over how far all that
@@ -181,7 +186,7 @@ def call_loss(built: Built, backend: str | None) -> Named:
         settings[case.projection] = built.projections
     targets, weights = sk.Targets(**built.targets), dict(built.weights)
     if case.module:
-        samples = {name: weights.pop(name) for name in ("sample_weight",) if name in weights}
+        samples = {name: weights.pop(name) for name in ("sample_weight", "derivative_weight") if name in weights}
         result = sk.SobolevLoss(**settings, **weights)(built.student, built.x, targets, **samples)
     else:
         result = sk.sobolev_loss(built.student, built.x, targets, **settings, **weights)
@@ -203,7 +208,8 @@ def gradients(built: Built, results: Named, cotangents: Named):
     differentiable = [name for name in cotangents if results[name].requires_grad]
     torch.autograd.backward(
         [results[name] for name in differentiable],
-        [cotangents[name].to(results[name].dtype) for name in differentiable],
+        # a product, so that they are moved where everything is
+        [1 * cotangents[name].to(results[name].dtype) for name in differentiable],
     )
     zero = lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad  # noqa: E731
     return {name: zero(leaf) for name, leaf in built.wanted.items()}
@@ -220,7 +226,11 @@ def problems(expected: Expected, backend: str | None) -> Iterator[str]:
             if results[name] is not None and not results[name].isnan().all():
                 yield f"{name}: a number, where there is no target"
         if built.case.mode != "no_grad":
-            expected = expected.along(name for name, t in results.items() if t is not None and t.requires_grad)
+            differentiable = [name for name in got if results[name].requires_grad]
+            for name in got.keys() - differentiable:
+                if expected.along([name]).moves(built.wanted):
+                    yield f"{name}: does not require grad"
+            expected = expected.along(differentiable)
             got |= gradients(built, results, expected.cotangents)
             frozen = [p for p in built.parameters if not p.requires_grad and p.grad is not None]
             if frozen:

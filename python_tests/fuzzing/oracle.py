@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
 
+from .cases import WEIGHS_DERIVATIVES
+
 Named = dict[str, torch.Tensor]
 
 
@@ -165,7 +167,6 @@ def loss(built, jets: list[torch.Tensor]):
     scale, weights = units(built)
     predicted = seen(built, [jets[0], *restricted(jets[1:], columns, scale)])
     wanted = targets_of(built, columns, scale)
-    samples, outputs = (built.weights.get(f"{name}_weight") for name in ("sample", "output"))
     terms, distances = [], [torch.tensor(float("inf"), dtype=torch.float64)]
     for term, (prediction, target) in enumerate(zip(predicted, wanted, strict=True)):
         rho = case.derivative_loss if term else case.value_loss
@@ -173,9 +174,9 @@ def loss(built, jets: list[torch.Tensor]):
             terms.append(None)
             continue
         dims = (1,) if term == 0 else (1, 2) if case.projection == "exact" else (0, 2)
-        weight = weight_of_outputs(case, term, outputs)
+        samples, weight = weights_of(built, term)
         each, distance = residual_term(rho, prediction, target, weight, dims)
-        each = each if samples is None else each * exact(samples)
+        each = each * samples
         each = each / max(1, N) if case.reduction == "mean" else each
         terms.append(each if case.reduction == "none" else each.sum())
         distances.append(distance)
@@ -193,8 +194,12 @@ def units(built) -> tuple[torch.Tensor | None, tuple[float, ...]]:
     if case.weights != "differential-ml":
         scale = built.weights.get("input_scale")
         return None if scale is None else exact(scale), case.weights or (1.0,) * (1 + case.order)
-    jacobian = exact(built.targets["jacobian"]).reshape(-1, case.W)
-    scale = 1 / jacobian.square().mean(0).sqrt() if len(jacobian) else None
+    jacobian = exact(built.targets["jacobian"]).nan_to_num().reshape(case.N, case.O, case.W)
+    counts = counting(built, "jacobian") if WEIGHS_DERIVATIVES else torch.ones_like(jacobian)
+    rms = ((jacobian.square() * counts).sum((0, 1)) / counts.sum((0, 1)).clamp(min=1)).sqrt()
+    # a column without a size of its own takes that of the others
+    usual = rms.square().mean().sqrt()
+    scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, 1.0))
     return scale, (1 / (1 + case.W), case.W / (1 + case.W))
 
 
@@ -208,6 +213,7 @@ def restricted(derivatives: list, columns: list[int], scale: torch.Tensor | None
 def seen(built, jets: list[torch.Tensor]) -> list[torch.Tensor]:
     """Values, and derivatives as they are compared: projected on the vectors of the call, or whole."""
     case, v = built.case, built.vectors
+    v = v * exact(built.weights["derivative_weight"]) if case.masks else v
     y, J, *H = jets
     if case.projection == "exact":
         return [y, J]
@@ -219,7 +225,7 @@ def seen(built, jets: list[torch.Tensor]) -> list[torch.Tensor]:
 def targets_of(built, columns: list[int], scale: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Target values, derivatives and second derivatives as those of the student."""
     case, N, O, W = built.case, built.case.N, built.case.O, built.case.W
-    given = {name: exact(t) for name, t in built.targets.items() if isinstance(t, torch.Tensor)}
+    given = {name: exact(t).nan_to_num() for name, t in built.targets.items() if isinstance(t, torch.Tensor)}
     values = given["values"].reshape(N, O) if "values" in given else None
     if built.teacher_twin is not None:
         teacher = Student(built.teacher_twin)
@@ -237,13 +243,58 @@ def targets_of(built, columns: list[int], scale: torch.Tensor | None) -> list[to
     return [values, first, *[second] * (case.order == 2)]
 
 
-def weight_of_outputs(case, term: int, weight: torch.Tensor | None) -> torch.Tensor | None:
-    """Of each output, as it broadcasts: values and tangents end in O, rows of the Jacobian begin with it."""
-    if weight is None:
-        return None
-    if term and case.projection != "directions":
-        return exact(weight)[:, None] if case.projection == "exact" else exact(weight)[:, None, None]
-    return exact(weight)
+def weight(built, name: str, *shape: int) -> torch.Tensor:
+    """A weight as it broadcasts to `shape`, ones if there is none."""
+    given = built.weights.get(f"{name}_weight")
+    return torch.ones(shape, dtype=torch.float64) if given is None else exact(given).reshape(shape)
+
+
+def weight_of_entries(built) -> torch.Tensor:
+    """What multiplies ρ of each entry of a Jacobian [N, O, W], beside the weights of samples."""
+    case = built.case
+    N, O, W = case.N, case.O, case.W
+    derivative = {"[N, O]": (N, O, 1), "[N, O, W]": (N, O, W), "mask": (N, 1, W)}.get(case.derivative_weight)
+    ones = torch.ones(N, O, W, dtype=torch.float64)
+    ones = ones if derivative is None else ones * weight(built, "derivative", *derivative)
+    return ones * weight(built, "output", *((O, 1) if case.output_weight else (1, 1)))
+
+
+def weights_of(built, term: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the samples [N], and of the residuals of a term as it broadcasts to them."""
+    case = built.case
+    samples = weight(built, "sample", case.N)
+    if not term:
+        return samples, weight(built, "output", case.O)
+    samples = samples * weight(built, "derivative", case.N) if case.derivative_weight == "[N]" else samples
+    return samples, by_projection(case, weight_of_entries(built))
+
+
+def by_projection(case, entries: torch.Tensor) -> torch.Tensor:
+    """What belongs to the entries of a Jacobian [N, O, W], for residuals along directions or cotangents."""
+    if case.projection == "exact":
+        return entries
+    if case.projection == "cotangents":
+        return entries.permute(1, 0, 2) if case.distribution == "basis" else entries[:, 0]
+    # where the directions have masked columns, all residuals count
+    entries = torch.ones_like(entries) if case.masks else entries
+    return entries.permute(2, 0, 1) if case.distribution == "basis" else entries[..., 0]
+
+
+def counting(built, name: str) -> torch.Tensor:
+    """Whether the residuals of a target's numbers have a weight other than 0, in the shape of the target."""
+    case = built.case
+    samples, entries = weight(built, "sample", case.N)[:, None, None], weight_of_entries(built)
+    if name == "values":
+        return samples[..., 0] * weight(built, "output", case.O) != 0
+    if case.derivative_weight == "[N]":
+        samples = samples * weight(built, "derivative", case.N)[:, None, None]
+    counts = samples * entries != 0
+    if name == "jacobian":
+        return counts
+    if name == "hessian":
+        return counts[..., None] & counts[..., None, :]
+    each = by_projection(case, counts)
+    return each.expand(case.count, *each.shape[-2:])
 
 
 RHO = {
@@ -259,9 +310,9 @@ COUPLED = {
 JUMPS = {"l1": lambda r: r.abs(), "huber": lambda r, delta=1.0: (r.abs() - delta).abs()}
 
 
-def residual_term(rho: tuple, a: torch.Tensor, t: torch.Tensor, weight: torch.Tensor | None, dims: tuple):
+def residual_term(rho: tuple, a: torch.Tensor, t: torch.Tensor, w: torch.Tensor, dims: tuple[int, ...]):
     """A term for each sample [N], over the dimensions `dims` of its numbers, and the least distance to a kink of ρ."""
-    (name, *parameters), w = rho, torch.ones((), dtype=torch.float64) if weight is None else weight
+    name, *parameters = rho
     r = a - t
     if name in COUPLED:
         sums = ((w * product).sum(dims) for product in (r * r, a * a, a * t, t * t))

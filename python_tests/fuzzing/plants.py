@@ -13,7 +13,7 @@ from sobolev_kernels import call, columns, derivatives, ops
 from sobolev_kernels.backends import core, reference
 from sobolev_kernels.problem import DERIVATIVES, PER_SAMPLE
 
-from .cases import POINTWISE, RANDOM, Case
+from .cases import RANDOM, Case
 
 
 class Plant(NamedTuple):
@@ -161,7 +161,7 @@ PLANTS = {
     "P miscounted": Plant(
         CPU,
         wrapped(core, "terms_of", lambda f: lambda problem, *rest: f(replace(problem, P=problem.P + 1), *rest)),
-        lambda case: case.call == "loss" and case.derivative_loss[0] in POINTWISE,
+        lambda case: case.call == "loss" and case.derivative_loss[0] in sk.LOSSES,
     ),
     "N miscounted": Plant(
         CPU,
@@ -177,7 +177,7 @@ PLANTS = {
     ),
     "weights of samples ignored in the backward": Plant(
         CPU,
-        wrapped(ops, "saved_operands", lambda f: lambda ctx: f(ctx)._replace(sample_weight=None)),
+        wrapped(ops, "saved", lambda f: lambda ctx: (f(ctx)[0]._replace(sample_weight=None), f(ctx)[1])),
         lambda case: case.sample_weight and case.reduction == "none",
     ),
     "columns in another order": Plant(
