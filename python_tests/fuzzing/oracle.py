@@ -249,11 +249,13 @@ def weight(built, name: str, *shape: int) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.float64) if given is None else exact(given).reshape(shape)
 
 
-def weight_of_entries(built) -> torch.Tensor:
-    """What multiplies ρ of each entry of a Jacobian [N, O, W], beside the weights of samples."""
+def weight_of_entries(built, masks: bool) -> torch.Tensor:
+    """What multiplies ρ of each entry of a Jacobian [N, O, W], beside the weights of samples; with the mask of columns
+    where it is that of residuals, or always if `masks`."""
     case = built.case
     N, O, W = case.N, case.O, case.W
-    derivative = {"[N, O]": (N, O, 1), "[N, O, W]": (N, O, W), "mask": (N, 1, W)}.get(case.derivative_weight)
+    shapes = {"[N, O]": (N, O, 1), "[N, O, W]": (N, O, W), "mask": (N, 1, W) if masks or not case.masks else None}
+    derivative = shapes.get(case.derivative_weight)
     ones = torch.ones(N, O, W, dtype=torch.float64)
     ones = ones if derivative is None else ones * weight(built, "derivative", *derivative)
     return ones * weight(built, "output", *((O, 1) if case.output_weight else (1, 1)))
@@ -266,7 +268,7 @@ def weights_of(built, term: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not term:
         return samples, weight(built, "output", case.O)
     samples = samples * weight(built, "derivative", case.N) if case.derivative_weight == "[N]" else samples
-    return samples, by_projection(case, weight_of_entries(built))
+    return samples, by_projection(case, weight_of_entries(built, masks=False))
 
 
 def by_projection(case, entries: torch.Tensor) -> torch.Tensor:
@@ -275,15 +277,13 @@ def by_projection(case, entries: torch.Tensor) -> torch.Tensor:
         return entries
     if case.projection == "cotangents":
         return entries.permute(1, 0, 2) if case.distribution == "basis" else entries[:, 0]
-    # where the directions have masked columns, all residuals count
-    entries = torch.ones_like(entries) if case.masks else entries
     return entries.permute(2, 0, 1) if case.distribution == "basis" else entries[..., 0]
 
 
 def counting(built, name: str) -> torch.Tensor:
     """Whether the residuals of a target's numbers have a weight other than 0, in the shape of the target."""
     case = built.case
-    samples, entries = weight(built, "sample", case.N)[:, None, None], weight_of_entries(built)
+    samples, entries = weight(built, "sample", case.N)[:, None, None], weight_of_entries(built, masks=True)
     if name == "values":
         return samples[..., 0] * weight(built, "output", case.O) != 0
     if case.derivative_weight == "[N]":
