@@ -58,13 +58,16 @@ def report(case: Case, findings: list[str], arguments: argparse.Namespace) -> No
         print("".join(f"    {finding}\n" for finding in run(case, backends).findings), end="", flush=True)
 
 
-def summary(cases: Counter, compared: Counter, refusals: Counter, findings: Counter, seconds: float) -> None:
+def summary(
+    cases: Counter, compared: Counter, refusals: Counter, findings: Counter, seconds: float, cpu: float
+) -> None:
     print(f"\n{'kind':48}{'cases':>8}{'runs':>8}{'findings':>10}")
     for kind, count in sorted(cases.items()):
         print(f"{kind:48}{count:8}{compared[kind]:8}{findings[kind]:10}")
     total = sum(cases.values())
     print(f"{'all':48}{total:8}{sum(compared.values()):8}{sum(findings.values()):10}")
-    print(f"{60 * total / seconds:.0f} cases a minute; {sum(refusals.values())} refused:")
+    rate, of_cpu = (60 * total / max(s, 1e-9) for s in (seconds, cpu))
+    print(f"{rate:.0f} cases a minute, {of_cpu:.0f} of a processor's time; {sum(refusals.values())} refused:")
     for words, count in refusals.most_common():
         print(f"{count:8}  {words}")
 
@@ -72,7 +75,7 @@ def summary(cases: Counter, compared: Counter, refusals: Counter, findings: Coun
 def fuzz(arguments: argparse.Namespace) -> int:
     """How many cases had findings."""
     cases, compared, refusals, findings = Counter(), Counter(), Counter(), Counter()
-    start = time.monotonic()
+    start, cpu = time.monotonic(), time.process_time()
     for number in range(arguments.first, arguments.first + arguments.cases):
         if time.monotonic() - start > arguments.seconds:
             break
@@ -89,7 +92,7 @@ def fuzz(arguments: argparse.Namespace) -> int:
         if outcome.findings:
             findings[case.kind] += 1
             report(case, outcome.findings, arguments)
-    summary(cases, compared, refusals, findings, time.monotonic() - start)
+    summary(cases, compared, refusals, findings, time.monotonic() - start, time.process_time() - cpu)
     return sum(findings.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from . import oracle
 from .cases import Case
 from .oracle import Residual, exact, twin_of
 
-VIEWS = ("permuted", "stepped", "padded", "offset", "expanded", "plain")
+VIEWS = ("permuted", "stepped", "padded", "offset", "plain")
 
 
 @dataclass
@@ -61,12 +61,12 @@ class Numbers:
         generator = torch.Generator().manual_seed(self.number(name))
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(self.held_by).to(self.dtype)
 
-    def view(self, group: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def view(self, group: str, name: str, tensor: torch.Tensor, kinds: Sequence[str] = (*VIEWS, "expanded")):
         """The same numbers behind other strides; of an expanded one other numbers, too."""
         if group not in self.case.views or not tensor.numel():
             return tensor
         rng = random.Random(self.number(f"view of {name}"))
-        return VIEW[rng.choice(VIEWS)](tensor, rng)
+        return VIEW[rng.choice(kinds)](tensor, rng)
 
     def tensor(self, group: str, name: str, *shape: int, scale: float = 1.0) -> torch.Tensor:
         return self.view(group, name, self.normal(name, *shape, scale=scale))
@@ -249,4 +249,4 @@ def lose_labels(built: Built, numbers: Numbers) -> None:
         if isinstance(target, torch.Tensor):
             counts = oracle.counting(built, name).reshape(target.shape)
             lost = torch.where(counts, target, torch.nan)
-            built.targets[name] = numbers.view("targets", f"lost {name}", lost)
+            built.targets[name] = numbers.view("targets", f"lost {name}", lost, VIEWS)
