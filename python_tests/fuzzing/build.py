@@ -18,7 +18,7 @@ from . import oracle
 from .cases import Case
 from .oracle import Residual, exact, twin_of
 
-VIEWS = ("permuted", "stepped", "padded", "offset", "plain")
+VIEWS = ("permuted", "stepped", "padded", "offset", "negative", "plain")
 
 
 @dataclass
