@@ -72,13 +72,6 @@ class Numbers:
         return self.view(group, name, self.normal(name, *shape, scale=scale))
 
 
-def within(tensor: torch.Tensor, *more: int) -> torch.Tensor:
-    """Room for a tensor and more along its last dimensions, full of NaN."""
-    lead = tensor.shape[: tensor.dim() - len(more)]
-    rest = (n + m for n, m in zip(tensor.shape[len(lead) :], more, strict=True))
-    return tensor.new_full((*lead, *rest), torch.nan)
-
-
 def permuted(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
     order = rng.sample(range(tensor.dim()), tensor.dim())
     return tensor.permute(order).contiguous().permute([order.index(d) for d in range(tensor.dim())])
@@ -91,10 +84,10 @@ def stepped(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def padded(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    room = within(tensor, *[3] * min(2, tensor.dim()))
-    view = room[..., 1:-2] if tensor.dim() == 1 else room[..., 2:-1, 1:-2]
-    view.copy_(tensor)
-    return view
+    """Within a larger one."""
+    room = tensor.new_full([n + 3 for n in tensor.shape], torch.nan)
+    room = room[tuple(slice(1, -2) for _ in tensor.shape)]
+    return room.copy_(tensor)
 
 
 def offset(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
@@ -105,9 +98,8 @@ def offset(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def expanded(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    return tensor.narrow(d := rng.randrange(tensor.dim()), 0, 1).expand(
-        [-1 if e != d else n for e, n in enumerate(tensor.shape)]
-    )
+    """A stride of 0."""
+    return tensor.narrow(rng.randrange(tensor.dim()), 0, 1).expand_as(tensor)
 
 
 VIEW = {
@@ -122,7 +114,7 @@ def build(case: Case, attempt: int = 0, dtype: torch.dtype | None = None) -> Bui
     net = module_of(case, numbers)
     student = (lambda x: net(x)) if case.student == "lambda" else net
     x = numbers.tensor("x", "x", case.N, case.D).requires_grad_(case.mode != "parameters")
-    built = Built(case, student, twin_of(case.student, net), x, list(net.parameters()))
+    built = Built(case, student, twin_of(net), x, list(net.parameters()))
     built.generator = numbers.number("generator")
     project(built, numbers)
     if case.call == "loss":
@@ -216,7 +208,7 @@ def aim(built: Built, numbers: Numbers) -> None:
         )
         for name, parameter in teacher.named_parameters():
             parameter.data = numbers.normal(f"teacher {name}", *parameter.shape)
-        built.teacher_twin = twin_of("sequential", teacher)
+        built.teacher_twin = twin_of(teacher)
         targets["teacher"] = teacher if case.first == "teacher" else lambda x: teacher(x)
     if case.in_targets:
         targets[case.projection] = built.projections
@@ -239,8 +231,11 @@ def weigh(built: Built, numbers: Numbers) -> None:
         positive = numbers.normal(name, *shape).abs() + 0.25
         if name != "input_scale" and positive.numel() > 1:
             positive.view(-1)[:: 2 + numbers.number(f"zeros of {name}") % 5] = 0
-        positive = positive > 0 if case.derivative_weight == "mask" and name == "derivative_weight" else positive
-        built.weights[name] = numbers.view("weights", name, positive)
+        if name == "derivative_weight" and case.derivative_weight == "mask":
+            # Booleans have no negative bit
+            built.weights[name] = numbers.view("weights", name, positive > 0, ("permuted", "stepped", "padded"))
+        else:
+            built.weights[name] = numbers.view("weights", name, positive)
 
 
 def lose_labels(built: Built, numbers: Numbers) -> None:

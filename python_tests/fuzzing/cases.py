@@ -20,6 +20,7 @@ GROUPS = ("x", "parameters", "targets", "vectors", "weights", "cotangents")
 HALF = ("bfloat16", "float16")
 # A call of the oracle takes all second derivatives; so many numbers take a tenth of a second.
 MOST_ENTRIES = 40_000
+# Whether the loss has weights of derivatives, and NaN for missing labels
 WEIGHS_DERIVATIVES = "derivative_weight" in inspect.signature(sk.sobolev_loss).parameters
 
 
@@ -121,6 +122,7 @@ def size(rng: random.Random) -> int:
 
 
 def drawn(rng: random.Random, call: str) -> Case:
+    """A case that may contradict itself."""
     order = 2 if call in ("laplacian", "hvp") else rng.choice((1, 1, 2)) if call in ("loss", "jet") else 1
     student = rng.choice(RECOGNISED * 3 + UNRECOGNISED)
     depth = rng.choice((0, 1, 1, 2, 2, 3, 4))
@@ -173,6 +175,7 @@ def projected(rng: random.Random, case: Case) -> Case:
 
 
 def loss(rng: random.Random, case: Case) -> Case:
+    """Targets, weights and residual functions."""
     weights = rng.choice((None, "numbers", "numbers", "zeros", "differential-ml"))
     if weights in ("numbers", "zeros"):
         zero = 0.6 if weights == "zeros" else 0.0
@@ -202,66 +205,60 @@ def formula(rng: random.Random) -> tuple:
 
 def faults(case: Case) -> list[str]:
     """Why a case is not one: it contradicts itself, or takes too long."""
-    depth, loss = len(case.hidden), case.call == "loss"
+    depth, layers = len(case.hidden), (case.hidden, case.activations[:-1], case.biases)
     n = case.O if case.projection == "cotangents" else case.W
-    derived = any(case.weights[1:]) if isinstance(case.weights, tuple) else True
-    fixed = case.distribution in ("given", "basis") or case.drawn != "generator"
-    same = len(set(case.hidden)) <= 1 and len(set(case.activations[:-1])) <= 1 and len(set(case.biases)) <= 1
-    numbers = case.weights if isinstance(case.weights, tuple) else (1.0,) * (1 + case.order)
-    taught = case.first in ("teacher", "function")
     entries = case.N * case.O * case.D * (case.D if case.order == 2 else 1) * (depth + 1)
+    # only a function knows how it computes in half precision, and the parts of a tied weight's gradient are rounded
+    unknown = case.student == "tied" or not case.recognised or (case.call == "loss" and case.first == "function")
+    alike = case.student in ("mlp", "tied")
+    projection = {"loss": case.projection, "vjp": "cotangents"}.get(case.call, "directions")
     wrong = {
         "sizes": not (len(case.activations) == len(case.biases) == depth + 1) or entries > MOST_ENTRIES,
         "columns": case.wrt is not None and not set(case.wrt) <= set(range(case.D)),
-        "the same layers": case.student in ("mlp", "tied") and not same,
-        "two hidden layers": case.student == "tied" and depth < 2,
-        "norm": case.student == "norm" and depth == 0,
-        # only the function knows how it computes in half precision, and a tied weight's gradients are rounded each
-        "half precision": case.dtype in HALF
-        and (case.student == "tied" or not case.recognised or (loss and case.first == "function")),
+        "layers": alike and any(len(set(parts)) > 1 for parts in layers),
+        "depth": depth < {"tied": 2, "norm": 1}.get(case.student, 0),
+        "half precision": case.dtype in HALF and unknown,
         "orthonormal": case.distribution == "orthonormal" and case.P > n,
         "given": case.distribution == "given" and case.unbiased,
         "basis": case.distribution == "basis" and case.shared,
-        "exact": case.projection == "exact" and (case.distribution != "basis" or case.unbiased),
+        "exact": case.projection == "exact" and (case.distribution != "basis" or case.unbiased or case.in_targets),
         "hvp": case.call == "hvp" and (case.distribution != "given" or case.shared),
-        "order": case.order == 2 and case.projection != "directions",
-        "calls": not loss and case.projection != ("cotangents" if case.call == "vjp" else "directions"),
+        "projection": case.projection != projection or (case.order == 2 and projection != "directions"),
     }
-    if loss:
-        wrong |= {
-            "number of weights": len(numbers) != 1 + case.order,
-            "balance": case.weights == "differential-ml"
-            and (case.order == 2 or case.first != "jacobian" or case.input_scale),
-            "values": case.values == "none" and not taught and numbers[0] != 0,
-            "[N]": case.values == "[N]" and case.O != 1,
-            "first": case.first == "none" and derived and numbers[1] != 0,
-            "belongs": case.first in ("tangents", "vjps") and not (fixed and case.projection != "exact"),
-            "kind": (case.first == "tangents" and case.projection != "directions")
-            or (case.first == "vjps" and case.projection != "cotangents"),
-            "second": case.order == 2 and case.second == "none" and numbers[2] != 0,
-            "seconds": case.order == 2 and case.second == "seconds" and not fixed,
-            "teacher": case.order == 2 and taught != (case.second == "teacher"),
-            "scaled": case.input_scale
-            and (case.first == "tangents" or (case.order == 2 and case.second == "seconds")),
-            "entries": case.derivative_weight == "[N, O, W]" and (case.distribution != "basis" or case.order == 2),
-            "mixed": case.derivative_weight == "[N, O]"
-            and case.projection == "cotangents"
-            and case.distribution != "basis",
-            "masked": case.masks and (case.first == "tangents" or (case.order == 2 and case.second == "seconds")),
-            "mixed outputs": case.output_weight and case.projection == "cotangents" and case.distribution != "basis",
-            "in targets": case.in_targets and case.projection == "exact",
-            "something": case.first == "none" and case.values == "none" and not taught,
-        }  # fmt: skip
+    wrong |= faults_of_loss(case) if case.call == "loss" else {}
     return [name for name, is_wrong in wrong.items() if is_wrong]
+
+
+def faults_of_loss(case: Case) -> dict[str, bool]:
+    numbers = case.weights if isinstance(case.weights, tuple) else (1.0,) * (1 + case.order)
+    taught, second = case.first in ("teacher", "function"), case.second if case.order == 2 else None
+    projected = case.first in ("tangents", "vjps") or second == "seconds"
+    fixed = case.distribution in ("given", "basis") or case.drawn != "generator"
+    along = {"tangents": "directions", "vjps": "cotangents"}.get(case.first, case.projection)
+    mixed = case.projection == "cotangents" and case.distribution != "basis"
+    unequal = case.first == "tangents" or second == "seconds"
+    balanced = case.weights == "differential-ml"
+    return {
+        "number of weights": len(numbers) != 1 + case.order,
+        "balance": balanced and (case.order == 2 or case.first != "jacobian" or case.input_scale),
+        "values": case.values == "none" and not taught and numbers[0] != 0,
+        "[N]": case.values == "[N]" and case.O != 1,
+        "first": case.first == "none" and numbers[1] != 0,
+        "second": second == "none" and numbers[2] != 0,
+        "teacher": second is not None and taught != (second == "teacher"),
+        "something": case.first == "none" and case.values == "none",
+        "belongs": projected and (along != case.projection or not fixed),
+        "scaled or masked": unequal and (case.input_scale or case.masks),
+        "mixed outputs": mixed and (case.output_weight or case.derivative_weight == "[N, O]"),
+        "entries": case.derivative_weight == "[N, O, W]" and (case.distribution != "basis" or case.order == 2),
+    }
 
 
 def simpler(case: Case) -> Iterator[Case]:
     """Cases that are simpler in one way, the most first."""
     for field in fields(Case):
-        if (
-            field.name not in ("seed", "number", "call", "order", "projection")
-            and getattr(case, field.name) != field.default
-        ):
+        kept = field.name in ("seed", "number", "call", "order", "projection")
+        if not kept and getattr(case, field.name) != field.default:
             yield replace(case, **{field.name: field.default})
     depth = len(case.hidden)
     for i in range(depth):
@@ -285,11 +282,8 @@ def simpler(case: Case) -> Iterator[Case]:
     for name in ("views", "wrt"):
         parts = getattr(case, name) or ()
         yield from (replace(case, **{name: parts[:i] + parts[i + 1 :]}) for i in range(len(parts)) if len(parts) > 1)
-    yield from (
-        replace(case, biases=(*case.biases[:i], True, *case.biases[i + 1 :]))
-        for i, b in enumerate(case.biases)
-        if not b
-    )
+    for i in (i for i, bias in enumerate(case.biases) if not bias):
+        yield replace(case, biases=(*case.biases[:i], True, *case.biases[i + 1 :]))
     for name in ("value_loss", "derivative_loss"):
         if len(getattr(case, name)) > 1:
             yield replace(case, **{name: getattr(case, name)[:1]})

@@ -62,14 +62,14 @@ KINKS = {
 }  # fmt: skip
 
 
-def twin_of(kind: str, module: nn.Module) -> nn.Module:
+def twin_of(module: nn.Module) -> nn.Module:
     """The same function in float64: torch's modules, or their formula where torch has none or has it wrong."""
     if isinstance(module, Residual):
-        return Residual(twin_of(kind, module.net), twin_of(kind, module.skip))
+        return Residual(twin_of(module.net), twin_of(module.skip))
     if isinstance(module, nn.Sequential):
         made: dict[int, nn.Module] = {}
         for child in module:
-            made.setdefault(id(child), twin_of(kind, child))
+            made.setdefault(id(child), twin_of(child))
         return nn.Sequential(*(made[id(child)] for child in module))
     if isinstance(module, nn.Linear):
         twin = nn.Linear(1, 1, bias=module.bias is not None)

@@ -80,17 +80,18 @@ def lose_a_bias(gradients):
             return
 
 
-def bent(formula):
-    """The same values with other slopes."""
-    return lambda z: (*(part + 0.01 * (z - z.detach()) for part in formula(z)[:1]), *formula(z)[1:])
+def bent(row: int):
+    """The same values of a formula's part, with another slope."""
 
+    def change(formula):
+        def changed(z):
+            parts = list(formula(z))
+            parts[row] = parts[row] + 0.01 * (z - z.detach())
+            return tuple(parts)
 
-def bent_second(formula):
-    def derivatives_of(z):
-        value, d1, d2, d3 = formula(z)
-        return value, d1, d2 + 0.01 * (z - z.detach()), d3
+        return changed
 
-    return derivatives_of
+    return change
 
 
 def with_row(table, name, change):
@@ -192,7 +193,7 @@ PLANTS = {
     ),
     "the balance without its square root": Plant(
         CPU,
-        wrapped(columns.Columns, "balanced", lambda f: lambda s, j: replace(f(s, j), scale=f(s, j).scale.square())),
+        wrapped(columns.Columns, "balanced", lambda f: lambda *a: replace(f(*a), scale=f(*a).scale.square())),
         lambda case: case.weights == "differential-ml",
     ),
     "a parameter of an activation ignored": Plant(
@@ -201,11 +202,11 @@ PLANTS = {
         lambda case: any(len(activation) > 1 for activation in case.activations),
     ),
     "the slope of a loss": Plant(
-        REFERENCE, with_row(sk.LOSSES, "mse", bent), lambda case: case.call == "loss" and case.value_loss == ("mse",)
+        REFERENCE, with_row(sk.LOSSES, "mse", bent(0)), lambda case: case.call == "loss" and case.value_loss == ("mse",)
     ),
     "the third derivative of an activation": Plant(
         REFERENCE,
-        with_row(sk.ACTIVATIONS, "tanh", bent_second),
+        with_row(sk.ACTIVATIONS, "tanh", bent(2)),
         lambda case: case.order == 2 and ("tanh",) in case.activations,
     ),
     "a cotangent dropped": Plant(
