@@ -46,7 +46,7 @@ MOST = 12
 
 @lru_cache(maxsize=1)
 def small_cases():
-    return [case for case in (case_of(17, number) for number in range(6000)) if small(case)]
+    return [case for case in (case_of(17, number) for number in range(3000)) if small(case)]
 
 
 def small(case):
