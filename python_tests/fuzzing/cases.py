@@ -216,6 +216,8 @@ def faults(case: Case) -> list[str]:
         "sizes": not (len(case.activations) == len(case.biases) == depth + 1) or entries > MOST_ENTRIES,
         "columns": case.wrt is not None and not set(case.wrt) <= set(range(case.D)),
         "layers": alike and any(len(set(parts)) > 1 for parts in layers),
+        # each direction of a function is a graph of its own
+        "directions": not case.recognised and case.count > 12,
         "depth": depth < {"tied": 2, "norm": 1}.get(case.student, 0),
         "half precision": case.dtype in HALF and unknown,
         "orthonormal": case.distribution == "orthonormal" and case.P > n,
