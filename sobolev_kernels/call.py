@@ -11,14 +11,16 @@ from . import ops
 from .backends import reference
 from .columns import Columns
 from .directions import Cotangents
-from .drawing import drawn
+from .drawing import drawn, over_samples
 from .enums import COTANGENTS
 from .errors import need, refuse
 from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
+from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
+from .weights import Weights, by_projection
 
 Results = tuple[torch.Tensor, ...]
 # Of values, derivatives and second derivatives; None where there is no target.
@@ -35,8 +37,10 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
-        columns = columns.balanced(student.computed(request.targets.jacobian))
-    columns = replace(columns, scale=student.computed(columns.scale))
+        jacobian = request.targets.jacobian
+        counting = request.residual_weights.counting("jacobian", jacobian)
+        columns = columns.balanced(widened(jacobian), counting)
+    columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
     return compute(call, x, columns, seed, ran, targets), targets
@@ -46,11 +50,14 @@ def compute(
     call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
     ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
 ) -> Results:  # fmt: skip
-    request, problem, computed = call.request, call.problem, call.student.computed
-    parameters = [computed(p) for p in call.student.parameters]
+    request, problem = call.request, call.problem
+    parameters = [call.student.computed(p) for p in call.student.parameters]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
-    of_each = computed(request.sample_weight), computed(request.output_weight)
-    operands = Operands(x, parameters, computed(call.given), seed, *targets, *of_each, weights)
+    of_each, given = Weights(*map(widened, request.residual_weights)), widened(call.given)
+    if of_each.masks(call.projections):
+        given, seed = masked(call, x, given, seed), None
+    of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
+    operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -59,6 +66,13 @@ def compute(
         operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
     return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
+
+
+def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: torch.Tensor | None) -> torch.Tensor:
+    """Directions [P, N, W], given or drawn, whose masked columns are 0."""
+    N, W = x.shape[0], call.problem.W
+    v = drawn(call.projections.drawing(W, x[:, :W]), seed, N) if given is None else over_samples(given, N)
+    return torch.where(call.request.derivative_weight, v, 0.0)
 
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +90,10 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
     request, problem, O = call.request, call.problem, y.shape[1]
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
-    for name, tensor, dim in (("jacobian", jacobian, 1), ("output_weight", request.output_weight, 0)):
+    each = request.derivative_weight
+    each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
+    of_outputs = ("output_weight", request.output_weight, 0), ("derivative_weight", each, 1)
+    for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
         fits = tensor is None or tensor.shape[dim] == O
         need(fits, name, f"{O} outputs, as the student has", tensor)
     problem = replace(problem, widths=(problem.D, O))
@@ -88,20 +105,47 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
 
 def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
-    values, derivative, second, computed = targets.values, targets.derivative, targets.second, call.student.computed
+    values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
     if values is not None and values.dim() == 1:
         values = values[:, None]
-    values, derivative, second = computed(values), computed(derivative), computed(second)
+    values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:
         of_teacher, derivative, second = of_teacher_along(call, targets.teacher, columns, seed)
         values = of_teacher if values is None else values
     elif columns.scale is not None:
         derivative = None if derivative is None else derivative * columns.scale
         second = None if second is None else second * columns.scale * columns.scale[:, None]
+    if call.teacher is None and call.projections is not None:
+        derivative, second = of_dense(call, targets, derivative, second)
     first = None if call.projections is None else derivative
     return values, first, second if call.problem.order == 2 else None
+
+
+def of_dense(
+    call: Prepared, targets: Targets, jacobian: torch.Tensor | None, hessian: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """A Jacobian [N, O, W] and a Hessian [N, O, W, W] for the backends; other targets as they are.
+
+    Along the basis they are projections already, and nothing is summed. Where the directions have masked columns
+    theirs are 0.
+    """
+    projections, mask = call.projections, Weights(derivative=call.request.derivative_weight)
+    scale, rows = call.problem.scale, isinstance(projections, Cotangents)
+    if projections.distribution == "basis":
+        if targets.jacobian is not None:
+            jacobian = by_projection(jacobian, rows)
+            jacobian = jacobian if scale == 1.0 else scale * jacobian
+        if targets.hessian is not None:
+            hessian = by_projection(hessian.diagonal(dim1=2, dim2=3), rows)
+            hessian = hessian if scale == 1.0 else scale * scale * hessian
+    elif mask.masks(projections):
+        if targets.jacobian is not None:
+            jacobian = torch.where(mask.counting("jacobian", jacobian), jacobian, 0.0)
+        if targets.hessian is not None:
+            hessian = torch.where(mask.counting("hessian", hessian), hessian, 0.0)
+    return jacobian, hessian
 
 
 @torch.no_grad()
@@ -109,7 +153,6 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
     teacher, outputs = call.teacher, call.problem.outputs
     inputs, ran = teacher.student.computed(teacher.request.inputs), None
-    columns = replace(columns, scale=None if columns.scale is None else columns.scale.to(inputs.dtype))
     if teacher.student.reason:
         ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), inputs, teacher.problem)
         if teacher.problem.projection == COTANGENTS:
@@ -117,6 +160,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
     results = compute(teacher, inputs, columns, seed, ran)
     dtype = getattr(torch, call.problem.dtype)
+    dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 
 

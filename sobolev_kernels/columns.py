@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import Fault
+from .errors import Fault, range_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +37,22 @@ class Columns:
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             if not (fits and s.device == inputs.device and not s.requires_grad):
                 yield Fault("input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s)
-            compiling = torch.compiler.is_compiling()
-            looked_at = s.device.type == "cpu" and not compiling and not torch._C._are_functorch_transforms_active()
-            if looked_at and not bool(((s > 0) & torch.isfinite(s)).all()):
+            if (known := range_of(s)) and not 0 < known[0] <= known[1] < math.inf:
                 yield Fault("input_scale", "finite numbers > 0", s.tolist())
 
-    def balanced(self, jacobian: torch.Tensor) -> Columns:
-        """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020)."""
-        rms = jacobian.flatten(0, -2).square().mean(0).sqrt()
+    def balanced(self, jacobian: torch.Tensor, counting: torch.Tensor | None = None) -> Columns:
+        """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020).
+
+        It is that of the entries that count, where this is told; one of them that is not finite leaves no finite unit.
+        """
+        count = None
+        if counting is not None:
+            jacobian = torch.where(counting, jacobian, 0.0)
+            count = counting.expand_as(jacobian).flatten(0, -2).sum(0).clamp(min=1)
+        rms = root_mean_square(jacobian.flatten(0, -2), count)
         # a column that never changes f has no size of its own: it takes that of the others
-        usual = rms.square().mean().sqrt()
-        scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
-        return replace(self, scale=scale if jacobian.numel() else torch.ones_like(scale))
+        usual = root_mean_square(rms[:, None])
+        return replace(self, scale=1 / torch.where(rms == 0, torch.where(usual == 0, 1.0, usual), rms))
 
     def count(self, D: int) -> int:
         return D if self.wrt is None else len(self.wrt)
@@ -65,7 +70,7 @@ class Columns:
 
     def embed(self, v: torch.Tensor, D: int) -> torch.Tensor:
         """Directions [P, N, W] of these columns as directions [P, N, D] of all inputs."""
-        v = v if self.scale is None else v * self.scale
+        v = v if self.scale is None else (v * self.scale).to(v.dtype)
         if self.wrt is None:
             return v
         whole = v.new_zeros((*v.shape[:-1], D))
@@ -79,3 +84,15 @@ class Columns:
     def rescale(self, derivatives: torch.Tensor) -> torch.Tensor:
         """Derivatives [..., W] in the columns' unit."""
         return derivatives if self.scale is None else derivatives * self.scale
+
+
+def root_mean_square(entries: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Of each column [n, W], of `count` entries (None: all); 0 of none.
+
+    Squares are of the size of 1, by a power of two that leaves all digits: those of the entries may have no number.
+    """
+    if not len(entries):
+        return entries.new_zeros(entries.shape[1])
+    largest = entries.abs().amax(0)
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return unit * ((entries / unit).square().sum(0) / (len(entries) if count is None else count)).sqrt()

@@ -20,6 +20,11 @@ FLAT_MODULES = (
 )  # fmt: skip
 
 
+def widened(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """In the dtype that is computed in; what comes of it is rounded once, last."""
+    return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
+
+
 @dataclass(frozen=True, eq=False)
 class Student:
     """A recognised multi-layer perceptron; `parameters` is weight, bias, weight, … without the missing biases."""
@@ -39,8 +44,8 @@ class Student:
         return self.widths[-1]
 
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """In the dtype that is computed in."""
-        return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
+        """An input or a parameter in the dtype that the layers are computed in."""
+        return widened(tensor)
 
     def flat(self) -> str | None:
         """An activation whose second derivative is 0 almost everywhere."""
