@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -20,8 +19,6 @@ GROUPS = ("x", "parameters", "targets", "vectors", "weights", "cotangents")
 HALF = ("bfloat16", "float16")
 # A call of the oracle takes all second derivatives; so many numbers take a tenth of a second.
 MOST_ENTRIES = 40_000
-# Whether the loss has weights of derivatives, and NaN for missing labels
-WEIGHS_DERIVATIVES = "derivative_weight" in inspect.signature(sk.sobolev_loss).parameters
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ def loss(rng: random.Random, case: Case) -> Case:
     )  # fmt: skip
     # a teacher gives second derivatives too
     taught = choices.first in ("teacher", "function")
-    if WEIGHS_DERIVATIVES and chance(rng, 0.4):
+    if chance(rng, 0.4):
         weight = rng.choice((None, "[N]", "[N, O]", "[N, O, W]", "mask"))
         choices = replace(choices, derivative_weight=weight, missing=chance(rng, 0.5))
     return replace(choices, second="teacher" if taught and case.order == 2 else choices.second)

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
 
-from .cases import WEIGHS_DERIVATIVES
-
 Named = dict[str, torch.Tensor]
 
 
@@ -195,7 +193,7 @@ def units(built) -> tuple[torch.Tensor | None, tuple[float, ...]]:
         scale = built.weights.get("input_scale")
         return None if scale is None else exact(scale), case.weights or (1.0,) * (1 + case.order)
     jacobian = exact(built.targets["jacobian"]).nan_to_num().reshape(case.N, case.O, case.W)
-    counts = counting(built, "jacobian") if WEIGHS_DERIVATIVES else torch.ones_like(jacobian)
+    counts = counting(built, "jacobian")
     rms = ((jacobian.square() * counts).sum((0, 1)) / counts.sum((0, 1)).clamp(min=1)).sqrt()
     # a column without a size of its own takes that of the others
     usual = rms.square().mean().sqrt()
