@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-.PHONY: demo ready test test-ptx bench bench-pytest check format clean
+.PHONY: demo ready test test-ptx sanitize bench bench-pytest check format clean
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
@@ -25,6 +25,20 @@ test: check
 # Compiled GPU kernels on the CPU alone
 test-ptx: $(READY)
 	$(PYTEST) ptx
+
+# The core and its binding under AddressSanitizer and UBSan, over the tests that call them
+SANITIZED := build/sanitize
+RUNTIMES = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $(or $(CXX),c++) -print-file-name=$(name)))
+CALLING := $(foreach name,boundary correctness cotangents derivatives directions op,python_tests/test_$(name).py)
+
+sanitize: $(READY)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--upgrade --target $(SANITIZED)/installed --config-settings=cmake.build-type=Debug \
+		--config-settings=cmake.define.SOBOLEV_SANITIZE=ON --config-settings=cmake.define.SOBOLEV_CUDA=off \
+		--config-settings=build-dir=$(SANITIZED)/cmake .
+	SOBOLEV_CORE=$$(echo $(CURDIR)/$(SANITIZED)/installed/sobolev_kernels/_C*.so) LD_PRELOAD="$(RUNTIMES)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(PYTEST) $(CALLING) -k "not compile and not memory and not defaults"
 
 # Formatting, lint and the freshness of what is generated, in seconds
 check: $(READY)

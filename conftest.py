@@ -1,14 +1,22 @@
 """Every output that a backend is given to fill starts as NaN, so one that is left unwritten fails its test.
 
 `--perturb UNITS` runs the tests as on another machine, whose PyTorch rounds differently. (Not those that look at how a
-call goes: within it every call is traced.)
+call goes: within it every call is traced.) SOBOLEV_CORE=PATH runs them with another build of the core.
+`--default-device` and `--default-dtype` run them under other defaults of torch.
 """
 
+import importlib.util
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
+
+if path := os.environ.get("SOBOLEV_CORE"):
+    spec = importlib.util.spec_from_file_location("sobolev_kernels._C", path)
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 from sobolev_kernels import ops
 from sobolev_kernels.testing.rule import MACHINE, perturbed
@@ -28,6 +36,8 @@ def poison_outputs(monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption("--perturb", type=int, default=0, help="units in the last place that PyTorch is off by")
+    parser.addoption("--default-device", default=None, help="torch's default device within a test")
+    parser.addoption("--default-dtype", default=None, help="torch's default dtype within a test")
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +45,13 @@ def another_machine(request):
     units = request.config.getoption("--perturb")
     with perturbed(units, operations=MACHINE) if units else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True)
+def other_defaults(request):
+    device, dtype = (request.config.getoption(name) for name in ("--default-device", "--default-dtype"))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype) if dtype else before)
+    with torch.device(device) if device else nullcontext():
+        yield
+    torch.set_default_dtype(before)

@@ -60,7 +60,7 @@ def streams(layers: Layers, data: Data) -> torch.Tensor:
 
 def basis(data: Data) -> torch.Tensor:
     """[D, 1, D]: of the first layer the tangents are the same for all samples."""
-    return torch.eye(data.x.shape[1], dtype=data.x.dtype)[:, None]
+    return torch.eye(data.x.shape[1], dtype=data.x.dtype, device=data.x.device)[:, None]
 
 
 def collapsed_streams(layers: Layers, data: Data) -> torch.Tensor:

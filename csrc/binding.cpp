@@ -70,6 +70,10 @@ const sk::Kernels& instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not available on this machine; known: " + known);
 }
 
+void need(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
 // A step under construction: owns the layers that `step` points to.
 struct StepBuilder {
   sk::Step step;
@@ -78,8 +82,32 @@ struct StepBuilder {
   sk::Step& finish() {
     step.layers = layers.data();
     step.L = std::int64_t(layers.size());
-    if (layers.empty() || layers.size() > 64) throw std::invalid_argument("a student has 1 to 64 linear layers");
-    if (step.tile < 1) throw std::invalid_argument("tile must be positive");
+    need(!layers.empty() && layers.size() <= 64, "a student has 1 to 64 linear layers");
+    need(step.tile >= 1, "tile must be positive");
+    need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
+         "sizes must not be negative, nor W more than D");
+    need(step.order == 1 || step.order == 2, "order must be 1 or 2");
+    std::int64_t n = step.D;
+    for (const auto& layer : layers) {
+      need(layer.n_in == n && layer.n_out >= 0, "a layer must take what the one before gives");
+      need(layer.weight.data || layer.n_in * layer.n_out == 0, "a layer must have a weight");
+      n = layer.n_out;
+    }
+    need(n == step.O, "the last layer must give O outputs");
+    return step;
+  }
+
+  // One that is to be run: what it reads and writes without asking is there.
+  sk::Step& run() {
+    finish();
+    need(step.x.data || step.N * step.D == 0, "a step must have inputs");
+    const bool given = step.directions.distribution == sk::Distribution::kGiven;
+    const bool empty = step.P * step.N * step.drawn() == 0;
+    need(!given || step.directions.given.data || empty, "directions must be drawn or given");
+    for (const auto& layer : layers) {
+      need(!step.gradients || layer.dweight || layer.n_in * layer.n_out == 0, "a gradient must have its place");
+      need(!step.gradients || !layer.bias.data || layer.dbias || layer.n_out == 0, "a gradient must have its place");
+    }
     return step;
   }
 };
@@ -186,7 +214,7 @@ PYBIND11_MODULE(_C, m) {
       "mlp_sobolev",
       [](StepBuilder& self, const std::string& isa) {
         const auto& kernels = instruction_set(isa);
-        const auto& step = self.finish();
+        const auto& step = self.run();
         py::gil_scoped_release release;
         sk::cpu::mlp_sobolev(kernels, step);
       },
@@ -240,7 +268,7 @@ PYBIND11_MODULE(_C, m) {
       "cuda_step",
       [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks, int device,
          Address stream) {
-        auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
+        auto a = sk::cuda::prepare(self.run(), choice<sk::Precision>(precision, "precision"), limit);
         sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
         py::gil_scoped_release release;
         sk::cuda::launch(a, choice<sk::Precision>(precision, "precision"), device, stream);

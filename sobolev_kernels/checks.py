@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from .boundary import faults_of_memory, is_sound
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, describe, range_of
@@ -18,7 +19,6 @@ from .targets import CONSTANT, Targets
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
-WEIGHTS = ("sample_weight", "output_weight", "derivative_weight")
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
 NO_GRADIENT = "a tensor without requires_grad (no gradient to weights is provided)"
@@ -28,6 +28,11 @@ NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give h
 def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iterator[Fault]:
     """Why a request is refused, before anything is run, chosen or drawn."""
     settings, inputs, targets = request.settings, request.inputs, request.targets
+    # a generator for each tensor would cost more than the look at it
+    compiling = torch.compiler.is_compiling()
+    for name, tensor in request.tensors().items():
+        if not (compiling or tensor is None or is_sound(tensor)):
+            yield from faults_of_memory(name, tensor)
     if targets is not None:
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
@@ -90,7 +95,11 @@ def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fau
 def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
     if not callable(function):
         yield Fault(name, "a torch.nn.Module", function, TypeError)
+    if student.reason and student.fault is not None:
+        yield student.fault._replace(argument=name)
     for i, parameter in enumerate(student.parameters):
+        if not (student.reason or torch.compiler.is_compiling() or is_sound(parameter)):
+            yield from faults_of_memory(f"{name}: parameter {i}", parameter)
         if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
             yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")
@@ -222,13 +231,14 @@ def faults_of_teacher(
 def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
     """NaN and infinity: a pass over all tensors, but for what does not count."""
     targets, weights = request.targets.tensors(), request.residual_weights
-    named = {"inputs": request.inputs, **targets}
+    named = request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {name: getattr(request, name) for name in ("input_scale", *WEIGHTS)}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
     for name, tensor in named.items():
         if tensor is None:
             continue
+        if tensor.is_meta:
+            yield Fault(name, "numbers, which check_finite could look at", tensor)
         counting = weights.counting(name, tensor) if name in targets else None
         bad = ~torch.isfinite(tensor) if counting is None else ~torch.isfinite(tensor) & counting
         if bool(bad.any()):

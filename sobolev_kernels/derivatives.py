@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import call
+from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
-from .errors import need
+from .errors import need, refuse
 from .prepare import prepare
 from .problem import DERIVATIVES
 from .request import Request
@@ -180,6 +181,7 @@ def hvp(
     """
     for name, tensor in (("v", v), ("w", w)):
         need(isinstance(tensor, torch.Tensor), name, "a tensor [P, N, D] or [P, D]", tensor, TypeError)
+        refuse(faults_of_memory(name, tensor))
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
     # what is added and what is subtracted would be rounded in half precision
     exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .boundary import faults_of_memory
 from .drawing import Drawing, drawn, over_samples
 from .errors import Fault, need, refuse
 from .math.directions import DISTRIBUTIONS, unbiased_scale
@@ -64,6 +65,7 @@ class Projections:
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
         name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
         need(isinstance(values, torch.Tensor), name, shape, values, TypeError)
+        refuse(faults_of_memory(name, values))
         need(values.dim() in (2, 3), name, shape, values)
         need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
         need(not values.requires_grad, name, CONSTANT, values)
@@ -130,8 +132,8 @@ class Projections:
         if self.distribution == "given":
             return None
         if self.seed is not None:
-            return torch.tensor((self.seed, self.offset), dtype=torch.int64)
-        return torch.randint(2**62, (2,), dtype=torch.int64)
+            return torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
+        return torch.randint(2**62, (2,), dtype=torch.int64, device="cpu")
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for
@@ -142,6 +144,7 @@ class Projections:
         """
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
         need(isinstance(like, torch.Tensor), name, f"a tensor {shape}", like, TypeError)
+        refuse(faults_of_memory(name, like))
         floating = like.dim() == 2 and like.is_floating_point()
         need(floating, name, f"a floating tensor {shape}", like)
         N, n = like.shape

@@ -24,7 +24,7 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         return torch.ops.sobolev_kernels.draw_directions(seed, N, drawing.to_string())
     # in a transform of torch.func a new tensor has no memory of its own to fill
     if core.draws(drawing) and not torch._C._are_functorch_transforms_active():
-        out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype))
+        out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype), device=drawing.device)
         core.draw(drawing, seed, out)
         return out
     key, offset = seed.tolist()

@@ -25,8 +25,10 @@ def describe(value: Any) -> str:
     """A value in an error message: a tensor by dtype, shape and device, anything else as it prints."""
     if isinstance(value, torch.Tensor):
         grad = ", requires_grad" if value.requires_grad else ""
-        shape = ", ".join(str(n) for n in value.shape)
-        return f"a tensor {str(value.dtype).removeprefix('torch.')} [{shape}] on {value.device}{grad}"
+        shape = "..." if value.is_nested else ", ".join(str(n) for n in value.shape)
+        layout = "nested " if value.is_nested else f"{str(value.layout).removeprefix('torch.').strip('_')} "
+        layout = "" if layout == "strided " else layout
+        return f"a {layout}tensor {str(value.dtype).removeprefix('torch.')} [{shape}] on {value.device}{grad}"
     if isinstance(value, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in value):
         return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
     return value if isinstance(value, str) and value else repr(value)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .errors import need
+from .boundary import PLAIN
+from .errors import Fault, describe, need
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose
 
@@ -66,13 +67,34 @@ def to_module(formula: Formula) -> nn.Module:
     return row.kind(*formula.parameters, **dict(row.arguments))
 
 
-def from_module(module: nn.Module) -> Formula | None:
-    """The row of the activation table that a module is, with its parameters."""
+def from_module(module: nn.Module) -> Formula | str | Fault:
+    """The row of the activation table that a module is, with its parameters; or why it is none.
+
+    A fault, if torch does not compute it either: its own activations take nothing but numbers.
+    """
     for name in KINDS.get(type(module), ()):
         row = MODULES[name]
         if all(getattr(module, argument) == value for argument, value in row.arguments):
-            return Formula(name, tuple(float(getattr(module, parameter)) for parameter in row.parameters))
-    return None
+            numbers = [number(getattr(module, parameter)) for parameter in row.parameters]
+            if None in numbers:
+                parameter = row.parameters[numbers.index(None)]
+                name, value = f"{row.kind.__name__}.{parameter}", getattr(module, parameter)
+                if row.kind is Sine or (isinstance(value, torch.Tensor) and not (value.dim() or value.requires_grad)):
+                    return f"{name} is {describe(value)}, not a number"
+                return Fault("student", f"{name} to be a number", value, TypeError)
+            return Formula(name, tuple(numbers))
+    return f"{type(module).__name__} is not one of Linear and {', '.join(kind.__name__ for kind in KINDS)}"
+
+
+def number(value: object) -> float | None:
+    """A parameter of a formula; None if it may have a gradient, differ between features, or not be known yet."""
+    if isinstance(value, torch.Tensor):
+        known = type(value) in PLAIN and value.device.type != "meta" and not torch.compiler.is_compiling()
+        return float(value) if known and value.dim() == 0 and not value.requires_grad else None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def choose_activation(argument: str, choice: str | tuple | Formula) -> Formula:
@@ -115,3 +137,22 @@ class MLP(nn.Sequential):
             if formula.name != "identity":
                 layers.append(to_module(formula))
         super().__init__(*layers)
+
+
+def own(kind: type, method: str) -> object:
+    """A class's method as it was written; None if another has been put in its place already."""
+    function, home = getattr(kind, method), next(base for base in kind.__mro__ if method in vars(base))
+    return function if function.__module__ == home.__module__ and not hasattr(function, "__wrapped__") else None
+
+
+CONTAINERS = (nn.Sequential, MLP)
+FORWARDS = {kind: own(kind, "forward") for kind in (*CONTAINERS, nn.Linear, *KINDS)}
+CALL, CALL_IMPL = own(nn.Module, "__call__"), own(nn.Module, "_call_impl")
+
+
+def patched(kind: type) -> bool:
+    """Whether a class of these computes something else than it is known for."""
+    if kind.forward is not FORWARDS[kind] or kind._call_impl is not CALL_IMPL:
+        return True
+    # torch.fx traces with a __call__ of its own
+    return kind.__call__ is not CALL and torch._C._len_torch_dispatch_stack() == 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .boundary import entering
 from .dispatch import BACKENDS
 from .enums import NONE, PROJECTED
 from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
@@ -50,6 +51,7 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
+    operands = entering(problem, operands)
     outputs, gradients = outputs_of(problem, operands)
     run = BACKENDS[problem.backend].run
     if torch.is_autocast_enabled(problem.device):  # the Problem has its precision; a backend's own steps have theirs

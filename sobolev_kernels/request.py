@@ -61,6 +61,12 @@ class Request:
             named |= {f"{name} in targets": getattr(self.targets, name) for name in ("directions", "cotangents")}
         return {name: value for name, value in named.items() if value is not None}
 
+    def tensors(self) -> dict[str, torch.Tensor | None]:
+        """Inputs, targets and weights by the argument that gave them."""
+        named = {"inputs": self.inputs, **({} if self.targets is None else self.targets.tensors())}
+        weights = ("input_scale", "sample_weight", "output_weight", "derivative_weight")
+        return named | {name: getattr(self, name) for name in weights}
+
     def projections(self, student: Student | Unrecognised) -> tuple[Projections | None, torch.Tensor | None]:
         """What derivatives are projected on, and its tensor if it was given; "exact" from the cheaper side."""
         chosen = next(iter(self.asked().values()), None) or Directions.sphere(1)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
+from torch.nn.modules import module as everywhere
 
+from .boundary import PLAIN
+from .errors import Fault
 from .math.activations import is_curved
 from .math.table import Formula
-from .modules import IDENTITY, KINDS, MLP, from_module
+from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
 
 # Half precision is computed in float32.
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -64,6 +68,7 @@ class Unrecognised:
     activations: tuple[Formula, ...] = ()
     D: int | None = None
     O: int | None = None
+    fault: Fault | None = None  # of a layer that PyTorch cannot compute either
 
     @property
     def parameters(self) -> tuple[torch.Tensor, ...]:
@@ -85,13 +90,24 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def hooks_of_all() -> bool:
+    """Whether hooks are registered that torch.nn calls for every module."""
+    return bool(
+        everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks
+    )  # fmt: skip
+
+
 def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
     """The modules of nested Sequentials in order; a string is the reason why there is no such order."""
+    kind = type(module)
     if has_hooks(module):
-        yield f"{type(module).__name__} has hooks"
+        yield f"{kind.__name__} has hooks"
     elif "forward" in vars(module):
-        yield f"{type(module).__name__} has its forward replaced"
-    elif type(module) in (nn.Sequential, MLP):
+        yield f"{kind.__name__} has its forward replaced"
+    elif kind in FORWARDS and patched(kind):
+        yield f"the class {kind.__name__} has its forward or its call replaced"
+    elif kind in CONTAINERS:
         for child in module._modules.values():
             yield from leaves(child)
     else:
@@ -101,12 +117,52 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
 def recognise(function: object) -> Student | Unrecognised:
     """The layers of a module, or in words why it is not an MLP of the activation table."""
     layers = layers_of(function)
+    if isinstance(layers, Fault):
+        return Unrecognised(layers.expected, function, fault=layers)
     return Unrecognised(layers, function) if isinstance(layers, str) else layers
 
 
-def layers_of(module: object) -> Student | str:
+def linear(leaf: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None] | str | Fault:
+    """Weight [n_out, n_in] and bias [n_out], wherever the module has them from.
+
+    Otherwise why the kernels do not read it, where torch computes it all the same; or a fault, where torch does not.
+    """
+    weight, bias = part(leaf, "weight"), part(leaf, "bias")
+    for name, tensor, dims in (("weight", weight, 2), ("bias", bias, None)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, torch.Tensor) or tensor.is_nested or tensor.layout is not torch.strided:
+            return Fault("student", f"the {name} of a Linear to be a dense tensor", tensor, TypeError)
+        if not plain(tensor):
+            return f"the {name} of a Linear is a {type(tensor).__name__}"
+        if dims not in (None, tensor.dim()):
+            return Fault("student", "the weight of a Linear to be of shape [n_out, n_in]", tensor)
+    n_out = weight.shape[0]
+    if bias is None or bias.shape == (n_out,):
+        return weight, bias
+    if bias.dim() and bias.shape[-1] not in (1, n_out):
+        return Fault("student", f"the bias of a Linear to be of shape [{n_out}]", bias)
+    return f"a Linear has a bias of {list(bias.shape)} for {n_out} outputs"
+
+
+def part(leaf: nn.Module, name: str) -> object:
+    """What `leaf.name` is, without torch's slow way to a parameter; a tensor put there instead of one goes before."""
+    known = name in leaf._parameters and name not in vars(leaf)
+    return leaf._parameters[name] if known else getattr(leaf, name, "nothing")
+
+
+def plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers are what its memory holds; or someone traces the call, and memory is of no matter."""
+    if type(tensor) in PLAIN or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return isinstance(tensor, FakeTensor)
+
+
+def layers_of(module: object) -> Student | str | Fault:
     if not isinstance(module, nn.Module):
         return f"the student is a {type(module).__name__}, not a torch.nn.Sequential"
+    if hooks_of_all():
+        return "hooks are registered for all modules"
     widths: list[int] = []
     biases: list[bool] = []
     activations: list[Formula] = []
@@ -117,20 +173,23 @@ def layers_of(module: object) -> Student | str:
             return leaf
         kind = type(leaf)
         if kind is nn.Linear:
-            parts = leaf._parameters
-            if widths and widths[-1] != leaf.weight.shape[1]:
-                return f"a linear layer takes {leaf.weight.shape[1]} features after one that gives {widths[-1]}"
-            widths = widths or [leaf.weight.shape[1]]
-            widths.append(leaf.weight.shape[0])
-            biases.append(parts["bias"] is not None)
+            layer = linear(leaf)
+            if isinstance(layer, (str, Fault)):
+                return layer
+            weight, bias = layer
+            n_out, n_in = weight.shape
+            if widths and widths[-1] != n_in:
+                return f"a linear layer takes {n_in} features after one that gives {widths[-1]}"
+            widths = widths or [n_in]
+            widths.append(n_out)
+            biases.append(bias is not None)
             activations.append(IDENTITY)
-            parameters += [p for p in (parts["weight"], parts["bias"]) if p is not None]
+            parameters += [weight] if bias is None else [weight, bias]
             fresh = True
         elif kind is nn.Identity:
             continue
-        elif (formula := from_module(leaf)) is None:
-            known = ", ".join(known.__name__ for known in KINDS)
-            return f"{kind.__name__} is not one of Linear and {known}"
+        elif isinstance(formula := from_module(leaf), (str, Fault)):
+            return formula
         elif not fresh:
             return f"{kind.__name__} does not follow a linear layer"
         else:

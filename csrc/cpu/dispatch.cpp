@@ -103,7 +103,8 @@ void mlp_sobolev(const Kernels& kernels, const Step& step) {
 }
 
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
-  const std::size_t bytes = std::size_t((step.P + 1) * step.drawn()) * 2 * std::size_t(kernels.vector_bytes) + 128;
+  const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;
+  const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * 2 * std::size_t(kernels.vector_bytes) + 128;
   kernels.draw(step, room.at_least(bytes), out, 0, 1);
 }
 

@@ -121,7 +121,8 @@ void draw(const Step& step, void* room, T* out, int part, int parts) {
   Arena arena(room);
   const std::int64_t n = step.drawn();
   T* v = arena.take<T>(n * kPanel<T>);
-  T* frame = arena.take<T>(step.P * n * kPanel<T>);
+  const bool framed = step.directions.distribution == Distribution::kOrthonormal;
+  T* frame = framed ? arena.take<T>(step.P * n * kPanel<T>) : nullptr;
   const Range mine((step.N + kPanel<T> - 1) / kPanel<T>, part, parts);
   for (std::int64_t panel = mine.begin; panel < mine.end; ++panel) {
     for (std::int64_t p = 0; p < step.P; ++p) {

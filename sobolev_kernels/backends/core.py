@@ -118,7 +118,7 @@ def step_of_shapes(problem: Problem, N: int):
     step = new_step(problem, N)
     parameters = [SOMEWHERE] * (len(problem.biases) + sum(problem.biases))
     set_layers(step, problem, parameters, [1] * len(parameters) if problem.gradients else [])
-    seed = None if problem.distribution == "given" else torch.zeros(2, dtype=torch.int64)
+    seed = None if problem.distribution == "given" else torch.zeros(2, dtype=torch.int64, device="cpu")
     set_directions(step, problem.projection, problem.drawing, None, seed)
     kinds = (DENSE, problem.derivative_target, problem.second_target)[: 1 + problem.order]
     targets = [(CODES["TargetKind"][kind], SOMEWHERE) for kind in kinds]

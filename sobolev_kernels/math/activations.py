@@ -141,4 +141,4 @@ def derivatives(activation: Formula, z):
 
 def is_curved(activation: Formula) -> bool:
     """Whether σ'' is more than the number 0."""
-    return not isinstance(derivatives(activation, torch.zeros(()))[2], float)
+    return not isinstance(derivatives(activation, torch.zeros((), dtype=torch.float32, device="cpu"))[2], float)

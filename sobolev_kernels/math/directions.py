@@ -40,7 +40,7 @@ def words(seed: int, offset: int, P: int, N: int, D: int, shared: bool, device: 
     arange = lambda n: torch.arange(n, dtype=torch.int64, device=device)  # noqa: E731
     sample = arange(N) * (not shared)
     blocks = (D + 3) // 4
-    last = torch.tensor(offset & MASK32, device=device)
+    last = torch.tensor(offset & MASK32, dtype=torch.int64, device=device)
     w = philox([sample[None, :, None], arange(P)[:, None, None], arange(blocks), last], seed)
     return w.reshape(P, N, 4 * blocks)
 
@@ -98,7 +98,8 @@ class Distribution:
 
     Whether E[v vᵀ] is I/D (of `unit_length`) or I; whether the directions of a sample depend on each other; how many
     FLOPs of a multiply take as long as one number takes to draw (two cores of an EPYC with AVX-512,
-    `python -m bench --planner`); and whether the kernels draw it themselves: if not, they are given what is drawn here.
+    `python -m bench --planner`); whether the kernels draw it themselves: if not, they are given what is drawn here; and
+    whether it takes any words: if not, it is handed none, [P, N, 0].
     """
 
     draw: Callable[[torch.Tensor, int, torch.dtype], torch.Tensor]
@@ -106,6 +107,7 @@ class Distribution:
     dependent: bool = False
     cost: int = 20
     in_kernels: bool = False
+    random: bool = True
 
 
 # Those in kernels are drawn in csrc/cpu/directions.h, csrc/cuda/philox.cuh and backends/triton/draws.py too.
@@ -115,7 +117,7 @@ DISTRIBUTIONS = {
     "rademacher": Distribution(rademacher, unit_length=False, cost=100, in_kernels=True),
     "coordinate": Distribution(coordinate, unit_length=True, cost=40, in_kernels=True),
     "orthonormal": Distribution(orthonormal, unit_length=True, dependent=True, cost=360, in_kernels=True),
-    "basis": Distribution(basis, unit_length=True, in_kernels=True),
+    "basis": Distribution(basis, unit_length=True, in_kernels=True, random=False),
 }
 GIVEN = "given"
 IN_KERNELS = (*(name for name, row in DISTRIBUTIONS.items() if row.in_kernels), GIVEN)
@@ -135,5 +137,6 @@ def draw(
     dtype: torch.dtype, device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
     """Directions [P, N, D] in plain PyTorch."""
-    w = words(seed, offset, P, N, D, shared, device)
-    return DISTRIBUTIONS[distribution].draw(w, D, dtype) * scale
+    row = DISTRIBUTIONS[distribution]
+    w = words(seed, offset, P, N, D if row.random else 0, shared, device)
+    return row.draw(w, D, dtype) * scale

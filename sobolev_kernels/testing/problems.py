@@ -29,7 +29,7 @@ MARGIN = 1e-6
 
 def jumps(activation: Formula) -> bool:
     """Whether σ' or σ'' jumps at 0, as those of ReLU and softsign."""
-    beside = torch.tensor([-1e-12, 1e-12], dtype=torch.float64)
+    beside = torch.tensor([-1e-12, 1e-12], dtype=torch.float64, device="cpu")
     orders = derivatives(activation, beside)[1:3]
     return any(isinstance(d, torch.Tensor) and float((d[1] - d[0]).abs()) > 1e-6 for d in orders)
 
@@ -70,10 +70,13 @@ SMALL = Shape(45, 3, 19, 2, 2, 3, "odd, more than a panel")
 TINY = Shape(4, 3, 5, 2, 2, 2, "for what goes through every number")
 
 
+# What torch makes otherwise depends on its default device and dtype.
+MADE = {"dtype": torch.float32, "device": "cpu"}
+
+
 def random(*shape: int) -> torch.Tensor:
     """Always the same standard normals of a shape, held by float32 exactly."""
-    generator = torch.Generator().manual_seed(7 + sum(shape))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(7 + sum(shape)), **MADE)
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +87,7 @@ def random_hessian(N: int, O: int, D: int) -> torch.Tensor:
 @lru_cache
 def teacher_of(D: int, O: int) -> torch.nn.Module:
     """One whose values and derivatives are of the size of 1, also along directions of unit length."""
-    teacher = sk.MLP(D, O, width=7, depth=1, activation="sin")
+    teacher = sk.MLP(D, O, width=7, depth=1, activation="sin", **MADE)
     for parameter in teacher.parameters():
         parameter.data = random(*parameter.shape)
     teacher[0].weight.data *= 2.0 ** -round(math.log2(D) / 4)
@@ -159,12 +162,14 @@ def data(shape: Shape, activation: str | tuple | Formula = "tanh", bias: bool = 
     for seed in count():
         torch.manual_seed(seed)
         student = sk.MLP(
-            shape.D, shape.O, width=shape.H, depth=shape.depth, activation=activation, last_activation=last, bias=bias
-        )
-        x = torch.randn(shape.N, shape.D)
+            shape.D, shape.O, width=shape.H, depth=shape.depth, activation=activation, last_activation=last, bias=bias,
+            **MADE,
+        )  # fmt: skip
+        x = torch.randn(shape.N, shape.D, **MADE)
         if margin(student.double(), x.double()) > MARGIN:
             student.float()
-            return Data(student, x, torch.randn(shape.N, shape.O), torch.randn(shape.N, shape.O, shape.D))
+            y, jacobian = torch.randn(shape.N, shape.O, **MADE), torch.randn(shape.N, shape.O, shape.D, **MADE)
+            return Data(student, x, y, jacobian)
 
 
 def directions_of(distribution: str, shape: Shape, seed: int = 11, P: int | None = None) -> sk.Directions:
@@ -180,8 +185,7 @@ def projections_of(kind: type[Projections], distribution: str, P: int, N: int, n
         return kind.basis()
     P = min(P, n) if distribution == "orthonormal" else P
     if distribution == "given":
-        generator = torch.Generator().manual_seed(seed)
-        return kind.given(torch.randn(P, N, n, generator=generator))
+        return kind.given(torch.randn(P, N, n, generator=torch.Generator("cpu").manual_seed(seed), **MADE))
     return getattr(kind, distribution)(P, seed=seed)
 
 
