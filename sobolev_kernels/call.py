@@ -37,7 +37,7 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, call.request.inputs), targeted
+    return reference.differentiably(results_at, call.request.inputs, call.problem), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -134,7 +134,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, teacher.problem)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs)
+        results = reference.differentiably(results_at, inputs, teacher.problem)
     dtype = getattr(torch, call.problem.dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 

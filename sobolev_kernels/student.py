@@ -85,9 +85,9 @@ class Unrecognised:
         for path, kind, module in self.modules():
             batch_norm = isinstance(module, _BatchNorm) or (kind in BATCH_NORMS and isinstance(module, ScriptModule))
             if batch_norm and module.running_mean is None:
-                return f"{path or 'a'} {kind} without running statistics (LayerNorm and GroupNorm need none)"
+                return f"{kind} {path!r} without running statistics; LayerNorm and GroupNorm need none"
             if batch_norm and module.training:
-                return f"{path or 'a'} {kind} in train mode (call eval() on it)"
+                return f"{kind} {path!r} in train mode; call eval() on it"
         return None
 
     def modules(self) -> Iterator[tuple[str, str, nn.Module]]:

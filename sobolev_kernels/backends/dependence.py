@@ -10,6 +10,12 @@ import torch
 from ..errors import NotProvided
 from .exact import exactly
 
+SILENT = (
+    "autograd: no path leads from what the function gives to its inputs, though it changes with them, and its derivative "
+    "would be a silent zero; look for a forward that detaches its input, runs under torch.no_grad() or leaves PyTorch "
+    "(NumPy), and for an autograd.Function whose backward is no part of the graph"
+)
+
 
 class Evaluated(NamedTuple):
     """A function and what it gave; x asks for its gradient. Without y it has not been run yet."""
@@ -24,11 +30,7 @@ def refuse_dependence(ran: Evaluated) -> None:
     moved = ran.x + small_steps(ran.x)
     before, after = (again(ran.function, x) for x in (ran.x, moved))
     if not same(before, after):
-        raise NotProvided(
-            "autograd: what the function gives changes with its inputs, but its graph does not lead to them, and every "
-            "derivative would be a silent zero: a forward that detaches its input, runs under torch.no_grad(), leaves "
-            "PyTorch (NumPy), or an autograd.Function whose backward is no part of the graph"
-        )
+        raise NotProvided(SILENT)
 
 
 def refuse_slope(ran: Evaluated) -> None:

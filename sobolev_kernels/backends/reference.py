@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch._functorch.eager_transforms import _jvp_with_argnums
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS, DENSE, DIRECTIONS
+from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
-from .dependence import Evaluated, refuse_dependence, refuse_slope
-from .exact import exactly, graphs, refuse_inexact, tracked
+from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
+from .exact import ExactNorms, exactly, graphs, refuse_inexact, tracked
 from .finish import finish
 
 # y [N, O], derivatives, second derivatives
@@ -122,9 +125,21 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def differentiably(function: Callable, x: torch.Tensor):
-    """function(x), tensors; amid transforms of torch.func in one of their own: only there x can ask for a gradient."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+def differentiably(function: Callable, x: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, ...]:
+    """function(x), a step of this problem, where derivatives can be taken of what is run in it."""
+    return function(x) if by_forward_mode(problem) else by_autograd(function, x)
+
+
+def by_forward_mode(problem: Problem) -> bool:
+    """Whether derivatives are taken in forward mode: where no gradient is wanted of them, dynamo can follow it."""
+    wanted = torch.is_grad_enabled() or problem.order == 2 or problem.projection != DIRECTIONS
+    return torch.compiler.is_compiling() and not wanted
+
+
+@torch.compiler.disable(reason="the reference differentiates by autograd, which torch.compile cannot look into")
+def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
+    if not torch._C._are_functorch_transforms_active():
         return function(x)
     results = torch.func.vjp(function, x)[0]
     return results if torch.is_grad_enabled() else tuple(map(without_graph, results))
@@ -146,10 +161,7 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
 
 def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    along_directions = problem.projection == DIRECTIONS
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and problem.order == 1 and along_directions:
-        return Evaluated(function, x, None)
-    return with_graph(function, x)
+    return Evaluated(function, x, None) if by_forward_mode(problem) else with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
@@ -215,10 +227,20 @@ def tangent(function: Callable, direction: torch.Tensor) -> Callable[[torch.Tens
 
 def forward_jet(function: Callable, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """y and tangents in forward mode."""
-    with exactly():
-        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
         y = function(x)
+        tangents = [forward_tangent(function, x, direction) for direction in v]
     return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
+
+
+def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """As torch.func.jvp, but an output that no tangent reaches is an error, which compilers meet while they trace."""
+    try:
+        return _jvp_with_argnums(function, (x,), (direction,), None, strict=True, has_aux=False)[1]
+    except RuntimeError as error:
+        if "strict" not in str(error):
+            raise
+        raise NotProvided(SILENT) from error
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
