@@ -230,9 +230,9 @@ def test_what_is_linear_has_no_second_derivative(name):
 def test_kinks_are_not_taken_for_a_slope(dtype):
     """Of many units some have theirs within a step of the probe."""
     torch.manual_seed(0)
-    weights = torch.randn(3, 400, dtype=dtype), torch.randn(400, 2, dtype=dtype)
+    weights = torch.randn(3, 200, dtype=dtype), torch.randn(200, 2, dtype=dtype)
     student = lambda x: (lambda z: z * (z > 0))(x @ weights[0]) @ weights[1]  # noqa: E731
-    x = torch.randn(500, 3, dtype=dtype, requires_grad=True)
+    x = torch.randn(200, 3, dtype=dtype, requires_grad=True)
     assert sk.jvp(student, x, torch.eye(3, dtype=dtype))[1].any()
     assert not sk.jet(student, x, torch.eye(3, dtype=dtype))[2].any()
 
