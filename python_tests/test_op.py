@@ -113,6 +113,32 @@ def test_compile_fullgraph(mode, reduction, compiler):
         assert torch.equal(eager, compiled)
 
 
+@pytest.mark.parametrize("compiler", ["eager, not compiled", "aot_eager"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("mode", MODES)
+def test_learned_weights_of_terms(mode, reduction, compiler):
+    """Gradients to weights, parameters and inputs through the terms and the loss, as by the reference."""
+    numbers, (projections, kinds, settings) = data(SHAPE).to(torch.float64), MODES[mode]
+    settings = settings | {"cotangents" if mode == "cotangents" else "directions": projections}
+    targets = sk.Targets(**{name: getattr(numbers, "y" if name == "values" else name) for name in kinds})
+    learned = torch.linspace(0.5, 1.5, len(kinds) + 1, dtype=torch.float64, requires_grad=True)
+    x = numbers.x.requires_grad_()
+
+    def loss(x, learned, backend):
+        found = sk.sobolev_loss(
+            numbers.student, x, targets, reduction=reduction, return_terms=True, backend=backend, **settings
+        )
+        parts = [term for term in found if term is not None]
+        return sum((w * part * part.detach().exp()).sum() for w, part in zip(learned, parts, strict=True))
+
+    results = []
+    fused = loss if "eager," in compiler else torch.compile(loss, fullgraph=True, backend=compiler)
+    for value in (fused(x, learned, "cpu"), loss(x, learned, "reference")):
+        results.append(torch.autograd.grad(value, (x, learned, *numbers.student.parameters())))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
 DERIVATIVES_OF = {
     "jvp": [random(2, SHAPE.N, SHAPE.D)],
     "vjp": [random(2, SHAPE.N, SHAPE.O)],

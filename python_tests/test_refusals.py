@@ -1263,14 +1263,6 @@ def test_weights_are_any_two_numbers():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_only_the_loss_carries_gradients(backend):
-    *terms, second = loss(return_terms=True, backend=backend)
-    assert [term.requires_grad for term in terms] == [True, False, False] and second is None
-    terms = loss(targets=CURVED, order=2, return_terms=True, backend=backend)
-    assert [term.requires_grad for term in terms] == [True, False, False, False]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("result", RESULTS)
 def test_repeated_calls_are_bitwise_equal(result, backend):
     """With the forward's and the backward's own computing, and two backwards of one forward."""
@@ -1290,3 +1282,13 @@ def test_the_environment_forces_a_backend_and_the_argument_overrules_it(monkeypa
     assert loss(student, backend="reference").isfinite()
     monkeypatch.setenv("SOBOLEV_BACKEND", "")
     assert loss(student).isfinite()
+
+
+def test_targets_and_directions_that_ask_for_a_gradient_later():
+    """They were constants when they were given."""
+    targets, v = sk.Targets(values=Y.clone(), jacobian=J.clone()), torch.ones(1, N, D)
+    given = sk.Directions.given(v)
+    targets.jacobian.requires_grad_()
+    assert_refused(lambda: loss(targets=targets), ValueError, "jacobian: expected a tensor without requires_grad")
+    v.requires_grad_()
+    assert_refused(lambda: loss(directions=given), ValueError, "directions: expected a tensor without requires_grad")

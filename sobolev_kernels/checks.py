@@ -12,7 +12,7 @@ from .errors import Fault, NotProvided, describe
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
-from .targets import Targets
+from .targets import CONSTANT, Targets
 
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -149,6 +149,8 @@ def faults_of_targets(
         "vjps": [("R" if P == "O" else P, N, W)],
     }
     for name, tensor in targets.tensors().items():
+        if tensor.requires_grad:
+            yield Fault(name, CONSTANT, tensor)
         if projections is not None or name in ("values", "jacobian", "hessian"):
             yield from faults_of_shape(name, tensor, shapes[name], inputs)
 

@@ -11,6 +11,8 @@ from .drawing import Drawing, drawn, over_samples
 from .errors import Fault, need, refuse
 from .math.directions import DISTRIBUTIONS, unbiased_scale
 
+CONSTANT = "a tensor without requires_grad (no gradient is provided)"
+
 
 @dataclass(frozen=True, eq=False)
 class Projections:
@@ -64,7 +66,7 @@ class Projections:
         need(isinstance(values, torch.Tensor), name, shape, values, TypeError)
         need(values.dim() in (2, 3), name, shape, values)
         need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
-        need(not values.requires_grad, name, "a tensor without requires_grad (no gradient is provided)", values)
+        need(not values.requires_grad, name, CONSTANT, values)
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
 
     @classmethod
@@ -113,6 +115,8 @@ class Projections:
             shape = (known,) if self.shared else (N, known)
             half = like.dtype in (torch.bfloat16, torch.float16)
             same = given.dtype == like.dtype or (half and given.dtype == torch.float32)
+            if given.requires_grad:
+                yield Fault(self.NAME, CONSTANT, given)
             if not (given.shape[1:] == shape and given.device == like.device and same):
                 shape = shape if n is not None else (*shape[:-1], self.LETTER)
                 expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"

@@ -21,9 +21,11 @@ from .targets import Targets
 
 
 class SobolevTerms(NamedTuple):
-    """What `return_terms=True` gives: scalars, or [N] with reduction="none". Only `loss` carries gradients.
+    """What `return_terms=True` gives: scalars, or [N] with reduction="none".
 
-    A term without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
+    Each can be differentiated for itself, so that weights can be learned or follow the terms' gradients: the gradients
+    of a term are computed in its backward, from the start again, those of `loss` beside the loss as ever. A term
+    without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
     """
 
     loss: torch.Tensor
@@ -129,7 +131,7 @@ def evaluate(
         return loss
     known = [tensor is not None for tensor in targeted[: 1 + settings.order]]
     nothing = torch.full_like(loss.detach(), torch.nan)
-    each = [terms[i].detach().to(inputs.dtype) if k else nothing for i, k in enumerate(known)]
+    each = [terms[i].to(inputs.dtype) if k else nothing for i, k in enumerate(known)]
     return SobolevTerms(loss, *each)
 
 

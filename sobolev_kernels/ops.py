@@ -15,7 +15,7 @@ import torch
 from .dispatch import BACKENDS
 from .enums import NONE, PROJECTED
 from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
-from .transforms import RefuseDoubleBackward, refuse_forward_mode
+from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
 empty = torch.empty  # the tests replace it by one that returns NaN
 
@@ -87,56 +87,87 @@ def op_fake(*arguments: Any) -> list[torch.Tensor]:
     return [*outputs.values(), *gradients]
 
 
-def gradients_of(problem: Problem, operands: Operands) -> list[torch.Tensor]:
-    """(dx, parameters…) for cotangents that were not known in the forward: computed from the start again."""
-    if problem.result == PER_SAMPLE:
-        problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
-    else:
-        kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
-        problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True)
-        problem = replace(problem, **dict(zip(("derivative_target", "second_target"), kinds, strict=True)))
-    return invoke(problem, operands)
-
-
 def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor]) -> None:
-    """Keep what the backward needs: the finished gradients, or the operands to compute them from."""
-    ctx.problem, ctx.count = problem, len(operands.parameters)
-    if problem.result == LOSS:
-        ctx.save_for_backward(operands.x, *operands.parameters, *outputs[2:])
-        return
+    """Keep what the backward needs: the finished gradients, or the operands to compute others from."""
     *tensors, weights = operands
-    ctx.weights = weights
     x, parameters, *optional = tensors
-    ctx.present = [tensor is not None for tensor in optional]
-    ctx.save_for_backward(x, *parameters, *(tensor for tensor in optional if tensor is not None))
+    kept = [None if problem.result == LOSS and not problem.terms else tensor for tensor in optional]
+    ctx.problem, ctx.weights, ctx.count, ctx.present = problem, weights, len(parameters), [t is not None for t in kept]
+    finished = outputs[2:] if problem.result == LOSS else []
+    ctx.save_for_backward(x, *parameters, *(tensor for tensor in kept if tensor is not None), *finished)
 
 
-def saved_operands(ctx) -> Operands:
+def saved(ctx) -> tuple[Operands, list[torch.Tensor]]:
+    """The operands that were kept, and the finished gradients."""
     x, *rest = ctx.saved_tensors
-    parameters, optional = rest[: ctx.count], iter(rest[ctx.count :])
-    return Operands(x, parameters, *(next(optional) if present else None for present in ctx.present), ctx.weights)
+    parameters, others = rest[: ctx.count], iter(rest[ctx.count :])
+    optional = [next(others) if present else None for present in ctx.present]
+    return Operands(x, parameters, *optional, ctx.weights), list(others)
 
 
 def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
     """[dx or None, dparameters…] from the cotangents of the op's outputs."""
-    problem = ctx.problem
+    problem, (operands, finished) = ctx.problem, saved(ctx)
     if all(g is None for g in cotangents):
         return [None] * (1 + ctx.count)
-    if problem.result == LOSS:
-        gradients = list(torch._foreach_mul(list(ctx.saved_tensors[1 + ctx.count :]), cotangents[0]))
+    need_no_batch(*cotangents)
+    if problem.result == DERIVATIVES:
+        gradients = gradients_of_derivatives(problem, operands, cotangents)
+    elif cotangents[1] is None and problem.result == LOSS:
+        gradients = list(torch._foreach_mul(finished, cotangents[0]))
     else:
-        operands = saved_operands(ctx)
-        if problem.result == PER_SAMPLE:
-            weight = cotangents[0] if operands.sample_weight is None else cotangents[0] * operands.sample_weight
-            operands = operands._replace(sample_weight=weight)
-        else:
-            outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
-            operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
-        gradients = gradients_of(problem, operands)
+        gradients = gradients_of_terms(problem, operands, *cotangents[:2])
     if torch.is_grad_enabled():
-        inputs = ctx.saved_tensors[: 1 + ctx.count]
+        inputs = (operands.x, *operands.parameters, *(g for g in cotangents if g is not None))
         gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
     return gradients if problem.input_gradient else [None, *gradients]
+
+
+def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
+    """(dx, parameters…) from the cotangents of values and derivatives."""
+    outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
+    operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
+    kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
+    first, second = kinds
+    problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True, derivative_target=first)
+    return invoke(replace(problem, second_target=second), operands)
+
+
+def gradients_of_terms(
+    problem: Problem, operands: Operands, loss: torch.Tensor | None, terms: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """(dx, parameters…) from the cotangents of a loss and of its terms, computed from the start again.
+
+    On the CPU the cotangents of a scalar loss and its terms are weights of one step. Elsewhere that would wait for the
+    device, and be seen by who traces, so that each term has a step of its own.
+    """
+    count = 1 + problem.order
+    if terms is None:
+        steps = [(operands.weights, loss)]
+    else:
+        whole = [0 if loss is None else weight * loss for weight in operands.weights]
+        each = [term + more for term, more in zip(terms.unbind(), whole, strict=True)]
+        if problem.result == LOSS and problem.device == "cpu" and not tracing(operands):
+            steps = [(tuple(float(term) for term in each), None)]
+        else:
+            targets = operands.values, operands.derivative, operands.second
+            units = [tuple(float(i == k) for i in range(count)) for k in range(count)]
+            steps = [(unit, term) for unit, term, t in zip(units, each, targets, strict=False) if t is not None]
+    total: list[torch.Tensor] = []
+    for weights, factor in steps:
+        gradients = gradients_of_loss(problem, operands._replace(weights=weights), factor)
+        total = [a + b for a, b in zip(total, gradients, strict=True)] if total else gradients
+    return total
+
+
+def gradients_of_loss(problem: Problem, operands: Operands, factor: torch.Tensor | None) -> list[torch.Tensor]:
+    """(dx, parameters…) of the weighted loss times a factor, one for each sample if losses are per sample."""
+    if problem.result == LOSS:
+        gradients = invoke(replace(problem, gradients=True), operands)[2:]
+        return gradients if factor is None else [gradient * factor for gradient in gradients]
+    weight = factor if operands.sample_weight is None else factor * operands.sample_weight
+    problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
+    return invoke(problem, operands._replace(sample_weight=weight))
 
 
 OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and the weights
@@ -155,7 +186,8 @@ class MlpSobolev(torch.autograd.Function):
         if problem.result == DERIVATIVES:
             return tuple(outputs)
         loss, terms = outputs[:2]
-        ctx.mark_non_differentiable(terms)
+        if not problem.terms:
+            ctx.mark_non_differentiable(terms)
         return loss, terms
 
     @staticmethod
@@ -172,7 +204,8 @@ def op_setup_context(ctx, inputs, output):
     problem, operands = from_op(*inputs)
     save(ctx, problem, operands, output)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*([] if problem.result == DERIVATIVES else output[1:]))
+    differentiable = len(output) if problem.result == DERIVATIVES else 1 + problem.terms
+    ctx.mark_non_differentiable(*output[differentiable:])
 
 
 def op_backward(ctx, cotangents):

@@ -88,6 +88,7 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         derivative_loss=settings.derivative_loss if loss else None,
         reduction=settings.reduction,
         gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
+        terms=loss and settings.return_terms,
         input_gradient=x.requires_grad,
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,

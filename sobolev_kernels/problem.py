@@ -87,6 +87,7 @@ class Problem:
     derivative_loss: Formula | None = None
     reduction: str = "mean"
     gradients: bool = False
+    terms: bool = False  # each is asked for, and can be differentiated
     input_gradient: bool = False
     precision: str = "ieee"
     backend: str = "cpu"

@@ -13,6 +13,7 @@ from .errors import need
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
+CONSTANT = "a tensor without requires_grad (no gradient to targets is provided)"
 SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "teacher": PROJECTED}
 
 
@@ -52,8 +53,7 @@ class Targets:
         for name in TENSORS:
             tensor = getattr(self, name)
             need(tensor is None or isinstance(tensor, torch.Tensor), name, "a tensor", tensor, TypeError)
-            constant = tensor is None or not tensor.requires_grad
-            need(constant, name, "a tensor without requires_grad (no gradient to targets is provided)", tensor)
+            need(tensor is None or not tensor.requires_grad, name, CONSTANT, tensor)
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
             given = [name for name in kinds if getattr(self, name) is not None]

@@ -7,6 +7,8 @@ from torch.autograd import forward_ad
 
 from .errors import NotProvided
 
+BATCHED = torch._C._dispatch_key_parse("Batched")
+
 
 class RefuseDoubleBackward(torch.autograd.Function):
     """Gradients pass through, and a backward through them raises: a second derivative is refused, never zero.
@@ -43,6 +45,20 @@ def refuse_forward_mode() -> None:
 
 def is_dual(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def is_batched(tensor: torch.Tensor | None) -> bool:
+    """Whether `torch.autograd.grad(..., is_grads_batched=True)` made it, which is not a transform of torch.func."""
+    return tensor is not None and torch._C._dispatch_keys(tensor).has(BATCHED)
+
+
+def need_no_batch(*cotangents: torch.Tensor | None) -> None:
+    """Raise where a backward is asked for several cotangents at a time."""
+    if not torch.compiler.is_compiling() and any(map(is_batched, cotangents)):
+        raise NotProvided(
+            "batched gradients: the fused step takes one cotangent at a time, not is_grads_batched=True or "
+            'vectorize=True; loop over them, or pass backend="reference"'
+        )
 
 
 def need_no_transforms(*tensors: torch.Tensor | None) -> None:

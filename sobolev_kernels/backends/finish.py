@@ -20,4 +20,4 @@ def finish(
         terms = terms.sum(1) if isinstance(terms, torch.Tensor) else [term.sum() for term in terms]
     weighted = [w * term for w, term in zip(weights, terms, strict=False) if w]
     loss = sum(weighted[1:], weighted[0]) if weighted else terms[0].new_zeros(terms[0].shape)
-    return loss, terms if isinstance(terms, torch.Tensor) else torch.stack([term.detach() for term in terms])
+    return loss, terms if isinstance(terms, torch.Tensor) else torch.stack(list(terms))
