@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import index
 
 import torch
 
 from . import ops
 from .backends import reference
+from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .drawing import drawn
 from .enums import COTANGENTS
 from .errors import need, refuse
+from .finite import one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
@@ -28,8 +31,16 @@ UNTARGETED: Targeted = (None, None, None)
 
 def run(call: Prepared) -> tuple[Results, Targeted]:
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
-    if not call.student.reason:
-        return run_at(call, call.request.inputs)
+    request = call.request
+    results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
+    if request.settings.check_finite and torch.compiler.is_compiling():
+        loss, *terms = results
+        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+    return results, targets
+
+
+def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
+    """The same of a student that is not looked into: his own derivatives are taken."""
     targeted = UNTARGETED
 
     def results_at(x: torch.Tensor) -> Results:
@@ -37,18 +48,18 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, call.request.inputs, call.problem), targeted
+    return reference.differentiably(results_at, inputs), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     request, student, ran = call.request, call.student, None
     x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
-    if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem)
-        call = knowing_outputs(call, ran.y)
-    seed = None if call.projections is None else call.projections.draw_seed()
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         columns = columns.balanced(student.computed(request.targets.jacobian))
+    if student.reason:
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
+        call = knowing_outputs(call, ran.y)
+    seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=student.computed(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
@@ -79,14 +90,13 @@ def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     y, N = function(x), x.shape[0]
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
+    need(y.shape[1] > 0, "student", "to return at least one output", y)
     return y
 
 
-def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
+def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
-    if y is None:
-        return call
-    request, problem, O = call.request, call.problem, y.shape[1]
+    request, problem, O = call.request, call.problem, index(y.shape[1])
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     for name, tensor, dim in (("jacobian", jacobian, 1), ("output_weight", request.output_weight, 0)):
@@ -95,7 +105,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=call.projections.count(O), scale=call.projections.scale(O))
+        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.scale(O))
     return replace(call, problem=problem)
 
 
@@ -131,10 +141,10 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
 
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, teacher.problem)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs, teacher.problem)
+        results = reference.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 

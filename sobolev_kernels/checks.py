@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from .columns import can_be_read
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, describe
+from .errors import Fault, NotProvided, as_tensor, converted, describe
+from .finite import faults_of_finite
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -41,8 +43,10 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_units(request, targets, projections)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
-    if settings.check_finite:
-        yield from faults_of_numbers(request, given)
+    # of a call that is compiled the numbers are looked at when it runs
+    if settings.check_finite and not torch.compiler.is_compiling():
+        for name, tensor in tensors_of(request, given).items():
+            yield from faults_of_finite(name, tensor)
 
 
 def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
@@ -73,24 +77,38 @@ def faults_of_scale(settings: Settings, input_scale: object) -> Iterator[Fault]:
 
 def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fault]:
     if not isinstance(inputs, torch.Tensor):
-        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError)
+        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError, as_tensor(inputs))
     if inputs.dtype not in FLOATING:
-        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
+        hint = "" if inputs.is_complex() else "inputs.float() is of one"
+        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs, hint=hint)
     if inputs.dim() != 2:
-        yield Fault("inputs", "a tensor [N, D]", inputs)
+        hint = "inputs[:, None] are of one feature, inputs[None] is one sample" if inputs.dim() == 1 else ""
+        yield Fault("inputs", "a tensor [N, D]", inputs, hint=hint)
+    if inputs.shape[1] == 0:
+        yield Fault("inputs", "a tensor [N, D] of at least one feature", inputs)
+    if student.O == 0:
+        yield Fault(name, "at least one output", "0")
     if student.D is not None and inputs.shape[1] != student.D:
         yield Fault("inputs", f"[N, {student.D}], since the {name} takes {student.D} features", inputs)
 
 
 def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
-    if not callable(function):
-        yield Fault(name, "a torch.nn.Module", function, TypeError)
+    if not callable(function) or isinstance(function, type):
+        hint = f"{function.__name__}(...) is one" if isinstance(function, type) else ""
+        yield Fault(name, "a torch.nn.Module", function, TypeError, hint)
     for i, parameter in enumerate(student.parameters):
         # only the function knows what its complex and its whole numbers are for
         same = parameter.dtype == inputs.dtype or (student.reason and not parameter.is_floating_point())
         if parameter.device != inputs.device or not same:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
-            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")
+            hint = either_converted(inputs, parameter, name)
+            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}", hint=hint)
+
+
+def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -> str:
+    """The call that converts the data, first of all float64 of NumPy's to the usual float32, or else the student."""
+    data, student = converted(inputs, parameter, "inputs"), converted(parameter, inputs, name)
+    return f"{data} (and so the targets), or {student}" if data and student else ""
 
 
 def faults_of_statistics(student: Layers, name: str) -> Iterator[Fault]:
@@ -126,7 +144,8 @@ def faults_of_shape(name: str, tensor: object, shapes: list[tuple], inputs: torc
     if not any(matches(tuple(tensor.shape), shape) for shape in shapes):
         yield Fault(name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
     if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
-        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor)
+        hint = converted(tensor, inputs, name)
+        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor, hint=hint)
 
 
 def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
@@ -160,10 +179,15 @@ def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.
     if weight is None:
         return
     if not isinstance(weight, torch.Tensor):
-        yield Fault(name, f"a tensor [{count}]", weight, TypeError)
+        yield Fault(name, f"a tensor [{count}]", weight, TypeError, as_tensor(weight))
     if weight.requires_grad:
         yield Fault(name, "a tensor without requires_grad (no gradient to weights is provided)", weight)
     yield from faults_of_shape(name, weight, [(count,)], inputs)
+    if can_be_read(weight) and weight.numel():
+        least = weight.min().item()
+        if not least >= 0:  # or NaN, which is the least of all
+            yield from faults_of_finite(name, weight)
+            yield Fault(name, "numbers >= 0", f"{least:g} in {describe(weight)}")
 
 
 def faults_of_units(request: Request, targets: Targets, projections: Projections | None) -> Iterator[Fault]:
@@ -186,13 +210,10 @@ def faults_of_teacher(
         yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")
 
 
-def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
-    """NaN and infinity: a pass over all tensors."""
-    named = {"inputs": request.inputs, **request.targets.tensors()}
+def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """All tensors of a request, by name."""
+    named = {"inputs": request.inputs, **({} if request.targets is None else request.targets.tensors())}
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
     named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
-    for name, tensor in named.items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            yield Fault(name, "finite numbers", f"{bad} that are not, in {describe(tensor)}")
+    return {name: tensor for name, tensor in named.items() if tensor is not None}

@@ -7,7 +7,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import Fault
+from .errors import Fault, as_tensor, converted, refuse
+
+
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether looking at its numbers waits for no device, breaks no graph, and asks nothing of a batch of tensors."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    return not watched and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
+def rms_of(numbers: torch.Tensor) -> torch.Tensor:
+    """The root mean square along the first axis, where squares may be too large or too small for their dtype."""
+    largest = numbers.abs().amax(0) if len(numbers) else numbers.new_zeros(numbers.shape[1:])
+    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return unit * (numbers / unit).square().mean(0).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +50,24 @@ class Columns:
             fits = isinstance(s, torch.Tensor) and s.shape == (W,)
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             if not (fits and s.device == inputs.device and not s.requires_grad):
-                yield Fault("input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s)
-            compiling = torch.compiler.is_compiling()
-            looked_at = s.device.type == "cpu" and not compiling and not torch._C._are_functorch_transforms_active()
-            if looked_at and not bool(((s > 0) & torch.isfinite(s)).all()):
+                hint = converted(s, inputs, "input_scale") if isinstance(s, torch.Tensor) else as_tensor(s)
+                yield Fault(
+                    "input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s, hint=hint
+                )
+            if can_be_read(s) and not bool(((s > 0) & torch.isfinite(s)).all()):
                 yield Fault("input_scale", "finite numbers > 0", s.tolist())
 
     def balanced(self, jacobian: torch.Tensor) -> Columns:
         """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020)."""
-        rms = jacobian.flatten(0, -2).square().mean(0).sqrt()
+        rms = rms_of(jacobian.flatten(0, -2))
         # a column that never changes f has no size of its own: it takes that of the others
-        usual = rms.square().mean().sqrt()
-        scale = 1 / torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
+        usual = rms_of(rms)
+        size = torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
+        scale = 1 / size
+        if can_be_read(scale) and bool((scale * scale).isinf().any()):
+            expected = f"columns of zeros, or large enough that {jacobian.dtype} holds the square of 1 / rms"
+            hint = 'weights="differential-ml" divides by rms; take larger units, or an input_scale of your own'
+            refuse([Fault("jacobian", expected, f"rms {size.min().item():.3g}", hint=hint)])
         return replace(self, scale=scale if jacobian.numel() else torch.ones_like(scale))
 
     def count(self, D: int) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .errors import need
 from .math.activations import ACTIVATIONS
-from .math.table import Formula, choose
+from .math.table import Formula, choose, is_number
 
 IDENTITY = Formula("identity")
 
@@ -20,6 +20,7 @@ class Sine(nn.Module):
 
     def __init__(self, omega: float = 1.0):
         super().__init__()
+        need(is_number(omega), "omega", "a plain number", omega, TypeError)
         self.omega = float(omega)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

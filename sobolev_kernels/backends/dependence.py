@@ -18,14 +18,14 @@ SILENT = (
 
 
 class Evaluated(NamedTuple):
-    """A function and what it gave; x asks for its gradient. Without y it has not been run yet.
+    """A function and what it gave; x asks for its gradient, but where a compiler follows transforms alone.
 
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
     x: torch.Tensor
-    y: torch.Tensor | None
+    y: torch.Tensor
     kept: bool = False
 
 

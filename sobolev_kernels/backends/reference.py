@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, DENSE, DIRECTIONS
+from ..enums import COTANGENTS, DENSE
 from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
@@ -51,8 +51,22 @@ def run(
     vectors = vectors.to(x.dtype)
     y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
-        return tuple(result for result in (y, first, second) if result is not None)
-    return loss_of(problem, operands, vectors, (y, first, second))
+        results = tuple(result for result in (y, first, second) if result is not None)
+        return results if ran is not None else tuple(tied(result, operands) for result in results)
+    loss, terms = loss_of(problem, operands, vectors, (y, first, second))
+    if ran is not None:
+        return loss, terms
+    return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+
+
+def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
+    """A result of a multi-layer perceptron, such that what it does not depend on gets a gradient of zeros, not None.
+
+    So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
+    """
+    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
+    return sum(nothing, result)
 
 
 def derivatives_along(
@@ -126,15 +140,14 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def differentiably(function: Callable, x: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, ...]:
-    """function(x), a step of this problem, where derivatives can be taken of what is run in it."""
-    return function(x) if by_forward_mode(problem) else by_autograd(function, x)
+def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """function(x), where derivatives can be taken of what is run in it."""
+    return function(x) if by_transforms() else by_autograd(function, x)
 
 
-def by_forward_mode(problem: Problem) -> bool:
-    """Whether derivatives are taken in forward mode: where no gradient is wanted of them, dynamo can follow it."""
-    wanted = torch.is_grad_enabled() or problem.order == 2 or problem.projection != DIRECTIONS
-    return torch.compiler.is_compiling() and not wanted
+def by_transforms() -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient alone."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 @torch.compiler.disable(reason="the reference differentiates by autograd, which torch.compile cannot look into")
@@ -168,13 +181,18 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
     return Evaluated(function, x, y, kept)
 
 
-def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    return Evaluated(function, x, None) if by_forward_mode(problem) else with_graph(function, x)
+    if by_transforms():
+        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+            return Evaluated(function, x, function(x))
+    return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
+    if by_transforms():
+        return ran.y, transformed_vjps(ran, u)
     with graphs():
         gradients = gradients_of(ran, tracked(u))
     gradients = torch.stack(gradients) if gradients else ran.x.new_empty((0, *ran.x.shape))
@@ -217,10 +235,9 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
-    function, x, y, kept = ran
-    if y is None:
-        # without a gradient forward mode is right, and dynamo can follow it
-        return *forward_jet(function, x, v), None
+    if by_transforms():
+        return transformed_jet(ran, v, order)
+    _, x, y, kept = ran
     with graphs():
         v, seconds = tracked(v), None
         tangents = along(ran, v, again=kept or order == 2)
@@ -256,12 +273,28 @@ def tangent(ran: Evaluated, direction: torch.Tensor) -> Callable[[torch.Tensor],
     return lambda x: along(values_at(ran, x), direction[None], again=False)[0]
 
 
-def forward_jet(function: Callable, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and tangents in forward mode."""
+def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
+    """Gradients Jᵀu."""
     with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-        y = function(x)
-        tangents = [forward_tangent(function, x, direction) for direction in v]
-    return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape))
+        forward_tangent(ran.function, ran.x, torch.ones_like(ran.x))
+        pull = torch.func.vjp(ran.function, ran.x)[1]
+        gradients = [pull(cotangent)[0] for cotangent in u]
+    return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
+
+
+def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
+    """y, tangents and second derivatives in forward mode."""
+    # of one layout: of tensors with others, sizes that are variables are not followed
+    x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+        slopes = [lambda x, d=d: forward_tangent(ran.function, x, d) for d in v]
+        first = [slope(x) for slope in slopes]
+        second = (
+            [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
+        )
+    none = x.new_empty((0, *ran.y.shape))
+    first, second = (torch.stack(each).detach() if each else none for each in (first, second))
+    return ran.y, first, second if order == 2 else None
 
 
 def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
