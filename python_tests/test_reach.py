@@ -233,8 +233,8 @@ def test_kinks_are_not_taken_for_a_slope(dtype):
     weights = torch.randn(3, 200, dtype=dtype), torch.randn(200, 2, dtype=dtype)
     student = lambda x: (lambda z: z * (z > 0))(x @ weights[0]) @ weights[1]  # noqa: E731
     x = torch.randn(200, 3, dtype=dtype, requires_grad=True)
-    assert sk.jvp(student, x, torch.eye(3, dtype=dtype))[1].any()
-    assert not sk.jet(student, x, torch.eye(3, dtype=dtype))[2].any()
+    assert sk.jvp(student, x, sk.Directions.basis())[1].any()
+    assert not sk.jet(student, x, sk.Directions.basis())[2].any()
 
 
 @pytest.mark.parametrize("function", [DetachedSlope, DetachedGradient])

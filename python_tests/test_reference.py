@@ -220,7 +220,7 @@ def test_every_mode_can_be_differentiated_again(mode):
 @pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian", "hvp"])
 def test_derivatives_can_be_differentiated_again(function):
     numbers = data(Shape(2, 2, 3, 1, 2, 2, "tiny: gradgradcheck"), "tanh").to(torch.float64)
-    one, two = torch.randn(2, 2, 2, dtype=torch.float64)
+    one, two = torch.randn(2, 2, 2, 2, dtype=torch.float64)
     vectors = {"laplacian": [], "hvp": [one, two]}.get(function, [one])
     x = numbers.x.requires_grad_()
 
