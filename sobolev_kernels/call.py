@@ -48,7 +48,7 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, T
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, inputs), targeted
+    return reference.differentiably(results_at, inputs, call.problem.order), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -57,7 +57,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         columns = columns.balanced(student.computed(request.targets.jacobian))
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=student.computed(columns.scale))
@@ -140,11 +140,13 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
 
+        order = teacher.problem.order
+
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs)
+        results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 

@@ -96,11 +96,16 @@ def sobolev_loss(
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
-        it is 0, and so are its gradients.
+        it is 0, and so are its gradients. What the loss does not depend on, as the last bias where only derivatives are
+        compared, gets a gradient of zeros from every backend, not None.
 
     Raises:
         TypeError, ValueError: bad arguments, naming the argument, what was expected and what came.
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
+
+    Warns:
+        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, and of the same inputs and
+            parameters evaluated again along fresh directions, as by L-BFGS.
 
     Example:
         >>> from sobolev_kernels import MLP, Directions, Targets

@@ -140,14 +140,17 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[torch.Tensor, ...]:
     """function(x), where derivatives can be taken of what is run in it."""
-    return function(x) if by_transforms() else by_autograd(function, x)
+    return function(x) if by_transforms(order) else by_autograd(function, x)
 
 
-def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient alone."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+def by_transforms(order: int) -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
+
+    (Of second ones it does not follow forward mode through a norm with weights.)
+    """
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
 
 
 @torch.compiler.disable(reason="the reference differentiates by autograd, which torch.compile cannot look into")
@@ -181,9 +184,9 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
     return Evaluated(function, x, y, kept)
 
 
-def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    if by_transforms():
+    if by_transforms(order):
         with sdpa_kernel(SDPBackend.MATH), ExactNorms():
             return Evaluated(function, x, function(x))
     return with_graph(function, x)
@@ -191,7 +194,7 @@ def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
-    if by_transforms():
+    if by_transforms(1):
         return ran.y, transformed_vjps(ran, u)
     with graphs():
         gradients = gradients_of(ran, tracked(u))
@@ -235,8 +238,8 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
-    if by_transforms():
-        return transformed_jet(ran, v, order)
+    if by_transforms(order):
+        return transformed_jet(ran, v)
     _, x, y, kept = ran
     with graphs():
         v, seconds = tracked(v), None
@@ -282,19 +285,13 @@ def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
     return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
 
 
-def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
-    """y, tangents and second derivatives in forward mode."""
+def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
+    """y and tangents in forward mode."""
     # of one layout: of tensors with others, sizes that are variables are not followed
     x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
     with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-        slopes = [lambda x, d=d: forward_tangent(ran.function, x, d) for d in v]
-        first = [slope(x) for slope in slopes]
-        second = (
-            [torch.func.jvp(slope, (x,), (d,))[1] for slope, d in zip(slopes, v, strict=True)] if order == 2 else []
-        )
-    none = x.new_empty((0, *ran.y.shape))
-    first, second = (torch.stack(each).detach() if each else none for each in (first, second))
-    return ran.y, first, second if order == 2 else None
+        tangents = [forward_tangent(ran.function, x, direction) for direction in v]
+    return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
 
 
 def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
