@@ -258,24 +258,85 @@ def test_gradcheck(name):
         assert torch.autograd.gradcheck(lambda *_: evaluate(name, numbers, TINY, "cpu"), inputs)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CALLS)
-def test_half_precision_is_computed_in_float32(name, dtype):
-    """Also the sum of two directions that hvp differentiates along."""
+def test_half_precision_is_rounded_once_and_last(name, dtype, backend):
+    """Also after the sum and the difference of hvp, and after the mean of an estimated Laplacian."""
     function, vectors = CALLS[name]
     half = data(SMALL).to(dtype)
     made = [as_dtype(v, dtype) for v in vectors(SMALL)]
-    if name.startswith("hvp"):
-        made = [(16 * (v if isinstance(v, torch.Tensor) else v.values)).round() / 16 for v in made]
-        made = [sk.Directions.given(v) for v in made]
     results = []
     for numbers, kept in ((half, dtype), (half.to(torch.float32), torch.float32)):
         numbers.x.requires_grad_()
-        outputs = function(numbers.student, numbers.x, *(as_dtype(v, kept) for v in made), backend="cpu")
+        outputs = function(numbers.student, numbers.x, *(as_dtype(v, kept) for v in made), backend=backend)
         results.append([*outputs, *torch.autograd.grad(outputs[-1].float().sum(), numbers.x)])
     for got, expected in zip(*results, strict=True):
         assert got.dtype == dtype
-        assert_within_rule("half", got, expected.double(), expected.to(dtype))
+        assert torch.equal(got, expected.to(dtype))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_rounds_no_product_of_ours(name, backend):
+    """The kernels of the CPU multiply in float32, and so does the reference; a student's own forward is rounded."""
+    numbers = data(SMALL)
+    expected = evaluate(name, numbers, SMALL, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(name, numbers, SMALL, backend)
+        assert numbers.student(numbers.x).dtype == torch.bfloat16
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize(
+    ("projections", "compiled"),
+    [("directions", False), ("directions", True), ("cotangents", False), ("order 2", False)],
+)
+def test_autocast_rounds_no_target(projections, compiled):
+    """Projected for a function without products of its own."""
+    x, u = torch.randn(9, 3), torch.randn(2, 9, 3)
+    targets = sk.Targets(values=x, jacobian=torch.randn(9, 3, 3), hessian=torch.randn(9, 3, 3, 3))
+    order = 2 if projections == "order 2" else 1
+    vectors = {"cotangents": sk.Cotangents.given(u)} if order == 1 else {}
+    vectors = vectors if projections == "cotangents" else {"directions": sk.Directions.given(u)}
+    loss = lambda x: sk.sobolev_loss(lambda x: x.sin(), x, targets, order=order, **vectors)  # noqa: E731
+    expected = loss(x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        got = (torch.compile(loss, fullgraph=True, backend="eager") if compiled else loss)(x)
+    assert got.item() == expected.item()
+
+
+def test_a_mean_that_float16_has_room_for():
+    """A sum over directions that it has no room for."""
+    student = sk.MLP(1, 1, depth=1, width=1, activation="sin", bias=False, dtype=torch.float16)
+    for weight in student.parameters():
+        torch.nn.init.constant_(weight, 30.0)
+    x, v = torch.full((1, 1), -0.5, dtype=torch.float16), sk.Directions.rademacher(64, seed=0)
+    (expected,) = sk.laplacian(student.float(), x.float())[1]
+    most = torch.finfo(torch.float16).max
+    assert most > expected.abs() > most / 64
+    assert sk.laplacian(student.half(), x, v)[1].item() == expected.half().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_of_a_function_that_rounds_nothing_else_is_rounded(dtype):
+    """Its numbers are exact in half precision; sums, projections, losses and weights of them are not."""
+    x = (8 * torch.randn(300, 2)).round().to(dtype)
+    student = lambda x: x * x  # noqa: E731
+    total = sk.laplacian(
+        student, x, sk.Directions.given(torch.tensor([[0.5, 1.0], [2.0, 16.0], [0.25, 64.0]]).to(dtype))
+    )
+    assert torch.equal(total[1].float(), (2 * torch.tensor([4.3125, 4353.0])).to(dtype).float().expand(300, 2))
+    values, jacobian = torch.randn(300, 2).to(dtype), torch.randn(300, 2, 2).to(dtype)
+    weight = torch.rand(300).to(dtype)
+    options = {"derivatives": "exact", "sample_weight": weight, "return_terms": True}
+    got = sk.sobolev_loss(student, x, sk.Targets(values=values, jacobian=jacobian), **options)
+    exact, w = torch.diag_embed(2 * x.double()), weight.double()
+    expected = [
+        (w[:, None] * (x.double() ** 2 - values.double()) ** 2).mean(),
+        (w[:, None, None] * (exact - jacobian.double()) ** 2).mean(),
+    ]
+    assert torch.equal(torch.stack(got[:3]), torch.stack([sum(expected), *expected]).to(dtype))
 
 
 @pytest.mark.parametrize("name", CALLS)

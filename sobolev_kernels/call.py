@@ -21,6 +21,7 @@ from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
+from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 
 Results = tuple[torch.Tensor, ...]
@@ -55,12 +56,12 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     request, student, ran = call.request, call.student, None
     x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
-        columns = columns.balanced(student.computed(request.targets.jacobian))
+        columns = columns.balanced(widened(request.targets.jacobian))
+    columns = replace(columns, scale=widened(columns.scale))
     if student.reason:
         ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
-    columns = replace(columns, scale=student.computed(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
     return compute(call, x, columns, seed, ran, targets), targets
@@ -70,11 +71,11 @@ def compute(
     call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
     ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
 ) -> Results:  # fmt: skip
-    request, problem, computed = call.request, call.problem, call.student.computed
-    parameters = [computed(p) for p in call.student.parameters]
+    request, problem = call.request, call.problem
+    parameters = [call.student.computed(p) for p in call.student.parameters]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
-    of_each = computed(request.sample_weight), computed(request.output_weight)
-    operands = Operands(x, parameters, computed(call.given), seed, *targets, *of_each, weights)
+    of_each = widened(request.sample_weight), widened(request.output_weight)
+    operands = Operands(x, parameters, widened(call.given), seed, *targets, *of_each, weights)
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -111,12 +112,12 @@ def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
 
 def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
-    values, derivative, second, computed = targets.values, targets.derivative, targets.second, call.student.computed
+    values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
     if values is not None and values.dim() == 1:
         values = values[:, None]
-    values, derivative, second = computed(values), computed(derivative), computed(second)
+    values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:
         of_teacher, derivative, second = of_teacher_along(call, targets.teacher, columns, seed)
         values = of_teacher if values is None else values
@@ -132,7 +133,6 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
     teacher, outputs = call.teacher, call.problem.outputs
     inputs = teacher.student.computed(teacher.request.inputs)
-    columns = replace(columns, scale=None if columns.scale is None else columns.scale.to(inputs.dtype))
     if not teacher.student.reason:
         results = compute(teacher, inputs, columns, seed)
     else:
@@ -148,6 +148,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
 
         results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)
+    dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 
 

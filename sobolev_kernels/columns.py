@@ -86,7 +86,7 @@ class Columns:
 
     def embed(self, v: torch.Tensor, D: int) -> torch.Tensor:
         """Directions [P, N, W] of these columns as directions [P, N, D] of all inputs."""
-        v = v if self.scale is None else v * self.scale
+        v = v if self.scale is None else (v * self.scale).to(v.dtype)
         if self.wrt is None:
             return v
         whole = v.new_zeros((*v.shape[:-1], D))

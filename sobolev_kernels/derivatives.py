@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,16 +13,19 @@ from .prepare import prepare
 from .problem import DERIVATIVES
 from .request import Request
 from .settings import Settings
+from .student import widened
 
 
 def evaluate(
-    student: object, x: torch.Tensor, projections: Projections, collapsed: bool = False, **settings
-) -> tuple[torch.Tensor, ...]:
-    """Values and derivatives along directions or cotangents, of x's dtype."""
+    student: object, x: torch.Tensor, projections: Projections, collapsed: bool = False,
+    last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Values and derivatives along directions or cotangents, and what `last` makes of them, rounded to x's dtype."""
     student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
     settings |= {projections.NAME: projections}
     request = Request(DERIVATIVES, student, x, Settings(**settings), projections.values, collapsed=collapsed)
     results, _ = call.run(prepare(request))
+    results = results if last is None else last(*results)
     return tuple(result.to(x.dtype) for result in results)
 
 
@@ -144,9 +147,12 @@ def laplacian(
         directions = Directions.basis()
     else:
         directions = Directions.given(v) if isinstance(v, torch.Tensor) else Directions.of(v, "v")
-    y, total = evaluate(student, x, directions, wrt=wrt, backend=backend, order=2, collapsed=True)
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
-    return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
+
+    def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
+
+    return evaluate(student, x, directions, True, mean, wrt=wrt, backend=backend, order=2)
 
 
 def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:
@@ -182,7 +188,12 @@ def hvp(
     v, w = vectors_of(v, "v"), vectors_of(w, "w")
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
     need(v.device == w.device, "w", f"a tensor on {v.device}, as v is", w)
-    both = Directions.given(torch.cat([v + w, v - w]))
-    y, _, second = jet(student, x, both, wrt=wrt, backend=backend)
-    plus, minus = second.chunk(2)
-    return y, (plus - minus) / 4
+    # what is added and what is subtracted would be rounded in half precision
+    exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))
+    both = Directions.given(torch.cat([exact_v + exact_w, exact_v - exact_w]))
+
+    def mixed(y: torch.Tensor, _: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        plus, minus = second.chunk(2)
+        return y, (plus - minus) / 4
+
+    return evaluate(student, x, both, False, mixed, wrt=wrt, backend=backend, order=2)

@@ -80,7 +80,8 @@ def sobolev_loss(
             by default all. Directions, Jacobian and Hessian have W columns then, in this order.
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
             numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
-            "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these.
+            "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these; |a|² and |t|² must be numbers
+            of the dtype that is computed in.
         weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
             `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the target Jacobian.

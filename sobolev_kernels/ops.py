@@ -148,7 +148,7 @@ def gradients_of_terms(
         whole = [0 if loss is None else weight * loss for weight in operands.weights]
         each = [term + more for term, more in zip(terms.unbind(), whole, strict=True)]
         if problem.result == LOSS and problem.device == "cpu" and not tracing(operands):
-            steps = [(tuple(float(term) for term in each), None)]
+            steps = [(tuple(float(term.detach()) for term in each), None)]
         else:
             targets = operands.values, operands.derivative, operands.second
             units = [tuple(float(i == k) for i in range(count)) for k in range(count)]

@@ -25,6 +25,11 @@ FLAT_MODULES = (
 BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 
 
+def widened(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """In the dtype that is computed in; what comes of it is rounded once, last."""
+    return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
+
+
 @dataclass(frozen=True, eq=False)
 class Student:
     """A recognised multi-layer perceptron; `parameters` is weight, bias, weight, … without the missing biases."""
@@ -44,8 +49,8 @@ class Student:
         return self.widths[-1]
 
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        """In the dtype that is computed in."""
-        return tensor if tensor is None or tensor.dtype not in COMPUTE_DTYPE else tensor.to(COMPUTE_DTYPE[tensor.dtype])
+        """An input or a parameter in the dtype that the layers are computed in."""
+        return widened(tensor)
 
     def coupled(self) -> None:
         """Nothing in it couples the samples of a batch."""

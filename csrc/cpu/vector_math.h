@@ -34,6 +34,12 @@ SK_INLINE Vec<T> abs(Vec<T> x) {
   return typename Vec<T>::native(typename Vec<T>::mask(x.v) & ~kSign);
 }
 
+// a comparison that a NaN fails keeps the NaN
+template <class T>
+SK_INLINE Vec<T> clamp(Vec<T> x, Vec<T> low, Vec<T> high) {
+  return where(x > high, high, where(x < low, low, x));
+}
+
 template <class T>
 SK_INLINE Vec<T> copysign(Vec<T> magnitude, Vec<T> sign) {
   return where(sign < Vec<T>(0.0), -magnitude, magnitude);
@@ -56,29 +62,27 @@ SK_INLINE VecF polynomial(VecF x, double leading, C... rest) {
 struct Reduced {
   VecF r;        // |r| <= log(2) / 2
   VecF squared;  // exp(r) = 1 + (r + squared)
-  VecF::mask n;  // exp(x) = 2^n exp(r); n = -127 has the bits of 0
+  VecF two_n;    // exp(x) = 2^n exp(r); of n = -127 and 128 it has the bits of 0 and of infinity
 };
 
 SK_INLINE Reduced reduce_exp(VecF x) {
-  // a comparison that a NaN fails keeps the NaN
-  x = where(x > VecF(88.37), VecF(88.37), where(x < VecF(-88.0), VecF(-88.0), x));
   const VecF n = nearest_integer(x * VecF(1.44269504088896341));
   const VecF r = (x - n * VecF(0.693359375)) - n * VecF(-2.12194440e-4);
   const VecF p = polynomial(r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
                             5.0000001201e-1);
-  return {r, p * r * r, to_int(n)};
+  return {r, p * r * r, VecF::native((to_int(n) + 127) << 23)};
 }
 
+// 0 and infinity where the exponent ends: within half a power of two of where float has its least and largest number
 SK_INLINE VecF exp(VecF x) {
-  const Reduced e = reduce_exp(x);
-  const VecF two_n = VecF::native((e.n + 127) << 23);
-  return (VecF(1.0) + (e.r + e.squared)) * two_n;
+  const Reduced e = reduce_exp(clamp(x, VecF(-88.0), VecF(89.0)));
+  return (VecF(1.0) + (e.r + e.squared)) * e.two_n;
 }
 
+// of x <= 88: formulas ask for that of numbers <= 2
 SK_INLINE VecF expm1(VecF x) {
-  const Reduced e = reduce_exp(x);
-  const VecF two_n = VecF::native((e.n + 127) << 23);
-  return (e.r + e.squared) * two_n + (two_n - VecF(1.0));
+  const Reduced e = reduce_exp(clamp(x, VecF(-88.0), VecF(88.0)));
+  return (e.r + e.squared) * e.two_n + (e.two_n - VecF(1.0));
 }
 
 SK_INLINE VecF sigmoid(VecF x) { return VecF(1.0) / (VecF(1.0) + exp(-x)); }

@@ -13,6 +13,7 @@ namespace sk::cuda {
 
 SK_INLINE float where(bool condition, float yes, float no) { return condition ? yes : no; }
 SK_INLINE float abs(float x) { return fabsf(x); }
+SK_INLINE float clamp(float x, float low, float high) { return x > high ? high : x < low ? low : x; }
 SK_INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 SK_INLINE float cos(float x) { return cosf(x); }
 SK_INLINE float erf(float x) { return erff(x); }

@@ -12,7 +12,8 @@ struct ActIdentity {
 struct ActRelu {
  static constexpr bool kCurved = false;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
-  return Derivatives<T>{where(z > T(0.0), z, T(0.0) * z), where(z > T(0.0), T(1.0) + T(0.0) * z, T(0.0) * z), T(0.0), T(0.0)};
+  const auto rest = where(z < T(0.0), T(0.0), T(0.0) * z);
+  return Derivatives<T>{where(z > T(0.0), z, rest), where(z > T(0.0), T(1.0), rest), T(0.0), T(0.0)};
  }
 };
 
@@ -20,7 +21,7 @@ struct ActLeakyRelu {
  static constexpr bool kCurved = false;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T slope = T(p[0]);
-  const auto d1 = where(z > T(0.0), T(1.0) + T(0.0) * z, slope + T(0.0) * z);
+  const auto d1 = where(z > T(0.0), T(1.0), where(z < T(0.0), slope, slope + T(0.0) * z));
   return Derivatives<T>{d1 * z, d1, T(0.0), T(0.0)};
  }
 };
@@ -30,10 +31,10 @@ struct ActElu {
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T alpha = T(p[0]);
   const auto above = z > T(0.0);
-  const auto e = alpha * exp(where(above, T(0.0) * z, z));
-  const auto d2 = where(above, T(0.0) * z, e);
-  const auto value = where(above, z, alpha * expm1(where(above, T(0.0) * z, z)));
-  return Derivatives<T>{value, where(above, T(1.0) + T(0.0) * z, e), d2, d2};
+  const auto below = where(above, T(0.0), z);
+  const auto e = alpha * exp(below);
+  const auto d2 = where(above, T(0.0), e);
+  return Derivatives<T>{where(above, z, alpha * expm1(below)), where(above, T(1.0), e), d2, d2};
  }
 };
 
@@ -63,38 +64,41 @@ struct ActSoftplus {
   const T threshold = T(p[1]);
   const auto u = beta * z;
   const auto linear = u > threshold;
-  const auto s = where(linear, T(1.0) + T(0.0) * z, sigmoid(u));
+  const auto s = where(linear, T(1.0), sigmoid(u));
   const auto r = s * (T(1.0) - s);
-  const auto value = where(linear, z, (where(u > T(0.0), u, T(0.0) * u) + log1p(exp(-abs(u)))) / beta);
-  return Derivatives<T>{value, s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
+  const auto value = where(u > T(0.0), u, T(0.0)) + log1p(exp(where(u > T(0.0), -u, u)));
+  return Derivatives<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
  }
 };
 
 struct ActSilu {
  static constexpr bool kCurved = true;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
-  const auto s = sigmoid(z);
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto s = sigmoid(c);
   const auto r = s * (T(1.0) - s);
   const auto q = T(1.0) - T(2.0) * s;
-  return Derivatives<T>{z * s, s + z * r, r * (T(2.0) + z * q), r * (T(3.0) * q + z * (T(1.0) - T(6.0) * r))};
+  return Derivatives<T>{z * s, s + c * r, r * (T(2.0) + c * q), r * (T(3.0) * q + c * (T(1.0) - T(6.0) * r))};
  }
 };
 
 struct ActGelu {
  static constexpr bool kCurved = true;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
-  const auto cdf = T(0.5) + T(0.5) * erf(T(0.7071067811865476) * z);
-  const auto pdf = T(0.3989422804014327) * exp(-T(0.5) * z * z);
-  return Derivatives<T>{z * cdf, cdf + z * pdf, pdf * (T(2.0) - z * z), pdf * z * (z * z - T(4.0))};
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto cdf = T(0.5) + T(0.5) * erf(T(0.7071067811865476) * c);
+  const auto pdf = T(0.3989422804014327) * exp(-T(0.5) * c * c);
+  return Derivatives<T>{z * cdf, cdf + c * pdf, pdf * (T(2.0) - c * c), pdf * c * (c * c - T(4.0))};
  }
 };
 
 struct ActGeluTanh {
  static constexpr bool kCurved = true;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
-  const auto u = T(0.7978845608028654) * z * (T(1.0) + T(0.044715) * z * z);
-  const auto u1 = T(0.7978845608028654) * (T(1.0) + T(0.134145) * z * z);
-  const auto u2 = T(0.21406444881780076) * z;
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto u = T(0.7978845608028654) * c * (T(1.0) + T(0.044715) * c * c);
+  const auto u1 = T(0.7978845608028654) * (T(1.0) + T(0.134145) * c * c);
+  const auto u2 = T(0.21406444881780076) * c;
   const auto u3 = T(0.21406444881780076);
   const auto p = sigmoid(T(2.0) * u);
   const auto q = sigmoid(-T(2.0) * u);
@@ -103,7 +107,7 @@ struct ActGeluTanh {
   const auto t1 = s * u1;
   const auto t2 = s * (u2 - T(2.0) * t * u1 * u1);
   const auto t3 = s * (u3 - T(6.0) * t * u1 * u2 + (T(4.0) * t * t - T(2.0) * s) * u1 * u1 * u1);
-  return Derivatives<T>{z * p, p + T(0.5) * z * t1, t1 + T(0.5) * z * t2, T(1.5) * t2 + T(0.5) * z * t3};
+  return Derivatives<T>{z * p, p + T(0.5) * c * t1, t1 + T(0.5) * c * t2, T(1.5) * t2 + T(0.5) * c * t3};
  }
 };
 
@@ -120,28 +124,31 @@ struct ActSin {
 struct ActSoftsign {
  static constexpr bool kCurved = true;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
+  const auto near = abs(z) < T(1.0);
   const auto r = T(1.0) / (T(1.0) + abs(z));
-  const auto sign = where(z > T(0.0), T(1.0) + T(0.0) * z, where(z < T(0.0), -T(1.0) + T(0.0) * z, T(0.0) * z));
-  return Derivatives<T>{z * r, r * r, -T(2.0) * sign * r * r * r, T(6.0) * r * r * r * r};
+  const auto sign = where(z > T(0.0), T(1.0), where(z < T(0.0), -T(1.0), T(0.0) * z));
+  const auto value = where(near, where(near, z, T(0.0)) * r, sign * (T(1.0) - r));
+  return Derivatives<T>{value, r * r, -T(2.0) * sign * r * r * r, T(6.0) * sign * sign * r * r * r * r};
  }
 };
 
 struct ActMish {
  static constexpr bool kCurved = true;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
-  const auto above = z > T(0.0);
-  const auto e = exp(where(above, -z, z));
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto above = c > T(0.0);
+  const auto e = exp(where(above, -c, c));
   const auto num = where(above, T(1.0) + T(2.0) * e, e * (e + T(2.0)));
   const auto w = where(above, e * e, T(1.0) + T(0.0) * e);
   const auto r = T(1.0) / (num + T(2.0) * w);
-  const auto s = sigmoid(z);
+  const auto s = sigmoid(c);
   const auto t = num * r;
   const auto u = (T(1.0) + e) * r;
   const auto t1 = T(4.0) * w * u * u * s;
   const auto q = T(1.0) - s - T(2.0) * t * s;
   const auto t2 = t1 * q;
   const auto t3 = t2 * q - t1 * s * (T(1.0) - s + T(2.0) * t1 + T(2.0) * t * (T(1.0) - s));
-  return Derivatives<T>{z * t, t + z * t1, T(2.0) * t1 + z * t2, T(3.0) * t2 + z * t3};
+  return Derivatives<T>{z * t, t + c * t1, T(2.0) * t1 + c * t2, T(3.0) * t2 + c * t3};
  }
 };
 
@@ -168,7 +175,7 @@ struct LossMse {
 
 struct LossL1 {
  template <class T> static SK_INLINE Residual<T> call(T r, const double*) {
-  return Residual<T>{abs(r), where(r > T(0.0), T(1.0) + T(0.0) * r, where(r < T(0.0), -T(1.0) + T(0.0) * r, r))};
+  return Residual<T>{abs(r), where(r > T(0.0), T(1.0), where(r < T(0.0), -T(1.0), T(0.0) * r))};
  }
 };
 
@@ -177,8 +184,8 @@ struct LossHuber {
   const T delta = T(p[0]);
   const auto a = abs(r);
   const auto inside = a < delta;
-  const auto slope = where(r > T(0.0), delta + T(0.0) * r, -delta + T(0.0) * r);
-  return Residual<T>{where(inside, T(0.5) * r * r, delta * (a - T(0.5) * delta)), where(inside, r, slope)};
+  const auto near = where(inside, r, T(0.0));
+  return Residual<T>{where(inside, T(0.5) * near * near, delta * (a - T(0.5) * delta)), clamp(r, -delta, delta)};
  }
 };
 
@@ -186,7 +193,7 @@ struct LossLogCosh {
  template <class T> static SK_INLINE Residual<T> call(T r, const double*) {
   const auto a = abs(r);
   const auto near = a < T(1.0);
-  const auto t = expm1(-T(2.0) * where(near, r, T(0.0) * r));
+  const auto t = expm1(-T(2.0) * where(near, r, T(0.0)));
   const auto small = T(0.5) * log1p(T(0.25) * t * t / (T(1.0) + t));
   return Residual<T>{where(near, small, a + log1p(exp(-T(2.0) * a)) - T(0.6931471805599453)), tanh(r)};
  }
@@ -204,7 +211,7 @@ struct CoupledRelativeMse {
  static constexpr bool kPredicted = false;
  template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
   const T eps = T(p[0]);
-  const auto r = T(1.0) / (tt + eps);
+  const auto r = T(1.0) / (tt + (eps + T(1e-37)));
   return Coupled<T>{rr * r, r, T(0.0), T(0.0)};
  }
 };
@@ -213,8 +220,14 @@ struct CoupledCosine {
  static constexpr bool kPredicted = true;
  template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
   const T eps = T(p[0]);
-  const auto r = T(1.0) / sqrt(aa * tt + eps);
-  return Coupled<T>{T(1.0) - at * r, T(0.0), T(0.5) * at * tt * r * r * r, -r};
+  const auto large = where(tt > T(1.0), tt, T(1.0));
+  const auto small = where(tt > T(1.0), T(1.0), tt);
+  const auto some = aa * small + eps / large;
+  const auto rest = where(some < T(1e-38), T(1e-38), some);
+  const auto length = sqrt(large);
+  const auto root = sqrt(rest);
+  const auto c = at / length / root;
+  return Coupled<T>{T(1.0) - c, T(0.0), T(0.5) * c * (small / rest), -T(1.0) / length / root};
  }
 };
 

@@ -109,6 +109,20 @@ def test_modes(mode):
         compared(side, numbers, kind, SMALL, precision, targets, **settings)
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_strides_of_0(side):
+    """Numbers that torch expands; and weights of samples and outputs of which every second number is meant."""
+    numbers = data(SMALL, "tanh")
+    for parameter in numbers.student.parameters():
+        parameter.data = parameter.data[..., :1].expand_as(parameter.data)
+    numbers.x, numbers.y = numbers.x[:, :1].expand_as(numbers.x), numbers.y[:1].expand_as(numbers.y)
+    numbers.jacobian = numbers.jacobian[:1].expand_as(numbers.jacobian)
+    wide = [torch.stack([weight, weight * torch.nan], -1)[..., 0] for weight in ramp]
+    compared(
+        side, numbers, "given" if side == "directions" else "basis", SMALL, sample_weight=wide[0], output_weight=wide[1]
+    )
+
+
 def test_modes_of_cotangents():
     numbers = data(SMALL, "gelu", last="sigmoid")
     vjps = lambda d: targets_of(d, ["values", "vjps"], 3)  # noqa: E731

@@ -97,6 +97,13 @@ def widened_products(text: str) -> list[str]:
     return [line[0] for line in made.values() if line[2] == "arith.extsi" and has_product(line[3].split()[0])]
 
 
+def narrow_products(text: str) -> list[str]:
+    """The lines that multiply two sizes, or a size and a place, in 32 bits: also where nothing widens the product, as
+    that of a loop's end."""
+    products = re.findall(r"%\w+ = arith.muli (%\w+), (%\w+) : (?:tensor<[^>]*i32>|i32)", text)
+    return [f"{a} * {b}" for a, b in products if not (a.startswith("%c") or b.startswith("%c"))]
+
+
 @pytest.mark.parametrize("projection", ["drawn", "cotangents", "order 2"])
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_streams_of_more_than_2_31_numbers_have_their_places(projection, loss, monkeypatch):
@@ -106,13 +113,16 @@ def test_streams_of_more_than_2_31_numbers_have_their_places(projection, loss, m
     each = {v.key: v for v in launched(BATCHES[:1], projection, derivative_loss=loss)}
     assert len(each) > 3
     for v in each.values():
-        assert not widened_products(v.compiled().source), v.kernel.fn.__name__
+        text = v.compiled().source
+        assert not widened_products(text) and not narrow_products(text), v.kernel.fn.__name__
 
 
 def test_a_widened_product_is_seen():
     text = "%a = arith.muli %N, %n : i32\n%b = arith.addi %a, %i : i32\n%c = arith.extsi %b : i32 to i64\n"
     assert len(widened_products(text)) == 1
     assert not widened_products(text.replace("arith.muli %N, %n", "arith.addi %N, %n"))
+    assert narrow_products(text) == ["%N * %n"]
+    assert not narrow_products(text.replace("%n : i32", "%c9_i32 : i32") + "%d = arith.muli %c, %c : i64\n")
 
 
 def test_what_lies_too_far_apart_for_32_bits_is_copied():

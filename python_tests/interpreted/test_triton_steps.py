@@ -239,6 +239,23 @@ def test_weights_of_any_strides(path):
             assert_within_rule(name, got[name], expected[name], baseline[name])
 
 
+# NumPy's warnings, of the branch that is not taken
+@pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:overflow encountered")
+@each_path
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softsign"])
+def test_infinite_pre_activations(path, activation):
+    """Where σ is a number, and its derivative 0."""
+    student, x = sk.MLP(2, 1, width=5, depth=2, activation=activation), torch.randn(3, 2)
+    for layer in (student[0], student[2]):
+        layer.bias.data[:2] = torch.tensor([torch.inf, -torch.inf])
+    targets = sk.Targets(values=torch.ones(3, 1), jacobian=torch.ones(3, 1, 2))
+    options = {"directions": sk.Directions.basis(), "return_terms": True}
+    with torch.no_grad():
+        expected, got = (sk.sobolev_loss(student, x, targets, backend=b, **options) for b in ("reference", "triton"))
+    for e, g in zip(expected[:3], got[:3], strict=True):
+        assert_within_rule("term", g, e.double())
+
+
 @each_path
 def test_nan_stays_nan_in_every_precision(path):
     """Rounding to TF32 adds to the bits of a number, which must not make a number of what is none."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch._functorch.eager_transforms import _jvp_with_argnums
+from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,6 +19,7 @@ from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
 from .exact import ExactNorms, exactly, graphs, tracked
 from .finish import finish
@@ -49,11 +52,13 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
+    with nullcontext() if ran is not None and by_transforms(problem.order) else uncast(x):
+        y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
         results = tuple(result for result in (y, first, second) if result is not None)
         return results if ran is not None else tuple(tied(result, operands) for result in results)
-    loss, terms = loss_of(problem, operands, vectors, (y, first, second))
+    with uncast(x):
+        loss, terms = loss_of(problem, operands, widened(vectors), (y, first, second))
     if ran is not None:
         return loss, terms
     return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
@@ -69,17 +74,27 @@ def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
     return sum(nothing, result)
 
 
+def uncast(x: torch.Tensor) -> AbstractContextManager:
+    """Within it torch.autocast rounds no product of ours; a student's own forward keeps it."""
+    device = x.device.type
+    cast = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if cast else nullcontext()
+
+
 def derivatives_along(
     problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor
 ) -> Jets:
-    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone."""
+    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
+
+    A function that computes in half precision has rounded each of them; nothing else is rounded before the result is.
+    """
     x, parameters = operands.x, operands.parameters
     if problem.projection == COTANGENTS:
         y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
-        return y, columns.restrict(gradients), None
+        return widened(y), columns.restrict(widened(gradients)), None
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
-    y, first, second = jet
+    y, first, second = map(widened, jet)
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
 
 

@@ -3,6 +3,10 @@
 A function is straight-line arithmetic over `m` (the primitives) ending in one return; its parameters follow `z` with
 their defaults. PyTorch calls it as it stands, `csrc/math/generate.py` prints the same text as C++. A derivative
 that is zero or one everywhere is returned as that number.
+
+The reference differentiates the text again. So at a join of `where` the branch that is taken has the slopes of the
+function, of all orders, and neither branch is infinite where the other is taken. What is 0 beyond some |z| is computed
+of a clamped z, or a power of z would overflow and make NaN of it: e^-800 is 0 in float64 too. NaN stays NaN.
 """
 
 import torch
@@ -16,20 +20,21 @@ def identity(z):
 
 
 def relu(z):
-    return m.where(z > 0.0, z, 0.0 * z), m.where(z > 0.0, 1.0 + 0.0 * z, 0.0 * z), 0.0, 0.0
+    rest = m.where(z < 0.0, 0.0, 0.0 * z)
+    return m.where(z > 0.0, z, rest), m.where(z > 0.0, 1.0, rest), 0.0, 0.0
 
 
 def leaky_relu(z, slope=0.01):
-    d1 = m.where(z > 0.0, 1.0 + 0.0 * z, slope + 0.0 * z)
+    d1 = m.where(z > 0.0, 1.0, m.where(z < 0.0, slope, slope + 0.0 * z))
     return d1 * z, d1, 0.0, 0.0
 
 
 def elu(z, alpha=1.0):
     above = z > 0.0
-    e = alpha * m.exp(m.where(above, 0.0 * z, z))
-    d2 = m.where(above, 0.0 * z, e)
-    value = m.where(above, z, alpha * m.expm1(m.where(above, 0.0 * z, z)))
-    return value, m.where(above, 1.0 + 0.0 * z, e), d2, d2
+    below = m.where(above, 0.0, z)
+    e = alpha * m.exp(below)
+    d2 = m.where(above, 0.0, e)
+    return m.where(above, z, alpha * m.expm1(below)), m.where(above, 1.0, e), d2, d2
 
 
 def tanh(z):
@@ -49,32 +54,36 @@ def softplus(z, beta=1.0, threshold=20.0):
     # torch's own softplus is the identity above the threshold, to the last bit of its derivatives
     u = beta * z
     linear = u > threshold
-    s = m.where(linear, 1.0 + 0.0 * z, m.sigmoid(u))
+    s = m.where(linear, 1.0, m.sigmoid(u))
     r = s * (1.0 - s)
-    value = m.where(linear, z, (m.where(u > 0.0, u, 0.0 * u) + m.log1p(m.exp(-m.abs(u)))) / beta)
-    return value, s, beta * r, beta * beta * r * (1.0 - 2.0 * s)
+    # log(1 + e^u), where u = 0 belongs to the branch below in both places: |u| would lose its slope there
+    value = m.where(u > 0.0, u, 0.0) + m.log1p(m.exp(m.where(u > 0.0, -u, u)))
+    return m.where(linear, z, value / beta), s, beta * r, beta * beta * r * (1.0 - 2.0 * s)
 
 
 def silu(z):
-    s = m.sigmoid(z)
+    c = m.clamp(z, -800.0, 800.0)
+    s = m.sigmoid(c)
     r = s * (1.0 - s)
     q = 1.0 - 2.0 * s
-    return z * s, s + z * r, r * (2.0 + z * q), r * (3.0 * q + z * (1.0 - 6.0 * r))
+    return z * s, s + c * r, r * (2.0 + c * q), r * (3.0 * q + c * (1.0 - 6.0 * r))
 
 
 def gelu(z):
     # Φ and φ of the standard normal distribution: 0.7071… = 1/√2, 0.3989… = 1/√(2π)
-    cdf = 0.5 + 0.5 * m.erf(0.7071067811865476 * z)
-    pdf = 0.3989422804014327 * m.exp(-0.5 * z * z)
-    return z * cdf, cdf + z * pdf, pdf * (2.0 - z * z), pdf * z * (z * z - 4.0)
+    c = m.clamp(z, -800.0, 800.0)
+    cdf = 0.5 + 0.5 * m.erf(0.7071067811865476 * c)
+    pdf = 0.3989422804014327 * m.exp(-0.5 * c * c)
+    return z * cdf, cdf + c * pdf, pdf * (2.0 - c * c), pdf * c * (c * c - 4.0)
 
 
 def gelu_tanh(z):
     # t = tanh(u) = p - q with p = (1 + t) / 2, q = (1 - t) / 2, which keep their digits where t is near ±1;
     # u = √(2/π) (z + 0.044715 z³); t1, t2, t3 are the derivatives of t in z
-    u = 0.7978845608028654 * z * (1.0 + 0.044715 * z * z)
-    u1 = 0.7978845608028654 * (1.0 + 0.134145 * z * z)
-    u2 = 0.21406444881780076 * z
+    c = m.clamp(z, -800.0, 800.0)
+    u = 0.7978845608028654 * c * (1.0 + 0.044715 * c * c)
+    u1 = 0.7978845608028654 * (1.0 + 0.134145 * c * c)
+    u2 = 0.21406444881780076 * c
     u3 = 0.21406444881780076
     p = m.sigmoid(2.0 * u)
     q = m.sigmoid(-2.0 * u)
@@ -83,7 +92,7 @@ def gelu_tanh(z):
     t1 = s * u1
     t2 = s * (u2 - 2.0 * t * u1 * u1)
     t3 = s * (u3 - 6.0 * t * u1 * u2 + (4.0 * t * t - 2.0 * s) * u1 * u1 * u1)
-    return z * p, p + 0.5 * z * t1, t1 + 0.5 * z * t2, 1.5 * t2 + 0.5 * z * t3
+    return z * p, p + 0.5 * c * t1, t1 + 0.5 * c * t2, 1.5 * t2 + 0.5 * c * t3
 
 
 def sin(z, omega=1.0):
@@ -93,19 +102,23 @@ def sin(z, omega=1.0):
 
 
 def softsign(z):
+    # torch's own derivatives at 0, where sign is 0; of a large z, 1 - r is left even where r is too small to be there
+    near = m.abs(z) < 1.0
     r = 1.0 / (1.0 + m.abs(z))
-    sign = m.where(z > 0.0, 1.0 + 0.0 * z, m.where(z < 0.0, -1.0 + 0.0 * z, 0.0 * z))
-    return z * r, r * r, -2.0 * sign * r * r * r, 6.0 * r * r * r * r
+    sign = m.where(z > 0.0, 1.0, m.where(z < 0.0, -1.0, 0.0 * z))
+    value = m.where(near, m.where(near, z, 0.0) * r, sign * (1.0 - r))
+    return value, r * r, -2.0 * sign * r * r * r, 6.0 * sign * sign * r * r * r * r
 
 
 def mish(z):
     # z tanh(log(1 + e^z)); with e = e^-|z| tanh is num / (num + 2w), and nothing cancels or overflows on either side
-    above = z > 0.0
-    e = m.exp(m.where(above, -z, z))
+    c = m.clamp(z, -800.0, 800.0)
+    above = c > 0.0
+    e = m.exp(m.where(above, -c, c))
     num = m.where(above, 1.0 + 2.0 * e, e * (e + 2.0))
     w = m.where(above, e * e, 1.0 + 0.0 * e)
     r = 1.0 / (num + 2.0 * w)
-    s = m.sigmoid(z)
+    s = m.sigmoid(c)
     t = num * r
     # t1, t2, t3 are the derivatives of t in z; 1 - t² = 4 w (1 + e)² r²
     u = (1.0 + e) * r
@@ -113,7 +126,7 @@ def mish(z):
     q = 1.0 - s - 2.0 * t * s
     t2 = t1 * q
     t3 = t2 * q - t1 * s * (1.0 - s + 2.0 * t1 + 2.0 * t * (1.0 - s))
-    return z * t, t + z * t1, 2.0 * t1 + z * t2, 3.0 * t2 + z * t3
+    return z * t, t + c * t1, 2.0 * t1 + c * t2, 3.0 * t2 + c * t3
 
 
 ACTIVATIONS = table(

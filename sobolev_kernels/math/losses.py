@@ -13,21 +13,21 @@ def mse(r):
 
 
 def l1(r):
-    return m.abs(r), m.where(r > 0.0, 1.0 + 0.0 * r, m.where(r < 0.0, -1.0 + 0.0 * r, r))
+    return m.abs(r), m.where(r > 0.0, 1.0, m.where(r < 0.0, -1.0, 0.0 * r))
 
 
 def huber(r, delta=1.0):
     a = m.abs(r)
     inside = a < delta
-    slope = m.where(r > 0.0, delta + 0.0 * r, -delta + 0.0 * r)
-    return m.where(inside, 0.5 * r * r, delta * (a - 0.5 * delta)), m.where(inside, r, slope)
+    near = m.where(inside, r, 0.0)
+    return m.where(inside, 0.5 * near * near, delta * (a - 0.5 * delta)), m.clamp(r, -delta, delta)
 
 
 def log_cosh(r):
     # without overflow |r| + log(1 + e^(-2|r|)) - log 2; where that cancels, log(1 + sinh² r) / 2
     a = m.abs(r)
     near = a < 1.0
-    t = m.expm1(-2.0 * m.where(near, r, 0.0 * r))
+    t = m.expm1(-2.0 * m.where(near, r, 0.0))
     small = 0.5 * m.log1p(0.25 * t * t / (1.0 + t))
     return m.where(near, small, a + m.log1p(m.exp(-2.0 * a)) - 0.6931471805599453), m.tanh(r)
 
@@ -41,13 +41,22 @@ LOSSES = table(mse, l1, huber, log_cosh)
 
 
 def relative_mse(rr, aa, at, tt, eps=1e-8):
-    r = 1.0 / (tt + eps)
+    # an eps that float32 does not know as more than 0 is taken for the least that it does, or 0 would be divided by 0
+    r = 1.0 / (tt + (eps + 1e-37))
     return rr * r, r, 0.0, 0.0
 
 
 def cosine(rr, aa, at, tt, eps=1e-12):
-    r = 1.0 / m.sqrt(aa * tt + eps)
-    return 1.0 - at * r, 0.0, 0.5 * at * tt * r * r * r, -r
+    # √(aa tt + eps) by the roots of two factors, since aa tt overflows where both sums are numbers; the second factor
+    # is never so small that its inverse is infinite, as it would be of a = 0 and a long t
+    large = m.where(tt > 1.0, tt, 1.0)
+    small = m.where(tt > 1.0, 1.0, tt)
+    some = aa * small + eps / large
+    rest = m.where(some < 1e-38, 1e-38, some)
+    length = m.sqrt(large)
+    root = m.sqrt(rest)
+    c = at / length / root
+    return 1.0 - c, 0.0, 0.5 * c * (small / rest), -1.0 / length / root
 
 
 COUPLED = table(relative_mse, cosine, arguments=4)

@@ -36,7 +36,7 @@ def activate_kernel(Z, B, H, N, n, P, activation, ORDER: tl.constexpr, BLOCK: tl
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
     value, d1, d2, _d3 = derivatives(activation, z)
-    tl.store(H + i, value + 0.0 * z, mask=valid)
+    tl.store(H + i, value, mask=valid)
     for p in range(P):
         j = i + (1 + p) * count
         z1 = tl.load(Z + j, mask=valid, other=0.0)
@@ -91,7 +91,7 @@ def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.conste
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
     _value, d1, d2, _d3 = derivatives(activation, z)
-    total = 0.0 * z
+    total = tl.zeros_like(z)
     for r in range(R):
         j = i + r * count
         z1 = tl.load(Z1 + j, mask=valid, other=0.0)
@@ -101,27 +101,22 @@ def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.conste
 
 
 @triton.jit
-def number_of_row(j, sample, N, n):
-    """Where number j of R n numbers of a sample is in [R, N, n]."""
-    return (j // n * N.to(tl.int64) + sample) * n + j % n
-
-
-@triton.jit
 def sums(A, T, W, valid, sample, N, R, n, REPEATED: tl.constexpr):
     """rr, aa, at, tt of each sample over R rows of n numbers."""
     rr = tl.zeros_like(sample).to(tl.float32)
     aa, at, tt = rr, rr, rr
-    for j in range(R * n):
-        k = number_of_row(j, sample, N, n)
-        a = tl.load(A + k, mask=valid, other=0.0)
-        t = tl.load(T + k, mask=valid, other=0.0)
-        w = 1.0
-        if W is not None:
-            w = tl.load(W + (j // n if REPEATED else j % n))
-        rr += w * (a - t) * (a - t)
-        aa += w * a * a
-        at += w * a * t
-        tt += w * t * t
+    for r in range(R):
+        for column in range(n):
+            k = (r * N.to(tl.int64) + sample) * n + column
+            a = tl.load(A + k, mask=valid, other=0.0)
+            t = tl.load(T + k, mask=valid, other=0.0)
+            w = 1.0
+            if W is not None:
+                w = tl.load(W + (r if REPEATED else column))
+            rr += w * (a - t) * (a - t)
+            aa += w * a * a
+            at += w * a * t
+            tt += w * t * t
     return rr, aa, at, tt
 
 
@@ -143,18 +138,19 @@ def residual_kernel(
     if COUPLED:
         rr, aa, at, tt = sums(A, T, W, valid, sample, N, R, n, REPEATED)
         total, by_rr, by_aa, by_at = coupled(loss, rr, aa, at, tt)
-    for j in range(R * n):
-        k = number_of_row(j, sample, N, n)
-        prediction = tl.load(A + k, mask=valid, other=0.0)
-        target = tl.load(T + k, mask=valid, other=0.0)
-        w = 1.0
-        if W is not None:
-            w = tl.load(W + (j // n if REPEATED else j % n))
-        if COUPLED:
-            slope = 2.0 * by_rr * (prediction - target) + 2.0 * by_aa * prediction + by_at * target
-        else:
-            rho, slope = residual(loss, prediction - target)
-            total += w * rho
-        if SLOPE is not None:
-            tl.store(SLOPE + k, loss.factor * sample_weight * w * slope, mask=valid)
+    for r in range(R):
+        for column in range(n):
+            k = (r * N.to(tl.int64) + sample) * n + column
+            prediction = tl.load(A + k, mask=valid, other=0.0)
+            target = tl.load(T + k, mask=valid, other=0.0)
+            w = 1.0
+            if W is not None:
+                w = tl.load(W + (r if REPEATED else column))
+            if COUPLED:
+                slope = 2.0 * by_rr * (prediction - target) + 2.0 * by_aa * prediction + by_at * target
+            else:
+                rho, slope = residual(loss, prediction - target)
+                total += w * rho
+            if SLOPE is not None:
+                tl.store(SLOPE + k, loss.factor * sample_weight * w * slope, mask=valid)
     tl.store(TERM + sample, loss.scale * sample_weight * total, mask=valid)

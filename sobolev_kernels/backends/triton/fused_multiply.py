@@ -46,7 +46,7 @@ def forward_kernel(
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
     value, d1, d2, _ = derivatives(activation, z)
-    tl.store(H + at, value + 0.0 * z, mask=valid)
+    tl.store(H + at, value, mask=valid)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
         z1 = tile_product(BELOW + s * below, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)

@@ -141,10 +141,11 @@ def backward_product(
 def store_values(z, scratch, l, activation, TILE):
     """h = σ(z), σ' and σ'' into the scratch of layer l, and q = 0."""
     value, d1, d2, _ = derivatives(activation, z)
-    tl.store(area(scratch, l, VALUE_, TILE), value + 0.0 * z)
-    tl.store(area(scratch, l, D1, TILE), d1 + 0.0 * z)
-    tl.store(area(scratch, l, D2, TILE), d2 + 0.0 * z)
-    tl.store(area(scratch, l, Q, TILE), 0.0 * z)
+    nothing = tl.zeros_like(z)
+    tl.store(area(scratch, l, VALUE_, TILE), value)
+    tl.store(area(scratch, l, D1, TILE), d1 + nothing)
+    tl.store(area(scratch, l, D2, TILE), d2 + nothing)
+    tl.store(area(scratch, l, Q, TILE), nothing)
     tl.debug_barrier()
 
 

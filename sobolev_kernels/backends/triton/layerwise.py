@@ -33,6 +33,12 @@ def product(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
+def within_reach(weight: torch.Tensor) -> torch.Tensor:
+    """The weight, or a copy of one whose numbers lie further apart than the kernels' 32-bit integers reach."""
+    (rows, columns), (by_row, by_column) = weight.shape, weight.stride()
+    return weight.contiguous() if (rows - 1) * by_row + (columns - 1) * by_column >= 2**31 else weight
+
+
 class Layers:
     """The layers of one call, and what their value stream leaves behind: Z, the stacked z without bias."""
 
@@ -41,8 +47,8 @@ class Layers:
         self.weights, self.biases, self.slots = [], [], []
         for has_bias in problem.biases:
             self.slots.append(len(self.weights) + sum(b is not None for b in self.biases))
-            self.weights.append(next(tensors))
-            self.biases.append(next(tensors) if has_bias else None)
+            self.weights.append(within_reach(next(tensors)))
+            self.biases.append(next(tensors).contiguous() if has_bias else None)
         self.activations = problem.activations
         self.order, self.precision = problem.order, problem.precision
         self.last = len(self.weights) - 1

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["abs", "cos", "erf", "exp", "expm1", "log1p", "sigmoid", "sin", "sqrt", "tanh", "where"]
+__all__ = ["abs", "clamp", "cos", "erf", "exp", "expm1", "log1p", "sigmoid", "sin", "sqrt", "tanh", "where"]
 
 
 # Triton's own, wrapped: its interpreter knows the names of `tl` only.
@@ -12,6 +12,12 @@ __all__ = ["abs", "cos", "erf", "exp", "expm1", "log1p", "sigmoid", "sin", "sqrt
 @triton.jit
 def abs(x):
     return tl.abs(x)
+
+
+@triton.jit
+def clamp(x, low, high):
+    # NaN stays NaN, which tl.clamp does not promise
+    return tl.where(x > high, high, tl.where(x < low, low, x))
 
 
 @triton.jit

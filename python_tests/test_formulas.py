@@ -1,0 +1,259 @@
+"""Every formula where it is delicate: at its joins and far out, against high precision, and differentiated again."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exact import ORDER, exact
+
+import sobolev_kernels as sk
+from sobolev_kernels.math.activations import derivatives, is_curved
+from sobolev_kernels.math.losses import choose_loss, coupled, residual
+from sobolev_kernels.modules import choose_activation, to_module
+
+ACTIVATIONS = [
+    *sk.ACTIVATIONS, ("leaky_relu", -0.3), ("elu", 0.6), ("elu", -1.5), ("softplus", 2.0, 5.0), ("softplus", 0.5, 1.0),
+    ("softplus", -1.5, 3.0), ("sin", 30.0),
+]  # fmt: skip
+DTYPES = (torch.float32, torch.float64)
+# where exp, sigmoid and erf end in float32 and in float64, and where powers of z do
+FAR = (
+    5.0, 9.0, 13.5, 20.0, 30.0, 40.0, 87.0, 88.0, 88.4, 89.0, 100.0, 104.0, 200.0, 700.0, 745.0, 799.0, 801.0,
+    1e4, 1e7, 1e10, 1e13, 1e18, 3e19, 1e25, 3e38,
+)  # fmt: skip
+EPSILONS = 64  # of the rule
+
+
+def joins(formula) -> list[float]:
+    """Where a formula goes from one branch to the other."""
+    if formula.name == "softplus":
+        beta, threshold = formula.parameters
+        return [threshold / beta]
+    return [1.0, -1.0] if formula.name == "softsign" else []
+
+
+def points(formula, dtype: torch.dtype) -> torch.Tensor:
+    ends = torch.tensor([0.0, *joins(formula)], dtype=dtype)
+    inf = torch.tensor(math.inf, dtype=dtype)
+    beside = [torch.nextafter(ends, inf), torch.nextafter(ends, -inf)]
+    some = torch.tensor([-0.0, 1e-30, 1e-8, 1e-4, 0.1, 0.5, 0.62, 0.63, 0.9, 1.0, 1.3, 2.0, 3.0, *FAR], dtype=dtype)
+    return torch.cat([ends, *beside, some, -some])
+
+
+@cache
+def expected(formula, dtype: torch.dtype) -> torch.Tensor:
+    """[1 + ORDER, points] in float64."""
+    z = points(formula, dtype)
+    if formula.name == "sin":  # the phase is a number of the dtype, as in torch
+        (omega,) = formula.parameters
+        rows = [[d * omega**k for k, d in enumerate(exact("sin", (1.0,), u))] for u in (omega * z).tolist()]
+    else:
+        rows = [exact(formula.name, formula.parameters, number) for number in z.tolist()]
+    return torch.tensor(rows, dtype=torch.float64).T
+
+
+def assert_close(name: str, z: torch.Tensor, got, wanted: torch.Tensor, times: float = 1) -> None:
+    """At each point by itself: within units of the number, or of the largest that the function has near 0."""
+    got = torch.as_tensor(got, dtype=z.dtype).expand_as(z).detach().double()
+    scale = wanted[z.abs() < 50].abs().max().clamp(min=1.0)
+    allowed = times * EPSILONS * torch.finfo(z.dtype).eps * torch.maximum(wanted.abs(), scale)
+    wrong = ~(((got - wanted).abs() <= allowed) | (got.isnan() & wanted.isnan()))
+    rows = [f"z = {a:.9g}: {b:.9g}, expected {c:.9g}" for a, b, c in zip(z[wrong], got[wrong], wanted[wrong])]  # noqa: B905
+    assert not rows, f"{name}\n" + "\n".join(rows)
+
+
+def again(value, z: torch.Tensor) -> torch.Tensor:
+    """The derivative by autograd, which can be differentiated again."""
+    if not (isinstance(value, torch.Tensor) and value.requires_grad):
+        return torch.zeros_like(z)
+    (g,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+    return torch.zeros_like(z) if g is None else g
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_in_torch(activation, dtype):
+    """The four outputs; of each the next by autograd; and all of them by autograd from the first."""
+    formula = choose_activation("activation", activation)
+    z, wanted = points(formula, dtype).requires_grad_(), expected(formula, dtype)
+    outputs = derivatives(formula, z)
+    for k, output in enumerate(outputs):
+        assert_close(f"derivative {k}", z, output, wanted[k])
+        assert_close(f"derivative {k + 1} from {k}", z, again(output, z), wanted[k + 1], times=4)
+    value = outputs[0]
+    for k in range(1, ORDER + 1):
+        value = again(value, z)
+        # 1 - s of a sigmoid near 1 is rounded, and multiplied by a power of z each time
+        assert_close(f"derivative {k} by autograd", z, value, wanted[k], times=4**k)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_at_infinity_as_torch(activation):
+    """Wherever torch's own function has a number; its derivatives, where that has one too."""
+    formula = choose_activation("activation", activation)
+    z = torch.tensor([math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
+    theirs = to_module(formula)(z)
+    known = theirs.isfinite()
+    value, d1, *_ = (torch.as_tensor(d, dtype=z.dtype).expand_as(z) for d in derivatives(formula, z))
+    assert torch.equal(value[known], theirs[known])
+    (slope,) = torch.autograd.grad(theirs.sum(), z)
+    known &= slope.isfinite()
+    assert torch.equal(d1[known], slope[known])
+    assert torch.equal(again(value, z)[known], slope[known])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_in_a_backend(activation, dtype, backend):
+    """σ, σ', σ'' and, as the gradient of σ'', σ''' of a student that is nothing but the activation."""
+    formula = choose_activation("activation", activation)
+    order = 2 if formula.name != "identity" and is_curved(formula) else 1
+    student = sk.MLP(1, 1, depth=0, last_activation=formula, bias=False, dtype=dtype)
+    torch.nn.init.ones_(student[0].weight)
+    z, wanted = points(formula, dtype), expected(formula, dtype)
+    x = z[:, None].requires_grad_()
+    results = sk.jet(student, x, torch.ones(1, 1, dtype=dtype), order=order, backend=backend)
+    for k, result in enumerate(results):
+        assert_close(f"derivative {k}", z, result.reshape(-1), wanted[k])
+    slope = again(results[-1], x) if backend == "reference" else torch.autograd.grad(results[-1].sum(), x)[0]
+    assert_close(f"derivative {order + 1}", z, slope[:, 0], wanted[order + 1])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_nan_stays_nan(activation, dtype, backend):
+    student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False, dtype=dtype)
+    nan = torch.full((3, 1), torch.nan, dtype=dtype)
+    y, _ = sk.jvp(student, nan, torch.ones(1, 1, dtype=dtype), backend=backend)
+    assert y.isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("activation", ["sigmoid", "silu", "mish", "gelu_tanh"])
+def test_sigmoid_reaches_zero(activation, backend):
+    student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False)
+    torch.nn.init.ones_(student[0].weight)
+    x = torch.tensor([[-105.0], [-3e38]])
+    assert not sk.jvp(student, x, torch.ones(1, 1), backend=backend)[0].any()
+
+
+def test_the_gradient_of_a_padding_row():
+    """A softplus layer without bias at z = 0, where |z| has no slope of its own."""
+    student = sk.MLP(1, 1, depth=1, width=3, activation="softplus", bias=False).double()
+    x, v = torch.zeros(2, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    got = [torch.autograd.grad(sk.jvp(student, x, v, backend=b)[0].sum(), student[2].weight) for b in BOTH]
+    torch.testing.assert_close(*got)
+    got = [torch.autograd.grad(sk.jet(student, x, v, backend=b)[2].sum(), [*student.parameters()]) for b in BOTH]
+    torch.testing.assert_close(*got)
+
+
+BOTH = ("cpu", "reference")
+RESIDUALS = [0.0, -0.0, 1e-30, 1e-6, 0.1, 0.5, 0.99999994, 1.0, 1.0000001, 1.5, 3.0, 50.0, 1e5, 1e10, 1e18]
+LOSSES = {
+    "mse": (lambda r: r**2, lambda r: 2 * r),
+    "l1": (torch.abs, torch.sign),
+    "huber": (lambda r: F.huber_loss(r, torch.zeros_like(r), reduction="none"), lambda r: r.clamp(-1, 1)),
+    "log_cosh": (lambda r: r.abs() + (-2 * r.abs()).exp().log1p() - math.log(2), torch.tanh),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("loss", sk.LOSSES)
+def test_losses_at_joins_and_far_out(loss, dtype):
+    numbers = torch.tensor(RESIDUALS, dtype=dtype)
+    r = torch.cat([numbers, -numbers]).requires_grad_()
+    value, slope = residual(choose_loss("loss", loss), r)
+    wanted = [function(r.detach().double()) for function in LOSSES[loss]]
+    assert_close("value", r, value, wanted[0])
+    assert_close("slope", r, slope, wanted[1])
+    assert_close("slope by autograd", r, again(value, r), wanted[1])
+    # at the join itself torch has the slope of either side
+    bend = torch.where(r.abs() == 1, torch.nan, again(again(value, r), r)).nan_to_num()
+    theirs = torch.where(r.abs() == 1, torch.nan, again(slope, r)).nan_to_num()
+    assert_close("curvature", r, theirs, bend.detach().double())
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber", "log_cosh", ("huber", 0.3)], ids=str)
+def test_slopes_at_infinity(loss):
+    r = torch.tensor([math.inf, -math.inf, math.nan], dtype=torch.float64, requires_grad=True)
+    value, slope = residual(choose_loss("loss", loss), r)
+    end = loss[1] if isinstance(loss, tuple) else 1.0
+    for got in (slope, again(value, r)):
+        assert got[:2].tolist() == [end, -end]
+    assert value[2].isnan() and slope[2].isnan()
+
+
+# of a vector, its length in float32's range of squares
+LENGTHS = [1e-18, 1e-10, 1e-6, 1e-3, 1.0, 1e4, 1e8, 4e9, 1e12, 1e15, 1e18]
+
+
+def coupled_rows(backend, a, t, loss, dtype):
+    """The loss of each sample and its gradient by the prediction, [N] and [N, O]."""
+    student = sk.MLP(a.shape[1], a.shape[1], depth=0, bias=False, dtype=dtype)
+    torch.nn.init.eye_(student[0].weight)
+    x = a.to(dtype).requires_grad_()
+    options = {"value_loss": loss, "weights": (1, 0), "reduction": "none", "backend": backend}
+    rows = sk.sobolev_loss(student, x, sk.Targets(values=t.to(dtype)), **options)
+    return rows.detach().double(), torch.autograd.grad(rows.sum(), x)[0].double()
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("angle", ["equal", "opposite", "other", "zero"])
+def test_cosine_of_short_and_long_vectors(angle, dtype, backend):
+    direction, other = torch.randn(2, 1, 4, dtype=torch.float64)
+    direction, other = direction / direction.norm(), other / other.norm()
+    long = torch.tensor(LENGTHS, dtype=torch.float64)
+    scale, length = (m.reshape(-1, 1) for m in torch.meshgrid(long, long, indexing="ij"))
+    a = scale * {"equal": direction, "opposite": -direction, "other": other, "zero": 0 * other}[angle]
+    a, t = a.to(dtype).double(), (length * direction).to(dtype).double()
+    values, slopes = coupled_rows(backend, a, t, "cosine", dtype)
+    cosine, norm, bound = (a * t).sum(1), (a.norm(dim=1) * t.norm(dim=1)), EPSILONS * torch.finfo(dtype).eps
+    root = torch.maximum(norm**2 + 1e-12, 1e-38 * t.square().sum(1)).sqrt()
+    assert ((values - (1 - cosine / root)).abs() <= bound).all()
+    by_a = -t / root[:, None] + (cosine / root * t.norm(dim=1) ** 2 / root**2)[:, None] * a
+    assert ((slopes - by_a).norm(dim=1) <= bound * t.norm(dim=1) / root).all()
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relative_mse_of_short_and_long_vectors(dtype, backend):
+    long = torch.tensor([0.0, *LENGTHS], dtype=torch.float64)
+    direction = torch.randn(4, dtype=torch.float64)
+    t = (long[:, None] * direction / direction.norm() / 2).to(dtype).double()
+    for factor in (0.0, 1.0, 1.5):
+        a = (factor * t).to(dtype).double()
+        values, slopes = coupled_rows(backend, a, t, "relative_mse", dtype)
+        wanted = (a - t).square().sum(1) / (t.square().sum(1) + 1e-8)
+        by_a = 2 * (a - t) / (t.square().sum(1, keepdim=True) + 1e-8)
+        bound = EPSILONS * torch.finfo(dtype).eps
+        assert ((values - wanted).abs() <= bound * (1 + wanted)).all()
+        assert ((slopes - by_a).abs() <= bound * by_a.abs().amax(1, keepdim=True) + 1e-30).all()
+
+
+@pytest.mark.parametrize("loss", [("relative_mse", 1e-60), ("cosine", 1e-60)], ids=str)
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_small_eps_does_not_divide_zero_by_zero(backend, loss):
+    zero = torch.zeros(2, 3, dtype=torch.float64)
+    values, slopes = coupled_rows(backend, zero, zero, loss, torch.float32)
+    assert values.tolist() == [float(loss[0] == "cosine")] * 2 and not slopes.any()
+
+
+@pytest.mark.parametrize("loss", sk.COUPLED)
+def test_partial_derivatives_of_coupled_losses(loss):
+    """Those that the kernels take, against autograd, over the whole range."""
+    long = torch.tensor(LENGTHS, dtype=torch.float64) ** 2
+    aa, tt = (m.reshape(-1) for m in torch.meshgrid(long, long, indexing="ij"))
+    at, rr = 0.3 * aa.sqrt() * tt.sqrt(), aa + tt
+    sums = [s.requires_grad_() for s in (rr, aa, at.detach(), tt)]
+    formula = choose_loss("loss", loss)
+    value, *partial = sk.COUPLED[loss].function(*sums, *formula.parameters)
+    assert torch.equal(value, coupled(formula, *sums))
+    for got, wanted in zip(partial, torch.autograd.grad(value.sum(), sums[:3], allow_unused=True), strict=True):
+        wanted = torch.zeros_like(value) if wanted is None else wanted
+        got = torch.as_tensor(got, dtype=value.dtype).expand_as(wanted)
+        assert ((got - wanted).abs() <= 1e-12 * wanted.abs() + 1e-300).all()
