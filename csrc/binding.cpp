@@ -133,13 +133,14 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "residuals",
           [](StepBuilder& self, int kind, const py::list& targets, const py::object& sample_weight,
-             const py::object& output_weight) {
+             const py::object& output_weight, const py::object& derivative_weight) {
             self.step.residuals = choice<sk::Residuals>(kind, "residuals");
             for (std::size_t i = 0; i < targets.size() && i < sk::kMaxTerms; ++i) {
               self.step.target[i] = target(targets[i]);
             }
             self.step.sample_weight = strided(sample_weight);
             self.step.output_weight = strided(output_weight);
+            self.step.derivative_weight = strided(derivative_weight);
           },
           "targets: (kind, address and strides) of each term")
       .def(

@@ -62,8 +62,9 @@ struct Step {
   Formula loss[kMaxTerms];
   double weight[kMaxTerms] = {0, 0, 0};
   double scale[kMaxTerms] = {0, 0, 0};  // what makes a sum of residuals the term
-  Strided sample_weight;                // [N]
+  Strided sample_weight;                // [2, N], of values and of derivatives
   Strided output_weight;                // [O]
+  Strided derivative_weight;            // [P, N, O], or [P, N, W] of cotangents
 
   bool gradients = false;
   void* y = nullptr;            // [N, O]

@@ -45,7 +45,7 @@ class OnPtx:
 
     def run(self, problem, operands, outputs, gradients):
         self.problem = problem
-        tensors = [operands.x, *operands.parameters, *operands[2:9], *outputs.values(), *gradients]
+        tensors = [operands.x, *operands.parameters, *operands[2:-1], *outputs.values(), *gradients]
         self.memory = {f"tensor {i} {tuple(t.shape)}": t for i, t in enumerate(tensors) if isinstance(t, torch.Tensor)}
         launch, cuda.launch = cuda.launch, self.launch
         try:

@@ -73,7 +73,7 @@ def test_the_package_needs_nothing_of_its_users():
 
 def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     names = [field.name for field in fields(Settings)]
-    tensors = ["input_scale", "sample_weight", "output_weight"]
+    tensors = ["input_scale", "sample_weight", "output_weight", "derivative_weight"]
     signature = inspect.signature(sk.sobolev_loss).parameters
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY and n not in tensors}
     assert keywords == {field.name: field.default for field in fields(Settings)}
@@ -160,6 +160,7 @@ REFUSED = {
     "two numbers of outputs": lambda f: sk.sobolev_loss(f, X, sk.Targets(values=Y[:, :1], jacobian=J)),
     "sample_weight": lambda f: sk.sobolev_loss(f, X, TARGETS, sample_weight=torch.ones(3)),
     "output_weight": lambda f: sk.sobolev_loss(f, X, TARGETS, output_weight=torch.ones(5)),
+    "derivative_weight": lambda f: sk.sobolev_loss(f, X, TARGETS, derivative_weight=torch.ones(5, 2, 3)),
     "input_scale": lambda f: sk.sobolev_loss(f, X, TARGETS, input_scale=torch.zeros(3)),
     "wrt": lambda f: sk.sobolev_loss(f, X, TARGETS, wrt=[3]),
     "weights": lambda f: sk.sobolev_loss(f, X, TARGETS, weights=(1, -1)),
@@ -257,8 +258,8 @@ def test_numbers_that_the_core_does_not_know_are_refused():
         lambda: step.loss([((len(sk.LOSSES) + len(sk.COUPLED),), 1.0, 1.0)], False),
         lambda: step.directions(2, 0, None, 0, 0, False, 1.0),
         lambda: step.directions(0, len(core.TABLES["Distribution"]), None, 0, 0, False, 1.0),
-        lambda: step.residuals(3, [], None, None),
-        lambda: step.residuals(1, [(3, core.SOMEWHERE)], None, None),
+        lambda: step.residuals(3, [], None, None, None),
+        lambda: step.residuals(1, [(3, core.SOMEWHERE)], None, None, None),
         lambda: step.plan(2, 1, 1),
     ):
         with pytest.raises(ValueError, match="that this core was built with"):

@@ -76,14 +76,15 @@ def test_opcheck(result, mode):
         values = derivative = second = None
     if backward:
         problem = replace(problem, result=result, gradients=True)
-        x, weight = x.detach(), torch.ones(N) if forward == PER_SAMPLE else None
+        x, weight = x.detach(), torch.ones(2, N) if forward == PER_SAMPLE else None
     if result == DERIVATIVES_GRADIENTS:
         derivative = None if collapsed else random(2, N, D if mode == "cotangents" else O)
         second = None if order == 1 else random(N, O) if collapsed else random(2, N, O)
         kinds = ["none" if tensor is None else "projected" for tensor in (derivative, second)]
         problem = replace(problem, derivative_target=kinds[0], second_target=kinds[1])
     parameters = [p.detach().requires_grad_(not backward) for p in call.student.parameters]
-    tensors = (x, parameters, None, torch.tensor([5, 0]), values, derivative, second, weight, None)
+    each = None if forward == DERIVATIVES else random(2, N, D if mode == "cotangents" else O).abs()
+    tensors = (x, parameters, None, torch.tensor([5, 0]), values, derivative, second, weight, None, each)
     arguments = (*tensors, [1.0, 0.5, 2.0][: 1 + order], problem.to_string())
     torch.library.opcheck(torch.ops.sobolev_kernels.mlp_sobolev, arguments)
 

@@ -13,7 +13,7 @@ from .backends import reference
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
-from .drawing import drawn
+from .drawing import drawn, over_samples
 from .enums import COTANGENTS
 from .errors import need, refuse
 from .finite import one_if_finite
@@ -23,6 +23,7 @@ from .problem import Operands
 from .settings import DIFFERENTIAL_ML
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
+from .weights import Weights, by_projection
 
 Results = tuple[torch.Tensor, ...]
 # Of values, derivatives and second derivatives; None where there is no target.
@@ -56,12 +57,14 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     request, student, ran = call.request, call.student, None
     x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
-        columns = columns.balanced(widened(request.targets.jacobian))
-    columns = replace(columns, scale=widened(columns.scale))
+        jacobian = request.targets.jacobian
+        counting = request.residual_weights.counting("jacobian", jacobian)
+        columns = columns.balanced(widened(jacobian), counting)
     if student.reason:
         ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
+    columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
     return compute(call, x, columns, seed, ran, targets), targets
@@ -74,8 +77,11 @@ def compute(
     request, problem = call.request, call.problem
     parameters = [call.student.computed(p) for p in call.student.parameters]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
-    of_each = widened(request.sample_weight), widened(request.output_weight)
-    operands = Operands(x, parameters, widened(call.given), seed, *targets, *of_each, weights)
+    of_each, given = Weights(*map(widened, request.residual_weights)), widened(call.given)
+    if of_each.masks(call.projections):
+        given, seed = masked(call, x, given, seed), None
+    of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
+    operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -84,6 +90,13 @@ def compute(
         operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
     return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
+
+
+def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: torch.Tensor | None) -> torch.Tensor:
+    """Directions [P, N, W], given or drawn, whose masked columns are 0."""
+    N, W = x.shape[0], call.problem.W
+    v = drawn(call.projections.drawing(W, x[:, :W]), seed, N) if given is None else over_samples(given, N)
+    return torch.where(call.request.derivative_weight, v, 0.0)
 
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
@@ -100,7 +113,10 @@ def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     request, problem, O = call.request, call.problem, index(y.shape[1])
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
-    for name, tensor, dim in (("jacobian", jacobian, 1), ("output_weight", request.output_weight, 0)):
+    each = request.derivative_weight
+    each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
+    of_outputs = ("output_weight", request.output_weight, 0), ("derivative_weight", each, 1)
+    for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
         fits = tensor is None or tensor.shape[dim] == O
         need(fits, name, f"{O} outputs, as the student has", tensor)
     problem = replace(problem, widths=(problem.D, O))
@@ -124,8 +140,35 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
     elif columns.scale is not None:
         derivative = None if derivative is None else derivative * columns.scale
         second = None if second is None else second * columns.scale * columns.scale[:, None]
+    if call.teacher is None and call.projections is not None:
+        derivative, second = of_dense(call, targets, derivative, second)
     first = None if call.projections is None else derivative
     return values, first, second if call.problem.order == 2 else None
+
+
+def of_dense(
+    call: Prepared, targets: Targets, jacobian: torch.Tensor | None, hessian: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """A Jacobian [N, O, W] and a Hessian [N, O, W, W] for the backends; other targets as they are.
+
+    Along the basis they are projections already, and nothing is summed. Where the directions have masked columns
+    theirs are 0.
+    """
+    projections, mask = call.projections, Weights(derivative=call.request.derivative_weight)
+    scale, rows = call.problem.scale, isinstance(projections, Cotangents)
+    if projections.distribution == "basis":
+        if targets.jacobian is not None:
+            jacobian = by_projection(jacobian, rows)
+            jacobian = jacobian if scale == 1.0 else scale * jacobian
+        if targets.hessian is not None:
+            hessian = by_projection(hessian.diagonal(dim1=2, dim2=3), rows)
+            hessian = hessian if scale == 1.0 else scale * scale * hessian
+    elif mask.masks(projections):
+        if targets.jacobian is not None:
+            jacobian = torch.where(mask.counting("jacobian", jacobian), jacobian, 0.0)
+        if targets.hessian is not None:
+            hessian = torch.where(mask.counting("hessian", hessian), hessian, 0.0)
+    return jacobian, hessian
 
 
 @torch.no_grad()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
-from .columns import can_be_read
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, as_tensor, converted, describe
+from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
@@ -19,6 +19,10 @@ from .targets import CONSTANT, Targets
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
+WEIGHTS = ("sample_weight", "output_weight", "derivative_weight")
+UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
+UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
+NO_GRADIENT = "a tensor without requires_grad (no gradient to weights is provided)"
 NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give hessian, seconds or teacher")
 
 
@@ -40,6 +44,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_targets(targets, inputs, O, W, projections)
         yield from faults_of_weight("sample_weight", request.sample_weight, inputs.shape[0], inputs)
         yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
+        yield from faults_of_derivative_weight(request, "O" if O is None else O, W, projections)
         yield from faults_of_units(request, targets, projections)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
@@ -181,13 +186,43 @@ def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.
     if not isinstance(weight, torch.Tensor):
         yield Fault(name, f"a tensor [{count}]", weight, TypeError, as_tensor(weight))
     if weight.requires_grad:
-        yield Fault(name, "a tensor without requires_grad (no gradient to weights is provided)", weight)
+        yield Fault(name, NO_GRADIENT, weight)
     yield from faults_of_shape(name, weight, [(count,)], inputs)
-    if can_be_read(weight) and weight.numel():
-        least = weight.min().item()
-        if not least >= 0:  # or NaN, which is the least of all
-            yield from faults_of_finite(name, weight)
-            yield Fault(name, "numbers >= 0", f"{least:g} in {describe(weight)}")
+    yield from faults_of_range(name, weight)
+
+
+def faults_of_range(name: str, weight: torch.Tensor) -> Iterator[Fault]:
+    known = range_of(weight)
+    if known is not None and not 0 <= known[0] <= known[1] < math.inf:
+        yield Fault(name, "finite numbers >= 0", f"numbers from {known[0]:.3g} to {known[1]:.3g}")
+
+
+def faults_of_derivative_weight(
+    request: Request, O: int | str, W: int, projections: Projections | None
+) -> Iterator[Fault]:  # fmt: skip
+    name, weight, inputs = "derivative_weight", request.derivative_weight, request.inputs
+    if weight is None:
+        return
+    N, basis = inputs.shape[0], projections is None or projections.distribution == "basis"
+    entries = f" or [{N}, {O}, {W}]" if basis and request.order == 1 else ""
+    expected = f"{inputs.dtype} [{N}], [{N}, {O}]{entries}, or a mask of columns, torch.bool [{N}, {W}]"
+    if not isinstance(weight, torch.Tensor):
+        yield Fault(name, expected, weight, TypeError)
+    if weight.requires_grad:
+        yield Fault(name, NO_GRADIENT, weight)
+    if weight.device != inputs.device:
+        yield Fault(name, f"a tensor on {inputs.device}, as the inputs are", weight)
+    shape, mask = tuple(weight.shape), weight.dtype == torch.bool
+    if not mask and len(shape) == 2 and isinstance(projections, Cotangents) and not basis:
+        yield Fault(name, UNMIXED, "mixed outputs")
+    if len(shape) == 3 and not entries:
+        where = "order 1" if basis else f"{UNMIXED_ENTRIES} (along other directions a mask, torch.bool [{N}, {W}])"
+        yield Fault(name, f"{where}, for a weight of each entry of the Jacobian", weight)
+    shapes = ([(N, W)] if mask else [(N,), (N, O)]) + [(N, O, W)] * bool(entries)
+    if not (mask or weight.dtype == inputs.dtype) or not any(matches(shape, one) for one in shapes):
+        yield Fault(name, expected, weight)
+    if not mask:
+        yield from faults_of_range(name, weight)
 
 
 def faults_of_units(request: Request, targets: Targets, projections: Projections | None) -> Iterator[Fault]:
@@ -196,7 +231,10 @@ def faults_of_units(request: Request, targets: Targets, projections: Projections
         yield Fault("input_scale", "a jacobian, hessian, vjps or teacher to scale alike", "projected tangents")
     mixed = isinstance(projections, Cotangents) and projections.distribution != "basis"
     if mixed and request.output_weight is not None:
-        yield Fault("output_weight", 'directions, Cotangents.basis() or derivatives="exact"', "mixed outputs")
+        yield Fault("output_weight", UNMIXED, "mixed outputs")
+    projected = targets.tangents is not None or targets.seconds is not None
+    if projected and request.residual_weights.masks(projections):
+        yield Fault("derivative_weight", "a jacobian, hessian or teacher to mask alike", "projected tangents")
 
 
 def faults_of_teacher(
@@ -211,9 +249,15 @@ def faults_of_teacher(
 
 
 def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """All tensors of a request, by name."""
-    named = {"inputs": request.inputs, **({} if request.targets is None else request.targets.tensors())}
+    """All tensors of a request, by name, and 0 for what does not count."""
+    targets = {} if request.targets is None else request.targets.tensors()
+    named = {"inputs": request.inputs, **targets}
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {name: getattr(request, name) for name in ("input_scale", "sample_weight", "output_weight")}
+    named |= {name: getattr(request, name) for name in ("input_scale", *WEIGHTS)}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
+    named = {name: tensor for name, tensor in named.items() if tensor is not None}
+    for name in targets:
+        counting = request.residual_weights.counting(name, named[name])
+        if counting is not None:
+            named[name] = torch.where(counting, named[name], 0.0)
+    return named

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import Fault, as_tensor, converted, refuse
-
-
-def can_be_read(tensor: torch.Tensor) -> bool:
-    """Whether looking at its numbers waits for no device, breaks no graph, and asks nothing of a batch of tensors."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
-        return False
-    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
-    return not watched and type(tensor) in (torch.Tensor, torch.nn.Parameter)
-
-
-def rms_of(numbers: torch.Tensor) -> torch.Tensor:
-    """The root mean square along the first axis, where squares may be too large or too small for their dtype."""
-    largest = numbers.abs().amax(0) if len(numbers) else numbers.new_zeros(numbers.shape[1:])
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    return unit * (numbers / unit).square().mean(0).sqrt()
+from .errors import Fault, as_tensor, converted, range_of, refuse
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +37,30 @@ class Columns:
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             if not (fits and s.device == inputs.device and not s.requires_grad):
                 hint = converted(s, inputs, "input_scale") if isinstance(s, torch.Tensor) else as_tensor(s)
-                yield Fault(
-                    "input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s, hint=hint
-                )
-            if can_be_read(s) and not bool(((s > 0) & torch.isfinite(s)).all()):
+                expected = f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad"
+                yield Fault("input_scale", expected, s, hint=hint)
+            if (known := range_of(s)) and not 0 < known[0] <= known[1] < math.inf:
                 yield Fault("input_scale", "finite numbers > 0", s.tolist())
 
-    def balanced(self, jacobian: torch.Tensor) -> Columns:
-        """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020)."""
-        rms = rms_of(jacobian.flatten(0, -2))
+    def balanced(self, jacobian: torch.Tensor, counting: torch.Tensor | None = None) -> Columns:
+        """The same columns in units of their own size, rms(∂f/∂x_j) over the batch (Huge & Savine, 2020).
+
+        It is that of the entries that count, where this is told; one of them that is not finite leaves no finite unit.
+        """
+        count = None
+        if counting is not None:
+            jacobian = torch.where(counting, jacobian, 0.0)
+            count = counting.expand_as(jacobian).flatten(0, -2).sum(0).clamp(min=1)
+        rms = root_mean_square(jacobian.flatten(0, -2), count)
         # a column that never changes f has no size of its own: it takes that of the others
-        usual = rms_of(rms)
-        size = torch.where(rms > 0, rms, torch.where(usual > 0, usual, torch.ones_like(usual)))
-        scale = 1 / size
-        if can_be_read(scale) and bool((scale * scale).isinf().any()):
+        usual = root_mean_square(rms[:, None])
+        scale = 1 / torch.where(rms == 0, torch.where(usual == 0, 1.0, usual), rms)
+        known = range_of(scale)
+        if known and known[1] ** 2 > torch.finfo(scale.dtype).max:
             expected = f"columns of zeros, or large enough that {jacobian.dtype} holds the square of 1 / rms"
             hint = 'weights="differential-ml" divides by rms; take larger units, or an input_scale of your own'
-            refuse([Fault("jacobian", expected, f"rms {size.min().item():.3g}", hint=hint)])
-        return replace(self, scale=scale if jacobian.numel() else torch.ones_like(scale))
+            refuse([Fault("jacobian", expected, f"1 / rms of {known[1]:.3g}", hint=hint)])
+        return replace(self, scale=scale)
 
     def count(self, D: int) -> int:
         return D if self.wrt is None else len(self.wrt)
@@ -100,3 +92,15 @@ class Columns:
     def rescale(self, derivatives: torch.Tensor) -> torch.Tensor:
         """Derivatives [..., W] in the columns' unit."""
         return derivatives if self.scale is None else derivatives * self.scale
+
+
+def root_mean_square(entries: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Of each column [n, W], of `count` entries (None: all); 0 of none.
+
+    Squares are of the size of 1, by a power of two that leaves all digits: those of the entries may have no number.
+    """
+    if not len(entries):
+        return entries.new_zeros(entries.shape[1])
+    largest = entries.abs().amax(0)
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return unit * ((entries / unit).square().sum(0) / (len(entries) if count is None else count)).sqrt()

@@ -135,6 +135,15 @@ def message_of(fault: Fault) -> str:
     return clipped(f"{clipped(fault.argument, 100)}: expected {clipped(fault.expected, 300)}, got {got}{hint}", LONGEST)
 
 
+def range_of(tensor: torch.Tensor) -> tuple[float, float] | None:
+    """The least and the largest number, NaN if there is one; None where to look would wait for a GPU, or be traced."""
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if watched or tensor.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+        return None
+    least, largest = tensor.aminmax() if tensor.numel() else (1.0, 1.0)
+    return float(least), float(largest)
+
+
 def refuse(faults: Iterable[Fault]) -> None:
     """Raise the first fault, if there is one.
 

@@ -50,6 +50,7 @@ def sobolev_loss(
     input_scale: torch.Tensor | None = None,
     sample_weight: torch.Tensor | None = None,
     output_weight: torch.Tensor | None = None,
+    derivative_weight: torch.Tensor | None = None,
     reduction: str = "mean",
     precision: str | None = None,
     backend: str | None = None,
@@ -84,16 +85,24 @@ def sobolev_loss(
             of the dtype that is computed in.
         weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
-            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the target Jacobian.
+            `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
-        sample_weight: [N], multiplies each sample's residuals; `output_weight`: [O], each output's.
+        sample_weight: [N], multiplies ρ of all residuals of a sample; `output_weight`: [O], of an output (of a coupled
+            loss, its part in the sums). The numbers that means divide by stay what they are. A residual of weight 0
+            counts as 0 whatever its target, NaN too: so are missing labels marked. Finite, >= 0, of the inputs' dtype.
+        derivative_weight: of derivatives alone, and for order 2 of second ones alike: [N], as `sample_weight`; [N, O],
+            each output's, where cotangents do not mix them; [N, O, W], of each entry of the Jacobian, where the entries
+            are residuals: "exact", `Directions.basis()`, `Cotangents.basis()`, of order 1. Or, Boolean, which of these
+            entries are known, or which columns [N, W], with a Jacobian, Hessian, vjps or teacher: where the entries are
+            not residuals by themselves, directions have 0 in the others, and derivatives along those are compared.
         reduction: "mean" or "sum" over the samples, or "none": [N], and the gradients wait for the backward.
         precision: the least that what is multiplied may have: "ieee" (float32), "tf32", "bf16" or "fp16"; sums and
             all else are float32. By default what `torch.autocast` says, else "ieee". A backend that has no such
             multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
         return_terms: also return the terms, unweighted, as `SobolevTerms`.
-        check_finite: look for NaN and infinity in inputs, targets and parameters first (costs a pass over them).
+        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first (costs a pass
+            over them).
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
@@ -119,8 +128,13 @@ def sobolev_loss(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
         backend, return_terms, check_finite,
     )  # fmt: skip
-    tensors = {"input_scale": input_scale, "sample_weight": sample_weight, "output_weight": output_weight}
-    return evaluate(settings, student, inputs, targets, given_of(directions, cotangents), **tensors)
+    weights_of = {
+        "sample_weight": sample_weight,
+        "output_weight": output_weight,
+        "derivative_weight": derivative_weight,
+    }
+    given = given_of(directions, cotangents)
+    return evaluate(settings, student, inputs, targets, given, input_scale=input_scale, **weights_of)
 
 
 def evaluate(
@@ -143,7 +157,8 @@ def evaluate(
 
 
 class SobolevLoss(torch.nn.Module):
-    """A Sobolev loss with its settings, called as `loss_fn(student, inputs, targets, sample_weight=None)`.
+    """A Sobolev loss with its settings, called as
+    `loss_fn(student, inputs, targets, sample_weight=None, derivative_weight=None)`.
 
     The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters;
     `input_scale`, `output_weight`, and the tensor of directions or cotangents that were given, are buffers, which move
@@ -172,9 +187,10 @@ class SobolevLoss(torch.nn.Module):
 
     def forward(
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
-        sample_weight: torch.Tensor | None = None,
+        sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-        tensors = {"input_scale": self.input_scale, "output_weight": self.output_weight, "sample_weight": sample_weight}
+        tensors = {"input_scale": self.input_scale, "output_weight": self.output_weight}
+        tensors |= {"sample_weight": sample_weight, "derivative_weight": derivative_weight}
         return evaluate(self.settings, student, inputs, targets, self.given, **tensors)
 
     def extra_repr(self) -> str:

@@ -23,7 +23,8 @@ DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
     "mlp_sobolev(Tensor x, Tensor[] parameters, Tensor? given, Tensor? seed, Tensor? values, Tensor? derivative, "
-    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, float[] weights, str problem) -> Tensor[]"
+    "Tensor? second, Tensor? sample_weight, Tensor? output_weight, Tensor? derivative_weight, float[] weights, "
+    "str problem) -> Tensor[]"
 )
 
 
@@ -165,9 +166,16 @@ def gradients_of_loss(problem: Problem, operands: Operands, factor: torch.Tensor
     if problem.result == LOSS:
         gradients = invoke(replace(problem, gradients=True), operands)[2:]
         return gradients if factor is None else [gradient * factor for gradient in gradients]
-    weight = factor if operands.sample_weight is None else factor * operands.sample_weight
+    weight = weighed(operands.sample_weight, factor)
     problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
     return invoke(problem, operands._replace(sample_weight=weight))
+
+
+def weighed(sample_weight: torch.Tensor | None, cotangent: torch.Tensor) -> torch.Tensor:
+    """Weights of samples by a cotangent of each [N]; one of 0 stays 0, also of an infinite cotangent."""
+    if sample_weight is None:
+        return cotangent.expand(2, -1)
+    return torch.where(sample_weight == 0, 0.0, sample_weight * cotangent)
 
 
 OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and the weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
 
@@ -13,8 +14,9 @@ from .advice import advise
 from .backends import on_device_of
 from .checks import faults_of
 from .directions import Cotangents, Projections
-from .enums import COTANGENTS, DIRECTIONS, NONE
+from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
+from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
 from .student import Student, Unrecognised, recognise
@@ -54,8 +56,7 @@ def prepare(request: Request) -> Prepared:
             prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
     if problem.backend != "reference":
         targets = () if request.targets is None else request.targets.tensors().values()
-        weights = request.sample_weight, request.output_weight
-        need_no_transforms(request.inputs, *student.parameters, given, *targets, *weights)
+        need_no_transforms(request.inputs, *student.parameters, given, *targets, *request.residual_weights)
     advise(request, student, teacher, projections)
     return prepared
 
@@ -68,7 +69,9 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
     cotangents = isinstance(projections, Cotangents)
     n = (student.O or 0) if cotangents else W
     wanted = x.requires_grad or any(p.requires_grad for p in student.parameters)
-    first, second = request.kinds if projections is not None else (NONE, NONE)
+    first, second = kinds_of(request, projections)
+    # directions with masked columns are drawn first, and given
+    drawn = projections is not None and not request.residual_weights.masks(projections)
     loss = request.result != DERIVATIVES
     return Problem(
         result=request.result,
@@ -79,9 +82,9 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         device=x.device.type,
         projection=COTANGENTS if cotangents else DIRECTIONS,
         P=0 if projections is None else index(projections.count(n)),
-        distribution="given" if projections is None else projections.distribution,
-        shared=projections is not None and projections.shared,
-        scale=1.0 if projections is None else projections.scale(n),
+        distribution=projections.distribution if drawn else GIVEN,
+        shared=drawn and projections.shared,
+        scale=projections.scale(n) if drawn else 1.0,
         wrt=0 if W == D else W,
         order=request.order,
         collapsed=request.collapsed,
@@ -96,6 +99,15 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
     )
+
+
+def kinds_of(request: Request, projections: Projections | None) -> Sequence[str]:
+    """What the backends have as targets of first and of second derivatives."""
+    if projections is None:
+        return NONE, NONE
+    if projections.distribution == "basis":  # a view of what is dense (`of_dense` of call.py)
+        return [PROJECTED if kind == DENSE else kind for kind in request.kinds]
+    return request.kinds
 
 
 def precision_of(precision: str | None, device: str) -> str:

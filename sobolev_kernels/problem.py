@@ -177,8 +177,9 @@ class Operands(NamedTuple):
     values: torch.Tensor | None = None  # [N, O]: targets, or cotangents of y
     derivative: torch.Tensor | None = None  # the same, dense [N, O, W], or projected [P, N, O] ([P, N, W])
     second: torch.Tensor | None = None  # the same, dense [N, O, W, W], or projected [P, N, O], or collapsed [N, O]
-    sample_weight: torch.Tensor | None = None  # [N]
+    sample_weight: torch.Tensor | None = None  # [2, N], in values and in derivatives
     output_weight: torch.Tensor | None = None  # [O]
+    derivative_weight: torch.Tensor | None = None  # of each number of a derivative, [P, N, O] ([P, N, W])
     weights: tuple[float, ...] = (1.0, 1.0)
 
 

@@ -14,6 +14,7 @@ from .problem import DERIVATIVES
 from .settings import DIFFERENTIAL_ML, EXACT, Settings
 from .student import Student, Unrecognised
 from .targets import Targets
+from .weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Request:
     input_scale: torch.Tensor | None = None  # [W]
     sample_weight: torch.Tensor | None = None  # [N]
     output_weight: torch.Tensor | None = None  # [O]
+    derivative_weight: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask
     collapsed: bool = False
     # Whether derivatives are computed: they are the result, or a loss has targets for them and a use.
     projects: bool = field(init=False)
@@ -43,6 +45,10 @@ class Request:
     @property
     def columns(self) -> Columns:
         return Columns(self.settings.wrt, self.input_scale)
+
+    @property
+    def residual_weights(self) -> Weights:
+        return Weights(self.sample_weight, self.output_weight, self.derivative_weight)
 
     @property
     def order(self) -> int:

@@ -79,6 +79,7 @@ struct Private {
   T *gradient, *g_bar;       // [W] of the output at hand, and its adjoint
   T *z_bar, *next_bar;       // [n] adjoints of this layer and of the one below
   T *slope, *target;         // [O or W] of one derivative: its adjoint, its target
+  T* weight;                 // [O or W] of one derivative, if each of its numbers has its own
   T* rows;                   // [n] as rows
   T* terms[kMaxTerms];       // [1] sums of residuals
   T* sums[kMaxTerms];        // [4] sums of a coupled loss
@@ -141,7 +142,9 @@ struct Private {
     next_bar = panels(back || twice, widest);
     rows = panels(back, ld_rows);
     slope = panels(projected || back, widest);
-    target = panels(true, step.O > step.W ? step.O : step.W);
+    const std::int64_t most = step.O > step.W ? step.O : step.W;
+    target = panels(true, most);
+    weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
       sums[term] = panels(true, 4);

@@ -76,7 +76,7 @@ class Tile : private Streams<T> {
     }
     if (step_.residuals == Residuals::kNone) return;
     load_target(kValue, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kValue, first_ + m, o); });
-    adjoint(kValue, workspace_.h[last()], step_.O, shared_.output_weight, 1,
+    adjoint(kValue, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
             step_.gradients ? workspace_.z_bar : nullptr);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
   }
@@ -93,14 +93,14 @@ class Tile : private Streams<T> {
       }
     }
     if (step_.residuals == Residuals::kNone) return;
+    const Rows weight = weights(p, 0, step_.O, shared_.output_weight, 1);
     if (step_.order == 2) {
       second_target(p);
-      adjoint(kSecond, workspace_.second[last()], step_.O, shared_.output_weight, 1,
-              step_.gradients ? workspace_.a2[last()] : nullptr);
+      adjoint(kSecond, workspace_.second[last()], step_.O, weight, step_.gradients ? workspace_.a2[last()] : nullptr);
       if (backward()) this->second_backward();
     }
     tangent_target(p, 0, step_.O);
-    adjoint(kFirst, workspace_.tangent[last()], step_.O, shared_.output_weight, 1, workspace_.z_bar);
+    adjoint(kFirst, workspace_.tangent[last()], step_.O, weight, workspace_.z_bar);
     if (backward()) this->tangent_backward();
   }
 
@@ -114,7 +114,7 @@ class Tile : private Streams<T> {
     this->store_panels(workspace_.second[last()], step_.second, 0, step_.O);
     if (!backward()) return;
     load_target(kSecond, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kSecond, first_ + m, o); });
-    adjoint(kSecond, workspace_.second[last()], step_.O, shared_.output_weight, 1, workspace_.a2[last()]);
+    adjoint(kSecond, workspace_.second[last()], step_.O, {shared_.output_weight, 1, false}, workspace_.a2[last()]);
     this->second_backward();
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p);
@@ -134,7 +134,8 @@ class Tile : private Streams<T> {
     if (step_.residuals == Residuals::kNone) return;
     gradient_target(r);
     const bool basis = step_.directions.distribution == Distribution::kBasis;
-    adjoint(kFirst, workspace_.gradient, step_.W, shared_.output_weight + (basis ? r : 0), 0, workspace_.g_bar);
+    const Rows weight = weights(r, 0, step_.W, shared_.output_weight + (basis ? r : 0), 0);
+    adjoint(kFirst, workspace_.gradient, step_.W, weight, workspace_.g_bar);
     if (backward()) this->gradient_backward();
   }
 
@@ -157,7 +158,7 @@ class Tile : private Streams<T> {
       this->store_columns(projected, step_.derivatives, p * step_.N, step_.O, o, 1);
       if (step_.residuals == Residuals::kNone) continue;
       tangent_target(p, o, 1);
-      adjoint(kFirst, projected, 1, shared_.output_weight + o, 0, workspace_.slope);
+      adjoint(kFirst, projected, 1, weights(p, o, 1, shared_.output_weight + o, 0), workspace_.slope);
       if (!backward()) continue;
       for_gradient([&](std::int64_t i, std::int64_t m) {
         const V slope = V::load(workspace_.slope + m);
@@ -213,11 +214,31 @@ class Tile : private Streams<T> {
   // n numbers value(m, i) of each sample; 0 where there is no target
   template <class F>
   void load_target(Term term, std::int64_t n, F value) {
-    const bool targeted = step_.target[term].kind != TargetKind::kNone;
+    load_numbers(step_.target[term].kind != TargetKind::kNone, n, workspace_.target, value);
+  }
+
+  template <class F>
+  void load_numbers(bool there, std::int64_t n, T* panels_of, F value) {
     for (std::int64_t m = 0; m < size(1); ++m) {
-      T* to = workspace_.target + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-      for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = targeted && m < M_ ? value(m, i) : T(0);
+      T* to = panels_of + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = there && m < M_ ? value(m, i) : T(0);
     }
+  }
+
+  // Weights of rows as those of a panel have them (residuals.h), or panels of weights
+  struct Rows {
+    const T* data;
+    std::int64_t step;
+    bool of_each;
+  };
+
+  // Of n numbers of derivative p from number `first` on, whose rows have weights of their own (step 1) or one (0)
+  Rows weights(std::int64_t p, std::int64_t first, std::int64_t n, const T* rows, std::int64_t step) {
+    if (!step_.derivative_weight.data) return {rows, step, false};
+    load_numbers(true, n, workspace_.weight, [&](std::int64_t m, std::int64_t i) {
+      return rows[i * step] * at<T>(step_.derivative_weight, p, first_ + m, first + i);
+    });
+    return {workspace_.weight, 0, true};
   }
 
   static T dot(const T* a, std::int64_t stride, const T* b, std::int64_t n) {
@@ -248,11 +269,9 @@ class Tile : private Streams<T> {
       return load_target(kFirst, step_.W,
                          [&](std::int64_t m, std::int64_t d) { return target<T>(kFirst, r, first_ + m, d); });
     }
-    const bool basis = step_.directions.distribution == Distribution::kBasis;
-    const std::int64_t begin = basis ? r : 0, end = basis ? r + 1 : step_.O;
     load_target(kFirst, step_.W, [&](std::int64_t m, std::int64_t d) {
       T total = 0;
-      for (std::int64_t o = begin; o < end; ++o) {
+      for (std::int64_t o = 0; o < step_.O; ++o) {
         total += workspace_.u_rows[m * workspace_.ld_u + o] * target<T>(kFirst, first_ + m, o, d);
       }
       return total;
@@ -278,7 +297,7 @@ class Tile : private Streams<T> {
   }
 
   // The adjoint of n numbers into `slope`: a loss's slopes, which also adds to its sums, or the cotangents themselves
-  void adjoint(Term term, const T* prediction, std::int64_t n, const T* weight, std::int64_t step, T* slope) {
+  void adjoint(Term term, const T* prediction, std::int64_t n, const Rows& rows, T* slope) {
     if (!step_.gradients) slope = nullptr;
     if (step_.residuals == Residuals::kCotangents || step_.target[term].kind == TargetKind::kNone) {
       for (std::int64_t i = 0; slope && i < size(n); ++i) slope[i] = workspace_.target[i];
@@ -292,26 +311,25 @@ class Tile : private Streams<T> {
       slope = nullptr;
     }
     const T scale = T(step_.weight[term] * step_.scale[term]);
-    T factor[kPanel<T>];
+    T sample[kPanel<T>], factor[kPanel<T>];
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
       for (std::int64_t i = 0, m = panel * kPanel<T>; i < kPanel<T>; ++i, ++m) {
-        factor[i] = m < M_ ? scale * sample_weight(m) : T(0);
+        sample[i] = m < M_ ? sample_weight(term, m) : T(0);
+        factor[i] = scale * sample[i];
       }
       const std::int64_t at = panel * n * kPanel<T>;
+      const Weights<T> weight{rows.data + (rows.of_each ? at : 0), rows.step, rows.of_each, sample, factor};
       const T* target = workspace_.target + at;
       T* to = slope ? slope + at : nullptr;
       if (!coupled) {
         const auto run = with_loss(loss.row, [](auto l) { return &pointwise<decltype(l), T>; });
-        run(prediction + at, target, n, factor, weight, step, loss.parameters, to,
-            workspace_.terms[term] + panel * kPanel<T>);
+        run(prediction + at, target, n, weight, loss.parameters, to, workspace_.terms[term] + panel * kPanel<T>);
         continue;
       }
       const bool predicted = predicting() || term == kValue;
-      add_sums(predicted ? prediction + at : nullptr, target, n, weight, step,
-               workspace_.sums[term] + 4 * panel * kPanel<T>);
+      add_sums(predicted ? prediction + at : nullptr, target, n, weight, workspace_.sums[term] + 4 * panel * kPanel<T>);
       if (measuring_ || !to) continue;
-      coupled_slopes(prediction + at, target, n, factor, weight, step, workspace_.partial[term] + 3 * panel * kPanel<T>,
-                     to);
+      coupled_slopes(prediction + at, target, n, weight, workspace_.partial[term] + 3 * panel * kPanel<T>, to);
     }
   }
 
@@ -325,15 +343,15 @@ class Tile : private Streams<T> {
     }
   }
 
-  T sample_weight(std::int64_t m) const {
-    return step_.sample_weight.data ? at<T>(step_.sample_weight, first_ + m) : T(1);
+  T sample_weight(int term, std::int64_t m) const {
+    return step_.sample_weight.data ? at<T>(step_.sample_weight, term != kValue, first_ + m) : T(1);
   }
 
   void store_terms() {
     for (std::int64_t m = 0; m < M_; ++m) {
       double loss = 0;
       for (int term = 0; term < step_.count_terms(); ++term) {
-        const double sum = double(workspace_.terms[term][m]) * double(sample_weight(m));
+        const double sum = double(workspace_.terms[term][m]) * double(sample_weight(term, m));
         if (step_.weight[term] != 0) loss += step_.weight[term] * step_.scale[term] * sum;
         if (step_.per_sample) {
           static_cast<T*>(step_.terms)[term * step_.N + first_ + m] = T(step_.scale[term] * sum);

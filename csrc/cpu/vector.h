@@ -34,6 +34,7 @@ struct Vec {
   friend SK_INLINE Vec operator-(Vec a) { return -a.v; }
   friend SK_INLINE mask operator>(Vec a, Vec b) { return a.v > b.v; }
   friend SK_INLINE mask operator<(Vec a, Vec b) { return a.v < b.v; }
+  friend SK_INLINE mask operator!=(Vec a, Vec b) { return a.v != b.v; }
 };
 
 template <class T>

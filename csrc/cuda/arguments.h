@@ -67,7 +67,7 @@ struct Arguments {
   std::int32_t gradients;  // wanted
   Layout layout;
   LayerArguments layer[kMostLayers];
-  Strided x, sample_weight, output_weight;
+  Strided x, sample_weight, output_weight, derivative_weight;
   Directions directions;
   Target target[2];
   Function loss[2];

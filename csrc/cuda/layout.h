@@ -86,8 +86,7 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   to.jacobian = kAbsent;
   // odd: the numbers of one sample that are read side by side are written apart
   to.jacobian_columns = std::int32_t(T * a.O | 1);
-  const bool again = a.P > 1 && a.from != From::kCotangents && a.target[1].kind == TargetKind::kDense &&
-                     a.directions.distribution != Distribution::kBasis;
+  const bool again = a.P > 1 && a.from != From::kCotangents && a.target[1].kind == TargetKind::kDense;
   const std::uint64_t jacobian = std::uint64_t(a.W) * to.jacobian_columns * 4;
   if (again && cursor.at * 4 + jacobian + 16 <= limit) to.jacobian = cursor.take(jacobian);
   to.floats = std::uint32_t(cursor.at);
@@ -118,6 +117,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
                                                       : From::kDirections;
   a.gradients = step.gradients;
   a.x = step.x, a.sample_weight = step.sample_weight, a.output_weight = step.output_weight;
+  a.derivative_weight = step.derivative_weight;
   a.directions = step.directions;
   a.terms = static_cast<float*>(step.terms), a.dx = static_cast<float*>(step.dx);
   if (a.L > kMostLayers) throw std::invalid_argument(std::to_string(a.L) + " linear layers are more than 16");

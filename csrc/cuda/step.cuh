@@ -263,16 +263,21 @@ struct Tile {
 
   // ---- Residuals ----
 
-  SK_INLINE float sample_weight(int row) const {
-    return step.sample_weight.data ? number(step.sample_weight, first + row) : 1.0f;
+  SK_INLINE float sample_weight(Term term, int row) const {
+    return step.sample_weight.data ? number(step.sample_weight, term, first + row) : 1.0f;
   }
   SK_INLINE float output_weight(int o) const { return step.output_weight.data ? number(step.output_weight, o) : 1.0f; }
+  SK_INLINE float derivative_weight(int p, int row, int i) const {
+    return step.derivative_weight.data ? number(step.derivative_weight, p, first + row, i) : 1.0f;
+  }
 
-  // Adds to the term, unless told not to, and gives the slope; a term of weight 0 may have any target, also NaN
+  // Adds to the term, unless told not to, and gives the slope; a term or a residual of weight 0 may have any target,
+  // also NaN
   SK_INLINE float slope(Term term, int row, int column, float r, float weight, bool added = true) const {
     const Function& loss = step.loss[term];
+    weight *= sample_weight(term, row);
+    if (weight == 0.0f) r = 0.0f;
     const Residual<float> rho = residual(loss.row, loss.parameters[0], loss.parameters[1], r);
-    weight *= sample_weight(row);
     if (added) shared[step.layout.rho + row * step.layout.rho_columns + column] += rho.value * weight;
     return step.factor[term] == 0.0f ? 0.0f : step.factor[term] * rho.slope * weight;
   }
@@ -325,7 +330,8 @@ struct Tile {
 #pragma unroll
       for (int i = 0, o = column; i < 4; ++i, ++o) {
         if (!valid(row) || o >= step.O) continue;
-        a[i] = slope(kFirst, row, o, s.d1[i] * (&t.x)[i] - tangent_target(p, row, o), output_weight(o));
+        const float weight = output_weight(o) * derivative_weight(p, row, o);
+        a[i] = slope(kFirst, row, o, s.d1[i] * (&t.x)[i] - tangent_target(p, row, o), weight);
       }
       if (!step.gradients) return;
       float4 owed = four(q, row, column);
@@ -358,9 +364,6 @@ struct Tile {
   SK_INLINE float tangent_target(int p, int row, int o) const {
     const Target& target = step.target[kFirst];
     if (target.kind == TargetKind::kProjected) return number(target.data, p, first + row, o);
-    if (step.directions.distribution == Distribution::kBasis) {
-      return float(step.directions.scale) * number(target.data, first + row, o, p);
-    }
     const Rows<float> v = floats(step.layout.v, step.layout.inputs);
     float total = 0.0f;
 #pragma unroll 1
@@ -372,9 +375,6 @@ struct Tile {
   SK_INLINE float gradient_target(int p, int row, int d) const {
     const Target& target = step.target[kFirst];
     if (target.kind == TargetKind::kProjected) return number(target.data, p, first + row, d);
-    if (step.directions.distribution == Distribution::kBasis) {
-      return float(step.directions.scale) * number(target.data, first + row, p, d);
-    }
     const Rows<float> u = floats(step.layout.v, step.layout.outputs);
     float total = 0.0f;
 #pragma unroll 1
@@ -527,7 +527,7 @@ struct Tile {
         float a = 0.0f;
         if (valid(row)) {
           if (!dense) r -= number(target.data, p, first + row, o);
-          a = slope(kFirst, row, o, r, output_weight(o), i % 4 == 0);
+          a = slope(kFirst, row, o, r, output_weight(o) * derivative_weight(p, row, o), i % 4 == 0);
         }
         for (int column = i % 4 * 4; step.gradients && column < n; column += 16) {
           const float4 x = four(v, row, column);
@@ -553,7 +553,8 @@ struct Tile {
     each(g.n, [&](int row, int d) {
       float g_bar = 0.0f;
       if (valid(row) && d < step.W) {
-        g_bar = slope(kFirst, row, d, *g.at(0, row, d) - gradient_target(r, row, d), basis ? output_weight(r) : 1.0f);
+        const float weight = (basis ? output_weight(r) : 1.0f) * derivative_weight(r, row, d);
+        g_bar = slope(kFirst, row, d, *g.at(0, row, d) - gradient_target(r, row, d), weight);
       }
       if (step.gradients) *to.at(0, row, d) = Op::of(g_bar);
     });

@@ -88,6 +88,17 @@ def nan_jacobian(numbers):
     return sk.Targets(values=numbers.y, jacobian=numbers.jacobian * torch.nan)
 
 
+SOME = (torch.arange(SMALL.N * SMALL.O * SMALL.D) % 5 > 1).float().reshape(SMALL.N, SMALL.O, SMALL.D)
+
+
+def missing_labels(numbers, known=SOME):
+    """NaN, where the first of three samples, the first output and `known` say so."""
+    counts = ((torch.arange(SMALL.N) % 3 > 0)[:, None] & torch.tensor([False, True]))[..., None]
+    jacobian = torch.where(counts & (known != 0), numbers.jacobian, torch.nan)
+    return sk.Targets(values=torch.where(counts[..., 0], numbers.y, torch.nan), jacobian=jacobian)
+
+
+MISSING = {"sample_weight": (torch.arange(SMALL.N) % 3).float(), "output_weight": torch.tensor([0.0, 1.5])}
 ramp = torch.linspace(0.5, 2, SMALL.N), torch.linspace(2, 1, SMALL.O)
 MODES = {
     "sum": ("normal", None, {"reduction": "sum"}),
@@ -97,6 +108,11 @@ MODES = {
     "no values": ("normal", lambda d: targets_of(d, ["jacobian"]), {"weights": (0.0, 1.0)}),
     "tangents": ("rademacher", lambda d: targets_of(d, ["values", "tangents"], 3), {}),
     "two of three inputs": ("sphere", lambda d: targets_of(d, ["values", "jacobian"], wrt=[2, 0]), {"wrt": [2, 0]}),
+    "missing labels": (
+        "sphere",
+        lambda d: missing_labels(d, SOME[..., :1]),
+        {**MISSING, "derivative_weight": 2 * SOME[..., 0]},
+    ),
     "half precision's sizes": ("normal", None, {"weights": (1e-6, 1e-5), "sample_weight": ramp[0] * 1e-3}),
 }
 
@@ -131,6 +147,19 @@ def test_modes_of_cotangents():
     compare(numbers, sk.Cotangents.basis(), targets=nan_jacobian, weights=(1.0, 0.0))
     shared = sk.Directions.sphere(3, seed=5, shared=True)
     compare(numbers, shared)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_missing_entries(outputs):
+    """Each with a weight of its own, and a Jacobian of NaN where it is 0."""
+    numbers = data(SMALL, "tanh")
+    for projections in (sk.Directions.basis(), sk.Cotangents.basis()):
+        compare(numbers, projections, "ieee", missing_labels, outputs=outputs, derivative_weight=1.5 * SOME, **MISSING)
+    columns = SOME[:, 0] != 0
+    known = lambda d: missing_labels(d, columns[:, None])  # noqa: E731
+    compare(
+        numbers, directions_of("sphere", SMALL), "ieee", known, outputs=outputs, derivative_weight=columns, **MISSING
+    )
 
 
 def test_layers_may_differ():

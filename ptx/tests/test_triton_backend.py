@@ -118,6 +118,30 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
     assert_within_rule("exact", exact.detach(), plain.detach().double())
 
 
+@pytest.mark.parametrize("way", ["tangents", "gradients", "cotangents", "layer by layer"])
+def test_missing_labels(on_ptx, place, monkeypatch, way):
+    """Weights of samples, outputs and entries, or of derivatives [N, O]; targets are NaN where they are 0."""
+    if way == "layer by layer":
+        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    on_ptx("random:2")
+    entries = way in ("cotangents", "layer by layer")
+    known = torch.arange(SHAPE.N * SHAPE.O * SHAPE.D).reshape(SHAPE.N, SHAPE.O, SHAPE.D) % 5 > 1
+    known = known if entries else known[..., :1]
+    samples, outputs = (torch.arange(SHAPE.N) % 3).float(), torch.tensor([0.0, 1.5])
+    counts = samples[:, None] * outputs != 0
+
+    def targets(numbers):
+        jacobian = torch.where(known & counts[..., None], numbers.jacobian, torch.nan)
+        return sk.Targets(values=torch.where(counts, numbers.y, torch.nan), jacobian=jacobian)
+
+    weights = {"sample_weight": samples, "output_weight": outputs}
+    weights["derivative_weight"] = 1.5 * (known if entries else known[..., 0])
+    settings = {"derivatives": "exact"} if entries else {}
+    projections = None if entries else directions_of("sphere", SHAPE)
+    with computed_from("tangents" if way == "tangents" else "gradients"):
+        compare(data(SHAPE, "tanh"), projections, targets, "triton", **settings, **weights)
+
+
 @pytest.mark.parametrize("kind", ["tangents", "gradients", "cotangents"])
 def test_bytes_are_those_of_the_count_whatever_P_is(on_ptx, place, one_program, monkeypatch, kind):
     """Each input once and each output once; on chip that is all there is (docs/triton.md)."""

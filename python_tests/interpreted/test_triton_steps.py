@@ -256,6 +256,52 @@ def test_infinite_pre_activations(path, activation):
         assert_within_rule("term", g, e.double())
 
 
+N, O, D = SMALL.N, SMALL.O, SMALL.D
+WEIGHTS = {"samples": (N,), "outputs": (N, O), "entries": (N, O, D), "columns": (N, D)}
+
+
+def missing(kind, samples, outputs):
+    """A derivative weight, and targets that are NaN where it, or a weight of a sample or an output, is 0."""
+    weight = torch.rand(WEIGHTS[kind], generator=torch.Generator().manual_seed(1))
+    weight = weight > 0.3 if kind == "columns" else torch.where(weight > 0.3, weight, 0.0)
+    known = weight[:, None] if kind == "columns" else weight[(...,) + (None,) * (3 - weight.dim())] != 0
+    counts = samples[:, None] * outputs != 0
+    known = known & counts[..., None]
+
+    def targets(numbers, order=1):
+        twice = known[..., None] & known[..., None, :]
+        return sk.Targets(
+            values=torch.where(counts, numbers.y, torch.nan), jacobian=torch.where(known, numbers.jacobian, torch.nan),
+            hessian=torch.where(twice, numbers.hessian, torch.nan) if order == 2 else None,
+        )  # fmt: skip
+
+    return weight, targets
+
+
+@each_path
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_missing_labels(path, kind):
+    numbers, samples, outputs = data(SMALL, "tanh"), (torch.arange(N) % 4 > 0).float(), torch.tensor([0.0, 1.5])
+    weight, targets = missing(kind, samples, outputs)
+    weights = {"sample_weight": samples, "derivative_weight": weight}
+    compare(numbers, None, targets, derivatives="exact", output_weight=outputs, **weights)
+    compare(numbers, sk.Directions.basis(), targets, derivative_loss="l1", output_weight=outputs, **weights)
+    if kind != "entries":
+        for more in ({"derivative_loss": "cosine"}, {"reduction": "none"}):
+            compare(numbers, directions_of("given", SMALL), targets, output_weight=outputs, **weights, **more)
+    if kind in ("samples", "columns"):
+        _, targets = missing(kind, samples, torch.ones(O))
+        compare(numbers, sk.Cotangents.sphere(2, seed=1), targets, **weights)
+
+
+@pytest.mark.parametrize("kind", ["samples", "outputs", "columns"])
+def test_missing_labels_of_order_2(kind):
+    weight, targets = missing(kind, torch.ones(N), torch.ones(O))
+    for loss in ("mse", "relative_mse"):
+        settings = {"order": 2, "derivative_loss": loss, "derivative_weight": weight}
+        compare(data(SMALL, "silu"), directions_of("given", SMALL), lambda n: targets(n, 2), **settings)
+
+
 @each_path
 def test_nan_stays_nan_in_every_precision(path):
     """Rounding to TF32 adds to the bits of a number, which must not make a number of what is none."""

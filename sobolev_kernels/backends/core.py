@@ -110,8 +110,8 @@ def step_of(problem: Problem, operands: Operands, gradients: list[torch.Tensor],
     kinds = (DENSE, problem.derivative_target, problem.second_target)
     targets = zip(kinds, (operands.values, operands.derivative, operands.second), strict=True)
     targets = [(CODES["TargetKind"][kind], strided(tensor)) for kind, tensor in targets][: 1 + problem.order]
-    weights = strided(operands.sample_weight), strided(operands.output_weight)
-    step.residuals(CODES["Residuals"][problem.residuals], targets, *weights)
+    weights = operands.sample_weight, operands.output_weight, operands.derivative_weight
+    step.residuals(CODES["Residuals"][problem.residuals], targets, *map(strided, weights))
     step.loss(terms_of(problem, N, tuple(operands.weights)), per_sample)
     return step
 
@@ -125,7 +125,7 @@ def step_of_shapes(problem: Problem, N: int):
     set_directions(step, problem.projection, problem.drawing, None, seed)
     kinds = (DENSE, problem.derivative_target, problem.second_target)[: 1 + problem.order]
     targets = [(CODES["TargetKind"][kind], SOMEWHERE) for kind in kinds]
-    step.residuals(CODES["Residuals"][problem.residuals], targets, None, None)
+    step.residuals(CODES["Residuals"][problem.residuals], targets, None, None, None)
     step.outputs(problem.gradients, None, None, None, None, None, 1 if problem.input_gradient else None)
     return step
 

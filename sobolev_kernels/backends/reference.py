@@ -100,20 +100,27 @@ def derivatives_along(
 
 def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor, predictions: Jets):
     """(loss, terms): the loss differentiable as often as needed."""
-    cotangents, samples, outputs = problem.projection == COTANGENTS, operands.sample_weight, operands.output_weight
+    cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
     y, derivative, second = predictions[0], operands.derivative, operands.second
     if problem.derivative_target == DENSE and derivative is not None:
         derivative = (pull if cotangents else project)(derivative, vectors)
     if problem.second_target == DENSE and second is not None:
         second = project_twice(second, vectors)
-    rows = outputs[:, None, None] if cotangents and outputs is not None else outputs
-    losses = (problem.value_loss, problem.derivative_loss, problem.derivative_loss)
-    parts = zip(losses, predictions, (operands.values, derivative, second), (outputs, rows, rows), strict=True)
+    rows, of_each = (
+        outputs[:, None, None] if cotangents and outputs is not None else outputs,
+        operands.derivative_weight,
+    )
+    rows = of_each if rows is None else rows if of_each is None else rows * of_each
+    samples, others = (None, None) if operands.sample_weight is None else operands.sample_weight
+    parts = (
+        (problem.value_loss, y, operands.values, outputs, samples),
+        (problem.derivative_loss, predictions[1], derivative, rows, others),
+        (problem.derivative_loss, predictions[2], second, rows, others),
+    )
     terms = []
-    for loss, prediction, target, weight in list(parts)[: 1 + problem.order]:
-        each = y.new_zeros(y.shape[0]) if target is None else term(loss, prediction, target, weight)
-        each = each if samples is None else samples * each
-        terms.append(each / max(1, y.shape[0]) if problem.reduction == "mean" else each)
+    for loss, prediction, target, weight, sample in parts[: 1 + problem.order]:
+        each = y.new_zeros(N) if target is None else term(loss, prediction, target, weight, sample)
+        terms.append(each / max(1, N) if problem.reduction == "mean" else each)
     loss, terms = finish(problem, operands.weights, terms)
     if not any(operands.weights):
         loss = loss + 0 * (y.sum(-1) if problem.reduction == "none" else y.sum())
@@ -335,19 +342,29 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def term(
-    loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
-) -> torch.Tensor:
+    loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
+    sample: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """A term for each sample [N], from [N, O], [P, N, O] or [R, N, D]; `weight` broadcasts over the residuals.
 
-    Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same.
+    Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same; by
+    `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
     """
     if prediction.shape != target.shape:
         # broadcasting [N, 1] - [N] would quietly make an N × N loss
         raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
     dims = (-1,) if prediction.dim() == 2 else (0, -1)
     w = 1.0 if weight is None else weight
+    if not (weight is None and sample is None):
+        counting = (w if sample is None else w * sample[:, None]) != 0
+        prediction, target = torch.where(counting, prediction, 0.0), torch.where(counting, target, 0.0)
     r = prediction - target
-    if not is_coupled(loss):
-        return (w * residual(loss, r)[0]).mean(dims)
-    products = (r * r, prediction * prediction, prediction * target, target * target)
-    return coupled(loss, *((w * product).sum(dims) for product in products))
+    if is_coupled(loss):
+        products = (r * r, prediction * prediction, prediction * target, target * target)
+        each = coupled(loss, *((w * product).sum(dims) for product in products))
+    else:
+        each = (w * residual(loss, r)[0]).mean(dims)
+    if sample is None:
+        return each
+    # so that a cotangent of what does not count, which may be infinite, ends here
+    return torch.where(sample == 0, 0.0, sample * each)

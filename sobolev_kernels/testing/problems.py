@@ -194,10 +194,12 @@ def fixed(projections: Projections | None, data: Data, W: int | None = None) -> 
 
 
 def as_dtype(value, dtype: torch.dtype, device: str = "cpu"):
-    """Given projections and tensors in another dtype, and on a device; anything else as it is."""
+    """Given projections and tensors in another dtype, masks as they are, on a device; anything else as it is."""
     if isinstance(value, Projections) and value.values is not None:
         return type(value).given(value.values.to(device, dtype))
-    return value.to(device, dtype) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device) if value.dtype == torch.bool else value.to(device, dtype)
 
 
 def targets_of(data: Data, kinds: Sequence[str], P: int = 1, wrt: Sequence[int] | None = None) -> sk.Targets:

@@ -52,8 +52,9 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     from . import layerwise, one_launch
 
     path = layerwise if one_launch.refusal(problem) else one_launch
-    weights = {name: getattr(operands, name) for name in ("sample_weight", "output_weight")}
-    operands = operands._replace(**{name: w.contiguous() for name, w in weights.items() if w is not None})
+    weights = (operands.sample_weight, operands.output_weight)
+    samples, of_outputs = (w if w is None else w.contiguous() for w in weights)
+    operands = operands._replace(sample_weight=samples, output_weight=of_outputs)
     # Triton launches on the current device, which need not be that of the tensors
     with on_device_of(operands.x):
         path.run(problem, operands, outputs, gradients)

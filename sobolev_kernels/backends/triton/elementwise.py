@@ -101,18 +101,29 @@ def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.conste
 
 
 @triton.jit
-def sums(A, T, W, valid, sample, N, R, n, REPEATED: tl.constexpr):
+def compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED: tl.constexpr):
+    """Of a column of row r of a sample: where it is in [R, N, n], prediction, target and weight.
+
+    One of weight 0, or of a sample of weight 0, is 0 in both, whatever the target.
+    """
+    k = (r * N.to(tl.int64) + sample) * n + column
+    w = tl.where(sample < N, 1.0, 0.0)
+    if W is not None:
+        w *= tl.load(W + (r if REPEATED else column))
+    if EACH is not None:
+        w *= tl.load(EACH + k, mask=sample < N, other=0.0)
+    counting = w * sample_weight != 0.0
+    return k, tl.load(A + k, mask=counting, other=0.0), tl.load(T + k, mask=counting, other=0.0), w
+
+
+@triton.jit
+def sums(A, T, W, EACH, sample_weight, sample, N, R, n, REPEATED: tl.constexpr):
     """rr, aa, at, tt of each sample over R rows of n numbers."""
     rr = tl.zeros_like(sample).to(tl.float32)
     aa, at, tt = rr, rr, rr
     for r in range(R):
         for column in range(n):
-            k = (r * N.to(tl.int64) + sample) * n + column
-            a = tl.load(A + k, mask=valid, other=0.0)
-            t = tl.load(T + k, mask=valid, other=0.0)
-            w = 1.0
-            if W is not None:
-                w = tl.load(W + (r if REPEATED else column))
+            _k, a, t, w = compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED)
             rr += w * (a - t) * (a - t)
             aa += w * a * a
             at += w * a * t
@@ -120,32 +131,30 @@ def sums(A, T, W, valid, sample, N, R, n, REPEATED: tl.constexpr):
     return rr, aa, at, tt
 
 
-@triton.jit(do_not_specialize=["N", "R"], do_not_specialize_on_alignment=["A", "T", "W", "SAMPLE_WEIGHT", "SLOPE"])
+@triton.jit(
+    do_not_specialize=["N", "R"], do_not_specialize_on_alignment=["A", "T", "W", "EACH", "SAMPLE_WEIGHT", "SLOPE"]
+)
 def residual_kernel(
-    A, T, W, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, loss, COUPLED: tl.constexpr, REPEATED: tl.constexpr,
+    A, T, W, EACH, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, loss, COUPLED: tl.constexpr, REPEATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A term of each sample, TERM [N], and its slopes, of a Loss; predictions and targets are [R, N, n].
 
-    W has a weight for each of the n numbers, or, if REPEATED, for each of the R rows. One program takes BLOCK samples.
+    W has a weight for each of the n numbers, or, if REPEATED, for each of the R rows; EACH one for every number. One
+    program takes BLOCK samples.
     """
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = sample < N
-    sample_weight = 1.0
+    sample_weight = tl.where(valid, 1.0, 0.0)
     if SAMPLE_WEIGHT is not None:
         sample_weight = tl.load(SAMPLE_WEIGHT + sample, mask=valid, other=0.0)
     total = 0.0 * sample.to(tl.float32)
     if COUPLED:
-        rr, aa, at, tt = sums(A, T, W, valid, sample, N, R, n, REPEATED)
+        rr, aa, at, tt = sums(A, T, W, EACH, sample_weight, sample, N, R, n, REPEATED)
         total, by_rr, by_aa, by_at = coupled(loss, rr, aa, at, tt)
     for r in range(R):
         for column in range(n):
-            k = (r * N.to(tl.int64) + sample) * n + column
-            prediction = tl.load(A + k, mask=valid, other=0.0)
-            target = tl.load(T + k, mask=valid, other=0.0)
-            w = 1.0
-            if W is not None:
-                w = tl.load(W + (r if REPEATED else column))
+            k, prediction, target, w = compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED)
             if COUPLED:
                 slope = 2.0 * by_rr * (prediction - target) + 2.0 * by_aa * prediction + by_at * target
             else:

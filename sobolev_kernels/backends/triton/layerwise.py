@@ -141,21 +141,23 @@ class Layers:
 
 def term(
     loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, repeated: bool,
-    sample_weight: torch.Tensor | None, factor: float, scale: float, slope: torch.Tensor | None,
+    of_each: torch.Tensor | None, sample_weight: torch.Tensor | None, factor: float, scale: float,
+    slope: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
     """The term of each sample [N], by `scale`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
     R, N, n = prediction.shape
     terms = prediction.new_empty(N)
     if N:
         residual_kernel[(triton.cdiv(N, SAMPLES),)](
-            prediction, target.contiguous(), weights, sample_weight, slope, terms, N, R, n,
-            loss_of(loss, factor, scale), COUPLED=is_coupled(loss), REPEATED=repeated, BLOCK=SAMPLES,
+            prediction, target.contiguous(), weights, None if of_each is None else of_each.contiguous(), sample_weight,
+            slope, terms, N, R, n, loss_of(loss, factor, scale), COUPLED=is_coupled(loss), REPEATED=repeated,
+            BLOCK=SAMPLES,
         )  # fmt: skip
     return terms
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    x, parameters, given, seed, *targets, sample_weight, output_weight, weights = operands
+    x, parameters, given, seed, *targets, sample_weight, output_weight, of_each, weights = operands
     N, W = x.shape[0], problem.W
     vectors = None
     if problem.P:
@@ -190,7 +192,8 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
             if cotangent is not None:
                 slope.copy_(cotangent)
     else:
-        terms, common = losses(problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights)
+        of_residuals = sample_weight, output_weight, of_each
+        terms, common = losses(problem, predictions, targets, vectors, slopes, of_residuals, weights)
         if problem.result != PER_SAMPLE_GRADIENTS:
             for name, result in zip(("loss", "terms"), finish(problem, weights, terms), strict=True):
                 outputs[name].copy_(result)
@@ -206,13 +209,14 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         torch._foreach_mul_([*gradients, *(outputs[name] for name in ("dx",) if name in outputs)], common)
 
 
-def losses(problem: Problem, predictions, targets, vectors, slopes, sample_weight, output_weight, weights):
+def losses(problem: Problem, predictions, targets, vectors, slopes, of_residuals, weights):
     """The scaled terms [N] of values, derivatives and second derivatives, and what multiplies all gradients.
 
     Fills the slopes. Adjoints are of the size of residuals, whatever N is: float16 has no room for smaller ones. A term
     of weight 0 has none, since it may have any target, also NaN.
     """
     values, derivative, second = targets
+    sample_weight, output_weight, of_each = of_residuals
     cotangents = problem.projection == COTANGENTS
     if derivative is not None and problem.derivative_target == DENSE:
         derivative = (reference.pull if cotangents else reference.project)(derivative, vectors)
@@ -220,19 +224,20 @@ def losses(problem: Problem, predictions, targets, vectors, slopes, sample_weigh
         second = reference.project_twice(second, vectors)
     values = None if values is None else values[None]
     N = predictions[0].shape[1]
-    samples = max(1, N) if problem.reduction == "mean" else 1
+    divided = max(1, N) if problem.reduction == "mean" else 1
     kinds = [problem.value_loss, problem.derivative_loss, problem.derivative_loss][: len(predictions)]
     counts = [1 if is_coupled(loss) else p.shape[0] * p.shape[2] for loss, p in zip(kinds, predictions, strict=True)]
-    scales = [1 / (samples * max(1, count)) for count in counts]
+    scales = [1 / (divided * max(1, count)) for count in counts]
     common = max(w * scale for w, scale in zip(weights, scales, strict=False)) or 1.0
     terms = []
     for order, (prediction, target) in enumerate(zip(predictions, (values, derivative, second), strict=False)):
         if target is None:
             terms.append(prediction.new_zeros(N))
             continue
-        repeated = bool(order) and cotangents
+        repeated, each = bool(order) and cotangents, of_each if order else None
+        samples = None if sample_weight is None else sample_weight[1 if order else 0]
         slope, factor = (slopes[order] if weights[order] else None), weights[order] * scales[order] / common
         terms.append(
-            term(kinds[order], prediction, target, output_weight, repeated, sample_weight, factor, scales[order], slope)
+            term(kinds[order], prediction, target, output_weight, repeated, each, samples, factor, scales[order], slope)
         )
     return terms, common

@@ -7,6 +7,8 @@ Gradients go to the program's own slot, and are summed over the slots afterwards
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -53,6 +55,30 @@ def adjoint(slope, weight, factor, within):
 
 
 @triton.jit
+def counted(r, weight):
+    """A residual, 0 where its weight is, whatever its target."""
+    return tl.where(weight != 0.0, r, 0.0)
+
+
+class Each(NamedTuple):
+    """In a kernel, weights of the numbers of derivatives [P, N, columns] with their strides; without E, ones."""
+
+    E: tl.tensor
+    by_vector: tl.tensor
+    by_sample: tl.tensor
+    by_column: tl.tensor
+
+
+@triton.jit
+def of_each(weight, each, p, sample, column, within):
+    """`weight` by those of derivative p."""
+    if each.E is not None:
+        at = p * each.by_vector + sample * each.by_sample + column * each.by_column
+        weight *= tl.load(each.E + at, mask=within, other=0.0)
+    return weight
+
+
+@triton.jit
 def inner(a, b, within):
     """Σ_d a b, the same bits on all threads that hold a sum: the selection keeps a product out of a fused addition."""
     return tl.sum(tl.where(within, a * b, 0.0), 1)
@@ -60,7 +86,7 @@ def inner(a, b, within):
 
 @triton.jit
 def along_directions(
-    g, distribution, vectors, target, first, sample, valid, weight, row, P, d, W, DENSE: tl.constexpr
+    g, distribution, vectors, target, each, first, sample, valid, weight, row, P, d, W, DENSE: tl.constexpr
 ):  # fmt: skip
     """The term [BLOCK] of an output's gradient g [BLOCK, DB] projected on all P directions, and the adjoint of g."""
     term, a = 0.0 * weight, 0.0 * g
@@ -74,9 +100,10 @@ def along_directions(
             along = inner(known, v, within)
         else:
             along = tl.load(target.T + p * target.by_vector + at, mask=valid, other=0.0)
-        rho, slope = residual(first, inner(g, v, within) - along)
-        term += tl.where(valid, rho * weight, 0.0)
-        a += adjoint(slope, weight, first.factor, valid)[:, None] * v
+        w = of_each(weight, each, p, sample, row, valid)
+        rho, slope = residual(first, counted(inner(g, v, within) - along, w))
+        term += tl.where(valid, rho * w, 0.0)
+        a += adjoint(slope, w, first.factor, valid)[:, None] * v
     return term, a
 
 
@@ -88,14 +115,14 @@ def along_directions(
 @triton.jit(
     do_not_specialize=[
         "N", "P", "D", "W", "O", "hidden_layers", "sx_n", "sx_d", "sv_p", "sv_n", "sv_k", "sy_n", "sy_o",
-        "st_p", "st_n", "st_k", "st_column", "seed", "offset",
+        "st_p", "st_n", "st_k", "st_column", "sw_p", "sw_n", "sw_k", "seed", "offset",
     ],
-    do_not_specialize_on_alignment=["X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT"],
+    do_not_specialize_on_alignment=["X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT", "WEIGHT_OF_EACH"],
 )  # fmt: skip
 def step_kernel(
-    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, packed, room,
+    X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHT_OF_EACH, packed, room,
     N, P, D, W, O, hidden_layers, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
-    seed: tl.uint64, offset: tl.uint32, common, distribution, activation, last, value, first, chains,
+    sw_p, sw_n, sw_k, seed: tl.uint64, offset: tl.uint32, common, distribution, activation, last, value, first, chains,
     FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr, TILE,
 ):  # fmt: skip
     """hidden_layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`.
@@ -109,6 +136,7 @@ def step_kernel(
     seed, offset = seed.to(tl.uint64), offset.to(tl.uint32)
     vectors = Vectors(V, sv_p.to(tl.int64), sv_n, sv_k, seed, offset)
     target = Target(T, st_p.to(tl.int64), st_n, st_k, st_column)
+    each = Each(WEIGHT_OF_EACH, sw_p.to(tl.int64), sw_n, sw_k)
     i, d, o = tl.arange(0, TILE.BLOCK), tl.arange(0, TILE.DB), tl.arange(0, TILE.OB)
     state = chains.begin(room, hidden_layers, GRADIENTS, TILE)
     output_weight = tl.where(o < O, 1.0, 0.0)
@@ -122,7 +150,7 @@ def step_kernel(
         within_y = valid[:, None] & (o < O)[None, :]
         sample_weight = tl.where(valid, 1.0, 0.0)
         if WEIGHT_OF_SAMPLE is not None:
-            sample_weight = tl.load(WEIGHT_OF_SAMPLE + sample, mask=valid, other=0.0)
+            sample_weight = tl.load(WEIGHT_OF_SAMPLE + N + sample, mask=valid, other=0.0)
         weight = sample_weight[:, None] * output_weight[None, :]
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
         z, state = chains.values_forward(x, state, t, packed, hidden_layers, activation, TILE)
@@ -137,17 +165,18 @@ def step_kernel(
                 if WEIGHT_OF_OUTPUT is not None:
                     row_weight = sample_weight * tl.load(WEIGHT_OF_OUTPUT + p)
                 term, a = along_directions(
-                    g, distribution, vectors, target, first, sample, valid, row_weight, p, P, d, W, DENSE
+                    g, distribution, vectors, target, each, first, sample, valid, row_weight, p, P, d, W, DENSE
                 )  # fmt: skip
             elif FROM == "cotangents":
                 u = direction(distribution, vectors, sample, valid, p, o, O)
                 within = valid[:, None] & (d < W)[None, :]
                 g, state = chains.gradient_chain(y1 * u, state, p, packed, hidden_layers, activation, TILE)
                 along = target_along(target, sample, valid, u, p, o, O, d, W, DENSE)
-                rho, slope = residual(first, g - along)
                 row_weight = sample_weight[:, None]
                 if WEIGHT_OF_OUTPUT is not None:
                     row_weight = sample_weight[:, None] * tl.load(WEIGHT_OF_OUTPUT + p)
+                row_weight = of_each(row_weight, each, p, sample[:, None], d[None, :], within)
+                rho, slope = residual(first, counted(g - along, row_weight))
                 term = tl.sum(tl.where(within, rho * row_weight, 0.0), 1)
                 a = adjoint(slope, row_weight, first.factor, within)
             else:
@@ -156,9 +185,10 @@ def step_kernel(
                     v, state, p, packed, hidden_layers, activation, GRADIENTS, False, TILE
                 )  # fmt: skip
                 along = target_along(target, sample, valid, v, p, d, W, o, O, DENSE)
-                rho, slope = residual(first, y1 * z1 - along)
-                term = tl.sum(tl.where(within_y, rho * weight, 0.0), 1)
-                a = adjoint(slope, weight, first.factor, within_y)
+                w = of_each(weight, each, p, sample[:, None], o[None, :], within_y)
+                rho, slope = residual(first, counted(y1 * z1 - along, w))
+                term = tl.sum(tl.where(within_y, rho * w, 0.0), 1)
+                a = adjoint(slope, w, first.factor, within_y)
             first_term += term
             if GRADIENTS:
                 if FROM != "tangents":
@@ -174,7 +204,10 @@ def step_kernel(
         known = y + 0.0 * z
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
-        rho, slope = residual(value, y - known)
+        if WEIGHT_OF_SAMPLE is not None:
+            sample_weight = tl.load(WEIGHT_OF_SAMPLE + sample, mask=valid, other=0.0)
+            weight = sample_weight[:, None] * output_weight[None, :]
+        rho, slope = residual(value, counted(y - known, weight))
         tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, rho * weight, 0.0), 1), mask=valid)
         tl.store(room.terms + N + sample, first.scale * first_term, mask=valid)
         if GRADIENTS:
@@ -201,7 +234,7 @@ def near(tensor: torch.Tensor | None, features: int = 1) -> torch.Tensor | None:
 
 @torch.no_grad()
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, weights = operands
+    x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, each, weights = operands
     N, hidden_layers = x.shape[0], len(problem.widths) - 2
     launch, packed = one_launch(problem), pack(problem, parameters)
     tile = tile_of(problem, launch)
@@ -222,7 +255,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     key, offset = (0, 0) if seed is None else seed.tolist()
     cotangents, dense = problem.projection == COTANGENTS, problem.derivative_target == DENSE
     v = None if given is None else near(over_samples(given, N))
-    x, values, derivative = near(x), near(values), near(derivative, 2 if dense else 1)
+    x, values, derivative, each = near(x), near(values), near(derivative, 2 if dense else 1), near(each)
     kind, shared = map(tl.constexpr, (DISTRIBUTION[problem.distribution], problem.shared))
     st = (0, 0, 0) if derivative is None else derivative.stride()
     if dense:  # [N, O, W], summed over W for directions, over O for cotangents
@@ -230,11 +263,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     else:
         st = (st[0], st[1], 0, st[2])
     strides = [
-        *x.stride(), *((0, 0, 0) if v is None else v.stride()), *((0, 0) if values is None else values.stride()), *st
+        *x.stride(), *((0, 0, 0) if v is None else v.stride()), *((0, 0) if values is None else values.stride()), *st,
+        *((0, 0, 0) if each is None else each.stride()),
     ]  # fmt: skip
     if N:
         step_kernel[(programs,)](
-            x, v, values, derivative, sample_weight, output_weight, packed, room,
+            x, v, values, derivative, sample_weight, output_weight, each, packed, room,
             N, problem.P, problem.D, problem.W, problem.O, hidden_layers, *strides, key, offset & 0xFFFFFFFF, common,
             Distribution(kind, shared, problem.scale), activation_of(problem.activations[0]),
             activation_of(problem.activations[-1]), value, first, chains,
