@@ -33,8 +33,16 @@ UNTARGETED: Targeted = (None, None, None)
 
 def run(call: Prepared) -> tuple[Results, Targeted]:
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
-    if not call.student.reason:
-        return run_at(call, call.request.inputs)
+    request = call.request
+    results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
+    if request.settings.check_finite and torch.compiler.is_compiling():
+        loss, *terms = results
+        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+    return results, targets
+
+
+def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
+    """The same of a student that is not looked into: his own derivatives are taken."""
     targeted = UNTARGETED
 
     def results_at(x: torch.Tensor) -> Results:
@@ -42,7 +50,7 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, call.request.inputs), targeted
+    return reference.differentiably(results_at, inputs, call.problem.order), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -60,13 +68,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
-    results = compute(call, x, columns, seed, ran, targets)
-    if request.settings.check_finite and torch.compiler.is_compiling():
-        loss, *terms = results
-        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
-    if ran is not None and not inputs.requires_grad and not reference.asks_for_gradients(ran, request.student):
-        results = tuple(map(reference.without_graph, results))
-    return results, targets
+    return compute(call, x, columns, seed, ran, targets), targets
 
 
 def compute(
@@ -188,7 +190,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs)
+        results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))

@@ -88,23 +88,37 @@ class Unrecognised:
 
     def flat(self) -> str | None:
         """A module like ReLU in it. A function called relu cannot be seen."""
-        return next((kind for _, kind, module in self.modules() if isinstance(module, FLAT_MODULES)), None)
+        modules = submodules(self.function)
+        return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
 
     def coupled(self) -> str | None:
         """A batch norm in it that would take its statistics from the batch, and what to do about it."""
-        for path, kind, module in self.modules():
-            batch_norm = isinstance(module, _BatchNorm) or (kind in BATCH_NORMS and isinstance(module, ScriptModule))
-            if batch_norm and module.running_mean is None:
-                return f"{path or 'a'} {kind} without running statistics (LayerNorm and GroupNorm need none)"
-            if batch_norm and module.training:
-                return f"{path or 'a'} {kind} in train mode (call eval() on it)"
-        return None
+        found = next(filter(takes_statistics, submodules(self.function)), None)
+        if found is None:
+            return None
+        path = next(path for path, module in self.function.named_modules() if module is found)
+        what = f"{kind_of(found)} {path!r}" if path else kind_of(found)
+        if found.running_mean is None:
+            return f"{what} without running statistics; LayerNorm and GroupNorm need none"
+        return f"{what} in train mode; call eval() on it"
 
-    def modules(self) -> Iterator[tuple[str, str, nn.Module]]:
-        """Path, kind and module of all that is in it."""
-        if isinstance(self.function, nn.Module):
-            for path, module in self.function.named_modules():
-                yield path, getattr(module, "original_name", type(module).__name__), module
+
+def submodules(module: object) -> Iterator[nn.Module]:
+    """A module and all below it, as `modules()` but cheaper."""
+    if isinstance(module, nn.Module):
+        yield module
+        for child in module._modules.values():
+            yield from submodules(child)
+
+
+def kind_of(module: nn.Module) -> str:
+    return getattr(module, "original_name", type(module).__name__)
+
+
+def takes_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch norm, perhaps a scripted one, that uses the mean and deviation of its batch."""
+    scripted = isinstance(module, ScriptModule) and kind_of(module) in BATCH_NORMS
+    return (scripted or isinstance(module, _BatchNorm)) and (module.training or module.running_mean is None)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
+from .graph import STATISTICS
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -91,10 +91,6 @@ for name in (
     "_native_batch_norm_legit",
 ):
     BATCH_NORMS |= set(spellings(name))
-STATISTICS = (
-    "batch_norm: no derivative is provided through statistics of the batch, which couple the samples; call eval() on "
-    "the module, or use running statistics, LayerNorm or GroupNorm"
-)
 
 
 class ExactNorms(TorchFunctionMode):
@@ -128,7 +124,14 @@ def recompute_alike() -> None:
 def graphs() -> Iterator[None]:
     """In which autograd keeps a graph, whatever mode the call came in."""
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.enable_grad():
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise NotProvided(
+                "inference mode: the function holds tensors that were made in it; use no_grad()"
+            ) from error
 
 
 @contextmanager
@@ -138,9 +141,8 @@ def exactly() -> Iterator[None]:
         stack.enter_context(graphs())
         # the other kernels of attention have no second derivative
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # nor has what AOTAutograd compiles; nothing is compiled where the compiler was never loaded
-        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # nor has what AOTAutograd compiles
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(ExactNorms())
         yield
 
@@ -148,37 +150,3 @@ def exactly() -> Iterator[None]:
 def tracked(tensor: torch.Tensor) -> torch.Tensor:
     """As one that autograd takes: those made in inference mode it does not."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def refuse_inexact(*results: torch.Tensor, again: bool) -> None:
-    """Raise where a graph has a node that is wrong, or of which there is no second derivative.
-
-    That is what went past `ExactNorms`; `again`, if the derivatives of the results will be differentiated.
-    """
-    nodes, seen = [result.grad_fn for result in results], set()
-    while nodes and not torch.compiler.is_compiling():
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        if (reason := fault_of(node, again)) is not None:
-            raise NotProvided(reason)
-
-
-def fault_of(node: torch.autograd.graph.Node, again: bool) -> str | None:
-    """What is wrong with the derivatives of a node of the graph."""
-    name = node.name()
-    if again and ("LayerNorm" in name or "RmsNorm" in name):
-        return (
-            f"{name}: PyTorch's own third derivative of this norm is wrong (pytorch#196700), and within torch.jit it "
-            "cannot be replaced; pass the module that was scripted or traced"
-        )
-    if "BatchNorm" in name and "NoTraining" not in name and "NoUpdate" not in name:
-        if getattr(node, "_saved_training", getattr(node, "_saved_train", True)):
-            return STATISTICS
-    if "CheckpointFunction" in name:
-        return "torch.utils.checkpoint: its reentrant form has no second derivative; pass use_reentrant=False"
-    if "CompiledFunction" in name:
-        return f"{name}: what AOTAutograd compiled has no second derivative; pass the function itself"
-    return None

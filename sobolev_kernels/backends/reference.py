@@ -6,20 +6,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch._functorch.eager_transforms import _jvp_with_argnums
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS, DENSE
+from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..student import widened
-from .dependence import Evaluated, refuse_dependence, refuse_slope
-from .exact import ExactNorms, exactly, graphs, refuse_inexact, tracked
+from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
+from .exact import ExactNorms, exactly, graphs, tracked
 from .finish import finish
+from .graph import leads_elsewhere, leads_to, nodes_of, refuse_inexact
 
 # y [N, O], derivatives, second derivatives
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -158,9 +162,23 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def differentiably(function: Callable, x: torch.Tensor):
-    """function(x), tensors; amid transforms of torch.func in one of their own: only there x can ask for a gradient."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[torch.Tensor, ...]:
+    """function(x), where derivatives can be taken of what is run in it."""
+    return function(x) if by_transforms(order) else by_autograd(function, x)
+
+
+def by_transforms(order: int) -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
+
+    (Of second ones it does not follow forward mode through a norm with weights.)
+    """
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
+
+
+@torch.compiler.disable(reason="the reference differentiates by autograd, which torch.compile cannot look into")
+def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
+    if not torch._C._are_functorch_transforms_active():
         return function(x)
     results = torch.func.vjp(function, x)[0]
     return results if torch.is_grad_enabled() else tuple(map(without_graph, results))
@@ -173,63 +191,61 @@ def without_graph(result: torch.Tensor) -> torch.Tensor:
 
 def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
     """y = function(x) of an x that asks for its gradient."""
+    wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly():
-        if not x.requires_grad:
-            x = tracked(x).detach() if forward_ad._current_level < 0 else x.view_as(x)
-            x = x.requires_grad_()
-        return Evaluated(function, x, function(x))
-
-
-def by_transforms(order: int) -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
-
-    (Of second ones it does not follow forward mode through a norm with weights.)
-    """
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
-
-
-def asks_for_gradients(ran: Evaluated, function: object) -> bool:
-    """Whether something beside the inputs does: a parameter, or what a plain function encloses, a leaf of its graph."""
-    module = isinstance(function, torch.nn.Module)
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    if not torch.is_grad_enabled() or transformed or (module and any(p.requires_grad for p in function.parameters())):
-        return True
-    if torch.compiler.is_compiling():  # the graph is not to be seen
-        return not module
-    nodes, seen = [ran.y.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if getattr(node, "variable", ran.x) is not ran.x:
-            return True
-        nodes += [before for before, _ in node.next_functions]
-    return False
+        if forward_ad._current_level >= 0:
+            # keeps its tangent, and gives a dual tensor made under no_grad the place in the graph that it lacks
+            x = x.view_as(x)
+        elif not kept:
+            x = tracked(x).detach()
+        x = x if x.requires_grad else x.requires_grad_()
+        y = function(x)
+    nodes = nodes_of(y)
+    kept = wanted and (kept or leads_elsewhere(x, nodes))
+    refuse_inexact(nodes, again=kept)
+    return Evaluated(function, x, y, kept)
 
 
 def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
     if by_transforms(order):
-        with ExactNorms():
+        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
             return Evaluated(function, x, function(x))
     return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
-    graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
     if by_transforms(1):
-        return y, transformed_vjps(ran, u)
+        return ran.y, transformed_vjps(ran, u)
     with graphs():
-        refuse_inexact(y, again=graph)
-        gradients = [gradient(y, x, cotangent) for cotangent in tracked(u)]
-        if gradients and gradients[0] is None:
-            refuse_dependence(ran)
-            gradients = [torch.zeros_like(x) for _ in u]
-        refuse_inexact(*gradients[:1], again=graph)
-    gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
-    return (y, gradients) if graph else (without_graph(y), without_graph(gradients))
+        gradients = gradients_of(ran, tracked(u))
+    gradients = torch.stack(gradients) if gradients else ran.x.new_empty((0, *ran.x.shape))
+    return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
+
+
+def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
+    x, y = ran.x, ran.y
+    gradients = [gradient(y, x, cotangent) for cotangent in u]
+    if gradients and gradients[0] is None:
+        refuse_dependence(ran)
+        return [torch.zeros_like(x) for _ in u]
+    if gradients and ran.kept:
+        need_second_derivatives(ran, gradients[0], lambda x: gradients_of(values_at(ran, x), u[:1])[0])
+    return gradients
+
+
+def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative_at: Callable) -> None:
+    """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
+    nodes = nodes_of(derivative)
+    refuse_inexact(nodes, again=True)
+    if not leads_to(ran.x, nodes):
+        refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+
+
+def values_at(ran: Evaluated, x: torch.Tensor) -> Evaluated:
+    """The same function at another x, of which only values are wanted."""
+    return with_graph(ran.function, x)._replace(kept=False)
 
 
 def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor | None:
@@ -244,43 +260,48 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
-    graph, (function, x, y) = torch.is_grad_enabled(), ran
     if by_transforms(order):
         return transformed_jet(ran, v)
+    _, x, y, kept = ran
     with graphs():
-        v = tracked(v)
-        tangents = along(ran, v, again=graph or order == 2)
-        of_tangents = (Evaluated(tangent(function, d), x, t) for t, d in zip(tangents, v, strict=True))
-        seconds = [along(t, d[None], True)[0] for t, d in zip(of_tangents, v, strict=True)] if order == 2 else None
+        v, seconds = tracked(v), None
+        tangents = along(ran, v, again=kept or order == 2)
+        if order == 2:
+            of_tangents = (Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True))
+            seconds = [along(t, d[None], again=kept)[0] for t, d in zip(of_tangents, v, strict=True)]
     stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
     results = (y, *stacked)
-    return results if graph else tuple(r if r is None else without_graph(r) for r in results)
+    return results if kept else tuple(r if r is None else without_graph(r) for r in results)
 
 
 def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
     """The derivatives of y along each direction, differentiable; `again`, if they will be differentiated."""
     x, y = ran.x, ran.y
-    refuse_inexact(y, again=again)
+    if not len(v):
+        return []
     u = torch.zeros_like(y, requires_grad=True)
-    g = gradient(y, x, u) if len(v) else None
-    if g is None and len(v):
+    g = gradient(y, x, u)
+    if g is None:
         refuse_dependence(ran)
-    tangents = [None if g is None else gradient(g, u, direction) for direction in v]
-    if g is not None and tangents[0] is None:
+        return [torch.zeros_like(y) for _ in v]
+    tangents = [gradient(g, u, direction) for direction in v]
+    if tangents[0] is None:
         refuse_slope(ran)
-    if g is not None:
-        refuse_inexact(g, again=again)
-    return [torch.zeros_like(y) if t is None else t for t in tangents]
+        return [torch.zeros_like(y) for _ in v]
+    if again:
+        need_second_derivatives(ran, g, tangent(ran, v[0]))
+    return tangents
 
 
-def tangent(function: Callable, direction: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def tangent(ran: Evaluated, direction: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The derivative along direction [N, D] as a function of x."""
-    return lambda x: along(with_graph(function, x), direction[None], again=True)[0]
+    return lambda x: along(values_at(ran, x), direction[None], again=False)[0]
 
 
 def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
     """Gradients Jᵀu."""
-    with ExactNorms():
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+        forward_tangent(ran.function, ran.x, torch.ones_like(ran.x))
         pull = torch.func.vjp(ran.function, ran.x)[1]
         gradients = [pull(cotangent)[0] for cotangent in u]
     return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
@@ -290,9 +311,19 @@ def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
     """y and tangents in forward mode."""
     # of one layout: of tensors with others, sizes that are variables are not followed
     x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
-    with ExactNorms():
-        tangents = [torch.func.jvp(ran.function, (x,), (direction,))[1] for direction in v]
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+        tangents = [forward_tangent(ran.function, x, direction) for direction in v]
     return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
+
+
+def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """As torch.func.jvp, but an output that no tangent reaches is an error, which compilers meet while they trace."""
+    try:
+        return _jvp_with_argnums(function, (x,), (direction,), None, strict=True, has_aux=False)[1]
+    except RuntimeError as error:
+        if "strict" not in str(error):
+            raise
+        raise NotProvided(SILENT) from error
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
