@@ -97,8 +97,6 @@ FRESH = {
     "loss": lambda s: sk.sobolev_loss(s, X, TARGETS),
     "targets made anew": lambda s: sk.sobolev_loss(s, X, sk.Targets(values=Y, jacobian=J)),
     "module": partial(sk.SobolevLoss(cotangents=sk.Cotangents.normal(2)), inputs=X, targets=TARGETS),
-    "jvp": lambda s: sk.jvp(s, X, sk.Directions.sphere(2))[1].sum(),
-    "laplacian": lambda s: sk.laplacian(s, X, sk.Directions.rademacher(2))[1].sum(),
     "function": lambda s: sk.sobolev_loss(s, X, TARGETS, backend="reference"),
 }
 
@@ -139,6 +137,7 @@ RIGHT = {
     "other inputs": lambda s: sk.sobolev_loss(s, X.clone(), TARGETS),
     "other targets": lambda s: sk.sobolev_loss(s, X, sk.Targets(values=Y.clone(), jacobian=J)),
     "explain": lambda s: sk.explain(s, X),
+    "derivatives, to be averaged": lambda s: sk.laplacian(s, X, sk.Directions.rademacher(2))[1].sum(),
 }
 
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from .directions import Projections
 from .errors import SobolevWarning
-from .problem import DERIVATIVES
 from .request import Request
 from .settings import Settings
 from .student import Student, Unrecognised
@@ -63,8 +62,8 @@ def advise(
     request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None,
     projections: Projections | None,
 ) -> None:  # fmt: skip
-    """Warn of a call that is accepted; `explain`, which evaluates nothing, is none."""
-    if torch.compiler.is_compiling() or (request.targets is None and request.result != DERIVATIVES):
+    """Warn of a loss that is accepted; derivatives along fresh directions may well be averaged."""
+    if torch.compiler.is_compiling() or request.targets is None:
         return
     if teacher is not None and teacher.reason:
         drawing = next(map(type, drawing_modules(request.targets.teacher)), None)

@@ -164,7 +164,13 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
 
 def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[torch.Tensor, ...]:
     """function(x), where derivatives can be taken of what is run in it."""
-    return function(x) if by_transforms(order) else by_autograd(function, x)
+    if by_transforms(order):
+        return function(x)
+    if torch.compiler.is_compiling():
+        from .uncompiled import uncompiled
+
+        return uncompiled(by_autograd, function, x)
+    return by_autograd(function, x)
 
 
 def by_transforms(order: int) -> bool:
@@ -175,7 +181,6 @@ def by_transforms(order: int) -> bool:
     return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
 
 
-@torch.compiler.disable(reason="the reference differentiates by autograd, which torch.compile cannot look into")
 def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
     if not torch._C._are_functorch_transforms_active():
