@@ -32,7 +32,7 @@ CALLS = {
     "jet of order 1": (partial(sk.jet, order=1), lambda s: [random(s.P, s.N, s.D)]),
     "vjp": (sk.vjp, lambda s: [random(s.P, s.N, s.O)]),
     "vjp, drawn": (sk.vjp, lambda s: [sk.Cotangents.normal(s.P, seed=3)]),
-    "vjp, shared": (sk.vjp, lambda s: [random(s.P, s.O)]),
+    "vjp, shared": (sk.vjp, lambda s: [sk.Cotangents.given(random(s.P, s.O))]),
     "vjp, basis": (sk.vjp, lambda s: [sk.Cotangents.basis()]),
 }
 OF_ORDER_2 = {
@@ -43,7 +43,7 @@ OF_ORDER_2 = {
     "laplacian, estimated": (sk.laplacian, lambda s: [sk.Directions.rademacher(s.P, seed=3)]),
     "laplacian, unbiased": (sk.laplacian, lambda s: [sk.Directions.sphere(s.P, seed=3, unbiased=True)]),
     "hvp": (sk.hvp, lambda s: [random(s.P, s.N, s.D), random(s.P + 1, s.N, s.D)[1:]]),
-    "hvp, shared": (sk.hvp, lambda s: [random(s.P, s.D), random(s.P + 1, s.D)[1:]]),
+    "hvp, shared": (sk.hvp, lambda s: [sk.Directions.given(v) for v in (random(s.P, s.D), random(s.P + 1, s.D)[1:])]),
 }
 CALLS |= OF_ORDER_2
 
@@ -231,7 +231,7 @@ def test_laplacian_estimates_by_convergence(distribution, P):
 @pytest.mark.parametrize("function", [sk.jvp, sk.vjp, sk.jet, sk.laplacian], ids=lambda f: f.__name__)
 def test_a_linear_layer_is_a_student(function):
     layer, x = nn.Linear(3, 2), torch.randn(5, 3)
-    vectors = {sk.vjp: [torch.ones(1, 2)], sk.laplacian: []}.get(function, [torch.ones(1, 3)])
+    vectors = {sk.vjp: [torch.ones(1, 5, 2)], sk.laplacian: []}.get(function, [torch.ones(1, 5, 3)])
     got, expected = (function(student, x, *vectors) for student in (layer, nn.Sequential(layer)))
     assert all(map(torch.equal, got, expected))
     if function in (sk.jet, sk.laplacian):

@@ -119,7 +119,7 @@ LOSS = {
 PUBLIC = {
     "Settings": Settings(**LOSS),
     "SobolevLoss": sk.SobolevLoss(**LOSS, input_scale=torch.ones(3), output_weight=torch.ones(2)),
-    "Targets": sk.Targets(values=torch.ones(2, 1), tangents=torch.ones(3, 2, 1), directions=torch.eye(3)),
+    "Targets": sk.Targets(values=torch.ones(2, 1), tangents=torch.ones(3, 2, 1), directions=torch.ones(3, 2, 3)),
     "Directions": sk.Directions.given(torch.eye(3)),
     "MLP": sk.MLP(3, 2, width=4),
     "Sine": sk.Sine(3.0),
@@ -149,7 +149,7 @@ def test_what_was_given_moves_with_the_module():
 
 X, STUDENT, OTHER = torch.rand(5, 3), sk.MLP(3, 2, width=4), sk.MLP(2, 2, width=4)
 Y, J = torch.zeros(5, 2), torch.zeros(5, 2, 3)
-TARGETS = sk.Targets(values=Y, jacobian=J)
+TARGETS, SMALL = sk.Targets(values=Y, jacobian=J), sk.Targets(values=Y, jacobian=J + 1e-30)
 # Each call is refused for one argument.
 REFUSED = {
     "inputs": lambda f: sk.sobolev_loss(f, X[0], TARGETS),
@@ -171,7 +171,10 @@ REFUSED = {
     "backend": lambda f: sk.sobolev_loss(f, X, TARGETS, backend="cuda"),
     "check_finite": lambda f: sk.sobolev_loss(f, X, sk.Targets(values=Y / 0, jacobian=J), check_finite=True),
     "teacher": lambda f: sk.sobolev_loss(f, X, sk.Targets(teacher=OTHER)),
-    "jvp": lambda f: sk.jvp(f, X, torch.ones(1, 2)),
+    "jvp": lambda f: sk.jvp(f, X, torch.ones(1, 5, 2)),
+    "raw directions": lambda f: sk.jvp(f, X, X),
+    "weights below zero": lambda f: sk.sobolev_loss(f, X, TARGETS, sample_weight=-torch.ones(5)),
+    "small jacobian": lambda f: sk.sobolev_loss(f, X, SMALL, weights="differential-ml"),
     "laplacian": lambda f: sk.laplacian(f, X, sk.Directions.orthonormal(4)),
 }
 

@@ -254,7 +254,7 @@ WAYS = [
 SAME = {checkpointed: once}
 # What README promises, so that no refusal will do
 ONCE = {once, checkpointed, inference}
-RIGHT = {name: ONCE if name == "an MLP" else set(WAYS) for name in DRESSES} | {"a fused derivative": {inference}}
+RIGHT = {name: ONCE if name == "an MLP" else set(WAYS) for name in DRESSES} | {"a fused derivative": set()}
 
 
 def outcome(way, function, dress) -> list[torch.Tensor | None]:

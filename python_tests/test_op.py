@@ -291,7 +291,7 @@ def test_vector_functions_over_their_whole_range(activation, isa, monkeypatch):
     z = z[:, None]
     student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False)
     torch.nn.init.ones_(student[0].weight)
-    one = torch.ones(1, 1)
+    one = torch.ones(1, len(z), 1)
     got = sk.jvp(student, z, one, backend="cpu")
     exact = sk.jvp(student.double(), z.double(), one.double(), backend="reference")
     plain = sk.jvp(student.float(), z, one, backend="reference")
@@ -302,7 +302,7 @@ def test_vector_functions_over_their_whole_range(activation, isa, monkeypatch):
         for name, k in (("y", 0), ("slope", 1)):
             at = f"{name} near {float(z[part[0]]):.1e}"
             assert_within_rule(at, *(streams[k].reshape(len(z))[part] for streams in (got, exact, plain)))
-    assert sk.jvp(student, torch.tensor([[torch.nan]]), one, backend="cpu")[0].isnan().all()
+    assert sk.jvp(student, torch.tensor([[torch.nan]]), one[:, :1], backend="cpu")[0].isnan().all()
 
 
 WORKING = {

@@ -1,8 +1,11 @@
 """The reference itself against torch.func in float64; and that it can be differentiated again."""
 
+import copy
+
 import pytest
 import torch
 from test_math import TORCH_LOSSES
+from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
 
 import sobolev_kernels as sk
@@ -13,10 +16,6 @@ from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.problems import CURVED, Shape, data
 
 SHAPE = Shape(6, 3, 7, 2, 2, 4, "small and odd")
-
-
-def ran(function, x):
-    return reference.Evaluated(function, *reference.with_graph(function, x))
 
 
 def random_vectors(P, n):
@@ -36,13 +35,13 @@ def test_every_form_against_nested_torch_func(activation):
     second = reference.project_twice(vmap(hessian(student))(x), v)
     for form, y, *got in (
         ("mlp_vjp", *reference.mlp_vjp(layers, parameters, x, u)),
-        ("function_vjp", *reference.vjps(ran(student, x), u)),
+        ("function_vjp", *reference.vjps(reference.with_graph(student, x), u)),
     ):
         assert_within_rule(f"y of {form}", y, student(x))
         assert_within_rule(form, *got, gradients)
     for form, jet in (
         ("mlp_jet", lambda order: reference.mlp_jet(layers, parameters, x, v, order)),
-        ("function_jet", lambda order: reference.function_jet(ran(student, x), v, order)),
+        ("function_jet", lambda order: reference.function_jet(reference.with_graph(student, x), v, order)),
     ):
         y, first, none = jet(1)
         assert none is None
@@ -74,12 +73,12 @@ def test_no_projections_at_all():
     for order in (1, 2):
         for _, *derivatives in (
             reference.mlp_jet(layers, list(layers.parameters), x, v, order),
-            reference.function_jet(ran(student, x), v, order),
+            reference.function_jet(reference.with_graph(student, x), v, order),
         ):
             assert all(t.shape == (0, SHAPE.N, SHAPE.O) for t in derivatives[:order])
     for _, gradients in (
         reference.mlp_vjp(layers, list(layers.parameters), x, u),
-        reference.vjps(ran(student, x), u),
+        reference.vjps(reference.with_graph(student, x), u),
     ):
         assert gradients.shape == (0, SHAPE.N, SHAPE.D)
 
@@ -87,7 +86,7 @@ def test_no_projections_at_all():
 @pytest.mark.parametrize("function", [lambda x: x[:, :2] * 0 + 1, lambda x: torch.ones(6, 2).double(), lambda x: x @ A])
 def test_functions_without_a_derivative_have_zeros(function):
     x = torch.randn(6, 3, dtype=torch.float64)
-    y, first, second = reference.function_jet(ran(function, x), random_vectors(4, 3), 2)
+    y, first, second = reference.function_jet(reference.with_graph(function, x), random_vectors(4, 3), 2)
     assert not second.any() and second.shape == (4, 6, 2)
     assert first.any() == y.detach().std().gt(0)
 
@@ -224,7 +223,7 @@ def test_every_mode_can_be_differentiated_again(mode):
 @pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian", "hvp"])
 def test_derivatives_can_be_differentiated_again(function):
     numbers = data(Shape(2, 2, 3, 1, 2, 2, "tiny: gradgradcheck"), "tanh").to(torch.float64)
-    one, two = torch.randn(2, 2, 2, dtype=torch.float64)
+    one, two = torch.randn(2, 2, 2, 2, dtype=torch.float64)
     vectors = {"laplacian": [], "hvp": [one, two]}.get(function, [one])
     x = numbers.x.requires_grad_()
 
@@ -234,3 +233,56 @@ def test_derivatives_can_be_differentiated_again(function):
     inputs = (x, *numbers.student.parameters())
     assert torch.autograd.gradcheck(derivatives, inputs)
     assert torch.autograd.gradgradcheck(derivatives, inputs)
+
+
+FROZEN = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2), nn.Tanh()).requires_grad_(False)
+TRAINED = copy.deepcopy(FROZEN).requires_grad_()
+ASKING = [
+    ("a function of x alone", lambda x: x[:, :2].sin(), False), ("a frozen module", FROZEN, False),
+    ("a frozen module, enclosed", lambda x: FROZEN(x), False), ("a module", TRAINED, True),
+    ("a module, enclosed", lambda x: TRAINED(x) + x[:, :2], True), ("no path to x", lambda x: TRAINED(0 * x), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("student, asks", [row[1:] for row in ASKING], ids=[row[0] for row in ASKING])
+def test_results_ask_for_a_gradient_where_something_of_theirs_does(student, asks):
+    x = torch.rand(4, 3)
+    v, targets = torch.rand(2, 4, 3), sk.Targets(values=torch.rand(4, 2), jacobian=torch.rand(4, 2, 3))
+    calls = {
+        "loss": lambda x: sk.sobolev_loss(student, x, targets, derivatives="exact", return_terms=True)[:3],
+        "none": lambda x: (sk.sobolev_loss(student, x, targets, derivatives="exact", reduction="none"),),
+        "jvp": lambda x: sk.jvp(student, x, v), "vjp": lambda x: sk.vjp(student, x, sk.Cotangents.basis()),
+        "jet": lambda x: sk.jet(student, x, v), "laplacian": lambda x: sk.laplacian(student, x),
+        "hvp": lambda x: sk.hvp(student, x, v, v.flip(0)),
+    }  # fmt: skip
+    for name, call in calls.items():
+        assert any(result.requires_grad for result in call(x)) == asks, name
+        assert any(result.requires_grad for result in call(x.clone().requires_grad_())), name
+        assert asks or all(result.numpy() is not None for result in call(x))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_what_is_not_used_gets_zeros_from_every_backend(depth, activation):
+    """As the last bias where only derivatives are compared: not None, with which an optimizer steps differently."""
+    student, x = sk.MLP(3, 2, width=4, depth=depth, activation=activation).double(), torch.rand(4, 3).double()
+    v, targets = torch.rand(2, 4, 3).double(), sk.Targets(values=x[:, :2], jacobian=torch.rand(4, 2, 3).double())
+    calls = [
+        lambda x, b, w=w, r=r: sk.sobolev_loss(
+            student, x, targets, weights=w, reduction=r, derivatives="exact", backend=b
+        ).sum()
+        for w in ((0, 1), (1, 0), (0, 0))
+        for r in ("mean", "none")
+    ]
+    calls += [lambda x, b, i=i: sk.jvp(student, x, v, backend=b)[i].sum() for i in (0, 1)]
+    calls += [lambda x, b: sk.vjp(student, x, sk.Cotangents.basis(), backend=b)[1].sum()]
+    if activation == "tanh":
+        calls += [lambda x, b, i=i: sk.jet(student, x, v, backend=b)[i].sum() for i in (1, 2)]
+        calls += [lambda x, b: sk.laplacian(student, x, backend=b)[1].sum()]
+    for call in calls:
+        gradients = []
+        for backend in ("cpu", "reference"):
+            leaf = x.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(call(leaf, backend), (leaf, *student.parameters()), allow_unused=True))
+        for fused, reference_s in zip(*gradients, strict=True):
+            assert_within_rule("gradient", reference_s, fused)

@@ -56,6 +56,16 @@ def test_perturbed_results_are_off_by_the_units_asked_for_and_always_the_same():
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+def test_zeros_of_autograd_without_memory_are_left_as_they_are():
+    """As in the second derivative of an absolute value: PyTorch crashes on the bits of one."""
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    with perturbed(8):
+        (slope,) = torch.autograd.grad((x * x.abs()).sum(), x, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), x)
+        assert not torch._efficientzerotensor((5,), dtype=torch.float64).any()
+    assert (curvature - 2 * x.sign()).abs().max() < 1e-13
+
+
 # The case that failed on an Intel CPU: the gradient of its last bias, one number, is a sum that cancels.
 CANCELS = Shape(65, 7, 15, 2, 1, 4, "two tiles, scalar")
 

@@ -6,7 +6,7 @@ P directions on the input side, R cotangents on the output side.
 
 from .derivatives import hvp, jet, jvp, laplacian, vjp
 from .directions import Cotangents, Directions
-from .errors import NotProvided
+from .errors import NotProvided, SobolevWarning
 from .explain import explain
 from .loss import SobolevLoss, SobolevTerms, sobolev_loss
 from .math.activations import ACTIVATIONS
@@ -26,6 +26,7 @@ __all__ = [
     "Sine",
     "SobolevLoss",
     "SobolevTerms",
+    "SobolevWarning",
     "Targets",
     "explain",
     "hvp",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import index
 
 import torch
 
 from . import ops
 from .backends import reference
+from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .drawing import drawn, over_samples
 from .enums import COTANGENTS
 from .errors import need, refuse
+from .finite import one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
 from .problem import Operands
@@ -30,16 +33,38 @@ UNTARGETED: Targeted = (None, None, None)
 
 def run(call: Prepared) -> tuple[Results, Targeted]:
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
+    request = call.request
+    results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
+    if request.settings.check_finite and torch.compiler.is_compiling():
+        loss, *terms = results
+        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+    return results, targets
+
+
+def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
+    """The same of a student that is not looked into: his own derivatives are taken."""
+    targeted = UNTARGETED
+
+    def results_at(x: torch.Tensor) -> Results:
+        nonlocal targeted
+        results, targeted = run_at(call, x)
+        return results
+
+    return reference.differentiably(results_at, inputs, call.problem.order), targeted
+
+
+def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     request, student, ran = call.request, call.student, None
-    x, columns, targets = student.computed(request.inputs), request.columns, UNTARGETED
-    if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem)
-        call = knowing_outputs(call, ran.y)
-    seed = None if call.projections is None else call.projections.draw_seed()
+    x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         jacobian = request.targets.jacobian
         counting = request.residual_weights.counting("jacobian", jacobian)
         columns = columns.balanced(widened(jacobian), counting)
+        refuse(columns.faults_of_balance())
+    if student.reason:
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
+        call = knowing_outputs(call, ran.y)
+    seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
@@ -80,14 +105,13 @@ def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     y, N = function(x), x.shape[0]
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
+    need(y.shape[1] > 0, "student", "to return at least one output", y)
     return y
 
 
-def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
+def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
-    if y is None:
-        return call
-    request, problem, O = call.request, call.problem, y.shape[1]
+    request, problem, O = call.request, call.problem, index(y.shape[1])
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
@@ -99,7 +123,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor | None) -> Prepared:
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=call.projections.count(O), scale=call.projections.scale(O))
+        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.scale(O))
     return replace(call, problem=problem)
 
 
@@ -152,13 +176,21 @@ def of_dense(
 def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
     teacher, outputs = call.teacher, call.problem.outputs
-    inputs, ran = teacher.student.computed(teacher.request.inputs), None
-    if teacher.student.reason:
-        ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), inputs, teacher.problem)
+    inputs = teacher.student.computed(teacher.request.inputs)
+    if not teacher.student.reason:
+        results = compute(teacher, inputs, columns, seed)
+    else:
         if teacher.problem.projection == COTANGENTS:
             widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
-    results = compute(teacher, inputs, columns, seed, ran)
+
+        order = teacher.problem.order
+
+        def results_at(x: torch.Tensor) -> Results:
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
+            return compute(teacher, x, columns, seed, ran)
+
+        results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))

@@ -10,7 +10,8 @@ import torch
 from .boundary import faults_of_memory, is_sound
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
-from .errors import Fault, NotProvided, describe, range_of
+from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
+from .finite import faults_of_finite
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -37,6 +38,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
     yield from faults_of_parameters(request.student, student, inputs, "student")
+    yield from faults_of_statistics(student, "student")
     yield from faults_of_order(student, settings.order, "student")
     yield from request.columns.faults(inputs)
     W, O = request.columns.count(inputs.shape[1]), outputs_of(request, student)
@@ -51,8 +53,10 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_units(request, targets, projections)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
-    if settings.check_finite:
-        yield from faults_of_numbers(request, given)
+    # of a call that is compiled the numbers are looked at when it runs
+    if settings.check_finite and not torch.compiler.is_compiling():
+        for name, tensor in tensors_of(request, given).items():
+            yield from faults_of_finite(name, tensor)
 
 
 def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
@@ -83,26 +87,49 @@ def faults_of_scale(settings: Settings, input_scale: object) -> Iterator[Fault]:
 
 def faults_of_inputs(inputs: object, student: Layers, name: str) -> Iterator[Fault]:
     if not isinstance(inputs, torch.Tensor):
-        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError)
+        yield Fault("inputs", "a tensor [N, D]", inputs, TypeError, as_tensor(inputs))
     if inputs.dtype not in FLOATING:
-        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs)
+        hint = "" if inputs.is_complex() else "inputs.float() is of one"
+        yield Fault("inputs", f"a floating dtype ({', '.join(map(str, FLOATING))})", inputs, hint=hint)
     if inputs.dim() != 2:
-        yield Fault("inputs", "a tensor [N, D]", inputs)
+        hint = "inputs[:, None] are of one feature, inputs[None] is one sample" if inputs.dim() == 1 else ""
+        yield Fault("inputs", "a tensor [N, D]", inputs, hint=hint)
+    if inputs.shape[1] == 0:
+        yield Fault("inputs", "a tensor [N, D] of at least one feature", inputs)
+    if student.O == 0:
+        yield Fault(name, "at least one output", "0")
     if student.D is not None and inputs.shape[1] != student.D:
         yield Fault("inputs", f"[N, {student.D}], since the {name} takes {student.D} features", inputs)
 
 
 def faults_of_parameters(function: object, student: Layers, inputs: torch.Tensor, name: str) -> Iterator[Fault]:
-    if not callable(function):
-        yield Fault(name, "a torch.nn.Module", function, TypeError)
+    if not callable(function) or isinstance(function, type):
+        hint = f"{function.__name__}(...) is one" if isinstance(function, type) else ""
+        yield Fault(name, "a torch.nn.Module", function, TypeError, hint)
     if student.reason and student.fault is not None:
         yield student.fault._replace(argument=name)
     for i, parameter in enumerate(student.parameters):
         if not (student.reason or torch.compiler.is_compiling() or is_sound(parameter)):
             yield from faults_of_memory(f"{name}: parameter {i}", parameter)
-        if parameter.device != inputs.device or parameter.dtype != inputs.dtype:
+        # only the function knows what its complex and its whole numbers are for
+        same = parameter.dtype == inputs.dtype or (student.reason and not parameter.is_floating_point())
+        if parameter.device != inputs.device or not same:
             expected = f"all parameters {inputs.dtype} on {inputs.device}, as the inputs are"
-            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}")
+            hint = either_converted(inputs, parameter, name)
+            yield Fault(name, expected, f"parameter {i}, {describe(parameter)}", hint=hint)
+
+
+def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -> str:
+    """The call that converts the data, first of all float64 of NumPy's to the usual float32, or else the student."""
+    data, student = converted(inputs, parameter, "inputs"), converted(parameter, inputs, name)
+    return f"{data} (and so the targets), or {student}" if data and student else ""
+
+
+def faults_of_statistics(student: Layers, name: str) -> Iterator[Fault]:
+    coupled = student.coupled()
+    if coupled is not None:
+        what = "each sample's outputs to be its own, since no derivative is provided through statistics of the batch"
+        yield Fault(name, what, coupled, NotProvided)
 
 
 def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
@@ -131,7 +158,8 @@ def faults_of_shape(name: str, tensor: object, shapes: list[tuple], inputs: torc
     if not any(matches(tuple(tensor.shape), shape) for shape in shapes):
         yield Fault(name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
     if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
-        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor)
+        hint = converted(tensor, inputs, name)
+        yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor, hint=hint)
 
 
 def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
@@ -165,7 +193,7 @@ def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.
     if weight is None:
         return
     if not isinstance(weight, torch.Tensor):
-        yield Fault(name, f"a tensor [{count}]", weight, TypeError)
+        yield Fault(name, f"a tensor [{count}]", weight, TypeError, as_tensor(weight))
     if weight.requires_grad:
         yield Fault(name, NO_GRADIENT, weight)
     yield from faults_of_shape(name, weight, [(count,)], inputs)
@@ -223,23 +251,20 @@ def faults_of_teacher(
 ) -> Iterator[Fault]:
     yield from faults_of_inputs(inputs, teacher, "teacher")
     yield from faults_of_parameters(function, teacher, inputs, "teacher")
+    yield from faults_of_statistics(teacher, "teacher")
     yield from faults_of_order(teacher, order, "teacher")
     if None not in (teacher.O, student.O) and teacher.O != student.O:
         yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")
 
 
-def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
-    """NaN and infinity: a pass over all tensors, but for what does not count."""
-    targets, weights = request.targets.tensors(), request.residual_weights
-    named = request.tensors()
+def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """All tensors of a request, by name, and 0 for what does not count."""
+    targets, named = {} if request.targets is None else request.targets.tensors(), request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
-    for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.is_meta:
-            yield Fault(name, "numbers, which check_finite could look at", tensor)
-        counting = weights.counting(name, tensor) if name in targets else None
-        bad = ~torch.isfinite(tensor) if counting is None else ~torch.isfinite(tensor) & counting
-        if bool(bad.any()):
-            yield Fault(name, "finite numbers", f"{int(bad.sum())} that are not, in {describe(tensor)}")
+    named = {name: tensor for name, tensor in named.items() if tensor is not None}
+    for name in targets:
+        counting = request.residual_weights.counting(name, named[name])
+        if counting is not None:
+            named[name] = torch.where(counting, named[name], 0.0)
+    return named

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .errors import Fault, range_of
+from .errors import Fault, as_tensor, converted, range_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,9 @@ class Columns:
             fits = isinstance(s, torch.Tensor) and s.shape == (W,)
             fits = fits and (s.dtype == inputs.dtype or (half and s.dtype == torch.float32))
             if not (fits and s.device == inputs.device and not s.requires_grad):
-                yield Fault("input_scale", f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad", s)
+                hint = converted(s, inputs, "input_scale") if isinstance(s, torch.Tensor) else as_tensor(s)
+                expected = f"{inputs.dtype} [{W}] on {inputs.device} without requires_grad"
+                yield Fault("input_scale", expected, s, hint=hint)
             if (known := range_of(s)) and not 0 < known[0] <= known[1] < math.inf:
                 yield Fault("input_scale", "finite numbers > 0", s.tolist())
 
@@ -53,6 +55,14 @@ class Columns:
         # a column that never changes f has no size of its own: it takes that of the others
         usual = root_mean_square(rms[:, None])
         return replace(self, scale=1 / torch.where(rms == 0, torch.where(usual == 0, 1.0, usual), rms))
+
+    def faults_of_balance(self) -> Iterator[Fault]:
+        """Columns so small that residuals in units of their size have no squares in their dtype."""
+        known = range_of(self.scale)
+        if known and known[1] ** 2 > torch.finfo(self.scale.dtype).max:
+            expected = f"columns of zeros, or large enough that {self.scale.dtype} holds the square of 1 / rms"
+            hint = 'weights="differential-ml" divides by rms; take larger units, or an input_scale of your own'
+            yield Fault("jacobian", expected, f"1 / rms of {known[1]:.3g}", hint=hint)
 
     def count(self, D: int) -> int:
         return D if self.wrt is None else len(self.wrt)

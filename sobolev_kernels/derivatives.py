@@ -30,10 +30,6 @@ def evaluate(
     return tuple(result.to(x.dtype) for result in results)
 
 
-def as_directions(v: torch.Tensor | Directions) -> Directions:
-    return v if isinstance(v, Directions) else Directions.given(v)
-
-
 def jvp(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Sequence[int] | None = None,
     backend: str | None = None,
@@ -46,7 +42,8 @@ def jvp(
     Args:
         student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
         x: inputs [N, D], floating point, of the student's dtype and device.
-        v: directions [P, N, D], or [P, D] shared by the batch, or a `Directions`.
+        v: directions [P, N, D], or a `Directions`: of v [P, D] for all of the batch `Directions.given(v)`. A tensor
+            of two dimensions is refused, since it may be one direction for each sample: `v[None]`.
         wrt: the W input columns that are differentiated, by default all D. Directions have W numbers then, in this
             order.
         backend: forces one by name; it never falls back.
@@ -59,11 +56,11 @@ def jvp(
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
 
     Example:
-        >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 2))
+        >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 5, 2))
         >>> dy.shape
         torch.Size([1, 5, 1])
     """
-    return evaluate(student, x, as_directions(v), wrt=wrt, backend=backend)
+    return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend)
 
 
 def vjp(
@@ -77,7 +74,7 @@ def vjp(
 
     Args:
         student, x, wrt, backend: as for `jvp`.
-        u: cotangents [R, N, O], or [R, O] shared by the batch, or a `Cotangents`.
+        u: cotangents [R, N, O], or a `Cotangents`: of u [R, O] for all of the batch `Cotangents.given(u)`.
 
     Returns:
         y [N, O] and gradients [R, N, D], with `wrt` [R, N, W], of x's dtype.
@@ -90,8 +87,7 @@ def vjp(
         >>> gradient.shape
         torch.Size([1, 5, 2])
     """
-    cotangents = u if isinstance(u, Cotangents) else Cotangents.given(u)
-    return evaluate(student, x, cotangents, wrt=wrt, backend=backend)
+    return evaluate(student, x, Cotangents.of(u, "u"), wrt=wrt, backend=backend)
 
 
 def jet(
@@ -116,10 +112,10 @@ def jet(
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-        >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 2))]
+        >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 5, 2))]
         [(5, 1), (3, 5, 1), (3, 5, 1)]
     """
-    return evaluate(student, x, as_directions(v), wrt=wrt, backend=backend, order=order)
+    return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend, order=order)
 
 
 def laplacian(
@@ -134,7 +130,8 @@ def laplacian(
 
     Args:
         student, x, wrt, backend: as for `jvp`.
-        v: None for the exact Laplacian, a random `Directions` for an estimate, or directions as for `jvp`.
+        v: None for the exact Laplacian, a random `Directions` for an estimate, or directions [P, N, D], or [P, D] for
+            all of the batch.
 
     Returns:
         y [N, O] and the Laplacian [N, O], of x's dtype.
@@ -147,7 +144,10 @@ def laplacian(
         >>> laplacian(student, torch.zeros(5, 2))[1].shape
         torch.Size([5, 1])
     """
-    directions = Directions.basis() if v is None else as_directions(v)
+    if v is None:
+        directions = Directions.basis()
+    else:
+        directions = Directions.given(v) if isinstance(v, torch.Tensor) else Directions.of(v, "v")
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,9 +156,16 @@ def laplacian(
     return evaluate(student, x, directions, True, mean, wrt=wrt, backend=backend, order=2)
 
 
+def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:
+    """The tensor of directions that are given."""
+    directions = Directions.of(v, name)
+    need(directions.values is not None, name, "a tensor [P, N, D] or Directions.given(tensor)", directions, TypeError)
+    return directions.values
+
+
 def hvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, *, wrt: Sequence[int] | None = None,
-    backend: str | None = None,
+    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, w: torch.Tensor | Directions, *,
+    wrt: Sequence[int] | None = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and mixed second derivatives D² m(x)[v, w] = (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, by polarization.
 
@@ -166,7 +173,7 @@ def hvp(
 
     Args:
         student, x, wrt, backend: as for `jvp`.
-        v, w: directions [P, N, D] or [P, D], of one shape.
+        v, w: directions [P, N, D], or of [P, D] for all of the batch `Directions.given(v)`; both of one shape.
 
     Returns:
         y [N, O] and second derivatives [P, N, O], of x's dtype.
@@ -176,13 +183,14 @@ def hvp(
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-        >>> hvp(student, torch.zeros(5, 2), torch.ones(1, 2), torch.eye(2)[:1])[1].shape
+        >>> hvp(student, torch.zeros(5, 2), torch.ones(1, 5, 2), torch.rand(1, 5, 2))[1].shape
         torch.Size([1, 5, 1])
     """
+    v, w = vectors_of(v, "v"), vectors_of(w, "w")
     for name, tensor in (("v", v), ("w", w)):
-        need(isinstance(tensor, torch.Tensor), name, "a tensor [P, N, D] or [P, D]", tensor, TypeError)
         refuse(faults_of_memory(name, tensor))
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
+    need(v.device == w.device, "w", f"a tensor on {v.device}, as v is", w)
     # what is added and what is subtracted would be rounded in half precision
     exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))
     both = Directions.given(torch.cat([exact_v + exact_w, exact_v - exact_w]))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import index
 
 import torch
 
 from .boundary import faults_of_memory
 from .drawing import Drawing, drawn, over_samples
-from .errors import Fault, need, refuse
-from .math.directions import DISTRIBUTIONS, unbiased_scale
+from .errors import Fault, as_tensor, closest, converted, nearest, need, need_tensor, one_of, refuse
+from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_scale
+
+NAMES = (*DISTRIBUTIONS, GIVEN)
 
 CONSTANT = "a tensor without requires_grad (no gradient is provided)"
 
@@ -30,30 +33,48 @@ class Projections:
     unbiased: bool = False
     values: torch.Tensor | None = field(default=None, repr=False)
 
+    def __post_init__(self):
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[Fault]:
+        distribution, P, seed, offset, values = self.distribution, self.P, self.seed, self.offset, self.values
+        if not one_of(distribution, NAMES):
+            yield Fault("distribution", f"one of {', '.join(NAMES)}", distribution, hint=nearest(distribution, NAMES))
+        if not (type(P) is int and P >= 1) and distribution not in ("basis", GIVEN):
+            yield Fault("P", f"a whole number of {self.NAME}, at least 1", P)
+        if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
+            yield Fault("seed", "None or an integer in [0, 2^63)", seed)
+        if not (type(offset) is int and 0 <= offset < 2**32):
+            yield Fault("offset", "an integer in [0, 2^32)", offset)
+        if not (type(self.shared) is bool and type(self.unbiased) is bool):
+            yield Fault("shared and unbiased", "True or False", (self.shared, self.unbiased))
+        if values is not None and (distribution != GIVEN or len(values) != P or values.dim() != 3 - self.shared):
+            yield Fault("values", f"those of {type(self).__name__}.given(tensor)", values)
+
     @classmethod
     def sphere(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones, uniform on the unit sphere (the paper's)."""
-        return cls._random("sphere", P, shared, seed, unbiased)
+        return cls("sphere", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     def normal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones, standard normal."""
-        return cls._random("normal", P, shared, seed, unbiased)
+        return cls("normal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     def rademacher(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones of random signs ±1."""
-        return cls._random("rademacher", P, shared, seed, unbiased)
+        return cls("rademacher", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     def coordinate(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent random unit vectors e_d."""
-        return cls._random("coordinate", P, shared, seed, unbiased)
+        return cls("coordinate", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     def orthonormal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P <= n mutually orthogonal unit vectors, a uniformly random frame."""
-        return cls._random("orthonormal", P, shared, seed, unbiased)
+        return cls("orthonormal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     def basis(cls, *, unbiased: bool = False):
@@ -64,7 +85,7 @@ class Projections:
     def given(cls, values: torch.Tensor):
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
         name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
-        need(isinstance(values, torch.Tensor), name, shape, values, TypeError)
+        need_tensor(values, name, shape)
         refuse(faults_of_memory(name, values))
         need(values.dim() in (2, 3), name, shape, values)
         need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
@@ -72,17 +93,33 @@ class Projections:
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
 
     @classmethod
-    def _random(cls, distribution, P, shared, seed, unbiased):
-        need(type(P) is int and P >= 1, "P", f"a whole number of {cls.NAME}, at least 1", P)
-        inside = seed is None or (type(seed) is int and 0 <= seed < 2**63)
-        need(inside, "seed", "None or an integer in [0, 2^63)", seed)
-        return cls(distribution, P, bool(shared), seed, 0, bool(unbiased))
+    def of(cls, values: object, name: str):
+        """These as they are, or a tensor [P, N, n] as given ones.
+
+        Of one without a dimension for the samples it is not known whether its rows are of the samples or of the batch.
+        """
+        if isinstance(values, cls):
+            return values
+        count, v = ("R", "u") if cls.LETTER == "O" else ("P", "v")
+        expected = f"a tensor [{count}, N, {cls.LETTER}] or a sobolev_kernels.{cls.__name__}"
+        need(isinstance(values, torch.Tensor), name, expected, values, TypeError, cls.hint(values))
+        v = name if len(name) == 1 else v
+        hint = f"for one a sample give {v}[None], for the same at every sample {cls.__name__}.given({v})"
+        need(values.dim() != 2, name, expected, values, hint=hint)
+        return cls.given(values)
+
+    @classmethod
+    def hint(cls, value: object) -> str:
+        """How to make one of what is not one."""
+        if close := closest(value, DISTRIBUTIONS):
+            return f"did you mean {cls.__name__}.{close}(...)?"
+        return as_tensor(value)
 
     def at(self, offset: int):
         """The same seed at another place of its stream, for example `directions.at(step)`; offset in [0, 2^32)."""
-        need(type(offset) is int and 0 <= offset < 2**32, "offset", "an integer in [0, 2^32)", offset)
+        moved = replace(self, offset=offset)
         need(self.seed is not None, "offset", f"{self.NAME} with a seed", self)
-        return replace(self, offset=offset)
+        return moved
 
     def without_values(self):
         """What is known of given ones beside their tensor."""
@@ -112,6 +149,8 @@ class Projections:
         """Why these do not suit `like` [N, ...]: vectors of n numbers (None: not known yet), given ones its dtype."""
         if n is not None and self.distribution == "orthonormal" and self.P > n:
             yield Fault(self.NAME, f"at most {self.LETTER} = {n} orthonormal {self.NAME}", f"P = {self.P}")
+        if given is None and self.distribution == GIVEN:
+            yield Fault(self.NAME, f"{type(self).__name__}.given(tensor)", self)
         if given is not None:
             N, known = like.shape[0], given.shape[-1] if n is None else n
             shape = (known,) if self.shared else (N, known)
@@ -122,7 +161,7 @@ class Projections:
             if not (given.shape[1:] == shape and given.device == like.device and same):
                 shape = shape if n is not None else (*shape[:-1], self.LETTER)
                 expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"
-                yield Fault(self.NAME, expected, given)
+                yield Fault(self.NAME, expected, given, hint=converted(given, like, self.NAME))
 
     def scale(self, n: int) -> float:
         return unbiased_scale(self.distribution, n) if self.unbiased else 1.0
@@ -143,7 +182,7 @@ class Projections:
         Without a seed this takes the next draw of torch's default generator, exactly as a call does.
         """
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
-        need(isinstance(like, torch.Tensor), name, f"a tensor {shape}", like, TypeError)
+        need_tensor(like, name, f"a tensor {shape}")
         refuse(faults_of_memory(name, like))
         floating = like.dim() == 2 and like.is_floating_point()
         need(floating, name, f"a floating tensor {shape}", like)
@@ -157,6 +196,7 @@ class Projections:
         """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
         dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
         where = {"dtype": dtype, "device": like.device.type}
+        n = index(n)
         return Drawing(self.distribution, self.count(n), n, self.shared, self.scale(n), **where)
 
 

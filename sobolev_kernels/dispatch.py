@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from .backends import cpu, cuda, reference, triton
-from .errors import need
+from .errors import nearest, need, one_of
 from .problem import Problem
 
 # In the order in which they are tried.
@@ -18,7 +18,8 @@ def requested(backend: str | None) -> str | None:
     """The backend that the argument or SOBOLEV_BACKEND forces, None if the choice is free."""
     source = "backend" if backend is not None else "SOBOLEV_BACKEND"
     name = backend if backend is not None else os.environ.get("SOBOLEV_BACKEND") or None
-    need(name is None or name in BACKENDS, source, f"one of {', '.join(BACKENDS)}", name)
+    if not (name is None or one_of(name, BACKENDS)):
+        need(False, source, f"one of {', '.join(BACKENDS)}", name, hint=nearest(name, BACKENDS))
     return name
 
 
@@ -37,5 +38,8 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     if name is None:
         name = next(name for name in BACKENDS if refusal(name, problem) is None)
     reason = refusal(name, problem)
+    missing = getattr(BACKENDS[name], "MISSING", None)
+    if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
+        reason = f"{missing}; and {reason}"
     need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotImplementedError)
     return replace(problem, backend=name)

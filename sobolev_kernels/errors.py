@@ -1,11 +1,16 @@
-"""How the package says no: the argument, what was expected, what came."""
+"""How the package says no: the argument, what was expected, what came, and where it is known what would do."""
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+
+LONGEST = 600  # characters of a message
+CASTS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "half"}
 
 
 class Fault(NamedTuple):
@@ -15,23 +20,121 @@ class Fault(NamedTuple):
     expected: str
     got: Any
     kind: type[Exception] = ValueError
+    hint: str = ""
 
 
 class NotProvided(NotImplementedError):
     """A derivative or a transform that this library does not compute, and refuses rather than return zero."""
 
 
-def describe(value: Any) -> str:
-    """A value in an error message: a tensor by dtype, shape and device, anything else as it prints."""
+class SobolevWarning(UserWarning):
+    """What is computed as asked, and is hardly what was meant; said once a student, before anything is run."""
+
+
+class Shortened(reprlib.Repr):
+    """As Python prints, but a tensor by its shape, and the parts of a container up to the sixth."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel = 3
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 6
+        self.maxstring = self.maxlong = self.maxother = 200
+
+    def repr1(self, value: Any, level: int) -> str:
+        return by_shape(value) or super().repr1(value, level)
+
+
+def by_shape(value: Any) -> str | None:
+    """A tensor by dtype, shape and device, another array by type, dtype and shape; None for all else."""
     if isinstance(value, torch.Tensor):
         grad = ", requires_grad" if value.requires_grad else ""
-        shape = "..." if value.is_nested else ", ".join(str(n) for n in value.shape)
+        shape = "..." if value.is_nested else clipped(", ".join(map(str, value.shape)), 60)
         layout = "nested " if value.is_nested else f"{str(value.layout).removeprefix('torch.').strip('_')} "
         layout = "" if layout == "strided " else layout
         return f"a {layout}tensor {str(value.dtype).removeprefix('torch.')} [{shape}] on {value.device}{grad}"
-    if isinstance(value, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in value):
-        return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
-    return value if isinstance(value, str) and value else repr(value)
+    shape = getattr(value, "shape", None)
+    if not (hasattr(value, "__array__") and isinstance(shape, tuple) and shape) or isinstance(value, type):
+        return None
+    kind = "NumPy array" if type(value).__module__ == "numpy" else type(value).__name__
+    dtype = f" {value.dtype}" if hasattr(value, "dtype") else ""
+    return clipped(f"a {kind}{dtype} [{', '.join(map(str, shape))}]", 120)
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: tensors and arrays by shape, long lists by type and shape, all else as it prints.
+
+    Never more than 300 characters, whatever came, and also of what cannot be printed.
+    """
+    try:
+        return clipped(described(value), 300)
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def described(value: Any) -> str:
+    if shaped := by_shape(value):
+        return shaped
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, (tuple, list)):
+        if any(isinstance(part, torch.Tensor) for part in value[:6]):
+            more = ["…"] if len(value) > 6 else []
+            return f"a {type(value).__name__} of {', '.join([*map(describe, value[:6]), *more])}"
+        if len(shape := shape_of(value)) > 1 or len(value) > 6:
+            return f"a {type(value).__name__} {shape}"
+    return " ".join(Shortened().repr(value).split())
+
+
+def shape_of(values: Any) -> list[int]:
+    """The sizes of a nested list, along the first entries."""
+    shape: list[int] = []
+    while isinstance(values, (tuple, list)) and len(shape) < 8:
+        shape.append(len(values))
+        values = values[0] if values else None
+    return shape
+
+
+def clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]} …"
+
+
+def as_tensor(value: Any) -> str:
+    """The call that makes a tensor of what is not one, if there is such a call."""
+    if isinstance(value, (tuple, list)):
+        return f"torch.tensor(...) makes one of a {type(value).__name__}"
+    if not isinstance(value, torch.Tensor) and by_shape(value):
+        array = "..." if type(value).__module__ == "numpy" else "numpy.asarray(...)"
+        return f"torch.from_numpy({array}) makes one of an array"
+    return ""
+
+
+def converted(tensor: torch.Tensor, like: torch.Tensor, name: str) -> str:
+    """The call that gives a tensor the dtype and device of another, where they differ."""
+    cast = f".{CASTS[like.dtype]}()" if tensor.dtype != like.dtype and like.dtype in CASTS else ""
+    moved = f".to({str(like.device)!r})" if tensor.device != like.device else ""
+    return f"{name}{cast}{moved} converts it" if cast or moved else ""
+
+
+def closest(value: Any, names: Iterable[str]) -> str:
+    """The name that may have been meant, or none."""
+    close = difflib.get_close_matches(value[:40].lower(), list(names), n=1) if isinstance(value, str) else []
+    return close[0] if close else ""
+
+
+def nearest(value: Any, names: Iterable[str]) -> str:
+    close = closest(value, names)
+    return f"did you mean {close!r}?" if close else ""
+
+
+def one_of(value: Any, names: Iterable[str]) -> bool:
+    """Whether a value is one of these names; what cannot be compared with a name is none."""
+    return isinstance(value, str) and value in names
+
+
+def message_of(fault: Fault) -> str:
+    got = describe(fault.got)
+    hint = f"; {fault.hint}" if fault.hint else ""
+    return clipped(f"{clipped(fault.argument, 100)}: expected {clipped(fault.expected, 300)}, got {got}{hint}", LONGEST)
 
 
 def range_of(tensor: torch.Tensor) -> tuple[float, float] | None:
@@ -49,10 +152,27 @@ def refuse(faults: Iterable[Fault]) -> None:
     Checks are generators of faults: each reads like a list, runs once, and makes a message only when there is one.
     """
     for fault in faults:
-        raise fault.kind(f"{fault.argument}: expected {fault.expected}, got {describe(fault.got)}")
+        raise fault.kind(message_of(fault))
 
 
-def need(condition: bool, argument: str, expected: str, got: Any, kind: type[Exception] = ValueError) -> None:
+def need(
+    condition: bool, argument: str, expected: str, got: Any, kind: type[Exception] = ValueError, hint: str = ""
+) -> None:
     """A single check: raise `kind` unless `condition` holds."""
     if not condition:
-        refuse([Fault(argument, expected, got, kind)])
+        refuse([Fault(argument, expected, got, kind, hint)])
+
+
+def need_tensor(value: object, argument: str, expected: str) -> None:
+    """That it is a tensor at all."""
+    if not isinstance(value, torch.Tensor):
+        refuse([Fault(argument, expected, value, TypeError, as_tensor(value))])
+
+
+def need_known(keywords: Iterable[str], known: Iterable[str], function: str) -> None:
+    """That a function whose keywords are those of another takes these."""
+    names = list(known)
+    for name in keywords:
+        if name not in names:
+            what = f"{function}: takes no argument {clipped(name, 100)!r}"
+            raise TypeError("; ".join(part for part in (what, nearest(name, names)) if part))

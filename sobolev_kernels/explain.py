@@ -10,11 +10,11 @@ from . import dispatch, planner
 from .backends import on_device_of
 from .directions import Directions
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
-from .errors import need
+from .errors import nearest, need, one_of
 from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
-from .settings import EXACT, Settings, given_of, keywords
+from .settings import EXACT, given_of, keywords, settings_named
 
 
 def explain(
@@ -38,9 +38,9 @@ def explain(
         student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
         ...
     """
-    known = derivative_target in (DENSE, PROJECTED)
-    need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target)
-    asked = Settings(directions=directions, **settings)
+    known, hint = one_of(derivative_target, (DENSE, PROJECTED)), nearest(derivative_target, (DENSE, PROJECTED))
+    need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target, hint=hint)
+    asked = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if asked.reduction == "none" else LOSS
     call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))

@@ -12,11 +12,11 @@ import torch
 from . import call
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions
-from .errors import need, refuse
+from .errors import need, need_tensor, refuse
 from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
-from .settings import LossName, Settings, given_of, keywords, settings_of
+from .settings import LossName, Settings, given_of, keywords, settings_named, settings_of
 from .targets import Targets
 
 
@@ -106,11 +106,16 @@ def sobolev_loss(
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
-        it is 0, and so are its gradients.
+        it is 0, and so are its gradients. What the loss does not depend on, as the last bias where only derivatives are
+        compared, gets a gradient of zeros from every backend, not None.
 
     Raises:
         TypeError, ValueError: bad arguments, naming the argument, what was expected and what came.
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
+
+    Warns:
+        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, and of the same inputs and
+            parameters evaluated again along fresh directions, as by L-BFGS.
 
     Example:
         >>> from sobolev_kernels import MLP, Directions, Targets
@@ -136,7 +141,8 @@ def evaluate(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
     **tensors: torch.Tensor | None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-    need(isinstance(targets, Targets), "targets", "a sobolev_kernels.Targets", targets, TypeError)
+    if not isinstance(targets, Targets):
+        need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
     kinds = targets.kind, targets.second_kind
     request = Request(result, student, inputs, settings, given, targets, kinds, **tensors)
@@ -170,11 +176,13 @@ class SobolevLoss(torch.nn.Module):
         self, *, input_scale: torch.Tensor | None = None, output_weight: torch.Tensor | None = None, **settings
     ):
         super().__init__()
-        self.settings = Settings(**settings)
+        self.settings = settings_named("SobolevLoss", settings, also=("input_scale", "output_weight"))
         refuse(faults_of_scale(self.settings, input_scale))
         given = given_of(settings.get("directions"), settings.get("cotangents"))
-        self.register_buffer("input_scale", input_scale)
-        self.register_buffer("output_weight", output_weight)
+        for name, tensor in (("input_scale", input_scale), ("output_weight", output_weight)):
+            if tensor is not None:
+                need_tensor(tensor, name, "a tensor")
+            self.register_buffer(name, tensor)
         self.register_buffer("given", given, persistent=False)
 
     def forward(

@@ -11,7 +11,7 @@ from torch import nn
 from .boundary import PLAIN
 from .errors import Fault, describe, need
 from .math.activations import ACTIVATIONS
-from .math.table import Formula, choose
+from .math.table import Formula, choose, is_number
 
 IDENTITY = Formula("identity")
 
@@ -21,6 +21,7 @@ class Sine(nn.Module):
 
     def __init__(self, omega: float = 1.0):
         super().__init__()
+        need(is_number(omega), "omega", "a plain number", omega, TypeError)
         self.omega = float(omega)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

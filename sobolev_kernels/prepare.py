@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch
+from .advice import advise
 from .backends import on_device_of
 from .checks import faults_of
 from .directions import Cotangents, Projections
@@ -55,13 +57,14 @@ def prepare(request: Request) -> Prepared:
     if problem.backend != "reference":
         targets = () if request.targets is None else request.targets.tensors().values()
         need_no_transforms(request.inputs, *student.parameters, given, *targets, *request.residual_weights)
+    advise(request, student, teacher, projections)
     return prepared
 
 
 def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
     """What is to be computed, before it is known where."""
     settings, x = request.settings, student.computed(request.inputs)
-    D = x.shape[1]
+    D = index(x.shape[1])  # also where torch.compile takes sizes for variables: a Problem is of numbers
     W = request.columns.count(D)
     cotangents = isinstance(projections, Cotangents)
     n = (student.O or 0) if cotangents else W
@@ -78,7 +81,7 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         dtype=str(x.dtype).removeprefix("torch."),
         device=x.device.type,
         projection=COTANGENTS if cotangents else DIRECTIONS,
-        P=0 if projections is None else projections.count(n),
+        P=0 if projections is None else index(projections.count(n)),
         distribution=projections.distribution if drawn else GIVEN,
         shared=drawn and projections.shared,
         scale=projections.scale(n) if drawn else 1.0,

@@ -13,9 +13,9 @@ import torch
 from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .enums import PRECISIONS
-from .errors import Fault, refuse
+from .errors import Fault, by_shape, nearest, need_known, one_of, refuse
 from .math.losses import choose_loss
-from .math.table import Formula
+from .math.table import Formula, is_number
 
 REDUCTIONS = ("mean", "sum", "none")
 EXACT = "exact"
@@ -67,18 +67,24 @@ class Settings:
         return (1 / (1 + W), W / (1 + W)) if isinstance(self.weights, str) else self.weights
 
     def _faults(self, weights: object, learned: object) -> Iterator[Fault]:
-        if self.reduction not in REDUCTIONS:
-            yield Fault("reduction", f"one of {', '.join(REDUCTIONS)}", self.reduction)
+        if not one_of(self.reduction, REDUCTIONS):
+            hint = nearest(self.reduction, REDUCTIONS)
+            yield Fault("reduction", f"one of {', '.join(REDUCTIONS)}", self.reduction, hint=hint)
         if type(self.order) is not int or self.order not in (1, 2):
             yield Fault("order", "1 or 2 (3 would take the fourth derivative of the activations)", self.order)
-        several = isinstance(self.wrt, Iterable) and not isinstance(self.wrt, (str, torch.Tensor))
+        for name in ("return_terms", "check_finite"):
+            if type(getattr(self, name)) is not bool:
+                yield Fault(name, "True or False", getattr(self, name))
+        several = isinstance(self.wrt, Iterable) and not isinstance(self.wrt, (str, bytes)) and not by_shape(self.wrt)
         if self.wrt is not None and not several:
             yield Fault("wrt", "columns of the inputs, a sequence of whole numbers", self.wrt)
         if learned is not None:
             yield Fault("weights", "plain numbers (no gradient to weights is provided)", learned)
         if isinstance(weights, str):
             if weights != DIFFERENTIAL_ML:
-                yield Fault("weights", f"numbers or {DIFFERENTIAL_ML!r}", weights)
+                yield Fault(
+                    "weights", f"numbers or {DIFFERENTIAL_ML!r}", weights, hint=nearest(weights, [DIFFERENTIAL_ML])
+                )
             if self.order != 1:
                 yield Fault("weights", f"numbers, since {weights!r} is of order 1", f"order = {self.order}")
         elif len(weights) != 1 + self.order:
@@ -89,13 +95,14 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 expected = f"a sobolev_kernels.{kind.__name__} (given(tensor) makes one of a tensor)"
-                yield Fault(name, expected, value, TypeError)
-        if self.derivatives not in (None, EXACT):
-            yield Fault("derivatives", f"None or {EXACT!r}", self.derivatives)
+                yield Fault(name, expected, value, TypeError, kind.hint(value))
+        if self.derivatives is not None and not one_of(self.derivatives, (EXACT,)):
+            yield Fault("derivatives", f"None or {EXACT!r}", self.derivatives, hint=nearest(self.derivatives, [EXACT]))
         asked = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
         yield from faults_of_projections(self.order, {n: value for n, value in asked.items() if value is not None})
-        if self.precision not in (None, *PRECISIONS):
-            yield Fault("precision", f"None or one of {', '.join(PRECISIONS)}", self.precision)
+        if self.precision is not None and not one_of(self.precision, PRECISIONS):
+            expected, hint = f"None or one of {', '.join(PRECISIONS)}", nearest(self.precision, PRECISIONS)
+            yield Fault("precision", expected, self.precision, hint=hint)
 
 
 def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> Iterator[Fault]:
@@ -113,13 +120,14 @@ def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str,
     if isinstance(weights, str):
         return weights, None
     if weights is None:
-        return (1.0,) * (3 if order == 2 else 2), None
+        return (1.0,) * (3 if type(order) is int and order == 2 else 2), None
     try:
         parts = tuple(weights)
-        learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
-        return () if learned else tuple(map(float, parts)), learned[0] if learned else None
-    except (TypeError, ValueError):
+    except TypeError:
         return (), None
+    learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
+    plain = not learned and all(map(is_number, parts))
+    return tuple(map(float, parts)) if plain else (), learned[0] if learned else None
 
 
 def bare(projections: object) -> object:
@@ -146,6 +154,12 @@ def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     """The tensor of directions or cotangents that were given, which a Settings does not hold."""
     given = (p.values for p in (directions, cotangents) if isinstance(p, Projections) and p.values is not None)
     return next(given, None)
+
+
+def settings_named(function: str, settings: dict[str, object], also: Sequence[str]) -> Settings:
+    """A Settings of the keywords of a function that takes its fields, and `also` others."""
+    need_known(settings, (*Settings.__dataclass_fields__, *also), function)
+    return Settings(**settings)
 
 
 def keywords(function) -> list[inspect.Parameter]:

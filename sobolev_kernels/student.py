@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
+from torch.jit import ScriptModule
 from torch.nn.modules import module as everywhere
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .boundary import PLAIN
 from .errors import Fault
@@ -22,6 +24,9 @@ COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 FLAT_MODULES = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
 )  # fmt: skip
+
+# as scripted modules call themselves
+BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 
 
 def widened(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -50,6 +55,9 @@ class Student:
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """An input or a parameter in the dtype that the layers are computed in."""
         return widened(tensor)
+
+    def coupled(self) -> None:
+        """Nothing in it couples the samples of a batch."""
 
     def flat(self) -> str | None:
         """An activation whose second derivative is 0 almost everywhere."""
@@ -80,8 +88,37 @@ class Unrecognised:
 
     def flat(self) -> str | None:
         """A module like ReLU in it. A function called relu cannot be seen."""
-        modules = self.function.modules() if isinstance(self.function, nn.Module) else ()
+        modules = submodules(self.function)
         return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
+
+    def coupled(self) -> str | None:
+        """A batch norm in it that would take its statistics from the batch, and what to do about it."""
+        found = next(filter(takes_statistics, submodules(self.function)), None)
+        if found is None:
+            return None
+        path = next(path for path, module in self.function.named_modules() if module is found)
+        what = f"{kind_of(found)} {path!r}" if path else kind_of(found)
+        if found.running_mean is None:
+            return f"{what} without running statistics; LayerNorm and GroupNorm need none"
+        return f"{what} in train mode; call eval() on it"
+
+
+def submodules(module: object) -> Iterator[nn.Module]:
+    """A module and all below it, as `modules()` but cheaper."""
+    if isinstance(module, nn.Module):
+        yield module
+        for child in module._modules.values():
+            yield from submodules(child)
+
+
+def kind_of(module: nn.Module) -> str:
+    return getattr(module, "original_name", type(module).__name__)
+
+
+def takes_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch norm, perhaps a scripted one, that uses the mean and deviation of its batch."""
+    scripted = isinstance(module, ScriptModule) and kind_of(module) in BATCH_NORMS
+    return (scripted or isinstance(module, _BatchNorm)) and (module.training or module.running_mean is None)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -103,6 +140,9 @@ def leaves(module: nn.Module) -> Iterator[nn.Module | str]:
     kind = type(module)
     if has_hooks(module):
         yield f"{kind.__name__} has hooks"
+    elif kind.__name__ == "OptimizedModule":
+        # what torch.compile was given
+        yield from leaves(module._orig_mod)
     elif "forward" in vars(module):
         yield f"{kind.__name__} has its forward replaced"
     elif kind in FORWARDS and patched(kind):

@@ -9,7 +9,7 @@ import torch
 
 from .directions import Cotangents, Directions
 from .enums import DENSE, NONE, PROJECTED
-from .errors import need
+from .errors import need, need_tensor
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
@@ -25,17 +25,18 @@ class Targets:
         values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
         jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
-        directions: those of `tangents` and `seconds`, a `Directions` or a tensor [P, N, D] or [P, D]; the call must
-            not name others.
+        directions: those of `tangents` and `seconds`, a `Directions` or a tensor [P, N, D]; the call must not name
+            others.
         vjps: D f(x)ᵀu_r [R, N, D], of `cotangents`.
-        cotangents: those of `vjps`, a `Cotangents` or a tensor [R, N, O] or [R, O]; the call must not name others.
+        cotangents: those of `vjps`, a `Cotangents` or a tensor [R, N, O]; the call must not name others.
         teacher: a module or any callable from [N, D] to [N, O] ([N] if O is 1): values and derivatives are computed
             along the very directions or cotangents of the student, and no gradient goes to its parameters.
         hessian: ∂²f/∂x² [N, O, D, D], of order 2.
         seconds: D²f(x)[v_p, v_p] [P, N, O], of order 2, along `directions`.
 
     Raises:
-        ValueError: more than one kind of derivative, or a tensor with requires_grad.
+        ValueError: more than one kind of derivative, a tensor with requires_grad, or directions [P, D] that may be the
+            batch's (`Directions.given(v)`) or the samples' (`v[None]`).
         TypeError: not a tensor, or a teacher that cannot be called.
     """
 
@@ -52,19 +53,17 @@ class Targets:
     def __post_init__(self):
         for name in TENSORS:
             tensor = getattr(self, name)
-            need(tensor is None or isinstance(tensor, torch.Tensor), name, "a tensor", tensor, TypeError)
-            need(tensor is None or not tensor.requires_grad, name, CONSTANT, tensor)
+            if tensor is not None:
+                need_tensor(tensor, name, "a tensor")
+                need(not tensor.requires_grad, name, CONSTANT, tensor)
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
             given = [name for name in kinds if getattr(self, name) is not None]
             expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
             need(len(given) <= 1, "targets", expected, " and ".join(given))
         for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
-            value = getattr(self, name)
-            if isinstance(value, torch.Tensor):
-                object.__setattr__(self, name, kind.given(value))
-            known = value is None or isinstance(value, (kind, torch.Tensor))
-            need(known, name, f"a sobolev_kernels.{kind.__name__} or a tensor", value, TypeError)
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, kind.of(getattr(self, name), name))
 
     @property
     def kind(self) -> str:

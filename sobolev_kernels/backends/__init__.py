@@ -6,6 +6,7 @@ plain PyTorch that autograd differentiates. `supports` and `plan` are asked on t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,3 +16,9 @@ def on_device_of(tensor: torch.Tensor) -> AbstractContextManager:
     """Within it the tensor's GPU is the current one."""
     several = tensor.is_cuda and torch.cuda.device_count() > 1
     return torch.cuda.device(tensor.device) if several else nullcontext()
+
+
+def constant_while_traced(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does, which takes two seconds to import the compiler for it."""
+    function._dynamo_marked_constant = True
+    return function

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib import import_module
 
 import torch
 
@@ -33,13 +34,15 @@ def why_missing(core: object) -> str | None:
     return None
 
 
+BUILD = "install with a C++ compiler and without SOBOLEV_PURE"
 try:
-    from .. import _C
-
+    # (`from .. import _C` would say of a missing one that imports go in a circle)
+    _C = import_module(".._C", __package__)
     MISSING = why_missing(_C)
+except ModuleNotFoundError:
+    _C, MISSING = None, f"the compiled core is missing, as in an install with SOBOLEV_PURE; {BUILD}"
 except ImportError as error:
-    _C = None
-    MISSING = f"the compiled core is missing ({error}); install with a C++ compiler and without SOBOLEV_PURE"
+    _C, MISSING = None, f"the compiled core cannot be loaded ({error}); {BUILD}"
 
 
 def instruction_set() -> str:

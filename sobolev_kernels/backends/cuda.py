@@ -11,7 +11,7 @@ from .. import planner
 from ..math.directions import is_dependent
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
-from . import core
+from . import constant_while_traced, core
 from .finish import finish
 
 MOST_LAYERS = 16
@@ -33,7 +33,7 @@ def supports(problem: Problem) -> str | None:
     return reason or refusal_while_traced(problem.to_string(), torch.cuda.current_device())
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def refusal_while_traced(text: str, device: int) -> str | None:
     return refusal(Problem.from_string(text), device)
 

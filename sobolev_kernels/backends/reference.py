@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
+from torch._functorch.eager_transforms import _jvp_with_argnums
 from torch.amp.autocast_mode import is_autocast_available
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, DENSE, DIRECTIONS
+from ..enums import COTANGENTS, DENSE
 from ..errors import NotProvided
 from ..math.activations import derivatives
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..student import widened
+from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
+from .exact import ExactNorms, exactly, graphs, tracked
 from .finish import finish
+from .graph import leads_elsewhere, leads_to, nodes_of, refuse_inexact
 
 # y [N, O], derivatives, second derivatives
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -32,14 +35,6 @@ def supports(problem: Problem) -> str | None:
 
 def plan(problem: Problem, N: int) -> Plan:
     return Plan("reference", "autograd, VJPs of VJPs" if problem.unrecognised else "plain PyTorch streams")
-
-
-class Evaluated(NamedTuple):
-    """A function and what it gave; x asks for its gradient. Without y it has not been run yet."""
-
-    function: Callable[[torch.Tensor], torch.Tensor]
-    x: torch.Tensor
-    y: torch.Tensor | None
 
 
 def run(
@@ -57,12 +52,26 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    with nullcontext() if ran is not None and ran.y is None else uncast(x):
+    with nullcontext() if ran is not None and by_transforms(problem.order) else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
-        return tuple(result for result in (y, first, second) if result is not None)
+        results = tuple(result for result in (y, first, second) if result is not None)
+        return results if ran is not None else tuple(tied(result, operands) for result in results)
     with uncast(x):
-        return loss_of(problem, operands, widened(vectors), (y, first, second))
+        loss, terms = loss_of(problem, operands, widened(vectors), (y, first, second))
+    if ran is not None:
+        return loss, terms
+    return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+
+
+def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
+    """A result of a multi-layer perceptron, such that what it does not depend on gets a gradient of zeros, not None.
+
+    So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
+    """
+    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
+    return sum(nothing, result)
 
 
 def uncast(x: torch.Tensor) -> AbstractContextManager:
@@ -153,61 +162,102 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
-    """torch.nn.functional.layer_norm, in steps that autograd differentiates any number of times."""
-    dims = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(dims, keepdim=True)
-    y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[torch.Tensor, ...]:
+    """function(x), where derivatives can be taken of what is run in it."""
+    if by_transforms(order):
+        return function(x)
+    if torch.compiler.is_compiling():
+        from .uncompiled import uncompiled
+
+        return uncompiled(by_autograd, function, x)
+    return by_autograd(function, x)
 
 
-class ExactNorms(TorchFunctionMode):
-    """torch's own norms take mean and deviation for constants in their third derivative (pytorch#196700).
+def by_transforms(order: int) -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
 
-    layer_norm is written out; those that couple the samples are refused.
+    (Of second ones it does not follow forward mode through a norm with weights.)
     """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is functional.layer_norm:
-            function = layer_norm
-        if function in (functional.batch_norm, functional.instance_norm):
-            if args[5] if len(args) > 5 else kwargs.get("training", kwargs.get("use_input_stats")):
-                name = function.__name__
-                raise NotProvided(f"{name}: no derivative is provided through statistics of the batch; use eval()")
-        return function(*args, **kwargs)
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
 
 
-def with_graph(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, asking for its gradient, and y = function(x)."""
-    with torch.enable_grad(), ExactNorms():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        return x, function(x)
+def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
+    if not torch._C._are_functorch_transforms_active():
+        return function(x)
+    results = torch.func.vjp(function, x)[0]
+    return results if torch.is_grad_enabled() else tuple(map(without_graph, results))
 
 
-def evaluate(function: Callable, x: torch.Tensor, problem: Problem) -> Evaluated:
+def without_graph(result: torch.Tensor) -> torch.Tensor:
+    """Where gradients are off: without its graph, but with its tangent of forward mode."""
+    return result.detach() if forward_ad._current_level < 0 else result.clone()
+
+
+def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
+    """y = function(x) of an x that asks for its gradient."""
+    wanted, kept = torch.is_grad_enabled(), x.requires_grad
+    with exactly():
+        if forward_ad._current_level >= 0:
+            # keeps its tangent, and gives a dual tensor made under no_grad the place in the graph that it lacks
+            x = x.view_as(x)
+        elif not kept:
+            x = tracked(x).detach()
+        x = x if x.requires_grad else x.requires_grad_()
+        y = function(x)
+    nodes = nodes_of(y)
+    kept = wanted and (kept or leads_elsewhere(x, nodes))
+    refuse_inexact(nodes, again=kept)
+    return Evaluated(function, x, y, kept)
+
+
+def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    along_directions = problem.projection == DIRECTIONS
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and problem.order == 1 and along_directions:
-        return Evaluated(function, x, None)
-    return Evaluated(function, *with_graph(function, x))
+    if by_transforms(order):
+        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+            return Evaluated(function, x, function(x))
+    return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
-    graph, x, y = torch.is_grad_enabled(), ran.x, ran.y
-    with torch.enable_grad():
-        gradients = [gradient(y, x, cotangent) for cotangent in u]
-    gradients = torch.stack(gradients) if gradients else x.new_empty((0, *x.shape))
-    return (y, gradients) if graph else (y.detach(), gradients.detach())
+    if by_transforms(1):
+        return ran.y, transformed_vjps(ran, u)
+    with graphs():
+        gradients = gradients_of(ran, tracked(u))
+    gradients = torch.stack(gradients) if gradients else ran.x.new_empty((0, *ran.x.shape))
+    return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
 
 
-def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-    """Jᵀu, differentiable; zero where y does not depend on x."""
+def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
+    x, y = ran.x, ran.y
+    gradients = [gradient(y, x, cotangent) for cotangent in u]
+    if gradients and gradients[0] is None:
+        refuse_dependence(ran)
+        return [torch.zeros_like(x) for _ in u]
+    if gradients and ran.kept:
+        need_second_derivatives(ran, gradients[0], lambda x: gradients_of(values_at(ran, x), u[:1])[0])
+    return gradients
+
+
+def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative_at: Callable) -> None:
+    """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
+    nodes = nodes_of(derivative)
+    refuse_inexact(nodes, again=True)
+    if not leads_to(ran.x, nodes):
+        refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+
+
+def values_at(ran: Evaluated, x: torch.Tensor) -> Evaluated:
+    """The same function at another x, of which only values are wanted."""
+    return with_graph(ran.function, x)._replace(kept=False)
+
+
+def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor | None:
+    """Jᵀu, differentiable; None where no path leads from y to x."""
     if not y.requires_grad:
-        return torch.zeros_like(x)
-    return torch.autograd.grad(y, x, cotangent, create_graph=True, materialize_grads=True)[0]
+        return None
+    return torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)[0]
 
 
 def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
@@ -215,27 +265,70 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
-    graph, (function, x, y) = torch.is_grad_enabled(), ran
-    if y is None:
-        # without a gradient forward mode is right, and dynamo can follow it
-        tangents = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
-        y = function(x)
-        return y, torch.stack(tangents) if tangents else x.new_empty((0, *y.shape)), None
-    with torch.enable_grad():
-        tangents = along(y, x, v)
-        seconds = [along(t, x, d[None])[0] for t, d in zip(tangents, v, strict=True)] if order == 2 else None
+    if by_transforms(order):
+        return transformed_jet(ran, v)
+    _, x, y, kept = ran
+    with graphs():
+        v, seconds = tracked(v), None
+        tangents = along(ran, v, again=kept or order == 2)
+        if order == 2:
+            of_tangents = (Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True))
+            seconds = [along(t, d[None], again=kept)[0] for t, d in zip(of_tangents, v, strict=True)]
     stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
     results = (y, *stacked)
-    return results if graph else tuple(r if r is None else r.detach() for r in results)
+    return results if kept else tuple(r if r is None else without_graph(r) for r in results)
 
 
-def along(y: torch.Tensor, x: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-    """The derivatives of y along each direction, differentiable."""
+def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
+    """The derivatives of y along each direction, differentiable; `again`, if they will be differentiated."""
+    x, y = ran.x, ran.y
+    if not len(v):
+        return []
     u = torch.zeros_like(y, requires_grad=True)
-    if not (y.requires_grad and len(v)):
-        return [torch.zeros_like(y) for _ in v]
     g = gradient(y, x, u)
-    return [gradient(g, u, direction) if g.requires_grad else torch.zeros_like(y) for direction in v]
+    if g is None:
+        refuse_dependence(ran)
+        return [torch.zeros_like(y) for _ in v]
+    tangents = [gradient(g, u, direction) for direction in v]
+    if tangents[0] is None:
+        refuse_slope(ran)
+        return [torch.zeros_like(y) for _ in v]
+    if again:
+        need_second_derivatives(ran, g, tangent(ran, v[0]))
+    return tangents
+
+
+def tangent(ran: Evaluated, direction: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The derivative along direction [N, D] as a function of x."""
+    return lambda x: along(values_at(ran, x), direction[None], again=False)[0]
+
+
+def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
+    """Gradients Jᵀu."""
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+        forward_tangent(ran.function, ran.x, torch.ones_like(ran.x))
+        pull = torch.func.vjp(ran.function, ran.x)[1]
+        gradients = [pull(cotangent)[0] for cotangent in u]
+    return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
+
+
+def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
+    """y and tangents in forward mode."""
+    # of one layout: of tensors with others, sizes that are variables are not followed
+    x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
+    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+        tangents = [forward_tangent(ran.function, x, direction) for direction in v]
+    return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
+
+
+def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """As torch.func.jvp, but an output that no tangent reaches is an error, which compilers meet while they trace."""
+    try:
+        return _jvp_with_argnums(function, (x,), (direction,), None, strict=True, has_aux=False)[1]
+    except RuntimeError as error:
+        if "strict" not in str(error):
+            raise
+        raise NotProvided(SILENT) from error
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Written like the activations (see there), and printed as C++ by the same generator.
 """
 
+from ..errors import describe
 from . import primitives as m
 from .table import Formula, choose, table
 
@@ -79,5 +80,5 @@ def choose_loss(argument: str, choice: str | tuple | Formula) -> Formula:
     """A loss by name, with its parameters; those are widths, so they must be positive and finite."""
     loss = choose(LOSSES | COUPLED, argument, choice)
     if not all(0 < parameter < float("inf") for parameter in loss.parameters):
-        raise ValueError(f"{argument}: expected finite parameters > 0, got {choice!r}")
+        raise ValueError(f"{argument}: expected finite parameters > 0, got {describe(choice)}")
     return loss

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+
+from ..errors import clipped, describe, nearest
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,23 @@ def choose(rows: dict[str, Row], argument: str, choice: str | tuple | Formula) -
     elif isinstance(choice, tuple) and choice and isinstance(choice[0], str):
         name, given = choice[0], choice[1:]
     else:
-        raise TypeError(f"{argument}: expected a name or a tuple (name, parameter, ...), got {choice!r}")
+        raise TypeError(f"{argument}: expected a name or a tuple (name, parameter, ...), got {describe(choice)}")
     if name not in rows:
-        raise ValueError(f"{argument}: unknown name {name!r}; known: {', '.join(rows)}")
+        known = f"unknown name {clipped(name, 100)!r}; known: {', '.join(rows)}"
+        raise ValueError("; ".join(part for part in (f"{argument}: {known}", nearest(name, rows)) if part))
     defaults = rows[name].defaults
     if len(given) > len(defaults):
         wanted = ", ".join(key for key, _ in defaults) or "no parameters"
-        raise ValueError(f"{argument}: {name!r} takes {wanted}, got {given!r}")
-    try:
-        numbers = tuple(float(value) for value in given)
-    except (TypeError, ValueError):
-        raise ValueError(f"{argument}: the parameters of {name!r} must be numbers, got {given!r}") from None
-    return Formula(name, numbers + tuple(value for _, value in defaults[len(numbers) :]))
+        raise ValueError(f"{argument}: {name!r} takes {wanted}, got {describe(given)}")
+    if not all(map(is_number, given)):
+        raise ValueError(f"{argument}: the parameters of {name!r} must be numbers, got {describe(given)}")
+    return Formula(name, (*map(float, given), *(value for _, value in defaults[len(given) :])))
+
+
+def is_number(value: object) -> bool:
+    """A real number, also as a tensor or array of one number; not a text that reads as one."""
+    if isinstance(value, (int, float)):
+        return True
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex() and not value.requires_grad
+    return isinstance(value, numbers.Real) or (getattr(value, "size", 0) == 1 and value.dtype.kind in "biuf")

@@ -67,6 +67,9 @@ class perturbed(TorchDispatchMode):
     def moved(self, tensor: object) -> object:
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in INTEGERS or tensor.device.type == "meta":
             return tensor
+        # autograd's zeros without memory, in which there is nothing to move, and whose bits PyTorch crashes on
+        if tensor._is_zerotensor():
+            return tensor
         bits = tensor.contiguous().view(INTEGERS[tensor.dtype]).to(torch.int64)
         mixed = (bits + (self.seed << 40)) * ODD
         mixed = (mixed ^ (mixed >> 29)) * ODD

@@ -12,12 +12,12 @@ import torch
 from ... import planner
 from ...enums import COTANGENTS, TANGENTS
 from ...problem import Operands, Plan, Problem
-from .. import on_device_of
+from .. import constant_while_traced, on_device_of
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def interpreting() -> bool:
     from triton import knobs
 

@@ -1,0 +1,201 @@
+"""`SobolevWarning`: what is computed as asked and hardly meant is said, once a student; what is right is not."""
+
+import gc
+import warnings
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import sobolev_kernels as sk
+from sobolev_kernels import advice
+from sobolev_kernels.testing.problems import random
+
+X = random(6, 3)
+Y, J = X[:, :2].sin(), torch.stack((X, X), 1)
+TARGETS = sk.Targets(values=Y, jacobian=J)
+dropping = lambda p=0.5: nn.Sequential(nn.Linear(3, 8), nn.Dropout(p), nn.Linear(8, 2))  # noqa: E731
+GLOBAL = dropping()
+
+
+def student():
+    return sk.MLP(3, 2, width=4)
+
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(warning.category is sk.SobolevWarning for warning in caught)
+    assert all(warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+def test_it_is_a_class_of_its_own():
+    assert issubclass(sk.SobolevWarning, UserWarning) and sk.SobolevWarning is not UserWarning
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(3, 1, dropout=0.5), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(self.attention(x, x, x, need_weights=False)[0])
+
+
+def enclosing(net):
+    return lambda x: net(x)
+
+
+TEACHERS = {
+    "Dropout": dropping,
+    "AlphaDropout": lambda: nn.Sequential(nn.Linear(3, 2), nn.AlphaDropout()),
+    "RReLU": lambda: nn.Sequential(nn.Linear(3, 2), nn.RReLU()),
+    "MultiheadAttention": Attention,
+    "Dropout, enclosed": lambda: enclosing(dropping()),
+    "Dropout, a method": lambda: dropping().forward,
+    "Dropout, of a module's own": lambda: lambda x: GLOBAL(x),
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_that_draws(name):
+    """Once a student, however often he is called."""
+    teacher, s = TEACHERS[name](), student()
+    call = lambda s: sk.sobolev_loss(s, X, sk.Targets(teacher=teacher), derivatives="exact")  # noqa: E731
+    (text,) = warned(lambda: [call(s) for _ in range(3)])
+    assert text.startswith(f"teacher: {name.split(',')[0]} in it draws") and "eval()" in text
+    assert len(warned(lambda: call(student()))) == 1
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [dropping().eval(), dropping(0.0), sk.MLP(3, 2, width=4), nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)),
+     nn.Sequential(nn.Linear(3, 2), nn.RReLU(0.2, 0.2)), lambda x: x[:, :2].sin()],
+    ids=["eval", "p = 0", "MLP", "LayerNorm", "one slope", "function"],
+)  # fmt: skip
+def test_a_teacher_that_does_not(teacher):
+    call = lambda: sk.sobolev_loss(student(), X, sk.Targets(teacher=teacher), derivatives="exact")  # noqa: E731
+    assert warned(call) == []
+
+
+def train(optimizer, loss, steps):
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+FRESH = {
+    "loss": lambda s: sk.sobolev_loss(s, X, TARGETS),
+    "targets made anew": lambda s: sk.sobolev_loss(s, X, sk.Targets(values=Y, jacobian=J)),
+    "module": partial(sk.SobolevLoss(cotangents=sk.Cotangents.normal(2)), inputs=X, targets=TARGETS),
+    "function": lambda s: sk.sobolev_loss(s, X, TARGETS, backend="reference"),
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_the_same_evaluation_along_other_directions(name):
+    s = student()
+    assert warned(lambda: FRESH[name](s)) == []
+    (text,) = warned(lambda: [FRESH[name](s) for _ in range(3)])
+    assert "evaluated twice" in text and "seed=" in text and "exact" in text
+    assert len(text) <= 600
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs(search):
+    s = student()
+    optimizer = torch.optim.LBFGS(s.parameters(), line_search_fn=search)
+    (text,) = warned(lambda: train(optimizer, lambda: FRESH["targets made anew"](s), 3))
+    assert "L-BFGS" in text and "seed=" in text and '"exact"' in text
+
+
+def test_lbfgs_after_another_optimizer():
+    s = student()
+    adam, lbfgs = torch.optim.Adam(s.parameters()), torch.optim.LBFGS(s.parameters())
+    assert warned(lambda: train(adam, lambda: FRESH["loss"](s), 50)) == []
+    assert len(warned(lambda: train(lbfgs, lambda: FRESH["loss"](s), 2))) == 1
+
+
+def fixed(s, **settings):
+    return sk.sobolev_loss(s, X, TARGETS, **settings)
+
+
+RIGHT = {
+    "seed": partial(fixed, directions=sk.Directions.sphere(2, seed=1)),
+    "exact": partial(fixed, derivatives="exact"),
+    "basis": partial(fixed, directions=sk.Directions.basis()),
+    "given": partial(fixed, directions=sk.Directions.given(X[:2])),
+    "other inputs": lambda s: sk.sobolev_loss(s, X.clone(), TARGETS),
+    "other targets": lambda s: sk.sobolev_loss(s, X, sk.Targets(values=Y.clone(), jacobian=J)),
+    "explain": lambda s: sk.explain(s, X),
+    "derivatives, to be averaged": lambda s: sk.laplacian(s, X, sk.Directions.rademacher(2))[1].sum(),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_not_warned_of(name, capsys):
+    s, kept = student(), []
+    assert warned(lambda: kept.append([RIGHT[name](s) for _ in range(3)])) == []
+
+
+def test_neither_is_training_nor_what_needs_no_gradient():
+    s = student()
+    optimizer = torch.optim.SGD(s.parameters(), lr=0.01)
+    assert warned(lambda: train(optimizer, lambda: FRESH["loss"](s), 20)) == []
+    s = student()
+    with torch.no_grad():
+        assert warned(lambda: [FRESH["loss"](s) for _ in range(3)]) == []
+    assert warned(lambda: [FRESH["loss"](student().requires_grad_(False)) for _ in range(3)]) == []
+    with torch.inference_mode():
+        assert warned(lambda: [FRESH["loss"](s) for _ in range(3)]) == []
+
+
+def test_nothing_is_said_while_traced():
+    torch._dynamo.reset()
+    s, teacher = student(), dropping()
+    targets = sk.Targets(values=Y, teacher=teacher)
+    loss = torch.compile(lambda x: sk.sobolev_loss(s, x, targets), backend="aot_eager", fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", sk.SobolevWarning)
+        assert all(loss(X).isfinite() for _ in range(3))
+
+
+def test_nothing_is_said_of_a_call_that_is_refused():
+    wrong = sk.Targets(values=Y[:3], teacher=dropping())
+    with pytest.raises(ValueError, match="values: expected"):
+        sk.sobolev_loss(student(), X, wrong)
+
+
+def test_a_student_is_not_kept():
+    students = [student()]
+    warned(lambda: [FRESH["loss"](students[0]) for _ in range(2)])
+    count, kept = len(advice.SEEN), weakref.ref(students[0])
+    students.clear()
+    gc.collect()
+    assert kept() is None and len(advice.SEEN) < count
+
+
+class Slotted:
+    """A student that cannot be referred to weakly."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self):
+        self.inner = student()
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+def test_a_student_without_weak_references():
+    s = Slotted()
+    assert warned(lambda: [FRESH["loss"](s) for _ in range(3)]) == []

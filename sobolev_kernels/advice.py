@@ -1,0 +1,158 @@
+"""What is computed as asked, and is hardly what was meant: a `SobolevWarning`, once a student.
+
+It is said while a call is planned, and never while torch.compile traces it.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .directions import Projections
+from .errors import SobolevWarning
+from .request import Request
+from .settings import Settings
+from .student import Student, Unrecognised
+from .targets import Targets
+
+# Of the calls with the same inputs every so many are looked at for an optimizer around them: it costs a microsecond.
+LOOKED_AT = 8
+TEACHER = (
+    "teacher: {} in it draws other numbers at each call, since it is in train mode, and the student is told something "
+    "else each time; call teacher.eval() first"
+)
+FRESH = (
+    "directions: {}, each time along others, so that its loss and gradients are not those of one function; a line "
+    'search, as that of L-BFGS, goes astray by it. Give seed= to the directions, or derivatives="exact"'
+)
+
+
+@dataclass
+class Seen:
+    """What was evaluated last of a student, and what he was warned of."""
+
+    student: weakref.ref
+    inputs: Callable[[], torch.Tensor | None] = lambda: None
+    versions: tuple[int, ...] = ()
+    settings: Settings | None = None
+    targets: list[weakref.ref | None] = field(default_factory=list)
+    teacher: int | None = None
+    times: int = 0
+    warned: set[str] = field(default_factory=set)
+
+    def targeted(self, targets: Targets | None, tensors: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether these were the targets too."""
+        same = len(tensors) == len(self.targets) and self.teacher == (targets and id(targets.teacher))
+        return same and all(t is (ref and ref()) for t, ref in zip(tensors, self.targets, strict=True))
+
+
+# By id(student), which costs a call less than a WeakKeyDictionary.
+SEEN: dict[int, Seen] = {}
+version = operator.attrgetter("_version")
+
+
+def advise(
+    request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None,
+    projections: Projections | None,
+) -> None:  # fmt: skip
+    """Warn of a loss that is accepted; derivatives along fresh directions may well be averaged."""
+    if torch.compiler.is_compiling() or request.targets is None:
+        return
+    if teacher is not None and teacher.reason:
+        drawing = next(map(type, drawing_modules(request.targets.teacher)), None)
+        if drawing is not None:
+            warn(request.student, TEACHER, drawing.__name__)
+    if projections is not None and not projections.fixed and torch.is_grad_enabled():
+        advise_of_fresh(request, student.parameters)
+
+
+def advise_of_fresh(request: Request, parameters: tuple[torch.Tensor, ...]) -> None:
+    seen, x, targets = seen_of(request.student), request.inputs, request.targets
+    if FRESH in seen.warned:
+        return
+    try:
+        versions = (x._version, *map(version, parameters))
+    except RuntimeError:  # tensors of inference mode have none
+        return
+    tensors = () if targets is None else (targets.values, targets.jacobian)
+    if seen.inputs() is not x:
+        seen.inputs, seen.times = weakref.ref(x), 0
+    elif x.requires_grad or any(p.requires_grad for p in parameters):
+        if versions == seen.versions and seen.settings == request.settings and seen.targeted(targets, tensors):
+            warn(request.student, FRESH, "the same inputs and parameters were evaluated twice")
+        elif seen.times % LOOKED_AT < 2 and inside_lbfgs():
+            warn(request.student, FRESH, "L-BFGS evaluates the same inputs again and again")
+    seen.versions, seen.settings, seen.times = versions, request.settings, seen.times + 1
+    seen.targets = [None if tensor is None else weakref.ref(tensor) for tensor in tensors]
+    seen.teacher = targets and id(targets.teacher)
+
+
+def seen_of(student: object) -> Seen:
+    """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
+    key = id(student)
+    seen = SEEN.get(key)
+    if seen is None or seen.student() is not student:
+        try:
+            seen = Seen(weakref.ref(student, lambda _: SEEN.pop(key, None)))
+        except TypeError:
+            return Seen(lambda: student)
+        SEEN[key] = seen
+    return seen
+
+
+def warn(student: object, message: str, what: str) -> None:
+    warned = seen_of(student).warned
+    if message not in warned:
+        warned.add(message)
+        warnings.warn(message.format(what), SobolevWarning, stacklevel=frames_of_ours())
+
+
+def frames_of_ours() -> int:
+    """How many calls above `warn` the user's is."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sobolev_kernels", "torch.nn.modules")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def inside_lbfgs() -> bool:
+    """Whether torch's L-BFGS, or one after it, is stepping: it never evaluates the same versions of the parameters."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "step" and "lbfgs" in frame.f_code.co_filename.lower():
+            return True
+        frame = frame.f_back
+    return False
+
+
+def drawing_modules(function: object) -> Iterator[nn.Module]:
+    """The modules of a function, or of what it encloses, that draw random numbers in train mode."""
+    cells = getattr(function, "__closure__", None) or ()
+    roots = [function, getattr(function, "__self__", None), *(enclosed(cell) for cell in cells)]
+    code = getattr(function, "__code__", None)
+    roots += [function.__globals__.get(name) for name in code.co_names] if code else []
+    for root in roots:
+        if isinstance(root, nn.Module):
+            yield from (module for module in root.modules() if module.training and draws(module))
+
+
+def enclosed(cell) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing in it yet
+        return None
+
+
+def draws(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RReLU):
+        return module.lower < module.upper
+    return isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0

@@ -1,0 +1,152 @@
+"""Runs a function so that autograd's derivatives of it are right, however often taken; or says why they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from ..errors import NotProvided
+from .graph import STATISTICS
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def standardised(x: torch.Tensor, dims: tuple[int, ...], eps: float, centred: bool = True) -> torch.Tensor:
+    """x without its mean and of mean square 1 over dims, in at least float32."""
+    x = x.float() if x.dtype in HALF else x
+    x = x - x.mean(dims, keepdim=True) if centred else x
+    return x * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def affine(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype):
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias).to(dtype)
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    dims = tuple(range(-len(normalized_shape), 0))
+    return affine(standardised(input, dims, eps), weight, bias, input.dtype)
+
+
+def native_layer_norm(input, normalized_shape, weight, bias, eps):
+    """y, mean and 1 / deviation, of which torch differentiates y alone."""
+    with torch.no_grad():
+        _, mean, scale = torch.native_layer_norm(input, normalized_shape, weight, bias, eps)
+    return layer_norm(input, normalized_shape, weight, bias, eps), mean, scale
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return affine(standardised(input, dims, eps, centred=False), weight, None, input.dtype)
+
+
+def instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+):
+    """Over the positions of each channel of each sample; otherwise an affine map, which torch differentiates right."""
+    if running_mean is not None:
+        arguments = running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        if not use_input_stats:
+            return functional.instance_norm(input, *arguments)
+        with torch.no_grad():
+            functional.instance_norm(input, *arguments)
+    positions = (1,) * (input.dim() - 2)
+    weight, bias = (None if t is None else t.reshape(-1, *positions) for t in (weight, bias))
+    return affine(standardised(input, tuple(range(2, input.dim())), eps), weight, bias, input.dtype)
+
+
+def torch_instance_norm(
+    input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled=True
+):
+    """The same in another order of arguments."""
+    return instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def spellings(name: str) -> Iterator[Callable]:
+    """What an operation is called by below torch.nn.functional."""
+    packet = getattr(torch.ops.aten, name)
+    yield from (getattr(torch, name), packet, packet.default)
+
+
+# torch's own take mean and deviation for constants in their third derivative (pytorch#196700)
+WRITTEN = {functional.layer_norm: layer_norm, functional.rms_norm: rms_norm, functional.instance_norm: instance_norm}
+for name, written in (
+    ("layer_norm", layer_norm), ("native_layer_norm", native_layer_norm), ("rms_norm", rms_norm),
+    ("instance_norm", torch_instance_norm),
+):  # fmt: skip
+    WRITTEN |= dict.fromkeys(spellings(name), written)
+# all with `training` as their sixth argument
+BATCH_NORMS = {functional.batch_norm}
+for name in (
+    "batch_norm",
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "_batch_norm_impl_index",
+    "_native_batch_norm_legit",
+):
+    BATCH_NORMS |= set(spellings(name))
+
+
+class ExactNorms(TorchFunctionMode):
+    """Norms are written out in steps that autograd differentiates any number of times, or refused."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not torch.compiler.is_compiling():
+            recompute_alike()
+        if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
+            raise NotProvided(STATISTICS)
+        return WRITTEN.get(function, function)(*args, **kwargs)
+
+
+def recompute_alike() -> None:
+    """Within torch.utils.checkpoint: it shall recompute in the contexts that it computes in."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    pack = None if hooks is None else hooks[0]
+    if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
+        return
+    frame = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=False)).get("frame")
+    if frame is None:
+        raise NotProvided("torch.utils.checkpoint: not in this version of PyTorch; call the student without it")
+    frame, seen = frame.cell_contents, "sobolev_kernels_contexts"
+    if not hasattr(frame, seen):
+        setattr(frame, seen, True)
+        frame.recompute_fn = exactly()(frame.recompute_fn)
+
+
+@contextmanager
+def graphs() -> Iterator[None]:
+    """In which autograd keeps a graph, whatever mode the call came in."""
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.enable_grad():
+        try:
+            yield
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise NotProvided(
+                "inference mode: the function holds tensors that were made in it; use no_grad()"
+            ) from error
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """In which a function is run, so that its graph can be differentiated again and again."""
+    with ExitStack() as stack:
+        stack.enter_context(graphs())
+        # the other kernels of attention have no second derivative
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # nor has what AOTAutograd compiles
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(ExactNorms())
+        yield
+
+
+def tracked(tensor: torch.Tensor) -> torch.Tensor:
+    """As one that autograd takes: those made in inference mode it does not."""
+    return tensor.clone() if tensor.is_inference() else tensor
