@@ -113,7 +113,7 @@ IN_CACHE = (
     Launch(width=64, block=32, warps=8, chunk=64, precisions=TENSOR_CORES),
     Launch(width=128, block=16, warps=8, precisions=("ieee",), targets=(SM_80,)),
     Launch(width=128, block=32, warps=8, chunk=32, precisions=("ieee",), targets=(SM_90, SM_100)),
-    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=64),
+    Launch(width=128, block=32, warps=8, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=80),
     Launch(width=128, block=32, warps=8, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=32, block=32, warps=4, targets=(GFX942,)),
     Launch(width=64, block=16, warps=4, targets=(GFX942,)),
