@@ -115,7 +115,7 @@ def test_activations_in_a_backend(activation, dtype, backend):
     torch.nn.init.ones_(student[0].weight)
     z, wanted = points(formula, dtype), expected(formula, dtype)
     x = z[:, None].requires_grad_()
-    results = sk.jet(student, x, torch.ones(1, 1, dtype=dtype), order=order, backend=backend)
+    results = sk.jet(student, x, torch.ones(1, len(x), 1, dtype=dtype), order=order, backend=backend)
     for k, result in enumerate(results):
         assert_close(f"derivative {k}", z, result.reshape(-1), wanted[k])
     slope = again(results[-1], x) if backend == "reference" else torch.autograd.grad(results[-1].sum(), x)[0]
@@ -128,7 +128,7 @@ def test_activations_in_a_backend(activation, dtype, backend):
 def test_nan_stays_nan(activation, dtype, backend):
     student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False, dtype=dtype)
     nan = torch.full((3, 1), torch.nan, dtype=dtype)
-    y, _ = sk.jvp(student, nan, torch.ones(1, 1, dtype=dtype), backend=backend)
+    y, _ = sk.jvp(student, nan, torch.ones(1, len(nan), 1, dtype=dtype), backend=backend)
     assert y.isnan().all()
 
 
@@ -138,13 +138,13 @@ def test_sigmoid_reaches_zero(activation, backend):
     student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False)
     torch.nn.init.ones_(student[0].weight)
     x = torch.tensor([[-105.0], [-3e38]])
-    assert not sk.jvp(student, x, torch.ones(1, 1), backend=backend)[0].any()
+    assert not sk.jvp(student, x, torch.ones(1, 2, 1), backend=backend)[0].any()
 
 
 def test_the_gradient_of_a_padding_row():
     """A softplus layer without bias at z = 0, where |z| has no slope of its own."""
     student = sk.MLP(1, 1, depth=1, width=3, activation="softplus", bias=False).double()
-    x, v = torch.zeros(2, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    x, v = torch.zeros(2, 1, dtype=torch.float64), torch.ones(1, 2, 1, dtype=torch.float64)
     got = [torch.autograd.grad(sk.jvp(student, x, v, backend=b)[0].sum(), student[2].weight) for b in BOTH]
     torch.testing.assert_close(*got)
     got = [torch.autograd.grad(sk.jet(student, x, v, backend=b)[2].sum(), [*student.parameters()]) for b in BOTH]

@@ -103,6 +103,7 @@ class Projections:
         count, v = ("R", "u") if cls.LETTER == "O" else ("P", "v")
         expected = f"a tensor [{count}, N, {cls.LETTER}] or a sobolev_kernels.{cls.__name__}"
         need(isinstance(values, torch.Tensor), name, expected, values, TypeError, cls.hint(values))
+        refuse(faults_of_memory(name, values))
         v = name if len(name) == 1 else v
         hint = f"for one a sample give {v}[None], for the same at every sample {cls.__name__}.given({v})"
         need(values.dim() != 2, name, expected, values, hint=hint)

@@ -28,7 +28,7 @@ def test_activations_at_joins_and_far_out(activation):
         student = sk.MLP(1, 1, depth=0, last_activation=formula, bias=False, dtype=dtype)
         torch.nn.init.ones_(student[0].weight)
         x = z[:, None].to(dtype).requires_grad_()
-        results = sk.jet(student, x, torch.ones(1, 1, dtype=dtype), order=order, backend=backend)
+        results = sk.jet(student, x, torch.ones(1, len(x), 1, dtype=dtype), order=order, backend=backend)
         slope = torch.zeros_like(x)
         if results[-1].requires_grad:
             (slope,) = torch.autograd.grad(results[-1].sum(), x, allow_unused=True)
@@ -42,7 +42,7 @@ def test_activations_at_joins_and_far_out(activation):
 @pytest.mark.parametrize("activation", sk.ACTIVATIONS)
 def test_nan_stays_nan(activation):
     student = sk.MLP(1, 1, depth=0, last_activation=activation, bias=False)
-    assert sk.jvp(student, torch.full((3, 1), math.nan), torch.ones(1, 1), backend="triton")[0].isnan().all()
+    assert sk.jvp(student, torch.full((3, 1), math.nan), torch.ones(1, 3, 1), backend="triton")[0].isnan().all()
 
 
 @pytest.mark.parametrize("loss", sk.COUPLED)
