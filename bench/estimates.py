@@ -129,7 +129,7 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
     if one_launch.refusal(case.problem):
         return None
     with forced(launches, target_of=lambda device: gpu.target), forced(one_launch, count_programs=lambda *_: 1):
-        row = launches.one_launch(replace(case.problem, precision=precision))
+        row = launches.launch_of(replace(case.problem, precision=precision))
         with triton_on_ptx.on_ptx() as results:
             for tiles in (1, 2):
                 kernels = around(replace(case, N=tiles * row.block), "triton", precision)

@@ -59,12 +59,12 @@ def one_launch_rows(
 
     for width, precision in product(widths, precisions):
         case = Case(N, 8, width, 3, 1, 4)
-        now = launches.one_launch(replace(case.problem, precision=precision, device=device))
+        now = launches.launch_of(replace(case.problem, precision=precision, device=device))
         times = {now: timed(case, precision, device, rounds)}
         for block, warps, chunk, rows in grid:
             place = {"layers": None} if rows is None else {"layers": case.hidden, "slice": rows}
             row = replace(now, block=block, warps=warps, chunk=chunk, **place)
-            with forced(one_launch, one_launch=lambda problem, row=row: row):
+            with forced(one_launch, launch_of=lambda problem, row=row: row):
                 try:
                     times[row] = timed(case, precision, device, rounds)
                 except Exception as error:  # a candidate may take more than the device has

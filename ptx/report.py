@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends.triton import one_launch as one_launch_module
+from sobolev_kernels.backends.triton import one_launch
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
 from sobolev_kernels.testing.problems import Shape, data, directions_of
@@ -81,17 +81,17 @@ def launches_of(shape: Shape, projection: str, **settings) -> dict[str, tuple]:
     return {kernel.fn.__name__: (kernel, values, named) for kernel, values, named in reversed(launches)}
 
 
-def one_launch(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
+def compiled_step(row, target: str, projection: str = "drawn", precision: str = "ieee") -> Compiled:
     """Of one of PROJECTIONS; on chip as deep as the row takes."""
     shape = Shape(row.block, 16, row.width, row.layers or 3, 16, 2, "nothing is padded")
-    with patch.object(one_launch_module, "one_launch", lambda problem: row):
+    with patch.object(one_launch, "launch_of", lambda problem: row):
         launch = launches_of(shape, projection, precision=precision)["step_kernel"]
     return variant(*launch, target).compiled()
 
 
 def linear(kernel, target: str, order: int) -> Compiled:
     shape = Shape(64, 64, 64, 3, 64, 2, "nothing is padded")
-    with patch.object(one_launch_module, "refusal", lambda problem: "forced"):
+    with patch.object(one_launch, "refusal", lambda problem: "forced"):
         launch = launches_of(shape, "drawn", order=order)[kernel.fn.__name__]
     return variant(*launch, target).compiled()
 
@@ -116,7 +116,9 @@ def usages(targets: Sequence[str], projections: Sequence[str], precisions: Seque
         for row in rows_for(target):
             for precision in [p for p in row.precisions if p in precisions]:
                 label = f"{row.label}, {precision}"
-                each = [usage("step_kernel", label, target, one_launch(row, target, p, precision)) for p in projections]
+                each = [
+                    usage("step_kernel", label, target, compiled_step(row, target, p, precision)) for p in projections
+                ]
                 yield worst(each)
         for kernel in (forward_kernel, backward_kernel):
             for order in (1, 2):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from exact import ORDER, exact
 
 import sobolev_kernels as sk
-from sobolev_kernels.math.activations import derivatives, is_curved
+from sobolev_kernels.math.activations import activation_jet, is_curved
 from sobolev_kernels.math.losses import choose_loss, coupled, residual
 from sobolev_kernels.modules import choose_activation, to_module
 
@@ -78,7 +78,7 @@ def test_activations_in_torch(activation, dtype):
     """The four outputs; of each the next by autograd; and all of them by autograd from the first."""
     formula = choose_activation("activation", activation)
     z, wanted = points(formula, dtype).requires_grad_(), expected(formula, dtype)
-    outputs = derivatives(formula, z)
+    outputs = activation_jet(formula, z)
     for k, output in enumerate(outputs):
         assert_close(f"derivative {k}", z, output, wanted[k])
         assert_close(f"derivative {k + 1} from {k}", z, again(output, z), wanted[k + 1], times=4)
@@ -96,7 +96,7 @@ def test_activations_at_infinity_as_torch(activation):
     z = torch.tensor([math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
     theirs = to_module(formula)(z)
     known = theirs.isfinite()
-    value, d1, *_ = (torch.as_tensor(d, dtype=z.dtype).expand_as(z) for d in derivatives(formula, z))
+    value, d1, *_ = (torch.as_tensor(d, dtype=z.dtype).expand_as(z) for d in activation_jet(formula, z))
     assert torch.equal(value[known], theirs[known])
     (slope,) = torch.autograd.grad(theirs.sum(), z)
     known &= slope.isfinite()

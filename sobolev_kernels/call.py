@@ -123,7 +123,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.scale(O))
+        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.factor(O))
     return replace(call, problem=problem)
 
 

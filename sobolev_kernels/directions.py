@@ -164,7 +164,7 @@ class Projections:
                 expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"
                 yield Fault(self.NAME, expected, given, hint=converted(given, like, self.NAME))
 
-    def scale(self, n: int) -> float:
+    def factor(self, n: int) -> float:
         return unbiased_scale(self.distribution, n) if self.unbiased else 1.0
 
     def draw_seed(self) -> torch.Tensor | None:
@@ -198,7 +198,7 @@ class Projections:
         dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
         where = {"dtype": dtype, "device": like.device.type}
         n = index(n)
-        return Drawing(self.distribution, self.count(n), n, self.shared, self.scale(n), **where)
+        return Drawing(self.distribution, self.count(n), n, self.shared, self.factor(n), **where)
 
 
 class Directions(Projections):

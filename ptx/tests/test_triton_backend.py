@@ -89,7 +89,7 @@ def test_every_row_of_the_launch_table(on_ptx, monkeypatch, row, case, precision
     shape = Shape(21, 5, row.width - 3, row.layers or 3, 2, 2, "as deep as the row takes")
     activation, last, projections, settings = ONE_LAUNCH[case]
     results = on_ptx("random:2")
-    monkeypatch.setattr(one_launch, "one_launch", lambda problem: row)
+    monkeypatch.setattr(one_launch, "launch_of", lambda problem: row)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
         numbers = data(shape, activation, last=last)
         compare(numbers, projections(shape), backend="triton", precision=precision, **settings)

@@ -12,7 +12,7 @@ reason = missing("triton") or missing("cuobjdump") or missing("nvdisasm")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.report import LIMITS, linear, one_launch, rows_for, usage  # noqa: E402
+from ptx.report import LIMITS, compiled_step, linear, rows_for, usage  # noqa: E402
 from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel  # noqa: E402
 from sobolev_kernels.enums import PRECISIONS  # noqa: E402
 
@@ -27,7 +27,7 @@ def test_one_launch(target, row):
     """In one precision of a row, from two sides: no stack but what launches.py says, tensor cores, vectors."""
     precision = row.precisions[CASES.index((target, row)) % len(row.precisions)]
     for projection in PROJECTIONS[CASES.index((target, row)) % 2 :: 2]:
-        used = usage("step_kernel", row.label, target, one_launch(row, target, projection, precision))
+        used = usage("step_kernel", row.label, target, compiled_step(row, target, projection, precision))
         assert used.registers <= 255
         assert used.stack <= row.most_stack
         assert used.shared <= LIMITS[target]

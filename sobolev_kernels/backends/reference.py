@@ -15,7 +15,7 @@ from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS, DENSE
 from ..errors import NotProvided
-from ..math.activations import derivatives
+from ..math.activations import activation_jet
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..problem import DERIVATIVES, Operands, Plan, Problem
@@ -142,7 +142,7 @@ def mlp_jet(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, v
         z = h @ weight.T
         z = z if bias is None else z + bias
         z_dot = h_dot @ weight.T
-        h, d1, d2, _ = derivatives(activation, z)
+        h, d1, d2, _ = activation_jet(activation, z)
         if h_ddot is not None:
             h_ddot = d1 * (h_ddot @ weight.T) + d2 * z_dot * z_dot
         h_dot = d1 * z_dot
@@ -154,7 +154,7 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     h, below = x, []
     for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
-        h, d1, *_ = derivatives(activation, z if bias is None else z + bias)
+        h, d1, *_ = activation_jet(activation, z if bias is None else z + bias)
         below.append((weight, d1))
     a = u
     for weight, d1 in reversed(below):

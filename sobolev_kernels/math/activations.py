@@ -134,11 +134,11 @@ ACTIVATIONS = table(
 )  # fmt: skip
 
 
-def derivatives(activation: Formula, z):
+def activation_jet(activation: Formula, z):
     """σ(z), σ'(z), σ''(z), σ'''(z) of a torch tensor of any shape and floating dtype."""
     return ACTIVATIONS[activation.name].function(z, *activation.parameters)
 
 
 def is_curved(activation: Formula) -> bool:
     """Whether σ'' is more than the number 0."""
-    return not isinstance(derivatives(activation, torch.zeros((), dtype=torch.float32, device="cpu"))[2], float)
+    return not isinstance(activation_jet(activation, torch.zeros((), dtype=torch.float32, device="cpu"))[2], float)

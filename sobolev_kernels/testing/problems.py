@@ -15,7 +15,7 @@ import torch
 import sobolev_kernels as sk
 
 from ..directions import Projections
-from ..math.activations import derivatives, is_curved
+from ..math.activations import activation_jet, is_curved
 from ..math.table import Formula, choose
 from ..student import recognise
 
@@ -30,7 +30,7 @@ MARGIN = 1e-6
 def jumps(activation: Formula) -> bool:
     """Whether σ' or σ'' jumps at 0, as those of ReLU and softsign."""
     beside = torch.tensor([-1e-12, 1e-12], dtype=torch.float64, device="cpu")
-    orders = derivatives(activation, beside)[1:3]
+    orders = activation_jet(activation, beside)[1:3]
     return any(isinstance(d, torch.Tensor) and float((d[1] - d[0]).abs()) > 1e-6 for d in orders)
 
 
@@ -152,7 +152,7 @@ def margin(student: torch.nn.Module, x: torch.Tensor) -> float:
         z = z + next(tensors) if bias else z
         if activation.name in KINKED and z.numel():
             least = min(least, float(z.detach().abs().min()))
-        h = derivatives(activation, z)[0]
+        h = activation_jet(activation, z)[0]
     return least
 
 

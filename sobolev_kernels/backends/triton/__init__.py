@@ -41,7 +41,7 @@ def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else TANGENTS
     choices = (("precision", problem.precision), ("side", side))
     if reason is None:
-        row = launches.one_launch(problem)
+        row = launches.launch_of(problem)
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
     multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"

@@ -11,7 +11,7 @@ a part of a stack, which depends on N (`one_launch.py` says what Triton makes va
 import triton
 import triton.language as tl
 
-from .formulas import coupled, derivatives, residual
+from .formulas import activation_jet, coupled, residual
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def activate_kernel(Z, B, H, N, n, P, activation, ORDER: tl.constexpr, BLOCK: tl
     """H[0] = σ(z) of z = Z[0] + bias, H[1 + p] = σ' ż_p, H[1 + P + p] = σ' z̈_p + σ'' ż_p²."""
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
-    value, d1, d2, _d3 = derivatives(activation, z)
+    value, d1, d2, _d3 = activation_jet(activation, z)
     tl.store(H + i, value, mask=valid)
     for p in range(P):
         j = i + (1 + p) * count
@@ -54,7 +54,7 @@ def adjoint_kernel(Z, B, A, Q, Z_BAR, N, n, P, activation, ORDER: tl.constexpr, 
     """
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
-    _value, d1, d2, d3 = derivatives(activation, z)
+    _value, d1, d2, d3 = activation_jet(activation, z)
     total = d1 * tl.load(A + i, mask=valid, other=0.0)
     if Q is not None:
         total += tl.load(Q + i, mask=valid, other=0.0)
@@ -79,7 +79,7 @@ def adjoint_kernel(Z, B, A, Q, Z_BAR, N, n, P, activation, ORDER: tl.constexpr, 
 def delta_kernel(Z, B, A, DELTA, N, n, R, activation, BLOCK: tl.constexpr):
     """DELTA[r] = σ'(z) A[r] for the R cotangents (docs/math.md, section 4)."""
     i, valid, count = place(N, n, BLOCK)
-    _value, d1, _d2, _d3 = derivatives(activation, values_of(Z, B, i, n, valid))
+    _value, d1, _d2, _d3 = activation_jet(activation, values_of(Z, B, i, n, valid))
     for r in range(R):
         j = i + r * count
         tl.store(DELTA + j, d1 * tl.load(A + j, mask=valid, other=0.0), mask=valid)
@@ -90,7 +90,7 @@ def along_g_bar_kernel(Z, B, Z1, A, H1, Q, N, n, R, activation, BLOCK: tl.conste
     """Of the tangents along ḡ, the adjoints of R gradients: H1[r] = σ' ż_r, and Q = Σ_r σ'' ż_r a_r (section 4)."""
     i, valid, count = place(N, n, BLOCK)
     z = values_of(Z, B, i, n, valid)
-    _value, d1, d2, _d3 = derivatives(activation, z)
+    _value, d1, d2, _d3 = activation_jet(activation, z)
     total = tl.zeros_like(z)
     for r in range(R):
         j = i + r * count

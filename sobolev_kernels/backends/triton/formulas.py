@@ -65,7 +65,7 @@ def loss_of(formula: Formula, factor: float, scale: float) -> Loss:
 
 
 @triton.jit
-def derivatives(activation, z):
+def activation_jet(activation, z):
     """σ, σ', σ'' and σ''' of an Activation."""
     if activation.COUNT == 0:
         return activation.F(z)

@@ -7,7 +7,7 @@ A program has BM samples and BN features of every stream, so that σ' and σ'' a
 import triton
 import triton.language as tl
 
-from .formulas import derivatives
+from .formulas import activation_jet
 from .primitives import dot, operand
 
 
@@ -45,7 +45,7 @@ def forward_kernel(
     tl.store(Z + at, z, mask=valid)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
-    value, d1, d2, _ = derivatives(activation, z)
+    value, d1, d2, _ = activation_jet(activation, z)
     tl.store(H + at, value, mask=valid)
     for p in tl.range(P, disable_licm=True):
         s = 1 + p
@@ -76,7 +76,7 @@ def backward_kernel(
     z = tl.load(Z + at, mask=valid, other=0.0)
     if B is not None:
         z += tl.load(B + columns, mask=columns < n, other=0.0)[None, :]
-    _, d1, d2, d3 = derivatives(activation, z)
+    _, d1, d2, d3 = activation_jet(activation, z)
     total = d1 * tile_product(ABOVE, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)
     if Q is not None:
         total += tl.load(Q + first * n + at, mask=valid, other=0.0)

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .formulas import derivatives
+from .formulas import activation_jet
 from .launches import Tile
 from .primitives import dot, operand
 
@@ -140,7 +140,7 @@ def backward_product(
 @triton.jit
 def store_values(z, scratch, l, activation, TILE):
     """h = σ(z), σ' and σ'' into the scratch of layer l, and q = 0."""
-    value, d1, d2, _ = derivatives(activation, z)
+    value, d1, d2, _ = activation_jet(activation, z)
     nothing = tl.zeros_like(z)
     tl.store(area(scratch, l, VALUE_, TILE), value)
     tl.store(area(scratch, l, D1, TILE), d1 + nothing)

@@ -137,7 +137,7 @@ LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
 FUSED_UP_TO = 256
 
 
-def one_launch(problem: Problem) -> Launch:
+def launch_of(problem: Problem) -> Launch:
     """The row of a problem on torch's current device."""
     target = target_of(torch.cuda.current_device() if problem.device == "cuda" else None)
     return next(row for row in ON_CHIP + IN_CACHE if target in row.targets and row.takes(problem))

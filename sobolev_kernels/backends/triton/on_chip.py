@@ -18,7 +18,7 @@ numbers: of hidden_layers, of a tile's number t, and of a direction's number p.
 import triton
 import triton.language as tl
 
-from .formulas import derivatives
+from .formulas import activation_jet
 from .in_cache import Chains, all_weights, weights_of
 from .primitives import dot, operand
 
@@ -147,11 +147,11 @@ def values_forward(x, state, t, packed, hidden_layers, activation, TILE):
     z = product(x, packed.transposed, zero, TILE.DB, TILE.H, TILE) + tl.load(packed.biases + same * TILE.H + h)[None, :]
     zs, q_of_layer = (z,), (none,)
     for l in tl.static_range(1, TILE.DEPTH):
-        value, _, _, _ = derivatives(activation, z)
+        value, _, _, _ = activation_jet(activation, z)
         z = product(value + none, packed.transposed + weights_of(l, TILE), zero, TILE.H, TILE.H, TILE)
         z += tl.load(packed.biases + (same + l) * TILE.H + h)[None, :]
         zs, q_of_layer = zs + (z,), q_of_layer + (none,)
-    value, _, _, _ = derivatives(activation, z)
+    value, _, _, _ = activation_jet(activation, z)
     z = product(value + none, packed.transposed + weights_of(TILE.DEPTH, TILE), zero, TILE.H, TILE.OB, TILE)
     z += tl.load(packed.biases + (same + TILE.DEPTH) * TILE.H + o)[None, :]
     return z, (zs, streams, q_of_layer, out, sums, bias_sums)
@@ -174,7 +174,7 @@ def tangent_forward(
             z1 = product(below, packed.transposed, zero, TILE.DB, TILE.H, TILE)
         else:
             z1 = product(below, packed.transposed + weights_of(l, TILE), zero, TILE.H, TILE.H, TILE)
-        _, d1, d2, _ = derivatives(activation, zs[l] + unknown)
+        _, d1, d2, _ = activation_jet(activation, zs[l] + unknown)
         if ALONG_G_BAR:
             a = streams[l]
             q_of_layer = replaced(q_of_layer, l, now_added(q_of_layer[l], d2 * z1, a, zero))
@@ -204,7 +204,7 @@ def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
         else:
             a = product(delta, at, zero, TILE.H, TILE.H, TILE)
         streams = replaced(streams, l - 1, a)
-        _, d1, _, _ = derivatives(activation, zs[l - 1] + unknown)
+        _, d1, _, _ = activation_jet(activation, zs[l - 1] + unknown)
         delta = d1 * a
     g = product(delta, packed.weights, zero, TILE.H, TILE.DB, TILE)
     return g, (zs, streams, q_of_layer, out, sums, bias_sums)
@@ -224,7 +224,7 @@ def backward(
     hidden_bias_sums, last_bias_sum = bias_sums
     z_bar = out_bar
     for l in tl.static_range(TILE.DEPTH, 0, -1):
-        value, d1, d2, _ = derivatives(activation, zs[l - 1] + unknown)
+        value, d1, d2, _ = activation_jet(activation, zs[l - 1] + unknown)
         if TANGENTS:
             below, curvature = d1 * streams[l - 1], d2 * streams[l - 1]
         else:

@@ -22,8 +22,8 @@ from ...problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from ..finish import finish
 from . import in_cache, on_chip
 from .draws import DISTRIBUTION, Distribution, Target, Vectors, direction, target_along
-from .formulas import activation_of, derivatives, loss_of, residual
-from .launches import one_launch, tile_of
+from .formulas import activation_jet, activation_of, loss_of, residual
+from .launches import launch_of, tile_of
 from .parameters import pack, unpack
 
 WIDEST, MOST_INPUTS = 128, 32
@@ -167,7 +167,7 @@ def step_kernel(
         weight = by_output(sample_weight, WEIGHT_OF_OUTPUT, o, O, TILE)
         x = tl.load(X + sample[:, None] * sx_n + d[None, :] * sx_d, mask=within_x, other=0.0)
         z, state = chains.values_forward(x, state, t, packed, hidden_layers, activation, TILE)
-        y, y1, y2, _ = derivatives(last, z)
+        y, y1, y2, _ = activation_jet(last, z)
         known = y + 0.0 * z
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
@@ -258,7 +258,7 @@ def near(tensor: torch.Tensor | None, features: int = 1) -> torch.Tensor | None:
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     x, parameters, given, seed, values, derivative, _, sample_weight, output_weight, each, weights = operands
     N, hidden_layers = x.shape[0], len(problem.widths) - 2
-    launch, packed = one_launch(problem), pack(problem, parameters)
+    launch, packed = launch_of(problem), pack(problem, parameters)
     tile = tile_of(problem, launch)
     programs = count_programs(triton.cdiv(N, launch.block), launch.warps, x.device)
     chains, scratch, slot = on_chip.CHAINS, None, x.new_empty  # slots are written once
