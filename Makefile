@@ -17,7 +17,7 @@ demo: $(READY)
 ready: $(READY)
 
 # On all cores: a thread that waits for another must not keep a third from its work
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist load --maxschedchunk 2
 
 test: check
 	$(PYTEST)

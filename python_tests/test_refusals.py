@@ -1294,3 +1294,12 @@ def test_targets_and_directions_that_ask_for_a_gradient_later():
     assert_refused(lambda: loss(targets=targets), ValueError, "jacobian: expected a tensor without requires_grad")
     v.requires_grad_()
     assert_refused(lambda: loss(directions=given), ValueError, "directions: expected a tensor without requires_grad")
+
+
+@pytest.mark.parametrize(
+    "made", [lambda y: y + 1j, lambda y: y > 0, lambda y: y.long()], ids=["complex", "bool", "int"]
+)
+def test_outputs_of_a_student_are_real_floating_numbers(made):
+    message = f"student: expected to return real floating numbers [{N}, O], got a tensor"
+    for call in (lambda f: loss(f), lambda f: sk.jvp(f, X, torch.ones(1, N, D))):
+        assert_refused(lambda call=call: call(lambda x: made(x[:, :O])), ValueError, message)

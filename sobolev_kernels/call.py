@@ -105,6 +105,7 @@ def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     y, N = function(x), x.shape[0]
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
+    need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
     need(y.shape[1] > 0, "student", "to return at least one output", y)
     return y
 

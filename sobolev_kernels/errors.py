@@ -13,6 +13,13 @@ LONGEST = 600  # characters of a message
 CASTS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "half"}
 
 
+# What other libraries call things, where the nearest spelling would be another thing.
+MEANT = {
+    "fp32": "ieee", "float32": "ieee", "float": "ieee", "mae": "l1", "l2": "mse", "smooth_l1": "huber",
+    "gauss": "normal", "gaussian": "normal", "randn": "normal", "swish": "silu",
+}  # fmt: skip
+
+
 class Fault(NamedTuple):
     """Why an argument is refused."""
 
@@ -117,7 +124,11 @@ def converted(tensor: torch.Tensor, like: torch.Tensor, name: str) -> str:
 
 def closest(value: Any, names: Iterable[str]) -> str:
     """The name that may have been meant, or none."""
-    close = difflib.get_close_matches(value[:40].lower(), list(names), n=1) if isinstance(value, str) else []
+    names = list(names)
+    if not isinstance(value, str):
+        return ""
+    word = value[:40].lower()
+    close = [MEANT[word]] if MEANT.get(word) in names else difflib.get_close_matches(word, names, n=1)
     return close[0] if close else ""
 
 

@@ -107,7 +107,7 @@ def sobolev_loss(
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
         it is 0, and so are its gradients. What the loss does not depend on, as the last bias where only derivatives are
-        compared, gets a gradient of zeros from every backend, not None.
+        compared, gets a gradient of zeros from every backend, not None, where the student is an MLP.
 
     Raises:
         TypeError, ValueError: bad arguments, naming the argument, what was expected and what came.
