@@ -15,11 +15,11 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(6))
 def test_interpreted(part):
-    """Each fourth test, so that several of these processes can run at a time."""
+    """Each sixth test, so that several of these processes can run at a time."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", str(HERE / "interpreted"), f"--part={part}/4"]
+    command = [sys.executable, "-m", "pytest", "-x", str(HERE / "interpreted"), f"--part={part}/6"]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 

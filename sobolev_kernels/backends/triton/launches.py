@@ -89,7 +89,7 @@ ON_CHIP = (
     Launch(width=32, block=32, warps=4, layers=3, chunk=32, precisions=TENSOR_CORES),
     Launch(width=32, block=32, warps=8, layers=6, chunk=32, precisions=TENSOR_CORES),
     Launch(width=32, block=16, warps=4, layers=6, chunk=32, precisions=("ieee",)),
-    Launch(width=64, block=32, warps=8, layers=4, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=104),
+    Launch(width=64, block=32, warps=8, layers=4, chunk=64, precisions=TENSOR_CORES, targets=(SM_90,), stack=120),
     Launch(width=64, block=32, warps=8, layers=3, chunk=64, precisions=TENSOR_CORES, targets=(SM_80, SM_100)),
     Launch(width=64, block=16, warps=8, layers=5, chunk=64, precisions=("bf16", "fp16")),
     Launch(width=64, block=16, warps=8, layers=5, chunk=64, precisions=("tf32",), targets=(SM_80, SM_90)),
