@@ -24,6 +24,7 @@ from sobolev_kernels.testing.problems import (
     random,
     targets_of,
 )
+from sobolev_kernels.testing.rule import ANOTHER_WAY
 
 SHAPE = Shape(7, 3, 8, 2, 2, 2, "small and odd")
 ISAS = [name for name, _ in core._C.instruction_sets()]
@@ -137,7 +138,7 @@ def test_learned_weights_of_terms(mode, reduction, compiler):
     for value in (fused(x, learned, "cpu"), loss(x, learned, "reference")):
         results.append(torch.autograd.grad(value, (x, learned, *numbers.student.parameters())))
     for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got, expected, **ANOTHER_WAY)
 
 
 DERIVATIVES_OF = {

@@ -22,6 +22,7 @@ from sobolev_kernels.testing.problems import (
     targets_of,
     threads,
 )
+from sobolev_kernels.testing.rule import ANOTHER_WAY
 
 # More outputs than inputs, and fewer: "exact" is by columns, and by rows.
 TALL, WIDE = Shape(13, 2, 5, 1, 3, 2, "exact by columns"), Shape(19, 3, 7, 2, 2, 2, "exact by rows; a panel and more")
@@ -210,7 +211,7 @@ def test_written_out(mode, kind, backend):
         expected = dict(zip(names, [loss, *terms, *gradients], strict=True))
         assert set(expected) == set(got)
         for name, tensor in got.items():
-            close = torch.allclose(tensor, expected[name], rtol=1e-9, atol=1e-11)
+            close = torch.allclose(tensor, expected[name], **ANOTHER_WAY)
             assert close, (name, float((tensor - expected[name]).abs().max()))
 
 
@@ -287,7 +288,7 @@ def test_an_infinite_cotangent_of_a_sample_of_weight_0_ends_there(loss, backend)
     each = sk.sobolev_loss(numbers.student, x[keep], some, **settings)
     expected = torch.autograd.grad(each.sqrt().sum(), [x, *numbers.student.parameters()])
     for a, b in zip(got, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(a, b, **ANOTHER_WAY)
 
 
 def test_a_teacher_that_knows_some_columns():
@@ -324,7 +325,7 @@ def test_units_and_columns_beside_weights():
             loss = sk.sobolev_loss(numbers.student, x, targets, **settings, **more)
             results.append([loss, *torch.autograd.grad(loss, [x, *numbers.student.parameters()])])
         for a, b in zip(*results, strict=True):
-            assert a.isfinite().all() and torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+            assert a.isfinite().all() and torch.allclose(a, b, **ANOTHER_WAY)
 
 
 @each_backend

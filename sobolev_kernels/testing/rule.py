@@ -25,6 +25,9 @@ MACHINE = PRODUCTS | {
 # How often an expectation is computed again, each time with other errors, of up to so many units in the last place: few
 # enough to stay on one side of a kink.
 DRAWS, UNITS = 8, 4
+# Of float64 beside the same mathematics by another way, as torch.func's, of numbers of about 1 whose rounding nobody
+# follows: for `torch.testing.assert_close` and `torch.allclose`.
+ANOTHER_WAY = {"rtol": 1e-9, "atol": 1e-11}
 ODD = 0x2545F4914F6CDD1D  # of xorshift64*, a multiplier that mixes well
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
