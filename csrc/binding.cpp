@@ -97,6 +97,49 @@ struct StepBuilder {
     return step;
   }
 
+  // Every address that is there: x, parameters, given vectors, targets, weights of residuals; and of what is written.
+  // `core.addresses` has them in this order.
+  template <class Visit>
+  void each_read(Visit visit) {
+    const auto of = [&](sk::Strided& array) { array.data ? visit(array.data) : void(); };
+    of(step.x);
+    for (auto& layer : layers) of(layer.weight), of(layer.bias);
+    of(step.directions.given);
+    for (auto& target : step.target) of(target.data);
+    for (auto* weight : {&step.sample_weight, &step.output_weight, &step.derivative_weight}) of(*weight);
+  }
+  template <class Visit>
+  void each_written(Visit visit) {
+    for (void** to : {&step.y, &step.derivatives, &step.second, &step.total, &step.terms, &step.dx}) {
+      if (*to) visit(*to);
+    }
+    for (auto& layer : layers) {
+      for (void** to : {&layer.dweight, &layer.dbias}) {
+        if (*to) visit(*to);
+      }
+    }
+  }
+
+  // A copy, since two threads may run the same step, with other addresses in the places of its own; whether numbers can
+  // be at all of them.
+  bool at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
+    std::size_t read = 0, written = 0;
+    bool ready = true;
+    each_read([&](const void*& place) {
+      const Address address = read < reads.size() ? reads[read] : 0;
+      ready = ready && address && address % (step.dtype == sk::Dtype::kFloat64 ? 8 : 4) == 0;
+      place = reinterpret_cast<const void*>(address);
+      ++read;
+    });
+    each_written([&](void*& place) {
+      place = reinterpret_cast<void*>(written < writes.size() ? writes[written] : 0);
+      ready = ready && place;
+      ++written;
+    });
+    need(read == reads.size() && written == writes.size(), "a step must be given all of its addresses");
+    return ready;
+  }
+
   // One that is to be run: what it reads and writes without asking is there.
   sk::Step& run() {
     finish();
@@ -194,6 +237,15 @@ PYBIND11_MODULE(_C, m) {
              self.step.terms = output(terms);
              self.step.dx = output(dx);
            })
+      .def(
+          "addresses",
+          [](StepBuilder& self) {
+            std::vector<Address> reads, writes;
+            self.each_read([&](const void* place) { reads.push_back(reinterpret_cast<Address>(place)); });
+            self.each_written([&](void* place) { writes.push_back(reinterpret_cast<Address>(place)); });
+            return std::make_pair(reads, writes);
+          },
+          "what it reads and what it writes, in the order in which mlp_sobolev_at takes others for them")
       .def("plan", [](StepBuilder& self, int side, std::int64_t tile, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
@@ -219,6 +271,22 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
+  m.def(
+      "mlp_sobolev_at",
+      [](const StepBuilder& kept, const std::string& isa, const std::vector<Address>& reads,
+         const std::vector<Address>& writes, std::uint64_t seed, std::uint32_t offset) {
+        StepBuilder self = kept;
+        if (!self.at(reads, writes)) return false;
+        self.step.directions.seed = seed;
+        self.step.directions.offset = offset;
+        const auto& kernels = instruction_set(isa);
+        const auto& step = self.run();
+        py::gil_scoped_release release;
+        sk::cpu::mlp_sobolev(kernels, step);
+        return true;
+      },
+      "a step that is kept, at other addresses; false, and nothing is done, where no numbers can be at one of them",
+      py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"), py::arg("seed"), py::arg("offset"));
   m.def(
       "draw_directions",
       [](StepBuilder& self, Address out, const std::string& isa) {

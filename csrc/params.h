@@ -71,7 +71,7 @@ struct Step {
   void* derivatives = nullptr;  // [P, N, O], or [P, N, W] of cotangents
   void* second = nullptr;       // [P, N, O], or [N, O] if collapsed
   void* total = nullptr;        // the loss: [1], or [N] if per_sample
-  void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample; wanted together with total
+  void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample: then wanted together with total
   bool per_sample = false;
   void* dx = nullptr;  // [N, D]
 

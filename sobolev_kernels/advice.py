@@ -9,7 +9,7 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,7 @@ class Seen:
 
     student: weakref.ref
     inputs: Callable[[], torch.Tensor | None] = lambda: None
+    last: int | None = None  # the id of inputs, of the last call of all
     versions: tuple[int, ...] = ()
     settings: Settings | None = None
     targets: list[weakref.ref | None] = field(default_factory=list)
@@ -71,11 +72,25 @@ def advise(
         if drawing is not None:
             warn(request.student, TEACHER, drawing.__name__)
     if projections is not None and not projections.fixed and torch.is_grad_enabled():
-        advise_of_fresh(request, student.parameters)
+        advise_of_fresh(request.student, request.inputs, student.parameters, request.settings, request.targets)
 
 
-def advise_of_fresh(request: Request, parameters: tuple[torch.Tensor, ...]) -> None:
-    seen, x, targets = seen_of(request.student), request.inputs, request.targets
+def looked_at_again(
+    student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets
+) -> None:
+    """`advise_of_fresh` of a call like one before; other inputs than those of the last call need no look."""
+    seen = SEEN.get(id(student))
+    if seen is None or seen.last == id(x):
+        advise_of_fresh(student, x, parameters, settings, targets)
+    else:
+        seen.last = id(x)
+
+
+def advise_of_fresh(
+    student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets | None
+) -> None:
+    seen = seen_of(student)
+    seen.last = id(x)
     if FRESH in seen.warned:
         return
     try:
@@ -86,20 +101,20 @@ def advise_of_fresh(request: Request, parameters: tuple[torch.Tensor, ...]) -> N
     if seen.inputs() is not x:
         seen.inputs, seen.times = weakref.ref(x), 0
     elif x.requires_grad or any(p.requires_grad for p in parameters):
-        same = versions == seen.versions and seen.settings == request.settings and seen.targeted(targets, tensors)
+        same = versions == seen.versions and seen.settings == settings and seen.targeted(targets, tensors)
         if same and x.device.type == "cpu":
             numbers = some_numbers(x, parameters)
             if numbers == seen.numbers:
-                warn(request.student, FRESH, "the same inputs and parameters were evaluated again")
+                warn(student, FRESH, "the same inputs and parameters were evaluated again")
             seen.numbers = numbers
         elif seen.times % LOOKED_AT < 2 and inside_lbfgs():
-            warn(request.student, FRESH, "L-BFGS evaluates the same inputs again and again")
-    seen.versions, seen.settings, seen.times = versions, request.settings, seen.times + 1
+            warn(student, FRESH, "L-BFGS evaluates the same inputs again and again")
+    seen.versions, seen.settings, seen.times = versions, settings, seen.times + 1
     seen.targets = [None if tensor is None else weakref.ref(tensor) for tensor in tensors]
     seen.teacher = targets and id(targets.teacher)
 
 
-def some_numbers(x: torch.Tensor, parameters: tuple[torch.Tensor, ...]) -> tuple[float, ...]:
+def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[float, ...]:
     """A few of inputs and parameters: fused optimizers, and who writes to `.data`, leave the versions as they are."""
     tensors = (torch.atleast_1d(tensor.detach())[:1] for tensor in (x, *parameters[:2], *parameters[-2:]))
     return tuple(number for row in tensors for number in row.flatten()[:4].tolist())

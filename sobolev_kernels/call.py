@@ -1,29 +1,32 @@
-"""Runs a prepared call: a student that cannot be looked into, the seed, the targets, the backend."""
+"""A call, the short way where one like it is kept, or prepared and run: a student that cannot be looked into, the
+seed, the targets, the backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from operator import index
+from typing import NamedTuple
 
 import torch
 
-from . import ops
+from . import kept, ops
 from .backends import reference
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .drawing import drawn, over_samples
-from .enums import COTANGENTS
+from .enums import COTANGENTS, NONE
 from .errors import need, refuse
 from .finite import one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
-from .prepare import Prepared
-from .problem import Operands
-from .settings import DIFFERENTIAL_ML
+from .prepare import Prepared, prepare
+from .problem import Operands, Problem
+from .request import Request
+from .settings import DIFFERENTIAL_ML, Settings
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
-from .weights import Weights, by_projection
+from .weights import UNWEIGHTED, Weights, by_projection
 
 Results = tuple[torch.Tensor, ...]
 # Of values, derivatives and second derivatives; None where there is no target.
@@ -31,30 +34,64 @@ Targeted = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 UNTARGETED: Targeted = (None, None, None)
 
 
-def run(call: Prepared) -> tuple[Results, Targeted]:
+class Ran(NamedTuple):
     """The results that the problem names, in the dtype that is computed in, and what they were compared with."""
+
+    results: Results
+    targeted: Targeted
+    problem: Problem
+    operands: Operands
+
+    @property
+    def known(self) -> tuple[bool, ...]:
+        """Of each term, whether it has a target."""
+        return tuple(tensor is not None for tensor in self.targeted)
+
+
+def evaluate(
+    result: str, student: object, inputs: torch.Tensor, settings: Settings, given: torch.Tensor | None,
+    targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
+    collapsed: bool = False,
+) -> tuple[Results, tuple[bool, ...]]:  # fmt: skip
+    """The results, and of each term whether it has a target."""
+    found = None
+    if input_scale is None:
+        found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
+    if found is not None and found.kept is not None:
+        return found.run(), found.kept.known
+    kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
+    request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
+    prepared = prepare(request)
+    ran = run(prepared)
+    if found is not None and not prepared.student.reason:
+        kept.keep(found, ran.problem, ran.operands, prepared.projections)
+    return ran.results, ran.known
+
+
+def run(call: Prepared) -> Ran:
     request = call.request
-    results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
+    ran = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
     if request.settings.check_finite and torch.compiler.is_compiling():
-        loss, *terms = results
-        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
-    return results, targets
+        loss, *terms = ran.results
+        ran = ran._replace(results=(loss * one_if_finite(tensors_of(request, call.given), loss), *terms))
+    return ran
 
 
-def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
+def run_differentiably(call: Prepared, inputs: torch.Tensor) -> Ran:
     """The same of a student that is not looked into: his own derivatives are taken."""
-    targeted = UNTARGETED
+    ran = None
 
     def results_at(x: torch.Tensor) -> Results:
-        nonlocal targeted
-        results, targeted = run_at(call, x)
-        return results
+        nonlocal ran
+        ran = run_at(call, x)
+        return ran.results
 
-    return reference.differentiably(results_at, inputs, call.problem.order), targeted
+    results = reference.differentiably(results_at, inputs, call.problem.order)
+    return ran._replace(results=results)
 
 
-def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
-    request, student, ran = call.request, call.student, None
+def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
+    request, student, evaluated = call.request, call.student, None
     x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
         jacobian = request.targets.jacobian
@@ -62,19 +99,19 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
         columns = columns.balanced(widened(jacobian), counting)
         refuse(columns.faults_of_balance())
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
-        call = knowing_outputs(call, ran.y)
+        evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
+        call = knowing_outputs(call, evaluated.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
-    return compute(call, x, columns, seed, ran, targets), targets
+    problem, operands = operands_of(call, x, columns, seed, targets)
+    return Ran(compute(problem, operands, columns, evaluated), targets, problem, operands)
 
 
-def compute(
-    call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
-    ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
-) -> Results:  # fmt: skip
+def operands_of(
+    call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None, targets: Targeted = UNTARGETED
+) -> tuple[Problem, Operands]:
     request, problem = call.request, call.problem
     parameters = [call.student.computed(p) for p in call.student.parameters]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
@@ -84,13 +121,21 @@ def compute(
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "reference":
-        return reference.run(problem, operands, columns, ran)
+        return problem, operands
     if problem.distribution not in IN_KERNELS:
         vectors = drawn(problem.drawing, seed, x.shape[0])
         problem = replace(problem, distribution=GIVEN, shared=False, magnitude=1.0)
         operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
-    return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
+    return problem, operands._replace(x=x, parameters=parameters)
+
+
+def compute(
+    problem: Problem, operands: Operands, columns: Columns, evaluated: reference.Evaluated | None = None
+) -> Results:
+    if problem.backend == "reference":
+        return reference.run(problem, operands, columns, evaluated)
+    return ops.mlp_sobolev(problem, operands)
 
 
 def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: torch.Tensor | None) -> torch.Tensor:
@@ -179,7 +224,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
     teacher, outputs = call.teacher, call.problem.outputs
     inputs = teacher.student.computed(teacher.request.inputs)
     if not teacher.student.reason:
-        results = compute(teacher, inputs, columns, seed)
+        results = compute(*operands_of(teacher, inputs, columns, seed), columns)
     else:
         if teacher.problem.projection == COTANGENTS:
             widths, P, magnitude = (*teacher.problem.widths, outputs), call.problem.P, call.problem.magnitude
@@ -189,7 +234,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
 
         def results_at(x: torch.Tensor) -> Results:
             ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
-            return compute(teacher, x, columns, seed, ran)
+            return compute(*operands_of(teacher, x, columns, seed), columns, ran)
 
         results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)

@@ -10,10 +10,8 @@ from . import call
 from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .errors import need, refuse
-from .prepare import prepare
 from .problem import DERIVATIVES
-from .request import Request
-from .settings import Settings
+from .settings import settings_with
 from .student import widened
 
 
@@ -22,12 +20,10 @@ def evaluate(
     last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values and derivatives along directions or cotangents, and what `last` makes of them, rounded to x's dtype."""
-    student = torch.nn.Sequential(student) if type(student) is torch.nn.Linear else student
-    settings |= {projections.NAME: projections}
-    request = Request(DERIVATIVES, student, x, Settings(**settings), projections.values, collapsed=collapsed)
-    results, _ = call.run(prepare(request))
+    settings = settings_with(**settings, **{projections.NAME: projections})
+    results, _ = call.evaluate(DERIVATIVES, student, x, settings, projections.values, collapsed=collapsed)
     results = results if last is None else last(*results)
-    return tuple(result.to(x.dtype) for result in results)
+    return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
 
 def jvp(

@@ -13,11 +13,10 @@ from . import call
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions
 from .errors import need, need_tensor, refuse
-from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
-from .request import Request
 from .settings import LossName, Settings, given_of, keywords, settings_named, settings_of
 from .targets import Targets
+from .weights import Weights
 
 
 class SobolevTerms(NamedTuple):
@@ -128,31 +127,23 @@ def sobolev_loss(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
         backend, return_terms, check_finite,
     )  # fmt: skip
-    weights_of = {
-        "sample_weight": sample_weight,
-        "output_weight": output_weight,
-        "derivative_weight": derivative_weight,
-    }
-    given = given_of(directions, cotangents)
-    return evaluate(settings, student, inputs, targets, given, input_scale=input_scale, **weights_of)
+    each = Weights(sample_weight, output_weight, derivative_weight)
+    return evaluate(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
 
 
 def evaluate(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
-    **tensors: torch.Tensor | None,
+    weights: Weights, input_scale: torch.Tensor | None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
-    kinds = targets.kind, targets.second_kind
-    request = Request(result, student, inputs, settings, given, targets, kinds, **tensors)
-    (loss, terms, *_), targeted = call.run(prepare(request))
-    loss = loss.to(inputs.dtype)
+    (loss, *terms), known = call.evaluate(result, student, inputs, settings, given, targets, weights, input_scale)
+    loss = loss if loss.dtype is inputs.dtype else loss.to(inputs.dtype)
     if not settings.return_terms:
         return loss
-    known = [tensor is not None for tensor in targeted[: 1 + settings.order]]
     nothing = torch.full_like(loss.detach(), torch.nan)
-    each = [terms[i].to(inputs.dtype) if k else nothing for i, k in enumerate(known)]
+    each = [terms[0][i].to(inputs.dtype) if k else nothing for i, k in enumerate(known[: 1 + settings.order])]
     return SobolevTerms(loss, *each)
 
 
@@ -189,9 +180,8 @@ class SobolevLoss(torch.nn.Module):
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-        tensors = {"input_scale": self.input_scale, "output_weight": self.output_weight}
-        tensors |= {"sample_weight": sample_weight, "derivative_weight": derivative_weight}
-        return evaluate(self.settings, student, inputs, targets, self.given, **tensors)
+        weights = Weights(sample_weight, self.output_weight, derivative_weight)
+        return evaluate(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))

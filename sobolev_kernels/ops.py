@@ -18,7 +18,7 @@ from .enums import NONE, PROJECTED
 from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
-empty = torch.empty  # the tests replace it by one that returns NaN
+empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
 
 DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
@@ -116,14 +116,29 @@ def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torc
     need_no_batch(*cotangents)
     if problem.result == DERIVATIVES:
         gradients = gradients_of_derivatives(problem, operands, cotangents)
-    elif cotangents[1] is None and problem.result == LOSS:
+    elif problem.result == LOSS and not problem.terms:
         gradients = list(torch._foreach_mul(finished, cotangents[0]))
     else:
-        gradients = gradients_of_terms(problem, operands, *cotangents[:2])
+        gradients = gradients_of_terms(problem, operands, cotangents[0], cotangents[1] if problem.terms else None)
+    return guarded(problem, gradients, operands, cotangents)
+
+
+def guarded(problem: Problem, gradients: list[torch.Tensor], operands: Operands, cotangents: tuple) -> list:
+    """[dx or None, dparameters…], of which no further derivative can be asked for without a word."""
     if torch.is_grad_enabled():
         inputs = (operands.x, *operands.parameters, *(g for g in cotangents if g is not None))
         gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
     return gradients if problem.input_gradient else [None, *gradients]
+
+
+def is_last(cotangent: torch.Tensor) -> bool:
+    """Whether finished gradients are what is asked for, and nobody can ask for them again: they may be given away.
+
+    Only the CPU knows a number without waiting for it, and only outside of a tracer is there one.
+    """
+    if type(cotangent) is not torch.Tensor or not cotangent.is_cpu or torch.compiler.is_compiling():
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph() and cotangent.item() == 1.0
 
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
@@ -184,30 +199,44 @@ OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and t
 
 
 class MlpSobolev(torch.autograd.Function):
-    """The op as eager PyTorch calls it. (With `setup_context`, as the op has it, `apply` alone takes 40 µs more.)"""
+    """The op as eager PyTorch calls it. (With `setup_context`, as the op has it, `apply` alone takes 40 µs more.)
+
+    `run` computes the outputs: `compute`, or a call that is kept. Only x and the parameters may have gradients.
+    """
 
     @staticmethod
-    def forward(ctx, problem, weights, x, *tensors):
-        optional, parameters = tensors[:OPTIONAL], list(tensors[OPTIONAL:])
-        operands = Operands(x, parameters, *optional, weights)
-        outputs = compute(problem, operands)
-        save(ctx, problem, operands, outputs)
+    def forward(ctx, run, problem, operands, x, *parameters):
+        outputs = run(problem, operands)
         ctx.set_materialize_grads(False)
         if problem.result == DERIVATIVES:
+            save(ctx, problem, operands, outputs)
             return tuple(outputs)
-        loss, terms = outputs[:2]
-        if not problem.terms:
-            ctx.mark_non_differentiable(terms)
-        return loss, terms
+        if problem.result == PER_SAMPLE or problem.terms:
+            save(ctx, problem, operands, outputs)
+            return tuple(outputs[: 1 + problem.terms])
+        ctx.problem, ctx.held = problem, operands
+        ctx.save_for_backward(*outputs[2:])
+        return outputs[0]
 
     @staticmethod
     def backward(ctx, *cotangents):
-        dx, *dparameters = differentiate(ctx, cotangents)
-        return None, None, dx, *[None] * OPTIONAL, *dparameters
+        problem, (loss, *_) = ctx.problem, cotangents
+        if problem.result != LOSS or problem.terms:
+            return None, None, None, *differentiate(ctx, cotangents)
+        finished = ctx.saved_tensors
+        if loss is None:
+            return None, None, None, None, *[None] * len(finished)
+        need_no_batch(loss)
+        gradients = finished if is_last(loss) else torch._foreach_mul(finished, loss)
+        return None, None, None, *guarded(problem, gradients, ctx.held, cotangents)
 
     @staticmethod
     def jvp(ctx, *_):
         refuse_forward_mode()
+
+
+# Without what torch.func would be told of it, and PyTorch looks at in Python: a kept call is none of its business.
+apply = super(torch.autograd.Function, MlpSobolev).apply
 
 
 def op_setup_context(ctx, inputs, output):
@@ -235,5 +264,5 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     """The fused step, differentiable: the outputs of the Problem's result."""
     if tracing(operands):
         return tuple(invoke(problem, operands))
-    x, parameters, *optional, weights = operands
-    return MlpSobolev.apply(problem, weights, x, *optional, *parameters)
+    results = MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)
+    return results if isinstance(results, tuple) else (results,)

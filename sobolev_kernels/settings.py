@@ -150,6 +150,18 @@ def settings_of(*values: object) -> Settings:
         return Settings(*values)
 
 
+NAMED = {field: i for i, field in enumerate(Settings.__dataclass_fields__)}
+DEFAULTS = tuple(field.default for field in Settings.__dataclass_fields__.values())
+
+
+def settings_with(**settings: object) -> Settings:
+    """The same of the fields that are not as they are by default."""
+    values = list(DEFAULTS)
+    for name, value in settings.items():
+        values[NAMED[name]] = value
+    return settings_of(*values)
+
+
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     """The tensor of directions or cotangents that were given, which a Settings does not hold."""
     given = (p.values for p in (directions, cotangents) if isinstance(p, Projections) and p.values is not None)

@@ -70,6 +70,9 @@ class Weights(NamedTuple):
         return counting[:, 0] if target.dim() < counting.dim() else counting
 
 
+UNWEIGHTED = Weights()
+
+
 def by_projection(entries: torch.Tensor, rows: bool) -> torch.Tensor:
     """Entries [N, O, W] of a Jacobian by its columns [W, N, O], or by its `rows` [O, N, W]."""
     return entries.permute(1, 0, 2) if rows else entries.permute(2, 0, 1)

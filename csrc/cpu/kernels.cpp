@@ -103,13 +103,13 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
       }
     }
   }
-  if (part || !step.terms || step.per_sample) return;
+  if (part || !step.total || step.per_sample) return;
   double loss = 0;
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
     for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * workspace_bytes).totals[term];
     total *= step.share[term];
-    static_cast<T*>(step.terms)[term] = T(total);
+    if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;
   }
   static_cast<T*>(step.total)[0] = T(loss);

@@ -53,12 +53,19 @@ def set_plan(step, problem: Problem, N: int) -> str:
     return choices["isa"]
 
 
-def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    """Fill `outputs` (those of `ops.outputs_of`) and `gradients`, one for each parameter."""
+def step_of(
+    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[object, str]:
+    """The whole of a step, and the instruction set to run it on."""
     step = core.step_of(problem, operands, gradients, problem.result == PER_SAMPLE)
     names = ("y", "derivatives", "second", "loss", "terms", "dx")
     step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
-    core._C.mlp_sobolev(step, set_plan(step, problem, operands.x.shape[0]))
+    return step, set_plan(step, problem, operands.x.shape[0])
+
+
+def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """Fill `outputs` (those of `ops.outputs_of`) and `gradients`, one for each parameter."""
+    core._C.mlp_sobolev(*step_of(problem, operands, outputs, gradients))
 
 
 def working_memory(problem: Problem, N: int) -> int:
