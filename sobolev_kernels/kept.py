@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from . import ops
 from .advice import looked_at_again
 from .backends import core, cpu
-from .boundary import PLAIN
+from .boundary import PLAIN, entering
 from .checks import faults_of_range
 from .directions import Projections
 from .errors import refuse
@@ -229,6 +229,8 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     """
     settings = call.settings
     if problem.backend != "cpu" or settings.check_finite or settings.weights == DIFFERENTIAL_ML:
+        return
+    if entering(problem, operands) is not operands:
         return
     optional = [getattr(operands, name) for name in VIEWED]
     reads = [operands.x, *operands.parameters, *[tensor for tensor in optional if tensor is not None]]

@@ -52,7 +52,7 @@ class Tile : private Streams<T> {
     sweep();
     if (step_.residuals == Residuals::kNone) return;
     if (step_.gradients) this->value_backward();
-    if (step_.terms) store_terms();
+    if (step_.total) store_terms();
   }
 
  private:
