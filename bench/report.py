@@ -57,10 +57,10 @@ class CaseResult:
         """The fastest of some rows."""
         return min((r for r in self.rows if r.seconds and which(r)), key=lambda row: row.seconds.median, default=None)
 
-    @property
-    def best_other(self) -> Row | None:
-        """Of those that compute what we compute."""
-        return self.best(lambda row: row.variant.derivatives and not row.variant.ours)
+    def best_other(self, adjoint: bool = True) -> Row | None:
+        """Of those that compute what we compute, with or without those whose author derived the adjoint too."""
+        others = lambda v: v.derivatives and not v.ours and (adjoint or not v.adjoint)  # noqa: E731
+        return self.best(lambda row: others(row.variant))
 
     @property
     def jax(self) -> Row | None:
@@ -73,7 +73,7 @@ class CaseResult:
     @property
     def lost(self) -> bool:
         """Whether somebody else is faster."""
-        ratio = self.times_ours(self.best_other)
+        ratio = self.times_ours(self.best_other())
         return ratio is not None and ratio < 1
 
     def times_ours(self, row: Row | None) -> float | None:
@@ -122,7 +122,7 @@ def summary(results: list[CaseResult]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("best other", no_wrap=True)
     for result in results:
-        ours, best = result.row(OURS), result.best_other
+        ours, best = result.row(OURS), result.best_other()
         if ours is None:
             table.add_row(str(result.case), result.rows[0].outcome)
             continue
@@ -140,14 +140,14 @@ def summary(results: list[CaseResult]) -> Table:
 def print_summary(results: list[CaseResult], console: Console) -> None:
     """The table, and what it says of all of them."""
     console.print(summary(results))
-    ratios = [result.times_ours(result.best_other) for result in results]
-    ratios = sorted(ratio for ratio in ratios if ratio is not None)
-    if ratios:
-        above = ", ".join(f"{sum(r >= limit for r in ratios)} of at least {limit:g}" for limit in LIMITS)
-        console.print(
-            f"the best other ÷ fused: {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}; "
-            f"of {len(ratios)} cases {above}", highlight=False,
-        )  # fmt: skip
+    for adjoint, who in ((True, "the best other"), (False, "the best without an adjoint by hand")):
+        ratios = [result.times_ours(result.best_other(adjoint)) for result in results]
+        if ratios := sorted(ratio for ratio in ratios if ratio is not None):
+            above = ", ".join(f"{sum(r >= limit for r in ratios)} of at least {limit:g}" for limit in LIMITS)
+            console.print(
+                f"{who} ÷ fused: {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}; "
+                f"of {len(ratios)} cases {above}", highlight=False,
+            )  # fmt: skip
 
 
 def print_case(result: CaseResult, console: Console) -> None:
