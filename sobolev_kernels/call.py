@@ -16,8 +16,9 @@ from .directions import Cotangents
 from .drawing import drawn, over_samples
 from .enums import COTANGENTS
 from .errors import need, refuse
-from .finite import one_if_finite
+from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
+from .paths import need_paths
 from .prepare import Prepared
 from .problem import Operands
 from .settings import DIFFERENTIAL_ML
@@ -37,7 +38,8 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
     results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
     if request.settings.check_finite and torch.compiler.is_compiling():
         loss, *terms = results
-        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+        named = tensors_of(request, call.given) | taught(call, targets)
+        results = (loss * one_if_finite(named, loss), *terms)
     return results, targets
 
 
@@ -64,11 +66,25 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
     if student.reason:
         ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
         call = knowing_outputs(call, ran.y)
+        ran = looked_at("student", call, ran, x)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
+        if request.settings.check_finite and not torch.compiler.is_compiling():
+            for name, tensor in taught(call, targets).items():
+                refuse(faults_of_finite(name, tensor))
     return compute(call, x, columns, seed, ran, targets), targets
+
+
+def looked_at(role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor) -> reference.Evaluated:
+    """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
+    if call.projections is None:
+        return ran
+    wanted = call.request.settings.wrt, call.projections, call.given
+    order = call.problem.order
+    looked = need_paths(role, call.request.student, ran.function, x, order, wanted)
+    return ran._replace(looked=order if looked else 0)
 
 
 def compute(
@@ -189,12 +205,30 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
 
         def results_at(x: torch.Tensor) -> Results:
             ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
+            ran = looked_at("teacher", teacher, ran, x)
             return compute(teacher, x, columns, seed, ran)
 
         results = reference.differentiably(results_at, inputs, order)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
+
+
+def taught(call: Prepared, targets: Targeted) -> dict[str, torch.Tensor]:
+    """What a teacher's results are compared as, by name, and 0 for what does not count."""
+    if call.teacher is None:
+        return {}
+    weights, named = call.request.residual_weights, {}
+    if weights.masks(call.projections):
+        weights = weights._replace(derivative=None)
+    derivative = "vjps" if isinstance(call.projections, Cotangents) else "tangents"
+    for kind, what, tensor in zip(
+        ("values", derivative, "seconds"), ("values", "derivatives", "second derivatives"), targets, strict=True
+    ):
+        if tensor is not None and (kind != "values" or call.request.targets.values is None):
+            counting = weights.counting(kind, tensor)
+            named[f"teacher: {what}"] = tensor if counting is None else torch.where(counting, tensor, 0.0)
+    return named
 
 
 def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:

@@ -35,7 +35,7 @@ class NotProvided(NotImplementedError):
 
 
 class SobolevWarning(UserWarning):
-    """What is computed as asked, and is hardly what was meant; said once a student, before anything is run."""
+    """What is computed as asked, and is hardly what was meant; said once a student."""
 
 
 class Shortened(reprlib.Repr):

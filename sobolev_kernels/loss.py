@@ -101,8 +101,8 @@ def sobolev_loss(
             multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
         return_terms: also return the terms, unweighted, as `SobolevTerms`.
-        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first (costs a pass
-            over them).
+        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first, then in what a
+            teacher gives (costs a pass over them).
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch

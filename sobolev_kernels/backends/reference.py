@@ -233,7 +233,7 @@ def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
     x, y = ran.x, ran.y
     gradients = [gradient(y, x, cotangent) for cotangent in u]
     if gradients and gradients[0] is None:
-        refuse_dependence(ran)
+        need_constant(ran)
         return [torch.zeros_like(x) for _ in u]
     if gradients and ran.kept:
         need_second_derivatives(ran, gradients[0], lambda x: gradients_of(values_at(ran, x), u[:1])[0])
@@ -244,13 +244,19 @@ def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative
     """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
     nodes = nodes_of(derivative)
     refuse_inexact(nodes, again=True)
-    if not leads_to(ran.x, nodes):
+    if ran.looked < 2 and not leads_to(ran.x, nodes):
         refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+
+
+def need_constant(ran: Evaluated) -> None:
+    """Raise where no path leads from y to x, and nobody has looked yet whether y changes with x."""
+    if not ran.looked:
+        refuse_dependence(ran)
 
 
 def values_at(ran: Evaluated, x: torch.Tensor) -> Evaluated:
     """The same function at another x, of which only values are wanted."""
-    return with_graph(ran.function, x)._replace(kept=False)
+    return with_graph(ran.function, x)._replace(kept=False, looked=ran.looked)
 
 
 def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor | None:
@@ -267,7 +273,7 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     """
     if by_transforms(order):
         return transformed_jet(ran, v)
-    _, x, y, kept = ran
+    x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
         tangents = along(ran, v, again=kept or order == 2)
@@ -287,7 +293,7 @@ def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
     u = torch.zeros_like(y, requires_grad=True)
     g = gradient(y, x, u)
     if g is None:
-        refuse_dependence(ran)
+        need_constant(ran)
         return [torch.zeros_like(y) for _ in v]
     tangents = [gradient(g, u, direction) for direction in v]
     if tangents[0] is None:
@@ -301,6 +307,16 @@ def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
 def tangent(ran: Evaluated, direction: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The derivative along direction [N, D] as a function of x."""
     return lambda x: along(values_at(ran, x), direction[None], again=False)[0]
+
+
+def tangent_of(function: Callable, D: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The derivative [N, O] of a function that was looked at, along one direction of D numbers, as a function of x."""
+
+    def tangent_at(x: torch.Tensor) -> torch.Tensor:
+        direction = torch.linspace(1, 2, D, dtype=x.dtype, device=x.device).expand_as(x)
+        return along(with_graph(function, x)._replace(looked=2), direction[None], again=True)[0]
+
+    return tangent_at
 
 
 def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
