@@ -50,7 +50,7 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, T
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, inputs, call.problem.order), targeted
+    return reference.differentiably(results_at, inputs), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -62,7 +62,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
         columns = columns.balanced(widened(jacobian), counting)
         refuse(columns.faults_of_balance())
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, ran.y)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=widened(columns.scale))
@@ -185,13 +185,11 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
 
-        order = teacher.problem.order
-
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs, order)
+        results = reference.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
