@@ -90,6 +90,17 @@ def test_activations_in_torch(activation, dtype):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_at_their_joins_as_torch(activation):
+    """torch's own derivatives of all orders, of which `exact.py` has only been told."""
+    formula = choose_activation("activation", activation)
+    z = torch.tensor([0.0, -0.0, *joins(formula)], dtype=torch.float64, requires_grad=True)
+    theirs = to_module(formula)(z)
+    for k, ours in enumerate(activation_jet(formula, z)):
+        assert_close(f"derivative {k}", z, ours, theirs.detach())
+        theirs = again(theirs, z)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_activations_at_infinity_as_torch(activation):
     """Wherever torch's own function has a number; its derivatives, where that has one too."""
     formula = choose_activation("activation", activation)
