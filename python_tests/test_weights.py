@@ -141,6 +141,7 @@ def term_of(name, a, t, w, sample):
     if name == "relative_mse":
         return sample * (w * (a - t).square()).sum(1) / ((w * t * t).sum(1) + 1e-8)
     if name == "cosine":
+        sample = torch.where(w.any(1), sample, 0.0)
         return sample * (1 - (w * a * t).sum(1) / ((w * a * a).sum(1) * (w * t * t).sum(1) + 1e-12).sqrt())
     return sample * (w * POINTWISE[name](a - t)).mean(1)
 
@@ -176,7 +177,7 @@ def written_out(mode, kind, numbers, shape, losses):
         up = lambda j: torch.einsum("nod,rno->nrd", j, vectors)  # noqa: E731
         known = f.transpose(0, 1) if mode == "vjps" else up(f)
         return [*terms, term_of(losses[1], up(jacobian), known, mask[:, None], of_derivatives)]
-    v = vectors * mask
+    v, of_derivatives = vectors * mask, of_derivatives * mask.any(1)
     along = lambda j: torch.einsum("nod,pnd->npo", j, v)  # noqa: E731
     twice = lambda h: torch.einsum("node,pnd,pne->npo", h, v, v)  # noqa: E731
     rows = entries[:, None, :, 0]

@@ -10,6 +10,7 @@ import torch
 
 from . import ops
 from .backends import reference
+from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
@@ -19,7 +20,7 @@ from .errors import need, refuse
 from .finite import one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .prepare import Prepared
-from .problem import Operands
+from .problem import Operands, Problem
 from .settings import DIFFERENTIAL_ML
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
@@ -83,6 +84,18 @@ def compute(
         given, seed = masked(call, x, given, seed), None
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
+    try:
+        return computed(problem, operands, columns, ran)
+    except RuntimeError as error:
+        if not str(error).startswith("Inference tensors cannot be saved"):
+            raise
+    x, parameters, *others, _ = operands
+    others = (tensor if tensor is None else tracked(tensor) for tensor in others)
+    return computed(problem, Operands(tracked(x), [*map(tracked, parameters)], *others, weights), columns, ran)
+
+
+def computed(problem: Problem, operands: Operands, columns: Columns, ran: reference.Evaluated | None) -> Results:
+    x, parameters, _, seed, *_ = operands
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -102,7 +115,7 @@ def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: to
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """What a student that is not looked into gives for x [N, D]: [N, O]."""
-    y, N = function(x), x.shape[0]
+    y, N = function(x.clone()), x.shape[0]  # which it may write to
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
     need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
@@ -197,7 +210,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
 
 def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
     """[N, O] as the student's; a teacher of one output may return [N]."""
-    y = function(x)
+    y = function(x.clone())
     need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
     y = y[:, None] if y.dim() == 1 else y
     outputs = outputs or y.shape[-1]

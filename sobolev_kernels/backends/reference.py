@@ -372,12 +372,13 @@ def term(
     if not (weight is None and sample is None):
         counting = (w if sample is None else w * sample[:, None]) != 0
         prediction, target = torch.where(counting, prediction, 0.0), torch.where(counting, target, 0.0)
-    r = prediction - target
     if is_coupled(loss):
-        products = (r * r, prediction * prediction, prediction * target, target * target)
-        each = coupled(loss, *((w * product).sum(dims) for product in products))
+        a, t = prediction.double(), target.double()
+        r = a - t
+        products = (r * r, a * a, a * t, t * t, torch.ones_like(t))
+        each = coupled(loss, *((w * product).sum(dims) for product in products)).to(prediction.dtype)
     else:
-        each = (w * residual(loss, r)[0]).mean(dims)
+        each = (w * residual(loss, prediction - target)[0]).mean(dims)
     if sample is None:
         return each
     # so that a cotangent of what does not count, which may be infinite, ends here
