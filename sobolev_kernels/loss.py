@@ -90,7 +90,8 @@ def sobolev_loss(
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
         sample_weight: [N], multiplies ρ of all residuals of a sample; `output_weight`: [O], of an output (of a coupled
             loss, its part in the sums). The numbers that means divide by stay what they are. A residual of weight 0
-            counts as 0 whatever its target, NaN too: so are missing labels marked. Finite, >= 0, of the inputs' dtype.
+            counts as 0 whatever its target, NaN too: so are missing labels marked (inputs are numbers all the same, or
+            gradients are NaN). Finite, >= 0, of the inputs' dtype.
         derivative_weight: of derivatives alone, and for order 2 of second ones alike: [N], as `sample_weight`; [N, O],
             each output's, where cotangents do not mix them; [N, O, W], of each entry of the Jacobian, where the entries
             are residuals: "exact", `Directions.basis()`, `Cotangents.basis()`, of order 1. Or, Boolean, which of these
