@@ -128,7 +128,6 @@ MISSPELT = [
     ("keyword of Targets", lambda: sk.Targets(value=Y), "values"),
     ("keyword of the loss", lambda: loss(direction=sk.Directions.sphere(2)), "directions"),
     ("keyword of a loss's call", lambda: sk.SobolevLoss()(STUDENT, X, TARGETS, sample_weights=None), "sample_weight"),
-    ("keyword of Directions", lambda: sk.Directions("sphere", 3, sed=1), "seed"),
     ("keyword of sphere", lambda: sk.Directions.sphere(3, share=True), "shared"),
     ("keyword of cotangents", lambda: sk.Cotangents.basis(unbias=True), "unbiased"),
     ("keyword of an MLP", lambda: sk.MLP(2, 1, widht=8), "width"),

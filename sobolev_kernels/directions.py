@@ -227,9 +227,6 @@ class Projections:
         return Drawing(self.distribution, self.count(n), n, self.shared, self.magnitude(n), **where)
 
 
-Projections.__init__ = in_words(Projections.__init__)
-
-
 class Directions(Projections):
     """Input directions v along which derivatives are compared, D m(x)[v]; made by the class methods.
 

@@ -266,6 +266,8 @@ def weights_of(built, term: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not term:
         return samples, weight(built, "output", case.O)
     samples = samples * weight(built, "derivative", case.N) if case.derivative_weight == "[N]" else samples
+    if case.masks:  # a sample without a known column has no derivative
+        samples = samples * (exact(built.weights["derivative_weight"]) != 0).any(1)
     return samples, by_projection(case, weight_of_entries(built, masks=False))
 
 

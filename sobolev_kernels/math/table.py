@@ -82,13 +82,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) or (getattr(value, "size", 0) == 1 and value.dtype.kind in "biuf")
 
 
-def plain(value):
+def specialised(value):
     """A float, or those of nested tuples, as numbers, also where torch.compile takes one for a variable.
 
-    The compiled code is of these numbers then, and others compile it again, as other sizes do.
+    Compiled code is of these numbers then, and is compiled again for others.
     """
     if isinstance(value, tuple):
-        return tuple(map(plain, value))
+        return tuple(map(specialised, value))
     if not (torch.compiler.is_compiling() and isinstance(value, float)):
         return value
     from torch.fx.experimental.symbolic_shapes import (
