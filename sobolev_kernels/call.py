@@ -10,6 +10,7 @@ import torch
 
 from . import ops
 from .backends import reference
+from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
@@ -20,7 +21,7 @@ from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import need_paths
 from .prepare import Prepared
-from .problem import Operands
+from .problem import Operands, Problem
 from .settings import DIFFERENTIAL_ML
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
@@ -52,7 +53,7 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, T
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, inputs, call.problem.order), targeted
+    return reference.differentiably(results_at, inputs), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -64,7 +65,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
         columns = columns.balanced(widened(jacobian), counting)
         refuse(columns.faults_of_balance())
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, ran.y)
         ran = looked_at("student", call, ran, x)
     seed = None if call.projections is None else call.projections.draw_seed()
@@ -99,6 +100,18 @@ def compute(
         given, seed = masked(call, x, given, seed), None
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
+    try:
+        return computed(problem, operands, columns, ran)
+    except RuntimeError as error:
+        if not str(error).startswith("Inference tensors cannot be saved"):
+            raise
+    x, parameters, *others, _ = operands
+    others = (tensor if tensor is None else tracked(tensor) for tensor in others)
+    return computed(problem, Operands(tracked(x), [*map(tracked, parameters)], *others, weights), columns, ran)
+
+
+def computed(problem: Problem, operands: Operands, columns: Columns, ran: reference.Evaluated | None) -> Results:
+    x, parameters, _, seed, *_ = operands
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -118,7 +131,7 @@ def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: to
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """What a student that is not looked into gives for x [N, D]: [N, O]."""
-    y, N = function(x), x.shape[0]
+    y, N = function(x.clone()), x.shape[0]  # which it may write to
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
     need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
@@ -201,14 +214,12 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             widths, P, magnitude = (*teacher.problem.widths, outputs), call.problem.P, call.problem.magnitude
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, magnitude=magnitude))
 
-        order = teacher.problem.order
-
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
             ran = looked_at("teacher", teacher, ran, x)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs, order)
+        results = reference.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
@@ -233,7 +244,7 @@ def taught(call: Prepared, targets: Targeted) -> dict[str, torch.Tensor]:
 
 def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
     """[N, O] as the student's; a teacher of one output may return [N]."""
-    y = function(x)
+    y = function(x.clone())
     need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
     y = y[:, None] if y.dim() == 1 else y
     outputs = outputs or y.shape[-1]
