@@ -40,6 +40,11 @@ def pytest_addoption(parser):
     parser.addoption("--default-dtype", default=None, help="torch's default dtype within a test")
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests are begun first, so that at the end no worker is waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def another_machine(request):
     units = request.config.getoption("--perturb")
