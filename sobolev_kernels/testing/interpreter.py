@@ -1,4 +1,4 @@
-"""Triton's interpreter in a third of the time: what it does again at each operation is done once.
+"""Triton's interpreter, several times faster: what it does again at each operation is done once.
 
 Importing this changes triton within the process, which must have been started with TRITON_INTERPRET=1. Every number
 stays as it is: these are types, shapes and checks, and the numbers are NumPy's.
