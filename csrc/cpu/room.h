@@ -59,32 +59,32 @@ struct Shared {
 // Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld].
 template <class T>
 struct Private {
-  T *x_rows, *x;             // [D]
-  T *v_rows, *v;             // [W] the direction at hand
-  T *u_rows, *u;             // [O] the cotangent at hand
-  T* frames;                 // all orthonormal directions so far
-  T* h[kMaxLayers];          // [n] activation
-  T* d1[kMaxLayers];         // [n] σ'(z)
-  T* d2[kMaxLayers];         // [n] σ''(z)
-  T* d3[kMaxLayers];         // [n] σ'''(z)
-  T* tangent[kMaxLayers];    // [n] ḣ of the direction at hand
-  T* curvature[kMaxLayers];  // [n] σ''(z) ż of the direction at hand
-  T* q[kMaxLayers];          // [n] what the derivatives owe the value stream
-  T* square[kMaxLayers];     // [n] ż² of the direction at hand, or of all if collapsed
-  T* second[kMaxLayers];     // [n] ḧ of the same
-  T* bend[kMaxLayers];       // [n] σ''(z) z̈ + σ'''(z) ż²
-  T* a2[kMaxLayers];         // [n] adjoint of ḧ
-  T* a[kMaxLayers];          // [n] adjoint of h of the output at hand
-  T* delta[kMaxLayers];      // [n] σ'(z) a
-  T *gradient, *g_bar;       // [W] of the output at hand, and its adjoint
-  T *z_bar, *next_bar;       // [n] adjoints of this layer and of the one below
-  T *slope, *target;         // [O or W] of one derivative: its adjoint, its target
-  T* weight;                 // [O or W] of one derivative, if each of its numbers has its own
-  T* rows;                   // [n] as rows
-  T* terms[kMaxTerms];       // [1] sums of residuals
-  T* sums[kMaxTerms];        // [4] sums of a coupled loss
-  T* partial[kMaxTerms];     // [3] its partial derivatives
-  T* dweight[kMaxLayers];    // [n_out][ld_g]
+  T *x_rows, *x;               // [D]
+  T *v_rows, *v;               // [W] the direction at hand
+  T *u_rows, *u;               // [O] the cotangent at hand
+  T* frames;                   // all orthonormal directions so far
+  T* h[kMaxLayers];            // [n] activation
+  T* d1[kMaxLayers];           // [n] σ'(z)
+  T* d2[kMaxLayers];           // [n] σ''(z)
+  T* d3[kMaxLayers];           // [n] σ'''(z)
+  T* tangent[kMaxLayers];      // [n] ḣ of the direction at hand
+  T* curvature[kMaxLayers];    // [n] σ''(z) ż of the direction at hand
+  T* q[kMaxLayers];            // [n] what the derivatives owe the value stream
+  T* square[kMaxLayers];       // [n] ż² of the direction at hand, or of all if collapsed
+  T* second[kMaxLayers];       // [n] ḧ of the same
+  T* bend[kMaxLayers];         // [n] σ''(z) z̈ + σ'''(z) ż²
+  T* a2[kMaxLayers];           // [n] adjoint of ḧ
+  T* a[kMaxLayers];            // [n] adjoint of h of the output at hand
+  T* delta[kMaxLayers];        // [n] σ'(z) a
+  T *gradient, *g_bar;         // [W] of the output at hand, and its adjoint
+  T *z_bar, *next_bar;         // [n] adjoints of this layer and of the one below
+  T *slope, *target;           // [O or W] of one derivative: its adjoint, its target
+  T* weight;                   // [O or W] of one derivative, if each of its numbers has its own
+  T* rows;                     // [n] as rows
+  T* terms[kMaxTerms];         // [1] sums of residuals
+  double* sums[kMaxTerms];     // [5] sums of a coupled loss
+  double* partial[kMaxTerms];  // [3] its partial derivatives
+  T* dweight[kMaxLayers];      // [n_out][ld_g]
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u;
@@ -147,8 +147,8 @@ struct Private {
     weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
-      sums[term] = panels(true, 4);
-      partial[term] = panels(true, 3);
+      sums[term] = arena.take<double>(tile * 5);
+      partial[term] = arena.take<double>(tile * 3);
     }
     bytes = arena.used();
   }
