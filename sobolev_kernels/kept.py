@@ -11,17 +11,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from operator import attrgetter
-from threading import Lock
 
 import torch
 from torch import nn
-from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 
 from . import ops
 from .advice import looked_at_again
-from .backends import core, cpu
-from .boundary import PLAIN, entering
+from .boundary import PLAIN
 from .checks import faults_of_range
 from .directions import Projections
 from .errors import refuse
@@ -29,6 +26,7 @@ from .math.directions import GIVEN
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .problem import LOSS, Operands, Problem
 from .settings import DIFFERENTIAL_ML, Settings
+from .steps import Shelf, Step, optional_of, step_of, surroundings
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -42,16 +40,7 @@ for row in MODULES.values():
     ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
 NUMBERS = (float, int, bool, str)
 
-VARIABLES = ("SOBOLEV_ISA", "SOBOLEV_BACKEND")
-
 WEIGHTS = tuple(f"{name}_weight" for name in Weights._fields)
-VIEWED = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
-MASK = 0xFFFFFFFF  # of an offset
-
-MOST = 256  # likenesses that are kept, and of each as many layouts of its tensors as
-LAYOUTS = 8
-KEPT: dict[tuple, list[Kept]] = {}
-keeping = Lock()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,11 +52,7 @@ class Kept:
     projections: Projections | None
     weights: tuple[float, ...]
     known: tuple[bool, ...]  # of each term, whether it has a target
-    guards: TensorGuards  # types, dtypes, devices, sizes, strides, requires_grad of all tensors
-    needs: tuple[int, ...]  # the bytes of each tensor, from its first number on
-    step: object
-    isa: str
-    outputs: tuple[tuple[int, ...], ...]  # their shapes, but for those of the parameters' gradients
+    step: Step
     views: tuple[tuple | None, ...]  # which tensor each optional operand is, and as what it is seen
     seed: tuple[int, int] | None  # where two calls draw the same
     finished: bool  # a loss whose terms nobody asks for: all that its backward needs is there
@@ -119,17 +104,17 @@ class Call:
         """As `ops.compute`, without the terms that nobody asks for."""
         kept, x = self.kept, operands.x
         dtype, device = x.dtype, x.device
-        made = [ops.empty(shape, dtype=dtype, device=device) for shape in kept.outputs]
+        made = [ops.empty(shape, dtype=dtype, device=device) for shape in kept.step.outputs]
         if problem.gradients:
             made += map(ops.empty_like, self.parameters)
-        key, offset = kept.seed or operands.seed.tolist()
-        into = [tensor.data_ptr() for tensor in made]
-        if not core._C.mlp_sobolev_at(kept.step, kept.isa, self.addresses, into, key, offset & MASK):
-            # at one of the addresses there can be no number
+        if not kept.step.run(self.addresses, made, kept.seed or operands.seed.tolist()):
             return ops.compute(problem, self.operands(operands.seed))
         if kept.finished:
             made.insert(1, None)
         return made
+
+
+KEPT: Shelf[Kept] = Shelf()
 
 
 def read(module: object, kinds: list, parameters: list[torch.Tensor]) -> bool:
@@ -189,14 +174,14 @@ def look(
     optional = (given, *parts, *weights)
     likeness = (
         result, collapsed, id(settings), tuple(kinds), said, tuple(map(type, optional)), x.shape,
-        torch.is_grad_enabled(), torch.get_num_threads(), *map(os.environ.get, VARIABLES),
+        torch.is_grad_enabled(), os.environ.get("SOBOLEV_BACKEND"), *surroundings(),
     )  # fmt: skip
     tensors = [x, *parameters, *[tensor for tensor in optional if tensor is not None]]
     call = Call(likeness, student, settings, targets, parameters, tensors, weights)
     for kept in KEPT.get(likeness, ()):
-        if kept.guards.check(*tensors):
-            call.addresses = addresses(tensors, kept)
-            call.kept = kept if call.addresses else None
+        call.addresses = kept.step.addresses(tensors)
+        if call.addresses is not None:
+            call.kept = kept
             break
     return call
 
@@ -209,18 +194,6 @@ def watched() -> bool:
     )  # fmt: skip
 
 
-def addresses(tensors: list[torch.Tensor], kept: Kept) -> list[int] | None:
-    """Where the tensors are; None if the memory of one of them does not reach as far as its sizes say."""
-    for tensor, need in zip(tensors, kept.needs, strict=True):
-        if tensor.untyped_storage().nbytes() < need + tensor.storage_offset() * tensor.itemsize:
-            return None
-    return addresses_of(tensors)
-
-
-def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
-
-
 def keep(call: Call, problem: Problem, operands: Operands, projections: Projections | None) -> None:
     """Keep of a call that came the long way what the next one like it need not find again.
 
@@ -228,47 +201,24 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     of a column, would have to be computed again.
     """
     settings = call.settings
-    if problem.backend != "cpu" or settings.check_finite or settings.weights == DIFFERENTIAL_ML:
+    if settings.check_finite or settings.weights == DIFFERENTIAL_ML:
         return
-    if entering(problem, operands) is not operands:
-        return
-    optional = [getattr(operands, name) for name in VIEWED]
-    reads = [operands.x, *operands.parameters, *[tensor for tensor in optional if tensor is not None]]
-    if len(reads) != len(call.tensors) or not all(map(same_place, reads, call.tensors)):
-        return
-    if problem.gradients and not all(p.is_contiguous() for p in operands.parameters):
-        return  # and so their gradients are like them
     outputs, gradients = ops.outputs_of(problem, operands)
     finished = problem.result == LOSS and not problem.terms
     if finished:
         del outputs["terms"]
-    step, isa = cpu.step_of(problem, operands, outputs, gradients)
-    if step.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
+    step = step_of(problem, operands, call.tensors, outputs, gradients)
+    if step is None:
         return
-    places = iter(range(1 + len(operands.parameters), len(reads)))
+    places = iter(range(1 + len(operands.parameters), len(call.tensors)))
     targeted = (operands.values, operands.derivative, operands.second)
     drawn = projections is not None and projections.distribution != GIVEN
     seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
+    differentiates = torch.is_grad_enabled()
     kept = Kept(
-        settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
-        TensorGuards(*call.tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None),
-        tuple(map(reach, call.tensors)), step, isa, tuple(tuple(tensor.shape) for tensor in outputs.values()),
-        tuple(t if t is None else (next(places), t.shape, t.stride()) for t in optional),
-        seed, finished, call.targets is not None and seed is None and torch.is_grad_enabled(),
-        torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
+        settings, problem, projections, operands.weights, tuple(t is not None for t in targeted), step,
+        tuple(t if t is None else (next(places), t.shape, t.stride()) for t in optional_of(operands)), seed, finished,
+        fresh=call.targets is not None and seed is None and differentiates,
+        differentiable=differentiates and any(t.requires_grad for t in call.tensors),
     )  # fmt: skip
-    with keeping:
-        if call.likeness not in KEPT and len(KEPT) >= MOST:
-            del KEPT[next(iter(KEPT))]
-        KEPT[call.likeness] = [kept, *KEPT.get(call.likeness, ())][:LAYOUTS]
-
-
-def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether one is a view of the other from its first number on, which is there."""
-    return a.dtype == b.dtype and a.data_ptr() == b.data_ptr() != 0 and a.numel() > 0
-
-
-def reach(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first number to its last."""
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.itemsize * (1 + sum((n - 1) * stride for n, stride in steps))
+    KEPT.put(call.likeness, kept)

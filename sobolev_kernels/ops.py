@@ -8,10 +8,12 @@ the registered op, whose gradient is the same code.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from . import steps
 from .boundary import entering
 from .dispatch import BACKENDS
 from .enums import NONE, PROJECTED
@@ -20,6 +22,8 @@ from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
 empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
 
+# A call that is kept (kept.py) comes with its step; of others only those that run in a backward are worth keeping.
+BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
 DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
@@ -51,6 +55,13 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
+    backward, came = problem.result in BACKWARDS and problem.backend == "cpu", operands
+    if backward and not torch.is_autocast_enabled("cpu"):
+        x = operands.x
+        new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
+        made = steps.again(problem, operands, new, empty_like)
+        if made is not None:
+            return made
     operands = entering(problem, operands)
     outputs, gradients = outputs_of(problem, operands)
     run = BACKENDS[problem.backend].run
@@ -59,6 +70,8 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
             run(problem, operands, outputs, gradients)
     else:
         run(problem, operands, outputs, gradients)
+    if backward and operands is came:
+        steps.keep(problem, operands, outputs, gradients)
     return [*outputs.values(), *gradients]
 
 
@@ -147,8 +160,13 @@ def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: t
     operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
     kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
     first, second = kinds
-    problem = replace(problem, result=DERIVATIVES_GRADIENTS, gradients=True, derivative_target=first)
-    return invoke(replace(problem, second_target=second), operands)
+    return invoke(backward_of(problem, DERIVATIVES_GRADIENTS, first, second), operands)
+
+
+@lru_cache(maxsize=256)
+def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:
+    """What a backward computes; the same one each time, since a Problem takes longer to make than to find."""
+    return replace(problem, result=result, gradients=True, derivative_target=first, second_target=second)
 
 
 def gradients_of_terms(
@@ -184,8 +202,8 @@ def gradients_of_loss(problem: Problem, operands: Operands, factor: torch.Tensor
         gradients = invoke(replace(problem, gradients=True), operands)[2:]
         return gradients if factor is None else [gradient * factor for gradient in gradients]
     weight = weighed(operands.sample_weight, factor)
-    problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
-    return invoke(problem, operands._replace(sample_weight=weight))
+    targets = problem.derivative_target, problem.second_target
+    return invoke(backward_of(problem, PER_SAMPLE_GRADIENTS, *targets), operands._replace(sample_weight=weight))
 
 
 def weighed(sample_weight: torch.Tensor | None, cotangent: torch.Tensor) -> torch.Tensor:
