@@ -136,4 +136,4 @@ def keep(problem: Problem, operands: Operands, outputs: dict, gradients: list[to
 
 def likeness(problem: Problem, operands: Operands) -> tuple:
     there = tuple([tensor is None for tensor in optional_of(operands)])
-    return problem, operands.weights, there, operands.x.shape, *surroundings()
+    return problem, tuple(operands.weights), there, operands.x.shape, *surroundings()
