@@ -53,14 +53,16 @@ class Ran(NamedTuple):
 def evaluate(
     result: str, student: object, inputs: torch.Tensor, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
-    collapsed: bool = False,
+    collapsed: bool = False, check: Callable[[], object] | None = None,
 ) -> tuple[Results, tuple[bool, ...]]:  # fmt: skip
-    """The results, and of each term whether it has a target."""
+    """The results, and of each term whether it has a target; `check` first, unless a call like it passed."""
     found = None
     if input_scale is None:
         found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
     if found is not None and found.kept is not None:
         return found.run(), found.kept.known
+    if check is not None:
+        check()
     kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
     request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
     prepared = prepare(request)

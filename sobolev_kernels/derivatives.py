@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -16,14 +17,26 @@ from .student import widened
 
 
 def evaluate(
-    student: object, x: torch.Tensor, projections: Projections, collapsed: bool = False,
-    last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
+    student: object, x: torch.Tensor, vectors: torch.Tensor | Projections, kind: type[Projections], name: str = "",
+    collapsed: bool = False, last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values and derivatives along directions or cotangents, and what `last` makes of them, rounded to x's dtype."""
-    settings = settings_with(**settings, **{projections.NAME: projections})
-    results, _ = call.evaluate(DERIVATIVES, student, x, settings, projections.values, collapsed=collapsed)
+    check = None
+    if type(vectors) is torch.Tensor and vectors.dim() == 3 and not torch.compiler.is_compiling():
+        projections, given, check = such(kind, len(vectors)), vectors, lambda: kind.of(vectors, name)
+    else:
+        projections = kind.of(vectors, name)
+        given = projections.values
+    settings = settings_with(**settings, **{kind.NAME: projections})
+    results, _ = call.evaluate(DERIVATIVES, student, x, settings, given, collapsed=collapsed, check=check)
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
+
+
+@lru_cache(maxsize=256)
+def such(kind: type[Projections], P: int) -> Projections:
+    """What is known of P given ones beside their tensor."""
+    return kind("given", P)
 
 
 @in_words
@@ -57,7 +70,7 @@ def jvp(
         >>> dy.shape
         torch.Size([1, 5, 1])
     """
-    return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend)
+    return evaluate(student, x, v, Directions, "v", wrt=wrt, backend=backend)
 
 
 @in_words
@@ -85,7 +98,7 @@ def vjp(
         >>> gradient.shape
         torch.Size([1, 5, 2])
     """
-    return evaluate(student, x, Cotangents.of(u, "u"), wrt=wrt, backend=backend)
+    return evaluate(student, x, u, Cotangents, "u", wrt=wrt, backend=backend)
 
 
 @in_words
@@ -114,7 +127,7 @@ def jet(
         >>> [tuple(t.shape) for t in jet(student, torch.zeros(5, 2), torch.ones(3, 5, 2))]
         [(5, 1), (3, 5, 1), (3, 5, 1)]
     """
-    return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend, order=order)
+    return evaluate(student, x, v, Directions, "v", wrt=wrt, backend=backend, order=order)
 
 
 @in_words
@@ -154,7 +167,7 @@ def laplacian(
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
 
-    return evaluate(student, x, directions, True, mean, wrt=wrt, backend=backend, order=2)
+    return evaluate(student, x, directions, Directions, "v", True, mean, wrt=wrt, backend=backend, order=2)
 
 
 def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:
@@ -201,4 +214,4 @@ def hvp(
         plus, minus = second.chunk(2)
         return y, (plus - minus) / 4
 
-    return evaluate(student, x, both, False, mixed, wrt=wrt, backend=backend, order=2)
+    return evaluate(student, x, both, Directions, "v", False, mixed, wrt=wrt, backend=backend, order=2)

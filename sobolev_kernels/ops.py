@@ -163,10 +163,16 @@ def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: t
     return invoke(backward_of(problem, DERIVATIVES_GRADIENTS, first, second), operands)
 
 
-@lru_cache(maxsize=256)
 def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:
     """What a backward computes; the same one each time, since a Problem takes longer to make than to find."""
+    return (gradients_of if torch.compiler.is_compiling() else known)(problem, result, first, second)
+
+
+def gradients_of(problem: Problem, result: str, first: str, second: str) -> Problem:
     return replace(problem, result=result, gradients=True, derivative_target=first, second_target=second)
+
+
+known = lru_cache(maxsize=256)(gradients_of)
 
 
 def gradients_of_terms(

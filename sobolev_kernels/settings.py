@@ -164,8 +164,8 @@ def settings_with(**settings: object) -> Settings:
 
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     """The tensor of directions or cotangents that were given, which a Settings does not hold."""
-    given = (p.values for p in (directions, cotangents) if isinstance(p, Projections) and p.values is not None)
-    return next(given, None)
+    chosen = cotangents if directions is None else directions
+    return chosen.values if isinstance(chosen, Projections) else None
 
 
 def settings_named(function: str, settings: dict[str, object], also: Sequence[str]) -> Settings:
