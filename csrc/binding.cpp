@@ -83,7 +83,7 @@ struct StepBuilder {
     step.layers = layers.data();
     step.L = std::int64_t(layers.size());
     need(!layers.empty() && layers.size() <= 64, "a student has 1 to 64 linear layers");
-    need(step.tile >= 1, "tile must be positive");
+    need(step.tile >= 1 && step.group >= 1, "tile and group must be positive");
     need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
          "sizes must not be negative, nor W more than D");
     need(step.order == 1 || step.order == 2, "order must be 1 or 2");
@@ -194,9 +194,10 @@ PYBIND11_MODULE(_C, m) {
              self.step.terms = output(terms);
              self.step.dx = output(dx);
            })
-      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, int threads) {
+      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
+        self.step.group = group;
         self.step.threads = threads < 1 ? 1 : threads;
       });
 

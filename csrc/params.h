@@ -76,7 +76,8 @@ struct Step {
   void* dx = nullptr;  // [N, D]
 
   Side side = Side::kTangents;
-  std::int64_t tile = 0;  // samples
+  std::int64_t tile = 0;   // samples
+  std::int64_t group = 1;  // directions, or cotangents, that are carried side by side
   int threads = 1;
 
   int count_terms() const { return 1 + order; }

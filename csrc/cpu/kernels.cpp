@@ -3,6 +3,7 @@
 // could be kept in the copy that this machine cannot execute.
 #include "kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -66,15 +67,16 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
   for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
+  const std::int64_t count = (step.N + step.tile - 1) / step.tile;
+  const Range mine(count, part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
+    // the first tile sets the gradient of a weight
+    const std::int64_t size = mine.begin < mine.end ? 0 : layer.n_out * Private<T>::ld_gradient(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
   Tile<T> tile(step, shared, workspace);
-  const std::int64_t count = (step.N + step.tile - 1) / step.tile;
-  const Range mine(count, part, parts);
   for (std::int64_t i = mine.begin; i < mine.end; ++i) {
     const std::int64_t first = i * step.tile, left = step.N - first;
     tile.run(first, left < step.tile ? left : step.tile);
@@ -83,23 +85,23 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
 
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
-  char* base = static_cast<char*>(workspace_base);
+  const Private<T> workspace(step, workspace_base);
+  const auto of_part = [&](auto* array, int p) {
+    return reinterpret_cast<decltype(array)>(reinterpret_cast<char*>(array) + p * workspace_bytes);
+  };
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     const std::int64_t ld = Private<T>::ld_gradient(layer);
     const Range mine(layer.n_out, part, parts);
-    for (int p = 0; p < parts; ++p) {
-      const Private<T> workspace(step, base + p * workspace_bytes);
-      T* to = static_cast<T*>(layer.dweight);
-      T* dbias = static_cast<T*>(layer.dbias);
-      for (std::int64_t i = mine.begin; to && i < mine.end; ++i) {
-        for (std::int64_t j = 0; j < layer.n_in; ++j) {
-          const T term = workspace.dweight[l][i * ld + j];
-          to[i * layer.n_in + j] = p ? to[i * layer.n_in + j] + term : term;
-        }
-      }
-      for (std::int64_t i = mine.begin; dbias && i < mine.end; ++i) {
-        dbias[i] = p ? dbias[i] + workspace.dbias[l][i] : workspace.dbias[l][i];
+    T* dbias = static_cast<T*>(layer.dbias);
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+      T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
+      for (int p = 0; p < parts; ++p) {
+        const T* from = of_part(workspace.dweight[l], p) + i * ld;
+        for (std::int64_t j = 0; j < layer.n_in; ++j) to[j] = p ? to[j] + from[j] : from[j];
+        if (!dbias) continue;
+        const T term = of_part(workspace.dbias[l], p)[i];
+        dbias[i] = p ? dbias[i] + term : term;
       }
     }
   }
@@ -107,7 +109,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   double loss = 0;
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
-    for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * workspace_bytes).totals[term];
+    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p)[term];
     total *= step.scale[term];
     static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;

@@ -12,11 +12,11 @@ struct Weights {
   const T* sample;  // [kPanel]
   const T* factor;  // [kPanel]
 
-  SK_INLINE Vec<T> at(std::int64_t i, int m) const {
-    return of_each ? Vec<T>::load(rows + i * kPanel<T> + m) : Vec<T>(double(rows[i * step]));
+  SK_INLINE Vec<T> at(std::int64_t i) const {
+    return of_each ? Vec<T>::load(rows + i * kPanel<T>) : Vec<T>(double(rows[i * step]));
   }
-  SK_INLINE Vec<T> counted(Vec<T> a, Vec<T> w, int m) const {
-    return where(w * Vec<T>::load(sample + m) != Vec<T>(0.0), a, Vec<T>(0.0));
+  SK_INLINE Vec<T> counted(Vec<T> a, Vec<T> w) const {
+    return where(w * Vec<T>::load(sample) != Vec<T>(0.0), a, Vec<T>(0.0));
   }
 };
 
@@ -25,37 +25,33 @@ template <class L, class T>
 void pointwise(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights,
                const double* parameters, T* slope, T* terms) {
   using V = Vec<T>;
-  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
-    V total(0.0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t j = i * kPanel<T> + m;
-      const V w = weights.at(i, m), r = weights.counted(V::load(prediction + j) - V::load(target + j), w, m);
-      const Residual<V> rho = L::call(r, parameters);
-      total = total + w * rho.value;
-      if (slope) (w * rho.slope * V::load(weights.factor + m)).store(slope + j);
-    }
-    (V::load(terms + m) + total).store(terms + m);
+  V total(0.0);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t j = i * kPanel<T>;
+    const V w = weights.at(i), r = weights.counted(V::load(prediction + j) - V::load(target + j), w);
+    const Residual<V> rho = L::call(r, parameters);
+    total = total + w * rho.value;
+    if (slope) (w * rho.slope * V::load(weights.factor)).store(slope + j);
   }
+  (V::load(terms) + total).store(terms);
 }
 
 // The sums [4][kPanel] of r², a², a·t and t² that a coupled loss is a function of; without a prediction, a is 0.
 template <class T>
 void add_sums(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights, T* sums) {
   using V = Vec<T>;
-  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
-    V rr(0.0), aa(0.0), at(0.0), tt(0.0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t j = i * kPanel<T> + m;
-      const V w = weights.at(i, m), t = weights.counted(V::load(target + j), w, m);
-      const V a = prediction ? weights.counted(V::load(prediction + j), w, m) : V(0.0), r = a - t;
-      rr = rr + w * r * r;
-      aa = aa + w * a * a;
-      at = at + w * a * t;
-      tt = tt + w * t * t;
-    }
-    const V totals[4] = {rr, aa, at, tt};
-    for (int k = 0; k < 4; ++k) (V::load(sums + k * kPanel<T> + m) + totals[k]).store(sums + k * kPanel<T> + m);
+  V rr(0.0), aa(0.0), at(0.0), tt(0.0);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t j = i * kPanel<T>;
+    const V w = weights.at(i), t = weights.counted(V::load(target + j), w);
+    const V a = prediction ? weights.counted(V::load(prediction + j), w) : V(0.0), r = a - t;
+    rr = rr + w * r * r;
+    aa = aa + w * a * a;
+    at = at + w * a * t;
+    tt = tt + w * t * t;
   }
+  const V totals[4] = {rr, aa, at, tt};
+  for (int k = 0; k < 4; ++k) (V::load(sums + k * kPanel<T>) + totals[k]).store(sums + k * kPanel<T>);
 }
 
 // ρ of the sums into `terms`, its partial derivatives [3][kPanel] into `partial`
@@ -63,28 +59,24 @@ template <class L, class T>
 void couple(const T* sums, const double* parameters, T* partial, T* terms) {
   using V = Vec<T>;
   constexpr int kStride = kPanel<T>;
-  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
-    const Coupled<V> c = L::call(V::load(sums + m), V::load(sums + kStride + m), V::load(sums + 2 * kStride + m),
-                                 V::load(sums + 3 * kStride + m), parameters);
-    c.value.store(terms + m);
-    c.rr.store(partial + m);
-    c.aa.store(partial + kStride + m);
-    c.at.store(partial + 2 * kStride + m);
-  }
+  const Coupled<V> c = L::call(V::load(sums), V::load(sums + kStride), V::load(sums + 2 * kStride),
+                               V::load(sums + 3 * kStride), parameters);
+  c.value.store(terms);
+  c.rr.store(partial);
+  c.aa.store(partial + kStride);
+  c.at.store(partial + 2 * kStride);
 }
 
 template <class T>
 void coupled_slopes(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights, const T* partial,
                     T* slope) {
   using V = Vec<T>;
-  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
-    const V f = V::load(weights.factor + m), rr = V(2.0) * f * V::load(partial + m);
-    const V aa = V(2.0) * f * V::load(partial + kPanel<T> + m), at = f * V::load(partial + 2 * kPanel<T> + m);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t j = i * kPanel<T> + m;
-      const V w = weights.at(i, m);
-      const V a = weights.counted(V::load(prediction + j), w, m), t = weights.counted(V::load(target + j), w, m);
-      (w * (rr * (a - t) + aa * a + at * t)).store(slope + j);
-    }
+  const V f = V::load(weights.factor), rr = V(2.0) * f * V::load(partial);
+  const V aa = V(2.0) * f * V::load(partial + kPanel<T>), at = f * V::load(partial + 2 * kPanel<T>);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t j = i * kPanel<T>;
+    const V w = weights.at(i);
+    const V a = weights.counted(V::load(prediction + j), w), t = weights.counted(V::load(target + j), w);
+    (w * (rr * (a - t) + aa * a + at * t)).store(slope + j);
   }
 }

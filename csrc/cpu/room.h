@@ -1,5 +1,5 @@
 // Where a step keeps what it computes: one struct that only hands out addresses. Nothing here grows with N, and with
-// P only the frames of orthonormal directions do (P <= D).
+// P only the frames of orthonormal directions do (P <= D), and what is carried side by side up to step.group.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 // A bump allocator; with a null base it only counts.
@@ -56,7 +56,8 @@ struct Shared {
 };
 
 // What one thread works in: the arrays of a tile, and its part of the gradients.
-// Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld].
+// Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld]. What is said to be of a
+// direction (derivative, output, cotangent) "at hand" is there for each of those that are carried side by side.
 template <class T>
 struct Private {
   T *x_rows, *x;             // [D]
@@ -94,7 +95,9 @@ struct Private {
     constexpr std::int64_t kLanes = Vec<T>::kLanes;
     const std::int64_t tile = round_up(step.tile, kPanel<T>);
     Arena arena(base);
+    const std::int64_t group = step.P > 0 ? step.group : 1;
     const auto panels = [&](bool wanted, std::int64_t n) { return wanted ? arena.take<T>(tile * n) : nullptr; };
+    const auto streams = [&](bool wanted, std::int64_t n) { return panels(wanted, group * n); };
     std::int64_t widest = step.D;
     for (std::int64_t l = 0; l < step.L; ++l) {
       if (step.layers[l].n_out > widest) widest = step.layers[l].n_out;
@@ -111,12 +114,12 @@ struct Private {
     totals = arena.take<double>(kMaxTerms);
     x_rows = panels(true, ld_x);
     x = panels(true, step.D);
-    v_rows = panels(projected, ld_v);
-    v = panels(projected, step.W);
-    u_rows = panels(cotangents, ld_u);
-    u = panels(gradients, step.O);
-    gradient = panels(gradients, step.W);
-    g_bar = panels(gradients, step.W);
+    v_rows = streams(projected, ld_v);
+    v = streams(projected, step.W);
+    u_rows = streams(cotangents, ld_u);
+    u = streams(gradients, step.O);
+    gradient = streams(gradients, step.W);
+    g_bar = streams(gradients, step.W);
     frames = panels(framed, step.drawn() * step.P);
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
@@ -126,24 +129,24 @@ struct Private {
       d1[l] = panels(bent && (projected || back), n);
       d2[l] = panels(owes, n);
       d3[l] = panels(owes && twice && back, n);
-      tangent[l] = panels(projected, n);
-      curvature[l] = panels(owes && back, n);
+      tangent[l] = streams(projected, n);
+      curvature[l] = streams(owes && back, n);
       q[l] = panels(owes && back, n);
-      square[l] = panels(owes && twice, n);
-      second[l] = panels(twice, n);
-      bend[l] = panels(owes && twice && back, n);
-      a2[l] = panels(twice && back, n);
-      a[l] = l == step.L - 1 ? u : panels(gradients, n);
-      delta[l] = panels(gradients, n);
+      square[l] = streams(owes && twice, n);
+      second[l] = streams(twice, n);
+      bend[l] = streams(owes && twice && back, n);
+      a2[l] = streams(twice && back, n);
+      a[l] = l == step.L - 1 ? u : streams(gradients, n);
+      delta[l] = streams(gradients, n);
       dweight[l] = back ? arena.take<T>(n * ld_gradient(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
-    z_bar = panels(back, widest);
-    next_bar = panels(back || twice, widest);
-    rows = panels(back, ld_rows);
+    z_bar = streams(back, widest);
+    next_bar = streams(back || twice, widest);
+    rows = streams(back, ld_rows);
     slope = panels(projected || back, widest);
     const std::int64_t most = step.O > step.W ? step.O : step.W;
-    target = panels(true, most);
+    target = streams(true, most);
     weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
