@@ -153,10 +153,10 @@ PYBIND11_MODULE(_C, m) {
       .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
       .def("directions",
            [](StepBuilder& self, int projection, int distribution, const py::object& given, std::uint64_t seed,
-              std::uint32_t offset, bool shared, double scale) {
+              std::uint32_t offset, bool shared, double magnitude) {
              self.step.projection = choice<sk::Projection>(projection, "projection");
              const auto drawn = choice<sk::Distribution>(distribution, "distribution");
-             self.step.directions = {drawn, strided(given), seed, offset, shared, scale};
+             self.step.directions = {drawn, strided(given), seed, offset, shared, magnitude};
            })
       .def(
           "residuals",
@@ -178,11 +178,11 @@ PYBIND11_MODULE(_C, m) {
               const auto t = py::cast<py::tuple>(terms[i]);
               self.step.loss[i] = formula(t[0], sk::kCountOfLoss + sk::kCountOfCoupled, "loss");
               self.step.weight[i] = py::cast<double>(t[1]);
-              self.step.scale[i] = py::cast<double>(t[2]);
+              self.step.share[i] = py::cast<double>(t[2]);
             }
             self.step.per_sample = per_sample;
           },
-          "terms: (formula, weight, scale) of each")
+          "terms: (formula, weight, share) of each")
       .def("outputs",
            [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
               const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx) {

@@ -40,7 +40,7 @@ struct Directions {
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;
   bool shared = false;
-  double scale = 1;
+  double magnitude = 1;
 };
 
 // The terms of a loss: values, derivatives of order 1, of order 2.
@@ -61,7 +61,7 @@ struct Step {
   Target target[kMaxTerms];  // with kCotangents the cotangents of y, of its derivatives, of its second derivatives
   Formula loss[kMaxTerms];
   double weight[kMaxTerms] = {0, 0, 0};
-  double scale[kMaxTerms] = {0, 0, 0};  // what makes a sum of residuals the term
+  double share[kMaxTerms] = {0, 0, 0};  // what makes a sum of residuals the term
   Strided sample_weight;                // [2, N], of values and of derivatives
   Strided output_weight;                // [O]
   Strided derivative_weight;            // [P, N, O], or [P, N, W] of cotangents

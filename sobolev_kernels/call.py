@@ -87,7 +87,7 @@ def compute(
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
         vectors = drawn(problem.drawing, seed, x.shape[0])
-        problem = replace(problem, distribution=GIVEN, shared=False, scale=1.0)
+        problem = replace(problem, distribution=GIVEN, shared=False, magnitude=1.0)
         operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
     return ops.mlp_sobolev(problem, operands._replace(x=x, parameters=parameters))
@@ -124,7 +124,7 @@ def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=index(call.projections.count(O)), scale=call.projections.factor(O))
+        problem = replace(problem, P=index(call.projections.count(O)), magnitude=call.projections.magnitude(O))
     return replace(call, problem=problem)
 
 
@@ -157,14 +157,14 @@ def of_dense(
     theirs are 0.
     """
     projections, mask = call.projections, Weights(derivative=call.request.derivative_weight)
-    scale, rows = call.problem.scale, isinstance(projections, Cotangents)
+    magnitude, rows = call.problem.magnitude, isinstance(projections, Cotangents)
     if projections.distribution == "basis":
         if targets.jacobian is not None:
             jacobian = by_projection(jacobian, rows)
-            jacobian = jacobian if scale == 1.0 else scale * jacobian
+            jacobian = jacobian if magnitude == 1.0 else magnitude * jacobian
         if targets.hessian is not None:
             hessian = by_projection(hessian.diagonal(dim1=2, dim2=3), rows)
-            hessian = hessian if scale == 1.0 else scale * scale * hessian
+            hessian = hessian if magnitude == 1.0 else magnitude * magnitude * hessian
     elif mask.masks(projections):
         if targets.jacobian is not None:
             jacobian = torch.where(mask.counting("jacobian", jacobian), jacobian, 0.0)
@@ -182,8 +182,8 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
         results = compute(teacher, inputs, columns, seed)
     else:
         if teacher.problem.projection == COTANGENTS:
-            widths, P, scale = (*teacher.problem.widths, outputs), call.problem.P, call.problem.scale
-            teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, scale=scale))
+            widths, P, magnitude = (*teacher.problem.widths, outputs), call.problem.P, call.problem.magnitude
+            teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, magnitude=magnitude))
 
         order = teacher.problem.order
 

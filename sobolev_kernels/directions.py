@@ -11,7 +11,7 @@ import torch
 from .boundary import faults_of_memory
 from .drawing import Drawing, drawn, over_samples
 from .errors import Fault, as_tensor, closest, converted, nearest, need, need_tensor, one_of, refuse
-from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_scale
+from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
@@ -164,8 +164,8 @@ class Projections:
                 expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"
                 yield Fault(self.NAME, expected, given, hint=converted(given, like, self.NAME))
 
-    def factor(self, n: int) -> float:
-        return unbiased_scale(self.distribution, n) if self.unbiased else 1.0
+    def magnitude(self, n: int) -> float:
+        return unbiased_magnitude(self.distribution, n) if self.unbiased else 1.0
 
     def draw_seed(self) -> torch.Tensor | None:
         """(seed, offset) of one call, int64 [2] on the CPU; None for given ones."""
@@ -198,7 +198,7 @@ class Projections:
         dtype = str(like.dtype if like.dtype == torch.float64 else torch.float32).removeprefix("torch.")
         where = {"dtype": dtype, "device": like.device.type}
         n = index(n)
-        return Drawing(self.distribution, self.count(n), n, self.shared, self.factor(n), **where)
+        return Drawing(self.distribution, self.count(n), n, self.shared, self.magnitude(n), **where)
 
 
 class Directions(Projections):

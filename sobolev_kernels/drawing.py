@@ -30,7 +30,7 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
     key, offset = seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)
-    return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.scale, *where)
+    return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.magnitude, *where)
 
 
 def draw_eager(seed: torch.Tensor, N: int, drawing: str) -> torch.Tensor:

@@ -84,7 +84,7 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         P=0 if projections is None else index(projections.count(n)),
         distribution=projections.distribution if drawn else GIVEN,
         shared=drawn and projections.shared,
-        scale=projections.factor(n) if drawn else 1.0,
+        magnitude=projections.magnitude(n) if drawn else 1.0,
         wrt=0 if W == D else W,
         order=request.order,
         collapsed=request.collapsed,

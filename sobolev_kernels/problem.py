@@ -43,7 +43,7 @@ class Drawing:
     P: int
     n: int
     shared: bool
-    scale: float
+    magnitude: float
     dtype: str
     device: str
 
@@ -77,7 +77,7 @@ class Problem:
     P: int = 0
     distribution: str = "given"
     shared: bool = False
-    scale: float = 1.0
+    magnitude: float = 1.0
     wrt: int = 0
     order: int = 1
     collapsed: bool = False  # of order 2 only the sum over directions
@@ -125,7 +125,7 @@ class Problem:
     def drawing(self) -> Drawing:
         """How its directions or cotangents are drawn."""
         dtype = self.dtype if self.dtype in DTYPES else "float32"
-        return Drawing(self.distribution, self.P, self.drawn, self.shared, self.scale, dtype, self.device)
+        return Drawing(self.distribution, self.P, self.drawn, self.shared, self.magnitude, dtype, self.device)
 
     @property
     def residuals(self) -> str:

@@ -138,6 +138,6 @@ void draw_direction(const Directions& directions, std::int64_t sample, std::int6
     default:
       throw std::invalid_argument("a distribution that this core does not draw");
   }
-  if (directions.scale == 1) return;
-  for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] *= T(directions.scale);
+  if (directions.magnitude == 1) return;
+  for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] *= T(directions.magnitude);
 }

@@ -110,7 +110,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
     for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p)[term];
-    total *= step.scale[term];
+    total *= step.share[term];
     static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;
   }

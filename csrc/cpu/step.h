@@ -338,12 +338,12 @@ class Tile : private Streams<T> {
       Base::fill(slope, size(n), T(0));
       slope = nullptr;
     }
-    const T scale = T(step_.weight[term] * step_.scale[term]);
+    const T whole = T(step_.weight[term] * step_.share[term]);
     T sample[kPanel<T>], factor[kPanel<T>];
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
       for (std::int64_t i = 0, m = panel * kPanel<T>; i < kPanel<T>; ++i, ++m) {
         sample[i] = m < M_ ? sample_weight(term, m) : T(0);
-        factor[i] = scale * sample[i];
+        factor[i] = whole * sample[i];
       }
       const std::int64_t at = panel * n * kPanel<T>;
       const Weights<T> weight{rows.data + (rows.of_each ? at : 0), rows.step, rows.of_each, sample, factor};
@@ -380,9 +380,9 @@ class Tile : private Streams<T> {
       double loss = 0;
       for (int term = 0; term < step_.count_terms(); ++term) {
         const double sum = double(workspace_.terms[term][m]) * double(sample_weight(term, m));
-        if (step_.weight[term] != 0) loss += step_.weight[term] * step_.scale[term] * sum;
+        if (step_.weight[term] != 0) loss += step_.weight[term] * step_.share[term] * sum;
         if (step_.per_sample) {
-          static_cast<T*>(step_.terms)[term * step_.N + first_ + m] = T(step_.scale[term] * sum);
+          static_cast<T*>(step_.terms)[term * step_.N + first_ + m] = T(step_.share[term] * sum);
         }
         workspace_.totals[term] += sum;
       }

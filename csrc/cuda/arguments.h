@@ -71,7 +71,7 @@ struct Arguments {
   Directions directions;
   Target target[2];
   Function loss[2];
-  float factor[2], scale[2];  // of slopes, the largest 1; of terms
+  float factor[2], share[2];  // of slopes, the largest 1; of terms
   float common;               // of all gradients: adjoints are of the size of residuals, float16 has no room for less
   float* terms;               // [2, N]
   float* dx;                  // [N, D]

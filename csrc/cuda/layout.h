@@ -129,12 +129,12 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   for (int term = 0; term < 2; ++term) {
     a.target[term] = step.target[term];
     a.loss[term] = function(step.loss[term]);
-    a.scale[term] = float(step.scale[term]);
-    const double factor = step.weight[term] * step.scale[term];
+    a.share[term] = float(step.share[term]);
+    const double factor = step.weight[term] * step.share[term];
     common = common < factor ? factor : common;
   }
   if (common == 0) common = 1;
-  for (int term = 0; term < 2; ++term) a.factor[term] = float(step.weight[term] * step.scale[term] / common);
+  for (int term = 0; term < 2; ++term) a.factor[term] = float(step.weight[term] * step.share[term] / common);
   a.common = float(common);
   if (a.target[1].kind == TargetKind::kNone) a.P = 0;
   a.rounds = a.P && a.from == From::kOutputs ? a.O : a.P;

@@ -26,7 +26,7 @@ SK_INLINE void normals(std::uint32_t w0, std::uint32_t w1, float& a, float& b) {
   a = radius * cosine, b = radius * sine;
 }
 
-// Columns d to d + 3 of direction p of n numbers, before it is scaled to unit length and by `scale`
+// Columns d to d + 3 of direction p of n numbers, before it is scaled to unit length and by `magnitude`
 SK_INLINE void draw(const Directions& from, std::int64_t sample, int p, int d, int n, float (&v)[4]) {
   const Distribution kind = from.distribution;
   if (kind == Distribution::kBasis) {

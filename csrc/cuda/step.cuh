@@ -166,7 +166,7 @@ struct Tile {
     const Rows<float> v = floats(step.layout.v, cotangent ? step.layout.outputs : step.layout.inputs);
     const Rows<T> to{operand_at(step.layout.v_operand), v.n};
     const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
-    const float scale = given ? 1.0f : float(from.scale);
+    const float magnitude = given ? 1.0f : float(from.magnitude);
     each<4>(v.n, [&](int row, int column) {
       float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       if (valid(row) && column < n) {
@@ -178,7 +178,7 @@ struct Tile {
         }
       }
       if (!sphere) {
-        for (float& x : of) x *= scale;
+        for (float& x : of) x *= magnitude;
         if (tangent) put(to, row, column, of);
       }
       four(v, row, column) = make_float4(of[0], of[1], of[2], of[3]);
@@ -195,7 +195,7 @@ struct Tile {
       }
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
-      const float factor = valid(row) ? scale / sqrtf(total) : 0.0f;
+      const float factor = valid(row) ? magnitude / sqrtf(total) : 0.0f;
       for (int column = i % 4 * 4; column < v.n; column += 16) {
         float4& x = four(v, row, column);
         const float of[4] = {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
@@ -293,7 +293,7 @@ struct Tile {
     for (int row = threadIdx.x; step.terms && row < samples(); row += blockDim.x) {
       float total = 0.0f;
       for (int i = 0; i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
-      if (valid(row)) step.terms[term * step.N + first + row] = step.scale[term] * total;
+      if (valid(row)) step.terms[term * step.N + first + row] = step.share[term] * total;
     }
   }
 

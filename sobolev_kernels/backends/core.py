@@ -72,7 +72,7 @@ def set_directions(step, projection: str, drawing: Drawing, given: torch.Tensor 
     elif seed is not None:
         key, offset = seed.tolist()
         distribution = CODES["Distribution"][drawing.distribution]
-        step.directions(kind, distribution, None, key, offset & 0xFFFFFFFF, drawing.shared, drawing.scale)
+        step.directions(kind, distribution, None, key, offset & 0xFFFFFFFF, drawing.shared, drawing.magnitude)
 
 
 def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:

@@ -127,16 +127,16 @@ def is_dependent(distribution: str) -> bool:
     return distribution != GIVEN and DISTRIBUTIONS[distribution].dependent
 
 
-def unbiased_scale(distribution: str, D: int) -> float:
+def unbiased_magnitude(distribution: str, D: int) -> float:
     """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius)."""
     return math.sqrt(D) if DISTRIBUTIONS[distribution].unit_length else 1.0
 
 
 def draw(
-    distribution: str, seed: int, offset: int, P: int, N: int, D: int, shared: bool, scale: float,
+    distribution: str, seed: int, offset: int, P: int, N: int, D: int, shared: bool, magnitude: float,
     dtype: torch.dtype, device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
     """Directions [P, N, D] in plain PyTorch."""
     row = DISTRIBUTIONS[distribution]
     w = words(seed, offset, P, N, D if row.random else 0, shared, device)
-    return row.draw(w, D, dtype) * scale
+    return row.draw(w, D, dtype) * magnitude

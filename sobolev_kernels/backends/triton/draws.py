@@ -21,7 +21,7 @@ class Distribution(NamedTuple):
 
     KIND: tl.constexpr
     SHARED: tl.constexpr
-    scale: float
+    magnitude: float
 
 
 class Vectors(NamedTuple):
@@ -96,7 +96,7 @@ def direction(distribution, vectors, sample, valid, p, d, W):
         v = tl.where(column == columns, 1.0, 0.0)
     else:
         v = tl.where(columns + 0 * rows == p, 1.0, 0.0)
-    return tl.where(within, v * distribution.scale, 0.0)
+    return tl.where(within, v * distribution.magnitude, 0.0)
 
 
 @triton.jit

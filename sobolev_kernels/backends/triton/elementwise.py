@@ -162,4 +162,4 @@ def residual_kernel(
                 total += w * rho
             if SLOPE is not None:
                 tl.store(SLOPE + k, loss.factor * sample_weight * w * slope, mask=valid)
-    tl.store(TERM + sample, loss.scale * sample_weight * total, mask=valid)
+    tl.store(TERM + sample, loss.share * sample_weight * total, mask=valid)

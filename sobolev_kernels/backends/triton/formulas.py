@@ -45,13 +45,13 @@ class Activation(NamedTuple):
 
 class Loss(NamedTuple):
     """A loss for a kernel: its function, how many parameters the function has, and the one there may be; and what
-    multiplies its slopes (`factor`) and its terms (`scale`)."""
+    multiplies its slopes (`factor`) and its terms (`share`)."""
 
     F: triton.JITFunction
     COUNT: tl.constexpr
     a: float
     factor: float
-    scale: float
+    share: float
 
 
 def activation_of(formula: Formula) -> Activation:
@@ -59,9 +59,9 @@ def activation_of(formula: Formula) -> Activation:
     return Activation(ACTIVATION_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, b)
 
 
-def loss_of(formula: Formula, factor: float, scale: float) -> Loss:
+def loss_of(formula: Formula, factor: float, share: float) -> Loss:
     a, *_ = *formula.parameters, 0.0
-    return Loss(LOSS_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, factor, scale)
+    return Loss(LOSS_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, factor, share)
 
 
 @triton.jit

@@ -141,16 +141,16 @@ class Layers:
 
 def term(
     loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, repeated: bool,
-    of_each: torch.Tensor | None, sample_weight: torch.Tensor | None, factor: float, scale: float,
+    of_each: torch.Tensor | None, sample_weight: torch.Tensor | None, factor: float, share: float,
     slope: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """The term of each sample [N], by `scale`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
+    """The term of each sample [N], by `share`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
     R, N, n = prediction.shape
     terms = prediction.new_empty(N)
     if N:
         residual_kernel[(triton.cdiv(N, SAMPLES),)](
             prediction, target.contiguous(), weights, None if of_each is None else of_each.contiguous(), sample_weight,
-            slope, terms, N, R, n, loss_of(loss, factor, scale), COUPLED=is_coupled(loss), REPEATED=repeated,
+            slope, terms, N, R, n, loss_of(loss, factor, share), COUPLED=is_coupled(loss), REPEATED=repeated,
             BLOCK=SAMPLES,
         )  # fmt: skip
     return terms
@@ -227,8 +227,8 @@ def losses(problem: Problem, predictions, targets, vectors, slopes, of_residuals
     divided = max(1, N) if problem.reduction == "mean" else 1
     kinds = [problem.value_loss, problem.derivative_loss, problem.derivative_loss][: len(predictions)]
     counts = [1 if is_coupled(loss) else p.shape[0] * p.shape[2] for loss, p in zip(kinds, predictions, strict=True)]
-    scales = [1 / (divided * max(1, count)) for count in counts]
-    common = max(w * scale for w, scale in zip(weights, scales, strict=False)) or 1.0
+    shares = [1 / (divided * max(1, count)) for count in counts]
+    common = max(w * share for w, share in zip(weights, shares, strict=False)) or 1.0
     terms = []
     for order, (prediction, target) in enumerate(zip(predictions, (values, derivative, second), strict=False)):
         if target is None:
@@ -236,8 +236,8 @@ def losses(problem: Problem, predictions, targets, vectors, slopes, of_residuals
             continue
         repeated, each = bool(order) and cotangents, of_each if order else None
         samples = None if sample_weight is None else sample_weight[1 if order else 0]
-        slope, factor = (slopes[order] if weights[order] else None), weights[order] * scales[order] / common
+        slope, factor = (slopes[order] if weights[order] else None), weights[order] * shares[order] / common
         terms.append(
-            term(kinds[order], prediction, target, output_weight, repeated, each, samples, factor, scales[order], slope)
+            term(kinds[order], prediction, target, output_weight, repeated, each, samples, factor, shares[order], slope)
         )
     return terms, common

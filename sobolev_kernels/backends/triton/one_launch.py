@@ -172,7 +172,7 @@ def step_kernel(
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
         of_values, slope_of_values = residual(value, counted(y - known, weight))
-        tl.store(room.terms + sample, value.scale * tl.sum(tl.where(within_y, of_values * weight, 0.0), 1), mask=valid)
+        tl.store(room.terms + sample, value.share * tl.sum(tl.where(within_y, of_values * weight, 0.0), 1), mask=valid)
         out_bar = y1 * adjoint(slope_of_values, weight, value.factor, within_y)
         if WEIGHT_OF_SAMPLE is not None:  # [2, N], of the values and of the derivatives
             sample_weight = tl.load(WEIGHT_OF_SAMPLE + N + sample, mask=valid, other=0.0)
@@ -232,7 +232,7 @@ def step_kernel(
                     )  # fmt: skip
         sample, valid = samples_of(t, rounds >> 30, N, TILE)
         within_x = valid[:, None] & (d < D)[None, :]
-        tl.store(room.terms + N + sample, first.scale * first_term, mask=valid)
+        tl.store(room.terms + N + sample, first.share * first_term, mask=valid)
         if GRADIENTS:
             dx, state = chains.backward(
                 out_bar, x, state, t, packed, hidden_layers, activation, False, room.dx is not None, TILE
@@ -268,12 +268,12 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
     slots, bias_slots = (slot(programs, tensor.numel()) for tensor in (packed.weights, packed.biases))
     room = in_cache.Room(scratch, slots, bias_slots, x.new_empty(2, N), outputs.get("dx"))
     samples = max(1, N) if problem.reduction == "mean" else 1
-    scales = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
-    factors = weights[0] * scales[0], weights[1] * scales[1]
+    shares = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
+    factors = weights[0] * shares[0], weights[1] * shares[1]
     # adjoints of the size of residuals, whatever N is: float16 has no room for smaller ones
     common = max(factors) or 1.0
-    losses = zip((problem.value_loss, problem.derivative_loss), factors, scales, strict=True)
-    value, first = (loss_of(loss, factor / common, scale) for loss, factor, scale in losses)
+    losses = zip((problem.value_loss, problem.derivative_loss), factors, shares, strict=True)
+    value, first = (loss_of(loss, factor / common, share) for loss, factor, share in losses)
     key, offset = (0, 0) if seed is None else seed.tolist()
     cotangents, dense = problem.projection == COTANGENTS, problem.derivative_target == DENSE
     v = None if given is None else near(over_samples(given, N))
@@ -292,7 +292,7 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
         step_kernel[(programs,)](
             x, v, values, derivative, sample_weight, output_weight, each, packed, room,
             N, problem.P, problem.D, problem.W, problem.O, hidden_layers, *strides, key, offset & 0xFFFFFFFF, common,
-            Distribution(kind, shared, problem.scale), activation_of(problem.activations[0]),
+            Distribution(kind, shared, problem.magnitude), activation_of(problem.activations[0]),
             activation_of(problem.activations[-1]), value, first, chains,
             FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
             TILE=tile, **launch.options,
