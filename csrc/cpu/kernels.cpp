@@ -68,7 +68,7 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
+    const std::int64_t size = Private<T>::gradient_size(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
@@ -86,16 +86,17 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   char* base = static_cast<char*>(workspace_base);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t ld = Private<T>::ld_gradient(layer);
     const Range mine(layer.n_out, part, parts);
     for (int p = 0; p < parts; ++p) {
       const Private<T> workspace(step, base + p * workspace_bytes);
       T* to = static_cast<T*>(layer.dweight);
       T* dbias = static_cast<T*>(layer.dbias);
       for (std::int64_t i = mine.begin; to && i < mine.end; ++i) {
-        for (std::int64_t j = 0; j < layer.n_in; ++j) {
-          const T term = workspace.dweight[l][i * ld + j];
-          to[i * layer.n_in + j] = p ? to[i * layer.n_in + j] + term : term;
+        for (std::int64_t j = 0; j < layer.n_in; j += kPanel<T>) {
+          const std::int64_t ld = gradient_panel<T>(layer.n_in, j), left = layer.n_in - j, n = left < ld ? left : ld;
+          const T* from = workspace.dweight[l] + j * layer.n_out + i * ld;
+          T* row = to + i * layer.n_in + j;
+          for (std::int64_t k = 0; k < n; ++k) row[k] = p ? row[k] + from[k] : from[k];
         }
       }
       for (std::int64_t i = mine.begin; dbias && i < mine.end; ++i) {

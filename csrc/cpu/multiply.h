@@ -5,10 +5,18 @@
 //
 //   product:  C[n_out][panel] = A[n_out][K] B[K][panel]      forward (A = W) and backward (A = Wᵀ)
 //   outer:    G[n_out][n_in] += Z[n_out][M] Hᵀ[M][n_in]      gradients of the weights
+//
+// G has panels of features, [panel][n_out][kPanel], and its last one is a single vector wide if that is enough: it is
+// read and written once for each Z, in this order, so that a gradient larger than the caches is one contiguous stream.
+// Rows [n_out][n_in] of a power of two would also meet in the few sets of the first-level cache.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class T>
 constexpr int kPanel = 2 * Vec<T>::kLanes;
+
+// Lines ahead of the arithmetic that the panel of a product is fetched: from 256 features on it leaves the first-level
+// cache, and a line from the second-level cache comes later than the sums want it.
+constexpr int kAhead = 8;
 
 // Rows are cut into the fewest blocks of at most kRows, as even as can be.
 struct RowBlocks {
@@ -40,10 +48,15 @@ template <class T, int R, int V, int kStrideRow, int kStrideK>
 SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const T* b, std::int64_t ld_b,
                           std::int64_t K) {
   constexpr int kLanes = Vec<T>::kLanes;
+  constexpr bool kFetch = kStrideRow == 1 && R >= 8;
   for (std::int64_t k = 0; k < K; ++k) {
     typename Vec<T>::native row[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) row[v] = Vec<T>::load(b + v * kLanes).v;
+    if constexpr (kFetch) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) __builtin_prefetch(b + kAhead * ld_b + v * kLanes);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
@@ -97,17 +110,19 @@ void product_block(const T* a, const T* b, std::int64_t K, const T* bias, T* c) 
   }
 }
 
-// z: first row of the block in the first panel; h: the transposed rows [M][ld_h]
+// z: first row of the block in the first panel; h: the transposed rows [M][ld_h]; g: [R][V vectors]
 template <class T, int R, int V>
-void outer_block(const T* z, std::int64_t panel_stride, std::int64_t M, const T* h, std::int64_t ld_h, T* g,
-                 std::int64_t ld_g) {
+void outer_block(const T* z, std::int64_t panel_stride, std::int64_t M, const T* h, std::int64_t ld_h, T* g) {
   constexpr int kLanes = Vec<T>::kLanes;
   typename Vec<T>::native sums[R][V];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>::load(g + i * ld_g + v * kLanes).v;
+    for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>::load(g + (i * V + v) * kLanes).v;
   }
+  constexpr int kBlock = R * V * kLanes, kLine = 64 / int(sizeof(T));
+#pragma GCC unroll 32
+  for (int i = kBlock; i < 2 * kBlock; i += kLine) __builtin_prefetch(g + i, 1);  // the next block's sums
   for (std::int64_t m = 0; m < M; m += kPanel<T>, z += panel_stride) {
     const std::int64_t k = M - m < kPanel<T> ? M - m : kPanel<T>;
     accumulate<T, R, V, kPanel<T>, 1>(sums, z, h + m * ld_h, ld_h, k);
@@ -115,14 +130,14 @@ void outer_block(const T* z, std::int64_t panel_stride, std::int64_t M, const T*
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(g + i * ld_g + v * kLanes);
+    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(g + (i * V + v) * kLanes);
   }
 }
 
 template <class T>
 using ProductBlock = void (*)(const T*, const T*, std::int64_t, const T*, T*);
 template <class T>
-using OuterBlock = void (*)(const T*, std::int64_t, std::int64_t, const T*, std::int64_t, T*, std::int64_t);
+using OuterBlock = void (*)(const T*, std::int64_t, std::int64_t, const T*, std::int64_t, T*);
 
 template <class T, int V, int... I>
 ProductBlock<T> product_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
@@ -153,17 +168,22 @@ void product(const Packed<T>& a, std::int64_t K, const T* b, std::int64_t M, con
   }
 }
 
+// The width of the panel of a gradient of n_in columns that begins at column j; it lies at j * n_out.
 template <class T>
-void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n_in, std::int64_t M, T* g,
-           std::int64_t ld_g) {
+constexpr std::int64_t gradient_panel(std::int64_t n_in, std::int64_t j) {
+  return n_in - j > Vec<T>::kLanes ? kPanel<T> : Vec<T>::kLanes;
+}
+
+template <class T>
+void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n_in, std::int64_t M, T* g) {
   constexpr int kLanes = Vec<T>::kLanes;
   const RowBlocks blocks(n_out);
   for (std::int64_t j = 0; j < n_in; j += 2 * kLanes) {
-    const bool wide = n_in - j > kLanes;
+    const std::int64_t ld_g = gradient_panel<T>(n_in, j);
     for (std::int64_t block = 0; block < blocks.blocks; ++block) {
       const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      const auto run = wide ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
-      run(z + row * kPanel<T>, n_out * kPanel<T>, M, h + j, ld_h, g + row * ld_g + j, ld_g);
+      const auto run = ld_g == kPanel<T> ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
+      run(z + row * kPanel<T>, n_out * kPanel<T>, M, h + j, ld_h, g + j * n_out + row * ld_g);
     }
   }
 }

@@ -224,7 +224,7 @@ class Streams {
     const Layer& layer = step_.layers[l];
     if (l > 0) panels_to_rows(arrays[l - 1], layer.n_in, M_, workspace_.rows, workspace_.ld_rows);
     const Rows h = l ? Rows{workspace_.rows, workspace_.ld_rows, layer.n_in} : input;
-    outer(z_bar, layer.n_out, h.data, h.ld, h.n, M_, workspace_.dweight[l], Private<T>::ld_gradient(layer));
+    outer(z_bar, layer.n_out, h.data, h.ld, h.n, M_, workspace_.dweight[l]);
   }
 
   // Down the layers from z_bar = the adjoint of the top; `through` turns a layer's adjoint into that of its z
