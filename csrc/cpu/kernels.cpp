@@ -72,7 +72,7 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     // the first tile sets the gradient of a weight
-    const std::int64_t size = mine.begin < mine.end ? 0 : layer.n_out * Private<T>::ld_gradient(layer);
+    const std::int64_t size = mine.begin < mine.end ? 0 : Private<T>::gradient_size(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
@@ -91,14 +91,16 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   };
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t ld = Private<T>::ld_gradient(layer);
     const Range mine(layer.n_out, part, parts);
     T* dbias = static_cast<T*>(layer.dbias);
     for (std::int64_t i = mine.begin; i < mine.end; ++i) {
       T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
       for (int p = 0; p < parts; ++p) {
-        const T* from = of_part(workspace.dweight[l], p) + i * ld;
-        for (std::int64_t j = 0; j < layer.n_in; ++j) to[j] = p ? to[j] + from[j] : from[j];
+        for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
+          const std::int64_t width = strip<T>(layer.n_in, j), end = std::min(j + width, layer.n_in);
+          const T* from = of_part(workspace.dweight[l], p) + j * layer.n_out + i * width - j;
+          for (std::int64_t k = j; k < end; ++k) to[k] = p ? to[k] + from[k] : from[k];
+        }
         if (!dbias) continue;
         const T term = of_part(workspace.dbias[l], p)[i];
         dbias[i] = p ? dbias[i] + term : term;

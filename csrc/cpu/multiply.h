@@ -6,10 +6,18 @@
 //
 //   product:  C[n_out][panel] = A[n_out][K] B[K][panel]      forward (A = W) and backward (A = Wᵀ)
 //   outer:    G[n_out][n_in] += Z[n_out][M] Hᵀ[M][n_in]      gradients of the weights
+//
+// G lies in strips of features, [strip][n_out][two vectors], of which the last is a single vector wide if that is
+// enough: it is read and written once for each Z, in this order, so that a gradient larger than the caches is one
+// contiguous stream. Rows [n_out][n_in] of a power of two would also meet in the few sets of the first-level cache.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class T>
 constexpr int kPanel = Vec<T>::kLanes;
+
+// Lines ahead of the arithmetic that the panels of a product are fetched: from 256 features on they leave the
+// first-level cache, and a line from the second-level cache comes later than the sums want it.
+constexpr int kAhead = 8;
 
 // Rows are cut into the fewest blocks of at most kRows, as even as can be.
 struct RowBlocks {
@@ -56,10 +64,15 @@ struct Packed {
 template <class T, int R, int V, int kStrideRow, int kStrideK>
 SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const T* b, std::int64_t ld_b,
                           std::int64_t next_b, std::int64_t K) {
+  constexpr bool kFetch = kStrideRow == 1 && R >= 8;
   for (std::int64_t k = 0; k < K; ++k) {
     typename Vec<T>::native row[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) row[v] = Vec<T>::load(b + v * next_b).v;
+    if constexpr (kFetch) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) __builtin_prefetch(b + kAhead * ld_b + v * next_b);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
@@ -115,8 +128,8 @@ void product_block(const T* a, const T* b, std::int64_t next_b, std::int64_t K, 
   }
 }
 
-// z: first row of the block in the first panel; h: the transposed rows [streams][M, up to whole panels][ld_h]; g holds
-// a sum already unless this one is its first
+// z: first row of the block in the first panel; h: the transposed rows [streams][M, up to whole panels][ld_h];
+// g: [R][ld_g], which hold a sum already unless this is their first
 template <class T, int R, int V>
 void outer_block(const T* z, std::int64_t panel_stride, std::int64_t streams, std::int64_t M, const T* h,
                  std::int64_t ld_h, bool first, T* g, std::int64_t ld_g) {
@@ -129,6 +142,9 @@ void outer_block(const T* z, std::int64_t panel_stride, std::int64_t streams, st
       for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>::load(g + i * ld_g + v * kLanes).v;
     }
   }
+  constexpr int kBlock = R * V * kLanes, kLine = 64 / int(sizeof(T));
+#pragma GCC unroll 32
+  for (int i = kBlock; i < 2 * kBlock; i += kLine) __builtin_prefetch(g + i, 1);  // the next block's sums
   for (std::int64_t stream = 0; stream < streams; ++stream) {
     for (std::int64_t m = 0; m < M; m += kPanel<T>, z += panel_stride, h += kPanel<T> * ld_h) {
       const std::int64_t k = M - m < kPanel<T> ? M - m : kPanel<T>;
@@ -180,17 +196,24 @@ void product(const Packed<T>& a, std::int64_t K, const T* b, std::int64_t panels
   }
 }
 
+// The width of the strip of a gradient of n_in columns that begins at column j; it lies at j * n_out.
 template <class T>
-void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n_in, std::int64_t streams,
-           std::int64_t M, bool first, T* g, std::int64_t ld_g) {
-  constexpr int kLanes = Vec<T>::kLanes;
+constexpr std::int64_t strip(std::int64_t n_in, std::int64_t j) {
+  return n_in - j > Vec<T>::kLanes ? 2 * Vec<T>::kLanes : Vec<T>::kLanes;
+}
+
+// Of the n_in columns of G the first n
+template <class T>
+void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n, std::int64_t streams,
+           std::int64_t M, bool first, T* g, std::int64_t n_in) {
   const RowBlocks blocks(n_out);
-  for (std::int64_t j = 0; j < n_in; j += 2 * kLanes) {
-    const bool wide = n_in - j > kLanes;
+  for (std::int64_t j = 0; j < n; j += 2 * Vec<T>::kLanes) {
+    const std::int64_t width = strip<T>(n_in, j);
     for (std::int64_t block = 0; block < blocks.blocks; ++block) {
       const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      const auto run = wide ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
-      run(z + row * kPanel<T>, n_out * kPanel<T>, streams, M, h + j, ld_h, first, g + row * ld_g + j, ld_g);
+      const auto run =
+          n - j > Vec<T>::kLanes ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
+      run(z + row * kPanel<T>, n_out * kPanel<T>, streams, M, h + j, ld_h, first, g + j * n_out + row * width, width);
     }
   }
 }

@@ -85,7 +85,7 @@ struct Private {
   T* terms[kMaxTerms];       // [1] sums of residuals
   T* sums[kMaxTerms];        // [4] sums of a coupled loss
   T* partial[kMaxTerms];     // [3] its partial derivatives
-  T* dweight[kMaxLayers];    // [n_out][ld_g]
+  T* dweight[kMaxLayers];    // as multiply.h's outer has it
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u;
@@ -138,7 +138,7 @@ struct Private {
       a2[l] = streams(twice && back, n);
       a[l] = l == step.L - 1 ? u : streams(gradients, n);
       delta[l] = streams(gradients, n);
-      dweight[l] = back ? arena.take<T>(n * ld_gradient(layer)) : nullptr;
+      dweight[l] = back ? arena.take<T>(gradient_size(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
     z_bar = streams(back, widest);
@@ -156,5 +156,5 @@ struct Private {
     bytes = arena.used();
   }
 
-  static std::int64_t ld_gradient(const Layer& layer) { return round_up(layer.n_in, Vec<T>::kLanes); }
+  static std::int64_t gradient_size(const Layer& layer) { return layer.n_out * round_up(layer.n_in, Vec<T>::kLanes); }
 };

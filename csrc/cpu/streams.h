@@ -246,12 +246,11 @@ class Streams {
       panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows, workspace_.ld_rows);
     }
     const Rows h = l ? Rows{workspace_.rows, workspace_.ld_rows, layer.n_in} : input;
-    const std::int64_t ld = Private<T>::ld_gradient(layer);
     if (!begun_[l] && h.n < layer.n_in) {  // columns that a derivative does not reach
-      fill(workspace_.dweight[l], layer.n_out * ld, T(0));
+      fill(workspace_.dweight[l], Private<T>::gradient_size(layer), T(0));
       begun_[l] = true;
     }
-    outer(z_bar, layer.n_out, h.data, h.ld, h.n, streams, M_, !begun_[l], workspace_.dweight[l], ld);
+    outer(z_bar, layer.n_out, h.data, h.ld, h.n, streams, M_, !begun_[l], workspace_.dweight[l], layer.n_in);
     begun_[l] = true;
   }
 
