@@ -182,17 +182,16 @@ template <class T, class After>
 void product(const Packed<T>& a, std::int64_t K, const T* b, std::int64_t panels, const T* bias, T* c, After after) {
   const RowBlocks blocks(a.rows);
   const std::int64_t next_b = K * kPanel<T>, next_c = a.rows * kPanel<T>;
-  const auto at = [&](std::int64_t block, std::int64_t panel) {
-    const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-    const bool two = panels - panel > 1;
-    const auto run = two ? product_block_of<T, 2>(R, RowCounts{}) : product_block_of<T, 1>(R, RowCounts{});
-    run(a.data + row * a.K, b + panel * next_b, next_b, K, bias ? bias + row : nullptr,
-        c + panel * next_c + row * kPanel<T>, next_c);
-    after(panel, row, R);
-    if (two) after(panel + 1, row, R);
-  };
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
-    for (std::int64_t panel = 0; panel < panels; panel += 2) at(block, panel);
+    const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
+    for (std::int64_t panel = 0; panel < panels; panel += 2) {
+      const bool two = panels - panel > 1;
+      const auto run = two ? product_block_of<T, 2>(R, RowCounts{}) : product_block_of<T, 1>(R, RowCounts{});
+      run(a.data + row * a.K, b + panel * next_b, next_b, K, bias ? bias + row : nullptr,
+          c + panel * next_c + row * kPanel<T>, next_c);
+      after(panel, row, R);
+      if (two) after(panel + 1, row, R);
+    }
   }
 }
 
