@@ -194,10 +194,11 @@ PYBIND11_MODULE(_C, m) {
              self.step.terms = output(terms);
              self.step.dx = output(dx);
            })
-      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, int threads) {
+      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, bool gather, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
         self.step.group = group;
+        self.step.gather = gather;
         self.step.threads = threads < 1 ? 1 : threads;
       });
 

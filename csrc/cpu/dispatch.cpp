@@ -63,9 +63,8 @@ struct Shares {
 
   Shares(const Kernels& kernels, const Step& step)
       : packed(kernels.shared_bytes(step)), workspace(kernels.private_bytes(step)) {
-    const std::int64_t tiles = (step.N + step.tile - 1) / step.tile;
-    parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(step.threads, tiles)));
-    apart = parts > 1 && tiles == parts && packed <= kPackedApart;
+    parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(step.threads, step.tiles())));
+    apart = parts > 1 && step.tiles() == parts && packed <= kPackedApart;
   }
   std::size_t bytes() const { return (apart ? parts : 1) * packed + parts * workspace; }
 

@@ -29,11 +29,6 @@ constexpr int kRows = SK_ROWS;
 
 namespace {
 
-struct Range {
-  std::int64_t begin, end;
-  Range(std::int64_t n, int part, int parts) : begin(n * part / parts), end(n * (part + 1) / parts) {}
-};
-
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
@@ -67,12 +62,12 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
   for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
-  const std::int64_t count = (step.N + step.tile - 1) / step.tile;
-  const Range mine(count, part, parts);
+  const Range mine(step.tiles(), part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    // the first tile sets the gradient of a weight
-    const std::int64_t size = mine.begin < mine.end ? 0 : Private<T>::gradient_size(layer);
+    // the first tile that goes back sets the gradient of a weight
+    const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
+    const std::int64_t size = back ? 0 : Private<T>::gradient_size(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
@@ -91,17 +86,34 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   };
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const Range mine(layer.n_out, part, parts);
+    Range mine(layer.n_out, part, parts), of(parts, 0, 1);
+    if (step.gathers()) {
+      // Some rows of the gradient, from what every part kept: less to fetch from other cores than their own sums are
+      const RowBlocks cut(layer.n_out);
+      const Range blocks(cut.blocks, part, parts);
+      for (int p = 0; p < parts; ++p) {
+        const Private<T> kept(step, static_cast<char*>(workspace_base) + p * workspace_bytes);
+        const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
+        for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
+          if (term == kSecond && l == 0) continue;
+          kept.add_outer(step, Term(term), l, term == kValue ? 1 : step.P, M, blocks, p == 0 && term == kValue,
+                         of_part(workspace.dweight[l], part));
+        }
+      }
+      mine = {cut.begin(blocks.begin), cut.begin(blocks.end)};
+      of = {part, part + 1};
+    }
     T* dbias = static_cast<T*>(layer.dbias);
     for (std::int64_t i = mine.begin; i < mine.end; ++i) {
       T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
-      for (int p = 0; p < parts; ++p) {
+      for (std::int64_t p = of.begin; p < of.end; ++p) {
         for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
           const std::int64_t width = strip<T>(layer.n_in, j), end = std::min(j + width, layer.n_in);
           const T* from = of_part(workspace.dweight[l], p) + j * layer.n_out + i * width - j;
-          for (std::int64_t k = j; k < end; ++k) to[k] = p ? to[k] + from[k] : from[k];
+          for (std::int64_t k = j; k < end; ++k) to[k] = p > of.begin ? to[k] + from[k] : from[k];
         }
-        if (!dbias) continue;
+      }
+      for (int p = 0; dbias && p < parts; ++p) {
         const T term = of_part(workspace.dbias[l], p)[i];
         dbias[i] = p ? dbias[i] + term : term;
       }

@@ -19,6 +19,13 @@ constexpr int kPanel = Vec<T>::kLanes;
 // first-level cache, and a line from the second-level cache comes later than the sums want it.
 constexpr int kAhead = 8;
 
+// The share of a part
+struct Range {
+  std::int64_t begin, end;
+  Range(std::int64_t n, int part, int parts) : Range{n * part / parts, n * (part + 1) / parts} {}
+  Range(std::int64_t first, std::int64_t beyond) : begin(first), end(beyond) {}
+};
+
 // Rows are cut into the fewest blocks of at most kRows, as even as can be.
 struct RowBlocks {
   std::int64_t rows, blocks;
@@ -201,14 +208,14 @@ constexpr std::int64_t strip(std::int64_t n_in, std::int64_t j) {
   return n_in - j > Vec<T>::kLanes ? 2 * Vec<T>::kLanes : Vec<T>::kLanes;
 }
 
-// Of the n_in columns of G the first n
+// Of the n_in columns of G the first n, and some of its blocks of rows
 template <class T>
-void outer(const T* z, std::int64_t n_out, const T* h, std::int64_t ld_h, std::int64_t n, std::int64_t streams,
-           std::int64_t M, bool first, T* g, std::int64_t n_in) {
+void outer(const T* z, std::int64_t n_out, const Range& some, const T* h, std::int64_t ld_h, std::int64_t n,
+           std::int64_t streams, std::int64_t M, bool first, T* g, std::int64_t n_in) {
   const RowBlocks blocks(n_out);
   for (std::int64_t j = 0; j < n; j += 2 * Vec<T>::kLanes) {
     const std::int64_t width = strip<T>(n_in, j);
-    for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+    for (std::int64_t block = some.begin; block < some.end; ++block) {
       const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
       const auto run =
           n - j > Vec<T>::kLanes ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});

@@ -21,6 +21,9 @@ class Arena {
 
 constexpr std::int64_t kMaxLayers = 64;
 
+// The streams by their order, and the terms of a loss made of them
+enum Term : int { kValue, kFirst, kSecond };
+
 inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 inline bool curved(const Layer& layer) {
@@ -60,32 +63,34 @@ struct Shared {
 // direction (derivative, output, cotangent) "at hand" is there for each of those that are carried side by side.
 template <class T>
 struct Private {
-  T *x_rows, *x;             // [D]
-  T *v_rows, *v;             // [W] the direction at hand
-  T *u_rows, *u;             // [O] the cotangent at hand
-  T* frames;                 // all orthonormal directions so far
-  T* h[kMaxLayers];          // [n] activation
-  T* d1[kMaxLayers];         // [n] σ'(z)
-  T* d2[kMaxLayers];         // [n] σ''(z)
-  T* d3[kMaxLayers];         // [n] σ'''(z)
-  T* tangent[kMaxLayers];    // [n] ḣ of the direction at hand
-  T* curvature[kMaxLayers];  // [n] σ''(z) ż of the direction at hand
-  T* q[kMaxLayers];          // [n] what the derivatives owe the value stream
-  T* square[kMaxLayers];     // [n] ż² of the direction at hand, or of all if collapsed
-  T* second[kMaxLayers];     // [n] ḧ of the same
-  T* bend[kMaxLayers];       // [n] σ''(z) z̈ + σ'''(z) ż²
-  T* a2[kMaxLayers];         // [n] adjoint of ḧ
-  T* a[kMaxLayers];          // [n] adjoint of h of the output at hand
-  T* delta[kMaxLayers];      // [n] σ'(z) a
-  T *gradient, *g_bar;       // [W] of the output at hand, and its adjoint
-  T *z_bar, *next_bar;       // [n] adjoints of this layer and of the one below
-  T *slope, *target;         // [O or W] of one derivative: its adjoint, its target
-  T* weight;                 // [O or W] of one derivative, if each of its numbers has its own
-  T* rows;                   // [n] as rows
-  T* terms[kMaxTerms];       // [1] sums of residuals
-  T* sums[kMaxTerms];        // [4] sums of a coupled loss
-  T* partial[kMaxTerms];     // [3] its partial derivatives
-  T* dweight[kMaxLayers];    // as multiply.h's outer has it
+  T *x_rows, *x;                      // [D]
+  T *v_rows, *v;                      // [W] the direction at hand
+  T *u_rows, *u;                      // [O] the cotangent at hand
+  T* frames;                          // all orthonormal directions so far
+  T* h[kMaxLayers];                   // [n] activation
+  T* d1[kMaxLayers];                  // [n] σ'(z)
+  T* d2[kMaxLayers];                  // [n] σ''(z)
+  T* d3[kMaxLayers];                  // [n] σ'''(z)
+  T* tangent[kMaxLayers];             // [n] ḣ of the direction at hand
+  T* curvature[kMaxLayers];           // [n] σ''(z) ż of the direction at hand
+  T* q[kMaxLayers];                   // [n] what the derivatives owe the value stream
+  T* square[kMaxLayers];              // [n] ż² of the direction at hand, or of all if collapsed
+  T* second[kMaxLayers];              // [n] ḧ of the same
+  T* bend[kMaxLayers];                // [n] σ''(z) z̈ + σ'''(z) ż²
+  T* a2[kMaxLayers];                  // [n] adjoint of ḧ
+  T* a[kMaxLayers];                   // [n] adjoint of h of the output at hand
+  T* delta[kMaxLayers];               // [n] σ'(z) a
+  T *gradient, *g_bar;                // [W] of the output at hand, and its adjoint
+  T *z_bar, *next_bar;                // [n] adjoints of this layer and of the one below
+  T* z_of[kMaxTerms][kMaxLayers];     // [n] those of a stream: these two by turns, delta, or kept to be gathered
+  T* rows_of[kMaxTerms][kMaxLayers];  // [n_in] what the layer was given, likewise
+  T *slope, *target;                  // [O or W] of one derivative: its adjoint, its target
+  T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
+  T* rows;                            // [n] as rows
+  T* terms[kMaxTerms];                // [1] sums of residuals
+  T* sums[kMaxTerms];                 // [4] sums of a coupled loss
+  T* partial[kMaxTerms];              // [3] its partial derivatives
+  T* dweight[kMaxLayers];             // as multiply.h's outer has it
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u;
@@ -144,6 +149,15 @@ struct Private {
     z_bar = streams(back, widest);
     next_bar = streams(back || twice, widest);
     rows = streams(back, ld_rows);
+    for (int term = 0; term < kMaxTerms; ++term) {
+      const bool kept = step.gathers() && (term == kValue || projected) && term < step.count_terms();
+      const auto keep = [&](std::int64_t n) { return term == kValue ? panels(kept, n) : streams(kept, n); };
+      for (std::int64_t l = 0; l < step.L; ++l) {
+        T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
+        z_of[term][l] = gradients && term == kFirst ? delta[l] : kept ? keep(step.layers[l].n_out) : turn;
+        rows_of[term][l] = l == 0 ? (term == kValue ? x_rows : v_rows) : kept ? keep(ld_rows) : rows;
+      }
+    }
     slope = panels(projected || back, widest);
     const std::int64_t most = step.O > step.W ? step.O : step.W;
     target = streams(true, most);
@@ -154,6 +168,15 @@ struct Private {
       partial[term] = panels(true, 3);
     }
     bytes = arena.used();
+  }
+
+  // Adds what a part's stream owes the gradient of a layer's weights to some of its blocks of rows, or sets it.
+  void add_outer(const Step& step, Term term, std::int64_t l, std::int64_t streams, std::int64_t M, const Range& some,
+                 bool first, T* to) const {
+    const Layer& layer = step.layers[l];
+    const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
+    const std::int64_t n = l || term == kValue ? layer.n_in : step.W;
+    outer(z_of[term][l], layer.n_out, some, rows_of[term][l], ld, n, streams, M, first, to, layer.n_in);
   }
 
   static std::int64_t gradient_size(const Layer& layer) { return layer.n_out * round_up(layer.n_in, Vec<T>::kLanes); }

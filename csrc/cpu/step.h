@@ -7,8 +7,6 @@ T at(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, s
   return static_cast<const T*>(a.data)[i * a.stride[0] + j * a.stride[1] + k * a.stride[2] + l * a.stride[3]];
 }
 
-enum Term : int { kValue, kFirst, kSecond };
-
 template <class T>
 class Tile : private Streams<T> {
   using Base = Streams<T>;
@@ -80,7 +78,7 @@ class Tile : private Streams<T> {
     if (step_.residuals == Residuals::kNone) return;
     load_target(kValue, step_.O, [&](auto, auto m, auto o) { return target<T>(kValue, first_ + m, o); });
     adjoint(kValue, 0, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
-            step_.gradients ? workspace_.z_bar : nullptr);
+            workspace_.z_of[kValue][last()]);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
   }
 
@@ -103,7 +101,7 @@ class Tile : private Streams<T> {
       if (backward()) this->second_backward();
     }
     tangent_target(p, 0, step_.O);
-    tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_bar);
+    tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
     if (backward()) this->tangent_backward();
   }
 
@@ -132,7 +130,7 @@ class Tile : private Streams<T> {
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p, 0);
       this->tangent_forward();
-      Base::fill(workspace_.z_bar, size(step_.O), T(0));
+      Base::fill(workspace_.z_of[kFirst][last()], size(step_.O), T(0));
       this->tangent_backward();
     }
   }

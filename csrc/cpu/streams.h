@@ -22,12 +22,6 @@ class Streams {
  protected:
   using V = Vec<T>;
 
-  // The input of a stream, transposed for the weight gradient of the first layer: n numbers in each of its rows
-  struct Rows {
-    const T* data;
-    std::int64_t ld, n;
-  };
-
   Streams(const Step& step, const Shared<T>& shared, const Private<T>& workspace)
       : step_(step), shared_(shared), workspace_(workspace) {}
 
@@ -41,8 +35,6 @@ class Streams {
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t last() const { return step_.L - 1; }
   std::int64_t size(std::int64_t n) const { return panels() * n * kPanel<T>; }
-  Rows x_rows() const { return {workspace_.x_rows, workspace_.ld_x, step_.D}; }
-  Rows v_rows() const { return {workspace_.v_rows, workspace_.ld_v, step_.W}; }
 
   std::int64_t all_panels() const { return streams_ * panels(); }
 
@@ -133,23 +125,24 @@ class Streams {
   // The adjoint of ḧ, from that of its top in workspace_.a2
   void second_backward() {
     for (std::int64_t l = last(); l >= 0; --l) {
+      T* z_bar = workspace_.z_of[kSecond][l];
       const T *d1 = workspace_.d1[l], *bend = workspace_.bend[l], *a2 = workspace_.a2[l];
       each(step_.layers[l].n_out, [&](std::int64_t i, std::int64_t value) {
         const V a = V::load(a2 + i);
         if (bend) add(workspace_.q[l], value, V::load(bend + i) * a);
-        (d1 ? V::load(d1 + value) * a : a).store(workspace_.z_bar + i);
+        (d1 ? V::load(d1 + value) * a : a).store(z_bar + i);
       });
       if (l == 0) return;
-      add_outer(workspace_.z_bar, l, streams_, workspace_.second, {});
-      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.z_bar, all_panels(), nullptr,
-                 workspace_.a2[l - 1], [](std::int64_t, std::int64_t, std::int64_t) {});
+      add_outer(kSecond, l, streams_);
+      product<T>(shared_.backward[l], step_.layers[l].n_out, z_bar, all_panels(), nullptr, workspace_.a2[l - 1],
+                 [](std::int64_t, std::int64_t, std::int64_t) {});
     }
   }
 
-  // The adjoint of ḣ, from that of its top in workspace_.z_bar
+  // The adjoint of ḣ, from that of its top in workspace_.z_of
   void tangent_backward() {
     backward(
-        streams_, workspace_.tangent, v_rows(),
+        kFirst, streams_,
         [&](std::int64_t l, T* a, std::int64_t panel, std::int64_t row, std::int64_t rows) {
           const T *d1 = workspace_.d1[l], *curvature = workspace_.curvature[l], *a2 = workspace_.a2[l];
           if (!d1) return;
@@ -164,13 +157,13 @@ class Streams {
             through.store(a + i);
           });
         },
-        [](std::int64_t, const T*, T*) {});
+        [](std::int64_t, const T*) {});
   }
 
-  // The adjoint of h, from that of its top in workspace_.z_bar, with what the derivatives owe it
+  // The adjoint of h, from that of its top in workspace_.z_of, with what the derivatives owe it
   void value_backward() {
     backward(
-        1, workspace_.h, x_rows(),
+        kValue, 1,
         [&](std::int64_t l, T* b, std::int64_t panel, std::int64_t row, std::int64_t rows) {
           const T *d1 = workspace_.d1[l], *q = workspace_.q[l];
           if (!d1) return;
@@ -179,9 +172,10 @@ class Streams {
             (q ? adjoint + V::load(q + i) : adjoint).store(b + i);
           });
         },
-        [&](std::int64_t l, const T* z_bar, T* free) {
+        [&](std::int64_t l, const T* z_bar) {
           if (workspace_.dbias[l]) add_bias_gradient(l, z_bar);
           if (l > 0 || !step_.dx) return;
+          T* free = z_bar == workspace_.z_bar ? workspace_.next_bar : workspace_.z_bar;
           product<T>(shared_.input, step_.layers[0].n_out, z_bar, panels(), nullptr, free,
                      [](std::int64_t, std::int64_t, std::int64_t) {});
           store_panels(free, step_.dx, 0, step_.D);
@@ -213,7 +207,7 @@ class Streams {
     panels_to_rows(workspace_.v, step_.W, all_panels(), workspace_.v_rows, workspace_.ld_v);
     tangent_forward();
     for (std::int64_t l = 0; l <= last(); ++l) {
-      add_outer(workspace_.delta[l], l, streams_, workspace_.tangent, v_rows());
+      add_outer(kFirst, l, streams_);
       const T* curvature = workspace_.curvature[l];
       if (!curvature) continue;
       each(step_.layers[l].n_out, [&](std::int64_t i, std::int64_t value) {
@@ -239,35 +233,39 @@ class Streams {
   }
 
  private:
-  // dweight += z_bar hᵀ, summed over so many streams, where h are the numbers below the layer
-  void add_outer(const T* z_bar, std::int64_t l, std::int64_t streams, T* const* arrays, const Rows& input) {
+  // The gradient of a layer's weights += z_bar hᵀ of so many streams, where h are the numbers below it; at once, or
+  // when those of all parts are gathered
+  void add_outer(Term term, std::int64_t l, std::int64_t streams) {
     const Layer& layer = step_.layers[l];
+    T* const* arrays = term == kValue ? workspace_.h : term == kFirst ? workspace_.tangent : workspace_.second;
     if (l > 0) {
-      panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows, workspace_.ld_rows);
+      panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows_of[term][l], workspace_.ld_rows);
     }
-    const Rows h = l ? Rows{workspace_.rows, workspace_.ld_rows, layer.n_in} : input;
-    if (!begun_[l] && h.n < layer.n_in) {  // columns that a derivative does not reach
-      fill(workspace_.dweight[l], Private<T>::gradient_size(layer), T(0));
+    if (step_.gathers()) return;
+    T* to = workspace_.dweight[l];
+    if (!begun_[l] && l == 0 && step_.W < step_.D) {  // columns that a derivative does not reach
+      fill(to, Private<T>::gradient_size(layer), T(0));
       begun_[l] = true;
     }
-    outer(z_bar, layer.n_out, h.data, h.ld, h.n, streams, M_, !begun_[l], workspace_.dweight[l], layer.n_in);
+    const Range all(RowBlocks(layer.n_out).blocks, 0, 1);
+    workspace_.add_outer(step_, term, l, streams, M_, all, !begun_[l], to);
     begun_[l] = true;
   }
 
-  // Down the layers from z_bar = the adjoints of the tops of so many streams; `through` turns a layer's adjoint into
-  // that of its z
+  // Down the layers from the adjoints of the tops of so many streams; `through` turns a layer's adjoint into that of
+  // its z
   template <class Through, class AtLayer>
-  void backward(std::int64_t streams, T* const* arrays, const Rows& input, Through through, AtLayer at_layer) {
-    T *z_bar = workspace_.z_bar, *next = workspace_.next_bar;
-    for (std::int64_t panel = 0; panel < streams * panels(); ++panel) through(last(), z_bar, panel, 0, step_.O);
+  void backward(Term term, std::int64_t streams, Through through, AtLayer at_layer) {
+    T* const* z_bar = workspace_.z_of[term];
+    for (std::int64_t panel = 0; panel < streams * panels(); ++panel) through(last(), z_bar[last()], panel, 0, step_.O);
     for (std::int64_t l = last(); l >= 0; --l) {
-      add_outer(z_bar, l, streams, arrays, input);
-      at_layer(l, z_bar, next);
+      add_outer(term, l, streams);
+      at_layer(l, z_bar[l]);
       if (l == 0) return;
+      T* next = z_bar[l - 1];
       product<T>(
-          shared_.backward[l], step_.layers[l].n_out, z_bar, streams * panels(), nullptr, next,
+          shared_.backward[l], step_.layers[l].n_out, z_bar[l], streams * panels(), nullptr, next,
           [&](std::int64_t panel, std::int64_t row, std::int64_t rows) { through(l - 1, next, panel, row, rows); });
-      std::swap(z_bar, next);
     }
   }
 
