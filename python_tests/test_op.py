@@ -281,23 +281,21 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("how", PLANS)
-def test_every_plan(how, isa, monkeypatch):
-    monkeypatch.setenv("SOBOLEV_ISA", isa)
+def test_every_plan(how, monkeypatch):
+    monkeypatch.setenv("SOBOLEV_ISA", ISAS[list(PLANS).index(how) % len(ISAS)])
     *tile, gathered = PLANS[how]
     monkeypatch.setattr(cpu, "TILES", ((float("inf"), *tile),))
     monkeypatch.setattr(cpu, "GATHERED", gathered)
     monkeypatch.setattr(cpu, "_plan", cpu._plan.__wrapped__)
     shape = Shape(70, 35, 21, 2, 3, 3, "tiles of which the last is partial, and a gradient's strip that W ends in")
     numbers = data(shape)
+    problem = prepared(numbers.student, numbers.x, directions_of("given", shape), kinds=("dense", "none")).problem
     with threads(2):
-        choices = dict(
-            cpu.plan(prepared(numbers.student, numbers.x, directions_of("given", shape)).problem, 70).choices
-        )
+        choices = dict(cpu.plan(problem, shape.N).choices)
     assert choices.get("gather", False) == (gathered == 0)
-    compare(numbers, None, ("values",))
-    for loss in ("mse", "relative_mse", "cosine"):
+    compare(numbers, None, ("values",), weights=(1.0, 0.0))
+    for loss in ("mse", "cosine"):
         compare(numbers, directions_of("given", shape), derivative_loss=loss)
         compare(numbers, cotangents_of("given", shape), derivative_loss=loss, wrt=range(4))
     compare(numbers, directions_of("orthonormal", shape), reduction="none", wrt=range(10))
@@ -305,8 +303,8 @@ def test_every_plan(how, isa, monkeypatch):
         compare(numbers, directions_of("sphere", shape))
     compare(numbers, directions_of("given", shape), ("values", "tangents", "seconds"), order=2)
     vectors, double = random(3, 70, 35), numbers.to(torch.float64)
-    jvp = sk.jvp(numbers.student, numbers.x, vectors)
-    assert_within_rule("jvp", jvp, sk.jvp(double.student, double.x, vectors.double(), backend="reference"))
+    jvp = sk.jvp(numbers.student, numbers.x, vectors)[1]
+    assert_within_rule("jvp", jvp, sk.jvp(double.student, double.x, vectors.double(), backend="reference")[1])
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):

@@ -76,7 +76,7 @@ class Tile : private Streams<T> {
       for (std::int64_t o = 0; step_.P && o < step_.O; ++o) by_gradient(o);
     }
     if (step_.residuals == Residuals::kNone) return;
-    load_target(kValue, step_.O, [&](auto, auto m, auto o) { return target<T>(kValue, first_ + m, o); });
+    load_plain(kValue, step_.O);
     adjoint(kValue, 0, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
             workspace_.z_of[kValue][last()]);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
@@ -124,7 +124,7 @@ class Tile : private Streams<T> {
     this->second_forward();
     this->store_panels(workspace_.second[last()], step_.second, 0, step_.O);
     if (!backward()) return;
-    load_target(kSecond, step_.O, [&](auto, auto m, auto o) { return target<T>(kSecond, first_ + m, o); });
+    load_plain(kSecond, step_.O);
     adjoint(kSecond, 0, workspace_.second[last()], step_.O, {shared_.output_weight, 1, false}, workspace_.a2[last()]);
     this->second_backward();
     for (std::int64_t p = 0; p < step_.P; ++p) {
@@ -227,12 +227,27 @@ class Tile : private Streams<T> {
   // Of a sample, in rows of all streams
   T* row_of(T* rows, std::int64_t ld, std::int64_t s, std::int64_t m) const { return rows + (s * size(1) + m) * ld; }
 
-  template <class U>
-  U target(Term term, std::int64_t i, std::int64_t j, std::int64_t k = 0, std::int64_t l = 0) const {
-    return at<U>(step_.target[term].data, i, j, k, l);
+  // The numbers of a target from `begin` on, `apart` from each other
+  auto numbers(Term term, std::int64_t begin, std::int64_t apart) const {
+    const T* data = static_cast<const T*>(step_.target[term].data.data) + begin;
+    return [=](std::int64_t i) { return data[i * apart]; };
   }
 
-  // n numbers value(s, m, i) of each sample of the streams at hand; 0 where there is no target. A sample's target is
+  // Of a projected target, n of each sample from `first` on, of the derivatives from p on
+  void load_projected(Term term, std::int64_t n, std::int64_t p, std::int64_t first = 0) {
+    const auto& stride = step_.target[term].data.stride;
+    load_target(term, n, [&](std::int64_t s, std::int64_t m) {
+      return numbers(term, (p + s) * stride[0] + (first_ + m) * stride[1] + first * stride[2], stride[2]);
+    });
+  }
+
+  // Of a target [N, n]
+  void load_plain(Term term, std::int64_t n) {
+    const auto& stride = step_.target[term].data.stride;
+    load_target(term, n, [&](auto, std::int64_t m) { return numbers(term, (first_ + m) * stride[0], stride[1]); });
+  }
+
+  // n numbers value(s, m)(i) of each sample of the streams at hand; 0 where there is no target. A sample's target is
   // in the cache for all of them.
   template <class F>
   void load_target(Term term, std::int64_t n, F value) {
@@ -244,7 +259,12 @@ class Tile : private Streams<T> {
     for (std::int64_t m = 0; m < size(1); ++m) {
       T* to = panels_of + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
       for (std::int64_t s = 0; s < streams; ++s, to += size(n)) {
-        for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = there && m < M_ ? value(s, m, i) : T(0);
+        if (!there || m >= M_) {
+          for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = 0;
+          continue;
+        }
+        const auto number = value(s, m);
+        for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = number(i);
       }
     }
   }
@@ -259,8 +279,9 @@ class Tile : private Streams<T> {
   // Of n numbers of derivative p from number `first` on, whose rows have weights of their own (step 1) or one (0)
   Rows weights(std::int64_t p, std::int64_t first, std::int64_t n, const T* rows, std::int64_t step) {
     if (!step_.derivative_weight.data) return {rows, step, false};
-    load_numbers(true, 1, n, workspace_.weight, [&](auto, std::int64_t m, std::int64_t i) {
-      return rows[i * step] * at<T>(step_.derivative_weight, p, first_ + m, first + i);
+    load_numbers(true, 1, n, workspace_.weight, [&](std::int64_t, std::int64_t m) {
+      return
+          [&, m](std::int64_t i) { return rows[i * step] * at<T>(step_.derivative_weight, p, first_ + m, first + i); };
     });
     return {workspace_.weight, 0, true};
   }
@@ -276,46 +297,45 @@ class Tile : private Streams<T> {
 
   // n outputs of D f(x)[v] from output `first` on, of the directions from p on
   void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
-    const Strided& from = step_.target[kFirst].data;
-    if (step_.target[kFirst].kind == TargetKind::kProjected) {
-      return load_target(kFirst, n,
-                         [&](auto s, auto m, auto o) { return target<T>(kFirst, p + s, first_ + m, first + o); });
-    }
-    load_target(kFirst, n, [&](std::int64_t s, std::int64_t m, std::int64_t o) {
-      const T* row = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + (first + o) * from.stride[1];
-      return dot(row, from.stride[2], row_of(workspace_.v_rows, workspace_.ld_v, s, m), step_.W);
+    if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, n, p, first);
+    const Strided from = step_.target[kFirst].data;
+    load_target(kFirst, n, [&](std::int64_t s, std::int64_t m) {
+      const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
+      return [=, W = step_.W](std::int64_t o) { return dot(rows + o * from.stride[1], from.stride[2], v, W); };
     });
   }
 
   // J_fᵀ u, of the cotangents from r on
   void gradient_target(std::int64_t r) {
-    if (step_.target[kFirst].kind == TargetKind::kProjected) {
-      return load_target(kFirst, step_.W,
-                         [&](auto s, auto m, auto d) { return target<T>(kFirst, r + s, first_ + m, d); });
-    }
-    load_target(kFirst, step_.W, [&](std::int64_t s, std::int64_t m, std::int64_t d) {
+    if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, step_.W, r);
+    const Strided from = step_.target[kFirst].data;
+    load_target(kFirst, step_.W, [&](std::int64_t s, std::int64_t m) {
       const T* u = row_of(workspace_.u_rows, workspace_.ld_u, s, m);
-      T total = 0;
-      for (std::int64_t o = 0; o < step_.O; ++o) total += u[o] * target<T>(kFirst, first_ + m, o, d);
-      return total;
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0];
+      return [=, O = step_.O](std::int64_t d) {
+        T total = 0;
+        for (std::int64_t o = 0; o < O; ++o) total += u[o] * rows[o * from.stride[1] + d * from.stride[2]];
+        return total;
+      };
     });
   }
 
   // D² f(x)[v, v], of the directions from p on
   void second_target(std::int64_t p) {
-    const Strided& from = step_.target[kSecond].data;
-    if (step_.target[kSecond].kind == TargetKind::kProjected) {
-      return load_target(kSecond, step_.O,
-                         [&](auto s, auto m, auto o) { return target<T>(kSecond, p + s, first_ + m, o); });
-    }
-    load_target(kSecond, step_.O, [&](std::int64_t s, std::int64_t m, std::int64_t o) {
+    if (step_.target[kSecond].kind == TargetKind::kProjected) return load_projected(kSecond, step_.O, p);
+    const Strided from = step_.target[kSecond].data;
+    load_target(kSecond, step_.O, [&](std::int64_t s, std::int64_t m) {
       const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
-      const T* hessian = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + o * from.stride[1];
-      T total = 0;
-      for (std::int64_t d = 0; d < step_.W; ++d) {
-        total += v[d] * dot(hessian + d * from.stride[2], from.stride[3], v, step_.W);
-      }
-      return total;
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0];
+      return [=, W = step_.W](std::int64_t o) {
+        const T* hessian = rows + o * from.stride[1];
+        T total = 0;
+        for (std::int64_t d = 0; d < W; ++d) {
+          total += v[d] * dot(hessian + d * from.stride[2], from.stride[3], v, W);
+        }
+        return total;
+      };
     });
   }
 

@@ -42,7 +42,8 @@ class Streams {
   // of its samples do
   template <class F>
   void each(std::int64_t n, std::int64_t panel, std::int64_t row, std::int64_t rows, F f) const {
-    const std::int64_t begin = (panel * n + row) * kPanel<T>, stream = panel / panels() * size(n);
+    const std::int64_t begin = (panel * n + row) * kPanel<T>;
+    const std::int64_t stream = panel < panels() ? 0 : panel / panels() * size(n);
     for (std::int64_t i = begin; i < begin + rows * kPanel<T>; i += kPanel<T>) f(i, i - stream);
   }
 
