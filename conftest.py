@@ -5,6 +5,7 @@ call goes: within it every call is traced.) SOBOLEV_CORE=PATH runs them with ano
 `--default-device` and `--default-dtype` run them under other defaults of torch.
 """
 
+import gc
 import importlib.util
 import os
 import sys
@@ -38,6 +39,16 @@ def pytest_addoption(parser):
     parser.addoption("--perturb", type=int, default=0, help="units in the last place that PyTorch is off by")
     parser.addoption("--default-device", default=None, help="torch's default device within a test")
     parser.addoption("--default-dtype", default=None, help="torch's default dtype within a test")
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests are begun first, so that at the end no worker is waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish():
+    """The modules and the tests stay: no collection of garbage looks at their millions of objects again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from .cases import CASES, FIRST, KINDS, Case
+from .cases import EVERY, FIRST, GROUPS, SMALL, Case, draw_cases
 from .check import RedCheck, prepare
+from .jax_baseline import idleness
 from .memory import peak_memory
 from .overhead import print_overhead
 from .planner import SHAPES, measure_sides
@@ -29,27 +29,26 @@ from .report import (
     environment,
     fields,
     print_case,
-    summary,
+    print_summary,
     write_csv,
 )  # fmt: skip
 from .timing import SGEMM, TURN, interleave, quartiles, sgemm
-from .variants import left_out, variants_of
+from .variants import OURS, PLAIN, left_out, variants_of
 
 
 @dataclass(frozen=True)
 class Settings:
-    rounds: int = 15
-    seconds: float = 20.0
+    rounds: int = 5
+    seconds: float = 4.0
     memory: bool = True
     compiled: bool = True
-    jax: bool = False
 
 
 def run_case(case: Case, settings: Settings) -> CaseResult:
-    """One case from check to peak memory; after a red check there are no times."""
+    """One case from check to peak memory, ours and that of plain PyTorch; after a red check there are no times."""
     if settings.compiled:
         torch.compiler.reset()
-    variants = variants_of(case, settings.jax, settings.compiled)
+    variants = variants_of(case, settings.compiled)
     try:
         ready = prepare(case, variants)
     except RedCheck as error:
@@ -60,7 +59,8 @@ def run_case(case: Case, settings: Settings) -> CaseResult:
         if name in ready.crashes:
             rows.append(Row(name, variant, CRASHES, ready.crashes[name]))
             continue
-        peak = peak_memory(case, name) if settings.memory else None
+        looked_at = settings.memory and not case.name and name in (OURS, PLAIN[case.kind])
+        peak = peak_memory(case, name) if looked_at else None
         rows.append(Row(name, variant, MEASURED, "", len(times[name]), quartiles(times[name]), peak))
     return CaseResult(case, rows, quartiles(times[SGEMM]))
 
@@ -73,8 +73,10 @@ def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: 
     for case in cases:
         results.append(run_case(case, settings))
         print_case(results[-1], console)
-    for _, alike in groupby(results, key=lambda result: result.case.kind):
-        console.print(summary(list(alike)))
+    for _, alike in groupby(results, key=lambda result: result.case.group):
+        print_summary(list(alike), console)
+    if idleness():
+        console.print(idleness(), highlight=False)
     rows = [where | fields(result, row) for result in results for row in result.rows]
     console.print(f"written: {write_csv(rows, folder)}", highlight=False)
     red = [result for result in results if result.rows[0].outcome == RED]
@@ -83,32 +85,32 @@ def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    numbered = "; ".join(f"{i}: {case}" for i, case in enumerate(CASES))
+    numbered = "; ".join(f"{i}: {case}" for i, case in enumerate(EVERY))
     only = f"only these, of any group. {numbered}"
-    parser.add_argument("--group", nargs="+", choices=KINDS, default=[FIRST], help="the cases of these kinds")
-    beyond = {"dest": "group", "action": "store_const", "const": KINDS[1:]}
-    parser.add_argument("--higher", **beyond, help=f"short for --group {' '.join(KINDS[1:])}")
-    parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), help=only)
+    parser.add_argument("--group", nargs="+", choices=GROUPS, default=[FIRST, SMALL], help="the cases of these groups")
+    for name, groups in (("--large", [FIRST]), ("--small", [SMALL]), ("--higher", GROUPS[2:])):
+        short = {"dest": "group", "action": "store_const", "const": groups}
+        parser.add_argument(name, **short, help=f"short for --group {' '.join(groups)}")
+    parser.add_argument("--case", type=int, nargs="+", choices=range(len(EVERY)), help=only)
+    parser.add_argument("--random", type=int, metavar="K", help="only: K small cases that no table has")
+    parser.add_argument("--seed", type=int, default=0, help="of --random")
     parser.add_argument("--rounds", type=int, default=Settings.rounds, help="at least this many, 2 or more")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of rounds for each case, at least")
     parser.add_argument("--threads", type=int, help="of PyTorch, and so of the fused step")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--no-compile", action="store_true", help="leave out the baselines that torch.compile makes")
-    parser.add_argument("--jax", action="store_true", help="also JAX, if it is installed")
-    parser.add_argument("--overhead", action="store_true", help="only: what the smallest call costs, piece by piece")
+    parser.add_argument("--no-compile", action="store_true", help="leave out JAX and what torch.compile makes")
+    parser.add_argument("--overhead", action="store_true", help="only: what small calls cost, piece by piece")
     parser.add_argument("--planner", action="store_true", help="only: whether the planner takes the faster side")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
-    if options.jax and importlib.util.find_spec("jax") is None:
-        parser.error("--jax: jax is not installed (pip install jax)")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(140, Console().width))
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.overhead:
@@ -120,10 +122,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.planner:
         measure_sides(SHAPES, options.rounds, options.seconds, options.results, console)
         return 0
-    settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile, options.jax)
-    chosen = [case for case in CASES if case.kind in options.group]
-    cases = chosen if options.case is None else [CASES[i] for i in options.case]
-    return benchmark(cases, settings, options.results, console)
+    settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile)
+    return benchmark(cases_of(options), settings, options.results, console)
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    if options.random is not None:
+        return draw_cases(options.random, options.seed)
+    if options.case is not None:
+        return [EVERY[i] for i in options.case]
+    chosen = [case for case in EVERY if case.group in options.group]
+    named = [replace(case, name="") for case in chosen if case.name]
+    return [case for case in chosen if case not in named]
 
 
 if __name__ == "__main__":

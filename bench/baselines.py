@@ -7,21 +7,56 @@ but that they are not projected; what goes beyond is in higher.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import linear, mse_loss, softplus
+from torch.nn.functional import gelu, linear, mse_loss, silu, softplus
 
 from .cases import EXACT, FIRST, SECOND, Case, Data
+
+# Of an activation the value, the slope, and a call for the curvature, which not everybody needs
+Jet = tuple[torch.Tensor, torch.Tensor, Callable[[], torch.Tensor]]
+
+
+def jet_of_tanh(z: torch.Tensor) -> Jet:
+    y = torch.tanh(z)
+    slope = 1 - y * y
+    return y, slope, lambda: -2 * y * slope
+
+
+def jet_of_sigmoid(z: torch.Tensor) -> Jet:
+    y = torch.sigmoid(z)
+    slope = y * (1 - y)
+    return y, slope, lambda: slope * (1 - 2 * y)
+
+
+def jet_of_softplus(z: torch.Tensor) -> Jet:
+    slope = torch.sigmoid(z)
+    return softplus(z), slope, lambda: slope * (1 - slope)
+
+
+def jet_of_silu(z: torch.Tensor) -> Jet:
+    s = torch.sigmoid(z)
+    bend = s * (1 - s)
+    return z * s, s + z * bend, lambda: bend * (2 + z * (1 - 2 * s))
+
+
+def jet_of_gelu(z: torch.Tensor) -> Jet:
+    below = 0.5 + 0.5 * torch.erf(z * math.sqrt(0.5))
+    density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    return z * below, below + z * density, lambda: density * (2 - z * z)
 
 
 class Layer(NamedTuple):
     weight: torch.Tensor  # [n_l, n_{l-1}]
     bias: torch.Tensor  # [n_l]
     activation: Callable[[torch.Tensor], torch.Tensor] | None  # the last layer has none
+    jet: Callable[[torch.Tensor], Jet] | None
 
 
 Layers = list[Layer]
@@ -30,19 +65,25 @@ Step = Callable[[], Result]
 Build = Callable[[Case, torch.nn.Module, Data], Step]
 
 
-FUNCTIONS = {torch.nn.Tanh: torch.tanh, torch.nn.Softplus: softplus}
+FUNCTIONS = {
+    torch.nn.Tanh: (torch.tanh, jet_of_tanh),
+    torch.nn.Sigmoid: (torch.sigmoid, jet_of_sigmoid),
+    torch.nn.Softplus: (softplus, jet_of_softplus),
+    torch.nn.SiLU: (silu, jet_of_silu),
+    torch.nn.GELU: (gelu, jet_of_gelu),
+}
 
 
 def layers_of(student: torch.nn.Module) -> Layers:
     """Cheaper to call than the module, which favours us least."""
     linears = [m for m in student if isinstance(m, torch.nn.Linear)]
-    activations = [FUNCTIONS[type(m)] for m in student if type(m) in FUNCTIONS]
-    return [Layer(m.weight, m.bias, a) for m, a in zip(linears, [*activations, None], strict=True)]
+    functions = [FUNCTIONS[type(m)] for m in student if type(m) in FUNCTIONS]
+    return [Layer(m.weight, m.bias, *both) for m, both in zip(linears, [*functions, (None, None)], strict=True)]
 
 
 def forward(layers: Layers, x: torch.Tensor) -> torch.Tensor:  # [..., D] -> [..., O]
-    for weight, bias, activation in layers[:-1]:
-        x = activation(linear(x, weight, bias))
+    for layer in layers[:-1]:
+        x = layer.activation(linear(x, layer.weight, layer.bias))
     return linear(x, layers[-1].weight, layers[-1].bias)
 
 
@@ -67,9 +108,25 @@ def values_only(layers: Layers, data: Data) -> torch.Tensor:
     return mse_loss(forward(layers, data.x), data.y)
 
 
+def columns_of(data: Data) -> torch.Tensor:
+    """Directions of the tangents [P, N or 1, D]: the given ones, or for the whole Jacobian the basis."""
+    return basis(data) if data.directions is None else data.directions
+
+
+def basis(data: Data) -> torch.Tensor:
+    """[D, 1, D]: of the first layer the tangents are the same for all samples."""
+    return torch.eye(data.x.shape[1], dtype=data.x.dtype, device=data.x.device)[:, None]
+
+
+def along(data: Data, tangents: torch.Tensor) -> torch.Tensor:
+    """Tangents [P, N, O] as the data's target has them, which of the whole Jacobian is [N, O, D]."""
+    return tangents.permute(1, 2, 0) if data.directions is None else tangents
+
+
 def vmap_jvp(layers: Layers, data: Data) -> torch.Tensor:
-    along = lambda v: torch.func.jvp(lambda x: forward(layers, x), (data.x,), (v,))  # noqa: E731
-    return sobolev(data, *torch.func.vmap(along, out_dims=(None, 0))(data.directions))
+    jvp = lambda v: torch.func.jvp(lambda x: forward(layers, x), (data.x,), (v.expand_as(data.x),))  # noqa: E731
+    y, tangents = torch.func.vmap(jvp, out_dims=(None, 0))(columns_of(data))
+    return sobolev(data, y, along(data, tangents))
 
 
 def double_backward(layers: Layers, data: Data) -> torch.Tensor:
@@ -102,44 +159,50 @@ def func_grad(layers: Layers, data: Data) -> torch.Tensor:
     return sobolev(data, y, projected([g], data))
 
 
+def jacobian(layers: Layers, data: Data) -> torch.Tensor:
+    """All rows at once, by the VJPs of the unit cotangents."""
+    y, pull = torch.func.vjp(lambda x: forward(layers, x), data.x)
+    units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, *y.shape)
+    (rows,) = torch.func.vmap(pull)(units)
+    return sobolev(data, y, projected(list(rows), data))
+
+
 def stacked(layers: Layers, data: Data) -> torch.Tensor:
-    """Value and tangents as (1 + P) N rows of one product for each layer."""
-    h = torch.cat((data.x[None], data.directions))  # [1 + P, N, D]
-    for weight, bias, activation in layers:
-        z = linear(h, weight)
+    """Above the first layer, value and tangents are (1 + P) N rows of one product for each layer."""
+    y, tangents = linear(data.x, layers[0].weight, layers[0].bias), linear(columns_of(data), layers[0].weight)
+    for before, (weight, bias, _, _) in pairwise(layers):
+        y, slope, _ = before.jet(y)
+        z = linear(torch.cat((y[None], slope * tangents)), weight)
         y, tangents = z[0] + bias, z[1:]
-        if activation:
-            y = torch.tanh(y)
-            h = torch.cat((y[None], (1 - y * y) * tangents))
-    return sobolev(data, y, tangents)
+    return sobolev(data, y, along(data, tangents.expand(-1, *y.shape)))
 
 
 @torch.no_grad()
 def by_hand(layers: Layers, data: Data) -> Result:
     """Stacked streams with the adjoint chain written out (docs/math.md, section 3), and no autograd at all."""
-    inputs, dots = [], []
-    h = torch.cat((data.x[None], data.directions))  # [1 + P, N, D]
-    for weight, bias, activation in layers:
-        inputs.append(h)
-        z = linear(h, weight)
+    v = columns_of(data)  # [P, N or 1, D]
+    y, tangents = linear(data.x, layers[0].weight, layers[0].bias), linear(v, layers[0].weight)
+    inputs, jets = [], []
+    for before, (weight, bias, _, _) in pairwise(layers):
+        y, slope, curvature = before.jet(y)
+        jets.append((slope, curvature, tangents))
+        inputs.append(torch.cat((y[None], slope * tangents)))
+        z = linear(inputs[-1], weight)
         y, tangents = z[0] + bias, z[1:]
-        if activation:
-            y = torch.tanh(y)
-            dots.append(tangents)
-            h = torch.cat((y[None], (1 - y * y) * tangents))
-    r0, r1 = y - data.y, tangents - data.tangents
+    target = data.tangents if data.directions is not None else data.jacobian.permute(2, 0, 1)
+    r0, r1 = y - data.y, tangents - target
     loss = r0.square().mean() + r1.square().mean()
     dz = torch.cat((2 / r0.numel() * r0[None], 2 / r1.numel() * r1))  # [1 + P, N, O]
     gradients: list[torch.Tensor] = []
-    for l in reversed(range(len(layers))):
-        gradients[:0] = [dz.flatten(0, 1).T @ inputs[l].flatten(0, 1), dz[0].sum(0)]
-        if l:
-            y = inputs[l][0]
-            slope = 1 - y * y
-            a = dz @ layers[l].weight
-            q = -2 * y * slope * (dots[l - 1] * a[1:]).sum(0)
-            dz = torch.cat(((slope * a[0] + q)[None], slope * a[1:]))
-    return loss, tuple(gradients)
+    for l in reversed(range(1, len(layers))):
+        gradients[:0] = [dz.flatten(0, 1).T @ inputs[l - 1].flatten(0, 1), dz[0].sum(0)]
+        slope, curvature, tangents = jets[l - 1]
+        a = dz @ layers[l].weight
+        q = curvature() * (tangents * a[1:]).sum(0)
+        dz = torch.cat(((slope * a[0] + q)[None], slope * a[1:]))
+    d = dz[1:] if v.shape[1] == len(data.x) else dz[1:].sum(1, keepdim=True)
+    weight = dz[0].T @ data.x + d.flatten(0, 1).T @ v.flatten(0, 1)
+    return loss, (weight, dz[0].sum(0), *gradients)
 
 
 def by_autograd(loss: Callable[[Layers, Data], torch.Tensor], compiled: bool = False) -> Build:
@@ -169,8 +232,13 @@ def as_it_is(function: Callable[[Layers, Data], Result], compiled: bool = False)
     return build
 
 
-def scalar(case: Case) -> bool:
-    return case.O == 1
+def few_columns(case: Case) -> bool:
+    return case.few_columns
+
+
+def one_gradient(case: Case) -> bool:
+    """Of a scalar student, where it may cost less than the tangents."""
+    return case.O == 1 and (case.kind == EXACT or case.P > 1)
 
 
 def several_outputs(case: Case) -> bool:
@@ -189,7 +257,7 @@ class Variant:
     """A row: how to build the step, for which cases, and what sort of contestant it is.
 
     A compiled one says what the same (or, of another framework, the like) is in plain PyTorch; one that needs a package
-    names it as pip does.
+    names it as pip does. `adjoint`: its author derived the adjoint chain too, for this loss alone.
     """
 
     build: Build
@@ -198,6 +266,7 @@ class Variant:
     derivatives: bool = True
     uncompiled: Build | None = None
     ours: bool = False
+    adjoint: bool = False
     needs: str = ""
 
     @property
@@ -222,12 +291,15 @@ DOUBLE_BACKWARD = "double backward"
 STACKED = "stacked"
 BASELINES = {
     VALUES_ONLY: Variant(by_autograd(values_only), (FIRST, EXACT, SECOND), derivatives=False),
-    VMAP_JVP: Variant(by_autograd(vmap_jvp)),
+    VMAP_JVP: Variant(by_autograd(vmap_jvp), (FIRST, EXACT), few_columns),
     DOUBLE_BACKWARD: Variant(by_autograd(double_backward), (FIRST, EXACT)),
     "double vjp": Variant(by_autograd(double_vjp), shapes=several_outputs),
-    STACKED: Variant(by_autograd(stacked)),
-    "by hand": Variant(as_it_is(by_hand)),
-    "stacked, compiled": compiled(stacked),
-    "by hand, compiled": Variant(as_it_is(by_hand, compiled=True), uncompiled=as_it_is(by_hand)),
-    "func.grad, compiled": compiled(func_grad, kinds=(FIRST, EXACT), shapes=scalar),
+    STACKED: Variant(by_autograd(stacked), (FIRST, EXACT), few_columns),
+    "by hand": Variant(as_it_is(by_hand), (FIRST, EXACT), few_columns, adjoint=True),
+    "stacked, compiled": compiled(stacked, kinds=(FIRST, EXACT), shapes=few_columns),
+    "by hand, compiled": Variant(
+        as_it_is(by_hand, compiled=True), (FIRST, EXACT), few_columns, uncompiled=as_it_is(by_hand), adjoint=True
+    ),
+    "func.grad, compiled": compiled(func_grad, kinds=(FIRST, EXACT), shapes=one_gradient),
+    "jacrev, compiled": compiled(jacobian, kinds=(EXACT,), shapes=several_outputs),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,14 +19,24 @@ from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, Pr
 SEED = 2017
 
 # What is computed: the loss on values and tangents along P directions; on values and the whole Jacobian; on values,
-# first and second derivatives along P directions; and of a scalar student the mean square of value + Laplacian.
-FIRST, EXACT, SECOND, LAPLACIAN = KINDS = ("first", "exact", "second", "laplacian")
+# first and second derivatives along P directions; of a scalar student the mean square of value + Laplacian; and beside
+# a teacher, on values and their gradients along P cotangents, the loss of `sobolev_loss` or one that stands on `vjp`.
+FIRST, EXACT, SECOND, LAPLACIAN, TEACHER, VJP = KINDS = ("first", "exact", "second", "laplacian", "teacher", "vjp")
 TITLES = {FIRST: "", EXACT: "exact: ", SECOND: "order 2: ", LAPLACIAN: "Laplacian: "}
+TITLES |= {TEACHER: "teacher: ", VJP: "vjp: "}
+TAUGHT = (TEACHER, VJP)
+TEACHER_WIDTH = 256
+# A group is a kind of the large cases, or all of the small ones.
+SMALL = "small"
+GROUPS = (FIRST, SMALL, EXACT, SECOND, LAPLACIAN)
 
 
 @dataclass(frozen=True)
 class Case:
-    """N samples, a student D -> H × hidden -> O, P directions (0 where the kind has none of its own), float32."""
+    """N samples, a student D -> H × hidden -> O, P directions (0 where the kind has none of its own), float32.
+
+    A small case has a name.
+    """
 
     N: int
     D: int
@@ -35,11 +46,22 @@ class Case:
     P: int = 0
     kind: str = FIRST
     activation: str = "tanh"
+    name: str = ""
 
     def __str__(self) -> str:
         directions = f", P={self.P}" if self.P else ""
         activation = "" if self.activation == "tanh" else f", {self.activation}"
-        return f"{TITLES[self.kind]}{self.N}, {self.D}→{self.H}×{self.hidden}→{self.O}{directions}{activation}"
+        name = f"{self.name}: " if self.name else ""
+        return f"{name}{TITLES[self.kind]}{self.N}, {self.D}→{self.H}×{self.hidden}→{self.O}{directions}{activation}"
+
+    @property
+    def group(self) -> str:
+        return SMALL if self.name else self.kind
+
+    @property
+    def few_columns(self) -> bool:
+        """Whether tangents are few: along given directions, or the columns of a small Jacobian."""
+        return self.kind == FIRST or (self.kind == EXACT and self.D <= 10 and self.N <= 4096)
 
     @property
     def ascii(self) -> str:
@@ -58,6 +80,8 @@ class Case:
             projection = planner.exact_projection(self.D, self.O)
             P = self.O if projection == COTANGENTS else self.D
             return replace(problem, projection=projection, P=P, distribution="basis")
+        if self.kind in TAUGHT:
+            return replace(problem, projection=COTANGENTS, distribution="given", derivative_target=PROJECTED)
         if self.kind == SECOND:
             targets = {"derivative_target": PROJECTED, "second_target": PROJECTED}
             return replace(problem, distribution="given", order=2, **targets)
@@ -74,18 +98,21 @@ class Case:
 
         Of the Laplacian 2 (8 + 5 D) N Σ_l n_{l-1} n_l, for it is two calls (`by_sum` of csrc/cpu/step.h): values, D
         tangents and their sum forward, 2 + D products; then all of it with its adjoints, 3 (2 + D), and each tangent
-        once more, D, since only their squares were kept.
+        once more, D, since only their squares were kept. A teacher's are those of its forward.
         """
         flops = planner.flops(self.problem, self.N)
         if self.kind == LAPLACIAN:
             backward = replace(self.problem, result=DERIVATIVES_GRADIENTS, gradients=True)
             flops += planner.flops(backward, self.N) + 2 * self.D * self.N * self.problem.multiplies
+        if self.kind in TAUGHT:
+            widths = (self.D, TEACHER_WIDTH, TEACHER_WIDTH, self.O)
+            flops += planner.flops(replace(self.problem, widths=widths, gradients=False), self.N)
         return flops
 
     @property
     def bytes(self) -> int | None:
-        """Of the Laplacian, two calls, the library has no count."""
-        return None if self.kind == LAPLACIAN else self.problem.bytes(self.N)
+        """Of two calls, as of the Laplacian and beside a teacher, the library has no count."""
+        return None if self.kind in (LAPLACIAN, *TAUGHT) else self.problem.bytes(self.N)
 
 
 # To add a benchmark case: one row.
@@ -107,6 +134,41 @@ CASES = [
     Case(1024, 8, 256, 3, 1, kind=LAPLACIAN),
 ]
 
+# The sizes of the papers and programs that train on derivatives.
+SMALL_CASES = [
+    Case(20, 2, 256, 2, 1, 1, name="paper, 20 points"),
+    Case(100, 2, 256, 2, 1, 1, name="paper, 100 points"),
+    Case(256, 20, 20, 4, 1, kind=EXACT, activation="softplus", name="differential ML"),
+    Case(32, 8, 128, 5, 1, kind=EXACT, activation="softplus", name="option surrogate"),
+    Case(1000, 2, 64, 4, 1, kind=EXACT, name="PINN-like"),
+    Case(32, 100, 256, 3, 50, 10, activation="softplus", name="DINO"),
+    Case(32, 64, 128, 4, 32, 4, activation="gelu", name="dinox"),
+    Case(1024, 4, 128, 5, 10, kind=EXACT, activation="silu", name="fields"),
+    Case(128, 15, 64, 2, 1, kind=EXACT, activation="silu", name="forces"),
+    Case(128, 42, 128, 2, 1, kind=EXACT, activation="softplus", name="critic"),
+    Case(128, 128, 32, 2, 6, 1, kind=VJP, name="distillation"),
+    Case(128, 128, 32, 2, 6, 1, kind=TEACHER, name="distillation"),
+]
+EVERY = [*CASES, *SMALL_CASES]
+
+# A drawn case is drawn again until it is small: FLOPs of its matrix products.
+MOST_FLOPS = 2e9
+DRAWN = {"N": (8, 512), "D": (1, 128), "H": (8, 256), "hidden": (1, 5), "O": (1, 32)}
+ACTIVATIONS = ("tanh", "softplus", "silu", "gelu", "sigmoid")
+
+
+def draw_cases(count: int, seed: int) -> list[Case]:
+    """Small cases between those of the table; sizes are drawn evenly on a scale of logarithms, half are scalar."""
+    draws, cases = random.Random(seed), []
+    while len(cases) < count:
+        sizes = {name: int(low * ((high + 1) / low) ** draws.random()) for name, (low, high) in DRAWN.items()}
+        sizes["O"] = draws.choice((1, sizes["O"]))
+        how = draws.choice(({"kind": EXACT}, {"P": draws.choice((1, 2, 4, 8))}))
+        case = Case(**sizes, **how, activation=draws.choice(ACTIVATIONS), name=f"drawn {seed}.{len(cases)}")
+        if case.flops <= MOST_FLOPS:
+            cases.append(case)
+    return cases
+
 
 class Data(NamedTuple):
     """Inputs and targets, as far as the kind has them; of the first order the baselines are given directions and
@@ -118,6 +180,7 @@ class Data(NamedTuple):
     directions: torch.Tensor | None = None  # [P, N, D]
     tangents: torch.Tensor | None = None  # [P, N, O]
     seconds: torch.Tensor | None = None  # [P, N, O]
+    cotangents: torch.Tensor | None = None  # [P, N, O]
 
     @property
     def derivatives(self) -> list[torch.Tensor]:
@@ -142,6 +205,11 @@ def make_student(case: Case) -> sk.MLP:
     return sk.MLP(case.D, case.O, width=case.H, depth=case.hidden, activation=case.activation)
 
 
+def make_teacher(case: Case) -> sk.MLP:
+    torch.manual_seed(2)
+    return sk.MLP(case.D, case.O, width=TEACHER_WIDTH, depth=2).requires_grad_(False)
+
+
 def make_data(case: Case) -> Data:
     """Samples of f(x) = sin(Aᵀx) and its derivatives."""
     torch.manual_seed(1)
@@ -150,6 +218,11 @@ def make_data(case: Case) -> Data:
     y, jacobian = torch.sin(z), torch.cos(z)[:, :, None] * A.T
     if case.kind == LAPLACIAN:
         return Data(x, y)
+    if case.kind in TAUGHT:
+        # centred, so that those of logits are those of log-probabilities
+        u = torch.randn(case.P, case.N, case.O)
+        u = u - u.mean(-1, keepdim=True)
+        return Data(x, y, cotangents=u / u.norm(dim=-1, keepdim=True))
     if case.kind == EXACT:
         return Data(x, y, jacobian)
     directions = sk.Directions.sphere(case.P, seed=SEED).tensor(x)

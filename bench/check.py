@@ -15,13 +15,14 @@ import torch
 from sobolev_kernels.testing.compare import Comparison
 
 from .baselines import BASELINES, DOUBLE_BACKWARD, VALUES_ONLY, Result, Step, Variant
-from .cases import EXACT, FIRST, LAPLACIAN, SECOND, Case, Data, in_double, make_data, make_student
-from .higher import HIGHER, NESTED, TRACE
+from .cases import FIRST, TAUGHT, Case, Data, in_double, make_data, make_student
+from .higher import HIGHER
+from .taught import TAUGHT_BASELINES, TAUGHT_VALUES
 from .variants import PLAIN
 
-PEERS = BASELINES | HIGHER
+PEERS = BASELINES | HIGHER | TAUGHT_BASELINES
 # By kind: whose float64 result is right
-EXPECTED = {FIRST: DOUBLE_BACKWARD, EXACT: DOUBLE_BACKWARD, SECOND: NESTED, LAPLACIAN: TRACE}
+EXPECTED = PLAIN | {FIRST: DOUBLE_BACKWARD}
 
 
 class RedCheck(Exception):
@@ -48,7 +49,8 @@ class Checker:
         self.plain = (self.case, self.student, self.data)
         self.exact = (self.case, *in_double(self.student, self.data))
         # by whether derivatives are computed
-        peers = {True: PEERS[EXPECTED[self.case.kind]], False: PEERS[VALUES_ONLY]}
+        values = TAUGHT_VALUES if self.case.kind in TAUGHT else VALUES_ONLY
+        peers = {True: PEERS[EXPECTED[self.case.kind]], False: PEERS[values]}
         self.expected = {what: peer.build(*self.exact)() for what, peer in peers.items() if peer.applies(self.case)}
 
     def ours(self, name: str, got: Result) -> None:

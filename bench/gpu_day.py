@@ -29,6 +29,8 @@ from . import gpu
 from .cases import CASES, FIRST, Case
 
 GPU = torch.cuda.is_available()
+if os.environ.get("TRITON_INTERPRET"):
+    from sobolev_kernels.testing import interpreter  # noqa: F401
 DEVICE = "cuda" if GPU else "cpu"
 OUT, WORK = (Path(os.environ.get(name, ".")) for name in ("OUT", "WORK"))
 # Of a hidden layer 16 to 300 wide: on chip, in cache, layer by layer.

@@ -12,7 +12,7 @@ import torch
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.nn.functional import linear
 
-from .baselines import Build, Layers, Step, Variant, by_autograd, compiled, forward, layers_of, sobolev
+from .baselines import Build, Layers, Step, Variant, basis, by_autograd, compiled, forward, layers_of, sobolev
 from .cases import LAPLACIAN, SECOND, Case, Data
 
 JET = "jet-for-pytorch"
@@ -33,22 +33,21 @@ def nested_jvp(layers: Layers, data: Data) -> torch.Tensor:
 
 
 def taylor(layers: Layers, x: torch.Tensor, v: torch.Tensor, collapsed: bool = False) -> tuple[torch.Tensor, ...]:
-    """Values, tangents along v [P, N or 1, D] and second derivatives (or only their sum [1, N, O]) of a tanh student.
+    """Values, tangents along v [P, N or 1, D] and second derivatives (or only their sum [1, N, O]).
 
     Above the first layer, where there are no second derivatives, the streams are rows of one product.
     """
     P, y, tangents, seconds = len(v), x, v, None
-    for weight, bias, activation in layers:
+    for weight, bias, _, jet in layers:
         if seconds is None:
             y, tangents = linear(y, weight, bias), linear(tangents, weight)
         else:
             z = linear(torch.cat((y[None], tangents, seconds)), weight)
             y, tangents, seconds = z[0] + bias, z[1 : 1 + P], z[1 + P :]
-        if activation:
-            y = torch.tanh(y)
-            slope = 1 - y * y
+        if jet:
+            y, slope, curvature = jet(y)
             squares = tangents.square()
-            bent = -2 * y * slope * (squares.sum(0, keepdim=True) if collapsed else squares)
+            bent = curvature() * (squares.sum(0, keepdim=True) if collapsed else squares)
             seconds = bent if seconds is None else slope * seconds + bent
             tangents = slope * tangents
     return y, tangents, seconds
@@ -56,11 +55,6 @@ def taylor(layers: Layers, x: torch.Tensor, v: torch.Tensor, collapsed: bool = F
 
 def streams(layers: Layers, data: Data) -> torch.Tensor:
     return sobolev(data, *taylor(layers, data.x, data.directions))
-
-
-def basis(data: Data) -> torch.Tensor:
-    """[D, 1, D]: of the first layer the tangents are the same for all samples."""
-    return torch.eye(data.x.shape[1], dtype=data.x.dtype, device=data.x.device)[:, None]
 
 
 def collapsed_streams(layers: Layers, data: Data) -> torch.Tensor:

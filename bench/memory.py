@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .baselines import Variant
 from .cases import Case, make_data, make_student
-from .variants import JAX, variants_of
+from .variants import variants_of
 
 ROOT = Path(__file__).parents[1]
 CLEAR = Path("/proc/self/clear_refs")
@@ -67,7 +67,7 @@ def peak_memory(case: Case, name: str) -> int | None:
 
 def main(case: str, name: str) -> None:
     row = Case(*json.loads(case))
-    print(measure(row, variants_of(row, jax=name == JAX)[name]))
+    print(measure(row, variants_of(row)[name]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a call costs when there is nothing to compute: one sample, 1 -> 1, one direction, piece by piece."""
+"""What small calls cost, piece by piece: around the kernel there is little to compute, and much to do."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
@@ -13,65 +14,100 @@ from rich.table import Table
 import sobolev_kernels as sk
 from sobolev_kernels import dispatch, ops
 
-from .baselines import BASELINES, VALUES_ONLY
-from .cases import Case, make_data, make_student
+from .cases import SMALL_CASES, Case, make_data, make_student
 from .timing import TURN, interleave, quartiles
+from .variants import VARIANTS, variants_of
 
-SMALLEST = Case(1, 1, 1, 0, 1, 1)
+SMALLEST = Case(1, 1, 1, 0, 1, 1, name="smallest")
+CASES = (SMALLEST, *(case for case in SMALL_CASES if case.name in ("forces", "option surrogate")))
+OPTIMIZERS = {"Adam": {}, "Adam(foreach=True)": {"foreach": True}, "Adam(fused=True)": {"fused": True}}
+ORDINARY = "ordinary step of PyTorch, values only"
+STEP, FORWARD = "sobolev_loss, forward + backward", "sobolev_loss, forward"
+KERNEL = "kernel alone"
+# What is no call of its own
+DIFFERENCES = {"sobolev_loss, backward": (STEP, FORWARD), "around the kernel": (STEP, KERNEL)}
+
+Call = Callable[[], object]
 
 
-def captured(call: Callable[[], object]) -> tuple:
-    """The Problem and the Operands with which a call reaches the op."""
-    with patch.object(ops, "mlp_sobolev", wraps=ops.mlp_sobolev) as op:
+def captured(call: Call) -> tuple:
+    """Arguments with which a call reaches the kernel: the Problem, the Operands, the outputs and the gradients."""
+    backend = dispatch.BACKENDS["cpu"]
+    with patch.object(backend, "run", wraps=backend.run) as run:
         call()
-    return op.call_args.args
+    return run.call_args.args
 
 
-def pieces() -> dict[str, Callable[[], object]]:
-    """The whole call, the two ways to the op, and what both end in."""
-    student, data = make_student(SMALLEST), make_data(SMALLEST)
+def loss_of(case: Case, student: torch.nn.Module) -> Call:
+    """The forward of the case's fused step, with directions drawn anew."""
+    data = make_data(case)
     targets = sk.Targets(values=data.y, jacobian=data.jacobian)
-    directions = sk.Directions.sphere(SMALLEST.P)
+    how = {"directions": sk.Directions.sphere(case.P)} if case.P else {"derivatives": "exact"}
+    return lambda: sk.sobolev_loss(student, data.x, targets, **how)
+
+
+def trained(case: Case, **how: bool) -> Call:
+    """A step of training, of a student of its own."""
+    student = copy.deepcopy(make_student(case))
+    loss, optimizer = loss_of(case, student), torch.optim.Adam(student.parameters(), lr=1e-5, **how)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def pieces(case: Case) -> dict[str, Call]:
+    """The ordinary step, the whole call and what it ends in, two ways to the op, and steps of training."""
+    student, data = make_student(case), make_data(case)
     parameters = tuple(student.parameters())
+    forward = loss_of(case, student)
 
     def backward(loss: torch.Tensor) -> None:
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
 
-    forward = lambda: sk.sobolev_loss(student, data.x, targets, directions=directions)  # noqa: E731
-    problem, operands = captured(forward)
-    outputs, gradients = ops.outputs_of(problem, operands)
+    problem, operands, outputs, gradients = captured(forward)
+    values = next(name for name, variant in variants_of(case, compiled=False).items() if not variant.derivatives)
     text, head, weights = problem.to_string(), operands[:-1], list(operands.weights)
     registered = torch.ops.sobolev_kernels.mlp_sobolev
     run = dispatch.BACKENDS[problem.backend].run
     return {
-        "ordinary step of PyTorch (values only)": BASELINES[VALUES_ONLY].build(SMALLEST, student, data),
-        "sobolev_loss, forward + backward": lambda: backward(forward()),
-        "sobolev_loss, forward": forward,
+        ORDINARY: VARIANTS[values].build(case, student, data),
+        STEP: lambda: backward(forward()),
+        FORWARD: forward,
+        KERNEL: lambda: run(problem, operands, outputs, gradients),
         "eager way to the op, forward + backward": lambda: backward(ops.mlp_sobolev(problem, operands)[0]),
-        "eager way to the op, forward": lambda: ops.mlp_sobolev(problem, operands),
         "registered op, forward + backward": lambda: backward(registered(*head, weights, text)[0]),
-        "registered op, forward": lambda: registered(*head, weights, text),
-        "compute: outputs and kernel": lambda: ops.compute(problem, operands),
-        "kernel alone": lambda: run(problem, operands, outputs, gradients),
+        **{f"a step of training, {name}": trained(case, **how) for name, how in OPTIMIZERS.items()},
     }
 
 
-def overhead(rounds: int = 50, turn: float = TURN) -> Table:
-    steps = pieces()
+def microseconds(case: Case, rounds: int, turn: float) -> dict[str, float]:
+    """Of each piece the median; of a difference that of the rounds."""
+    steps = pieces(case)
+    interleave(steps, rounds=2, seconds=0, turn=turn)
+    times = interleave(steps, rounds=rounds, seconds=0, turn=turn)
+    for name, (whole, part) in DIFFERENCES.items():
+        times[name] = [a - b for a, b in zip(times[whole], times[part], strict=True)]
+    return {name: 1e6 * quartiles(t).median for name, t in times.items()}
+
+
+def overhead(cases: Sequence[Case] = CASES, rounds: int = 30, turn: float = TURN) -> Table:
     with warnings.catch_warnings():
         # the same call again and again is what is measured
         warnings.simplefilter("ignore", sk.SobolevWarning)
-        interleave(steps, rounds=2, seconds=0, turn=turn)
-        times = interleave(steps, rounds=rounds, seconds=0, turn=turn)
-    table = Table(title="The smallest call: N = 1, 1→1, P = 1", title_justify="left")
+        columns = [microseconds(case, rounds, turn) for case in cases]
+    table = Table(title="What small calls cost, µs", title_justify="left")
     table.add_column("piece")
-    table.add_column("µs", justify="right")
-    table.add_column("quartiles", justify="right")
-    for name in steps:
-        q1, median, q3 = (1e6 * s for s in quartiles(times[name]))
-        table.add_row(name, f"{median:.1f}", f"{q1:.1f} … {q3:.1f}")
+    for case in cases:
+        table.add_column(case.name, justify="right")
+    for name in columns[0]:
+        table.add_row(name, *(f"{column[name]:.1f}" for column in columns))
+    table.add_row(f"{STEP} ÷ {ORDINARY}", *(f"{column[STEP] / column[ORDINARY]:.2f}" for column in columns))
     return table
 
 

@@ -6,7 +6,9 @@ import csv
 import datetime
 import os
 import platform
+import statistics
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,13 @@ from sobolev_kernels import dispatch
 from .baselines import Variant
 from .cases import Case
 from .timing import SGEMM_FLOPS, Quartiles
-from .variants import OURS, PLAIN
+from .variants import JAX, OURS, PLAIN
 
 ROOT = Path(__file__).parents[1]
 MEASURED, CRASHES, RED = "measured", "crashes", "red check"
+# How many times the fused step's time the best other takes
+LIMITS = (1, 1.3, 1.6)
+FASTER = "◀ faster"
 
 
 @dataclass
@@ -48,11 +53,28 @@ class CaseResult:
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name and row.seconds), None)
 
+    def best(self, which: Callable[[Row], bool]) -> Row | None:
+        """The fastest of some rows."""
+        return min((r for r in self.rows if r.seconds and which(r)), key=lambda row: row.seconds.median, default=None)
+
+    def best_other(self, adjoint: bool = True) -> Row | None:
+        """Of those that compute what we compute, with or without those whose author derived the adjoint too."""
+        others = lambda v: v.derivatives and not v.ours and (adjoint or not v.adjoint)  # noqa: E731
+        return self.best(lambda row: others(row.variant))
+
     @property
-    def best_baseline(self) -> Row | None:
-        """The fastest that computes what we compute."""
-        rows = [r for r in self.rows if r.seconds and r.variant.derivatives and not r.variant.ours]
-        return min(rows, key=lambda row: row.seconds.median, default=None)
+    def jax(self) -> Row | None:
+        return self.best(lambda row: row.name in JAX)
+
+    @property
+    def values_only(self) -> Row | None:
+        return self.best(lambda row: not row.variant.derivatives)
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else is faster."""
+        ratio = self.times_ours(self.best_other())
+        return ratio is not None and ratio < 1
 
     def times_ours(self, row: Row | None) -> float | None:
         """How many times the fused step's time."""
@@ -93,23 +115,39 @@ def case_table(result: CaseResult) -> Table:
 
 
 def summary(results: list[CaseResult]) -> Table:
-    """Of the cases of one kind."""
-    plain = PLAIN[results[0].case.kind]
+    """Of the cases of one group; a case in which somebody else is faster is marked."""
     table = Table(title="All cases: how many times the fused step's time the others take", title_justify="left")
     table.add_column("case", no_wrap=True)
-    for heading in ("fused ms", "of sgemm", "best baseline", "best ÷ fused", f"{plain} ÷ fused"):
+    for heading in ("fused ms", "of sgemm", "values only", "plain", "JAX"):
         table.add_column(heading, justify="right")
+    table.add_column("best other", no_wrap=True)
     for result in results:
-        ours, best = result.row(OURS), result.best_baseline
+        ours, best = result.row(OURS), result.best_other()
         if ours is None:
             table.add_row(str(result.case), result.rows[0].outcome)
             continue
-        ratios = [result.times_ours(best), result.times_ours(result.row(plain))]
+        rows = (result.values_only, result.row(PLAIN[result.case.kind]), result.jax)
+        mark = FASTER if result.lost else ""
         table.add_row(
             str(result.case), f"{1e3 * ours.seconds.median:.3f}", cell(result.of_sgemm(ours), ".0%"),
-            best.name if best else "–", *(cell(ratio, ".2f") for ratio in ratios),
+            *(cell(result.times_ours(row), ".2f") for row in rows),
+            f"{cell(result.times_ours(best), '.2f')} {best.name} {mark}" if best else "–",
+            style="yellow" if result.lost else None,
         )  # fmt: skip
     return table
+
+
+def print_summary(results: list[CaseResult], console: Console) -> None:
+    """The table, and what it says of all of them."""
+    console.print(summary(results))
+    for adjoint, who in ((True, "the best other"), (False, "the best without an adjoint by hand")):
+        ratios = [result.times_ours(result.best_other(adjoint)) for result in results]
+        if ratios := sorted(ratio for ratio in ratios if ratio is not None):
+            above = ", ".join(f"{sum(r >= limit for r in ratios)} of at least {limit:g}" for limit in LIMITS)
+            console.print(
+                f"{who} ÷ fused: {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}; "
+                f"of {len(ratios)} cases {above}", highlight=False,
+            )  # fmt: skip
 
 
 def print_case(result: CaseResult, console: Console) -> None:
@@ -166,9 +204,9 @@ def plan_of(case: Case) -> str:
 
 def fields(result: CaseResult, row: Row) -> dict[str, object]:
     case = result.case
-    named = {"dtype": case.problem.dtype}
-    numbers = ("kind", "N", "D", "H", "hidden", "O", "P", "activation", "flops", "bytes")
-    named |= {name: getattr(case, name) for name in numbers}
+    named = {"case": str(case), "dtype": case.problem.dtype}
+    numbers = ("name", "kind", "N", "D", "H", "hidden", "O", "P", "activation", "flops", "bytes")
+    named |= {name: getattr(case, name) for name in numbers} | {"group": case.group}
     named |= {"variant": row.name, "plan": plan_of(case) if row.variant.ours else ""}
     named |= {"outcome": row.outcome, "error": row.error, "rounds": row.rounds}
     for prefix, times in (("", row.seconds), ("sgemm_", result.sgemm)):

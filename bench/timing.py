@@ -13,7 +13,7 @@ import torch
 
 SGEMM = "sgemm"
 SGEMM_SIZE = 2048
-TURN = 10e-3
+TURN = 30e-3
 SGEMM_FLOPS = 2 * SGEMM_SIZE**3
 
 
@@ -33,6 +33,11 @@ def sgemm() -> Callable[[], object]:
 
 
 def seconds_of(step: Callable[[], object], calls: int = 1) -> float:
+    """Of a call, where there are several after one that is not counted; a step of another process has its own clock."""
+    if hasattr(step, "seconds"):
+        return step.seconds(calls)
+    if calls > 1:
+        step()
     start = time.perf_counter()
     for _ in range(calls):
         step()

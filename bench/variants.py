@@ -1,4 +1,4 @@
-"""All contestants: the fused step of this library, the baselines of PyTorch, and on request one of JAX."""
+"""All contestants: the fused step of this library, the baselines of PyTorch, and where it is installed JAX."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 
 import sobolev_kernels as sk
 
-from .baselines import BASELINES, DOUBLE_BACKWARD, STACKED, VMAP_JVP, Result, Step, Variant
-from .cases import EXACT, FIRST, KINDS, LAPLACIAN, SECOND, SEED, Case, Data
+from .baselines import BASELINES, DOUBLE_BACKWARD, VMAP_JVP, Result, Step, Variant, one_gradient
+from .cases import EXACT, FIRST, KINDS, LAPLACIAN, SECOND, SEED, TAUGHT, TEACHER, VJP, Case, Data, make_teacher
 from .higher import HIGHER, NESTED, TRACE, mean_square
+from .jax_baseline import jax_variant
+from .taught import TAUGHT_BACKWARD, TAUGHT_BASELINES, distilled
 
 
 def differentiated(loss: Callable[[], torch.Tensor], student: torch.nn.Module) -> Step:
@@ -33,10 +35,27 @@ def sobolev_step(student: torch.nn.Module, data: Data, **how: object) -> Step:
     return differentiated(lambda: sk.sobolev_loss(student, data.x, targets, **how), student)
 
 
+def beside_teacher(case: Case, student: torch.nn.Module, data: Data) -> Step:
+    """The loss of the library, or a user's own on the outputs of `vjp`."""
+    teacher = make_teacher(case).to(data.x.dtype)
+    if case.kind == TEACHER:
+        targets, cotangents = sk.Targets(teacher=teacher), sk.Cotangents.given(data.cotangents)
+        return differentiated(lambda: sk.sobolev_loss(student, data.x, targets, cotangents=cotangents), student)
+
+    def loss() -> torch.Tensor:
+        with torch.no_grad():
+            target = sk.vjp(teacher, data.x, data.cotangents)
+        return distilled(sk.vjp(student, data.x, data.cotangents), target)
+
+    return differentiated(loss, student)
+
+
 def fused(case: Case, student: torch.nn.Module, data: Data) -> Step:
     """Of the first order the step draws its directions; the Laplacian's loss stands on top of a fused output."""
     if case.kind == LAPLACIAN:
         return differentiated(lambda: mean_square(*sk.laplacian(student, data.x)), student)
+    if case.kind in TAUGHT:
+        return beside_teacher(case, student, data)
     if case.kind == EXACT:
         return sobolev_step(student, data, derivatives="exact")
     if case.kind == SECOND:
@@ -49,29 +68,31 @@ def fused_given(case: Case, student: torch.nn.Module, data: Data) -> Step:
 
 
 OURS = "fused"
-JAX = "jax, jit"
+JAX = {
+    "JAX, jit": jax_variant("vmap_jvp", BASELINES[VMAP_JVP].build),
+    "JAX, jit of gradients": jax_variant("projected", BASELINES[DOUBLE_BACKWARD].build, shapes=one_gradient),
+    "JAX, jit, exact": jax_variant(None, BASELINES[DOUBLE_BACKWARD].build, kinds=(EXACT,)),
+    "JAX, jit (teacher)": jax_variant(None, TAUGHT_BASELINES[TAUGHT_BACKWARD].build, kinds=TAUGHT),
+}
 VARIANTS = {
     OURS: Variant(fused, KINDS, ours=True),
     "fused, given v": Variant(fused_given, ours=True),
     **BASELINES,
     **HIGHER,
+    **TAUGHT_BASELINES,
+    **JAX,
 }
 # Plain PyTorch, by kind: we may round twice as much as it does, and the summary compares with it
 PLAIN = {FIRST: VMAP_JVP, EXACT: DOUBLE_BACKWARD, SECOND: NESTED, LAPLACIAN: TRACE}
+PLAIN |= {TEACHER: TAUGHT_BACKWARD, VJP: TAUGHT_BACKWARD}
 
 
-def variants_of(case: Case, jax: bool = False, compiled: bool = True) -> dict[str, Variant]:
+def variants_of(case: Case, compiled: bool = True) -> dict[str, Variant]:
     """The contestants of one case by name, ours first; without those whose package is not installed."""
-    rows = {n: v for n, v in VARIANTS.items() if v.applies(case) and (compiled or not v.compiled) and not v.missing}
-    if jax and case.kind == FIRST:
-        from .jax_baseline import build
-
-        rows[JAX] = Variant(build, uncompiled=BASELINES[STACKED].build)
-    return rows
+    return {n: v for n, v in VARIANTS.items() if v.applies(case) and (compiled or not v.compiled) and not v.missing}
 
 
 def left_out(cases: Sequence[Case]) -> list[str]:
     """A line for each contestant of these cases that cannot take part."""
     missing = {n: v for n, v in VARIANTS.items() if v.missing and any(v.applies(case) for case in cases)}
-    how = "is not installed (it needs Python 3.12 or newer)"
-    return [f"{name} is left out: {variant.needs} {how}" for name, variant in missing.items()]
+    return [f"{name} is left out: {variant.needs} is not installed" for name, variant in missing.items()]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from .run import CACHE, alone, writable
+from .run import kept
 
 
 @dataclass(frozen=True)
@@ -213,19 +213,15 @@ def compile_file(file: Path, *, target: str = "sm_80", options: Sequence[str] = 
     """The PTX of a .cu file and the headers around it, each changed by `change`; kept by a hash of them all."""
     files = [f for f in sorted(file.parents[1].rglob("*")) if f.suffix in (".cu", ".cuh", ".h")]
     texts = {f.relative_to(file.parents[1]): change(f.read_text()) for f in files}
-    key = hashlib.sha256(repr((sorted(texts.items()), target, options)).encode()).hexdigest()[:16]
-    kept = CACHE / f"{file.stem}-{key}.ptx"
-    keep = writable(CACHE)
-    with alone(kept) if keep else nullcontext(), tempfile.TemporaryDirectory() as folder:
-        if kept.exists():
-            return kept.read_text()
-        for name, text in texts.items():
-            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(folder, name).write_text(text)
-        text = nvcc_ptx(Path(folder, file.relative_to(file.parents[1])), target, options)
-        if keep:
-            kept.write_text(text)
-    return text
+
+    def make() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in texts.items():
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                Path(folder, name).write_text(text)
+            return nvcc_ptx(Path(folder, file.relative_to(file.parents[1])), target, options).encode()
+
+    return kept(f"{file.stem}-{{}}.ptx", (sorted(texts.items()), target, options), make).decode()
 
 
 # ---- What ptxas makes of it ----
@@ -244,15 +240,24 @@ def assemble(ptx: str, target: str = "sm_80") -> tuple[bytes, dict[str, Resource
     """The cubin and each kernel's resources."""
     if reason := missing("ptxas"):
         raise RuntimeError(reason)
-    with tempfile.TemporaryDirectory() as folder:
-        file, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        file.write_text(ptx)
-        done = subprocess.run(
-            [tool("ptxas"), "-v", f"-arch={target}", str(file), "-o", str(out)], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"ptxas: {done.stderr}")
-        return out.read_bytes(), read_resources(done.stderr)
+
+    def make() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            file, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+            file.write_text(ptx)
+            command = [tool("ptxas"), "-v", f"-arch={target}", str(file), "-o", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"ptxas: {done.stderr}")
+            return pickle.dumps((out.read_bytes(), done.stderr))
+
+    cubin, report = pickle.loads(kept("assembled-{}.pickle", (ptx, target, ptxas_version()), make))
+    return cubin, read_resources(report)
+
+
+@cache
+def ptxas_version() -> str:
+    return subprocess.run([tool("ptxas"), "--version"], capture_output=True, text=True, check=True).stdout
 
 
 def read_resources(report: str) -> dict[str, Resources]:

@@ -153,18 +153,21 @@ class Decoder:
         for key, slot in self.slots.items():  # dynamic shared memory has its place only now
             if isinstance(key, tuple) and key[0] == "variable" and self.spaces.get(key[1]) == "shared":
                 self.constants[slot] = self.shared.offsets[key[1]] + key[2]
+        place, slots = self.places()
         code = np.zeros(len(self.rows), INSTRUCTION)
         for name in FIELDS:
             code[name] = [row.get(name, -1 if name == "guard" else 0) for row in self.rows]
+        guarded = code["guard"] >= 0
+        code["guard"][guarded] = place[code["guard"][guarded]]
         return Program(
             self.kernel.name,
             self.kernel.params,
             self.kernel.threads,
             code,
-            np.array(self.operands, np.int32),
-            len(self.slots),
-            self.constants,
-            self.globals,
+            place[np.array(self.operands, np.intp)],
+            slots,
+            {int(place[slot]): bits for slot, bits in self.constants.items()},
+            {int(place[slot]): variable for slot, variable in self.globals.items()},
             [self.params.offsets[v.name] for v in self.kernel.params],
             self.params.size,
             self.shared.size,
@@ -173,6 +176,35 @@ class Decoder:
             self.opcodes,
             self.locations,
         )
+
+    def places(self) -> tuple[np.ndarray, int]:
+        """Where each slot ends up, and how many there are: registers that are first written, and then read, between one
+        label and the next share places. A kernel has tens of thousands of registers, and the CPU's caches are small."""
+        own = {slot for key, slot in self.slots.items() if key[0] not in ("register", "negated")}
+        labels, block, home, last = set(self.labels.values()), 0, {}, {}
+        for pc, row in enumerate(self.rows):
+            block += pc in labels
+            outs, read = self.touched(row)
+            for slot in (*read, *outs):
+                if home.setdefault(slot, block) != block or (slot not in last and (slot in read or "guard" in row)):
+                    own.add(slot)
+                last[slot] = pc
+        place = np.full(len(self.slots), -1, np.int32)
+        place[sorted(own)] = np.arange(len(own))  # the special ones stay the first
+        free, count = [], len(own)
+        for pc, row in enumerate(self.rows):
+            outs, read = self.touched(row)
+            for slot in outs:
+                if place[slot] < 0:
+                    place[slot] = free.pop() if free else count
+                    count = max(count, int(place[slot]) + 1)
+            free += {int(place[slot]) for slot in (*outs, *read) if last[slot] == pc and slot not in own}
+        return place, count
+
+    def touched(self, row: dict[str, int]) -> tuple[list[int], list[int]]:
+        """The slots that an instruction writes, and those that it reads."""
+        outs, ins = (self.operands[row[n] : row[n] + row[f"n_{n}"]] for n in ("outs", "ins"))
+        return outs, [*ins, row["guard"]] if "guard" in row else ins
 
     def at(self, label: str, i: Instruction) -> int:
         if label not in self.labels:

@@ -578,10 +578,12 @@ void Machine::run_block() {
                        [](const Fragment& f) { return f.mask && f.state == State::READY; });
   };
   size_t n = warps.size(), turn = 0;
+  std::vector<size_t> ready;  // from the warp on whose turn it is, in their order
   while (!stop_) {
-    std::vector<size_t> ready;
-    for (size_t k = 0; k < n; k++)
-      if (runnable(warps[k])) ready.push_back(k);
+    ready.clear();
+    bool first_only = launch.schedule == ROUND_ROBIN || launch.schedule == AHEAD;
+    for (size_t k = 0; k < n && !(first_only && !ready.empty()); k++)
+      if (size_t warp = (turn + k) % n; runnable(warps[warp])) ready.push_back(warp);
     if (ready.empty()) {
       if (release_barriers()) continue;
       bool forced = false, waiting = false;
@@ -600,9 +602,7 @@ void Machine::run_block() {
     size_t chosen = ready.front();
     int budget = INT_MAX;
     if (launch.schedule == ROUND_ROBIN) {
-      chosen = *std::min_element(ready.begin(), ready.end(),
-                                 [&](size_t a, size_t b) { return (a + n - turn % n) % n < (b + n - turn % n) % n; });
-      turn = chosen + 1;
+      turn = (chosen + 1) % n;
       budget = 4;
     } else if (launch.schedule == REVERSE) {
       chosen = ready.back();

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where an instruction comes from: (file, line) frames, the innermost first, and its line in the PTX."""
 
     frames: tuple[tuple[str, int], ...]

@@ -7,13 +7,16 @@ import fcntl
 import functools
 import hashlib
 import os
+import pickle
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +25,13 @@ import numpy as np
 
 from .decode import GLOBAL, PARAM, Program, decode, initial_bytes
 from .parse import Location, Variable, parse, width
+from .parse import Module as Parsed
 
 HERE = Path(__file__).parent
 SOURCES = ("instructions.cpp", "machine.cpp")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-frounding-math", "-ffp-contract=off", "-Wall", "-Wextra")
 CACHE = HERE.parent / ".pytest_cache" / "d" / "ptx"
+WEEK = 7 * 24 * 3600  # seconds
 
 COUNT = np.dtype(
     [(n, np.uint64) for n in "warps threads requests bytes sectors ideal_sectors passes ideal_passes".split()]
@@ -103,6 +108,15 @@ def built() -> Path | RuntimeError:
     return library
 
 
+@functools.cache
+def without_old_ones() -> None:
+    """What was read of PTX is large, and of other PTX after each change of a kernel."""
+    for file in CACHE.glob("read-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > WEEK:
+                file.unlink()
+
+
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
     """Of several processes that want a file of the cache one makes it, and the others wait for it."""
@@ -117,6 +131,23 @@ def writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK)
+
+
+def kept(name: str, of: object, make: Callable[[], bytes]) -> bytes:
+    """What `make` makes, from a file of the cache that is named after all that it is made of."""
+    file = CACHE / name.format(hashlib.sha256(repr(of).encode()).hexdigest()[:16])
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        if not writable(CACHE):
+            return make()
+        without_old_ones()
+    with alone(file), tempfile.TemporaryDirectory(dir=CACHE) as work:
+        if not file.exists():
+            whole = Path(work, file.name)
+            whole.write_bytes(make())
+            os.replace(whole, file)
+    return file.read_bytes()
 
 
 @functools.cache
@@ -357,18 +388,29 @@ def triple(sizes: int | Sequence[int]) -> tuple[int, int, int]:
     return (*sizes, 1, 1)[:3]
 
 
+@functools.cache
+def reader() -> str:
+    """What reads PTX: another parser, decoder or machine reads it anew."""
+    texts = [(HERE / name).read_bytes() for name in ("parse.py", "decode.py")]
+    return hashlib.sha256(b"\0".join([str(built()).encode(), *texts])).hexdigest()
+
+
+SHORT = 20_000  # characters of a text that is read faster than a file
+
+
 class Module:
     """PTX ready to be launched. Kernels are decoded when they are first asked for."""
 
     def __init__(self, text: str):
         self.text = text
-        self.parsed = parse(text)
+        names = lambda: [f.name for f in self.parsed.functions.values() if f.is_kernel]  # noqa: E731
+        self.variables, self.kernels = self.read("", lambda: (self.parsed.variables, names()))
         self.programs: dict[str, Program] = {}
         self.data: dict[str, np.ndarray] = {}
-        for v in self.parsed.variables.values():
+        for v in self.variables.values():
             if v.space in ("global", "const"):
                 self.data[v.name] = np.zeros(v.size + 16, np.uint8)
-        for v in self.parsed.variables.values():
+        for v in self.variables.values():
             if v.name in self.data:
                 self.data[v.name][: v.size] = np.frombuffer(initial_bytes(v, self.address), np.uint8)
 
@@ -376,16 +418,24 @@ class Module:
         """Of a module's variable, aligned to 16 bytes."""
         return -(-self.data[name].ctypes.data // 16) * 16 if name in self.data else 0
 
-    @property
-    def kernels(self) -> list[str]:
-        return [f.name for f in self.parsed.functions.values() if f.is_kernel]
+    @functools.cached_property
+    def parsed(self) -> Parsed:
+        return parse(self.text)
+
+    def read(self, kernel: str, make: Callable[[], object]) -> object:
+        """What `make` makes of the text; of a long one once, and kept."""
+        if len(self.text) < SHORT:
+            return make()
+        packed = lambda: zlib.compress(pickle.dumps(make()), 1)  # noqa: E731
+        return pickle.loads(zlib.decompress(kept("read-{}.pickle", (kernel, self.text, reader()), packed)))
 
     def program(self, kernel: str) -> Program:
         names = [k for k in self.kernels if k == kernel] or [k for k in self.kernels if kernel in k]
         if len(names) != 1:
             raise ValueError(f"kernel {kernel!r}: expected one of {self.kernels}")
         if names[0] not in self.programs:
-            self.programs[names[0]] = decode(self.parsed, self.parsed.functions[names[0]], handler)
+            make = lambda: decode(self.parsed, self.parsed.functions[names[0]], handler)  # noqa: E731
+            self.programs[names[0]] = self.read(names[0], make)
         return self.programs[names[0]]
 
     def launch(
@@ -428,7 +478,7 @@ class Module:
 
         named = [(f"argument {k}", extent(a)) for k, a in enumerate(args) if extent(a) is not None]
         named += [(name, extent(a)) for name, a in (memory or {}).items()]
-        variables = self.parsed.variables
+        variables = self.variables
         named += [(n, (self.address(n), self.address(n) + variables[n].size)) for n in self.data]
         extents = merged([e for _, e in named])
         regions = np.zeros(len(extents), REGION)

@@ -82,16 +82,23 @@ def relu(z, slope=0):
     return z if z.c[0] > 0 else slope * z
 
 
+def line(u: Series, of: Series) -> Series:
+    """At a join where torch has the slope from one side and the second derivative, 0, from the other."""
+    return of.c[0] + of.c[1] / u.c[1] * (u - u.c[0])
+
+
 def elu(z, alpha=1.0):
     # e^z - 1 to all digits at the number itself
-    return z if z.c[0] > 0 else alpha * after(z, mpmath.expm1(z.c[0]), exp(z))
+    below = alpha * after(z, mpmath.expm1(z.c[0]), exp(z))
+    return z if z.c[0] > 0 else below if z.c[0] < 0 else line(z, below)
 
 
 def softplus(z, beta=1.0, threshold=20.0):
     u = beta * z
     if u.c[0] > threshold:
         return z
-    return after(u, mpmath.log1p(mpmath.exp(u.c[0])), sigmoid(u)) / beta
+    below = after(u, mpmath.log1p(mpmath.exp(u.c[0])), sigmoid(u)) / beta
+    return below if u.c[0] < threshold else line(z, below)
 
 
 def gelu(z):

@@ -1,5 +1,7 @@
 """Any module or function by the reference: right against the same written out by hand, to all orders, or refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -421,3 +423,45 @@ def test_real_parameters_of_another_dtype_are_refused():
     student.last.float()
     with pytest.raises(ValueError, match="student: expected all parameters"):
         loss(student, X)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("given", ["plain", "leaf", "made"])
+def test_a_module_that_writes_to_its_input(given, role):
+    """The input stays as it is, and of one that is not a leaf derivatives are not those at what was written."""
+    writes = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
+    reads = nn.Sequential(nn.ReLU(), writes[1])
+    start = torch.randn(5, 3, dtype=torch.float64)
+    results = []
+    for module in (writes, reads):
+        x = start.clone().requires_grad_(given != "plain")
+        x = x * 1.0 if given == "made" else x
+        if role == "student":
+            results.append(sk.jvp(module, x, torch.ones_like(x)[None]))
+        else:
+            torch.manual_seed(0)
+            student = sk.MLP(3, 2, width=4).double()
+            results.append([sk.sobolev_loss(student, x, sk.Targets(teacher=module), derivatives="exact")])
+        assert torch.equal(x, start)
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("what", ["inputs", "targets", "student"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_tensors_made_in_inference_mode(backend, what):
+    """Autograd keeps none of them, so that copies are computed with."""
+    student, x = sk.MLP(3, 2, width=4), torch.randn(5, 3)
+    with torch.inference_mode():
+        made = copy.deepcopy(student) if what == "student" else student
+        inputs = x.clone() if what == "inputs" else x
+        y = x[:, :2].clone() if what == "targets" else x[:, :2]
+        targets = sk.Targets(values=y, jacobian=y.new_ones(5, 2, 3))
+    settings = {"derivatives": "exact", "derivative_loss": "cosine", "reduction": "none", "backend": backend}
+    ordinary = sk.Targets(values=x[:, :2], jacobian=torch.ones(5, 2, 3))
+    results = []
+    for model, z, t in ((made, inputs, targets), (student, x, ordinary)):
+        value = sk.sobolev_loss(model, z, t, **settings)
+        results.append([value, *torch.autograd.grad(value.sum(), list(model.parameters()))])
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)

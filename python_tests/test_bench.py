@@ -1,6 +1,8 @@
 """The benchmark on tiny cases: everybody computes the same, a wrong result is never timed, all is written down."""
 
 import csv
+import io
+import pickle
 import sys
 import types
 from dataclasses import replace
@@ -11,26 +13,39 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, estimates, planner, timing
+from bench import check, estimates, jax_worker, planner, readme, timing
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
 from bench.cases import (
     CASES,
+    DRAWN,
+    EVERY,
     EXACT,
     FIRST,
-    KINDS,
+    GROUPS,
     LAPLACIAN,
+    MOST_FLOPS,
     SECOND,
+    SMALL,
+    SMALL_CASES,
+    TAUGHT,
+    TEACHER,
+    TEACHER_WIDTH,
+    VJP,
     Case,
+    draw_cases,
     in_double,
     make_data,
     make_student,
+    make_teacher,
     project,
 )  # fmt: skip
 from bench.higher import HIGHER, JET, NESTED, STREAMS
+from bench.jax_baseline import idleness
 from bench.memory import CLEAR, peak_memory
-from bench.overhead import overhead, pieces
+from bench.overhead import DIFFERENCES, SMALLEST, overhead, pieces
 from bench.report import CRASHES, MEASURED, RED
-from bench.variants import OURS, PLAIN, VARIANTS, left_out, variants_of
+from bench.taught import TAUGHT_BASELINES, distance
+from bench.variants import JAX, OURS, PLAIN, VARIANTS, left_out, variants_of
 from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels import planner as sides
@@ -47,11 +62,15 @@ TINY = [
     Case(9, 3, 5, 2, 4, 3, kind=SECOND),
     Case(8, 1, 4, 1, 1, 1, kind=SECOND),
     Case(7, 3, 4, 2, 1, kind=LAPLACIAN),
+    Case(8, 3, 4, 1, 2, 1, kind=TEACHER, activation="silu"),
+    Case(8, 3, 4, 2, 3, 1, kind=VJP, activation="gelu", name="distillation"),
 ]
-PEERS = BASELINES | HIGHER
+PEERS = BASELINES | HIGHER | TAUGHT_BASELINES
+# Of the first order, in every activation that baselines by hand know
+ACTIVATIONS = [Case(5, 2, 4, 2, 2, 2, activation=name) for name in ("sigmoid", "softplus", "silu", "gelu")]
 EAGER = [
     (name, case)
-    for case in TINY
+    for case in TINY + ACTIVATIONS
     for name, variant in variants_of(case, compiled=False).items()
     if variant.derivatives and not variant.ours
 ]
@@ -78,6 +97,13 @@ def by_torch_func(case: Case):
     """Loss and gradients from whole Jacobians and Hessians of single samples, which is none of the baselines."""
     student, data = in_double(make_student(case), make_data(case))
     y, jacobian = student(data.x), torch.func.vmap(torch.func.jacrev(student))(data.x)
+    if case.kind in TAUGHT:
+        teacher, (u,) = make_teacher(case).double(), data.cotangents
+        target, slopes = teacher(data.x), torch.func.vmap(torch.func.jacrev(teacher))(data.x)
+        errors = torch.einsum("no,nod->nd", u, jacobian - slopes).square()
+        values = distance(y, target) if case.kind == VJP else (y - target).square().mean()
+        loss = values + (errors.sum(1).mean() if case.kind == VJP else errors.mean())
+        return loss.detach(), list(torch.autograd.grad(loss, tuple(student.parameters())))
     hessian = torch.func.vmap(torch.func.hessian(student))(data.x)
     if case.kind == LAPLACIAN:
         loss = (y + torch.einsum("nodd->no", hessian)).square().mean()
@@ -99,13 +125,13 @@ def test_baselines_agree_in_float64(name, case):
 @pytest.mark.parametrize("case", TINY, ids=ascii_id)
 def test_formulas_of_the_compiled_baselines(case):
     expected = result_of(PEERS[PLAIN[case.kind]], case)
-    for variant in PEERS.values():
+    for variant in (PEERS | JAX).values():
         if variant.compiled and variant.applies(case):
             got = result_of(replace(variant, build=variant.uncompiled), case)
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", [case for case in TINY if case.kind != LAPLACIAN], ids=ascii_id)
+@pytest.mark.parametrize("case", [case for case in TINY if case.kind not in (LAPLACIAN, *TAUGHT)], ids=ascii_id)
 def test_values_only_is_the_ordinary_step(case):
     student, data = in_double(make_student(case), make_data(case))
     loss = torch.nn.functional.mse_loss(student(data.x), data.y)
@@ -127,10 +153,10 @@ def test_data_are_those_of_one_function():
     torch.testing.assert_close(second.tangents, data.tangents)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ascii_id)
+@pytest.mark.parametrize("case", EVERY, ids=ascii_id)
 def test_flops_of_a_case(case):
     """Of the Laplacian: products of the forward (values, tangents, sum), then all with two adjoints each, and the
-    tangents once more."""
+    tangents once more. A teacher has a forward of its own."""
     widths = [case.D, *[case.H] * case.hidden, case.O]
     products = sum(a * b for a, b in pairwise(widths))
     counts = {
@@ -138,8 +164,11 @@ def test_flops_of_a_case(case):
         EXACT: 3 * (1 + min(case.D, case.O)),
         SECOND: 3 * (1 + 2 * case.P),
         LAPLACIAN: (1 + case.D + 1) + (3 + 3 * case.D + 3) + case.D,
+        TEACHER: 3 * 2,
+        VJP: 3 * 2,
     }
-    assert case.flops == 2 * counts[case.kind] * case.N * products
+    teacher = 2 * (case.D * TEACHER_WIDTH + TEACHER_WIDTH**2 + TEACHER_WIDTH * case.O) if case.kind in TAUGHT else 0
+    assert case.flops == 2 * case.N * (counts[case.kind] * products + teacher)
 
 
 def read(folder, what: str = "bench") -> list[dict[str, str]]:
@@ -157,7 +186,7 @@ def test_end_to_end(tmp_path):
         assert row["outcome"] == MEASURED, row
         assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
         assert all(row[name] for name in ("commit", "device", "cores", "threads", "torch", "python", "dtype", "flops"))
-        assert bool(row["of_sgemm"]) == (row["variant"] != VALUES_ONLY)
+        assert bool(row["of_sgemm"]) == VARIANTS[row["variant"]].derivatives
 
 
 def wrong(build):
@@ -229,32 +258,87 @@ def test_peak_memory_of_one_step():
 
 
 def test_overhead_has_a_line_for_each_piece():
-    assert overhead(rounds=2, turn=0).row_count == len(pieces())
+    cases = [SMALLEST, replace(TINY[4], name="exact")]
+    ratio = 1
+    assert overhead(cases, rounds=2, turn=0).row_count == len(pieces(cases[1])) + len(DIFFERENCES) + ratio
 
 
-def test_jax_that_is_not_installed_is_refused_in_words(monkeypatch, capsys):
-    monkeypatch.setattr(program.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit):
-        program.main(["--jax"])
-    assert "jax is not installed" in capsys.readouterr().err
+def test_one_process_computes_while_the_other_waits():
+    """The worker's end of the pipe, and a step that is timed there."""
+    calls = []
+    build = lambda *numbers: lambda: calls.append(numbers) or (numbers[0], [(numbers[1], numbers[1])])  # noqa: E731
+    requests = [("build", 1.0, 2.0), ("time", 0, 3), ("time", 7, 1)]
+    answers = io.BytesIO()
+    jax_worker.serve(io.BytesIO(b"".join(map(pickle.dumps, requests))), answers, build)
+    answers.seek(0)
+    built, timed, failed = (pickle.load(answers) for _ in requests)
+    assert built[0] == (0, 1.0, [[2.0, 2.0]]) and 0 < timed[0] < 1 and timed[2] < 1
+    assert calls == [(1.0, 2.0)] * (1 + 1 + 3) and failed[1].startswith("IndexError")
+
+
+def test_a_step_of_another_process_has_its_own_clock():
+    class There:
+        def seconds(self, calls):
+            return 1.0 / calls
+
+    assert timing.interleave({"there": There()}, rounds=2, seconds=0, turn=4.0) == {"there": [0.25, 0.25]}
+
+
+@pytest.mark.parametrize("name", JAX)
+def test_jax_computes_the_same(name):
+    pytest.importorskip("jax")
+    cases = [case for case in TINY + ACTIVATIONS if JAX[name].applies(case)]
+    for case in cases:
+        step = check.prepare(case, {name: JAX[name]}).steps[name]
+        assert step.seconds(2) > 0
+    assert cases and "of a core" in idleness()
+
+
+def test_drawn_cases_are_small_and_those_of_their_seed():
+    cases = draw_cases(40, seed=1)
+    assert cases == draw_cases(40, seed=1) != draw_cases(40, seed=2)
+    for case in cases:
+        assert all(low <= getattr(case, name) <= high for name, (low, high) in DRAWN.items())
+        assert case.flops <= MOST_FLOPS and case.group == SMALL and make_student(case)
+    assert {case.kind for case in cases} == {FIRST, EXACT} and len({case.activation for case in cases}) == 5
+
+
+def test_readme_tells_who_is_faster(tmp_path, monkeypatch):
+    """Of one large case and one small one, with the times of a tiny one."""
+    large, small = Case(8, 3, 4, 2, 1, 1), Case(8, 3, 4, 2, 1, kind=EXACT, name="forces")
+    monkeypatch.setattr(readme, "EVERY", [large, small])
+    assert program.benchmark([large, small], QUICK, tmp_path, QUIET) == 0
+    (path,) = tmp_path.glob("bench-*.csv")
+    found = readme.read([path])
+    found[str(small)]["double backward"]["times_fused"] = "0.5"
+    found[str(small)]["double backward"]["median_ms"] = "0"
+    first, _, second, told = readme.tables(found)
+    assert [len(table.splitlines()) for table in (first, second)] == [3, 3]
+    assert "**0.50×** double backward |" in second and "faster in 1 of 1 cases" in told
 
 
 def test_groups_are_chosen(monkeypatch, tmp_path):
     chosen = []
     monkeypatch.setattr(program, "benchmark", lambda cases, *_: chosen.append(list(cases)) or 0)
-    for arguments in ([], ["--group", "second", "laplacian"], ["--case", "0", "8"], ["--higher"]):
-        assert program.main([*arguments, "--results", str(tmp_path)]) == 0
-    first, groups, by_number, higher = chosen
+    arguments = (
+        ["--large"], ["--small"], [], ["--group", "second", "laplacian"], ["--case", "0", "8"], ["--higher"],
+        ["--random", "3", "--seed", "4"],
+    )  # fmt: skip
+    for some in arguments:
+        assert program.main([*some, "--results", str(tmp_path)]) == 0
+    large, small, both, groups, by_number, higher, drawn = chosen
     assert {case.kind for case in higher} == {EXACT, SECOND, LAPLACIAN}
-    assert {case.kind for case in first} == {FIRST} and {case.kind for case in groups} == {SECOND, LAPLACIAN}
-    assert by_number == [CASES[0], CASES[8]]
-    assert {case.kind for case in CASES} == set(KINDS)
+    assert {case.kind for case in large} == {FIRST} and {case.kind for case in groups} == {SECOND, LAPLACIAN}
+    assert small == SMALL_CASES and drawn == draw_cases(3, seed=4)
+    # one case is in both tables
+    assert both == [*large[1:], *small] and by_number == [CASES[0], CASES[8]]
+    assert {case.group for case in EVERY} == set(GROUPS)
 
 
 def test_a_package_that_is_not_installed_is_a_line(monkeypatch):
     monkeypatch.setattr("bench.baselines.installed", lambda package: False)
     assert not any(variant.needs for case in TINY for variant in variants_of(case).values())
-    assert left_out([TINY[0]]) == []
+    assert left_out([TINY[0]]) == ["JAX, jit is left out: jax is not installed"]
     (line,) = left_out([TINY[6]])
     assert line.startswith(f"{JET} is left out: {JET} is not installed")
 

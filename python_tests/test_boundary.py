@@ -221,6 +221,7 @@ LINEARS = {
     "of three": ("weight", torch.ones(1, 5, 3), r"the weight of a Linear to be of shape \[n_out, n_in\]"),
     "of none": ("weight", torch.ones(()), r"the weight of a Linear to be of shape \[n_out, n_in\]"),
     "another bias": ("bias", torch.ones(4), r"the bias of a Linear to be of shape \[5\], got a tensor float32 \[4\]"),
+    "a bias of three": ("bias", torch.ones(1, 1, 5), r"the bias of a Linear to be of shape \[5\], got a tensor"),
     "sparse": ("weight", torch.ones(5, 3).to_sparse(), "the weight of a Linear to be a dense tensor, got a sparse_coo"),
     "sparse bias": ("bias", torch.ones(5).to_sparse(), "the bias of a Linear to be a dense tensor, got a sparse_coo"),
 }

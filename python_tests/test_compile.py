@@ -10,7 +10,14 @@ from sobolev_kernels.testing import assert_within_rule
 STUDENT, TEACHER = sk.MLP(3, 2, width=8).double(), sk.MLP(3, 2, width=4).double()
 NORMED = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2), nn.Tanh()).double()
 FIXED, UP = sk.Directions.sphere(2, seed=1), sk.Cotangents.sphere(2, seed=1)
+# numbers that dynamo takes for variables where sizes are
+CURVES = [("sin", 3.0), ("softplus", 2.0, 5.0), ("elu", 0.5), ("leaky_relu", 0.2)]
+OTHERS = [sk.MLP(3, 2, width=4, activation=curve).double() for curve in CURVES]
+WEIGHTED = {"weights": (0.5, 1.5), "value_loss": ("huber", 0.3)}
 FUNCTION = lambda x: torch.stack((x.prod(1), x.sum(1)), 1)  # noqa: E731
+
+# (the second derivative of torch's prod is off by 1e-6 near 0)
+WAVES = lambda x: torch.stack((x[:, 0] * x[:, 1].sin(), x.exp().sum(1)), 1)  # noqa: E731
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +26,10 @@ def poison_outputs():
     torch._dynamo.reset()
 
 
-def dense(x, **settings):
+def dense(x, student=STUDENT, **settings):
     t = x.detach()
     targets = sk.Targets(values=t[:, :2].sin(), jacobian=torch.stack([t, t], 1))
-    return sk.sobolev_loss(STUDENT, x, targets, **settings)
+    return sk.sobolev_loss(student, x, targets, **settings)
 
 
 def columns(x, **settings):
@@ -55,15 +62,21 @@ CALLS = {
     "hvp": lambda x: sk.hvp(STUDENT, x, vectors(x), vectors(x).flip(0))[1],
     "reference": lambda x: dense(x, directions=FIXED, backend="reference"),
     "teacher": lambda x: teach(x, TEACHER, directions=FIXED),
+    "numbers of activations": lambda x: sum(dense(x, net, directions=FIXED) for net in (STUDENT, *OTHERS)),
+    "numbers of a loss": lambda x: dense(x, directions=FIXED, value_loss="relative_mse", derivative_loss="cosine"),
+    "numbers in a closure": lambda x: dense(x, directions=FIXED, **WEIGHTED),
     "function": lambda x: teach(x, directions=FIXED),
     "function, cotangents": lambda x: teach(x, cotangents=UP),
     "function, exact": lambda x: teach(x, derivatives="exact"),
     "function, module": lambda x: teach(x, NORMED, directions=FIXED),
     "function, in a closure": lambda x: teach(x, lambda t: NORMED(t) + t[:, :2], derivatives="exact"),
+    "function, order 2": lambda x: teach(x, WAVES, directions=FIXED, order=2),
+    "function, order 2, module": lambda x: teach(x, NORMED, directions=FIXED, order=2),
 }  # fmt: skip
 # What failed, at all ways of taking sizes; of all else one that has the most variables.
 ALWAYS = ("check_finite", "basis", "laplacian", "function", "function, exact")
-ROWS = [(name, dynamic) for name in CALLS for dynamic in ((True, False, None) if name in ALWAYS else (True,))]
+SIZES = dict.fromkeys(ALWAYS, (True, False, None)) | {"function, order 2": (True, None)}
+ROWS = [(name, dynamic) for name in CALLS for dynamic in SIZES.get(name, (True,))]
 
 
 @pytest.mark.parametrize("name, dynamic", ROWS, ids=str)
@@ -79,6 +92,14 @@ def test_two_batch_sizes(name, dynamic):
             results.append([value, *torch.autograd.grad(value.sum(), (x, *STUDENT.parameters()))])
         for i, (eager, traced) in enumerate(zip(*results, strict=True)):
             assert_within_rule(f"{name} {i}", traced, eager)
+
+
+def test_weights_that_change_from_call_to_call():
+    """The second makes them variables to dynamo."""
+    call = lambda x, w, delta: dense(x, directions=FIXED, weights=(1.0, w), value_loss=("huber", delta))  # noqa: E731
+    compiled, x = torch.compile(call, fullgraph=True, backend="eager"), torch.rand(5, 3, dtype=torch.float64)
+    for numbers in ((0.5, 1.0), (0.25, 0.5), (0.75, 0.125)):
+        assert_within_rule(str(numbers), compiled(x, *numbers), call(x, *numbers))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

@@ -147,6 +147,7 @@ def test_relative_errors_are_one_for_the_mean():
     assert relative_errors((prices, deltas), (prices, deltas)) == {"price": 0, "delta": 0}
 
 
+@pytest.mark.long
 def test_quick_run_gives_table_picture_and_csv(tmp_path):
     command = [sys.executable, "-W", "error", str(EXAMPLES / "differential_ml.py"), "--quick", "--out", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -124,6 +124,7 @@ def test_batches_visit_every_point_once_an_epoch(N):
         assert torch.equal(seen, getattr(data, name).flatten().sort().values)
 
 
+@pytest.mark.long
 def test_quick_demo_gives_table_picture_and_csv(tmp_path):
     command = [sys.executable, "-W", "error", str(EXAMPLES / "paper_functions.py"), "--quick", "--out", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -103,6 +103,7 @@ def test_arrays_and_lists_are_named_by_shape_and_with_what_converts_them():
     assert text.startswith("inputs: expected a tensor [N, D], got a list [6, 3]; torch.tensor(")
 
 
+KEYWORDS = ("jvp", "vjp", "jet", "laplacian", "hvp", "explain")
 # A misspelt name, where it is chosen, and what was meant.
 MISSPELT = [
     ("activation", lambda: sk.MLP(2, 1, activation="tahn"), "tanh"),
@@ -124,12 +125,26 @@ MISSPELT = [
     ("keyword of the module's own", lambda: sk.SobolevLoss(input_scales=None), "input_scale"),
     ("keyword of explain", lambda: sk.explain(STUDENT, X, derivativs="exact"), "derivatives"),
     ("derivative_target", lambda: sk.explain(STUDENT, X, derivative_target="densed"), "dense"),
+    ("keyword of Targets", lambda: sk.Targets(value=Y), "values"),
+    ("keyword of the loss", lambda: loss(direction=sk.Directions.sphere(2)), "directions"),
+    ("keyword of a loss's call", lambda: sk.SobolevLoss()(STUDENT, X, TARGETS, sample_weights=None), "sample_weight"),
+    ("keyword of sphere", lambda: sk.Directions.sphere(3, share=True), "shared"),
+    ("keyword of cotangents", lambda: sk.Cotangents.basis(unbias=True), "unbiased"),
+    ("keyword of an MLP", lambda: sk.MLP(2, 1, widht=8), "width"),
+    *[(f"keyword of {name}", lambda name=name: getattr(sk, name)(STUDENT, X, V, wtr=[0]), "wrt") for name in KEYWORDS],
 ]
 
 
 @pytest.mark.parametrize("call, meant", [row[1:] for row in MISSPELT], ids=ids(MISSPELT))
 def test_did_you_mean(call, meant):
     assert f"did you mean {meant!r}?" in message_of(call)
+
+
+def test_an_unknown_keyword_names_the_function_and_no_other_error_does():
+    assert message_of(lambda: sk.Targets(value=Y)).startswith("Targets: takes no argument 'value'")
+    text = message_of(lambda: sk.Cotangents.sphere(2, sed=1))
+    assert text.startswith("Cotangents.sphere: takes no argument 'sed'")
+    assert "missing 1 required positional argument: 'v'" in message_of(lambda: sk.jvp(STUDENT, X))
 
 
 @pytest.mark.parametrize("names", [sk.ACTIVATIONS, sk.LOSSES | sk.COUPLED, REDUCTIONS, PRECISIONS, NAMES], ids=len)
@@ -277,6 +292,22 @@ RAW = [
 def test_directions_without_samples_could_mean_two_things(name, kind, call, rows):
     text = message_of(lambda: call(SQUARE[:rows]))
     assert f"{name}[None]" in text and f"{kind}.given({name})" in text
+
+
+@pytest.mark.parametrize("v", [V[0, 0], V[0, 0, 0], V[None]], ids=["one", "none", "four"])
+def test_directions_of_other_dimensions(v):
+    for call in (lambda: sk.jvp(STUDENT, X, v), lambda: sk.jet(STUDENT, X, v), lambda: sk.laplacian(STUDENT, X, v)):
+        text = message_of(call)
+        assert text.startswith("v: expected a tensor [P, N, D]")
+        assert ("Directions.given(v[None])" in text) == (v.dim() == 1)
+    assert message_of(lambda: sk.vjp(STUDENT, X, v)).startswith("u: expected a tensor [R, N, O]")
+
+
+@pytest.mark.parametrize("randomness", ["error", "different"])
+def test_directions_drawn_within_vmap(randomness):
+    one = lambda x: loss(x=x, directions=sk.Directions.sphere(2), backend="reference")  # noqa: E731
+    text = message_of(lambda: torch.func.vmap(one, randomness=randomness)(torch.stack([X, X])), NotImplementedError)
+    assert "within torch.func.vmap" in text and "give a seed" in text
 
 
 def test_what_the_message_advises():

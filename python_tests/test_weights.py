@@ -115,6 +115,31 @@ def test_against_the_reference(mode, kind):
                 compare(data(shape, "silu").to(dtype), projections(shape), targets, **more, **settings, **weights)
 
 
+UP, ALONG = sk.Cotangents.sphere(2, seed=1), sk.Directions.sphere(2, seed=1)
+ALL_BUT_ONE = torch.arange(WIDE.N)[:, None] != 1
+NOTHING = {
+    "weights": (ALONG, {"derivative_weight": ALL_BUT_ONE.expand(-1, WIDE.O).float()}),
+    "mask": (ALONG, {"derivative_weight": ALL_BUT_ONE.expand(-1, WIDE.D)}),
+    "mask of cotangents": (UP, {"derivative_weight": ALL_BUT_ONE.expand(-1, WIDE.D)}),
+    "outputs": (ALONG, {"output_weight": torch.zeros(WIDE.O)}),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("loss", sk.COUPLED)
+@pytest.mark.parametrize("projections, weights", NOTHING.values(), ids=NOTHING)
+def test_a_sample_without_a_number_that_counts_is_zero(projections, weights, loss, backend):
+    """Of `cosine` too, which is 1 of a prediction that is 0."""
+    numbers = data(WIDE, "tanh")
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    named = {projections.NAME: projections, "derivative_loss": loss, "value_loss": loss, "return_terms": True}
+    terms = sk.sobolev_loss(numbers.student, numbers.x, targets, reduction="none", backend=backend, **named, **weights)
+    assert terms.derivative[1] == 0 and (terms.value[1] == 0) == ("output_weight" in weights)
+    assert (terms.derivative[0] == 0) == ("output_weight" in weights)
+    gradients = torch.autograd.grad(terms.derivative[1], tuple(numbers.student.parameters()))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 # ---- Written out ----
 
 
@@ -141,6 +166,7 @@ def term_of(name, a, t, w, sample):
     if name == "relative_mse":
         return sample * (w * (a - t).square()).sum(1) / ((w * t * t).sum(1) + 1e-8)
     if name == "cosine":
+        sample = torch.where(w.any(1), sample, 0.0)
         return sample * (1 - (w * a * t).sum(1) / ((w * a * a).sum(1) * (w * t * t).sum(1) + 1e-12).sqrt())
     return sample * (w * POINTWISE[name](a - t)).mean(1)
 
@@ -176,7 +202,7 @@ def written_out(mode, kind, numbers, shape, losses):
         up = lambda j: torch.einsum("nod,rno->nrd", j, vectors)  # noqa: E731
         known = f.transpose(0, 1) if mode == "vjps" else up(f)
         return [*terms, term_of(losses[1], up(jacobian), known, mask[:, None], of_derivatives)]
-    v = vectors * mask
+    v, of_derivatives = vectors * mask, of_derivatives * mask.any(1)
     along = lambda j: torch.einsum("nod,pnd->npo", j, v)  # noqa: E731
     twice = lambda h: torch.einsum("node,pnd,pne->npo", h, v, v)  # noqa: E731
     rows = entries[:, None, :, 0]

@@ -1,6 +1,7 @@
 """What is computed as asked, and is hardly what was meant: a `SobolevWarning`, once a student.
 
-It is said while a call is planned, and never while torch.compile traces it.
+It is said while a call is planned, or of a function that must be run for it (`paths`), after its first run; and never
+while torch.compile traces it.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def warn(student: object, message: str, what: str) -> None:
 def frames_of_ours() -> int:
     """How many calls above `warn` the user's is."""
     frame, level = sys._getframe(2), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sobolev_kernels", "torch.nn.modules")):
+    between = "sobolev_kernels", "torch.nn.modules", "torch.utils._contextlib"
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(between):
         frame, level = frame.f_back, level + 1
     return level
 
@@ -144,14 +146,20 @@ def inside_lbfgs() -> bool:
 
 
 def drawing_modules(function: object) -> Iterator[nn.Module]:
-    """The modules of a function, or of what it encloses, that draw random numbers in train mode."""
+    """The modules of a function that draw random numbers in train mode."""
+    return (module for module in modules_of(function) if module.training and draws(module))
+
+
+def modules_of(function: object) -> Iterator[nn.Module]:
+    """A module and all below it, or those of what a function encloses, has for a default or takes from its globals."""
     cells = getattr(function, "__closure__", None) or ()
     roots = [function, getattr(function, "__self__", None), *(enclosed(cell) for cell in cells)]
+    roots += getattr(function, "__defaults__", None) or ()
     code = getattr(function, "__code__", None)
     roots += [function.__globals__.get(name) for name in code.co_names] if code else []
     for root in roots:
         if isinstance(root, nn.Module):
-            yield from (module for module in root.modules() if module.training and draws(module))
+            yield from root.modules()
 
 
 def enclosed(cell) -> object:

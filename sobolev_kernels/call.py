@@ -10,16 +10,18 @@ import torch
 
 from . import ops
 from .backends import reference
+from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .drawing import drawn, over_samples
 from .enums import COTANGENTS
 from .errors import need, refuse
-from .finite import one_if_finite
+from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
+from .paths import need_paths
 from .prepare import Prepared
-from .problem import Operands
+from .problem import Operands, Problem
 from .settings import DIFFERENTIAL_ML
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
@@ -37,7 +39,8 @@ def run(call: Prepared) -> tuple[Results, Targeted]:
     results, targets = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
     if request.settings.check_finite and torch.compiler.is_compiling():
         loss, *terms = results
-        results = (loss * one_if_finite(tensors_of(request, call.given), loss), *terms)
+        named = tensors_of(request, call.given) | taught(call, targets)
+        results = (loss * one_if_finite(named, loss), *terms)
     return results, targets
 
 
@@ -50,7 +53,7 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> tuple[Results, T
         results, targeted = run_at(call, x)
         return results
 
-    return reference.differentiably(results_at, inputs, call.problem.order), targeted
+    return reference.differentiably(results_at, inputs), targeted
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
@@ -62,13 +65,27 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> tuple[Results, Targeted]:
         columns = columns.balanced(widened(jacobian), counting)
         refuse(columns.faults_of_balance())
     if student.reason:
-        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.order)
+        ran = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, ran.y)
+        ran = looked_at("student", call, ran, x)
     seed = None if call.projections is None else call.projections.draw_seed()
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
+        if request.settings.check_finite and not torch.compiler.is_compiling():
+            for name, tensor in taught(call, targets).items():
+                refuse(faults_of_finite(name, tensor))
     return compute(call, x, columns, seed, ran, targets), targets
+
+
+def looked_at(role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor) -> reference.Evaluated:
+    """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
+    if call.projections is None:
+        return ran
+    wanted = call.request.settings.wrt, call.projections, call.given
+    order = call.problem.order
+    looked = need_paths(role, call.request.student, ran.function, x, order, wanted)
+    return ran._replace(looked=order if looked else 0)
 
 
 def compute(
@@ -83,6 +100,18 @@ def compute(
         given, seed = masked(call, x, given, seed), None
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
+    try:
+        return computed(problem, operands, columns, ran)
+    except RuntimeError as error:
+        if not str(error).startswith("Inference tensors cannot be saved"):
+            raise
+    x, parameters, *others, _ = operands
+    others = (tensor if tensor is None else tracked(tensor) for tensor in others)
+    return computed(problem, Operands(tracked(x), [*map(tracked, parameters)], *others, weights), columns, ran)
+
+
+def computed(problem: Problem, operands: Operands, columns: Columns, ran: reference.Evaluated | None) -> Results:
+    x, parameters, _, seed, *_ = operands
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran)
     if problem.distribution not in IN_KERNELS:
@@ -102,7 +131,7 @@ def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: to
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """What a student that is not looked into gives for x [N, D]: [N, O]."""
-    y, N = function(x), x.shape[0]
+    y, N = function(x.clone()), x.shape[0]  # which it may write to
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
     need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
@@ -185,21 +214,37 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             widths, P, magnitude = (*teacher.problem.widths, outputs), call.problem.P, call.problem.magnitude
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, magnitude=magnitude))
 
-        order = teacher.problem.order
-
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, order)
+            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
+            ran = looked_at("teacher", teacher, ran, x)
             return compute(teacher, x, columns, seed, ran)
 
-        results = reference.differentiably(results_at, inputs, order)
+        results = reference.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
 
 
+def taught(call: Prepared, targets: Targeted) -> dict[str, torch.Tensor]:
+    """What a teacher's results are compared as, by name, and 0 for what does not count."""
+    if call.teacher is None:
+        return {}
+    weights, named = call.request.residual_weights, {}
+    if weights.masks(call.projections):
+        weights = weights._replace(derivative=None)
+    derivative = "vjps" if isinstance(call.projections, Cotangents) else "tangents"
+    for kind, what, tensor in zip(
+        ("values", derivative, "seconds"), ("values", "derivatives", "second derivatives"), targets, strict=True
+    ):
+        if tensor is not None and (kind != "values" or call.request.targets.values is None):
+            counting = weights.counting(kind, tensor)
+            named[f"teacher: {what}"] = tensor if counting is None else torch.where(counting, tensor, 0.0)
+    return named
+
+
 def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
     """[N, O] as the student's; a teacher of one output may return [N]."""
-    y = function(x)
+    y = function(x.clone())
     need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
     y = y[:, None] if y.dim() == 1 else y
     outputs = outputs or y.shape[-1]

@@ -9,7 +9,7 @@ import torch
 from . import call
 from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
-from .errors import need, refuse
+from .errors import in_words, need, refuse
 from .prepare import prepare
 from .problem import DERIVATIVES
 from .request import Request
@@ -30,6 +30,7 @@ def evaluate(
     return tuple(result.to(x.dtype) for result in results)
 
 
+@in_words
 def jvp(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Sequence[int] | None = None,
     backend: str | None = None,
@@ -63,6 +64,7 @@ def jvp(
     return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend)
 
 
+@in_words
 def vjp(
     student: torch.nn.Module, x: torch.Tensor, u: torch.Tensor | Cotangents, *, wrt: Sequence[int] | None = None,
     backend: str | None = None,
@@ -90,6 +92,7 @@ def vjp(
     return evaluate(student, x, Cotangents.of(u, "u"), wrt=wrt, backend=backend)
 
 
+@in_words
 def jet(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
     wrt: Sequence[int] | None = None, backend: str | None = None,
@@ -118,6 +121,7 @@ def jet(
     return evaluate(student, x, Directions.of(v, "v"), wrt=wrt, backend=backend, order=order)
 
 
+@in_words
 def laplacian(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions | None = None, *,
     wrt: Sequence[int] | None = None, backend: str | None = None,
@@ -147,7 +151,8 @@ def laplacian(
     if v is None:
         directions = Directions.basis()
     else:
-        directions = Directions.given(v) if isinstance(v, torch.Tensor) else Directions.of(v, "v")
+        whole = isinstance(v, torch.Tensor) and not v.is_nested and v.dim() == 2
+        directions = Directions.given(v) if whole else Directions.of(v, "v")
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,6 +168,7 @@ def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:
     return directions.values
 
 
+@in_words
 def hvp(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, w: torch.Tensor | Directions, *,
     wrt: Sequence[int] | None = None, backend: str | None = None,

@@ -9,8 +9,20 @@ from operator import index
 import torch
 
 from .boundary import faults_of_memory
-from .drawing import Drawing, drawn, over_samples
-from .errors import Fault, as_tensor, closest, converted, nearest, need, need_tensor, one_of, refuse
+from .drawing import IN_VMAP, Drawing, drawn, over_samples
+from .errors import (
+    Fault,
+    NotProvided,
+    as_tensor,
+    closest,
+    converted,
+    in_words,
+    nearest,
+    need,
+    need_tensor,
+    one_of,
+    refuse,
+)
 from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
@@ -52,36 +64,43 @@ class Projections:
             yield Fault("values", f"those of {type(self).__name__}.given(tensor)", values)
 
     @classmethod
+    @in_words
     def sphere(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones, uniform on the unit sphere (the paper's)."""
         return cls("sphere", P, shared, seed, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def normal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones, standard normal."""
         return cls("normal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def rademacher(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent ones of random signs ±1."""
         return cls("rademacher", P, shared, seed, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def coordinate(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P independent random unit vectors e_d."""
         return cls("coordinate", P, shared, seed, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def orthonormal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
         """P <= n mutually orthogonal unit vectors, a uniformly random frame."""
         return cls("orthonormal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def basis(cls, *, unbiased: bool = False):
         """All the unit vectors: the exact loss, the mean over all entries of the Jacobian."""
         return cls("basis", None, seed=0, unbiased=unbiased)
 
     @classmethod
+    @in_words
     def given(cls, values: torch.Tensor):
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
         name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
@@ -107,6 +126,8 @@ class Projections:
         v = name if len(name) == 1 else v
         hint = f"for one a sample give {v}[None], for the same at every sample {cls.__name__}.given({v})"
         need(values.dim() != 2, name, expected, values, hint=hint)
+        hint = f"for the same at every sample {cls.__name__}.given({v}[None])" if values.dim() == 1 else ""
+        need(values.dim() == 3, name, expected, values, hint=hint)
         return cls.given(values)
 
     @classmethod
@@ -173,7 +194,12 @@ class Projections:
             return None
         if self.seed is not None:
             return torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
-        return torch.randint(2**62, (2,), dtype=torch.int64, device="cpu")
+        try:
+            return torch.randint(2**62, (2,), dtype=torch.int64, device="cpu")
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise NotProvided(IN_VMAP) from error
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 
 from .backends import core
+from .errors import NotProvided
 from .math.directions import draw
 from .problem import Drawing
+
+IN_VMAP = "directions and cotangents: within torch.func.vmap none are drawn at random; give a seed, or tensors"
 
 # An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
 library = torch.library.Library("sobolev_kernels", "FRAGMENT")
@@ -27,6 +30,8 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype), device=drawing.device)
         core.draw(drawing, seed, out)
         return out
+    if torch._C._functorch.is_batchedtensor(seed):
+        raise NotProvided(IN_VMAP)
     key, offset = seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +37,7 @@ class NotProvided(NotImplementedError):
 
 
 class SobolevWarning(UserWarning):
-    """What is computed as asked, and is hardly what was meant; said once a student, before anything is run."""
+    """What is computed as asked, and is hardly what was meant; said once a student."""
 
 
 class Shortened(reprlib.Repr):
@@ -178,6 +180,26 @@ def need_tensor(value: object, argument: str, expected: str) -> None:
     """That it is a tensor at all."""
     if not isinstance(value, torch.Tensor):
         refuse([Fault(argument, expected, value, TypeError, as_tensor(value))])
+
+
+def in_words(function: Callable) -> Callable:
+    """A public function, or a method, that refuses keywords it does not know as it refuses all else."""
+    known, method = tuple(inspect.signature(function).parameters), "." in function.__qualname__
+
+    @functools.wraps(function)
+    def called(*arguments, **keywords):
+        # looked at where Python says no, so that a call that it takes costs nothing more
+        try:
+            return function(*arguments, **keywords)
+        except TypeError:
+            if all(name in known for name in keywords):
+                raise
+        of = function.__name__
+        if method:
+            of = f"{getattr(arguments[0], '__name__', type(arguments[0]).__name__)}.{of}".removesuffix(".__init__")
+        need_known(keywords, known[method:], of)
+
+    return called
 
 
 def need_known(keywords: Iterable[str], known: Iterable[str], function: str) -> None:

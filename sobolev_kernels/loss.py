@@ -12,7 +12,7 @@ import torch
 from . import call
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions
-from .errors import need, need_tensor, refuse
+from .errors import in_words, need, need_tensor, refuse
 from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
@@ -34,6 +34,7 @@ class SobolevTerms(NamedTuple):
     second: torch.Tensor | None = None
 
 
+@in_words
 def sobolev_loss(
     student: torch.nn.Module,
     inputs: torch.Tensor,
@@ -82,14 +83,15 @@ def sobolev_loss(
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
             numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
             "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these; |a|² and |t|² must be numbers
-            of the dtype that is computed in.
+            of float64.
         weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
             `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
         sample_weight: [N], multiplies ρ of all residuals of a sample; `output_weight`: [O], of an output (of a coupled
             loss, its part in the sums). The numbers that means divide by stay what they are. A residual of weight 0
-            counts as 0 whatever its target, NaN too: so are missing labels marked. Finite, >= 0, of the inputs' dtype.
+            counts as 0 whatever its target, NaN too: so are missing labels marked (inputs are numbers all the same, or
+            gradients are NaN). Finite, >= 0, of the inputs' dtype.
         derivative_weight: of derivatives alone, and for order 2 of second ones alike: [N], as `sample_weight`; [N, O],
             each output's, where cotangents do not mix them; [N, O, W], of each entry of the Jacobian, where the entries
             are residuals: "exact", `Directions.basis()`, `Cotangents.basis()`, of order 1. Or, Boolean, which of these
@@ -101,8 +103,8 @@ def sobolev_loss(
             multiply, as those of the CPU, takes a better one. The errors are in docs/triton.md.
         backend: forces one by name; it never falls back. So does SOBOLEV_BACKEND.
         return_terms: also return the terms, unweighted, as `SobolevTerms`.
-        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first (costs a pass
-            over them).
+        check_finite: look for NaN and infinity in inputs, parameters, and what counts of targets first, then in what a
+            teacher gives (costs a pass over them).
 
     Returns:
         The loss, a scalar (or [N]) of the inputs' dtype; with `return_terms`, a `SobolevTerms`. Of an empty batch
@@ -185,6 +187,7 @@ class SobolevLoss(torch.nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("given", given, persistent=False)
 
+    @in_words
     def forward(
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,

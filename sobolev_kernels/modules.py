@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .boundary import PLAIN
-from .errors import Fault, describe, need
+from .errors import Fault, describe, in_words, need
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose, is_number
 
@@ -19,6 +19,7 @@ IDENTITY = Formula("identity")
 class Sine(nn.Module):
     """sin(omega * z), the activation of sinusoidal representation networks (Sitzmann et al., 2020)."""
 
+    @in_words
     def __init__(self, omega: float = 1.0):
         super().__init__()
         need(is_number(omega), "omega", "a plain number", omega, TypeError)
@@ -123,6 +124,7 @@ class MLP(nn.Sequential):
         337
     """
 
+    @in_words
     def __init__(
         self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
         last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,

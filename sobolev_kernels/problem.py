@@ -20,7 +20,7 @@ from .enums import (
     RESIDUALS_GIVEN,
     RESIDUALS_OF_LOSS,
 )  # fmt: skip
-from .math.table import Formula
+from .math.table import Formula, specialised
 
 # What one call of the op is asked for.
 LOSS = "loss"  # loss, terms [1 + order], and all gradients if wanted
@@ -49,7 +49,7 @@ class Drawing:
 
     def to_string(self) -> str:
         """For an op's schema, which has no place for a dataclass."""
-        return repr(astuple(self))
+        return repr(specialised(astuple(self)))
 
     @classmethod
     @lru_cache(maxsize=256)
@@ -153,7 +153,7 @@ class Problem:
 
     def to_string(self) -> str:
         """For an op's schema, which has no place for a dataclass."""
-        return repr(astuple(self))
+        return repr(specialised(astuple(self)))
 
     @classmethod
     @lru_cache(maxsize=256)

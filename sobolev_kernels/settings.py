@@ -15,7 +15,7 @@ from .dispatch import requested
 from .enums import PRECISIONS
 from .errors import Fault, by_shape, nearest, need_known, one_of, refuse
 from .math.losses import choose_loss
-from .math.table import Formula, is_number
+from .math.table import Formula, is_number, specialised
 
 REDUCTIONS = ("mean", "sum", "none")
 EXACT = "exact"
@@ -126,8 +126,8 @@ def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str,
     except TypeError:
         return (), None
     learned = [w for w in parts if isinstance(w, torch.Tensor) and w.requires_grad]
-    plain = not learned and all(map(is_number, parts))
-    return tuple(map(float, parts)) if plain else (), learned[0] if learned else None
+    numbers = not learned and all(map(is_number, parts))
+    return specialised(tuple(map(float, parts))) if numbers else (), learned[0] if learned else None
 
 
 def bare(projections: object) -> object:

@@ -180,7 +180,7 @@ def linear(leaf: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None] | str | 
     n_out = weight.shape[0]
     if bias is None or bias.shape == (n_out,):
         return weight, bias
-    if bias.dim() and bias.shape[-1] not in (1, n_out):
+    if bias.dim() > 2 or (bias.dim() and bias.shape[-1] not in (1, n_out)):
         return Fault("student", f"the bias of a Linear to be of shape [{n_out}]", bias)
     return f"a Linear has a bias of {list(bias.shape)} for {n_out} outputs"
 

@@ -9,7 +9,7 @@ import torch
 
 from .directions import Cotangents, Directions
 from .enums import DENSE, NONE, PROJECTED
-from .errors import need, need_tensor
+from .errors import in_words, need, need_tensor
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
@@ -87,3 +87,6 @@ class Targets:
     @property
     def second(self) -> torch.Tensor | None:
         return self.hessian if self.hessian is not None else self.seconds
+
+
+Targets.__init__ = in_words(Targets.__init__)

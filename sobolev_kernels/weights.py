@@ -33,11 +33,13 @@ class Weights(NamedTuple):
         sample, output, derivative = self
         if derivative is None and sample is None:
             return self
+        if self.masks(projections):  # without a known column there is no derivative, nor its residual
+            derivative = derivative.any(1).to(getattr(torch, problem.dtype))
         if derivative is not None and derivative.dim() == 1:
             values = torch.ones_like(derivative) if sample is None else sample
             return torch.stack([values, values * derivative]), output, None
         sample = None if sample is None else sample.expand(2, -1)
-        if derivative is None or projections is None or self.masks(projections):
+        if derivative is None or projections is None:
             return sample, output, None
         each = by_projection(self._of_entries(derivative), isinstance(projections, Cotangents))
         each = each.to(getattr(torch, problem.dtype)).expand(problem.P, -1, problem.derived)

@@ -36,47 +36,67 @@ void pointwise(const T* prediction, const T* target, std::int64_t n, const Weigh
   (V::load(terms) + total).store(terms);
 }
 
-// The sums [4][kPanel] of r², a², a·t and t² that a coupled loss is a function of; without a prediction, a is 0.
+// The same in double, for losses that couple: there no product of floats is infinite or 0.
 template <class T>
-void add_sums(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights, T* sums) {
-  using V = Vec<T>;
-  V rr(0.0), aa(0.0), at(0.0), tt(0.0);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t j = i * kPanel<T>;
-    const V w = weights.at(i), t = weights.counted(V::load(target + j), w);
-    const V a = prediction ? weights.counted(V::load(prediction + j), w) : V(0.0), r = a - t;
-    rr = rr + w * r * r;
-    aa = aa + w * a * a;
-    at = at + w * a * t;
-    tt = tt + w * t * t;
+struct Compared {
+  using V = Vec<double>;
+  V a, t, w;
+
+  // Numbers i of kLanes samples from sample m of a panel on; without a prediction a is 0
+  SK_INLINE Compared(const T* prediction, const T* target, const Weights<T>& weights, std::int64_t i, int m) {
+    const std::int64_t j = i * kPanel<T> + m;
+    w = weights.of_each ? load_wide(weights.rows + j) : V(double(weights.rows[i * weights.step]));
+    const auto counts = w * load_wide(weights.sample + m) != V(0.0);
+    a = prediction ? where(counts, load_wide(prediction + j), V(0.0)) : V(0.0);
+    t = where(counts, load_wide(target + j), V(0.0));
   }
-  const V totals[4] = {rr, aa, at, tt};
-  for (int k = 0; k < 4; ++k) (V::load(sums + k * kPanel<T>) + totals[k]).store(sums + k * kPanel<T>);
+};
+
+// The sums [5][kPanel] of r², a², a·t, t² and weights that a coupled loss is a function of
+template <class T>
+void add_sums(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights, double* sums) {
+  using V = Vec<double>;
+  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
+    V rr(0.0), aa(0.0), at(0.0), tt(0.0), ww(0.0);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Compared<T> c(prediction, target, weights, i, m);
+      const V r = c.a - c.t, wa = c.w * c.a;
+      rr = rr + c.w * r * r;
+      aa = aa + wa * c.a;
+      at = at + wa * c.t;
+      tt = tt + c.w * c.t * c.t;
+      ww = ww + c.w;
+    }
+    const V totals[5] = {rr, aa, at, tt, ww};
+    for (int k = 0; k < 5; ++k) (V::load(sums + k * kPanel<T> + m) + totals[k]).store(sums + k * kPanel<T> + m);
+  }
 }
 
 // ρ of the sums into `terms`, its partial derivatives [3][kPanel] into `partial`
 template <class L, class T>
-void couple(const T* sums, const double* parameters, T* partial, T* terms) {
-  using V = Vec<T>;
+void couple(const double* sums, const double* parameters, double* partial, T* terms) {
+  using V = Vec<double>;
   constexpr int kStride = kPanel<T>;
-  const Coupled<V> c = L::call(V::load(sums), V::load(sums + kStride), V::load(sums + 2 * kStride),
-                               V::load(sums + 3 * kStride), parameters);
-  c.value.store(terms);
-  c.rr.store(partial);
-  c.aa.store(partial + kStride);
-  c.at.store(partial + 2 * kStride);
+  const auto load = [&](int k, int m) { return V::load(sums + k * kStride + m); };
+  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
+    const Coupled<V> c = L::call(load(0, m), load(1, m), load(2, m), load(3, m), load(4, m), parameters);
+    store_narrow(c.value, terms + m);
+    c.rr.store(partial + m);
+    c.aa.store(partial + kStride + m);
+    c.at.store(partial + 2 * kStride + m);
+  }
 }
 
 template <class T>
-void coupled_slopes(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights, const T* partial,
-                    T* slope) {
-  using V = Vec<T>;
-  const V f = V::load(weights.factor), rr = V(2.0) * f * V::load(partial);
-  const V aa = V(2.0) * f * V::load(partial + kPanel<T>), at = f * V::load(partial + 2 * kPanel<T>);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t j = i * kPanel<T>;
-    const V w = weights.at(i);
-    const V a = weights.counted(V::load(prediction + j), w), t = weights.counted(V::load(target + j), w);
-    (w * (rr * (a - t) + aa * a + at * t)).store(slope + j);
+void coupled_slopes(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights,
+                    const double* partial, T* slope) {
+  using V = Vec<double>;
+  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
+    const V f = load_wide(weights.factor + m), rr = V(2.0) * f * V::load(partial + m);
+    const V aa = V(2.0) * f * V::load(partial + kPanel<T> + m), at = f * V::load(partial + 2 * kPanel<T> + m);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Compared<T> c(prediction, target, weights, i, m);
+      store_narrow(c.w * (rr * (c.a - c.t) + aa * c.a + at * c.t), slope + i * kPanel<T> + m);
+    }
   }
 }

@@ -88,8 +88,8 @@ struct Private {
   T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
   T* rows;                            // [n] as rows
   T* terms[kMaxTerms];                // [1] sums of residuals
-  T* sums[kMaxTerms];                 // [4] sums of a coupled loss
-  T* partial[kMaxTerms];              // [3] its partial derivatives
+  double* sums[kMaxTerms];            // [5] sums of a coupled loss
+  double* partial[kMaxTerms];         // [3] its partial derivatives
   T* dweight[kMaxLayers];             // as multiply.h's outer has it
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
@@ -164,8 +164,8 @@ struct Private {
     weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
-      sums[term] = panels(true, 4);
-      partial[term] = panels(true, 3);
+      sums[term] = arena.take<double>(tile * 5);
+      partial[term] = arena.take<double>(tile * 3);
     }
     bytes = arena.used();
   }

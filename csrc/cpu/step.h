@@ -63,7 +63,7 @@ class Tile : private Streams<T> {
   bool backward() const { return step_.gradients && step_.residuals != Residuals::kNone && !measuring_; }
 
   void sweep() {
-    for (int term = 0; term < step_.count_terms(); ++term) Base::fill(workspace_.sums[term], size(4), T(0));
+    for (int term = 0; term < step_.count_terms(); ++term) std::fill_n(workspace_.sums[term], size(5), 0.0);
     if (step_.collapsed) {
       by_sum();
     } else if (step_.projection == Projection::kCotangents || step_.side == Side::kTangents) {
@@ -373,7 +373,7 @@ class Tile : private Streams<T> {
         continue;
       }
       const bool predicted = predicting() || term == kValue;
-      add_sums(predicted ? prediction + at : nullptr, target, n, weight, workspace_.sums[term] + 4 * panel * kPanel<T>);
+      add_sums(predicted ? prediction + at : nullptr, target, n, weight, workspace_.sums[term] + 5 * panel * kPanel<T>);
       if (measuring_ || !to) continue;
       coupled_slopes(prediction + at, target, n, weight, workspace_.partial[term] + 3 * panel * kPanel<T>, to);
     }
@@ -384,7 +384,7 @@ class Tile : private Streams<T> {
     if (step_.residuals != Residuals::kLoss || !is_coupled(loss)) return;
     const auto run = with_coupled(loss.row, [](auto l) { return &couple<decltype(l), T>; });
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      run(workspace_.sums[term] + 4 * panel * kPanel<T>, loss.parameters,
+      run(workspace_.sums[term] + 5 * panel * kPanel<T>, loss.parameters,
           workspace_.partial[term] + 3 * panel * kPanel<T>, workspace_.terms[term] + panel * kPanel<T>);
     }
   }

@@ -37,6 +37,18 @@ struct Vec {
   friend SK_INLINE mask operator!=(Vec a, Vec b) { return a.v != b.v; }
 };
 
+// Lanes of double from as many numbers of another type, and back
+template <class T>
+SK_INLINE Vec<double> load_wide(const T* p) {
+  typedef T some __attribute__((vector_size(Vec<double>::kLanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const some*>(p), typename Vec<double>::native);
+}
+template <class T>
+SK_INLINE void store_narrow(Vec<double> a, T* p) {
+  typedef T some __attribute__((vector_size(Vec<double>::kLanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+  *reinterpret_cast<some*>(p) = __builtin_convertvector(a.v, some);
+}
+
 template <class T>
 SK_INLINE Vec<T> where(typename Vec<T>::mask m, Vec<T> a, Vec<T> b) {
   return m ? a.v : b.v;

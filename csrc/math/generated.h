@@ -31,10 +31,12 @@ struct ActElu {
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T alpha = T(p[0]);
   const auto above = z > T(0.0);
-  const auto below = where(above, T(0.0), z);
-  const auto e = alpha * exp(below);
-  const auto d2 = where(above, T(0.0), e);
-  return Derivatives<T>{where(above, z, alpha * expm1(below)), where(above, T(1.0), e), d2, d2};
+  const auto below = z < T(0.0);
+  const auto c = where(above, T(0.0), where(below, z, T(0.0) * z));
+  const auto e = alpha * exp(c);
+  const auto d2 = where(below, e, T(0.0) * e);
+  const auto value = where(above, z, where(below, alpha * expm1(c), alpha * z));
+  return Derivatives<T>{value, where(above, T(1.0), e), d2, d2};
  }
 };
 
@@ -64,9 +66,13 @@ struct ActSoftplus {
   const T threshold = T(p[1]);
   const auto u = beta * z;
   const auto linear = u > threshold;
-  const auto s = where(linear, T(1.0), sigmoid(u));
-  const auto r = s * (T(1.0) - s);
-  const auto value = where(u > T(0.0), u, T(0.0)) + log1p(exp(where(u > T(0.0), -u, u)));
+  const auto curved = u < threshold;
+  const auto c = where(linear, T(0.0), where(curved, u, threshold + T(0.0) * u));
+  const auto line = where(linear, T(0.0), where(curved, T(0.0), u - threshold));
+  const auto s = where(linear, T(1.0), sigmoid(c));
+  const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
+  const auto above = c > T(0.0);
+  const auto value = where(above, c, T(0.0)) + log1p(exp(where(above, -c, c))) + s * line;
   return Derivatives<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
  }
 };
@@ -209,25 +215,25 @@ constexpr int kPointwise = 4;
 
 struct CoupledRelativeMse {
  static constexpr bool kPredicted = false;
- template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
+ template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, [[maybe_unused]] T ww, const double* p) {
   const T eps = T(p[0]);
-  const auto r = T(1.0) / (tt + (eps + T(1e-37)));
+  const auto r = T(1.0) / (tt + eps + T(1e-300));
   return Coupled<T>{rr * r, r, T(0.0), T(0.0)};
  }
 };
 
 struct CoupledCosine {
  static constexpr bool kPredicted = true;
- template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, const double* p) {
+ template <class T> static SK_INLINE Coupled<T> call([[maybe_unused]] T rr, [[maybe_unused]] T aa, [[maybe_unused]] T at, [[maybe_unused]] T tt, [[maybe_unused]] T ww, const double* p) {
   const T eps = T(p[0]);
   const auto large = where(tt > T(1.0), tt, T(1.0));
   const auto small = where(tt > T(1.0), T(1.0), tt);
   const auto some = aa * small + eps / large;
-  const auto rest = where(some < T(1e-38), T(1e-38), some);
+  const auto rest = where(some < T(1e-300), T(1e-300), some);
   const auto length = sqrt(large);
   const auto root = sqrt(rest);
   const auto c = at / length / root;
-  return Coupled<T>{T(1.0) - c, T(0.0), T(0.5) * c * (small / rest), -T(1.0) / length / root};
+  return Coupled<T>{where(ww > T(0.0), T(1.0) - c, T(0.0)), T(0.0), T(0.5) * c * (small / rest), -T(1.0) / length / root};
  }
 };
 

@@ -10,7 +10,7 @@ struct Residual {
   T value, slope;
 };
 
-// A loss of the sums of r², a², a·t and t² over a sample's numbers, and its partial derivatives
+// A loss of the sums of r², a², a·t, t² and weights over a sample's numbers, and its partial derivatives
 template <class T>
 struct Coupled {
   T value, rr, aa, at;

@@ -327,6 +327,7 @@ def run_mutant(ptx, shape, side, kind, limit, input_gradient, precision="bf16"):
     return backend.kinds, [loss.detach(), *(p.grad for p in numbers.student.parameters())]
 
 
+@pytest.mark.long
 def test_every_deleted_barrier_and_wait_is_found():
     """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of four steps."""
     original = for_mutants()

@@ -266,6 +266,8 @@ def weights_of(built, term: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not term:
         return samples, weight(built, "output", case.O)
     samples = samples * weight(built, "derivative", case.N) if case.derivative_weight == "[N]" else samples
+    if case.masks:  # a sample without a known column has no derivative
+        samples = samples * (exact(built.weights["derivative_weight"]) != 0).any(1)
     return samples, by_projection(case, weight_of_entries(built, masks=False))
 
 
@@ -302,8 +304,8 @@ RHO = {
     "log_cosh": lambda r: r.abs() + torch.log1p(torch.exp(-2 * r.abs())) - math.log(2),
 }
 COUPLED = {
-    "relative_mse": lambda rr, aa, at, tt, eps=1e-8: rr / (tt + eps),
-    "cosine": lambda rr, aa, at, tt, eps=1e-12: 1 - at / (aa * tt + eps).sqrt(),
+    "relative_mse": lambda rr, aa, at, tt, ww, eps=1e-8: rr / (tt + eps),
+    "cosine": lambda rr, aa, at, tt, ww, eps=1e-12: torch.where(ww == 0, 0.0, 1 - at / (aa * tt + eps).sqrt()),
 }
 JUMPS = {"l1": lambda r: r.abs(), "huber": lambda r, delta=1.0: (r.abs() - delta).abs()}
 
@@ -313,7 +315,7 @@ def residual_term(rho: tuple, a: torch.Tensor, t: torch.Tensor, w: torch.Tensor,
     name, *parameters = rho
     r = a - t
     if name in COUPLED:
-        sums = ((w * product).sum(dims) for product in (r * r, a * a, a * t, t * t))
+        sums = ((w * product).sum(dims) for product in (r * r, a * a, a * t, t * t, torch.ones_like(t)))
         return COUPLED[name](*sums, *parameters), torch.tensor(float("inf"), dtype=torch.float64)
     each = (w * RHO[name](r, *parameters)).mean(dims)
     if name not in JUMPS or not r.numel():

@@ -52,7 +52,7 @@ def run(
     else:
         vectors = x.new_empty((0, N, problem.drawn))
     vectors = vectors.to(x.dtype)
-    with nullcontext() if ran is not None and by_transforms(problem.order) else uncast(x):
+    with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
         results = tuple(result for result in (y, first, second) if result is not None)
@@ -162,9 +162,9 @@ def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u
     return h, a
 
 
-def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[torch.Tensor, ...]:
+def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """function(x), where derivatives can be taken of what is run in it."""
-    if by_transforms(order):
+    if by_transforms():
         return function(x)
     if torch.compiler.is_compiling():
         from .uncompiled import uncompiled
@@ -173,12 +173,9 @@ def differentiably(function: Callable, x: torch.Tensor, order: int) -> tuple[tor
     return by_autograd(function, x)
 
 
-def by_transforms(order: int) -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: first ones of results without a gradient.
-
-    (Of second ones it does not follow forward mode through a norm with weights.)
-    """
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and order == 1
+def by_transforms() -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -211,9 +208,9 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
     return Evaluated(function, x, y, kept)
 
 
-def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
-    if by_transforms(order):
+    if by_transforms():
         with sdpa_kernel(SDPBackend.MATH), ExactNorms():
             return Evaluated(function, x, function(x))
     return with_graph(function, x)
@@ -221,11 +218,10 @@ def evaluate(function: Callable, x: torch.Tensor, order: int) -> Evaluated:
 
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
-    if by_transforms(1):
+    if by_transforms():
         return ran.y, transformed_vjps(ran, u)
     with graphs():
-        gradients = gradients_of(ran, tracked(u))
-    gradients = torch.stack(gradients) if gradients else ran.x.new_empty((0, *ran.x.shape))
+        gradients = of_each(gradients_of(ran, tracked(u)), ran.x)
     return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
 
 
@@ -233,7 +229,7 @@ def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
     x, y = ran.x, ran.y
     gradients = [gradient(y, x, cotangent) for cotangent in u]
     if gradients and gradients[0] is None:
-        refuse_dependence(ran)
+        need_constant(ran)
         return [torch.zeros_like(x) for _ in u]
     if gradients and ran.kept:
         need_second_derivatives(ran, gradients[0], lambda x: gradients_of(values_at(ran, x), u[:1])[0])
@@ -244,13 +240,19 @@ def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative
     """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
     nodes = nodes_of(derivative)
     refuse_inexact(nodes, again=True)
-    if not leads_to(ran.x, nodes):
+    if ran.looked < 2 and not leads_to(ran.x, nodes):
         refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+
+
+def need_constant(ran: Evaluated) -> None:
+    """Raise where no path leads from y to x, and nobody has looked yet whether y changes with x."""
+    if not ran.looked:
+        refuse_dependence(ran)
 
 
 def values_at(ran: Evaluated, x: torch.Tensor) -> Evaluated:
     """The same function at another x, of which only values are wanted."""
-    return with_graph(ran.function, x)._replace(kept=False)
+    return with_graph(ran.function, x)._replace(kept=False, looked=ran.looked)
 
 
 def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor | None:
@@ -265,18 +267,22 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
-    if by_transforms(order):
-        return transformed_jet(ran, v)
-    _, x, y, kept = ran
+    if by_transforms():
+        return transformed_jet(ran, v, order)
+    x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
         tangents = along(ran, v, again=kept or order == 2)
         if order == 2:
             of_tangents = (Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True))
             seconds = [along(t, d[None], again=kept)[0] for t, d in zip(of_tangents, v, strict=True)]
-    stacked = [None if t is None else torch.stack(t) if t else x.new_empty((0, *y.shape)) for t in (tangents, seconds)]
-    results = (y, *stacked)
+    results = (y, *(of_each(t, y) if t is not None else None for t in (tangents, seconds)))
     return results if kept else tuple(r if r is None else without_graph(r) for r in results)
+
+
+def of_each(derivatives: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """[P, ...] of those of each direction, which may be none."""
+    return torch.stack(derivatives) if derivatives else like.new_empty((0, *like.shape))
 
 
 def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
@@ -287,7 +293,7 @@ def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
     u = torch.zeros_like(y, requires_grad=True)
     g = gradient(y, x, u)
     if g is None:
-        refuse_dependence(ran)
+        need_constant(ran)
         return [torch.zeros_like(y) for _ in v]
     tangents = [gradient(g, u, direction) for direction in v]
     if tangents[0] is None:
@@ -303,22 +309,41 @@ def tangent(ran: Evaluated, direction: torch.Tensor) -> Callable[[torch.Tensor],
     return lambda x: along(values_at(ran, x), direction[None], again=False)[0]
 
 
+def tangent_of(function: Callable, D: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The derivative [N, O] of a function that was looked at, along one direction of D numbers, as a function of x."""
+
+    def tangent_at(x: torch.Tensor) -> torch.Tensor:
+        direction = torch.linspace(1, 2, D, dtype=x.dtype, device=x.device).expand_as(x)
+        return along(with_graph(function, x)._replace(looked=2), direction[None], again=True)[0]
+
+    return tangent_at
+
+
 def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:
     """Gradients Jᵀu."""
     with sdpa_kernel(SDPBackend.MATH), ExactNorms():
         forward_tangent(ran.function, ran.x, torch.ones_like(ran.x))
         pull = torch.func.vjp(ran.function, ran.x)[1]
         gradients = [pull(cotangent)[0] for cotangent in u]
-    return torch.stack(gradients).detach() if gradients else ran.x.new_empty((0, *ran.x.shape))
+    return of_each(gradients, ran.x).detach()
 
 
-def transformed_jet(ran: Evaluated, v: torch.Tensor) -> Jets:
-    """y and tangents in forward mode."""
+def transformed_jet(ran: Evaluated, v: torch.Tensor, order: int) -> Jets:
+    """y, tangents in forward mode, and second derivatives by VJPs of VJPs: dynamo does not follow forward mode in
+    itself through a norm with weights."""
     # of one layout: of tensors with others, sizes that are variables are not followed
-    x, v = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v]
+    x, v, seconds = ran.x.contiguous().clone(), [direction.contiguous().clone() for direction in v], None
     with sdpa_kernel(SDPBackend.MATH), ExactNorms():
         tangents = [forward_tangent(ran.function, x, direction) for direction in v]
-    return ran.y, torch.stack(tangents).detach() if tangents else x.new_empty((0, *ran.y.shape)), None
+        if order == 2:
+            seconds = [pulled_twice(lambda x, d=d: pulled_twice(ran.function, x, d), x, d) for d in v]
+    return ran.y, *(of_each(t, ran.y).detach() if t is not None else None for t in (tangents, seconds))
+
+
+def pulled_twice(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """D f(x)[v] as the VJP of the VJP, which is linear in the cotangent."""
+    y, pull = torch.func.vjp(function, x)
+    return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(y))[1](direction)[0]
 
 
 def forward_tangent(function: Callable, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -363,12 +388,13 @@ def term(
     if not (weight is None and sample is None):
         counting = (w if sample is None else w * sample[:, None]) != 0
         prediction, target = torch.where(counting, prediction, 0.0), torch.where(counting, target, 0.0)
-    r = prediction - target
     if is_coupled(loss):
-        products = (r * r, prediction * prediction, prediction * target, target * target)
-        each = coupled(loss, *((w * product).sum(dims) for product in products))
+        a, t = prediction.double(), target.double()
+        r = a - t
+        products = (r * r, a * a, a * t, t * t, torch.ones_like(t))
+        each = coupled(loss, *((w * product).sum(dims) for product in products)).to(prediction.dtype)
     else:
-        each = (w * residual(loss, r)[0]).mean(dims)
+        each = (w * residual(loss, prediction - target)[0]).mean(dims)
     if sample is None:
         return each
     # so that a cotangent of what does not count, which may be infinite, ends here

@@ -30,11 +30,14 @@ def leaky_relu(z, slope=0.01):
 
 
 def elu(z, alpha=1.0):
+    # at 0 torch has the slope from below, alpha, and the second derivative from above, 0
     above = z > 0.0
-    below = m.where(above, 0.0, z)
-    e = alpha * m.exp(below)
-    d2 = m.where(above, 0.0, e)
-    return m.where(above, z, alpha * m.expm1(below)), m.where(above, 1.0, e), d2, d2
+    below = z < 0.0
+    c = m.where(above, 0.0, m.where(below, z, 0.0 * z))
+    e = alpha * m.exp(c)
+    d2 = m.where(below, e, 0.0 * e)
+    value = m.where(above, z, m.where(below, alpha * m.expm1(c), alpha * z))
+    return value, m.where(above, 1.0, e), d2, d2
 
 
 def tanh(z):
@@ -51,13 +54,18 @@ def sigmoid(z):
 
 
 def softplus(z, beta=1.0, threshold=20.0):
-    # torch's own softplus is the identity above the threshold, to the last bit of its derivatives
+    # torch's own softplus is the identity above the threshold, to the last bit of its derivatives; at the threshold its
+    # slope is that from below, and its second derivative that from above, 0, as of the line there
     u = beta * z
     linear = u > threshold
-    s = m.where(linear, 1.0, m.sigmoid(u))
-    r = s * (1.0 - s)
-    # log(1 + e^u), where u = 0 belongs to the branch below in both places: |u| would lose its slope there
-    value = m.where(u > 0.0, u, 0.0) + m.log1p(m.exp(m.where(u > 0.0, -u, u)))
+    curved = u < threshold
+    c = m.where(linear, 0.0, m.where(curved, u, threshold + 0.0 * u))
+    line = m.where(linear, 0.0, m.where(curved, 0.0, u - threshold))
+    s = m.where(linear, 1.0, m.sigmoid(c))
+    r = m.where(curved, s * (1.0 - s), 0.0 * s)
+    # log(1 + e^c), where c = 0 belongs to the branch below in both places: |c| would lose its slope there
+    above = c > 0.0
+    value = m.where(above, c, 0.0) + m.log1p(m.exp(m.where(above, -c, c))) + s * line
     return m.where(linear, z, value / beta), s, beta * r, beta * beta * r * (1.0 - 2.0 * s)
 
 

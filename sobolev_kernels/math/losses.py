@@ -35,31 +35,33 @@ def log_cosh(r):
 LOSSES = table(mse, l1, huber, log_cosh)
 
 
-# Losses that couple all the numbers of a sample, as functions of four sums over them: rr of (a - t)², aa of a²,
-# at of a t and tt of t², where a is the prediction and t the target. Each returns ρ and its partial derivatives with
-# respect to rr, aa and at; one whose last two are the number 0 asks for the target alone before it has slopes.
+# Losses that couple all the numbers of a sample, as functions of five sums over them: rr of (a - t)², aa of a², at of
+# a t and tt of t², where a is the prediction and t the target, and ww of their weights. Each returns ρ and its partial
+# derivatives with respect to rr, aa and at; one whose last two are the number 0 asks for the target alone before it has
+# slopes. The sums are in float64, where no product of float32 numbers is infinite or 0. A sample without any number
+# that counts, of which ww is 0, counts as 0.
 
 
-def relative_mse(rr, aa, at, tt, eps=1e-8):
-    # an eps that float32 does not know as more than 0 is taken for the least that it does, or 0 would be divided by 0
-    r = 1.0 / (tt + (eps + 1e-37))
+def relative_mse(rr, aa, at, tt, ww, eps=1e-8):
+    # an eps that is 0 in float32, as a kernel may have it, does not make 0 / 0
+    r = 1.0 / (tt + eps + 1e-300)
     return rr * r, r, 0.0, 0.0
 
 
-def cosine(rr, aa, at, tt, eps=1e-12):
-    # √(aa tt + eps) by the roots of two factors, since aa tt overflows where both sums are numbers; the second factor
-    # is never so small that its inverse is infinite, as it would be of a = 0 and a long t
+def cosine(rr, aa, at, tt, ww, eps=1e-12):
+    # √(aa tt + eps) by the roots of two factors, since of float64 numbers aa tt overflows where both sums are numbers;
+    # the second factor is never so small that its inverse is infinite, as it would be of a = 0 and a long t
     large = m.where(tt > 1.0, tt, 1.0)
     small = m.where(tt > 1.0, 1.0, tt)
     some = aa * small + eps / large
-    rest = m.where(some < 1e-38, 1e-38, some)
+    rest = m.where(some < 1e-300, 1e-300, some)
     length = m.sqrt(large)
     root = m.sqrt(rest)
     c = at / length / root
-    return 1.0 - c, 0.0, 0.5 * c * (small / rest), -1.0 / length / root
+    return m.where(ww > 0.0, 1.0 - c, 0.0), 0.0, 0.5 * c * (small / rest), -1.0 / length / root
 
 
-COUPLED = table(relative_mse, cosine, arguments=4)
+COUPLED = table(relative_mse, cosine, arguments=5)
 
 
 def is_coupled(loss: Formula) -> bool:
@@ -71,9 +73,9 @@ def residual(loss: Formula, r):
     return LOSSES[loss.name].function(r, *loss.parameters)
 
 
-def coupled(loss: Formula, rr, aa, at, tt):
-    """ρ of the four sums."""
-    return COUPLED[loss.name].function(rr, aa, at, tt, *loss.parameters)[0]
+def coupled(loss: Formula, rr, aa, at, tt, ww):
+    """ρ of the five sums."""
+    return COUPLED[loss.name].function(rr, aa, at, tt, ww, *loss.parameters)[0]
 
 
 def choose_loss(argument: str, choice: str | tuple | Formula) -> Formula:

@@ -80,3 +80,19 @@ def is_number(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1 and not value.is_complex() and not value.requires_grad
     return isinstance(value, numbers.Real) or (getattr(value, "size", 0) == 1 and value.dtype.kind in "biuf")
+
+
+def specialised(value):
+    """A float, or those of nested tuples, as numbers, also where torch.compile takes one for a variable.
+
+    Compiled code is of these numbers then, and is compiled again for others.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(specialised, value))
+    if not (torch.compiler.is_compiling() and isinstance(value, float)):
+        return value
+    from torch.fx.experimental.symbolic_shapes import (
+        guard_scalar,  # of the compiler, which is imported when it compiles
+    )
+
+    return guard_scalar(value)

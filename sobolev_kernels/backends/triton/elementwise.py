@@ -118,17 +118,19 @@ def compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED: tl
 
 @triton.jit
 def sums(A, T, W, EACH, sample_weight, sample, N, R, n, REPEATED: tl.constexpr):
-    """rr, aa, at, tt of each sample over R rows of n numbers."""
-    rr = tl.zeros_like(sample).to(tl.float32)
-    aa, at, tt = rr, rr, rr
+    """rr, aa, at, tt, ww of each sample over R rows of n numbers."""
+    rr = tl.zeros_like(sample).to(tl.float64)
+    aa, at, tt, ww = rr, rr, rr, rr
     for r in range(R):
         for column in range(n):
             _k, a, t, w = compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED)
+            a, t = a.to(tl.float64), t.to(tl.float64)
             rr += w * (a - t) * (a - t)
             aa += w * a * a
             at += w * a * t
             tt += w * t * t
-    return rr, aa, at, tt
+            ww += w
+    return rr, aa, at, tt, ww
 
 
 @triton.jit(
@@ -150,13 +152,15 @@ def residual_kernel(
         sample_weight = tl.load(SAMPLE_WEIGHT + sample, mask=valid, other=0.0)
     total = 0.0 * sample.to(tl.float32)
     if COUPLED:
-        rr, aa, at, tt = sums(A, T, W, EACH, sample_weight, sample, N, R, n, REPEATED)
-        total, by_rr, by_aa, by_at = coupled(loss, rr, aa, at, tt)
+        rr, aa, at, tt, ww = sums(A, T, W, EACH, sample_weight, sample, N, R, n, REPEATED)
+        rho, by_rr, by_aa, by_at = coupled(loss, rr, aa, at, tt, ww)
+        total = rho.to(tl.float32)
     for r in range(R):
         for column in range(n):
             k, prediction, target, w = compared(A, T, W, EACH, sample_weight, sample, r, column, N, n, REPEATED)
             if COUPLED:
-                slope = 2.0 * by_rr * (prediction - target) + 2.0 * by_aa * prediction + by_at * target
+                a, t = prediction.to(tl.float64), target.to(tl.float64)
+                slope = (2.0 * by_rr * (a - t) + 2.0 * by_aa * a + by_at * t).to(tl.float32)
             else:
                 rho, slope = residual(loss, prediction - target)
                 total += w * rho

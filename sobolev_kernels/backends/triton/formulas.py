@@ -85,9 +85,9 @@ def residual(loss, r):
 
 
 @triton.jit
-def coupled(loss, rr, aa, at, tt):
+def coupled(loss, rr, aa, at, tt, ww):
     """ρ of the sums of a Loss that couples, and its partial derivatives."""
     if loss.COUNT == 0:
-        return loss.F(rr, aa, at, tt)
+        return loss.F(rr, aa, at, tt, ww)
     else:
-        return loss.F(rr, aa, at, tt, loss.a)
+        return loss.F(rr, aa, at, tt, ww, loss.a)

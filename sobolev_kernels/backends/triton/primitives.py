@@ -1,4 +1,5 @@
-"""The primitives of `sobolev_kernels/math` in Triton, for float32, named alike in all languages; and the product."""
+"""The primitives of `sobolev_kernels/math` in Triton, named alike in all languages; and the product. For float32, and
+those that coupled losses are made of for float64 too."""
 
 import triton
 import triton.language as tl
@@ -42,7 +43,10 @@ def sin(x):
 
 @triton.jit
 def sqrt(x):
-    return tl.sqrt_rn(x)
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
 
 
 @triton.jit

@@ -1,0 +1,238 @@
+"""Once a function it is looked at whether derivatives by autograd are those of its values: a path may be cut in part.
+
+What is cut, and wanted, is refused; derivatives that are others are warned of, since someone may have meant them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+from torch import distributed, nn
+from torch.autograd import forward_ad
+
+from .advice import drawing_modules, modules_of, warn
+from .backends.dependence import LOOK_FOR
+from .backends.differences import Found, NotProbed, look
+from .backends.exact import HALF, graphs
+from .backends.reference import tangent_of
+from .directions import Cotangents, Projections
+from .errors import NotProvided, clipped
+
+OTHER = (
+    "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
+    "meant); it is the derivative by autograd that is computed"
+)
+DRAWS = (
+    "teacher: {}, and the student is told something else each time; let him draw no random numbers, as by dropout, and "
+    "keep no state"
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SIMPLE = (bool, int, float, str, bytes, type(None))
+
+
+@dataclass
+class Known:
+    """What is known of a function for as long as what it is made of lives."""
+
+    parts: tuple[weakref.ref, ...]
+    states: tuple = ()
+    found: dict[int, Found] = field(default_factory=dict)  # by the order of derivatives
+    calls: dict[int, int] = field(default_factory=dict)
+
+
+KNOWN: dict[tuple, Known] = {}
+
+
+def need_paths(
+    role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
+    wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None],
+) -> bool:  # fmt: skip
+    """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
+
+    Whether that could be looked at is returned. `run` is the function with its results checked. Under torch.compile,
+    and amid transforms of torch.func, nothing is looked at: there the inputs are not numbers.
+    """
+    if torch.compiler.is_compiling() or watched(x):
+        return False
+    told = True
+    for known, times in found_of(role, function, run, x, order):
+        cut = wanted_of(known.cut, *wanted)
+        if cut.any():
+            raise NotProvided(message_of(role, cut, times))
+        told = told and known.told
+    return told
+
+
+def watched(x: torch.Tensor) -> bool:
+    """Whether someone follows the call, who would take what the look does for a part of it; another process, too."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        return True
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0 or x.is_meta:
+        return True
+    return forward_ad._current_level >= 0 or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def found_of(
+    role: str, function: object, run: Callable, x: torch.Tensor, order: int
+) -> Iterator[tuple[Found, int]]:  # fmt: skip
+    """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
+    known = known_of(function, x)
+    for times in range(1, order + 1):
+        known.calls[times] = calls = known.calls.get(times, 0) + 1
+        found = known.found.get(times)
+        # what stood still, as with weights of 0, is looked at again, less and less often
+        if found is None or not (found.settled or calls & (calls - 1)):
+            found = known.found[times] = looked_at(function, run, x, times)
+            tell(role, function, found, times)
+        yield found, times
+
+
+def looked_at(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:
+    """What is found of a function; of a module in half precision, in which little can be seen, by a copy in float32."""
+    if x.dtype in HALF and isinstance(function, nn.Module):
+        with contextlib.suppress(Exception):
+            with graphs():
+                wide = copy.deepcopy(function).float()
+            return look_times(wide, lambda x: wide(x).view(len(x), -1), x.float(), times)
+    try:
+        return look_times(function, run, x, times)
+    except NotProbed:
+        return Found(torch.zeros(1, x.shape[1], dtype=torch.bool), settled=False, told=False)
+
+
+def look_times(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:
+    # a checkpoint around the call shall save nothing of it
+    with untouched(function) as hidden, torch.autograd.graph.saved_tensors_hooks(unchanged, unchanged):
+        found = look(run if times == 1 else tangent_of(run, x.shape[1]), x)
+    return found._replace(told=found.told and not hidden)
+
+
+def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def tell(role: str, function: object, found: Found, times: int) -> None:
+    if found.other is not None:
+        o, slope, change = found.other
+        what = f"output {o}" if times == 1 else f"the derivative of output {o}"
+        warn(function, OTHER, f"{role}: {what} changes by {change:.3g} where its derivative says {slope:.3g}")
+    if role == "teacher" and found.draws and times == 1 and not any(drawing_modules(function)):
+        warn(function, DRAWS, "he gives other values for the same inputs")
+
+
+def wanted_of(
+    cut: torch.Tensor, wrt: tuple[int, ...] | None, projections: Projections, given: torch.Tensor | None
+) -> torch.Tensor:
+    """The part of cut [O, D] that derivatives by these columns, along these vectors, would go through."""
+    if not cut.any():
+        return cut
+    columns = torch.zeros_like(cut)
+    columns[:, list(range(cut.shape[1]) if wrt is None else wrt)] = True
+    if given is not None:
+        used = (given != 0).flatten(0, -2).any(0).cpu()
+        if isinstance(projections, Cotangents):
+            columns &= used[:, None]
+        else:
+            columns[:, list(range(cut.shape[1]) if wrt is None else wrt)] &= used
+    return cut & columns
+
+
+def message_of(role: str, cut: torch.Tensor, times: int) -> str:
+    """The outputs that change with the same columns as the first of them, and these."""
+    first = cut[int(cut.any(1).double().argmax())]
+    outputs = named("output", (cut == first).all(1).nonzero()[:, 0].tolist())
+    what = outputs if times == 1 else f"the derivative of {outputs}"
+    changes = "change" if outputs.startswith("outputs ") and times == 1 else "changes"
+    columns = named("column", first.nonzero()[:, 0].tolist())
+    return (
+        f"{role}: {what} {changes} with {columns} of the inputs, but no path of autograd leads there, and a derivative "
+        f"would be a silent zero; {LOOK_FOR}"
+    )
+
+
+def named(what: str, places: list[int]) -> str:
+    return f"{what}{'s' if len(places) > 1 else ''} {clipped(', '.join(map(str, places)), 40)}"
+
+
+def known_of(function: object, x: torch.Tensor) -> Known:
+    """What is kept of a function; one that is made anew each time is the same if it is made of the same."""
+    parts, constants = [], []
+    made_of(function, parts, constants)
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    states = (x.dtype, x.shape[1], *((m.training, type(m), id(vars(m).get("forward"))) for m in modules))
+    key = (*map(id, parts), *constants)
+    known = KNOWN.get(key)
+    if known is None or any(ref() is not part for ref, part in zip(known.parts, parts, strict=True)):
+        try:
+            known = Known(tuple(weakref.ref(part, lambda _: KNOWN.pop(key, None)) for part in parts))
+        except TypeError:  # of what cannot be referred to weakly nothing is kept
+            return Known(())
+        KNOWN[key] = known
+    if known.states != states:
+        known.states, known.found, known.calls = states, {}, {}
+    return known
+
+
+def made_of(function: object, parts: list[object], constants: list[object], depth: int = 0) -> None:
+    """Appends the code and whatever else of a function can be called, and the constants it was made with."""
+    if isinstance(function, types.MethodType):
+        parts.append(function.__self__)
+        function = function.__func__
+    code = getattr(function, "__code__", None)
+    parts.append(function if code is None else code)
+    if code is None or depth > 4:
+        return
+    enclosed = [cell.cell_contents for cell in function.__closure__ or () if cell_is_full(cell)]
+    for value in (*enclosed, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        if isinstance(value, SIMPLE):
+            constants.append(value)
+        elif callable(value):
+            made_of(value, parts, constants, depth + 1)
+
+
+def cell_is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+@contextmanager
+def untouched(function: object) -> Iterator[list[str]]:
+    """Within it hooks of modules, which may count or log calls, are hidden, and named.
+
+    After it the modules of a function hold what they held: buffers, counters, what they keep of a call; and other
+    generators than torch's are where they were.
+    """
+    modules = [m for m in modules_of(function) if not isinstance(m, torch.jit.ScriptModule)]
+    held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
+    copies = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+    versions = [b._version for b, _ in copies]
+    others = random.getstate(), numpy.random.get_state()
+    hooks = [(m, name) for m in modules for name in HOOKS if getattr(m, name, None)]
+    try:
+        for module, name in hooks:
+            vars(module)[name] = OrderedDict()
+        yield [name for _, name in hooks]
+    finally:
+        random.setstate(others[0])
+        numpy.random.set_state(others[1])
+        for module, attributes, buffers in held:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for (buffer, copy), version in zip(copies, versions, strict=True):
+                if buffer._version != version:
+                    buffer.copy_(copy)
