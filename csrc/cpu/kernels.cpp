@@ -78,8 +78,35 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   }
 }
 
+// Blocks of rows of a gradient that a part gathers, and those rows
+Range blocks_of_part(const Layer& layer, int part, int parts) { return {RowBlocks(layer.n_out).blocks, part, parts}; }
+Range rows_of_part(const Layer& layer, int part, int parts) {
+  const RowBlocks cut(layer.n_out);
+  const Range blocks = blocks_of_part(layer, part, parts);
+  return {cut.begin(blocks.begin), cut.begin(blocks.end)};
+}
+
+// A part's rows of every gradient from what all parts kept, into its own place for them
+template <class T>
+void gather(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
+  char* base = static_cast<char*>(workspace_base);
+  const Private<T> own(step, base + part * workspace_bytes);
+  for (int p = 0; p < parts; ++p) {
+    const Private<T> kept(step, base + p * workspace_bytes);
+    const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
+    for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
+      const std::int64_t lowest = term == kSecond ? 1 : 0, streams = term == kValue ? 1 : step.P;  // the input has no ḧ
+      for (std::int64_t l = lowest; l < step.L; ++l) {
+        kept.add_outer(step, Term(term), l, streams, M, blocks_of_part(step.layers[l], part, parts),
+                       p == 0 && term == kValue, own.dweight[l]);
+      }
+    }
+  }
+}
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
+  if (step.gathers()) gather<T>(step, workspace_base, workspace_bytes, part, parts);
   const Private<T> workspace(step, workspace_base);
   const auto of_part = [&](auto* array, int p) {
     return reinterpret_cast<decltype(array)>(reinterpret_cast<char*>(array) + p * workspace_bytes);
@@ -88,19 +115,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
     const Layer& layer = step.layers[l];
     Range mine(layer.n_out, part, parts), of(parts, 0, 1);
     if (step.gathers()) {
-      // Some rows of the gradient, from what every part kept: less to fetch from other cores than their own sums are
-      const RowBlocks cut(layer.n_out);
-      const Range blocks(cut.blocks, part, parts);
-      for (int p = 0; p < parts; ++p) {
-        const Private<T> kept(step, static_cast<char*>(workspace_base) + p * workspace_bytes);
-        const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
-        for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
-          if (term == kSecond && l == 0) continue;
-          kept.add_outer(step, Term(term), l, term == kValue ? 1 : step.P, M, blocks, p == 0 && term == kValue,
-                         of_part(workspace.dweight[l], part));
-        }
-      }
-      mine = {cut.begin(blocks.begin), cut.begin(blocks.end)};
+      mine = rows_of_part(layer, part, parts);
       of = {part, part + 1};
     }
     T* dbias = static_cast<T*>(layer.dbias);
