@@ -107,7 +107,7 @@ def looked_at(function: object, run: Callable, x: torch.Tensor, times: int) -> F
     try:
         return look_times(function, run, x, times)
     except NotProbed:
-        return Found(torch.zeros(1, x.shape[1], dtype=torch.bool), settled=False, told=False)
+        return Found(torch.zeros(1, x.shape[1], dtype=torch.bool, device="cpu"), settled=False, told=False)
 
 
 def look_times(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:

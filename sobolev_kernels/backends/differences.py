@@ -64,7 +64,7 @@ def look(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> F
 
 
 def found_by(probe: Probe) -> Found:
-    cut, settled = torch.zeros(probe.O, probe.D, dtype=torch.bool), True
+    cut, settled = torch.zeros(probe.O, probe.D, dtype=torch.bool, device="cpu"), True
     draws = probe.draws()
     if probe.unsteady:
         return Found(cut, draws=True, settled=False, told=False)
@@ -119,7 +119,7 @@ class Probe:
         try:
             with torch.random.fork_rng(devices), exactly():
                 if anew:
-                    torch.rand(7), torch.rand(7, device=x.device)
+                    torch.rand(7, device="cpu"), torch.rand(7, device=x.device)
                 before = states(devices)
                 y = self.function(x)
                 drew = any(not torch.equal(a, b) for a, b in zip(before, states(devices), strict=True))
@@ -146,11 +146,11 @@ class Probe:
         rms, deviation = x.square().mean(0).sqrt(), x.std(0, correction=0)
         unit = torch.where(deviation > 0, deviation.maximum(1e-3 * rms), rms) if self.N > 4 else rms
         unit = torch.where(unit > 0, unit, 1.0)
-        k = torch.arange(1, self.N * self.D + 1, dtype=torch.float64).view(self.N, self.D)
+        k = torch.arange(1, self.N * self.D + 1, dtype=torch.float64, device="cpu").view(self.N, self.D)
         each = (1 + (k * 0.6180339887).frac()) * torch.where((k * 0.7548776662).frac() < 0.5, -1.0, 1.0)
         step = size * self.longest * unit * each
         if columns is not None:
-            still = torch.ones(self.D, dtype=torch.bool)
+            still = torch.ones(self.D, dtype=torch.bool, device="cpu")
             still[columns] = False
             step = torch.where(still, 0.0, step)
         return self.rounded(step)
@@ -212,7 +212,7 @@ class Probe:
         flat, cause = (slope == 0).all(0), suspect.double().sum(0)
         cause = torch.where(flat, self.N + 1.0, cause)
         chosen = range(self.O) if self.O <= ROOMY else cause.topk(ROOMY).indices[cause.topk(ROOMY).values > 0].tolist()
-        zero = torch.zeros(self.O, self.D, dtype=torch.bool)
+        zero = torch.zeros(self.O, self.D, dtype=torch.bool, device="cpu")
         for o in chosen:
             zero[o] = (self.row(o) == 0).all(0).cpu()
         patterns, which = zero.unique(dim=1, return_inverse=True)
@@ -255,7 +255,7 @@ class Probe:
         """
         if self.half:  # in which many a staircase seems even
             suspect = suspect & (suspect.double().mean(0) >= SHARE) & (suspect.sum(0) > 1)
-        least, found, left = self.least(step), torch.zeros(self.O, dtype=torch.bool), suspect.any(0)
+        least, found, left = self.least(step), torch.zeros(self.O, dtype=torch.bool, device="cpu"), suspect.any(0)
         if least > FINE:
             return found if sloping or self.half else left
         parts = (4 if self.half else 8) * self.unit / usual(missing.abs(), suspect)
