@@ -298,12 +298,38 @@ class Tile : private Streams<T> {
   // n outputs of D f(x)[v] from output `first` on, of the directions from p on
   void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
     if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, n, p, first);
+    if (step_.W < V::kLanes && step_.target[kFirst].kind == TargetKind::kDense) return narrow_target(first, n);
     const Strided from = step_.target[kFirst].data;
     load_target(kFirst, n, [&](std::int64_t s, std::int64_t m) {
       const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
       const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
       return [=, W = step_.W](std::int64_t o) { return dot(rows + o * from.stride[1], from.stride[2], v, W); };
     });
+  }
+
+  // The same of fewer inputs than a register has lanes, with samples along it: an output's columns are transposed once
+  void narrow_target(std::int64_t first, std::int64_t n) {
+    const Strided& from = step_.target[kFirst].data;
+    const std::int64_t W = step_.W;
+    T columns[V::kLanes * kPanel<T>];
+    for (std::int64_t panel = 0; panel < panels(); ++panel) {
+      const std::int64_t m = panel * kPanel<T>, samples = std::min<std::int64_t>(M_ - m, kPanel<T>);
+      for (std::int64_t o = 0; o < n; ++o) {
+        const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + (first + o) * from.stride[1];
+        for (std::int64_t d = 0; d < W; ++d) {
+          T* column = columns + d * kPanel<T>;
+          for (std::int64_t i = 0; i < samples; ++i) column[i] = rows[i * from.stride[0] + d * from.stride[2]];
+          for (std::int64_t i = samples; i < kPanel<T>; ++i) column[i] = 0;
+        }
+        for (std::int64_t s = 0; s < streams_; ++s) {
+          const T* v = workspace_.v + s * size(W) + m * W;
+          V total(0.0);
+          for (std::int64_t d = 0; d < W * kPanel<T>; d += kPanel<T>)
+            total = total + V::load(columns + d) * V::load(v + d);
+          total.store(workspace_.target + s * size(n) + m * n + o * kPanel<T>);
+        }
+      }
+    }
   }
 
   // J_fᵀ u, of the cotangents from r on
