@@ -83,7 +83,7 @@ struct StepBuilder {
     step.layers = layers.data();
     step.L = std::int64_t(layers.size());
     need(!layers.empty() && layers.size() <= 64, "a student has 1 to 64 linear layers");
-    need(step.tile >= 1, "tile must be positive");
+    need(step.tile >= 1 && step.group >= 1, "tile and group must be positive");
     need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
          "sizes must not be negative, nor W more than D");
     need(step.order == 1 || step.order == 2, "order must be 1 or 2");
@@ -246,9 +246,11 @@ PYBIND11_MODULE(_C, m) {
             return std::make_pair(reads, writes);
           },
           "what it reads and what it writes, in the order in which mlp_sobolev_at takes others for them")
-      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, int threads) {
+      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, bool gather, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
+        self.step.group = group;
+        self.step.gather = gather;
         self.step.threads = threads < 1 ? 1 : threads;
       });
 

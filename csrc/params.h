@@ -76,10 +76,18 @@ struct Step {
   void* dx = nullptr;  // [N, D]
 
   Side side = Side::kTangents;
-  std::int64_t tile = 0;  // samples
+  std::int64_t tile = 0;   // samples
+  std::int64_t group = 1;  // directions, or cotangents, that are carried side by side
+  bool gather = false;     // gradients of weights are taken at the end from what all parts kept, where they can be
   int threads = 1;
 
   int count_terms() const { return 1 + order; }
+  std::int64_t tiles() const { return (N + tile - 1) / tile; }
+  // They can be if a part has one tile, whose streams go all at once.
+  bool gathers() const {
+    const bool at_once = !collapsed && (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
+    return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && at_once;
+  }
   // numbers of one direction or cotangent
   std::int64_t drawn() const { return projection == Projection::kCotangents ? O : W; }
 };

@@ -23,6 +23,7 @@ from sobolev_kernels.testing.problems import (
     directions_of,
     random,
     targets_of,
+    threads,
 )
 from sobolev_kernels.testing.rule import ANOTHER_WAY
 
@@ -224,31 +225,25 @@ def test_opcheck_of_the_directions():
 LARGE = Shape(1003, 5, 40, 3, 3, 3, "many tiles, none of them whole at the end")
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @each_mode
-def test_bitwise_the_same_on_every_run(mode, threads):
+def test_bitwise_the_same_on_every_run(mode, count):
     numbers = data(LARGE)
     projections, kinds, settings = MODES[mode]
     settings = settings | {"targets": targets_of(numbers, kinds)}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         first = step(numbers, projections, "cpu", **settings)
         for _ in range(5):
             again = step(numbers, projections, "cpu", **settings)
             assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_threads_follow_torch():
     numbers = data(SHAPE)
     problem = prepared(numbers.student, numbers.x).problem
-    before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        assert dict(cpu.plan(problem, 1000).choices)["threads"] == threads
-    torch.set_num_threads(before)
+    for count in (1, 2):
+        with threads(count):
+            assert dict(cpu.plan(problem, 1000).choices)["threads"] == count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -275,6 +270,41 @@ def test_every_instruction_set(activation, isa, dtype, monkeypatch):
             for n, backend in ((numbers, "cpu"), (numbers.to(torch.float64), "reference"), (numbers, "reference"))
         ]
         assert_within_rule("laplacian", *outputs)
+
+
+# The longest tile, the columns that go side by side, and from which ratio on gradients are gathered
+PLANS = {
+    "one at a time": (16, 1, float("inf")),
+    "two of three": (32, 64, float("inf")),
+    "all": (16, 1000, float("inf")),
+    "all, gathered": (64, 1000, 0),
+}
+
+
+@pytest.mark.parametrize("how", PLANS)
+def test_every_plan(how, monkeypatch):
+    monkeypatch.setenv("SOBOLEV_ISA", ISAS[list(PLANS).index(how) % len(ISAS)])
+    *tile, gathered = PLANS[how]
+    monkeypatch.setattr(cpu, "TILES", ((float("inf"), *tile),))
+    monkeypatch.setattr(cpu, "GATHERED", gathered)
+    monkeypatch.setattr(cpu, "_plan", cpu._plan.__wrapped__)
+    shape = Shape(70, 35, 21, 2, 3, 3, "tiles of which the last is partial, and a gradient's strip that W ends in")
+    numbers = data(shape)
+    problem = prepared(numbers.student, numbers.x, directions_of("given", shape), kinds=("dense", "none")).problem
+    with threads(2):
+        choices = dict(cpu.plan(problem, shape.N).choices)
+    assert choices.get("gather", False) == (gathered == 0)
+    compare(numbers, None, ("values",), weights=(1.0, 0.0))
+    for loss in ("mse", "cosine"):
+        compare(numbers, directions_of("given", shape), derivative_loss=loss)
+        compare(numbers, cotangents_of("given", shape), derivative_loss=loss, wrt=range(4))
+    compare(numbers, directions_of("orthonormal", shape), reduction="none", wrt=range(10))
+    with computed_from("gradients"):
+        compare(numbers, directions_of("sphere", shape))
+    compare(numbers, directions_of("given", shape), ("values", "tangents", "seconds"), order=2)
+    vectors, double = random(3, 70, 35), numbers.to(torch.float64)
+    jvp = sk.jvp(numbers.student, numbers.x, vectors)[1]
+    assert_within_rule("jvp", jvp, sk.jvp(double.student, double.x, vectors.double(), backend="reference")[1])
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):

@@ -42,17 +42,14 @@ SK_INLINE Vec<T> uniform(const std::uint32_t* w) {
 // v[D][kPanel] of independent standard normals, by Box and Muller
 template <class T>
 void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
-  constexpr int kLanes = Vec<T>::kLanes;
   for (std::int64_t d = 0; d < D; d += 4) {
     const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4));
     for (std::int64_t pair = 0; pair < 2 && d + 2 * pair < D; ++pair) {
-      for (int m = 0; m < kPanel<T>; m += kLanes) {
-        const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair] + m)));
-        const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1] + m) - Vec<T>(0.5));
-        T* to = v + (d + 2 * pair) * kPanel<T> + m;
-        (radius * cos(angle)).store(to);
-        if (d + 2 * pair + 1 < D) (radius * sin(angle)).store(to + kPanel<T>);
-      }
+      const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair])));
+      const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1]) - Vec<T>(0.5));
+      T* to = v + (d + 2 * pair) * kPanel<T>;
+      (radius * cos(angle)).store(to);
+      if (d + 2 * pair + 1 < D) (radius * sin(angle)).store(to + kPanel<T>);
     }
   }
 }
@@ -88,10 +85,8 @@ SK_INLINE Vec<T> dot(const T* a, const T* b, std::int64_t D) {
 
 template <class T>
 void normalise(T* v, std::int64_t D) {
-  for (int m = 0; m < kPanel<T>; m += Vec<T>::kLanes) {
-    const Vec<T> inverse = Vec<T>(1.0) / sqrt(dot(v + m, v + m, D));
-    for (std::int64_t d = 0; d < D; ++d) (Vec<T>::load(v + d * kPanel<T> + m) * inverse).store(v + d * kPanel<T> + m);
-  }
+  const Vec<T> inverse = Vec<T>(1.0) / sqrt(dot(v, v, D));
+  for (std::int64_t d = 0; d < D; ++d) (Vec<T>::load(v + d * kPanel<T>) * inverse).store(v + d * kPanel<T>);
 }
 
 // Gram and Schmidt on normals give the uniform distribution on orthonormal frames; twice is enough for rounding.
@@ -102,12 +97,10 @@ void orthonormalise(const T* frame, std::int64_t p, std::int64_t D, T* v) {
     normalise(v, D);
     for (std::int64_t q = 0; q < p; ++q) {
       const T* e = frame + q * D * kPanel<T>;
-      for (int m = 0; m < kPanel<T>; m += Vec<T>::kLanes) {
-        const Vec<T> along = dot(e + m, v + m, D);
-        for (std::int64_t d = 0; d < D; ++d) {
-          T* to = v + d * kPanel<T> + m;
-          (Vec<T>::load(to) - along * Vec<T>::load(e + d * kPanel<T> + m)).store(to);
-        }
+      const Vec<T> along = dot(e, v, D);
+      for (std::int64_t d = 0; d < D; ++d) {
+        T* to = v + d * kPanel<T>;
+        (Vec<T>::load(to) - along * Vec<T>::load(e + d * kPanel<T>)).store(to);
       }
     }
   }

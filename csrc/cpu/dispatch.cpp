@@ -55,10 +55,23 @@ class Room {
 
 thread_local Room room;
 
-std::int64_t parts_of(const Step& step) {
-  const std::int64_t tiles = (step.N + step.tile - 1) / step.tile;
-  return std::max<std::int64_t>(1, std::min<std::int64_t>(step.threads, tiles));
-}
+// What a step's threads share out, and what they take.
+struct Shares {
+  int parts;
+  std::size_t packed, workspace;  // bytes of the weights packed once, and of a part's own room
+  bool apart;                     // each part packs the weights for itself
+
+  Shares(const Kernels& kernels, const Step& step)
+      : packed(kernels.shared_bytes(step)), workspace(kernels.private_bytes(step)) {
+    parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(step.threads, step.tiles())));
+    apart = parts > 1 && step.tiles() == parts && packed <= kPackedApart;
+  }
+  std::size_t bytes() const { return (apart ? parts : 1) * packed + parts * workspace; }
+
+  // A tile reads a weight only a few times: to fetch those that another core has packed takes longer than to pack
+  // them, as long as they stay in the second-level cache.
+  static constexpr std::size_t kPackedApart = std::size_t(1) << 20;
+};
 
 }  // namespace
 
@@ -79,32 +92,34 @@ const std::vector<const Kernels*>& instruction_sets() {
   return sets;
 }
 
-std::size_t working_memory(const Kernels& kernels, const Step& step) {
-  return kernels.shared_bytes(step) + std::size_t(parts_of(step)) * kernels.private_bytes(step);
-}
+std::size_t working_memory(const Kernels& kernels, const Step& step) { return Shares(kernels, step).bytes(); }
 
 void mlp_sobolev(const Kernels& kernels, const Step& step) {
-  const int parts = int(parts_of(step));
-  const std::size_t shared_bytes = kernels.shared_bytes(step), workspace_bytes = kernels.private_bytes(step);
-  char* shared = room.at_least(shared_bytes + std::size_t(parts) * workspace_bytes);
-  char* workspace = shared + shared_bytes;
+  const Shares shares(kernels, step);
+  const int parts = shares.parts;
+  char* packed = room.at_least(shares.bytes());
+  char* workspace = packed + (shares.apart ? parts : 1) * shares.packed;
+  const auto packed_of = [&](int p) { return packed + (shares.apart ? p : 0) * shares.packed; };
   // The runtime may give fewer threads than asked for (a nested region gives one): parts are what the result
   // depends on, so a thread takes every parts-th of them.
 #pragma omp parallel num_threads(parts)
   {
     const int first = omp_get_thread_num(), step_by = omp_get_num_threads();
-    for (int p = first; p < parts; p += step_by) kernels.pack(step, shared, p, parts);
-#pragma omp barrier
     for (int p = first; p < parts; p += step_by)
-      kernels.tiles(step, shared, workspace + std::size_t(p) * workspace_bytes, p, parts);
+      kernels.pack(step, packed_of(p), shares.apart ? 0 : p, shares.apart ? 1 : parts);
+    if (!shares.apart) {
 #pragma omp barrier
-    for (int p = first; p < parts; p += step_by) kernels.reduce(step, workspace, workspace_bytes, p, parts);
+    }
+    for (int p = first; p < parts; p += step_by)
+      kernels.tiles(step, packed_of(p), workspace + std::size_t(p) * shares.workspace, p, parts);
+#pragma omp barrier
+    for (int p = first; p < parts; p += step_by) kernels.reduce(step, workspace, shares.workspace, p, parts);
   }
 }
 
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
   const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;
-  const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * 2 * std::size_t(kernels.vector_bytes) + 128;
+  const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * std::size_t(kernels.vector_bytes) + 128;
   kernels.draw(step, room.at_least(bytes), out, 0, 1);
 }
 

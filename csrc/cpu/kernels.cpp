@@ -3,6 +3,7 @@
 // could be kept in the copy that this machine cannot execute.
 #include "kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -27,11 +28,6 @@ constexpr int kRows = SK_ROWS;
 #include "step.h"
 
 namespace {
-
-struct Range {
-  std::int64_t begin, end;
-  Range(std::int64_t n, int part, int parts) : begin(n * part / parts), end(n * (part + 1) / parts) {}
-};
 
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
@@ -66,40 +62,75 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
   for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
+  const Range mine(step.tiles(), part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t size = layer.n_out * Private<T>::ld_gradient(layer);
+    // the first tile that goes back sets the gradient of a weight
+    const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
+    const std::int64_t size = back ? 0 : Private<T>::gradient_size(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
   Tile<T> tile(step, shared, workspace);
-  const std::int64_t count = (step.N + step.tile - 1) / step.tile;
-  const Range mine(count, part, parts);
   for (std::int64_t i = mine.begin; i < mine.end; ++i) {
     const std::int64_t first = i * step.tile, left = step.N - first;
     tile.run(first, left < step.tile ? left : step.tile);
   }
 }
 
+// Blocks of rows of a gradient that a part gathers, and those rows
+Range blocks_of_part(const Layer& layer, int part, int parts) { return {RowBlocks(layer.n_out).blocks, part, parts}; }
+Range rows_of_part(const Layer& layer, int part, int parts) {
+  const RowBlocks cut(layer.n_out);
+  const Range blocks = blocks_of_part(layer, part, parts);
+  return {cut.begin(blocks.begin), cut.begin(blocks.end)};
+}
+
+// A part's rows of every gradient from what all parts kept, into its own place for them
+template <class T>
+void gather(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
+  char* base = static_cast<char*>(workspace_base);
+  const Private<T> own(step, base + part * workspace_bytes);
+  for (int p = 0; p < parts; ++p) {
+    const Private<T> kept(step, base + p * workspace_bytes);
+    const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
+    for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
+      const std::int64_t lowest = term == kSecond ? 1 : 0, streams = term == kValue ? 1 : step.P;  // the input has no ḧ
+      for (std::int64_t l = lowest; l < step.L; ++l) {
+        kept.add_outer(step, Term(term), l, streams, M, blocks_of_part(step.layers[l], part, parts),
+                       p == 0 && term == kValue, own.dweight[l]);
+      }
+    }
+  }
+}
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
-  char* base = static_cast<char*>(workspace_base);
+  if (step.gathers()) gather<T>(step, workspace_base, workspace_bytes, part, parts);
+  const Private<T> workspace(step, workspace_base);
+  const auto of_part = [&](auto* array, int p) {
+    return reinterpret_cast<decltype(array)>(reinterpret_cast<char*>(array) + p * workspace_bytes);
+  };
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    const std::int64_t ld = Private<T>::ld_gradient(layer);
-    const Range mine(layer.n_out, part, parts);
-    for (int p = 0; p < parts; ++p) {
-      const Private<T> workspace(step, base + p * workspace_bytes);
-      T* to = static_cast<T*>(layer.dweight);
-      T* dbias = static_cast<T*>(layer.dbias);
-      for (std::int64_t i = mine.begin; to && i < mine.end; ++i) {
-        for (std::int64_t j = 0; j < layer.n_in; ++j) {
-          const T term = workspace.dweight[l][i * ld + j];
-          to[i * layer.n_in + j] = p ? to[i * layer.n_in + j] + term : term;
+    Range mine(layer.n_out, part, parts), of(parts, 0, 1);
+    if (step.gathers()) {
+      mine = rows_of_part(layer, part, parts);
+      of = {part, part + 1};
+    }
+    T* dbias = static_cast<T*>(layer.dbias);
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+      T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
+      for (std::int64_t p = of.begin; p < of.end; ++p) {
+        for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
+          const std::int64_t width = strip<T>(layer.n_in, j), end = std::min(j + width, layer.n_in);
+          const T* from = of_part(workspace.dweight[l], p) + j * layer.n_out + i * width - j;
+          for (std::int64_t k = j; k < end; ++k) to[k] = p > of.begin ? to[k] + from[k] : from[k];
         }
       }
-      for (std::int64_t i = mine.begin; dbias && i < mine.end; ++i) {
-        dbias[i] = p ? dbias[i] + workspace.dbias[l][i] : workspace.dbias[l][i];
+      for (int p = 0; dbias && p < parts; ++p) {
+        const T term = of_part(workspace.dbias[l], p)[i];
+        dbias[i] = p ? dbias[i] + term : term;
       }
     }
   }
@@ -107,7 +138,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   double loss = 0;
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
-    for (int p = 0; p < parts; ++p) total += Private<T>(step, base + p * workspace_bytes).totals[term];
+    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p)[term];
     total *= step.share[term];
     if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;

@@ -12,11 +12,11 @@ struct Weights {
   const T* sample;  // [kPanel]
   const T* factor;  // [kPanel]
 
-  SK_INLINE Vec<T> at(std::int64_t i, int m) const {
-    return of_each ? Vec<T>::load(rows + i * kPanel<T> + m) : Vec<T>(double(rows[i * step]));
+  SK_INLINE Vec<T> at(std::int64_t i) const {
+    return of_each ? Vec<T>::load(rows + i * kPanel<T>) : Vec<T>(double(rows[i * step]));
   }
-  SK_INLINE Vec<T> counted(Vec<T> a, Vec<T> w, int m) const {
-    return where(w * Vec<T>::load(sample + m) != Vec<T>(0.0), a, Vec<T>(0.0));
+  SK_INLINE Vec<T> counted(Vec<T> a, Vec<T> w) const {
+    return where(w * Vec<T>::load(sample) != Vec<T>(0.0), a, Vec<T>(0.0));
   }
 };
 
@@ -25,17 +25,15 @@ template <class L, class T>
 void pointwise(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights,
                const double* parameters, T* slope, T* terms) {
   using V = Vec<T>;
-  for (int m = 0; m < kPanel<T>; m += V::kLanes) {
-    V total(0.0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t j = i * kPanel<T> + m;
-      const V w = weights.at(i, m), r = weights.counted(V::load(prediction + j) - V::load(target + j), w, m);
-      const Residual<V> rho = L::call(r, parameters);
-      total = total + w * rho.value;
-      if (slope) (w * rho.slope * V::load(weights.factor + m)).store(slope + j);
-    }
-    (V::load(terms + m) + total).store(terms + m);
+  V total(0.0);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t j = i * kPanel<T>;
+    const V w = weights.at(i), r = weights.counted(V::load(prediction + j) - V::load(target + j), w);
+    const Residual<V> rho = L::call(r, parameters);
+    total = total + w * rho.value;
+    if (slope) (w * rho.slope * V::load(weights.factor)).store(slope + j);
   }
+  (V::load(terms) + total).store(terms);
 }
 
 // The same in double, for losses that couple: there no product of floats is infinite or 0.

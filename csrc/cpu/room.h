@@ -1,5 +1,5 @@
 // Where a step keeps what it computes: one struct that only hands out addresses. Nothing here grows with N, and with
-// P only the frames of orthonormal directions do (P <= D).
+// P only the frames of orthonormal directions do (P <= D), and what is carried side by side up to step.group.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 // A bump allocator; with a null base it only counts.
@@ -20,6 +20,9 @@ class Arena {
 };
 
 constexpr std::int64_t kMaxLayers = 64;
+
+// The streams by their order, and the terms of a loss made of them
+enum Term : int { kValue, kFirst, kSecond };
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
@@ -56,35 +59,38 @@ struct Shared {
 };
 
 // What one thread works in: the arrays of a tile, and its part of the gradients.
-// Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld].
+// Arrays marked [n] are panels [tile / kPanel][n][kPanel]; those marked rows are [tile][ld]. What is said to be of a
+// direction (derivative, output, cotangent) "at hand" is there for each of those that are carried side by side.
 template <class T>
 struct Private {
-  T *x_rows, *x;               // [D]
-  T *v_rows, *v;               // [W] the direction at hand
-  T *u_rows, *u;               // [O] the cotangent at hand
-  T* frames;                   // all orthonormal directions so far
-  T* h[kMaxLayers];            // [n] activation
-  T* d1[kMaxLayers];           // [n] σ'(z)
-  T* d2[kMaxLayers];           // [n] σ''(z)
-  T* d3[kMaxLayers];           // [n] σ'''(z)
-  T* tangent[kMaxLayers];      // [n] ḣ of the direction at hand
-  T* curvature[kMaxLayers];    // [n] σ''(z) ż of the direction at hand
-  T* q[kMaxLayers];            // [n] what the derivatives owe the value stream
-  T* square[kMaxLayers];       // [n] ż² of the direction at hand, or of all if collapsed
-  T* second[kMaxLayers];       // [n] ḧ of the same
-  T* bend[kMaxLayers];         // [n] σ''(z) z̈ + σ'''(z) ż²
-  T* a2[kMaxLayers];           // [n] adjoint of ḧ
-  T* a[kMaxLayers];            // [n] adjoint of h of the output at hand
-  T* delta[kMaxLayers];        // [n] σ'(z) a
-  T *gradient, *g_bar;         // [W] of the output at hand, and its adjoint
-  T *z_bar, *next_bar;         // [n] adjoints of this layer and of the one below
-  T *slope, *target;           // [O or W] of one derivative: its adjoint, its target
-  T* weight;                   // [O or W] of one derivative, if each of its numbers has its own
-  T* rows;                     // [n] as rows
-  T* terms[kMaxTerms];         // [1] sums of residuals
-  double* sums[kMaxTerms];     // [5] sums of a coupled loss
-  double* partial[kMaxTerms];  // [3] its partial derivatives
-  T* dweight[kMaxLayers];      // [n_out][ld_g]
+  T *x_rows, *x;                      // [D]
+  T *v_rows, *v;                      // [W] the direction at hand
+  T *u_rows, *u;                      // [O] the cotangent at hand
+  T* frames;                          // all orthonormal directions so far
+  T* h[kMaxLayers];                   // [n] activation
+  T* d1[kMaxLayers];                  // [n] σ'(z)
+  T* d2[kMaxLayers];                  // [n] σ''(z)
+  T* d3[kMaxLayers];                  // [n] σ'''(z)
+  T* tangent[kMaxLayers];             // [n] ḣ of the direction at hand
+  T* curvature[kMaxLayers];           // [n] σ''(z) ż of the direction at hand
+  T* q[kMaxLayers];                   // [n] what the derivatives owe the value stream
+  T* square[kMaxLayers];              // [n] ż² of the direction at hand, or of all if collapsed
+  T* second[kMaxLayers];              // [n] ḧ of the same
+  T* bend[kMaxLayers];                // [n] σ''(z) z̈ + σ'''(z) ż²
+  T* a2[kMaxLayers];                  // [n] adjoint of ḧ
+  T* a[kMaxLayers];                   // [n] adjoint of h of the output at hand
+  T* delta[kMaxLayers];               // [n] σ'(z) a
+  T *gradient, *g_bar;                // [W] of the output at hand, and its adjoint
+  T *z_bar, *next_bar;                // [n] adjoints of this layer and of the one below
+  T* z_of[kMaxTerms][kMaxLayers];     // [n] those of a stream: these two by turns, delta, or kept to be gathered
+  T* rows_of[kMaxTerms][kMaxLayers];  // [n_in] what the layer was given, likewise
+  T *slope, *target;                  // [O or W] of one derivative: its adjoint, its target
+  T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
+  T* rows;                            // [n] as rows
+  T* terms[kMaxTerms];                // [1] sums of residuals
+  double* sums[kMaxTerms];            // [5] sums of a coupled loss
+  double* partial[kMaxTerms];         // [3] its partial derivatives
+  T* dweight[kMaxLayers];             // as multiply.h's outer has it
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u;
@@ -94,7 +100,9 @@ struct Private {
     constexpr std::int64_t kLanes = Vec<T>::kLanes;
     const std::int64_t tile = round_up(step.tile, kPanel<T>);
     Arena arena(base);
+    const std::int64_t group = step.P > 0 ? step.group : 1;
     const auto panels = [&](bool wanted, std::int64_t n) { return wanted ? arena.take<T>(tile * n) : nullptr; };
+    const auto streams = [&](bool wanted, std::int64_t n) { return panels(wanted, group * n); };
     std::int64_t widest = step.D;
     for (std::int64_t l = 0; l < step.L; ++l) {
       if (step.layers[l].n_out > widest) widest = step.layers[l].n_out;
@@ -111,12 +119,12 @@ struct Private {
     totals = arena.take<double>(kMaxTerms);
     x_rows = panels(true, ld_x);
     x = panels(true, step.D);
-    v_rows = panels(projected, ld_v);
-    v = panels(projected, step.W);
-    u_rows = panels(cotangents, ld_u);
-    u = panels(gradients, step.O);
-    gradient = panels(gradients, step.W);
-    g_bar = panels(gradients, step.W);
+    v_rows = streams(projected, ld_v);
+    v = streams(projected, step.W);
+    u_rows = streams(cotangents, ld_u);
+    u = streams(gradients, step.O);
+    gradient = streams(gradients, step.W);
+    g_bar = streams(gradients, step.W);
     frames = panels(framed, step.drawn() * step.P);
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
@@ -126,24 +134,33 @@ struct Private {
       d1[l] = panels(bent && (projected || back), n);
       d2[l] = panels(owes, n);
       d3[l] = panels(owes && twice && back, n);
-      tangent[l] = panels(projected, n);
-      curvature[l] = panels(owes && back, n);
+      tangent[l] = streams(projected, n);
+      curvature[l] = streams(owes && back, n);
       q[l] = panels(owes && back, n);
-      square[l] = panels(owes && twice, n);
-      second[l] = panels(twice, n);
-      bend[l] = panels(owes && twice && back, n);
-      a2[l] = panels(twice && back, n);
-      a[l] = l == step.L - 1 ? u : panels(gradients, n);
-      delta[l] = panels(gradients, n);
-      dweight[l] = back ? arena.take<T>(n * ld_gradient(layer)) : nullptr;
+      square[l] = streams(owes && twice, n);
+      second[l] = streams(twice, n);
+      bend[l] = streams(owes && twice && back, n);
+      a2[l] = streams(twice && back, n);
+      a[l] = l == step.L - 1 ? u : streams(gradients, n);
+      delta[l] = streams(gradients, n);
+      dweight[l] = back ? arena.take<T>(gradient_size(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
-    z_bar = panels(back, widest);
-    next_bar = panels(back || twice, widest);
-    rows = panels(back, ld_rows);
+    z_bar = streams(back, widest);
+    next_bar = streams(back || twice, widest);
+    rows = streams(back, ld_rows);
+    for (int term = 0; term < kMaxTerms; ++term) {
+      const bool kept = step.gathers() && (term == kValue || projected) && term < step.count_terms();
+      const auto keep = [&](std::int64_t n) { return term == kValue ? panels(kept, n) : streams(kept, n); };
+      for (std::int64_t l = 0; l < step.L; ++l) {
+        T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
+        z_of[term][l] = gradients && term == kFirst ? delta[l] : kept ? keep(step.layers[l].n_out) : turn;
+        rows_of[term][l] = l == 0 ? (term == kValue ? x_rows : v_rows) : kept ? keep(ld_rows) : rows;
+      }
+    }
     slope = panels(projected || back, widest);
     const std::int64_t most = step.O > step.W ? step.O : step.W;
-    target = panels(true, most);
+    target = streams(true, most);
     weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
@@ -153,5 +170,14 @@ struct Private {
     bytes = arena.used();
   }
 
-  static std::int64_t ld_gradient(const Layer& layer) { return round_up(layer.n_in, Vec<T>::kLanes); }
+  // Adds what a part's stream owes the gradient of a layer's weights to some of its blocks of rows, or sets it.
+  void add_outer(const Step& step, Term term, std::int64_t l, std::int64_t streams, std::int64_t M, const Range& some,
+                 bool first, T* to) const {
+    const Layer& layer = step.layers[l];
+    const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
+    const std::int64_t n = l || term == kValue ? layer.n_in : step.W;
+    outer(z_of[term][l], layer.n_out, some, rows_of[term][l], ld, n, streams, M, first, to, layer.n_in);
+  }
+
+  static std::int64_t gradient_size(const Layer& layer) { return layer.n_out * round_up(layer.n_in, Vec<T>::kLanes); }
 };

@@ -7,8 +7,6 @@ T at(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, s
   return static_cast<const T*>(a.data)[i * a.stride[0] + j * a.stride[1] + k * a.stride[2] + l * a.stride[3]];
 }
 
-enum Term : int { kValue, kFirst, kSecond };
-
 template <class T>
 class Tile : private Streams<T> {
   using Base = Streams<T>;
@@ -20,6 +18,7 @@ class Tile : private Streams<T> {
   using Base::shared_;
   using Base::size;
   using Base::step_;
+  using Base::streams_;
   using Base::workspace_;
 
  public:
@@ -67,75 +66,92 @@ class Tile : private Streams<T> {
     for (int term = 0; term < step_.count_terms(); ++term) std::fill_n(workspace_.sums[term], size(5), 0.0);
     if (step_.collapsed) {
       by_sum();
-    } else if (step_.projection == Projection::kCotangents) {
-      for (std::int64_t r = 0; r < step_.P; ++r) by_cotangent(r);
-    } else if (step_.side == Side::kTangents) {
-      for (std::int64_t p = 0; p < step_.P; ++p) by_tangent(p);
+    } else if (step_.projection == Projection::kCotangents || step_.side == Side::kTangents) {
+      for (std::int64_t p = 0; p < step_.P; p += step_.group) {
+        streams_ = std::min(step_.group, step_.P - p);
+        step_.projection == Projection::kCotangents ? by_cotangents(p) : by_tangents(p);
+      }
+      streams_ = 1;
     } else {
       for (std::int64_t o = 0; step_.P && o < step_.O; ++o) by_gradient(o);
     }
     if (step_.residuals == Residuals::kNone) return;
-    load_target(kValue, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kValue, first_ + m, o); });
-    adjoint(kValue, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
-            step_.gradients ? workspace_.z_bar : nullptr);
+    load_plain(kValue, step_.O);
+    adjoint(kValue, 0, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
+            workspace_.z_of[kValue][last()]);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
   }
 
-  // One direction: its tangent, and at order 2 its second derivative, through the layers and their adjoints back
-  void by_tangent(std::int64_t p) {
-    direction(p);
+  // Directions from p on, side by side: their tangents, and at order 2 their second derivatives, through the layers and
+  // their adjoints back
+  void by_tangents(std::int64_t p) {
+    for (std::int64_t s = 0; s < streams_; ++s) direction(p + s, s);
     if (predicting()) {
       this->tangent_forward();
-      this->store_panels(workspace_.tangent[last()], step_.derivatives, p * step_.N, step_.O);
+      store_derivatives(workspace_.tangent[last()], step_.derivatives, p, step_.O);
       if (step_.order == 2) {
         this->second_forward();
-        this->store_panels(workspace_.second[last()], step_.second, p * step_.N, step_.O);
+        store_derivatives(workspace_.second[last()], step_.second, p, step_.O);
       }
     }
     if (step_.residuals == Residuals::kNone) return;
-    const Rows weight = weights(p, 0, step_.O, shared_.output_weight, 1);
     if (step_.order == 2) {
       second_target(p);
-      adjoint(kSecond, workspace_.second[last()], step_.O, weight, step_.gradients ? workspace_.a2[last()] : nullptr);
+      tangent_adjoints(kSecond, p, workspace_.second[last()], workspace_.a2[last()]);
       if (backward()) this->second_backward();
     }
     tangent_target(p, 0, step_.O);
-    adjoint(kFirst, workspace_.tangent[last()], step_.O, weight, workspace_.z_bar);
+    tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
     if (backward()) this->tangent_backward();
+  }
+
+  void tangent_adjoints(Term term, std::int64_t p, const T* prediction, T* slope) {
+    for (std::int64_t s = 0; s < streams_; ++s) {
+      adjoint(term, s, prediction, step_.O, weights(p + s, 0, step_.O, shared_.output_weight, 1), slope);
+    }
+  }
+
+  void store_derivatives(const T* streams, void* to, std::int64_t p, std::int64_t n) {
+    for (std::int64_t s = 0; s < streams_; ++s) this->store_panels(streams + s * size(n), to, (p + s) * step_.N, n);
   }
 
   // The sum over directions of second derivatives, as one stream (docs/math.md, section 10)
   void by_sum() {
     for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p);
+      direction(p, 0);
       this->tangent_forward(p > 0);
     }
     this->second_forward();
     this->store_panels(workspace_.second[last()], step_.second, 0, step_.O);
     if (!backward()) return;
-    load_target(kSecond, step_.O, [&](std::int64_t m, std::int64_t o) { return target<T>(kSecond, first_ + m, o); });
-    adjoint(kSecond, workspace_.second[last()], step_.O, {shared_.output_weight, 1, false}, workspace_.a2[last()]);
+    load_plain(kSecond, step_.O);
+    adjoint(kSecond, 0, workspace_.second[last()], step_.O, {shared_.output_weight, 1, false}, workspace_.a2[last()]);
     this->second_backward();
     for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p);
+      direction(p, 0);
       this->tangent_forward();
-      Base::fill(workspace_.z_bar, size(step_.O), T(0));
+      Base::fill(workspace_.z_of[kFirst][last()], size(step_.O), T(0));
       this->tangent_backward();
     }
   }
 
-  // One cotangent u: the gradient Jᵀu, and its adjoint back
-  void by_cotangent(std::int64_t r) {
-    drawn(r, step_.O, workspace_.ld_u, workspace_.u_rows, workspace_.u);
+  // Cotangents u from r on, side by side: the gradients Jᵀu, and their adjoints back
+  void by_cotangents(std::int64_t r) {
+    for (std::int64_t s = 0; s < streams_; ++s) {
+      drawn(r + s, step_.O, workspace_.ld_u, row_of(workspace_.u_rows, workspace_.ld_u, s, 0),
+            workspace_.u + s * size(step_.O));
+    }
     if (predicting()) {
       this->output_gradient();
-      this->store_panels(workspace_.gradient, step_.derivatives, r * step_.N, step_.W);
+      store_derivatives(workspace_.gradient, step_.derivatives, r, step_.W);
     }
     if (step_.residuals == Residuals::kNone) return;
-    gradient_target(r);
     const bool basis = step_.directions.distribution == Distribution::kBasis;
-    const Rows weight = weights(r, 0, step_.W, shared_.output_weight + (basis ? r : 0), 0);
-    adjoint(kFirst, workspace_.gradient, step_.W, weight, workspace_.g_bar);
+    gradient_target(r);
+    for (std::int64_t s = 0; s < streams_; ++s) {
+      const Rows weight = weights(r + s, 0, step_.W, shared_.output_weight + (basis ? r + s : 0), 0);
+      adjoint(kFirst, s, workspace_.gradient, step_.W, weight, workspace_.g_bar);
+    }
     if (backward()) this->gradient_backward();
   }
 
@@ -146,7 +162,7 @@ class Tile : private Streams<T> {
     }
     if (predicting()) this->output_gradient();
     for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p);
+      direction(p, 0);
       T* projected = workspace_.tangent[last()];
       for_gradient([&](std::int64_t i, std::int64_t m) {
         V total(0.0);
@@ -158,7 +174,7 @@ class Tile : private Streams<T> {
       this->store_columns(projected, step_.derivatives, p * step_.N, step_.O, o, 1);
       if (step_.residuals == Residuals::kNone) continue;
       tangent_target(p, o, 1);
-      adjoint(kFirst, projected, 1, weights(p, o, 1, shared_.output_weight + o, 0), workspace_.slope);
+      adjoint(kFirst, 0, projected, 1, weights(p, o, 1, shared_.output_weight + o, 0), workspace_.slope);
       if (!backward()) continue;
       for_gradient([&](std::int64_t i, std::int64_t m) {
         const V slope = V::load(workspace_.slope + m);
@@ -171,12 +187,10 @@ class Tile : private Streams<T> {
     if (backward()) this->gradient_backward();
   }
 
-  // f(first number of a vector of samples in an array [W], and in one [1])
+  // f(first number of a panel in an array [W], and in one [1])
   template <class F>
   void for_gradient(F f) {
-    for (std::int64_t m = 0; m < size(1); m += V::kLanes) {
-      f((m / kPanel<T>)*step_.W * kPanel<T> + m % kPanel<T>, m);
-    }
+    for (std::int64_t m = 0; m < size(1); m += kPanel<T>) f(m * step_.W, m);
   }
 
   // Rows [M][ld] of n numbers and the rest 0, and panels, from an array [N, n]
@@ -201,27 +215,57 @@ class Tile : private Streams<T> {
       T* frame = workspace_.frames ? workspace_.frames + panel * step_.P * n * kPanel<T> : nullptr;
       draw_direction(directions, first_ + panel * kPanel<T>, p, n, panels_of + panel * n * kPanel<T>, frame);
     }
-    panels_to_rows(panels_of, n, M_, rows, ld);
+    panels_to_rows(panels_of, n, panels(), rows, ld);
   }
 
-  void direction(std::int64_t p) { drawn(p, step_.W, workspace_.ld_v, workspace_.v_rows, workspace_.v); }
-
-  template <class U>
-  U target(Term term, std::int64_t i, std::int64_t j, std::int64_t k = 0, std::int64_t l = 0) const {
-    return at<U>(step_.target[term].data, i, j, k, l);
+  // Direction p as that of stream s
+  void direction(std::int64_t p, std::int64_t s) {
+    drawn(p, step_.W, workspace_.ld_v, row_of(workspace_.v_rows, workspace_.ld_v, s, 0),
+          workspace_.v + s * size(step_.W));
   }
 
-  // n numbers value(m, i) of each sample; 0 where there is no target
+  // Of a sample, in rows of all streams
+  T* row_of(T* rows, std::int64_t ld, std::int64_t s, std::int64_t m) const { return rows + (s * size(1) + m) * ld; }
+
+  // The numbers of a target from `begin` on, `apart` from each other
+  auto numbers(Term term, std::int64_t begin, std::int64_t apart) const {
+    const T* data = static_cast<const T*>(step_.target[term].data.data) + begin;
+    return [=](std::int64_t i) { return data[i * apart]; };
+  }
+
+  // Of a projected target, n of each sample from `first` on, of the derivatives from p on
+  void load_projected(Term term, std::int64_t n, std::int64_t p, std::int64_t first = 0) {
+    const auto& stride = step_.target[term].data.stride;
+    load_target(term, n, [&](std::int64_t s, std::int64_t m) {
+      return numbers(term, (p + s) * stride[0] + (first_ + m) * stride[1] + first * stride[2], stride[2]);
+    });
+  }
+
+  // Of a target [N, n]
+  void load_plain(Term term, std::int64_t n) {
+    const auto& stride = step_.target[term].data.stride;
+    load_target(term, n, [&](auto, std::int64_t m) { return numbers(term, (first_ + m) * stride[0], stride[1]); });
+  }
+
+  // n numbers value(s, m)(i) of each sample of the streams at hand; 0 where there is no target. A sample's target is
+  // in the cache for all of them.
   template <class F>
   void load_target(Term term, std::int64_t n, F value) {
-    load_numbers(step_.target[term].kind != TargetKind::kNone, n, workspace_.target, value);
+    load_numbers(step_.target[term].kind != TargetKind::kNone, streams_, n, workspace_.target, value);
   }
 
   template <class F>
-  void load_numbers(bool there, std::int64_t n, T* panels_of, F value) {
+  void load_numbers(bool there, std::int64_t streams, std::int64_t n, T* panels_of, F value) {
     for (std::int64_t m = 0; m < size(1); ++m) {
       T* to = panels_of + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-      for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = there && m < M_ ? value(m, i) : T(0);
+      for (std::int64_t s = 0; s < streams; ++s, to += size(n)) {
+        if (!there || m >= M_) {
+          for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = 0;
+          continue;
+        }
+        const auto number = value(s, m);
+        for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = number(i);
+      }
     }
   }
 
@@ -235,8 +279,9 @@ class Tile : private Streams<T> {
   // Of n numbers of derivative p from number `first` on, whose rows have weights of their own (step 1) or one (0)
   Rows weights(std::int64_t p, std::int64_t first, std::int64_t n, const T* rows, std::int64_t step) {
     if (!step_.derivative_weight.data) return {rows, step, false};
-    load_numbers(true, n, workspace_.weight, [&](std::int64_t m, std::int64_t i) {
-      return rows[i * step] * at<T>(step_.derivative_weight, p, first_ + m, first + i);
+    load_numbers(true, 1, n, workspace_.weight, [&](std::int64_t, std::int64_t m) {
+      return
+          [&, m](std::int64_t i) { return rows[i * step] * at<T>(step_.derivative_weight, p, first_ + m, first + i); };
     });
     return {workspace_.weight, 0, true};
   }
@@ -250,57 +295,84 @@ class Tile : private Streams<T> {
     return total;
   }
 
-  // n outputs of D f(x)[v_p] from output `first` on
+  // n outputs of D f(x)[v] from output `first` on, of the directions from p on
   void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
+    if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, n, p, first);
+    if (step_.W < V::kLanes && step_.target[kFirst].kind == TargetKind::kDense) return narrow_target(first, n);
+    const Strided from = step_.target[kFirst].data;
+    load_target(kFirst, n, [&](std::int64_t s, std::int64_t m) {
+      const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
+      return [=, W = step_.W](std::int64_t o) { return dot(rows + o * from.stride[1], from.stride[2], v, W); };
+    });
+  }
+
+  // The same of fewer inputs than a register has lanes, with samples along it: an output's columns are transposed once
+  void narrow_target(std::int64_t first, std::int64_t n) {
     const Strided& from = step_.target[kFirst].data;
-    if (step_.target[kFirst].kind == TargetKind::kProjected) {
-      return load_target(kFirst, n,
-                         [&](std::int64_t m, std::int64_t o) { return target<T>(kFirst, p, first_ + m, first + o); });
+    const std::int64_t W = step_.W;
+    T columns[V::kLanes * kPanel<T>];
+    for (std::int64_t panel = 0; panel < panels(); ++panel) {
+      const std::int64_t m = panel * kPanel<T>, samples = std::min<std::int64_t>(M_ - m, kPanel<T>);
+      for (std::int64_t o = 0; o < n; ++o) {
+        const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + (first + o) * from.stride[1];
+        for (std::int64_t d = 0; d < W; ++d) {
+          T* column = columns + d * kPanel<T>;
+          for (std::int64_t i = 0; i < samples; ++i) column[i] = rows[i * from.stride[0] + d * from.stride[2]];
+          for (std::int64_t i = samples; i < kPanel<T>; ++i) column[i] = 0;
+        }
+        for (std::int64_t s = 0; s < streams_; ++s) {
+          const T* v = workspace_.v + s * size(W) + m * W;
+          V total(0.0);
+          for (std::int64_t d = 0; d < W * kPanel<T>; d += kPanel<T>)
+            total = total + V::load(columns + d) * V::load(v + d);
+          total.store(workspace_.target + s * size(n) + m * n + o * kPanel<T>);
+        }
+      }
     }
-    load_target(kFirst, n, [&](std::int64_t m, std::int64_t o) {
-      const T* row = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + (first + o) * from.stride[1];
-      return dot(row, from.stride[2], workspace_.v_rows + m * workspace_.ld_v, step_.W);
-    });
   }
 
-  // J_fᵀ u_r
+  // J_fᵀ u, of the cotangents from r on
   void gradient_target(std::int64_t r) {
-    if (step_.target[kFirst].kind == TargetKind::kProjected) {
-      return load_target(kFirst, step_.W,
-                         [&](std::int64_t m, std::int64_t d) { return target<T>(kFirst, r, first_ + m, d); });
-    }
-    load_target(kFirst, step_.W, [&](std::int64_t m, std::int64_t d) {
-      T total = 0;
-      for (std::int64_t o = 0; o < step_.O; ++o) {
-        total += workspace_.u_rows[m * workspace_.ld_u + o] * target<T>(kFirst, first_ + m, o, d);
-      }
-      return total;
+    if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, step_.W, r);
+    const Strided from = step_.target[kFirst].data;
+    load_target(kFirst, step_.W, [&](std::int64_t s, std::int64_t m) {
+      const T* u = row_of(workspace_.u_rows, workspace_.ld_u, s, m);
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0];
+      return [=, O = step_.O](std::int64_t d) {
+        T total = 0;
+        for (std::int64_t o = 0; o < O; ++o) total += u[o] * rows[o * from.stride[1] + d * from.stride[2]];
+        return total;
+      };
     });
   }
 
-  // D² f(x)[v_p, v_p]
+  // D² f(x)[v, v], of the directions from p on
   void second_target(std::int64_t p) {
-    const Strided& from = step_.target[kSecond].data;
-    if (step_.target[kSecond].kind == TargetKind::kProjected) {
-      return load_target(kSecond, step_.O,
-                         [&](std::int64_t m, std::int64_t o) { return target<T>(kSecond, p, first_ + m, o); });
-    }
-    load_target(kSecond, step_.O, [&](std::int64_t m, std::int64_t o) {
-      const T* v = workspace_.v_rows + m * workspace_.ld_v;
-      const T* hessian = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + o * from.stride[1];
-      T total = 0;
-      for (std::int64_t d = 0; d < step_.W; ++d) {
-        total += v[d] * dot(hessian + d * from.stride[2], from.stride[3], v, step_.W);
-      }
-      return total;
+    if (step_.target[kSecond].kind == TargetKind::kProjected) return load_projected(kSecond, step_.O, p);
+    const Strided from = step_.target[kSecond].data;
+    load_target(kSecond, step_.O, [&](std::int64_t s, std::int64_t m) {
+      const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0];
+      return [=, W = step_.W](std::int64_t o) {
+        const T* hessian = rows + o * from.stride[1];
+        T total = 0;
+        for (std::int64_t d = 0; d < W; ++d) {
+          total += v[d] * dot(hessian + d * from.stride[2], from.stride[3], v, W);
+        }
+        return total;
+      };
     });
   }
 
-  // The adjoint of n numbers into `slope`: a loss's slopes, which also adds to its sums, or the cotangents themselves
-  void adjoint(Term term, const T* prediction, std::int64_t n, const Rows& rows, T* slope) {
-    if (!step_.gradients) slope = nullptr;
+  // The adjoint of n numbers of stream s into `slope`: a loss's slopes, which also adds to its sums, or the cotangents
+  // themselves
+  void adjoint(Term term, std::int64_t s, const T* prediction, std::int64_t n, const Rows& rows, T* slope) {
+    const T* targets = workspace_.target + s * size(n);
+    prediction += s * size(n);
+    slope = step_.gradients ? slope + s * size(n) : nullptr;
     if (step_.residuals == Residuals::kCotangents || step_.target[term].kind == TargetKind::kNone) {
-      for (std::int64_t i = 0; slope && i < size(n); ++i) slope[i] = workspace_.target[i];
+      for (std::int64_t i = 0; slope && i < size(n); ++i) slope[i] = targets[i];
       return;
     }
     const Formula& loss = step_.loss[term];
@@ -319,7 +391,7 @@ class Tile : private Streams<T> {
       }
       const std::int64_t at = panel * n * kPanel<T>;
       const Weights<T> weight{rows.data + (rows.of_each ? at : 0), rows.step, rows.of_each, sample, factor};
-      const T* target = workspace_.target + at;
+      const T* target = targets + at;
       T* to = slope ? slope + at : nullptr;
       if (!coupled) {
         const auto run = with_loss(loss.row, [](auto l) { return &pointwise<decltype(l), T>; });

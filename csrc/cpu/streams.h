@@ -1,5 +1,7 @@
 // The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4 and 10): values,
 // tangents, second derivatives, gradients of outputs. Where they start and what is made of their ends is in step.h.
+// Streams of several derivatives are carried side by side: their arrays are [stream][panel][n][kPanel], to a product no
+// more than so many panels.
 // Gradients of the weights are added to the thread's part of them.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
@@ -20,12 +22,6 @@ class Streams {
  protected:
   using V = Vec<T>;
 
-  // The input of a stream, transposed for the weight gradient of the first layer: n numbers in each of its rows
-  struct Rows {
-    const T* data;
-    std::int64_t ld, n;
-  };
-
   Streams(const Step& step, const Shared<T>& shared, const Private<T>& workspace)
       : step_(step), shared_(shared), workspace_(workspace) {}
 
@@ -33,17 +29,28 @@ class Streams {
   const Shared<T>& shared_;
   const Private<T>& workspace_;
   std::int64_t first_ = 0, M_ = 0;
+  std::int64_t streams_ = 1;     // derivatives at hand
+  bool begun_[kMaxLayers] = {};  // whether a layer's gradient holds a sum already
 
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t last() const { return step_.L - 1; }
   std::int64_t size(std::int64_t n) const { return panels() * n * kPanel<T>; }
-  Rows x_rows() const { return {workspace_.x_rows, workspace_.ld_x, step_.D}; }
-  Rows v_rows() const { return {workspace_.v_rows, workspace_.ld_v, step_.W}; }
 
-  // f(i) for each vector of `count` numbers from i on
+  std::int64_t all_panels() const { return streams_ * panels(); }
+
+  // f(i, value) for each row of a panel, from `row` on: where it lies in an array of n features, and where the values
+  // of its samples do
   template <class F>
-  static void each(std::int64_t i, std::int64_t count, F f) {
-    for (const std::int64_t end = i + count; i < end; i += V::kLanes) f(i);
+  void each(std::int64_t n, std::int64_t panel, std::int64_t row, std::int64_t rows, F f) const {
+    const std::int64_t begin = (panel * n + row) * kPanel<T>;
+    const std::int64_t stream = panel < panels() ? 0 : panel / panels() * size(n);
+    for (std::int64_t i = begin; i < begin + rows * kPanel<T>; i += kPanel<T>) f(i, i - stream);
+  }
+
+  // The same for all rows of all panels
+  template <class F>
+  void each(std::int64_t n, F f) const {
+    for (std::int64_t panel = 0; panel < all_panels(); ++panel) each(n, panel, 0, n, f);
   }
 
   static void fill(T* array, std::int64_t count, T value) {
@@ -57,10 +64,11 @@ class Streams {
       const Layer& layer = step_.layers[l];
       const auto activation = with_activation(layer.activation.row, [](auto a) { return &activate<decltype(a), T>; });
       T *h = workspace_.h[l], *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l];
-      product(shared_.forward[l], layer.n_in, l ? workspace_.h[l - 1] : workspace_.x, M_, shared_.bias[l], h,
-              [&](std::int64_t i, std::int64_t count) {
+      product(shared_.forward[l], layer.n_in, l ? workspace_.h[l - 1] : workspace_.x, panels(), shared_.bias[l], h,
+              [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
                 if (layer.activation.row == 0) return;
-                activation(h + i, d1 ? d1 + i : nullptr, d2 ? d2 + i : nullptr, d3 ? d3 + i : nullptr, count,
+                const std::int64_t i = (panel * layer.n_out + row) * kPanel<T>;
+                activation(h + i, d1 ? d1 + i : nullptr, d2 ? d2 + i : nullptr, d3 ? d3 + i : nullptr, rows * kPanel<T>,
                            layer.activation.parameters);
               });
     }
@@ -69,19 +77,20 @@ class Streams {
   // ḣ from ḣ_0 = v, and σ'' ż; for order 2 also ż², added to that of the directions before if `add_squares`
   void tangent_forward(bool add_squares = false) {
     for (std::int64_t l = 0; l <= last(); ++l) {
+      const std::int64_t n = step_.layers[l].n_out;
       T *z = workspace_.tangent[l], *curvature = workspace_.curvature[l], *square = workspace_.square[l];
       const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l];
       product<T>(shared_.forward[l], l ? step_.layers[l].n_in : step_.W, l ? workspace_.tangent[l - 1] : workspace_.v,
-                 M_, nullptr, z, [&](std::int64_t i, std::int64_t count) {
+                 all_panels(), nullptr, z, [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
                    if (!d1) return;
-                   each(i, count, [&](std::int64_t j) {
-                     const V z_dot = V::load(z + j);
-                     if (curvature) (V::load(d2 + j) * z_dot).store(curvature + j);
+                   each(n, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
+                     const V z_dot = V::load(z + i);
+                     if (curvature) (V::load(d2 + value) * z_dot).store(curvature + i);
                      if (square) {
                        const V s = z_dot * z_dot;
-                       (add_squares ? V::load(square + j) + s : s).store(square + j);
+                       (add_squares ? V::load(square + i) + s : s).store(square + i);
                      }
-                     (V::load(d1 + j) * z_dot).store(z + j);
+                     (V::load(d1 + value) * z_dot).store(z + i);
                    });
                  });
     }
@@ -93,22 +102,23 @@ class Streams {
       const Layer& layer = step_.layers[l];
       T *h2 = workspace_.second[l], *z2 = workspace_.next_bar, *bend = workspace_.bend[l];
       const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l], *square = workspace_.square[l];
-      const auto after = [&](std::int64_t i, std::int64_t count) {
-        each(i, count, [&](std::int64_t j) {
-          const V z = l ? V::load(z2 + j) : V(0.0);
-          V h = d1 ? V::load(d1 + j) * z : z;
-          if (square) {
-            const V s = V::load(square + j);
-            h = h + V::load(d2 + j) * s;
-            if (bend) (V::load(d2 + j) * z + V::load(d3 + j) * s).store(bend + j);
-          }
-          h.store(h2 + j);
-        });
+      const auto finish = [&](std::int64_t i, std::int64_t value) {
+        const V z = l ? V::load(z2 + i) : V(0.0);
+        V h = d1 ? V::load(d1 + value) * z : z;
+        if (square) {
+          const V s = V::load(square + i);
+          h = h + V::load(d2 + value) * s;
+          if (bend) (V::load(d2 + value) * z + V::load(d3 + value) * s).store(bend + i);
+        }
+        h.store(h2 + i);
       };
       if (l == 0) {
-        after(0, size(layer.n_out));
+        each(layer.n_out, finish);
       } else {
-        product<T>(shared_.forward[l], layer.n_in, workspace_.second[l - 1], M_, nullptr, z2, after);
+        product<T>(shared_.forward[l], layer.n_in, workspace_.second[l - 1], all_panels(), nullptr, z2,
+                   [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
+                     each(layer.n_out, panel, row, rows, finish);
+                   });
       }
     }
   }
@@ -116,89 +126,94 @@ class Streams {
   // The adjoint of ḧ, from that of its top in workspace_.a2
   void second_backward() {
     for (std::int64_t l = last(); l >= 0; --l) {
+      T* z_bar = workspace_.z_of[kSecond][l];
       const T *d1 = workspace_.d1[l], *bend = workspace_.bend[l], *a2 = workspace_.a2[l];
-      each(0, size(step_.layers[l].n_out), [&](std::int64_t j) {
-        const V a = V::load(a2 + j);
-        if (bend) add(workspace_.q[l], j, V::load(bend + j) * a);
-        (d1 ? V::load(d1 + j) * a : a).store(workspace_.z_bar + j);
+      each(step_.layers[l].n_out, [&](std::int64_t i, std::int64_t value) {
+        const V a = V::load(a2 + i);
+        if (bend) add(workspace_.q[l], value, V::load(bend + i) * a);
+        (d1 ? V::load(d1 + value) * a : a).store(z_bar + i);
       });
       if (l == 0) return;
-      add_outer(workspace_.z_bar, l, workspace_.second, {});
-      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.z_bar, M_, nullptr, workspace_.a2[l - 1],
-                 [](std::int64_t, std::int64_t) {});
+      add_outer(kSecond, l, streams_);
+      product<T>(shared_.backward[l], step_.layers[l].n_out, z_bar, all_panels(), nullptr, workspace_.a2[l - 1],
+                 [](std::int64_t, std::int64_t, std::int64_t) {});
     }
   }
 
-  // The adjoint of ḣ, from that of its top in workspace_.z_bar
+  // The adjoint of ḣ, from that of its top in workspace_.z_of
   void tangent_backward() {
     backward(
-        workspace_.tangent, v_rows(),
-        [&](std::int64_t l, T* a, std::int64_t i, std::int64_t count) {
+        kFirst, streams_,
+        [&](std::int64_t l, T* a, std::int64_t panel, std::int64_t row, std::int64_t rows) {
           const T *d1 = workspace_.d1[l], *curvature = workspace_.curvature[l], *a2 = workspace_.a2[l];
           if (!d1) return;
-          each(i, count, [&](std::int64_t j) {
-            const V adjoint = V::load(a + j);
-            V through = V::load(d1 + j) * adjoint;
+          each(step_.layers[l].n_out, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
+            const V adjoint = V::load(a + i);
+            V through = V::load(d1 + value) * adjoint;
             if (curvature) {
-              const V c = V::load(curvature + j);
-              add(workspace_.q[l], j, c * adjoint);
-              if (a2) through = through + V(2.0) * c * V::load(a2 + j);
+              const V c = V::load(curvature + i);
+              add(workspace_.q[l], value, c * adjoint);
+              if (a2) through = through + V(2.0) * c * V::load(a2 + i);
             }
-            through.store(a + j);
+            through.store(a + i);
           });
         },
-        [](std::int64_t, const T*, T*) {});
+        [](std::int64_t, const T*) {});
   }
 
-  // The adjoint of h, from that of its top in workspace_.z_bar, with what the derivatives owe it
+  // The adjoint of h, from that of its top in workspace_.z_of, with what the derivatives owe it
   void value_backward() {
     backward(
-        workspace_.h, x_rows(),
-        [&](std::int64_t l, T* b, std::int64_t i, std::int64_t count) {
+        kValue, 1,
+        [&](std::int64_t l, T* b, std::int64_t panel, std::int64_t row, std::int64_t rows) {
           const T *d1 = workspace_.d1[l], *q = workspace_.q[l];
           if (!d1) return;
-          each(i, count, [&](std::int64_t j) {
-            const V adjoint = V::load(d1 + j) * V::load(b + j);
-            (q ? adjoint + V::load(q + j) : adjoint).store(b + j);
+          each(step_.layers[l].n_out, panel, row, rows, [&](std::int64_t i, std::int64_t) {
+            const V adjoint = V::load(d1 + i) * V::load(b + i);
+            (q ? adjoint + V::load(q + i) : adjoint).store(b + i);
           });
         },
-        [&](std::int64_t l, const T* z_bar, T* free) {
+        [&](std::int64_t l, const T* z_bar) {
           if (workspace_.dbias[l]) add_bias_gradient(l, z_bar);
           if (l > 0 || !step_.dx) return;
-          product<T>(shared_.input, step_.layers[0].n_out, z_bar, M_, nullptr, free, [](std::int64_t, std::int64_t) {});
+          T* free = z_bar == workspace_.z_bar ? workspace_.next_bar : workspace_.z_bar;
+          product<T>(shared_.input, step_.layers[0].n_out, z_bar, panels(), nullptr, free,
+                     [](std::int64_t, std::int64_t, std::int64_t) {});
           store_panels(free, step_.dx, 0, step_.D);
         });
   }
 
-  // From the cotangent u: delta_l = σ' a_l down the layers, and the gradient g = Jᵀu of the differentiated inputs
+  // From the cotangents u: delta_l = σ' a_l down the layers, and the gradients g = Jᵀu of the differentiated inputs
   void output_gradient() {
-    const auto through_delta = [&](std::int64_t l, std::int64_t i, std::int64_t count) {
+    const auto through_delta = [&](std::int64_t l, std::int64_t panel, std::int64_t row, std::int64_t rows) {
       const T* d1 = workspace_.d1[l];
-      each(i, count, [&](std::int64_t j) {
-        const V a = V::load(workspace_.a[l] + j);
-        (d1 ? V::load(d1 + j) * a : a).store(workspace_.delta[l] + j);
+      each(step_.layers[l].n_out, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
+        const V a = V::load(workspace_.a[l] + i);
+        (d1 ? V::load(d1 + value) * a : a).store(workspace_.delta[l] + i);
       });
     };
-    through_delta(last(), 0, size(step_.O));
+    for (std::int64_t panel = 0; panel < all_panels(); ++panel) through_delta(last(), panel, 0, step_.O);
     for (std::int64_t l = last(); l >= 0; --l) {
-      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.delta[l], M_, nullptr,
-                 l ? workspace_.a[l - 1] : workspace_.gradient, [&](std::int64_t i, std::int64_t count) {
-                   if (l) through_delta(l - 1, i, count);
+      product<T>(shared_.backward[l], step_.layers[l].n_out, workspace_.delta[l], all_panels(), nullptr,
+                 l ? workspace_.a[l - 1] : workspace_.gradient,
+                 [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
+                   if (l) through_delta(l - 1, panel, row, rows);
                  });
     }
   }
 
   // The adjoint of g: <g, g_bar> = <u, D m[g_bar]>, so one tangent along g_bar against the delta at hand is all of it
   void gradient_backward() {
-    each(0, size(step_.W), [&](std::int64_t j) { V::load(workspace_.g_bar + j).store(workspace_.v + j); });
-    panels_to_rows(workspace_.v, step_.W, M_, workspace_.v_rows, workspace_.ld_v);
+    each(step_.W, [&](std::int64_t i, std::int64_t) { V::load(workspace_.g_bar + i).store(workspace_.v + i); });
+    panels_to_rows(workspace_.v, step_.W, all_panels(), workspace_.v_rows, workspace_.ld_v);
     tangent_forward();
     for (std::int64_t l = 0; l <= last(); ++l) {
-      add_outer(workspace_.delta[l], l, workspace_.tangent, v_rows());
+      add_outer(kFirst, l, streams_);
       const T* curvature = workspace_.curvature[l];
       if (!curvature) continue;
-      each(0, size(step_.layers[l].n_out),
-           [&](std::int64_t j) { add(workspace_.q[l], j, V::load(curvature + j) * V::load(workspace_.a[l] + j)); });
+      each(step_.layers[l].n_out, [&](std::int64_t i, std::int64_t value) {
+        add(workspace_.q[l], value, V::load(curvature + i) * V::load(workspace_.a[l] + i));
+      });
     }
   }
 
@@ -219,26 +234,39 @@ class Streams {
   }
 
  private:
-  // dweight += z_bar hᵀ, where h are the numbers below the layer
-  void add_outer(const T* z_bar, std::int64_t l, T* const* arrays, const Rows& input) {
+  // The gradient of a layer's weights += z_bar hᵀ of so many streams, where h are the numbers below it; at once, or
+  // when those of all parts are gathered
+  void add_outer(Term term, std::int64_t l, std::int64_t streams) {
     const Layer& layer = step_.layers[l];
-    if (l > 0) panels_to_rows(arrays[l - 1], layer.n_in, M_, workspace_.rows, workspace_.ld_rows);
-    const Rows h = l ? Rows{workspace_.rows, workspace_.ld_rows, layer.n_in} : input;
-    outer(z_bar, layer.n_out, h.data, h.ld, h.n, M_, workspace_.dweight[l], Private<T>::ld_gradient(layer));
+    T* const* arrays = term == kValue ? workspace_.h : term == kFirst ? workspace_.tangent : workspace_.second;
+    if (l > 0) {
+      panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows_of[term][l], workspace_.ld_rows);
+    }
+    if (step_.gathers()) return;
+    T* to = workspace_.dweight[l];
+    if (!begun_[l] && l == 0 && step_.W < step_.D) {  // columns that a derivative does not reach
+      fill(to, Private<T>::gradient_size(layer), T(0));
+      begun_[l] = true;
+    }
+    const Range all(RowBlocks(layer.n_out).blocks, 0, 1);
+    workspace_.add_outer(step_, term, l, streams, M_, all, !begun_[l], to);
+    begun_[l] = true;
   }
 
-  // Down the layers from z_bar = the adjoint of the top; `through` turns a layer's adjoint into that of its z
+  // Down the layers from the adjoints of the tops of so many streams; `through` turns a layer's adjoint into that of
+  // its z
   template <class Through, class AtLayer>
-  void backward(T* const* arrays, const Rows& input, Through through, AtLayer at_layer) {
-    T *z_bar = workspace_.z_bar, *next = workspace_.next_bar;
-    through(last(), z_bar, 0, size(step_.O));
+  void backward(Term term, std::int64_t streams, Through through, AtLayer at_layer) {
+    T* const* z_bar = workspace_.z_of[term];
+    for (std::int64_t panel = 0; panel < streams * panels(); ++panel) through(last(), z_bar[last()], panel, 0, step_.O);
     for (std::int64_t l = last(); l >= 0; --l) {
-      add_outer(z_bar, l, arrays, input);
-      at_layer(l, z_bar, next);
+      add_outer(term, l, streams);
+      at_layer(l, z_bar[l]);
       if (l == 0) return;
-      product<T>(shared_.backward[l], step_.layers[l].n_out, z_bar, M_, nullptr, next,
-                 [&](std::int64_t i, std::int64_t count) { through(l - 1, next, i, count); });
-      std::swap(z_bar, next);
+      T* next = z_bar[l - 1];
+      product<T>(
+          shared_.backward[l], step_.layers[l].n_out, z_bar[l], streams * panels(), nullptr, next,
+          [&](std::int64_t panel, std::int64_t row, std::int64_t rows) { through(l - 1, next, panel, row, rows); });
     }
   }
 
@@ -246,12 +274,15 @@ class Streams {
     const std::int64_t n = step_.layers[l].n_out;
     for (std::int64_t i = 0; i < n; ++i) {
       T total = 0;
-      std::int64_t m = 0;
       V lanes(0.0);
-      for (; m + V::kLanes <= M_; m += V::kLanes) {
-        lanes = lanes + V::load(z_bar + ((m / kPanel<T>)*n + i) * kPanel<T> + m % kPanel<T>);
+      for (std::int64_t m = 0; m < M_; m += kPanel<T>) {
+        const T* at = z_bar + (m / kPanel<T> * n + i) * kPanel<T>;
+        if (M_ - m >= kPanel<T>) {
+          lanes = lanes + V::load(at);
+        } else {
+          for (std::int64_t k = 0; k < M_ - m; ++k) total += at[k];
+        }
       }
-      for (; m < M_; ++m) total += z_bar[((m / kPanel<T>)*n + i) * kPanel<T> + m % kPanel<T>];
       workspace_.dbias[l][i] += total + sum(lanes);
     }
   }

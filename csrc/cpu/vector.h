@@ -54,11 +54,19 @@ SK_INLINE Vec<T> where(typename Vec<T>::mask m, Vec<T> a, Vec<T> b) {
   return m ? a.v : b.v;
 }
 
-template <class T>
+template <class T, int S, int... J>
+SK_INLINE typename Vec<T>::native shifted(Vec<T> a, std::integer_sequence<int, J...>) {
+  return __builtin_shuffle(a.v, typename Vec<T>::mask{((J + S) % Vec<T>::kLanes)...});
+}
+
+// Halves are added to each other: few steps, in which the lanes do not wait for one another
+template <class T, int S = Vec<T>::kLanes / 2>
 SK_INLINE T sum(Vec<T> a) {
-  T total = 0;
-  for (int i = 0; i < Vec<T>::kLanes; ++i) total += a.v[i];
-  return total;
+  if constexpr (S == 0) {
+    return a.v[0];
+  } else {
+    return sum<T, S / 2>(Vec<T>(a.v + shifted<T, S>(a, std::make_integer_sequence<int, Vec<T>::kLanes>{})));
+  }
 }
 
 // One stage of a transposition: lane j of row i is exchanged with lane j^S of row i^S.

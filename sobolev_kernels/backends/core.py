@@ -130,8 +130,8 @@ def step_of_shapes(problem: Problem, N: int):
     return step
 
 
-def set_plan(step, side: str, tile: int = 1, threads: int = 1) -> None:
-    step.plan(CODES["Side"][side], tile, threads)
+def set_plan(step, side: str, tile: int = 1, group: int = 1, gather: bool = False, threads: int = 1) -> None:
+    step.plan(CODES["Side"][side], tile, group, gather, threads)
 
 
 def draws(drawing: Drawing) -> bool:

@@ -51,7 +51,7 @@ class Shape:
         return f"N{self.N}-D{self.D}-H{self.H}x{self.depth}-O{self.O}-P{self.P}"
 
 
-# Tiles are 64 samples in panels of 8 to 32, register blocks have 4 to 14 rows.
+# Tiles are 64 samples in panels of 2 to 16, register blocks have 4 to 14 rows.
 SHAPES = [
     Shape(0, 3, 5, 1, 2, 2, "empty batch"),
     Shape(1, 1, 1, 1, 1, 1, "the smallest there is"),
