@@ -19,7 +19,8 @@ if path := os.environ.get("SOBOLEV_CORE"):
     sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 
-from sobolev_kernels import kept, ops, steps
+from sobolev_kernels import ops
+from sobolev_kernels.testing.compare import forget
 from sobolev_kernels.testing.rule import MACHINE, perturbed
 
 # Triton reads TRITON_INTERPRET once: test_triton.py runs these in a process of their own
@@ -55,8 +56,7 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def nothing_kept():
     """Each test begins with a call that goes the long way."""
-    kept.KEPT.clear()
-    steps.STEPS.clear()
+    forget()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import sobolev_kernels as sk
 from sobolev_kernels import call, kept
+from sobolev_kernels.testing.compare import forget
 
 N, D, O, P = 6, 3, 2, 2
 FIXED = sk.Directions.sphere(P, seed=3)
@@ -209,7 +210,7 @@ def test_whatever_is_changed_between_two_calls(change, request):
     if hasattr(undo, "remove"):
         request.addfinalizer(undo.remove)
     got = [asked.results() for _ in range(3)]
-    kept.KEPT.clear()
+    forget()
     expected = asked.results()
     for results in got:
         assert len(results) == len(expected) and all(map(same, results, expected)), (results, expected)
@@ -223,7 +224,7 @@ def test_variables(name, known, known_at_all, monkeypatch):
     asked.results(), asked.results()
     monkeypatch.setitem(os.environ, name, value)
     got = asked.results()
-    kept.KEPT.clear()
+    forget()
     assert all(map(same, got, asked.results()))
     assert ("none such" in str(got)) == (value == "none such")
 
@@ -236,7 +237,7 @@ def test_threads():
     try:
         torch.set_num_threads(1 if threads > 1 else 2)
         got = asked.results()
-        kept.KEPT.clear()
+        forget()
         assert all(map(same, got, asked.results()))
     finally:
         torch.set_num_threads(threads)
@@ -282,7 +283,7 @@ def test_another_student_like_it_goes_the_short_way():
     other.student, other.x = copy.deepcopy(other.student), random(N, D, seed=50)
     with the_short_way_alone():
         got = other.results()
-    kept.KEPT.clear()
+    forget()
     assert all(map(same, got, other.results()))
 
 
@@ -361,7 +362,7 @@ def test_the_generator_says_what_is_drawn():
     for _ in range(2):
         torch.manual_seed(5)
         losses.append([asked.call().item() for _ in range(3)])
-    kept.KEPT.clear()
+    forget()
     torch.manual_seed(5)
     losses.append([asked.call().item()])
     assert losses[0] == losses[1] and losses[0][0] == losses[2][0] and len(set(losses[0])) == 3

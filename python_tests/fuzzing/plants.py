@@ -49,14 +49,14 @@ def operands_changed(change):
 
 def gradients_changed(change):
     def altered(before):
-        def differentiate(ctx, cotangents):
-            gradients = before(ctx, cotangents)
+        def guarded(*arguments):
+            gradients = before(*arguments)
             change([g for g in gradients if g is not None])
             return gradients
 
-        return differentiate
+        return guarded
 
-    return wrapped(ops, "differentiate", altered)
+    return wrapped(ops, "guarded", altered)
 
 
 def cotangents_changed(change):

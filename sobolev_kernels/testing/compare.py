@@ -10,7 +10,7 @@ import torch
 
 import sobolev_kernels as sk
 
-from .. import planner
+from .. import kept, planner, steps
 from ..directions import Projections
 from .problems import Data, as_dtype, fixed, targets_of, threads, threads_for
 from .rule import allowed, assert_within_rule, error, multiplies_in
@@ -48,16 +48,24 @@ def gradients(student: torch.nn.Module) -> Named:
     return {name: gradient(p) for name, p in student.named_parameters()}
 
 
+def forget() -> None:
+    """The next call goes the long way, as if none like it had been before: what was patched is looked at."""
+    kept.KEPT.clear()
+    steps.STEPS.clear()
+
+
 @contextmanager
 def computed_from(side: str | None) -> Iterator[None]:
     """One of the planner's sides, where a problem has it, instead of the planner's choice; None: that choice."""
     chosen = planner.side
     if side is not None:
         planner.side = lambda problem: side if side in planner.chains(problem) else chosen(problem)
+    forget()
     try:
         yield
     finally:
         planner.side = chosen
+        forget()
 
 
 @dataclass
