@@ -123,6 +123,11 @@ def without_bias(asked):
     asked.student[2].bias = None
 
 
+def bias_in_a_buffer(asked):
+    del asked.student[2].bias
+    asked.student[2].register_buffer("bias", torch.ones(4))
+
+
 def another_class(asked):
     class Twice(nn.Linear):
         def forward(self, z):
@@ -141,6 +146,8 @@ CHANGES = {
     "a parameter replaced": lambda a: put(a.student[0], "weight", nn.Parameter(random(5, D, seed=40))),
     "a tensor for a parameter": a_tensor,
     "no bias": without_bias,
+    "a bias that is a buffer": bias_in_a_buffer,
+    "a bias taken away": lambda a: delattr(a.student[2], "bias"),
     "data swapped": lambda a: swap(a, random(5, D, seed=42)),
     "data of other strides": lambda a: swap(a, random(D, 5, seed=43).t()),
     "data of another shape": lambda a: swap(a, random(5, D + 1, seed=43)),
@@ -410,3 +417,57 @@ def test_gradients_are_not_copied():
     ):
         asked.call().backward()
     assert [p.grad.data_ptr() for p in asked.student.parameters()] == [t.data_ptr() for t in made]
+
+
+def test_a_bias_that_is_a_buffer_is_not_none():
+    x, v = random(N, D), random(1, N, D, seed=1)
+    make = lambda: nn.Sequential(nn.Linear(D, 5, bias=False), nn.Tanh(), nn.Linear(5, O, bias=False))  # noqa: E731
+    sk.jvp(make(), x, v)
+    other = make()
+    del other[0].bias
+    other[0].register_buffer("bias", torch.ones(5))
+    torch.testing.assert_close(sk.jvp(other, x, v)[0], other(x))
+
+
+def test_settings_that_are_equal_and_not_the_same():
+    asked = Asked()
+    with pytest.raises(ValueError, match="wrt"):
+        sk.sobolev_loss(asked.student, asked.x, sk.Targets(**asked.targets), wrt=(0.0, 1.0))
+    asked.targets["jacobian"] = random(N, O, 2)
+    asked.settings["wrt"] = (0, 1)
+    asked.call()
+    weights = torch.tensor([1.0, 1.0])
+    asked.settings["weights"] = weights
+    first = asked.call()
+    weights[1] = 0.0
+    assert asked.call() < first
+    held = weakref.ref(weights)
+    del weights, asked.settings["weights"]
+    gc.collect()
+    assert held() is None
+
+
+def test_what_a_loss_holds_after_its_backward():
+    """x and the targets go, also while somebody keeps the loss."""
+    asked = Asked()
+    for _ in range(2):
+        loss, x = asked.call(), asked.x
+        asked.x, held = random(N, D, seed=20), weakref.ref(x)
+        loss.backward()
+        del x
+        assert held() is None and loss.grad_fn is not None
+
+
+def test_a_student_that_changes_while_he_is_looked_at():
+    asked, prepare = Asked(), call.prepare
+
+    def prepare_another(request):
+        asked.student[1].beta = 3.0
+        return prepare(request)
+
+    with patch.object(call, "prepare", prepare_another):
+        asked.call()
+    asked.student[1].beta = 1.0
+    got = asked.results()
+    forget()
+    assert all(map(same, got, asked.results()))

@@ -39,6 +39,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {kind: () for kind in (nn.Linear, *CON
 for row in MODULES.values():
     ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
 NUMBERS = (float, int, bool, str)
+KNOWN = {type(None), *PLAIN}  # types of what need not be there
 
 WEIGHTS = tuple(f"{name}_weight" for name in Weights._fields)
 
@@ -127,14 +128,16 @@ def read(module: object, kinds: list, parameters: list[torch.Tensor]) -> bool:
     if attributes is None or kind.forward is not FORWARDS[kind] or kind._call_impl is not CALL_IMPL:
         return False
     inside = module.__dict__
-    if inside["_forward_hooks"] or inside["_forward_pre_hooks"] or inside["_backward_hooks"]:
+    if "_modules" not in inside or "forward" in inside or kind.__call__ is not CALL:
         return False
-    if inside["_backward_pre_hooks"] or "forward" in inside or kind.__call__ is not CALL:
+    if inside["_forward_hooks"] or inside["_forward_pre_hooks"]:
+        return False
+    if inside["_backward_hooks"] or inside["_backward_pre_hooks"]:
         return False
     if kind is nn.Linear:
         own = inside["_parameters"]
         weight, bias = own.get("weight"), own.get("bias")
-        if weight is None or "weight" in inside or "bias" in inside:
+        if weight is None or "bias" not in own or "weight" in inside or "bias" in inside:
             return False
         kinds.append(bias is None)
         parameters.append(weight)
@@ -157,7 +160,7 @@ def look(
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, collapsed: bool = False,
 ) -> Call | None:  # fmt: skip
     """A call, and what is kept of one like it; None of a call that is out of the ordinary."""
-    if torch.compiler.is_compiling() or watched() or type(x) not in PLAIN or not x.is_cpu:
+    if torch.compiler.is_compiling() or watched() or type(x) not in PLAIN or not x.is_cpu or x.is_nested:
         return None
     kinds: list = []
     parameters: list[torch.Tensor] = []
@@ -172,8 +175,11 @@ def look(
         if chosen is not None:
             said, given = (type(chosen), *chosen._said()), given if chosen.values is None else chosen.values
     optional = (given, *parts, *weights)
+    types = tuple(map(type, optional))
+    if not KNOWN.issuperset(types):
+        return None
     likeness = (
-        result, collapsed, id(settings), tuple(kinds), said, tuple(map(type, optional)), x.shape,
+        result, collapsed, id(settings), tuple(kinds), said, types, x.shape,
         torch.is_grad_enabled(), os.environ.get("SOBOLEV_BACKEND"), *surroundings(),
     )  # fmt: skip
     tensors = [x, *parameters, *[tensor for tensor in optional if tensor is not None]]
@@ -201,7 +207,9 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     of a column, would have to be computed again.
     """
     settings = call.settings
-    if settings.check_finite or settings.weights == DIFFERENTIAL_ML:
+    if settings.check_finite or settings.weights == DIFFERENTIAL_ML or (projections and projections.offset):
+        return  # of the last, the next call will be at another offset
+    if not still_is(call):
         return
     outputs, gradients = ops.outputs_of(problem, operands)
     finished = problem.result == LOSS and not problem.terms
@@ -222,3 +230,11 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
         differentiable=differentiates and any(t.requires_grad for t in call.tensors),
     )  # fmt: skip
     KEPT.put(call.likeness, kept)
+
+
+def still_is(call: Call) -> bool:
+    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile."""
+    kinds: list = []
+    parameters: list[torch.Tensor] = []
+    same = read(call.student, kinds, parameters) and tuple(kinds) in call.likeness
+    return same and [*map(id, parameters)] == [*map(id, call.parameters)] and surroundings() == call.likeness[-2:]

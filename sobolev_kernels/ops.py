@@ -144,14 +144,14 @@ def guarded(problem: Problem, gradients: list[torch.Tensor], operands: Operands,
     return gradients if problem.input_gradient else [None, *gradients]
 
 
-def is_last(cotangent: torch.Tensor) -> bool:
-    """Whether finished gradients are what is asked for, and nobody can ask for them again: they may be given away.
+def is_one(cotangent: torch.Tensor) -> bool:
+    """Whether finished gradients are what is asked for as they are.
 
     Only the CPU knows a number without waiting for it, and only outside of a tracer is there one.
     """
-    if type(cotangent) is not torch.Tensor or not cotangent.is_cpu or torch.compiler.is_compiling():
+    if type(cotangent) is not torch.Tensor or not cotangent.is_cpu or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return not torch._C._autograd._get_current_graph_task_keep_graph() and cotangent.item() == 1.0
+    return not torch.compiler.is_compiling() and cotangent.item() == 1.0
 
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
@@ -238,7 +238,8 @@ class MlpSobolev(torch.autograd.Function):
         if problem.result == PER_SAMPLE or problem.terms:
             save(ctx, problem, operands, outputs)
             return tuple(outputs[: 1 + problem.terms])
-        ctx.problem, ctx.held = problem, operands
+        # no number of these is needed any more, and they need not be as they were
+        ctx.problem, ctx.held = problem, Operands(operands.x, operands.parameters)
         ctx.save_for_backward(*outputs[2:])
         return outputs[0]
 
@@ -247,12 +248,15 @@ class MlpSobolev(torch.autograd.Function):
         problem, (loss, *_) = ctx.problem, cotangents
         if problem.result != LOSS or problem.terms:
             return None, None, None, *differentiate(ctx, cotangents)
-        finished = ctx.saved_tensors
+        finished, held = ctx.saved_tensors, ctx.held
         if loss is None:
-            return None, None, None, None, *[None] * len(finished)
+            return None, None, None, None, *[None] * len(held.parameters)
         need_no_batch(loss)
-        gradients = finished if is_last(loss) else torch._foreach_mul(finished, loss)
-        return None, None, None, *guarded(problem, gradients, ctx.held, cotangents)
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.held = None
+        gradients = finished if last and is_one(loss) else torch._foreach_mul(finished, loss)
+        return None, None, None, *guarded(problem, gradients, held, cotangents)
 
     @staticmethod
     def jvp(ctx, *_):

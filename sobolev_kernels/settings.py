@@ -19,6 +19,7 @@ from .math.table import Formula, is_number, specialised
 
 REDUCTIONS = ("mean", "sum", "none")
 EXACT = "exact"
+SEQUENCES, PLAIN = (tuple, str, type(None)), (int, float, str)
 DIFFERENTIAL_ML = "differential-ml"
 LossName = str | tuple | Formula
 WEIGHTS = ("two numbers (value, derivative)", "three numbers (value, derivative, second derivative)")
@@ -140,13 +141,25 @@ known = lru_cache(maxsize=256, typed=True)(Settings)
 
 
 def settings_of(*values: object) -> Settings:
-    """A Settings of the values of its fields in order; an equal one is made and checked once."""
+    """A Settings of the values of its fields in order; an equal one is made and checked once.
+
+    Only of plain numbers and names: others may be equal and not the same, or change.
+    """
     if torch.compiler.is_compiling():
         return Settings(*values)
-    directions, cotangents, *others = values
+    directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others = values
+    wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
+    parts = [*(wrt or ()), *(weights or ())] if type(wrt) in SEQUENCES and type(weights) in SEQUENCES else [None]
+    for loss in (value_loss, derivative_loss):
+        parts += loss if type(loss) is tuple else ()
+    plain = all([type(part) in PLAIN for part in parts]) and not (wrt and set(map(type, wrt)) - {int})
+    if not plain:
+        return Settings(*values)
     try:
-        return known(bare(directions), bare(cotangents), *others)
-    except TypeError:  # of what is refused, or what cannot be hashed, as a list
+        return known(
+            bare(directions), bare(cotangents), derivatives, order, wrt, value_loss, derivative_loss, weights, *others
+        )
+    except TypeError:  # of what is refused, or what cannot be hashed
         return Settings(*values)
 
 

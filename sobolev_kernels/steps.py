@@ -69,6 +69,8 @@ def step_of(
     reads = reads_of(operands)
     if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
+    if len(set(map(id, tensors))) < len(tensors):
+        return None  # TensorGuards take each tensor once
     if gradients and not all(p.is_contiguous() for p in operands.parameters):
         return None  # and so their gradients are made like them
     if entering(problem, operands) is not operands:

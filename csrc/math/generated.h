@@ -67,7 +67,7 @@ struct ActSoftplus {
   const auto u = beta * z;
   const auto linear = u > threshold;
   const auto curved = u < threshold;
-  const auto c = where(linear, T(0.0), where(curved, u, threshold + T(0.0) * u));
+  const auto c = where(linear, T(0.0), where(curved, u, threshold + T(0.0) * z));
   const auto line = where(linear, T(0.0), where(curved, T(0.0), u - threshold));
   const auto s = where(linear, T(1.0), sigmoid(c));
   const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);

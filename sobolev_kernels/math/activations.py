@@ -59,7 +59,7 @@ def softplus(z, beta=1.0, threshold=20.0):
     u = beta * z
     linear = u > threshold
     curved = u < threshold
-    c = m.where(linear, 0.0, m.where(curved, u, threshold + 0.0 * u))
+    c = m.where(linear, 0.0, m.where(curved, u, threshold + 0.0 * z))
     line = m.where(linear, 0.0, m.where(curved, 0.0, u - threshold))
     s = m.where(linear, 1.0, m.sigmoid(c))
     r = m.where(curved, s * (1.0 - s), 0.0 * s)
