@@ -13,7 +13,6 @@ from rich.table import Table
 
 import sobolev_kernels as sk
 from sobolev_kernels import dispatch, ops
-from sobolev_kernels.testing.compare import forget
 
 from .cases import SMALL_CASES, Case, make_data, make_student
 from .timing import TURN, interleave, quartiles

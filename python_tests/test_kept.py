@@ -471,3 +471,21 @@ def test_a_student_that_changes_while_he_is_looked_at():
     got = asked.results()
     forget()
     assert all(map(same, got, asked.results()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_do_not_depend_on_the_call_before(dtype):
+    """A tile's room is that of earlier calls, and vectors with samples that there are not still hold theirs."""
+    net = sk.MLP(D, O, width=8, depth=2, activation="sin", dtype=dtype)
+    x, large = random(33, D, dtype=dtype).requires_grad_(), 1e30 * random(48, D, dtype=dtype)
+
+    def results():
+        targets = sk.Targets(values=torch.zeros(33, O, dtype=dtype), jacobian=torch.zeros(33, O, D, dtype=dtype))
+        loss = sk.sobolev_loss(net, x, targets, directions=FIXED)
+        return [loss, *torch.autograd.grad(loss, (x, *net.parameters()))]
+
+    before = results()
+    for n in (16, 32, 48):
+        targets = sk.Targets(values=torch.zeros(n, O, dtype=dtype), jacobian=torch.zeros(n, O, D, dtype=dtype))
+        sk.sobolev_loss(net, large[:n], targets, directions=sk.Directions.given(1e30 * random(P, n, D, dtype=dtype)))
+        assert all(map(same, before, results()))

@@ -234,11 +234,16 @@ void panels_to_rows(const T* panels, std::int64_t n, std::int64_t count, T* rows
   }
 }
 
-// The inverse; what a panel has beyond M samples stays as it is.
+// The inverse; what the last panel has beyond M samples is 0: where an earlier call has left a large number, a sine
+// would be taken lane by lane, and be of other bits for all.
 template <class T>
 void rows_to_panels(const T* rows, std::int64_t ld, std::int64_t n, std::int64_t M, T* panels) {
   for (std::int64_t m = 0; m < M; ++m) {
     T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
     for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = rows[m * ld + i];
+  }
+  for (std::int64_t m = M; m % kPanel<T>; ++m) {
+    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
+    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = T(0);
   }
 }
