@@ -82,7 +82,7 @@ def pieces(case: Case) -> dict[str, Call]:
         ORDINARY: VARIANTS[values].build(case, student, data),
         STEP: lambda: backward(forward()),
         FORWARD: forward,
-        KERNEL: lambda: core._C.mlp_sobolev(*step),
+        KERNEL: lambda held=(operands, outputs, gradients): core._C.mlp_sobolev(*step),  # which has their addresses
         "eager way to the op, forward + backward": lambda: backward(ops.mlp_sobolev(problem, operands)[0]),
         "registered op, forward + backward": lambda: backward(registered(*head, weights, text)[0]),
         **{f"a step of training, {name}": trained(case, **how) for name, how in OPTIMIZERS.items()},
