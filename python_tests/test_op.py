@@ -7,12 +7,13 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import core, cpu
+from sobolev_kernels.directions import given_of
 from sobolev_kernels.enums import SIDES
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.prepare import prepare
 from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS
 from sobolev_kernels.request import Request
-from sobolev_kernels.settings import Settings, given_of
+from sobolev_kernels.settings import Settings
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, step
 from sobolev_kernels.testing.problems import (

@@ -8,11 +8,12 @@ from .derivatives import hvp, jet, jvp, laplacian, vjp
 from .directions import Cotangents, Directions
 from .errors import NotProvided, SobolevWarning
 from .explain import explain
-from .loss import SobolevLoss, SobolevTerms, sobolev_loss
+from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
 from .targets import Targets
+from .terms import SobolevTerms
 
 __version__ = "0.1.0"
 __all__ = [

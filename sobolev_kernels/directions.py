@@ -265,5 +265,11 @@ class Cotangents(Projections):
     NAME, LETTER = "cotangents", "O"
 
 
+def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
+    """The tensor of directions or cotangents that were given."""
+    chosen = cotangents if directions is None else directions
+    return chosen.values if isinstance(chosen, Projections) else None
+
+
 for kind in (Directions, Cotangents):
     assert all(hasattr(kind, name) for name in DISTRIBUTIONS), "every distribution has its class method"

@@ -8,13 +8,13 @@ import torch
 
 from . import dispatch, planner
 from .backends import on_device_of
-from .directions import Directions
+from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .prepare import prepare
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
-from .settings import EXACT, given_of, keywords, settings_named
+from .settings import EXACT, keywords, settings_named
 
 
 def explain(

@@ -5,32 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple
 
 import torch
 
-from . import call
 from .checks import faults_of_scale
-from .directions import Cotangents, Directions
-from .errors import in_words, need, need_tensor, refuse
-from .problem import LOSS, PER_SAMPLE
-from .settings import LossName, Settings, given_of, keywords, settings_named, settings_of
+from .directions import Cotangents, Directions, given_of
+from .errors import in_words, need_tensor, refuse
+from .settings import LossName, Settings, keywords, settings_named, settings_of
 from .targets import Targets
+from .terms import SobolevTerms, loss_of
 from .weights import Weights
-
-
-class SobolevTerms(NamedTuple):
-    """What `return_terms=True` gives: scalars, or [N] with reduction="none".
-
-    Each can be differentiated for itself, so that weights can be learned or follow the terms' gradients: the gradients
-    of a term are computed in its backward, from the start again, those of `loss` beside the loss as ever. A term
-    without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
-    """
-
-    loss: torch.Tensor
-    value: torch.Tensor
-    derivative: torch.Tensor
-    second: torch.Tensor | None = None
 
 
 @in_words
@@ -130,23 +114,7 @@ def sobolev_loss(
         backend, return_terms, check_finite,
     )  # fmt: skip
     each = Weights(sample_weight, output_weight, derivative_weight)
-    return evaluate(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
-
-
-def evaluate(
-    settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
-    weights: Weights, input_scale: torch.Tensor | None,
-) -> torch.Tensor | SobolevTerms:  # fmt: skip
-    if not isinstance(targets, Targets):
-        need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
-    result = PER_SAMPLE if settings.reduction == "none" else LOSS
-    (loss, *terms), known = call.evaluate(result, student, inputs, settings, given, targets, weights, input_scale)
-    loss = loss if loss.dtype is inputs.dtype else loss.to(inputs.dtype)
-    if not settings.return_terms:
-        return loss
-    nothing = torch.full_like(loss.detach(), torch.nan)
-    each = [terms[0][i].to(inputs.dtype) if k else nothing for i, k in enumerate(known[: 1 + settings.order])]
-    return SobolevTerms(loss, *each)
+    return loss_of(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
 
 
 class SobolevLoss(torch.nn.Module):
@@ -184,7 +152,7 @@ class SobolevLoss(torch.nn.Module):
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
         weights = Weights(sample_weight, self.output_weight, derivative_weight)
-        return evaluate(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
+        return loss_of(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))

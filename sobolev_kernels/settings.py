@@ -175,12 +175,6 @@ def settings_with(**settings: object) -> Settings:
     return settings_of(*values)
 
 
-def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
-    """The tensor of directions or cotangents that were given, which a Settings does not hold."""
-    chosen = cotangents if directions is None else directions
-    return chosen.values if isinstance(chosen, Projections) else None
-
-
 def settings_named(function: str, settings: dict[str, object], also: Sequence[str]) -> Settings:
     """A Settings of the keywords of a function that takes its fields, and `also` others."""
     need_known(settings, (*Settings.__dataclass_fields__, *also), function)

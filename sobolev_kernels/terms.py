@@ -1,0 +1,45 @@
+"""`SobolevTerms`: a Sobolev loss and the terms it is made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import call
+from .errors import need
+from .problem import LOSS, PER_SAMPLE
+from .settings import Settings
+from .targets import Targets
+from .weights import Weights
+
+
+class SobolevTerms(NamedTuple):
+    """What `return_terms=True` gives: scalars, or [N] with reduction="none".
+
+    Each can be differentiated for itself, so that weights can be learned or follow the terms' gradients: the gradients
+    of a term are computed in its backward, from the start again, those of `loss` beside the loss as ever. A term
+    without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
+    """
+
+    loss: torch.Tensor
+    value: torch.Tensor
+    derivative: torch.Tensor
+    second: torch.Tensor | None = None
+
+
+def loss_of(
+    settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
+    weights: Weights, input_scale: torch.Tensor | None,
+) -> torch.Tensor | SobolevTerms:  # fmt: skip
+    """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
+    if not isinstance(targets, Targets):
+        need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    result = PER_SAMPLE if settings.reduction == "none" else LOSS
+    (loss, *terms), known = call.evaluate(result, student, inputs, settings, given, targets, weights, input_scale)
+    loss = loss if loss.dtype is inputs.dtype else loss.to(inputs.dtype)
+    if not settings.return_terms:
+        return loss
+    nothing = torch.full_like(loss.detach(), torch.nan)
+    each = [terms[0][i].to(inputs.dtype) if k else nothing for i, k in enumerate(known[: 1 + settings.order])]
+    return SobolevTerms(loss, *each)
