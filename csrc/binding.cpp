@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
 #include "math/enums.h"
+#include "reading.h"
 #ifdef SK_CUDA
 #include "cuda/launch.h"
 #endif
@@ -120,24 +121,20 @@ struct StepBuilder {
     }
   }
 
-  // A copy, since two threads may run the same step, with other addresses in the places of its own; whether numbers can
-  // be at all of them.
-  bool at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
+  // The same with other addresses in the places of its own.
+  void at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
     std::size_t read = 0, written = 0;
-    bool ready = true;
     each_read([&](const void*& place) {
-      const Address address = read < reads.size() ? reads[read] : 0;
-      ready = ready && address && address % (step.dtype == sk::Dtype::kFloat64 ? 8 : 4) == 0;
-      place = reinterpret_cast<const void*>(address);
+      place = reinterpret_cast<const void*>(read < reads.size() ? reads[read] : 0);
+      need(place, "a step must be given all of its addresses");
       ++read;
     });
     each_written([&](void*& place) {
       place = reinterpret_cast<void*>(written < writes.size() ? writes[written] : 0);
-      ready = ready && place;
+      need(place, "a step must be given all of its addresses");
       ++written;
     });
-    need(read == reads.size() && written == writes.size(), "a step must be given all of its addresses");
-    return ready;
+    need(read == reads.size() && written == writes.size(), "a step must be given as many addresses as it has");
   }
 
   // One that is to be run: what it reads and writes without asking is there.
@@ -154,6 +151,11 @@ struct StepBuilder {
     return step;
   }
 };
+
+// As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
 
 void set_layers(StepBuilder& self, const py::list& rows) {
   self.layers.clear();
@@ -277,18 +279,23 @@ PYBIND11_MODULE(_C, m) {
       "mlp_sobolev_at",
       [](const StepBuilder& kept, const std::string& isa, const std::vector<Address>& reads,
          const std::vector<Address>& writes, std::uint64_t seed, std::uint32_t offset) {
-        StepBuilder self = kept;
-        if (!self.at(reads, writes)) return false;
+        StepBuilder self = kept;  // two threads may run the same one
+        self.at(reads, writes);
         self.step.directions.seed = seed;
         self.step.directions.offset = offset;
         const auto& kernels = instruction_set(isa);
         const auto& step = self.run();
         py::gil_scoped_release release;
         sk::cpu::mlp_sobolev(kernels, step);
-        return true;
       },
-      "a step that is kept, at other addresses; false, and nothing is done, where no numbers can be at one of them",
-      py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"), py::arg("seed"), py::arg("offset"));
+      "a step that is kept, at other addresses", py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"),
+      py::arg("seed"), py::arg("offset"));
+  static PyMethodDef read_at_every_step[] = {
+      {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs, itemsize): where they are, or None"},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();
   m.def(
       "draw_directions",
       [](StepBuilder& self, Address out, const std::string& isa) {

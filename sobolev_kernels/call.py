@@ -68,7 +68,7 @@ def evaluate(
     prepared = prepare(request)
     ran = run(prepared)
     if found is not None and not prepared.student.reason:
-        kept.keep(found, ran.problem, ran.operands, prepared.projections)
+        kept.keep(found, prepared, ran.problem, ran.operands)
     return ran.results, ran.known
 
 

@@ -75,6 +75,12 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     return [*outputs.values(), *gradients]
 
 
+def finished(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A loss and its gradients, without the terms that nobody asks for."""
+    loss, _, *gradients = outputs
+    return [loss, *gradients]
+
+
 def invoke(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     if tracing(operands):
         head, weights = operands[:-1], list(operands.weights)
@@ -232,39 +238,59 @@ class MlpSobolev(torch.autograd.Function):
     def forward(ctx, run, problem, operands, x, *parameters):
         outputs = run(problem, operands)
         ctx.set_materialize_grads(False)
-        if problem.result == DERIVATIVES:
-            save(ctx, problem, operands, outputs)
-            return tuple(outputs)
-        if problem.result == PER_SAMPLE or problem.terms:
-            save(ctx, problem, operands, outputs)
-            return tuple(outputs[: 1 + problem.terms])
-        # no number of these is needed any more, and they need not be as they were
-        ctx.problem, ctx.held = problem, Operands(operands.x, operands.parameters)
-        ctx.save_for_backward(*outputs[2:])
-        return outputs[0]
+        save(ctx, problem, operands, outputs)
+        return tuple(outputs if problem.result == DERIVATIVES else outputs[: 1 + problem.terms])
 
     @staticmethod
     def backward(ctx, *cotangents):
-        problem, (loss, *_) = ctx.problem, cotangents
-        if problem.result != LOSS or problem.terms:
-            return None, None, None, *differentiate(ctx, cotangents)
-        finished, held = ctx.saved_tensors, ctx.held
-        if loss is None:
-            return None, None, None, None, *[None] * len(held.parameters)
-        need_no_batch(loss)
-        last = not torch._C._autograd._get_current_graph_task_keep_graph()
-        if last:
-            ctx.held = None
-        gradients = finished if last and is_one(loss) else torch._foreach_mul(finished, loss)
-        return None, None, None, *guarded(problem, gradients, held, cotangents)
+        return None, None, None, *differentiate(ctx, cotangents)
 
     @staticmethod
     def jvp(ctx, *_):
         refuse_forward_mode()
 
 
+class Finished(torch.autograd.Function):
+    """A loss whose gradients `run` computes beside it: no number is needed any more, and none need be as it was.
+
+    The gradients are nobody else's, and so they are held as they are, without a look at their versions.
+    """
+
+    @staticmethod
+    def forward(ctx, run, problem, *inputs):
+        loss, *gradients = run()
+        ctx.set_materialize_grads(False)
+        ctx.problem, ctx.held = problem, (inputs, gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss):
+        if ctx.held is None:
+            raise RuntimeError(AGAIN)
+        (x, *parameters), gradients = ctx.held
+        if loss is None:
+            return None, None, None, *[None] * len(parameters)
+        need_no_batch(loss)
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.held = None
+        if not (last and is_one(loss)):
+            gradients = torch._foreach_mul(gradients, loss)
+        if torch.is_grad_enabled():
+            return None, None, *guarded(ctx.problem, gradients, Operands(x, parameters), (loss,))
+        return (None, None, *gradients) if ctx.problem.input_gradient else (None, None, None, *gradients)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        refuse_forward_mode()
+
+
+AGAIN = (
+    "Trying to backward through the graph a second time: the gradients of a fused loss were given away by the first. "
+    "Specify retain_graph=True if you need to backward through the graph a second time."
+)
 # Without what torch.func would be told of it, and PyTorch looks at in Python: a kept call is none of its business.
-apply = super(torch.autograd.Function, MlpSobolev).apply
+apply, finish = (super(torch.autograd.Function, function).apply for function in (MlpSobolev, Finished))
 
 
 def op_setup_context(ctx, inputs, output):
@@ -292,5 +318,7 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     """The fused step, differentiable: the outputs of the Problem's result."""
     if tracing(operands):
         return tuple(invoke(problem, operands))
-    results = MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)
-    return results if isinstance(results, tuple) else (results,)
+    if problem.result == LOSS and not problem.terms:
+        run = lambda: finished(compute(problem, operands))  # noqa: E731
+        return (Finished.apply(run, problem, operands.x, *operands.parameters),)
+    return MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)

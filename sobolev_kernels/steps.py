@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
@@ -17,6 +17,7 @@ from .problem import Operands, Problem
 
 MASK = 0xFFFFFFFF  # of an offset
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
+ENCODED = {name: os.environ.encodekey(name) for name in ("SOBOLEV_ISA", "SOBOLEV_BACKEND")}
 T = TypeVar("T")
 
 
@@ -29,23 +30,21 @@ class Step:
 
     guards: TensorGuards  # their types, dispatch keys, dtypes, devices, sizes, strides, requires_grad
     needs: tuple[int, ...]  # bytes from the first number of each to its last
+    itemsize: int
     told: object
     isa: str
     outputs: tuple[tuple[int, ...], ...]  # their shapes, but for those of the parameters' gradients
 
     def addresses(self, tensors: list[torch.Tensor]) -> list[int] | None:
-        """Where these tensors are; None if they are not like those, or the memory of one of them ends too early."""
+        """Where these tensors are; None if they are not like those, or no kernel could read one of them there."""
         if not self.guards.check(*tensors):
             return None
-        for tensor, need in zip(tensors, self.needs, strict=True):
-            if tensor.untyped_storage().nbytes() < need + tensor.storage_offset() * tensor.itemsize:
-                return None
-        return addresses_of(tensors)
+        return core._C.addresses(tensors, self.needs, self.itemsize)
 
-    def run(self, addresses: list[int], made: list[torch.Tensor], seed: tuple[int, int]) -> bool:
-        """Fill what was made, outputs and gradients; False, and nothing is done, if numbers cannot be where one is."""
+    def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
+        """Fill what was made, outputs and gradients."""
         key, offset = seed
-        return core._C.mlp_sobolev_at(self.told, self.isa, addresses, addresses_of(made), key, offset & MASK)
+        core._C.mlp_sobolev_at(self.told, self.isa, addresses, addresses_of(made), key, offset & MASK)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
@@ -62,14 +61,19 @@ def reads_of(operands: Operands) -> list[torch.Tensor]:
 
 
 def step_of(
-    problem: Problem, operands: Operands, tensors: list[torch.Tensor], outputs: dict, gradients: list[torch.Tensor]
+    problem: Problem, operands: Operands, tensors: list[torch.Tensor], outputs: dict, gradients: list[torch.Tensor],
+    made: Container[int] = (),
 ) -> Step | None:  # fmt: skip
     """The step that fills such outputs from such operands, each of which starts where one of these tensors does; None
-    if it is not as simple as that: what had to be copied or computed first would have to be so again."""
+    if it is not as simple as that: what had to be copied or computed first would have to be so again.
+
+    Those in the places `made` are made anew for each step, and need not be looked at.
+    """
     reads = reads_of(operands)
     if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
-    if len(set(map(id, tensors))) < len(tensors):
+    came = [tensor for place, tensor in enumerate(tensors) if place not in made]
+    if len(set(map(id, came))) < len(came):
         return None  # TensorGuards take each tensor once
     if gradients and not all(p.is_contiguous() for p in operands.parameters):
         return None  # and so their gradients are made like them
@@ -78,9 +82,9 @@ def step_of(
     told, isa = cpu.step_of(problem, operands, outputs, gradients)
     if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
         return None
-    guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    guards = TensorGuards(*came, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     shapes = tuple(tuple(tensor.shape) for tensor in outputs.values())
-    return Step(guards, tuple(map(reach, tensors)), told, isa, shapes)
+    return Step(guards, tuple(map(reach, came)), operands.x.itemsize, told, isa, shapes)
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -94,9 +98,16 @@ def reach(tensor: torch.Tensor) -> int:
     return tensor.itemsize * (1 + sum((n - 1) * stride for n, stride in steps))
 
 
+def variable(name: str) -> object:
+    """A variable of the environment, in the bytes that os.environ keeps: to look for one that is not set raises and
+    catches an exception else, at every step."""
+    environ = os.environ
+    return environ._data.get(ENCODED[name]) if type(environ) is os._Environ else environ.get(name)
+
+
 def surroundings() -> tuple:
     """What else a step depends on."""
-    return torch.get_num_threads(), os.environ.get("SOBOLEV_ISA")
+    return torch.get_num_threads(), variable("SOBOLEV_ISA")
 
 
 class Shelf(dict[tuple, list[T]]):
@@ -125,8 +136,8 @@ def again(
         addresses = step.addresses(tensors)
         if addresses is not None:
             made = [*map(make, step.outputs), *map(like, operands.parameters)]
-            seed = (0, 0) if operands.seed is None else operands.seed.tolist()
-            return made if step.run(addresses, made, seed) else None
+            step.run(addresses, made, (0, 0) if operands.seed is None else operands.seed.tolist())
+            return made
     return None
 
 
