@@ -189,4 +189,30 @@ inline PyObject* addresses(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   return found.get();
 }
 
+// One after the other, the numbers of a list or where its tensors are; 0 of what is not there, or has no address.
+class Each {
+ public:
+  explicit Each(PyObject* list) : list_(list) {}
+  std::size_t number() { return of(next()); }
+  std::size_t address() {
+    PyObject* tensor = next();
+    return tensor ? of(Owned(PyObject_CallMethodNoArgs(tensor, names().data_ptr)).get()) : 0;
+  }
+  // Whether there were just as many, and each had one.
+  bool all() const { return !missing_ && next_ == PyList_GET_SIZE(list_); }
+
+ private:
+  PyObject* next() { return next_ < PyList_GET_SIZE(list_) ? PyList_GET_ITEM(list_, next_++) : nullptr; }
+  std::size_t of(PyObject* number) {
+    const std::size_t result = number ? PyLong_AsSize_t(number) : 0;
+    if (PyErr_Occurred()) PyErr_Clear();
+    missing_ = missing_ || !result || result == std::size_t(-1);
+    return result;
+  }
+
+  PyObject* list_;
+  Py_ssize_t next_ = 0;
+  bool missing_ = false;
+};
+
 }  // namespace sk::reading

@@ -47,6 +47,9 @@ class Projections:
 
     def __post_init__(self):
         refuse(self._faults())
+        # what calls are found by, made once: each asks for it
+        said = self.distribution, self.P, self.shared, self.seed, self.offset, self.unbiased
+        object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:
         distribution, P, seed, offset, values = self.distribution, self.P, self.seed, self.offset, self.values
@@ -147,16 +150,13 @@ class Projections:
         """What is known of given ones beside their tensor."""
         return replace(self, values=None)
 
-    def _said(self) -> tuple:
-        return self.distribution, self.P, self.shared, self.seed, self.offset, self.unbiased
-
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self is other or (self.values is None and other.values is None and self._said() == other._said())
+        return self is other or (self.values is None and other.values is None and self.said == other.said)
 
     def __hash__(self) -> int:
-        return hash(self._said()) if self.values is None else id(self)
+        return hash(self.said) if self.values is None else id(self)
 
     @property
     def fixed(self) -> bool:

@@ -30,7 +30,7 @@ from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .settings import DIFFERENTIAL_ML, Settings
-from .steps import Shelf, Step, optional_of, step_of, surroundings, variable
+from .steps import Shelf, Step, optional_of, step_of, surroundings
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -123,8 +123,8 @@ class Call:
 
     def ask_teacher(self) -> None:
         """Add what he says to the tensors, as `call.of_teacher_along` computes it."""
-        step, x = self.kept.teacher, self.tensors[0]
-        made = [ops.empty(shape, dtype=x.dtype, device=x.device) for shape in step.outputs]
+        step = self.kept.teacher
+        made = [*map(ops.empty_like, step.outputs)]
         step.run(self.addresses_of_teacher, made, self.seed)
         for place, tensor in zip(self.kept.taught, made, strict=True):
             if place is not None:
@@ -141,9 +141,8 @@ class Call:
 
     def compute(self) -> list[torch.Tensor]:
         """As `ops.compute`, without the terms that nobody asks for."""
-        kept, x = self.kept, self.tensors[0]
-        dtype, device = x.dtype, x.device
-        made = [ops.empty(shape, dtype=dtype, device=device) for shape in kept.step.outputs]
+        kept = self.kept
+        made = [*map(ops.empty_like, kept.step.outputs)]
         if kept.problem.gradients:
             made += map(ops.empty_like, self.made_of.parameters)
         kept.step.run(self.addresses, made, self.seed)
@@ -192,7 +191,7 @@ def look(
         if directions is not None and cotangents is not None:
             return None
         if chosen is not None:
-            said, given = (type(chosen), *chosen._said()), given if chosen.values is None else chosen.values
+            said, given = (type(chosen), chosen.said), given if chosen.values is None else chosen.values
     made_of = read(student, teacher)
     optional = (given, *parts, *weights)
     types = tuple(map(type, optional))
@@ -200,7 +199,7 @@ def look(
         return None
     likeness = (
         result, collapsed, id(settings), made_of.kinds, said, types, x.shape,
-        torch.is_grad_enabled(), variable("SOBOLEV_BACKEND"), *surroundings(),
+        torch.is_grad_enabled(), surroundings(),
     )  # fmt: skip
     tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
     of_teacher = None if teacher is None else [x, *made_of.of_teacher, *(() if given is None else (given,))]
@@ -280,7 +279,7 @@ def step_of_teacher(call: Call, teacher: Prepared, operands: Operands) -> Step |
 def still_is(call: Call) -> bool:
     """Whether the call is still what it was taken for: another thread may have changed the student meanwhile."""
     made_of = read(call.student, call.targets and call.targets.teacher)
-    if made_of is None or made_of.kinds != call.made_of.kinds or surroundings() != call.likeness[-2:]:
+    if made_of is None or made_of.kinds != call.made_of.kinds or surroundings() != call.likeness[-1]:
         return False
     same = zip(made_of[1:], call.made_of[1:], strict=True)
     return all([*map(id, now)] == [*map(id, then)] for now, then in same)

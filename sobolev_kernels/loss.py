@@ -14,7 +14,7 @@ from .errors import in_words, need_tensor, refuse
 from .settings import LossName, Settings, keywords, settings_named, settings_of
 from .targets import Targets
 from .terms import SobolevTerms, loss_of
-from .weights import Weights
+from .weights import weights_of
 
 
 @in_words
@@ -113,7 +113,7 @@ def sobolev_loss(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
         backend, return_terms, check_finite,
     )  # fmt: skip
-    each = Weights(sample_weight, output_weight, derivative_weight)
+    each = weights_of(sample_weight, output_weight, derivative_weight)
     return loss_of(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
 
 
@@ -151,7 +151,7 @@ class SobolevLoss(torch.nn.Module):
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-        weights = Weights(sample_weight, self.output_weight, derivative_weight)
+        weights = weights_of(sample_weight, self.output_weight, derivative_weight)
         return loss_of(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
 
     def extra_repr(self) -> str:

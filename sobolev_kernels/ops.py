@@ -57,9 +57,7 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
     backward, came = problem.result in BACKWARDS and problem.backend == "cpu", operands
     if backward and not torch.is_autocast_enabled("cpu"):
-        x = operands.x
-        new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
-        made = steps.again(problem, operands, new, empty_like)
+        made = steps.again(problem, operands, empty_like)
         if made is not None:
             return made
     operands = entering(problem, operands)
@@ -157,7 +155,10 @@ def is_one(cotangent: torch.Tensor) -> bool:
     """
     if type(cotangent) is not torch.Tensor or not cotangent.is_cpu or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return not torch.compiler.is_compiling() and cotangent.item() == 1.0
+    try:
+        return not torch.compiler.is_compiling() and cotangent.item() == 1.0
+    except RuntimeError:  # of several cotangents at a time, which `need_no_batch` refuses
+        return False
 
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
@@ -270,11 +271,11 @@ class Finished(torch.autograd.Function):
         (x, *parameters), gradients = ctx.held
         if loss is None:
             return None, None, None, *[None] * len(parameters)
-        need_no_batch(loss)
         last = not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:
             ctx.held = None
         if not (last and is_one(loss)):
+            need_no_batch(loss)
             gradients = torch._foreach_mul(gradients, loss)
         if torch.is_grad_enabled():
             return None, None, *guarded(ctx.problem, gradients, Operands(x, parameters), (loss,))

@@ -17,7 +17,7 @@ from .problem import Operands, Problem
 
 MASK = 0xFFFFFFFF  # of an offset
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
-ENCODED = {name: os.environ.encodekey(name) for name in ("SOBOLEV_ISA", "SOBOLEV_BACKEND")}
+ISA, BACKEND = map(os.environ.encodekey, ("SOBOLEV_ISA", "SOBOLEV_BACKEND"))
 T = TypeVar("T")
 
 
@@ -33,7 +33,7 @@ class Step:
     itemsize: int
     told: object
     isa: str
-    outputs: tuple[tuple[int, ...], ...]  # their shapes, but for those of the parameters' gradients
+    outputs: tuple[torch.Tensor, ...]  # like them, of one number, but for those like parameters: their gradients
 
     def addresses(self, tensors: list[torch.Tensor]) -> list[int] | None:
         """Where these tensors are; None if they are not like those, or no kernel could read one of them there."""
@@ -44,7 +44,7 @@ class Step:
     def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
         """Fill what was made, outputs and gradients."""
         key, offset = seed
-        core._C.mlp_sobolev_at(self.told, self.isa, addresses, addresses_of(made), key, offset & MASK)
+        core._C.mlp_sobolev_at(self.told, self.isa, addresses, made, key, offset & MASK)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
@@ -83,8 +83,9 @@ def step_of(
     if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
         return None
     guards = TensorGuards(*came, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    shapes = tuple(tuple(tensor.shape) for tensor in outputs.values())
-    return Step(guards, tuple(map(reach, came)), operands.x.itemsize, told, isa, shapes)
+    like = torch.empty((), dtype=operands.x.dtype, device=operands.x.device)
+    like = tuple(like.expand(tensor.shape) for tensor in outputs.values())
+    return Step(guards, tuple(map(reach, came)), operands.x.itemsize, told, isa, like)
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -98,16 +99,18 @@ def reach(tensor: torch.Tensor) -> int:
     return tensor.itemsize * (1 + sum((n - 1) * stride for n, stride in steps))
 
 
-def variable(name: str) -> object:
-    """A variable of the environment, in the bytes that os.environ keeps: to look for one that is not set raises and
-    catches an exception else, at every step."""
+def variables() -> tuple:
+    """Those of the environment, in the bytes that os.environ keeps: to look for one that is not set raises and catches
+    an exception else, at every step."""
     environ = os.environ
-    return environ._data.get(ENCODED[name]) if type(environ) is os._Environ else environ.get(name)
+    if type(environ) is not os._Environ:
+        return environ.get("SOBOLEV_ISA"), environ.get("SOBOLEV_BACKEND")
+    return environ._data.get(ISA), environ._data.get(BACKEND)
 
 
 def surroundings() -> tuple:
     """What else a step depends on."""
-    return torch.get_num_threads(), variable("SOBOLEV_ISA")
+    return torch.get_num_threads(), *variables()
 
 
 class Shelf(dict[tuple, list[T]]):
@@ -127,15 +130,13 @@ class Shelf(dict[tuple, list[T]]):
 STEPS: Shelf[Step] = Shelf()
 
 
-def again(
-    problem: Problem, operands: Operands, make: Callable[[tuple[int, ...]], torch.Tensor], like: Callable
-) -> list[torch.Tensor] | None:
+def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[torch.Tensor] | None:
     """Outputs and gradients by a step that is kept for such operands, if one is."""
     tensors = reads_of(operands)
     for step in STEPS.get(likeness(problem, operands), ()):
         addresses = step.addresses(tensors)
         if addresses is not None:
-            made = [*map(make, step.outputs), *map(like, operands.parameters)]
+            made = [*map(empty_like, step.outputs), *map(empty_like, operands.parameters)]
             step.run(addresses, made, (0, 0) if operands.seed is None else operands.seed.tolist())
             return made
     return None
