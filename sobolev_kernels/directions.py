@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import index
@@ -201,6 +202,10 @@ class Projections:
                 raise
             raise NotProvided(IN_VMAP) from error
 
+    def draw_numbers(self) -> list[int]:
+        """The same two numbers of `draw_seed` without a seed, where no transform of torch.func is around."""
+        return ROOM.numbers.random_(0, 2**62).tolist()
+
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for
         cotangents the student's outputs [N, O].
@@ -225,6 +230,17 @@ class Projections:
         where = {"dtype": dtype, "device": like.device.type}
         n = index(n)
         return Drawing(self.distribution, self.count(n), n, self.shared, self.magnitude(n), **where)
+
+
+class Room(threading.local):
+    """Where a thread draws seeds, in less time than a tensor takes to be made."""
+
+    def __init__(self):
+        with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
+            self.numbers = torch.empty(2, dtype=torch.int64, device="cpu")
+
+
+ROOM = Room()
 
 
 class Directions(Projections):

@@ -9,9 +9,10 @@ and call.py, as every first one does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,8 @@ class Kept:
     step: Step
     teacher: Step | None
     taught: tuple[int | None, ...]  # as which of the tensors each of the teacher's results is read
-    views: tuple[tuple | None, ...]  # which tensor each optional operand is, and as what it is seen
+    views: tuple[Callable | None, ...]  # each optional operand as one of the tensors, or what it is seen as
+    drawn: bool
     seed: tuple[int, int] | None  # where two calls draw the same
     finished: bool  # a loss whose terms nobody asks for: all that its backward needs is there
     fresh: bool
@@ -106,17 +108,14 @@ class Call:
                 refuse(() if weight is None else faults_of_range(name, weight))
         if kept.fresh:
             looked_at_again(self.student, x, parameters, self.settings, self.targets)
-        drawn, self.seed = None, kept.seed
-        if self.seed is None:
-            drawn = kept.projections.draw_seed()
-            self.seed = drawn.tolist()
+        self.seed = kept.seed or kept.projections.draw_numbers()
         if kept.teacher is not None:
             self.ask_teacher()
         if kept.finished:
             if kept.differentiable:
                 return (ops.finish(self.compute, kept.problem, x, *parameters),)
             return (self.compute()[0],)
-        operands = self.operands(drawn)
+        operands = self.operands()
         if kept.differentiable:
             return ops.apply(lambda *_: self.compute(), kept.problem, operands, x, *parameters)
         return tuple(self.compute())
@@ -131,12 +130,12 @@ class Call:
                 self.tensors.insert(place, tensor)
                 self.addresses.insert(place, tensor.data_ptr())
 
-    def operands(self, seed: torch.Tensor | None) -> Operands:
+    def operands(self) -> Operands:
         """All of them, as call.py makes them."""
-        kept, tensors = self.kept, self.tensors
-        if seed is None and kept.projections is not None:
-            seed = kept.projections.draw_seed()
-        optional = [view and tensors[view[0]].as_strided(*view[1:]) for view in kept.views]
+        kept, tensors, seed = self.kept, self.tensors, None
+        if kept.drawn:
+            seed = torch.tensor(self.seed, dtype=torch.int64, device="cpu")
+        optional = [view and view(tensors) for view in kept.views]
         return Operands(tensors[0], self.made_of.parameters, optional[0], seed, *optional[1:], kept.weights)
 
     def compute(self) -> list[torch.Tensor]:
@@ -237,18 +236,36 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     teacher = None if prepared.teacher is None else step_of_teacher(call, prepared.teacher, operands)
     if step is None or (teacher is None and prepared.teacher is not None):
         return
-    places = iter(range(1 + len(operands.parameters), len(tensors)))
     drawn = projections is not None and projections.distribution != GIVEN
     seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
     differentiates = torch.is_grad_enabled()
     kept = Kept(
         settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
         step, teacher, taught[: len(teacher.outputs) if teacher else 0],
-        tuple(t if t is None else (next(places), t.shape, t.stride()) for t in optional_of(operands)), seed, finished,
+        views_in(tensors, operands), drawn, seed, finished,
         fresh=call.targets is not None and seed is None and differentiates,
         differentiable=differentiates and any(t.requires_grad for t in call.tensors),
     )  # fmt: skip
     KEPT.put(call.likeness, kept)
+
+
+def views_in(tensors: list[torch.Tensor], operands: Operands) -> tuple[Callable | None, ...]:
+    """Of each optional operand, None of one that is not there, how it comes of the tensors that are read for it."""
+    places = iter(range(1 + len(operands.parameters), len(tensors)))
+    views = []
+    for operand in optional_of(operands):
+        place = None if operand is None else next(places)
+        if place is None:
+            views.append(None)
+        elif (operand.shape, operand.stride()) == (tensors[place].shape, tensors[place].stride()):
+            views.append(itemgetter(place))
+        else:
+            views.append(partial(seen_as, place, operand.shape, operand.stride()))
+    return tuple(views)
+
+
+def seen_as(place: int, shape: Sequence[int], strides: Sequence[int], tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[place].as_strided(shape, strides)
 
 
 def taught_in(

@@ -163,10 +163,10 @@ def is_one(cotangent: torch.Tensor) -> bool:
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
     """(dx, parameters…) from the cotangents of values and derivatives."""
-    outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
-    operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
-    kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
-    first, second = kinds
+    values, *others = cotangents
+    first, second = (None, *others) if problem.collapsed else (*others, None)[:2]
+    operands = operands._replace(values=values, derivative=first, second=second)
+    first, second = NONE if first is None else PROJECTED, NONE if second is None else PROJECTED
     return invoke(backward_of(problem, DERIVATIVES_GRADIENTS, first, second), operands)
 
 
