@@ -291,7 +291,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("step"), py::arg("isa") = "");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
-      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs, itemsize): where they are, or None"},
+      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
       {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
        "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},
       {nullptr, nullptr, 0, nullptr},

@@ -160,16 +160,16 @@ inline Py_ssize_t number(PyObject* object, PyObject* method) {
   return answer ? PyLong_AsSsize_t(answer.get()) : -1;
 }
 
-// addresses(tensors, needs, itemsize): where the first number of each is; None if one is not in memory, lies where no
-// number of this size can be, or has less than the `needs` bytes from there to the end of its memory.
+// addresses(tensors, needs): where the first number of each is. `needs` are two numbers for each, the bytes from its
+// first number to the end of its last, and those of one number. None if one is not in memory, lies where no such number
+// can be, or has less memory than that.
 inline PyObject* addresses(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 3 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) ||
-      PyList_GET_SIZE(arguments[0]) != PyTuple_GET_SIZE(arguments[1])) {
-    PyErr_SetString(PyExc_TypeError, "addresses(list of tensors, tuple of as many numbers, itemsize)");
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) ||
+      2 * PyList_GET_SIZE(arguments[0]) != PyTuple_GET_SIZE(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "addresses(list of tensors, tuple of twice as many numbers)");
     return nullptr;
   }
-  const Py_ssize_t n = PyList_GET_SIZE(arguments[0]), itemsize = PyLong_AsSsize_t(arguments[2]);
-  if (itemsize < 1) return nullptr;
+  const Py_ssize_t n = PyList_GET_SIZE(arguments[0]);
   Owned found(PyList_New(n));
   for (Py_ssize_t i = 0; found && i < n; ++i) {
     PyObject* tensor = PyList_GET_ITEM(arguments[0], i);
@@ -179,9 +179,10 @@ inline PyObject* addresses(PyObject*, PyObject* const* arguments, Py_ssize_t cou
     const Owned address(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
     if (!address || PyErr_Occurred()) return nullptr;
     const auto place = std::size_t(PyLong_AsSize_t(address.get()));
-    const Py_ssize_t need = PyLong_AsSsize_t(PyTuple_GET_ITEM(arguments[1], i));
+    const Py_ssize_t need = PyLong_AsSsize_t(PyTuple_GET_ITEM(arguments[1], 2 * i));
+    const Py_ssize_t itemsize = PyLong_AsSsize_t(PyTuple_GET_ITEM(arguments[1], 2 * i + 1));
     if (PyErr_Occurred()) return nullptr;
-    if (!place || place % std::size_t(itemsize) || bytes < need + offset * itemsize) Py_RETURN_NONE;
+    if (!place || itemsize < 1 || place % std::size_t(itemsize) || bytes < need + offset * itemsize) Py_RETURN_NONE;
     Py_INCREF(address.get());
     PyList_SET_ITEM(found.get(), i, address.get());
   }

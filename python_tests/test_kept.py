@@ -201,6 +201,8 @@ CHANGES = {
     "targets at an odd address": lambda a: a.targets.update(values=misaligned(a.targets["values"])),
     "other targets": lambda a: (a.targets.pop("jacobian"), a.targets.update(tangents=random(P, N, O, seed=47))),
     "targets' own directions": lambda a: (a.settings.clear(), a.targets.update(directions=random(P, N, D, seed=48))),
+    "the same seed at another place": lambda a: a.settings.update(directions=FIXED.at(7)),
+    "targets' directions at another place": lambda a: (a.settings.clear(), a.targets.update(directions=FIXED.at(7))),
     "other directions": lambda a: a.settings.update(directions=sk.Directions.sphere(P, seed=4)),
     "given directions": lambda a: a.settings.update(directions=sk.Directions.given(random(P, N, D, seed=49))),
     "cotangents": lambda a: a.settings.update(directions=None, cotangents=sk.Cotangents.sphere(2, seed=1)),
@@ -382,6 +384,77 @@ def test_the_second_call_goes_the_short_way(name, taught):
     with the_short_way_alone():
         second = asked.results()
     assert not any(isinstance(result, type) for result in second) and all(map(same, first, second))
+
+
+def test_an_offset_is_a_number_of_a_call():
+    asked, losses = Asked(), {}
+    seeded = sk.Directions.sphere(P, seed=3)
+    for place in (0, 1, 2**32 - 1):
+        asked.settings["directions"] = seeded.at(place)
+        with nullcontext() if place == 0 else the_short_way_alone():
+            losses[place] = asked.results()
+    for place, results in losses.items():
+        forget()
+        asked.settings["directions"] = seeded.at(place)
+        assert all(map(same, asked.results(), results))
+        # of the targets, and of a module, which hold them
+        asked.targets["directions"] = asked.settings.pop("directions")
+        assert all(map(same, asked.results(), results)) and all(map(same, asked.results(), results))
+        targets = sk.Targets(values=asked.targets["values"], jacobian=asked.targets["jacobian"])
+        module = sk.SobolevLoss(directions=asked.targets.pop("directions"))
+        assert [module(asked.student, asked.x, targets).item() for _ in range(2)] == [results[0].item()] * 2
+    assert len({results[0].item() for results in losses.values()}) == 3
+    dy = [sk.jvp(asked.student, asked.x, seeded.at(place))[1] for place in (1, 1, 2, 0)]
+    assert torch.equal(dy[0], dy[1]) and not torch.equal(dy[0], dy[2])
+    assert torch.equal(dy[3], sk.jvp(asked.student, asked.x, seeded)[1])
+
+
+# What is computed from the tensors first; then what can change beside what is looked at, and is noticed all the same.
+ACCEPTED = {
+    "units": ({"input_scale": torch.tensor([1.0, 2.0, 3.0])}, {"input_scale": torch.tensor([1.0, 5.0, 3.0])}),
+    "no units": ({"input_scale": torch.tensor([1.0, 2.0, 3.0])}, {"input_scale": torch.tensor([1.0, 0.0, 3.0])}),
+    "units of their own": ({"weights": "differential-ml"}, {}),
+    "a mask": ({"derivative_weight": random(N, D) > 0}, {"derivative_weight": random(N, D, seed=1) > 0}),
+    "columns": ({"wrt": [1, 0, 2]}, {"wrt": [1, 2, 0]}),
+    "a weight of zero": ({"weights": (1.0, 0.0)}, {"directions": sk.Directions.sphere(1, seed=2)}),
+    "no weights": ({"sample_weight": torch.ones(N), "wrt": [1, 0, 2]}, {"sample_weight": -torch.ones(N)}),
+    "another place": ({"wrt": [1, 0, 2]}, {"directions": FIXED.at(3)}),
+    "fresh": ({"wrt": [1, 0, 2], "directions": sk.Directions.sphere(1)}, {}),
+}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
+def test_what_is_accepted_is_not_checked_again(name, taught):
+    settings, others = ACCEPTED[name]
+    if taught and settings.get("weights") == "differential-ml":
+        return
+    asked = Asked(taught=taught)
+
+    def results():
+        torch.manual_seed(1)
+        return asked.results()
+
+    asked.settings |= settings
+    first = results()
+    assert not isinstance(first[0], type)
+    with the_short_way_alone():
+        assert all(map(same, first, results()))
+        asked.student, asked.x = copy.deepcopy(asked.student), asked.x.clone()
+        assert all(map(same, first, results()))
+    asked.settings |= others
+    got = results()
+    forget()
+    assert all(map(same, got, results()))
+
+
+def test_half_precision_is_accepted():
+    asked = Asked()
+    every(asked, torch.bfloat16)
+    first = asked.results()
+    with the_short_way_alone():
+        assert all(map(same, first, asked.results()))
 
 
 def test_what_a_teacher_says_beside_values():

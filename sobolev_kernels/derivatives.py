@@ -23,7 +23,7 @@ def evaluate(
     collapsed: bool = False, last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values and derivatives along directions or cotangents, and what `last` makes of them, rounded to x's dtype."""
-    check = None
+    check = offset = None
     if type(vectors) is torch.Tensor and vectors.dim() == 3 and not torch.compiler.is_compiling():
         given, check = vectors, lambda: kind.of(vectors, name)
         if settings["wrt"] is None and type(settings["backend"]) in NAMES and type(settings.get("order", 1)) is int:
@@ -32,9 +32,11 @@ def evaluate(
             settings = settings_with(**settings, **{kind.NAME: kind("given", len(vectors))})
     else:
         projections = kind.of(vectors, name)
-        given = projections.values
+        given, offset = projections.values, projections.offset
         settings = settings_with(**settings, **{kind.NAME: projections})
-    results, _ = call.evaluate(DERIVATIVES, student, x, settings, given, collapsed=collapsed, check=check)
+    results, _ = call.evaluate(
+        DERIVATIVES, student, x, settings, given, collapsed=collapsed, offset=offset, check=check
+    )
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 

@@ -48,8 +48,8 @@ class Projections:
 
     def __post_init__(self):
         refuse(self._faults())
-        # what calls are found by, made once: each asks for it
-        said = self.distribution, self.P, self.shared, self.seed, self.offset, self.unbiased
+        # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
+        said = self.distribution, self.P, self.shared, self.seed, self.unbiased
         object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:
@@ -145,19 +145,30 @@ class Projections:
         """The same seed at another place of its stream, for example `directions.at(step)`; offset in [0, 2^32)."""
         moved = replace(self, offset=offset)
         need(self.seed is not None, "offset", f"{self.NAME} with a seed", self)
+        object.__setattr__(moved, "known", self.bare())
         return moved
 
     def without_values(self):
         """What is known of given ones beside their tensor."""
         return replace(self, values=None)
 
+    def bare(self):
+        """What is known beside a tensor and an offset, the numbers of a call; the same one each time."""
+        if self.values is None and not self.offset:
+            return self
+        if "known" not in self.__dict__:
+            object.__setattr__(self, "known", replace(self, values=None, offset=0))
+        return self.__dict__["known"]
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self is other or (self.values is None and other.values is None and self.said == other.said)
+        if self is other:
+            return True
+        return self.values is None is other.values and self.offset == other.offset and self.said == other.said
 
     def __hash__(self) -> int:
-        return hash(self.said) if self.values is None else id(self)
+        return hash((self.said, self.offset)) if self.values is None else id(self)
 
     @property
     def fixed(self) -> bool:
@@ -285,6 +296,12 @@ def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     """The tensor of directions or cotangents that were given."""
     chosen = cotangents if directions is None else directions
     return chosen.values if isinstance(chosen, Projections) else None
+
+
+def offset_of(directions: object, cotangents: object) -> int | None:
+    """That of directions or cotangents that are named."""
+    chosen = cotangents if directions is None else directions
+    return chosen.offset if isinstance(chosen, Projections) else None
 
 
 for kind in (Directions, Cotangents):

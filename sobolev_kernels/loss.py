@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 
 from .checks import faults_of_scale
-from .directions import Cotangents, Directions, given_of
+from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
 from .settings import LossName, Settings, keywords, settings_named, settings_of
 from .targets import Targets
@@ -114,7 +114,8 @@ def sobolev_loss(
         backend, return_terms, check_finite,
     )  # fmt: skip
     each = weights_of(sample_weight, output_weight, derivative_weight)
-    return loss_of(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
+    given, offset = given_of(directions, cotangents), offset_of(directions, cotangents)
+    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset)
 
 
 class SobolevLoss(torch.nn.Module):

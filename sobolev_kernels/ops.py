@@ -22,8 +22,6 @@ from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
 empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
 
-# A call that is kept (kept.py) comes with its step; of others only those that run in a backward are worth keeping.
-BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
 DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
@@ -55,8 +53,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
-    backward, came = problem.result in BACKWARDS and problem.backend == "cpu", operands
-    if backward and not torch.is_autocast_enabled("cpu"):
+    again, came = problem.backend == "cpu", operands
+    if again and not torch.is_autocast_enabled("cpu"):
         made = steps.again(problem, operands, empty_like)
         if made is not None:
             return made
@@ -68,7 +66,7 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
             run(problem, operands, outputs, gradients)
     else:
         run(problem, operands, outputs, gradients)
-    if backward and operands is came:
+    if again and operands is came:
         steps.keep(problem, operands, outputs, gradients)
     return [*outputs.values(), *gradients]
 

@@ -141,7 +141,7 @@ known = lru_cache(maxsize=256, typed=True)(Settings)
 
 
 def settings_of(*values: object) -> Settings:
-    """A Settings of the values of its fields in order; an equal one is made and checked once.
+    """A Settings of the values of its fields in order; an equal one is made and checked once. An offset goes beside it.
 
     Only of plain numbers and names: others may be equal and not the same, or change.
     """
@@ -153,9 +153,9 @@ def settings_of(*values: object) -> Settings:
         if not are_plain(wrt, weights, value_loss, derivative_loss):
             return Settings(*values)
     try:
-        return known(
-            bare(directions), bare(cotangents), derivatives, order, wrt, value_loss, derivative_loss, weights, *others
-        )
+        directions = directions.bare() if isinstance(directions, Projections) else directions
+        cotangents = cotangents.bare() if isinstance(cotangents, Projections) else cotangents
+        return known(directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others)
     except TypeError:  # of what is refused, or what cannot be hashed
         return Settings(*values)
 

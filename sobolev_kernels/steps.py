@@ -22,24 +22,38 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Step:
-    """A step of the core, and what its tensors must be like for it to read them.
-
-    No tensor is held. Two threads may run the same step.
-    """
+class Layout:
+    """What tensors must be like. No tensor is held."""
 
     guards: TensorGuards  # their types, dispatch keys, dtypes, devices, sizes, strides, requires_grad
-    needs: tuple[int, ...]  # bytes from the first number of each to its last
-    itemsize: int
-    told: object
-    isa: str
-    outputs: tuple[torch.Tensor, ...]  # like them, of one number, but for those like parameters: their gradients
+    needs: tuple[int, ...]  # of each, bytes from its first number to its last, and of one number
 
     def addresses(self, tensors: list[torch.Tensor]) -> list[int] | None:
         """Where these tensors are; None if they are not like those, or no kernel could read one of them there."""
-        if not self.guards.check(*tensors):
-            return None
-        return core._C.addresses(tensors, self.needs, self.itemsize)
+        return core._C.addresses(tensors, self.needs) if self.guards.check(*tensors) else None
+
+
+def layout_of(tensors: list[torch.Tensor]) -> Layout | None:
+    """Theirs; None where TensorGuards or addresses do not tell them from others."""
+    if len(set(map(id, tensors))) < len(tensors) or not all(tensor.numel() for tensor in tensors):
+        return None
+    guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    return Layout(guards, sum(((reach(tensor), tensor.itemsize) for tensor in tensors), ()))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """A step of the core, and what the tensors that it reads must be like. Two threads may run the same one."""
+
+    layout: Layout
+    told: object
+    isa: str
+    outputs: tuple[torch.Tensor, ...]  # like them, of one number
+    gradients: bool  # and whether those of the parameters are computed
+
+    def make(self, empty_like: Callable, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Outputs and gradients to be filled."""
+        return [*map(empty_like, self.outputs), *map(empty_like, parameters if self.gradients else ())]
 
     def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
         """Fill what was made, outputs and gradients."""
@@ -72,20 +86,17 @@ def step_of(
     reads = reads_of(operands)
     if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
-    came = [tensor for place, tensor in enumerate(tensors) if place not in made]
-    if len(set(map(id, came))) < len(came):
-        return None  # TensorGuards take each tensor once
+    layout = layout_of([tensor for place, tensor in enumerate(tensors) if place not in made])
     if gradients and not all(p.is_contiguous() for p in operands.parameters):
         return None  # and so their gradients are made like them
-    if entering(problem, operands) is not operands:
+    if layout is None or entering(problem, operands) is not operands:
         return None
     told, isa = cpu.step_of(problem, operands, outputs, gradients)
     if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
         return None
-    guards = TensorGuards(*came, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     like = torch.empty((), dtype=operands.x.dtype, device=operands.x.device)
     like = tuple(like.expand(tensor.shape) for tensor in outputs.values())
-    return Step(guards, tuple(map(reach, came)), operands.x.itemsize, told, isa, like)
+    return Step(layout, told, isa, like, problem.gradients)
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -134,9 +145,9 @@ def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[to
     """Outputs and gradients by a step that is kept for such operands, if one is."""
     tensors = reads_of(operands)
     for step in STEPS.get(likeness(problem, operands), ()):
-        addresses = step.addresses(tensors)
+        addresses = step.layout.addresses(tensors)
         if addresses is not None:
-            made = [*map(empty_like, step.outputs), *map(empty_like, operands.parameters)]
+            made = step.make(empty_like, operands.parameters)
             step.run(addresses, made, (0, 0) if operands.seed is None else operands.seed.tolist())
             return made
     return None
