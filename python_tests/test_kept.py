@@ -418,6 +418,7 @@ ACCEPTED = {
     "columns": ({"wrt": [1, 0, 2]}, {"wrt": [1, 2, 0]}),
     "a weight of zero": ({"weights": (1.0, 0.0)}, {"directions": sk.Directions.sphere(1, seed=2)}),
     "no weights": ({"sample_weight": torch.ones(N), "wrt": [1, 0, 2]}, {"sample_weight": -torch.ones(N)}),
+    "check_finite": ({"check_finite": True}, {"check_finite": True, "sample_weight": torch.tensor([torch.nan] * N)}),
     "another place": ({"wrt": [1, 0, 2]}, {"directions": FIXED.at(3)}),
     "fresh": ({"wrt": [1, 0, 2], "directions": sk.Directions.sphere(1)}, {}),
 }
@@ -447,6 +448,31 @@ def test_what_is_accepted_is_not_checked_again(name, taught):
     got = results()
     forget()
     assert all(map(same, got, results()))
+
+
+def test_numbers_are_looked_at_again():
+    asked = Asked()
+    asked.settings["check_finite"] = True
+    asked.results()
+    for tensor, name in ((asked.x, "inputs"), (asked.student[0].weight.data, "student.0.weight")):
+        kept = tensor[0, 0].clone()
+        tensor[0, 0] = torch.nan
+        with the_short_way_alone():
+            assert asked.results()[1].startswith(f"{name}: expected finite numbers")
+        tensor[0, 0] = kept
+    with the_short_way_alone():
+        assert not isinstance(asked.results()[0], type)
+
+
+def test_one_call_at_an_odd_address_is_no_reason_to_go_the_long_way():
+    asked = Asked()
+    asked.results()
+    odd, even = misaligned(asked.x), asked.x
+    for asked.x in (odd, odd):
+        asked.results()
+    asked.x = even
+    with patch.object(call, "run", side_effect=AssertionError("tensors are computed first")):
+        asked.results()
 
 
 def test_half_precision_is_accepted():

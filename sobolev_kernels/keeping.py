@@ -21,19 +21,21 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     """Keep what the next call like it need not find again.
 
     That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
-    teacher's step gives; elsewhere that it was accepted. To look for NaN is to look at numbers, and goes the long way.
+    teacher's step gives; elsewhere that it was accepted.
     """
-    if call.settings.check_finite or problem.backend != "cpu" or not still_is(call):
+    if problem.backend != "cpu" or not still_is(call):
         return
-    kept = kept_of(call, prepared, problem, operands) or accepted_of(call, prepared)
+    kept = None if call.settings.check_finite else kept_of(call, prepared, problem, operands)
+    kept = kept or accepted_of(call, prepared)
     if kept is not None:
         KEPT.put(call.likeness, kept)
 
 
 def accepted_of(call: Call, prepared: Prepared) -> Accepted | None:
-    layout = layout_of([*call.tensors, *call.made_of.of_teacher])
-    if layout is None:
-        return None
+    tensors = [*call.tensors, *call.made_of.of_teacher]
+    layout = layout_of(tensors)
+    if layout is None or layout.addresses(tensors) is None:
+        return None  # one at an odd address is no reason to compute as much of others that lie well
     teacher = prepared.teacher and replace(prepared.teacher.student, parameters=())
     student, given = replace(prepared.student, parameters=()), prepared.given is not None
     fresh = is_fresh(call, prepared)

@@ -24,7 +24,7 @@ from . import ops
 from .advice import looked_at_again
 from .backends import core
 from .boundary import PLAIN
-from .checks import faults_of_range
+from .checks import faults_of_numbers, faults_of_range
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
@@ -152,12 +152,14 @@ class Call:
     def prepared(self, request: Request) -> Prepared:
         """As `prepare` has it, where the call is known to be accepted but for its numbers."""
         accepted, projections = self.accepted, self.accepted.projections
+        given = self.given if accepted.given else None
         refuse(request.columns.faults(request.inputs))
         self.look_at_numbers(accepted)
+        refuse(faults_of_numbers(request, given))
         if projections is not None and self.offset not in (None, projections.offset):
             projections = replace(projections, offset=self.offset)
         student = replace(accepted.student, parameters=tuple(self.made_of.parameters))
-        prepared = Prepared(request, student, accepted.problem, projections, self.given if accepted.given else None)
+        prepared = Prepared(request, student, accepted.problem, projections, given)
         if accepted.teacher is None:
             return prepared
         teacher = replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
