@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
 #include "math/enums.h"
+#include "reading.h"
 #ifdef SK_CUDA
 #include "cuda/launch.h"
 #endif
@@ -120,24 +121,11 @@ struct StepBuilder {
     }
   }
 
-  // A copy, since two threads may run the same step, with other addresses in the places of its own; whether numbers can
-  // be at all of them.
-  bool at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
-    std::size_t read = 0, written = 0;
-    bool ready = true;
-    each_read([&](const void*& place) {
-      const Address address = read < reads.size() ? reads[read] : 0;
-      ready = ready && address && address % (step.dtype == sk::Dtype::kFloat64 ? 8 : 4) == 0;
-      place = reinterpret_cast<const void*>(address);
-      ++read;
-    });
-    each_written([&](void*& place) {
-      place = reinterpret_cast<void*>(written < writes.size() ? writes[written] : 0);
-      ready = ready && place;
-      ++written;
-    });
-    need(read == reads.size() && written == writes.size(), "a step must be given all of its addresses");
-    return ready;
+  // The same with other addresses in the places of its own: `next_read` and `next_written` say which.
+  template <class Read, class Written>
+  void at(Read next_read, Written next_written) {
+    each_read([&](const void*& place) { place = reinterpret_cast<const void*>(next_read()); });
+    each_written([&](void*& place) { place = reinterpret_cast<void*>(next_written()); });
   }
 
   // One that is to be run: what it reads and writes without asking is there.
@@ -155,6 +143,11 @@ struct StepBuilder {
   }
 };
 
+// As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 void set_layers(StepBuilder& self, const py::list& rows) {
   self.layers.clear();
   for (const auto& row : rows) {
@@ -169,6 +162,29 @@ void set_layers(StepBuilder& self, const py::list& rows) {
     layer.dbias = output(t[6]);
     self.layers.push_back(layer);
   }
+}
+
+PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    need(count == 6 && PyList_Check(arguments[2]) && PyList_Check(arguments[3]), "six arguments, two of them lists");
+    StepBuilder self = py::cast<const StepBuilder&>(py::handle(arguments[0]));  // two threads may run the same one
+    const auto& kernels = instruction_set(py::cast<std::string>(py::handle(arguments[1])));
+    sk::reading::Each reads(arguments[2]), writes(arguments[3]);
+    self.at([&] { return reads.number(); }, [&] { return writes.address(); });
+    need(reads.all() && writes.all(), "a step must be given as many addresses as it has");
+    self.step.directions.seed = py::cast<std::uint64_t>(py::handle(arguments[4]));
+    self.step.directions.offset = py::cast<std::uint32_t>(py::handle(arguments[5]));
+    const auto& step = self.run();
+    py::gil_scoped_release release;
+    sk::cpu::mlp_sobolev(kernels, step);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
 }
 
 }  // namespace
@@ -273,22 +289,14 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
-  m.def(
-      "mlp_sobolev_at",
-      [](const StepBuilder& kept, const std::string& isa, const std::vector<Address>& reads,
-         const std::vector<Address>& writes, std::uint64_t seed, std::uint32_t offset) {
-        StepBuilder self = kept;
-        if (!self.at(reads, writes)) return false;
-        self.step.directions.seed = seed;
-        self.step.directions.offset = offset;
-        const auto& kernels = instruction_set(isa);
-        const auto& step = self.run();
-        py::gil_scoped_release release;
-        sk::cpu::mlp_sobolev(kernels, step);
-        return true;
-      },
-      "a step that is kept, at other addresses; false, and nothing is done, where no numbers can be at one of them",
-      py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"), py::arg("seed"), py::arg("offset"));
+  static PyMethodDef read_at_every_step[] = {
+      {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
+      {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
+       "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();
   m.def(
       "draw_directions",
       [](StepBuilder& self, Address out, const std::string& isa) {
