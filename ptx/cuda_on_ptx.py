@@ -58,7 +58,7 @@ class OnPtx:
     def start(self, launch, where, scratch):
         told = prepared(launch, where, scratch)
         if told is not None:
-            scratch.fill_(255)
+            scratch.numpy().fill(255)
             self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
             self.results = {}
             self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
