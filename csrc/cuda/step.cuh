@@ -50,6 +50,7 @@ struct Tile {
     const std::uint32_t at = step.layout.packed;
     return at == kAbsent ? step.packed : reinterpret_cast<const unsigned char*>(shared + at);
   }
+  SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + step.layout.seed); }
   SK_INLINE bool valid(int row) const { return first + row < step.N; }
 
   // f(row, column) for each number of a tile [samples, n], or with four columns at a time
@@ -100,6 +101,7 @@ struct Tile {
     }
     for (std::uint32_t i = threadIdx.x; i < layout.gradient_floats; i += blockDim.x) gradients()[i] = 0.0f;
     if (threadIdx.x < kSumsBytes / 4) shared[layout.sums + threadIdx.x] = 0.0f;
+    if (threadIdx.x == 0) store_seed(step.directions, seed());
     if (layout.packed != kAbsent) wait_for_copies();
   }
 
@@ -128,13 +130,11 @@ struct Tile {
         by_gradient(i);
       }
     }
-    if (step.P) {
+    if (step.P || step.per_sample) {  // without derivatives a sample's term is 0
       store_term(kFirst);
       __syncthreads();
       clear_rho();
       __syncthreads();
-    } else if (step.per_sample) {
-      store_term(kFirst);  // 0
     }
     value_residual();
     __syncthreads();
@@ -168,7 +168,6 @@ struct Tile {
     const Rows<T> to{operand_at(step.layout.v_operand), v.n};
     const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
     const float magnitude = given ? 1.0f : float(from.magnitude);
-    const Seed seed = seed_of(from);
     each<4>(v.n, [&](int row, int column) {
       float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       if (valid(row) && column < n) {
@@ -176,7 +175,9 @@ struct Tile {
 #pragma unroll
           for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, first + row, column + i) : 0.0f;
         } else {
-          draw(from, seed, first + row, p, column, n, of);
+          const std::uint32_t sample = from.shared ? 0u : std::uint32_t(first + row);
+          const float4 drawn = draw(from.distribution, seed(), sample, p, column, n);
+          of[0] = drawn.x, of[1] = drawn.y, of[2] = drawn.z, of[3] = drawn.w;
         }
       }
       if (!sphere) {
