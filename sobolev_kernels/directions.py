@@ -27,6 +27,7 @@ from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
+CPU = torch.device("cpu")
 CONSTANT = "a tensor without requires_grad (no gradient is provided)"
 
 
@@ -188,7 +189,7 @@ class Projections:
     def magnitude(self, n: int) -> float:
         return unbiased_magnitude(self.distribution, n) if self.unbiased else 1.0
 
-    def draw_seed(self, device: torch.device) -> torch.Tensor | None:
+    def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
         """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
 
         While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
