@@ -586,6 +586,23 @@ def test_the_generator_says_what_is_drawn():
     assert losses[0] == losses[1] and losses[0][0] == losses[2][0] and len(set(losses[0])) == 3
 
 
+@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
+def test_a_thread_that_begins_in_inference_mode_draws_outside_of_it_too():
+    asked, losses = Asked(), []
+    asked.settings = {"directions": sk.Directions.sphere(1)}
+    asked.call()
+
+    def work():
+        for around in (torch.inference_mode, nullcontext):
+            for _ in range(2):
+                with around():
+                    losses.append(asked.call().item())
+
+    thread = threading.Thread(target=work)
+    thread.start(), thread.join()
+    assert len(losses) == 4
+
+
 def test_a_gradient_is_given_away_once():
     asked = Asked()
     expected = asked.results()[1:]
