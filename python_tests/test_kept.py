@@ -450,6 +450,45 @@ def test_what_is_accepted_is_not_checked_again(name, taught):
     assert all(map(same, got, results()))
 
 
+OTHER_TEACHERS = {
+    "a function": lambda x: x[:, :O].sin(),
+    "of other outputs": lambda x: x[:, :1].sin(),
+    "that gives no tensor": lambda x: None,
+    "that gives float64": lambda x: x[:, :O].double(),
+    "a module": nn.Sequential(nn.Linear(D, 5), nn.Hardtanh(), nn.Linear(5, O)),
+    "of other inputs": nn.Sequential(nn.Linear(D + 1, 5), nn.Hardtanh(), nn.Linear(5, O)),
+    "of another dtype": nn.Sequential(nn.Linear(D, 5), nn.Hardtanh(), nn.Linear(5, O)).double(),
+    "with a batch norm": nn.Sequential(nn.Linear(D, 5), nn.BatchNorm1d(5), nn.Linear(5, O)),
+    "that no gradient passes": lambda x: x.detach()[:, :O].sin(),
+    "in layers of the table": nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, O)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TEACHERS)
+def test_a_teacher_that_is_not_looked_into_is_run_at_every_call(name):
+    asked, runs = Asked(), []
+    asked.targets = {"teacher": lambda x: runs.append(x) or x[:, :O].cos()}
+    first = asked.results()
+    runs.clear()
+    with the_short_way_alone():
+        assert all(map(same, first, asked.results())) and runs
+        runs.clear()
+        assert all(map(same, first, asked.results())) and runs
+    asked.targets["teacher"] = OTHER_TEACHERS[name]
+    got = asked.results()
+    forget()
+    assert all(map(same, got, asked.results()))
+
+
+def test_a_teacher_that_draws_is_warned_of_again():
+    asked = Asked()
+    asked.targets = {"teacher": nn.Sequential(nn.Linear(D, O), nn.Dropout()).eval()}
+    asked.call(), asked.call()
+    asked.teacher.train()
+    with the_short_way_alone(), pytest.warns(sk.SobolevWarning, match="Dropout"):
+        asked.call()
+
+
 def test_numbers_are_looked_at_again():
     asked = Asked()
     asked.settings["check_finite"] = True
@@ -584,6 +623,23 @@ def test_the_generator_says_what_is_drawn():
     torch.manual_seed(5)
     losses.append([asked.call().item()])
     assert losses[0] == losses[1] and losses[0][0] == losses[2][0] and len(set(losses[0])) == 3
+
+
+@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
+def test_a_thread_that_begins_in_inference_mode_draws_outside_of_it_too():
+    asked, losses = Asked(), []
+    asked.settings = {"directions": sk.Directions.sphere(1)}
+    asked.call()
+
+    def work():
+        for around in (torch.inference_mode, nullcontext):
+            for _ in range(2):
+                with around():
+                    losses.append(asked.call().item())
+
+    thread = threading.Thread(target=work)
+    thread.start(), thread.join()
+    assert len(losses) == 4
 
 
 def test_a_gradient_is_given_away_once():

@@ -25,18 +25,18 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     """
     if not keeps(problem) or not still_is(call):
         return
-    kept = None if call.settings.check_finite else kept_of(call, prepared, problem, operands)
-    kept = kept or accepted_of(call, prepared)
+    in_full = not call.settings.check_finite and (prepared.teacher is None or call.made_of.of_teacher is not None)
+    kept = (kept_of(call, prepared, problem, operands) if in_full else None) or accepted_of(call, prepared)
     if kept is not None:
         KEPT.put(call.likeness, kept)
 
 
 def accepted_of(call: Call, prepared: Prepared) -> Accepted | None:
-    tensors = [*call.tensors, *call.made_of.of_teacher]
-    layout = layout_of(tensors)
-    if layout is None or layout.addresses(tensors) is None:
+    layout = layout_of(call.all_tensors)
+    if layout is None or layout.addresses(call.all_tensors) is None:
         return None  # one at an odd address is no reason to compute as much of others that lie well
-    teacher = prepared.teacher and replace(prepared.teacher.student, parameters=())
+    read = prepared.teacher is not None and call.made_of.of_teacher is not None
+    teacher = replace(prepared.teacher.student, parameters=()) if read else None
     student, given = replace(prepared.student, parameters=()), prepared.given is not None
     fresh = is_fresh(call, prepared)
     return Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
@@ -121,4 +121,4 @@ def still_is(call: Call) -> bool:
     if made_of is None or made_of.kinds != call.made_of.kinds or surroundings() != call.likeness[-1]:
         return False
     same = zip(made_of[1:], call.made_of[1:], strict=True)
-    return all([*map(id, now)] == [*map(id, then)] for now, then in same)
+    return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)

@@ -21,10 +21,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again
+from .advice import advise_of_teacher, looked_at_again
 from .backends import core
 from .boundary import PLAIN
-from .checks import faults_of_numbers, faults_of_range
+from .checks import faults_of_numbers, faults_of_range, faults_of_teacher
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
@@ -33,7 +33,7 @@ from .problem import Operands, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout, Shelf, Step, surroundings
-from .student import Student, hooks_of_all
+from .student import Student, hooks_of_all, recognise
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
 
@@ -55,7 +55,7 @@ class MadeOf(NamedTuple):
 
     kinds: tuple
     parameters: list[torch.Tensor]
-    of_teacher: list[torch.Tensor]
+    of_teacher: list[torch.Tensor] | None  # None of one that is not read
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,13 +66,13 @@ class Accepted:
     problem: Problem
     projections: Projections | None
     student: Student  # he and the teacher, without their parameters
-    teacher: Student | None
+    teacher: Student | None  # None also of one that is not read, and looked at anew
     given: bool  # whether there are vectors, and they are read
     fresh: bool  # a loss along others at each call
     layout: Layout  # of the tensors, and of the parameters of the teacher
 
     def fits(self, call: Call) -> bool:
-        return self.layout.addresses([*call.tensors, *call.made_of.of_teacher]) is not None
+        return self.layout.addresses(call.all_tensors) is not None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -128,6 +128,10 @@ class Call:
         """x, the teacher's parameters, given vectors."""
         return [self.tensors[0], *self.made_of.of_teacher, *(() if self.given is None else (self.given,))]
 
+    @property
+    def all_tensors(self) -> list[torch.Tensor]:
+        return [*self.tensors, *(self.made_of.of_teacher or ())]
+
     def find(self) -> None:
         """What is kept of one like it."""
         for kept in KEPT.get(self.likeness, ()):
@@ -138,8 +142,8 @@ class Call:
                     self.accepted = kept
                 return
 
-    def look_at_numbers(self, kept: Kept | Accepted) -> None:
-        """What no likeness tells of a call.
+    def refuse_weights(self) -> None:
+        """Numbers that no likeness tells of a call.
 
         Raises:
             ValueError: weights that are negative or not finite.
@@ -147,29 +151,39 @@ class Call:
         if self.weights is not UNWEIGHTED:
             for name, weight in zip(WEIGHTS, self.weights, strict=True):
                 refuse(() if weight is None or weight.dtype is torch.bool else faults_of_range(name, weight))
-        if kept.fresh:
-            looked_at_again(self.student, self.tensors[0], self.made_of.parameters, self.settings, self.targets)
+
+    def advise_of_fresh(self) -> None:
+        looked_at_again(self.student, self.tensors[0], self.made_of.parameters, self.settings, self.targets)
 
     def prepared(self, request: Request) -> Prepared:
-        """As `prepare` has it, where the call is known to be accepted but for its numbers."""
-        accepted, projections = self.accepted, self.accepted.projections
+        """As `prepare` has it, where the call is known to be accepted but for its numbers, and a teacher not read."""
+        accepted, projections, inputs = self.accepted, self.accepted.projections, request.inputs
+        function = None if self.targets is None else self.targets.teacher
         given = self.given if accepted.given else None
-        refuse(request.columns.faults(request.inputs))
-        self.look_at_numbers(accepted)
+        student = replace(accepted.student, parameters=tuple(self.made_of.parameters))
+        refuse(request.columns.faults(inputs))
+        self.refuse_weights()
+        teacher = accepted.teacher and replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
+        if function is not None and teacher is None:
+            teacher = recognise(function)
+            refuse(faults_of_teacher(function, teacher, student, inputs, self.settings.order))
         refuse(faults_of_numbers(request, given))
         if projections is not None and self.offset not in (None, projections.offset):
             projections = replace(projections, offset=self.offset)
-        student = replace(accepted.student, parameters=tuple(self.made_of.parameters))
         prepared = Prepared(request, student, accepted.problem, projections, given)
-        if accepted.teacher is None:
-            return prepared
-        teacher = replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
-        return replace(prepared, teacher=teacher_of(prepared, teacher))
+        if teacher is not None:
+            prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
+            advise_of_teacher(self.student, function, teacher)
+        if accepted.fresh:
+            self.advise_of_fresh()
+        return prepared
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """The results, as `call.run` has them."""
         kept, x, parameters, seed = self.kept, self.tensors[0], self.made_of.parameters, self.kept.seed
-        self.look_at_numbers(kept)
+        self.refuse_weights()
+        if kept.fresh:
+            self.advise_of_fresh()
         if seed is not None:
             self.seed = seed if self.offset is None else (seed[0], self.offset)
         else:
@@ -215,17 +229,18 @@ KEPT: Shelf[Kept | Accepted] = Shelf()
 
 
 def read(student: object, teacher: object) -> MadeOf | None:
-    """None of one that is not made of what MLPs are made of, or not in the usual way.
+    """None of a student that is not made of what MLPs are made of, or not in the usual way.
 
     The core asks of a module what student.py asks, in fewer words: of whatever is not usual student.py knows more.
     """
-    kinds, parameters, of_teacher = [], [], []
+    kinds, parameters, of_teacher = [], [], None
     if not core._C.read(student, RULES, kinds, parameters):
         return None
     if teacher is not None:
-        kinds.append(None)
+        of_student, of_teacher = len(kinds), []
+        kinds.append("teacher")
         if not core._C.read(teacher, RULES, kinds, of_teacher):
-            return None
+            kinds[of_student:], of_teacher = ["teacher, not read"], None
     return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
