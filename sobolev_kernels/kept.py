@@ -26,7 +26,7 @@ from .math.directions import GIVEN, told
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .problem import LOSS, Operands, Problem
 from .settings import DIFFERENTIAL_ML, Settings
-from .steps import Shelf, Step, optional_of, step_of, surroundings
+from .steps import Shelf, Step, keeps, optional_of, step_of, surroundings
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -211,6 +211,8 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     settings = call.settings
     if settings.check_finite or settings.weights == DIFFERENTIAL_ML or (projections and projections.offset):
         return  # of the last, the next call will be at another offset
+    if not keeps(problem):
+        return
     if not still_is(call):
         return
     outputs, gradients = ops.outputs_of(problem, operands)
