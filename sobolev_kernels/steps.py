@@ -139,6 +139,7 @@ class Shelf(dict[tuple, list[T]]):
 
 
 STEPS: Shelf[Step] = Shelf()
+ONCE: set[int] = set()  # what was computed, by hash
 
 
 def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[torch.Tensor] | None:
@@ -154,9 +155,16 @@ def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[to
 
 
 def keep(problem: Problem, operands: Operands, outputs: dict, gradients: list[torch.Tensor]) -> None:
+    """Keep the step of a second call like it: one whose weights are others each time is never found again."""
+    alike = likeness(problem, operands)
+    if len(ONCE) >= 16 * STEPS.most:
+        ONCE.clear()
+    if hash(alike) not in ONCE:
+        ONCE.add(hash(alike))
+        return
     step = step_of(problem, operands, reads_of(operands), outputs, gradients)
     if step is not None:
-        STEPS.put(likeness(problem, operands), step)
+        STEPS.put(alike, step)
 
 
 def likeness(problem: Problem, operands: Operands) -> tuple:
