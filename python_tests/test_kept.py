@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import sobolev_kernels as sk
-from sobolev_kernels import call, kept
+from sobolev_kernels import call, kept, steps
 from sobolev_kernels.testing.compare import forget
 
 N, D, O, P = 6, 3, 2, 2
@@ -587,6 +587,19 @@ def test_no_more_is_kept_than_is_said():
     for n in range(1, kept.KEPT.most + 50):
         sk.sobolev_loss(s, torch.ones(n, D), sk.Targets(values=torch.ones(n, O)), weights=(1.0, 0.0))
     assert len(kept.KEPT) == kept.KEPT.most
+
+
+def test_weights_that_are_others_each_time_leave_no_steps():
+    asked = Asked()
+    forget()
+    for i in range(5):
+        loss = sk.sobolev_loss(asked.student, asked.x, sk.Targets(**asked.targets), directions=FIXED, return_terms=True)
+        (loss.value + (2 + i) * loss.derivative).backward()
+    assert not steps.STEPS
+    for _ in range(3):
+        y, dy = sk.jvp(asked.student, asked.x, V)
+        (y.sum() + dy.sum()).backward()
+    assert len(steps.STEPS) == 1
 
 
 @pytest.mark.parametrize("taught", [False, True])
