@@ -189,8 +189,6 @@ class Call:
             self.draw()
         else:
             self.seed = seed if self.offset is None else (seed[0], self.offset)
-        else:
-            self.seed, self.drawn = kept.projections.draw_numbers(x.device)
         if kept.teacher is not None:
             self.ask_teacher()
         if kept.finished:

@@ -17,7 +17,6 @@ from .dispatch import BACKENDS
 from .math.directions import MASK32, told
 from .problem import Operands, Problem
 
-MASK = 0xFFFFFFFF  # of an offset
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
 ISA, BACKEND = map(os.environ.encodekey, ("SOBOLEV_ISA", "SOBOLEV_BACKEND"))
 T = TypeVar("T")
