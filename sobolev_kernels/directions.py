@@ -204,7 +204,7 @@ class Projections:
     def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
         """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
 
-        While a graph is captured it is a tensor of the device, whose generator moves on at each replay, so that each
+        While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
         draws anew.
         """
         if self.distribution == "given":
