@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import layerwise, one_launch
+from sobolev_kernels.backends.triton import layerwise, one_launch, parameters
+from sobolev_kernels.testing.compare import forget
 
 from .compile import variant
 from .run import loaded
 
 KERNELS = {
     one_launch: ["step_kernel"],
+    parameters: ["pack_kernel", "finish_kernel"],
     layerwise: [
         "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
         "backward_kernel",
@@ -64,8 +66,10 @@ def replaced(replacement: Callable) -> Iterator[None]:
     try:
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, replacement(kernel))
+        forget()
         yield
     finally:
+        forget()
         backend.interpreting = interpreting
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, kernel)

@@ -11,6 +11,7 @@ import torch
 import sobolev_kernels as sk
 
 from .. import kept, planner, steps
+from ..backends import triton
 from ..directions import Projections
 from .problems import Data, as_dtype, fixed, targets_of, threads, threads_for
 from .rule import allowed, assert_within_rule, error, multiplies_in
@@ -52,6 +53,7 @@ def forget() -> None:
     """The next call goes the long way, as if none like it had been before: what was patched is looked at."""
     kept.KEPT.clear()
     steps.STEPS.clear()
+    triton.SCRIPTS.clear()
 
 
 @contextmanager

@@ -6,6 +6,8 @@ Narrow students take the whole step in one launch (`one_launch.py`), all others 
 from __future__ import annotations
 
 import importlib.util
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +15,13 @@ from ... import planner
 from ...enums import COTANGENTS, TANGENTS
 from ...problem import Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
+
+if TYPE_CHECKING:
+    from .script import Script
+
+# By all that they depend on. A script holds no tensor.
+SCRIPTS: dict[tuple, Script] = {}
+MOST_SCRIPTS, LOCK = 256, Lock()
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
@@ -50,11 +59,41 @@ def plan(problem: Problem, N: int) -> Plan:
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     from . import layerwise, one_launch
+    from .script import reads_of, seed_of
+
+    if one_launch.refusal(problem):
+        with on_device_of(operands.x):
+            return layerwise.run(problem, operands, outputs, gradients)
+    reads = reads_of(operands)
+    script = script_of(problem, operands, reads, outputs, gradients)
+    script.run(reads, [*outputs.values(), *gradients], seed_of(operands))
+
+
+def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, gradients: list) -> Script:
+    """The launches that fill such outputs and gradients from operands that lie like these, written once."""
+    from .script import likeness
+
+    key = likeness(problem, operands, reads, outputs)
+    script = SCRIPTS.get(key)
+    if script is None:
+        with on_device_of(operands.x):  # the rows of launches.py are those of the current device
+            script = written(problem, operands, outputs, gradients)
+        with LOCK:
+            while len(SCRIPTS) >= MOST_SCRIPTS:
+                del SCRIPTS[next(iter(SCRIPTS))]
+            SCRIPTS[key] = script
+    return script
+
+
+def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:
+    from . import layerwise, one_launch
+    from .script import Script, places, reads_of
 
     path = layerwise if one_launch.refusal(problem) else one_launch
-    weights = (operands.sample_weight, operands.output_weight)
-    samples, of_outputs = (w if w is None else w.contiguous() for w in weights)
-    operands = operands._replace(sample_weight=samples, output_weight=of_outputs)
-    # Triton launches on the current device, which need not be that of the tensors
-    with on_device_of(operands.x):
-        path.run(problem, operands, outputs, gradients)
+    readable = path.readable(problem, operands)
+    pairs = zip(reads_of(operands), reads_of(readable), strict=True)
+    script = Script(
+        len(reads_of(operands)) + len(outputs) + len(gradients), [i for i, (a, b) in enumerate(pairs) if a is not b]
+    )
+    path.write(script, problem, readable, *places(operands, outputs, gradients))
+    return script

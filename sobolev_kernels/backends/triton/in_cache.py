@@ -295,12 +295,24 @@ def backward(
 
 
 @triton.jit
+def emptied(slot, count):
+    some = tl.arange(0, 1024)
+    for i in tl.range(0, count, 1024):
+        tl.store(slot + i + some, 0.0, mask=i + some < count)
+
+
+@triton.jit
 def begin(room, hidden_layers, GRADIENTS: tl.constexpr, TILE):
-    """The state of a program: where its scratch, and its slot of weights and of biases begin, the latter full of 0."""
+    """The state of a program: where its scratch, and its slot of weights and of biases begin, the latter now full of 0."""
     program = tl.program_id(0).to(tl.int64)
     scratch = room.scratch + program * ((ARRAYS * hidden_layers * TILE.H + TILE.DB + TILE.OB) * TILE.BLOCK)
-    slots = room.slots + program * all_weights(hidden_layers, TILE)
-    return scratch, slots, room.bias_slots + program * (hidden_layers * TILE.H + TILE.OB)
+    weights, biases = all_weights(hidden_layers, TILE), hidden_layers * TILE.H + TILE.OB
+    slots, bias_slots = room.slots + program * weights, room.bias_slots + program * biases
+    if GRADIENTS:
+        emptied(slots, weights)
+        emptied(bias_slots, biases)
+        tl.debug_barrier()
+    return scratch, slots, bias_slots
 
 
 @triton.jit

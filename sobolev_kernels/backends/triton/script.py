@@ -1,0 +1,190 @@
+"""A step as launches that are known already: for tensors that lie alike only their addresses and the seed are new.
+
+Triton's JIT looks at every argument of every launch to find the variant that it compiled. All that it looks at follows
+from the Problem and from how the tensors lie, but for one thing: whether addresses are multiples of 16. So a script
+goes through the JIT once for each pattern of those, keeps what the JIT gives, and launches that from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from math import prod
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton import knobs
+
+from ...problem import Operands, Problem
+from .. import on_device_of
+
+ALIGNED = 256  # bytes, of each array in the room of a step
+# Operands beside x and the parameters that need not be there.
+READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
+WORD = 0xFFFFFFFFFFFFFFFF
+
+
+class At(NamedTuple):
+    """In the arguments of a script's launches, what comes with each call: one of its arrays, or a part of its seed."""
+
+    index: int
+
+
+KEY, OFFSET = At(-2), At(-1)
+
+
+class Launch:
+    """A kernel, found by its name in a module, with its grid and all its arguments, some of which are an At."""
+
+    def __init__(self, module: ModuleType, name: str, grid: Sequence[int], values: Sequence, named: dict[str, Any]):
+        self.module, self.name, self.grid = module, name, (*grid, 1, 1)[:3]
+        self.values, self.named, kernel = values, named, getattr(module, name)
+        parameters = getattr(kernel, "params", ())  # the interpreter has none, and the machines of ptx/
+        self.flat = [*values, *(named[p.name] for p in parameters[len(values) :])]
+        self.holes = [(i, v.index) for i, v in enumerate(values) if type(v) is At]
+        self.tuples = [(i, v) for i, v in enumerate(values) if type(v) is not At and isinstance(v, tuple)]
+        excluded = {i for i, p in enumerate(parameters) if p.do_not_specialize_on_alignment}
+        self.specialised = {index for i, index in self.holes if i not in excluded}
+        self.specialised |= {member.index for _, members in self.tuples for member in members if type(member) is At}
+
+    def by_jit(self, arrays: list) -> object:
+        """What the JIT launched; None where another than the JIT stands for it."""
+        values = [bound(value, arrays) for value in self.values]
+        return getattr(self.module, self.name)[self.grid](*values, **self.named)
+
+    def again(self, compiled, addresses: list[int], stream: int) -> None:
+        values = self.flat.copy()
+        for i, index in self.holes:
+            values[i] = addresses[index]
+        for i, members in self.tuples:
+            values[i] = tuple([addresses[m.index] if type(m) is At else m for m in members])
+        compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+
+
+def bound(value, arrays: list):
+    if type(value) is At:
+        return arrays[value.index]
+    if isinstance(value, tuple):
+        members = [bound(member, arrays) for member in value]
+        return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
+    return value
+
+
+class Script:
+    """The launches of a step, and between them operations of PyTorch; no tensor is held. Two threads may run it.
+
+    Its arrays are those that come with a call, and rooms, which are allocated for it: one block of memory.
+    """
+
+    def __init__(self, came: int, copies: Sequence[int] = ()):
+        self.came, self.copies = came, copies  # of the arrays that come, those that have to be contiguous copies
+        self.actions: list[Launch | tuple[Callable, tuple[At, ...]]] = []
+        self.rooms: list[tuple[tuple[int, ...], torch.dtype]] = []
+        self.offsets, self.bytes = [], 0
+        self.specialised: set[int] = set()
+        self.compiled: dict[tuple, list] = {}  # by device, and by which addresses are no multiples of 16
+
+    def room(self, *shape: int, dtype: torch.dtype = torch.float32) -> At:
+        self.rooms.append((shape, dtype))
+        self.offsets.append(self.bytes)
+        self.bytes += -(-prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
+        return At(self.came + len(self.rooms) - 1)
+
+    def launch(self, module: ModuleType, name: str, grid: Sequence[int], *values, **named) -> None:
+        self.actions.append(Launch(module, name, grid, values, named))
+        self.specialised |= {i for i in self.actions[-1].specialised if i >= 0}
+
+    def do(self, function: Callable, *places: At) -> None:
+        """A function of PyTorch of these arrays, the last of which it fills."""
+        self.actions.append((function, places))
+
+    def run(self, reads: list[torch.Tensor], made: list[torch.Tensor], seed: tuple[int, int] = (0, 0)) -> None:
+        """Fill what was made, from tensors that lie as those lay that the script was written for."""
+        for i in self.copies:
+            reads[i] = reads[i].contiguous()
+        came, (key, offset) = [*reads, *made], seed
+        words = key & WORD, offset & 0xFFFFFFFF
+        x = reads[0]
+        with on_device_of(x):
+            room = torch.empty(self.bytes, dtype=torch.uint8, device=x.device)
+            base = room.data_ptr()
+            addresses = [t.data_ptr() for t in came] + [base + offset for offset in self.offsets] + [*words]
+            pattern = x.get_device(), *[i for i in self.specialised if addresses[i] & 15]
+            compiled = self.compiled.get(pattern)
+            if compiled is None or hooked():
+                del room
+                self.by_jit(came, words, pattern)
+                return
+            stream = triton.runtime.driver.active.get_current_stream(pattern[0])
+            for action, done in zip(self.actions, compiled, strict=True):
+                if done is not None:
+                    action.again(done, addresses, stream)
+                else:
+                    function, places = action
+                    function(*[self.tensor(came, room, place.index) for place in places])
+
+    def tensor(self, came: list[torch.Tensor], room: torch.Tensor, index: int) -> torch.Tensor:
+        if index < self.came:
+            return came[index]
+        (shape, dtype), offset = self.rooms[index - self.came], self.offsets[index - self.came]
+        return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    def by_jit(self, came: list[torch.Tensor], words: tuple[int, int], pattern: tuple) -> None:
+        """The same launched by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
+        rooms = [empty(shape, dtype=dtype, device=came[0].device) for shape, dtype in self.rooms]
+        arrays, compiled = [*came, *rooms, *words], []
+        for action in self.actions:
+            if isinstance(action, Launch):
+                compiled.append(action.by_jit(arrays))
+            else:
+                function, places = action
+                function(*[arrays[place.index] for place in places])
+                compiled.append(None)
+        launched = [done for done, action in zip(compiled, self.actions, strict=True) if isinstance(action, Launch)]
+        if all(done is not None for done in launched):
+            self.compiled[pattern] = compiled
+
+
+def reads_of(operands: Operands) -> list[torch.Tensor]:
+    """The tensors that a step reads, in the order in which its script knows them; a seed only on a GPU."""
+    optional = [getattr(operands, name) for name in READ]
+    seed = [operands.seed] if on_device(operands) else []
+    return [operands.x, *operands.parameters, *[tensor for tensor in optional if tensor is not None], *seed]
+
+
+def on_device(operands: Operands) -> bool:
+    """Whether the seed is on a GPU, where kernels read it: that of a CUDA graph, another one in each replay."""
+    return operands.seed is not None and operands.seed.is_cuda
+
+
+def seed_of(operands: Operands) -> tuple[int, int]:
+    seed = operands.seed
+    return (0, 0) if seed is None or on_device(operands) else tuple(seed.tolist())
+
+
+def places(operands: Operands, outputs: dict, gradients: list) -> tuple[Operands, dict, list]:
+    """Where a script finds the operands, the outputs and the gradients."""
+    numbers = map(At, count())
+    x, parameters = next(numbers), [next(numbers) for _ in operands.parameters]
+    there = {name: next(numbers) for name in READ if getattr(operands, name) is not None}
+    at = Operands(x, parameters, seed=next(numbers) if on_device(operands) else None, **there)
+    return at, {name: next(numbers) for name in outputs}, [next(numbers) for _ in gradients]
+
+
+def likeness(problem: Problem, operands: Operands, reads: list[torch.Tensor], outputs: dict) -> tuple:
+    """All that a script depends on."""
+    there = tuple([getattr(operands, name) is None for name in READ])
+    strides = tuple([tensor.stride() for tensor in reads])
+    x = operands.x
+    return problem, tuple(operands.weights), x.shape, x.device, there, on_device(operands), tuple(outputs), strides
+
+
+empty = torch.empty  # the tests replace it by one that returns NaN
+
+
+def hooked() -> bool:
+    """Whether someone, as a profiler does, wants to be told of each launch by the JIT."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
