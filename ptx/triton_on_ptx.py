@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import layerwise, one_launch, parameters
+from sobolev_kernels.backends.triton import finishing, layerwise, one_launch, parameters
 from sobolev_kernels.testing.compare import forget
 
 from .compile import variant
@@ -14,9 +14,11 @@ from .run import loaded
 
 KERNELS = {
     one_launch: ["step_kernel"],
-    parameters: ["pack_kernel", "finish_kernel"],
+    parameters: ["pack_kernel"],
+    finishing: ["finish_kernel"],
     layerwise: [
         "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
+        "product_kernel", "pull_kernel", "push_kernel", "outer_kernel", "start_kernel", "along_kernel", "cast_kernel",
         "backward_kernel",
     ],
 }  # fmt: skip

@@ -65,7 +65,7 @@ def test_one_launch(on_ptx, place, one_program, case, schedule):
     results = on_ptx(schedule)
     with computed_from("gradients" if case == "by gradients" else "tangents"):
         compare(data(SHAPE, activation, last=last), projections(SHAPE), backend="triton", **settings)
-    assert {r.kernel for r in results} == {"step_kernel"}
+    assert {r.kernel for r in results} == {"pack_kernel", "step_kernel", "finish_kernel"}
 
 
 def test_many_programs(on_ptx, place):

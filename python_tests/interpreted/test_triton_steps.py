@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+from sobolev_kernels.backends.triton import finishing, launches, layerwise, one_launch, parameters
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
@@ -205,7 +205,7 @@ def test_nothing_waits_for_the_gpu(path, settings, monkeypatch):
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=hessian if "order" in settings else None)
     v = None if "derivatives" in settings else directions_of("sphere", SMALL)
     left_out = type("LeftOut", (), {"__getitem__": lambda self, grid: lambda *args, **named: None})()
-    for module in (one_launch, layerwise):
+    for module in (one_launch, layerwise, parameters, finishing):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, left_out)
     with NoNumberIsRead():

@@ -58,12 +58,10 @@ def plan(problem: Problem, N: int) -> Plan:
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    from . import layerwise, one_launch
+    from .layerwise import drawn_before
     from .script import reads_of, seed_of
 
-    if one_launch.refusal(problem):
-        with on_device_of(operands.x):
-            return layerwise.run(problem, operands, outputs, gradients)
+    operands = drawn_before(problem, operands)
     reads = reads_of(operands)
     script = script_of(problem, operands, reads, outputs, gradients)
     script.run(reads, [*outputs.values(), *gradients], seed_of(operands))

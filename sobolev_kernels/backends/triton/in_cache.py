@@ -86,7 +86,7 @@ def end(scratch, hidden_layers, TILE):
 @triton.jit
 def weights_of(l, TILE):
     """Where the weights of a linear layer above the first one begin."""
-    return TILE.H * TILE.DB + (l - 1) * (TILE.H * TILE.H)
+    return (l - 1) * (TILE.H * TILE.H) + TILE.H * TILE.DB
 
 
 @triton.jit
@@ -298,12 +298,12 @@ def backward(
 def emptied(slot, count):
     some = tl.arange(0, 1024)
     for i in tl.range(0, count, 1024):
-        tl.store(slot + i + some, 0.0, mask=i + some < count)
+        tl.store(slot + (some + i), tl.zeros((1024,), tl.float32), mask=some + i < count)
 
 
 @triton.jit
 def begin(room, hidden_layers, GRADIENTS: tl.constexpr, TILE):
-    """The state of a program: where its scratch, and its slot of weights and of biases begin, the latter now full of 0."""
+    """The state of a program: where its scratch, and its slots of weights and of biases begin, these full of 0."""
     program = tl.program_id(0).to(tl.int64)
     scratch = room.scratch + program * ((ARRAYS * hidden_layers * TILE.H + TILE.DB + TILE.OB) * TILE.BLOCK)
     weights, biases = all_weights(hidden_layers, TILE), hidden_layers * TILE.H + TILE.OB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -17,10 +16,11 @@ from ...math.losses import is_coupled
 from ...problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from . import in_cache, on_chip, parameters
 from .draws import DISTRIBUTION, Distribution
+from .finishing import AT_ONCE, Slots, finish
 from .formulas import activation_of, loss_of
 from .launches import launch_of, tile_of
-from .parameters import AT_ONCE, COLUMNS, OPERANDS, ROWS, SAMPLES, SOME, Packed, Sizes, counts_of
-from .script import KEY, OFFSET, Script
+from .parameters import OPERANDS, SOME, Packed, Sizes, places_of
+from .script import KEY, OFFSET, Script, by_layer
 from .step import step_kernel  # noqa: F401 -- launched by its name
 
 one_launch = sys.modules[__name__]
@@ -77,14 +77,15 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
     tile = tile_of(problem, launch)
     sizes = Sizes(problem.D, problem.widths[1], problem.O, tl.constexpr(hidden_layers + 1))
     programs = count_programs(triton.cdiv(N, launch.block), launch.warps, operands.x.device) if N else 0
-    weights, biases = counts_of(problem)
+    places, weights, biases = places_of(problem)
     dtype = OPERANDS.get(problem.precision, torch.float32)
     packed = Packed(script.room(weights, dtype=dtype), script.room(weights, dtype=dtype), script.room(biases))
     chains, scratch = on_chip.CHAINS, None
     if launch.layers is None:
         chains, scratch = in_cache.CHAINS, script.room(programs, in_cache.scratch_size(hidden_layers, tile))
     terms = outputs["terms"] if problem.result == PER_SAMPLE else script.room(2, N)
-    slots, bias_slots = script.room(programs, weights), script.room(programs, biases)
+    each = programs if problem.gradients else 0
+    slots, bias_slots = script.room(each, weights), script.room(each, biases)
     room = in_cache.Room(scratch, slots, bias_slots, terms, outputs.get("dx"))
     samples = max(1, N) if problem.reduction == "mean" else 1
     shares = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
@@ -94,13 +95,8 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
     if N:
         pack(script, problem, operands, at, packed, sizes, tile)
         step(script, problem, operands, at, packed, room, programs, launch, chains, (factors, shares, common))
-    finish(script, problem, operands, outputs, gradients, room, sizes, tile, programs, common)
-
-
-def by_layer(problem: Problem, each: Sequence) -> list[tuple]:
-    """Of each linear layer what belongs to its weight and to its bias, or None."""
-    cursor = iter(each)
-    return [(next(cursor), next(cursor) if has_bias else None) for has_bias in problem.biases]
+    sums = Slots(slots, bias_slots, programs, programs, weights, biases, places)
+    finish(script, problem, N, operands.weights, outputs, gradients, terms, sums, common)
 
 
 def pack(script: Script, problem: Problem, operands: Operands, at: Operands, packed: Packed, sizes, tile) -> None:
@@ -113,28 +109,6 @@ def pack(script: Script, problem: Problem, operands: Operands, at: Operands, pac
             parameters, "pack_kernel", (blocks, len(places[some])), *map(tuple, zip(*places[some], strict=True)),
             tuple(strides), packed, sizes, FIRST=first, TILE=tile, SOME=SOME,
         )  # fmt: skip
-
-
-def finish(script: Script, problem: Problem, operands: Operands, outputs: dict, gradients: list, room, sizes, tile,
-           programs: int, common: float) -> None:  # fmt: skip
-    """The launches that end a step: gradients from the slots, the loss and its terms from those of the samples."""
-    N, each = operands.x.shape[0], problem.result == PER_SAMPLE
-    places = by_layer(problem, gradients) if gradients else []
-    loss = outputs.get("loss")
-    for first in range(0, max(1, len(places)), AT_ONCE):
-        some = places[first : first + AT_ONCE]
-        widest = max(1, *(a * b for a, b in zip(problem.widths, problem.widths[1:], strict=False))) if some else 1
-        blocks = max(triton.cdiv(widest, COLUMNS), triton.cdiv(N, SAMPLES) if each else 1)
-        grid = blocks, len(some) + (loss is not None)
-        if not grid[1]:
-            continue
-        weights, biases = map(tuple, zip(*some, strict=True)) if some else ((), ())
-        script.launch(
-            parameters, "finish_kernel", grid, loss, None if each else outputs.get("terms"), weights, biases,
-            room.terms, room.slots, room.bias_slots, N, programs, common, *map(float, operands.weights[:2]), sizes,
-            FIRST=first, EACH=each, TILE=tile, ROWS=ROWS, COLUMNS=COLUMNS, SAMPLES=SAMPLES,
-        )  # fmt: skip
-        loss = None
 
 
 def step(script: Script, problem: Problem, operands: Operands, at: Operands, packed: Packed, room, programs: int,
@@ -160,8 +134,8 @@ def step(script: Script, problem: Problem, operands: Operands, at: Operands, pac
         at.x, at.given, at.values, at.derivative, at.sample_weight, at.output_weight, at.derivative_weight,
         at.seed or script.room(2, dtype=torch.int64),
         packed, room, N, problem.P, problem.D, problem.W, problem.O, len(problem.widths) - 2, *strides, KEY, OFFSET,
-        int(at.seed is not None), common, Distribution(kind, shared, problem.magnitude), activation_of(problem.activations[0]),
-        activation_of(problem.activations[-1]), value, first, chains,
+        int(at.seed is not None), common, Distribution(kind, shared, problem.magnitude),
+        activation_of(problem.activations[0]), activation_of(problem.activations[-1]), value, first, chains,
         FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
         TILE=tile_of(problem, launch), **launch.options,
     )  # fmt: skip

@@ -132,7 +132,7 @@ class Script:
         return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
     def by_jit(self, came: list[torch.Tensor], words: tuple[int, int], pattern: tuple) -> None:
-        """The same launched by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
+        """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
         rooms = [empty(shape, dtype=dtype, device=came[0].device) for shape, dtype in self.rooms]
         arrays, compiled = [*came, *rooms, *words], []
         for action in self.actions:
@@ -171,6 +171,12 @@ def places(operands: Operands, outputs: dict, gradients: list) -> tuple[Operands
     there = {name: next(numbers) for name in READ if getattr(operands, name) is not None}
     at = Operands(x, parameters, seed=next(numbers) if on_device(operands) else None, **there)
     return at, {name: next(numbers) for name in outputs}, [next(numbers) for _ in gradients]
+
+
+def by_layer(problem: Problem, each: Sequence) -> list[tuple]:
+    """Of each linear layer what belongs to its weight and to its bias, or None."""
+    cursor = iter(each)
+    return [(next(cursor), next(cursor) if has_bias else None) for has_bias in problem.biases]
 
 
 def likeness(problem: Problem, operands: Operands, reads: list[torch.Tensor], outputs: dict) -> tuple:

@@ -98,16 +98,17 @@ def samples_of(t, unknown, N, TILE):
 @triton.jit(
     do_not_specialize=[
         "N", "P", "D", "W", "O", "hidden_layers", "sx_n", "sx_d", "sv_p", "sv_n", "sv_k", "sy_n", "sy_o",
-        "st_p", "st_n", "st_k", "st_column", "sw_p", "sw_n", "sw_k", "seed", "offset",
-        "seed_in_memory",
+        "st_p", "st_n", "st_k", "st_column", "sw_p", "sw_n", "sw_k", "seed", "offset", "seed_in_memory",
     ],
-    do_not_specialize_on_alignment=["X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT", "WEIGHT_OF_EACH", "SEED"],
+    do_not_specialize_on_alignment=[
+        "X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT", "WEIGHT_OF_EACH", "SEED",
+    ],
 )  # fmt: skip
 def step_kernel(
     X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHT_OF_EACH, SEED, packed, room,
     N, P, D, W, O, hidden_layers, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
-    sw_p, sw_n, sw_k, seed: tl.uint64, offset: tl.uint32, seed_in_memory, common, distribution, activation, last, value, first, chains,
-    FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr, TILE,
+    sw_p, sw_n, sw_k, seed: tl.uint64, offset: tl.uint32, seed_in_memory, common, distribution, activation, last, value,
+    first, chains, FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr, TILE,
 ):  # fmt: skip
     """hidden_layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`.
 
