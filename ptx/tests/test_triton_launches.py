@@ -125,7 +125,8 @@ def test_a_step_like_one_before_is_launched_as_that_was(path):
     for a, b in zip(flat[: len(first)], flat[len(first) :], strict=True):
         kinds = zip(a, b, strict=True)
         assert all(type(y) is int if isinstance(x, torch.Tensor) else type(x) is type(y) for x, y in kinds)
-    known = {t.data_ptr() for t in (moved.x[WHOLE], moved.y[WHOLE], *moved.student.parameters())}
+    read = [p for p in moved.student.parameters() if p.dim() == 1 or path != "torch's multiply"]
+    known = {t.data_ptr() for t in (moved.x, moved.y, *read)}
     assert known <= {n for launched in flat[len(first) :] for n in launched if type(n) is int}
     assert any(2**62 + 1 in launched for launched in flat[len(first) :])
 
