@@ -31,14 +31,14 @@ class OnPtx:
     compiled: dict = {}  # noqa: RUF012
     traffic: dict = {}  # noqa: RUF012  # of the last launch, by the names of arguments
 
-    def __init__(self, kernel, schedule, results, change):
-        self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
+    def __init__(self, kernel, schedule, results, change, target):
+        self.kernel, self.schedule, self.results, self.change, self.target = kernel, schedule, results, change, target
 
     def __getitem__(self, grid):
-        return lambda *values, **named: self.launch(grid, variant(self.kernel, values, named))
+        return lambda *values, **named: self.launch(grid, variant(self.kernel, values, named, self.target))
 
     def launch(self, grid, wanted):
-        key = self.kernel.fn.__name__, wanted.key
+        key = self.kernel.fn.__name__, self.target, wanted.key
         if key not in self.compiled:
             self.compiled[key] = wanted.compiled(assembled=False)
         done, arguments = self.compiled[key], wanted.arguments()
@@ -78,10 +78,13 @@ def replaced(replacement: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def on_ptx(schedule: str = "round_robin", change: Callable[[str], str] = lambda text: text) -> Iterator[list]:
-    """Within it the backend's kernels run on the PTX machine, their text changed; gives the results of the launches."""
+def on_ptx(
+    schedule: str = "round_robin", change: Callable[[str], str] = lambda text: text, target: str = "sm_80"
+) -> Iterator[list]:
+    """Within it the backend's kernels run on the PTX machine, compiled for a target, their text changed; gives the
+    results of the launches. The launch table's rows are those of sm_80."""
     results: list = []
-    with replaced(lambda kernel: OnPtx(kernel, schedule, results, change)):
+    with replaced(lambda kernel: OnPtx(kernel, schedule, results, change, target)):
         yield results
 
 
