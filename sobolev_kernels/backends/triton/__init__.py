@@ -6,6 +6,7 @@ Narrow students take the whole step in one launch (`one_launch.py`), all others 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -59,12 +60,30 @@ def plan(problem: Problem, N: int) -> Plan:
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     from .layerwise import drawn_before
-    from .script import reads_of, seed_of
+    from .script import reads_of
 
     operands = drawn_before(problem, operands)
     reads = reads_of(operands)
     script = script_of(problem, operands, reads, outputs, gradients)
-    script.run(reads, [*outputs.values(), *gradients], seed_of(operands))
+    script.run(reads, [*outputs.values(), *gradients], operands.seed)
+
+
+def kept(
+    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[Callable[..., bool] | None, list[int], list[int]]:
+    """What launches such a step again, told where it reads and writes, and its seed; and where this one does.
+
+    Nothing of one that needs more than addresses: vectors that are drawn before, copies, PyTorch's multiplies.
+    """
+    from .layerwise import drawn_before
+    from .script import reads_of
+
+    reads = reads_of(operands)
+    script = drawn_before(problem, operands) is operands and script_of(problem, operands, reads, outputs, gradients)
+    if not script or not script.needs_addresses_alone:
+        return None, [], []
+    writes = [*outputs.values(), *gradients]
+    return script.again, [tensor.data_ptr() for tensor in reads], [tensor.data_ptr() for tensor in writes]
 
 
 def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, gradients: list) -> Script:
@@ -91,7 +110,9 @@ def written(problem: Problem, operands: Operands, outputs: dict, gradients: list
     readable = path.readable(problem, operands)
     pairs = zip(reads_of(operands), reads_of(readable), strict=True)
     script = Script(
-        len(reads_of(operands)) + len(outputs) + len(gradients), [i for i, (a, b) in enumerate(pairs) if a is not b]
+        operands.x.device,
+        len(reads_of(operands)) + len(outputs) + len(gradients),
+        [i for i, (a, b) in enumerate(pairs) if a is not b],
     )
     path.write(script, problem, readable, *places(operands, outputs, gradients))
     return script

@@ -18,7 +18,7 @@ from .finishing import AT_ONCE, Slots
 from .formulas import activation_of
 from .launches import LINEAR, OUTER
 from .parameters import OPERANDS
-from .script import KEY, OFFSET, At, Script, by_layer
+from .script import IN_MEMORY, KEY, OFFSET, SEED, At, Script, by_layer
 
 BLOCK = 1024
 
@@ -117,9 +117,9 @@ class Layers:
         given = operands.given
         self.launch(
             "start_kernel", (triton.cdiv(self.N, block), streams), x, at.given,
-            at.seed or self.script.room(2, dtype=torch.int64), out, copy, self.N, 0 if W == 0 else problem.P, n, W,
+            SEED, out, copy, self.N, 0 if W == 0 else problem.P, n, W,
             *(operands.x.stride()), *((0, 0, 0) if given is None else over_samples(given, self.N).stride()),
-            KEY, OFFSET, int(at.seed is not None), Distribution(kind, shared, problem.magnitude), BLOCK=block,
+            KEY, OFFSET, IN_MEMORY, Distribution(kind, shared, problem.magnitude), BLOCK=block,
             COLUMNS=columns,
         )  # fmt: skip
         self.vectors = out

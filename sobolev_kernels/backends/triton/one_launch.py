@@ -20,7 +20,7 @@ from .finishing import AT_ONCE, Slots, finish
 from .formulas import activation_of, loss_of
 from .launches import launch_of, tile_of
 from .parameters import OPERANDS, SOME, Packed, Sizes, places_of
-from .script import KEY, OFFSET, Script, by_layer
+from .script import IN_MEMORY, KEY, OFFSET, SEED, Script, by_layer
 from .step import step_kernel  # noqa: F401 -- launched by its name
 
 one_launch = sys.modules[__name__]
@@ -132,9 +132,8 @@ def step(script: Script, problem: Problem, operands: Operands, at: Operands, pac
     script.launch(
         one_launch, "step_kernel", (programs,),
         at.x, at.given, at.values, at.derivative, at.sample_weight, at.output_weight, at.derivative_weight,
-        at.seed or script.room(2, dtype=torch.int64),
-        packed, room, N, problem.P, problem.D, problem.W, problem.O, len(problem.widths) - 2, *strides, KEY, OFFSET,
-        int(at.seed is not None), common, Distribution(kind, shared, problem.magnitude),
+        SEED, packed, room, N, problem.P, problem.D, problem.W, problem.O, len(problem.widths) - 2, *strides, KEY,
+        OFFSET, IN_MEMORY, common, Distribution(kind, shared, problem.magnitude),
         activation_of(problem.activations[0]), activation_of(problem.activations[-1]), value, first, chains,
         FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
         TILE=tile_of(problem, launch), **launch.options,

@@ -8,22 +8,21 @@ goes through the JIT once for each pattern of those, keeps what the JIT gives, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from math import prod
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from triton import knobs
+from triton.runtime import driver
 
 from ...problem import Operands, Problem
-from .. import on_device_of
 
-ALIGNED = 256  # bytes, of each array in the room of a step
+ALIGNED = 256  # bytes: where an array in the room of a step may begin
 # Operands beside x and the parameters that need not be there.
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
-WORD = 0xFFFFFFFFFFFFFFFF
 
 
 class At(NamedTuple):
@@ -32,7 +31,8 @@ class At(NamedTuple):
     index: int
 
 
-KEY, OFFSET = At(-2), At(-1)
+# Its numbers, or an address in a device's memory where they are, and whether they are there
+SEED, IN_MEMORY, KEY, OFFSET = At(-4), At(-3), At(-2), At(-1)
 
 
 class Launch:
@@ -78,13 +78,13 @@ class Script:
     Its arrays are those that come with a call, and rooms, which are allocated for it: one block of memory.
     """
 
-    def __init__(self, came: int, copies: Sequence[int] = ()):
-        self.came, self.copies = came, copies  # of the arrays that come, those that have to be contiguous copies
+    def __init__(self, device: torch.device, came: int, copies: Sequence[int] = ()):
+        self.device, self.came, self.copies = device, came, copies  # copies: which reads must be made contiguous first
         self.actions: list[Launch | tuple[Callable, tuple[At, ...]]] = []
         self.rooms: list[tuple[tuple[int, ...], torch.dtype]] = []
         self.offsets, self.bytes = [], 0
         self.specialised: set[int] = set()
-        self.compiled: dict[tuple, list] = {}  # by device, and by which addresses are no multiples of 16
+        self.compiled: dict[tuple, list] = {}  # by which addresses are no multiples of 16
 
     def room(self, *shape: int, dtype: torch.dtype = torch.float32) -> At:
         self.rooms.append((shape, dtype))
@@ -100,30 +100,46 @@ class Script:
         """A function of PyTorch of these arrays, the last of which it fills."""
         self.actions.append((function, places))
 
-    def run(self, reads: list[torch.Tensor], made: list[torch.Tensor], seed: tuple[int, int] = (0, 0)) -> None:
+    @property
+    def needs_addresses_alone(self) -> bool:
+        return not self.copies and all(isinstance(action, Launch) for action in self.actions)
+
+    def run(self, reads: list[torch.Tensor], made: list[torch.Tensor], seed: torch.Tensor | None) -> None:
         """Fill what was made, from tensors that lie as those lay that the script was written for."""
         for i in self.copies:
             reads[i] = reads[i].contiguous()
-        came, (key, offset) = [*reads, *made], seed
-        words = key & WORD, offset & 0xFFFFFFFF
-        x = reads[0]
-        with on_device_of(x):
-            room = torch.empty(self.bytes, dtype=torch.uint8, device=x.device)
-            base = room.data_ptr()
-            addresses = [t.data_ptr() for t in came] + [base + offset for offset in self.offsets] + [*words]
-            pattern = x.get_device(), *[i for i in self.specialised if addresses[i] & 15]
-            compiled = self.compiled.get(pattern)
-            if compiled is None or hooked():
-                del room
-                self.by_jit(came, words, pattern)
-                return
-            stream = triton.runtime.driver.active.get_current_stream(pattern[0])
+        came = [*reads, *made]
+        words = told(seed)
+        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], *words, came):
+            with on_device(self.device):
+                self.by_jit(came, *words, seed)
+
+    def again(
+        self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0,
+        came: list[torch.Tensor] | None = None,
+    ) -> bool:  # fmt: skip
+        """The launches of a step like one before, on the device's current stream, told where it reads and writes.
+
+        False, and nothing is done, if for such addresses nothing is compiled, or someone wants to be told by the JIT.
+        """
+        came_at = reads + writes
+        pattern = tuple([i for i in self.specialised if i < self.came and came_at[i] & 15])
+        compiled = self.compiled.get(pattern)
+        if compiled is None or hooked():
+            return False
+        room = torch.empty(self.bytes, dtype=torch.uint8, device=self.device)
+        base = room.data_ptr()
+        addresses = came_at + [base + offset for offset in self.offsets]
+        addresses += (seed_at, int(seed_at != 0), key, offset)
+        with on_device(self.device):
+            stream = driver.active.get_current_stream(driver.active.get_current_device())
             for action, done in zip(self.actions, compiled, strict=True):
                 if done is not None:
                     action.again(done, addresses, stream)
                 else:
                     function, places = action
                     function(*[self.tensor(came, room, place.index) for place in places])
+        return True
 
     def tensor(self, came: list[torch.Tensor], room: torch.Tensor, index: int) -> torch.Tensor:
         if index < self.came:
@@ -131,10 +147,11 @@ class Script:
         (shape, dtype), offset = self.rooms[index - self.came], self.offsets[index - self.came]
         return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def by_jit(self, came: list[torch.Tensor], words: tuple[int, int], pattern: tuple) -> None:
+    def by_jit(self, came: list[torch.Tensor], key: int, offset: int, seed_at: int, seed: torch.Tensor | None) -> None:
         """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
-        rooms = [empty(shape, dtype=dtype, device=came[0].device) for shape, dtype in self.rooms]
-        arrays, compiled = [*came, *rooms, *words], []
+        rooms = [empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.rooms]
+        where = seed if seed_at else torch.zeros(2, dtype=torch.int64, device=self.device)
+        arrays, compiled = [*came, *rooms, where, int(seed_at != 0), key, offset], []
         for action in self.actions:
             if isinstance(action, Launch):
                 compiled.append(action.by_jit(arrays))
@@ -142,26 +159,32 @@ class Script:
                 function, places = action
                 function(*[arrays[place.index] for place in places])
                 compiled.append(None)
+        pattern = tuple([i for i in self.specialised if arrays[i].data_ptr() & 15])
         launched = [done for done, action in zip(compiled, self.actions, strict=True) if isinstance(action, Launch)]
         if all(done is not None for done in launched):
             self.compiled[pattern] = compiled
 
 
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    return torch.cuda.device(device) if several else nullcontext()
+
+
+def told(seed: torch.Tensor | None) -> tuple[int, int, int]:
+    """The key and the offset of a seed on the CPU, or where they are in a device's memory."""
+    if seed is None:
+        return 0, 0, 0
+    if not seed.is_cpu:
+        return 0, 0, seed.data_ptr()
+    key, offset = seed.tolist()
+    return key, offset & 0xFFFFFFFF, 0
+
+
 def reads_of(operands: Operands) -> list[torch.Tensor]:
-    """The tensors that a step reads, in the order in which its script knows them; a seed only on a GPU."""
+    """The tensors that a step reads beside its seed, in the order in which its script knows them."""
     optional = [getattr(operands, name) for name in READ]
-    seed = [operands.seed] if on_device(operands) else []
-    return [operands.x, *operands.parameters, *[tensor for tensor in optional if tensor is not None], *seed]
-
-
-def on_device(operands: Operands) -> bool:
-    """Whether the seed is on a GPU, where kernels read it: that of a CUDA graph, another one in each replay."""
-    return operands.seed is not None and operands.seed.is_cuda
-
-
-def seed_of(operands: Operands) -> tuple[int, int]:
-    seed = operands.seed
-    return (0, 0) if seed is None or on_device(operands) else tuple(seed.tolist())
+    return [operands.x, *operands.parameters, *[tensor for tensor in optional if tensor is not None]]
 
 
 def places(operands: Operands, outputs: dict, gradients: list) -> tuple[Operands, dict, list]:
@@ -169,7 +192,7 @@ def places(operands: Operands, outputs: dict, gradients: list) -> tuple[Operands
     numbers = map(At, count())
     x, parameters = next(numbers), [next(numbers) for _ in operands.parameters]
     there = {name: next(numbers) for name in READ if getattr(operands, name) is not None}
-    at = Operands(x, parameters, seed=next(numbers) if on_device(operands) else None, **there)
+    at = Operands(x, parameters, **there)
     return at, {name: next(numbers) for name in outputs}, [next(numbers) for _ in gradients]
 
 
@@ -184,7 +207,7 @@ def likeness(problem: Problem, operands: Operands, reads: list[torch.Tensor], ou
     there = tuple([getattr(operands, name) is None for name in READ])
     strides = tuple([tensor.stride() for tensor in reads])
     x = operands.x
-    return problem, tuple(operands.weights), x.shape, x.device, there, on_device(operands), tuple(outputs), strides
+    return problem, tuple(operands.weights), x.shape, x.device, there, tuple(outputs), strides
 
 
 empty = torch.empty  # the tests replace it by one that returns NaN
