@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.testing.compare import forget
 
 from .cases import Case
 from .gpu import captured, check, host_microseconds, microseconds, step_of
@@ -33,10 +34,12 @@ def forced(module, **names) -> Iterator[None]:
     """Within it a module of the backend has other launch choices."""
     before = {name: getattr(module, name) for name in names}
     vars(module).update(names)
+    forget()
     try:
         yield
     finally:
         vars(module).update(before)
+        forget()
 
 
 def timed(case: Case, precision: str, device: str, rounds: int) -> float:

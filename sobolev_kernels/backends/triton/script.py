@@ -150,7 +150,7 @@ class Script:
     def by_jit(self, came: list[torch.Tensor], key: int, offset: int, seed_at: int, seed: torch.Tensor | None) -> None:
         """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
         rooms = [empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.rooms]
-        where = seed if seed_at else torch.zeros(2, dtype=torch.int64, device=self.device)
+        where = seed if seed_at else torch.empty(2, dtype=torch.int64, device=self.device)  # not read
         arrays, compiled = [*came, *rooms, where, int(seed_at != 0), key, offset], []
         for action in self.actions:
             if isinstance(action, Launch):
