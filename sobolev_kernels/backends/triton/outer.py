@@ -18,7 +18,7 @@ def outer_layer(
     across = (n_in + BN - 1) // BN if MULTIPLY else 1
     down, right = tl.program_id(0) // across, tl.program_id(0) % across
     if down * BM < n_out:
-        i, j, c = (down * BM + tl.arange(0, BM)).to(tl.int64), right * BN + tl.arange(0, BN), tl.arange(0, BK)
+        i, j, c = down * BM + tl.arange(0, BM), right * BN + tl.arange(0, BN), tl.arange(0, BK)
         part, total, bias = tl.program_id(1).to(tl.int64), tl.zeros((BM, BN), tl.float32), tl.zeros((BM,), tl.float32)
         for start in tl.range(0, rows, BK, disable_licm=True):
             row = part * rows + start + c
@@ -31,7 +31,11 @@ def outer_layer(
                 total += dot(tl.trans(operand(a, PRECISION)), operand(h, PRECISION), PRECISION)
         if MULTIPLY:
             here = (i < n_out)[:, None] & (j < n_in)[None, :]
-            tl.store(slots + (part + first_part) * stride + at + i[:, None] * n_in + j[None, :], total, mask=here)
+            tl.store(
+                slots + (part + first_part) * stride + at + i.to(tl.int64)[:, None] * n_in + j[None, :],
+                total,
+                mask=here,
+            )
         if bias_slots is not None:
             if right == 0:
                 tl.store(bias_slots + part * bias_stride + at_bias + i, bias, mask=i < n_out)
