@@ -129,9 +129,10 @@ def beside_reference(
     very = fixed(projections, data, None if wrt is None else len(wrt))
     # the basis has no P, and here no target that is projected already
     P = 1 if projections is None or projections.P is None else projections.P
+    exact = data if dtype == torch.float64 else data.to(torch.float64)
 
     def run(dtype, projections, backend, device="cpu", **more):
-        numbers = data if dtype == data.x.dtype else data.to(dtype)
+        numbers = data if dtype == data.x.dtype else exact
         wanted = targets(numbers) if callable(targets) else targets_of(numbers, targets, P, wrt)
         tensors = {name: as_dtype(value, dtype, device) for name, value in settings.items()}
         numbers, wanted = numbers.on(device), on_device(wanted, device)

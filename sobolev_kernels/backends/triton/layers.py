@@ -113,8 +113,9 @@ class Layers:
             copy = self.room(streams, n, operand=True)
         columns = triton.next_power_of_2(n)
         block = max(1, 2048 // columns)
-        kind, shared = map(tl.constexpr, (DISTRIBUTION[problem.distribution], problem.shared))
-        given = operands.given
+        given = operands.given  # also where these are drawn before
+        distribution = problem.distribution if given is None else "given"
+        kind, shared = map(tl.constexpr, (DISTRIBUTION[distribution], problem.shared))
         self.launch(
             "start_kernel", (triton.cdiv(self.N, block), streams), x, at.given,
             SEED, out, copy, self.N, 0 if W == 0 else problem.P, n, W,
