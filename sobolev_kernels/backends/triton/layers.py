@@ -16,7 +16,7 @@ from ...problem import Operands, Problem
 from .draws import DISTRIBUTION, Distribution
 from .finishing import AT_ONCE, Slots
 from .formulas import activation_of
-from .launches import LINEAR, OUTER
+from .launches import LINEAR, OUTER, WIDEST_DRAWN
 from .parameters import OPERANDS
 from .script import IN_MEMORY, KEY, OFFSET, SEED, At, Script, by_layer
 
@@ -111,6 +111,9 @@ class Layers:
         out, copy = self.script.room(streams, self.N, n), None
         if self.dtype != torch.float32:
             copy = self.room(streams, n, operand=True)
+        if n > WIDEST_DRAWN:
+            self.start_wide(x, W, out, copy)
+            return out if copy is None else copy
         columns = triton.next_power_of_2(n)
         block = max(1, 2048 // columns)
         given = operands.given  # also where these are drawn before
@@ -125,6 +128,24 @@ class Layers:
         )  # fmt: skip
         self.vectors = out
         return out if copy is None else copy
+
+    def start_wide(self, x: At | None, W: int, out: At, copy: At | None) -> None:
+        """The same by PyTorch; the vectors are given, or drawn before."""
+        first, P = int(x is not None), self.problem.P if W else 0
+
+        def fill(*tensors):
+            *came, out = tensors
+            out.zero_()
+            if first:
+                out[0].copy_(came[0])
+            if P:
+                out[first : first + P, :, :W].copy_(over_samples(came[-1], self.N))
+
+        came = [place for place in (x, self.at.given if P else None) if place is not None]
+        self.script.do(fill, *came, out)
+        if copy is not None:
+            self.script.do(lambda out, copy: copy.copy_(out), out, copy)
+        self.vectors = out
 
     def forward(self) -> At:
         """Values and their P tangents (and second derivatives) from those of the inputs; keeps Z and H."""

@@ -8,6 +8,7 @@ and only what lies between two of them is fused (`elementwise.py`). Gradients of
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 import triton
@@ -17,6 +18,7 @@ from ...enums import COTANGENTS, DENSE
 from ...math.directions import is_dependent
 from ...math.losses import is_coupled
 from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE, Operands, Problem
+from .. import reference
 from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel  # noqa: F401
 from .finishing import finish
 from .formulas import loss_of
@@ -29,6 +31,7 @@ from .start import along_kernel, cast_kernel, start_kernel  # noqa: F401
 
 here = sys.modules[__name__]
 SAMPLES = 128
+LONGEST_ALONG = 256  # numbers that a thread sums of a target along a vector
 
 
 def near(weight: torch.Tensor) -> torch.Tensor:
@@ -47,7 +50,11 @@ def readable(problem: Problem, operands: Operands) -> Operands:
 
 def drawn_before(problem: Problem, operands: Operands) -> Operands:
     """With vectors given that no kernel draws: those of a sample that depend on each other, or very long ones."""
-    if operands.given is None and problem.P and (is_dependent(problem.distribution) or problem.drawn > WIDEST_DRAWN):
+    if (
+        operands.given is None
+        and problem.P
+        and (is_dependent(problem.distribution) or max(problem.D, problem.drawn) > WIDEST_DRAWN)
+    ):
         return operands._replace(given=drawn(problem.drawing, operands.seed, operands.x.shape[0]), seed=None)
     return operands
 
@@ -157,9 +164,22 @@ def derivatives(layers: Layers) -> list[tuple[At, tuple] | None]:
             sk, (sj, si) = (steps[1], (steps[0], 0)) if cotangents else (steps[0], (*steps[1:], 0)[:2])
             first, width = (0, problem.O) if cotangents else (1, problem.D)
             out = layers.script.room(problem.P, N, n)
+            targets.append((out, (N * n, n, 1)))
+            if terms ** (1 + (name == "second")) > LONGEST_ALONG:
+                layers.script.do(projected(cotangents, name, first, terms), place, layers.vectors, out)
+                continue
             layers.launch(
                 "along_kernel", (triton.cdiv(problem.P * N * n, BLOCK),), place, layers.vectors, out, N, problem.P, n,
                 terms, first, width, sn, sj, si, sk, TWICE=name == "second", BLOCK=BLOCK,
             )  # fmt: skip
-            targets.append((out, (N * n, n, 1)))
     return targets
+
+
+def projected(cotangents: bool, name: str, first: int, terms: int) -> Callable:
+    """The same by PyTorch, whose products are faster where each number is a long sum."""
+    function = reference.project_twice if name == "second" else reference.pull if cotangents else reference.project
+
+    def fill(target, vectors, out):
+        out.copy_(function(target, vectors[first : first + len(out), :, :terms]))
+
+    return fill
