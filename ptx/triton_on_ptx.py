@@ -29,7 +29,7 @@ class OnPtx:
     """A kernel that is launched as on a GPU, but on the PTX machine."""
 
     compiled: dict = {}  # noqa: RUF012
-    traffic: dict = {}  # noqa: RUF012  # of the last launch, by the names of arguments
+    traffic: dict = {}  # noqa: RUF012  # of each kernel's last launch, by the names of arguments
 
     def __init__(self, kernel, schedule, results, change, target):
         self.kernel, self.schedule, self.results, self.change, self.target = kernel, schedule, results, change, target
@@ -47,8 +47,8 @@ class OnPtx:
             done.name, grid, None, list(arguments.values()), shared=done.shared, schedule=self.schedule
         )
         self.results.append(result)
-        self.traffic.clear()
-        self.traffic.update({name: result.by_array.get(f"argument {k}") for k, name in enumerate(arguments)})
+        by_name = {name: result.by_array.get(f"argument {k}") for k, name in enumerate(arguments)}
+        self.traffic[self.kernel.fn.__name__] = by_name
 
 
 class Recorded:
