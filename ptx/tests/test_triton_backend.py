@@ -74,15 +74,18 @@ def test_many_programs(on_ptx, place):
     compare(data(shape, "tanh"), directions_of("sphere", shape), backend="triton")
 
 
-CASES = ("drawn", "cotangents", "by gradients")
 # Of each row along drawn directions every precision, on sm_80 where it has that row; the other ways on sm_90.
 ROWS = [
     (target, row, case, precision)
     for row in launches.ON_CHIP + launches.IN_CACHE
     for precision in row.precisions
-    for case in CASES
+    for case, of in {
+        "drawn": row.precisions,
+        "cotangents": row.precisions[:1],
+        "by gradients": row.precisions[-1:],
+    }.items()
     for target in [launches.SM_80 if case == "drawn" and launches.SM_80 in row.targets else launches.SM_90]
-    if target in row.targets and (case == "drawn" or precision in (row.precisions[0], row.precisions[-1]))
+    if target in row.targets and precision in of
 ]
 
 
