@@ -173,11 +173,12 @@ def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str,
         step(replace(case, N=1), "cuda", precision)
         chosen = backend.layout
         for tiles in (1, 2):
-            kernels = around(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
+            with within(backend) as traffic:
+                step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
             taken.append(counts(backend.results["step"]))
     in_cache = [name for name in ("parameters", "gradients") if not chosen[name]]
     place = f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
-    return chosen["samples"], place, difference(*taken) | {"launches": 3 + kernels}
+    return chosen["samples"], place, difference(*taken) | {"launches": len(backend.results) + traffic.kernels}
 
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:

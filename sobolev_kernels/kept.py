@@ -22,11 +22,11 @@ from .boundary import PLAIN
 from .checks import faults_of_range
 from .directions import Projections
 from .errors import refuse
-from .math.directions import GIVEN
+from .math.directions import GIVEN, told
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .problem import LOSS, Operands, Problem
 from .settings import DIFFERENTIAL_ML, Settings
-from .steps import Shelf, Step, optional_of, step_of, surroundings
+from .steps import Shelf, Step, keeps, optional_of, step_of, surroundings
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -83,7 +83,7 @@ class Call:
                 refuse(() if weight is None else faults_of_range(name, weight))
         if kept.fresh:
             looked_at_again(self.student, x, self.parameters, self.settings, self.targets)
-        seed = kept.projections.draw_seed() if kept.seed is None else None
+        seed = kept.projections.draw_seed(x.device) if kept.seed is None else None
         if kept.finished:
             operands = Operands(x, self.parameters, seed=seed, weights=kept.weights)
         else:
@@ -97,7 +97,7 @@ class Call:
         """All of them, as call.py makes them."""
         kept, tensors = self.kept, self.tensors
         if seed is None and kept.projections is not None:
-            seed = kept.projections.draw_seed()
+            seed = kept.projections.draw_seed(tensors[0].device)
         optional = [view and tensors[view[0]].as_strided(*view[1:]) for view in kept.views]
         return Operands(tensors[0], self.parameters, optional[0], seed, *optional[1:], kept.weights)
 
@@ -108,7 +108,7 @@ class Call:
         made = [ops.empty(shape, dtype=dtype, device=device) for shape in kept.step.outputs]
         if problem.gradients:
             made += map(ops.empty_like, self.parameters)
-        if not kept.step.run(self.addresses, made, kept.seed or operands.seed.tolist()):
+        if not kept.step.run(self.addresses, made, kept.seed or told(operands.seed)):
             return ops.compute(problem, self.operands(operands.seed))
         if kept.finished:
             made.insert(1, None)
@@ -160,7 +160,9 @@ def look(
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, collapsed: bool = False,
 ) -> Call | None:  # fmt: skip
     """A call, and what is kept of one like it; None of a call that is out of the ordinary."""
-    if torch.compiler.is_compiling() or watched() or type(x) not in PLAIN or not x.is_cpu or x.is_nested:
+    if torch.compiler.is_compiling() or type(x) not in PLAIN or x.is_nested or not (x.is_cpu or x.is_cuda):
+        return None
+    if watched(x.device.type):
         return None
     kinds: list = []
     parameters: list[torch.Tensor] = []
@@ -192,11 +194,11 @@ def look(
     return call
 
 
-def watched() -> bool:
+def watched(device: str) -> bool:
     """Whether someone looks at every operation of PyTorch, or changes what it does."""
     return (
         torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu") or hooks_of_all()
+        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(device) or hooks_of_all()
     )  # fmt: skip
 
 
@@ -209,6 +211,8 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     settings = call.settings
     if settings.check_finite or settings.weights == DIFFERENTIAL_ML or (projections and projections.offset):
         return  # of the last, the next call will be at another offset
+    if not keeps(problem):
+        return
     if not still_is(call):
         return
     outputs, gradients = ops.outputs_of(problem, operands)
@@ -221,7 +225,7 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
     places = iter(range(1 + len(operands.parameters), len(call.tensors)))
     targeted = (operands.values, operands.derivative, operands.second)
     drawn = projections is not None and projections.distribution != GIVEN
-    seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
+    seed = told(operands.seed) if not drawn or projections.seed is not None else None
     differentiates = torch.is_grad_enabled()
     kept = Kept(
         settings, problem, projections, operands.weights, tuple(t is not None for t in targeted), step,

@@ -55,8 +55,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
-    backward, came = problem.result in BACKWARDS and problem.backend == "cpu", operands
-    if backward and not torch.is_autocast_enabled("cpu"):
+    backward, came = problem.result in BACKWARDS and steps.keeps(problem), operands
+    if backward and not torch.is_autocast_enabled(problem.device):
         x = operands.x
         new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
         made = steps.again(problem, operands, new, empty_like)

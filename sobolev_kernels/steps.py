@@ -1,4 +1,4 @@
-"""Steps of the C++ core that are kept: all that one is told but where its numbers lie, for tensors that lie alike."""
+"""Steps that are kept: all that a backend is told of one but where its numbers lie, for tensors that lie alike."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import TypeVar
 import torch
 from torch._C._dynamo.guards import TensorGuards
 
-from .backends import core, cpu
 from .boundary import entering
+from .dispatch import BACKENDS
+from .math.directions import told
 from .problem import Operands, Problem
 
-MASK = 0xFFFFFFFF  # of an offset
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Step:
-    """A step of the core, and what its tensors must be like for it to read them.
+    """A step of a backend, and what its tensors must be like for it to read them.
 
     No tensor is held. Two threads may run the same step.
     """
 
     guards: TensorGuards  # their types, dispatch keys, dtypes, devices, sizes, strides, requires_grad
     needs: tuple[int, ...]  # bytes from the first number of each to its last
-    told: object
-    isa: str
+    launch: Callable[..., bool]
     outputs: tuple[tuple[int, ...], ...]  # their shapes, but for those of the parameters' gradients
 
     def addresses(self, tensors: list[torch.Tensor]) -> list[int] | None:
@@ -42,10 +41,9 @@ class Step:
                 return None
         return addresses_of(tensors)
 
-    def run(self, addresses: list[int], made: list[torch.Tensor], seed: tuple[int, int]) -> bool:
+    def run(self, addresses: list[int], made: list[torch.Tensor], seed: tuple[int, ...]) -> bool:
         """Fill what was made, outputs and gradients; False, and nothing is done, if numbers cannot be where one is."""
-        key, offset = seed
-        return core._C.mlp_sobolev_at(self.told, self.isa, addresses, addresses_of(made), key, offset & MASK)
+        return self.launch(addresses, addresses_of(made), *seed)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
@@ -67,7 +65,7 @@ def step_of(
     """The step that fills such outputs from such operands, each of which starts where one of these tensors does; None
     if it is not as simple as that: what had to be copied or computed first would have to be so again."""
     reads = reads_of(operands)
-    if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
+    if not keeps(problem) or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
     if len(set(map(id, tensors))) < len(tensors):
         return None  # TensorGuards take each tensor once
@@ -75,12 +73,17 @@ def step_of(
         return None  # and so their gradients are made like them
     if entering(problem, operands) is not operands:
         return None
-    told, isa = cpu.step_of(problem, operands, outputs, gradients)
-    if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
+    launch, *addresses = BACKENDS[problem.backend].kept(problem, operands, outputs, gradients)
+    if addresses != [addresses_of(reads), addresses_of([*outputs.values(), *gradients])]:
         return None
     guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     shapes = tuple(tuple(tensor.shape) for tensor in outputs.values())
-    return Step(guards, tuple(map(reach, tensors)), told, isa, shapes)
+    return Step(guards, tuple(map(reach, tensors)), launch, shapes)
+
+
+def keeps(problem: Problem) -> bool:
+    """Whether the problem's backend can run a step again."""
+    return hasattr(BACKENDS[problem.backend], "kept")
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -125,8 +128,7 @@ def again(
         addresses = step.addresses(tensors)
         if addresses is not None:
             made = [*map(make, step.outputs), *map(like, operands.parameters)]
-            seed = (0, 0) if operands.seed is None else operands.seed.tolist()
-            return made if step.run(addresses, made, seed) else None
+            return made if step.run(addresses, made, told(operands.seed)) else None
     return None
 
 

@@ -18,6 +18,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
+from ...math.directions import told
 from ...problem import Operands, Problem
 
 ALIGNED = 256  # bytes: where an array in the room of a step may begin
@@ -109,10 +110,11 @@ class Script:
         for i in self.copies:
             reads[i] = reads[i].contiguous()
         came = [*reads, *made]
-        words = told(seed)
-        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], *words, came):
+        key, offset, *at = told(seed)
+        seed_at = at[0] if at else 0
+        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], key, offset, seed_at, came):
             with on_device(self.device):
-                self.by_jit(came, *words, seed)
+                self.by_jit(came, key, offset, seed if seed_at else None)
 
     def again(
         self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0,
@@ -147,11 +149,11 @@ class Script:
         (shape, dtype), offset = self.rooms[index - self.came], self.offsets[index - self.came]
         return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def by_jit(self, came: list[torch.Tensor], key: int, offset: int, seed_at: int, seed: torch.Tensor | None) -> None:
+    def by_jit(self, came: list[torch.Tensor], key: int, offset: int, seed: torch.Tensor | None) -> None:
         """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
         rooms = [empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.rooms]
-        where = seed if seed_at else torch.empty(2, dtype=torch.int64, device=self.device)  # not read
-        arrays, compiled = [*came, *rooms, where, int(seed_at != 0), key, offset], []
+        where = torch.empty(2, dtype=torch.int64, device=self.device) if seed is None else seed  # read if it is there
+        arrays, compiled = [*came, *rooms, where, int(seed is not None), key, offset], []
         for action in self.actions:
             if isinstance(action, Launch):
                 compiled.append(action.by_jit(arrays))
@@ -169,16 +171,6 @@ def on_device(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors."""
     several = device.type == "cuda" and torch.cuda.device_count() > 1
     return torch.cuda.device(device) if several else nullcontext()
-
-
-def told(seed: torch.Tensor | None) -> tuple[int, int, int]:
-    """The key and the offset of a seed on the CPU, or where they are in a device's memory."""
-    if seed is None:
-        return 0, 0, 0
-    if not seed.is_cpu:
-        return 0, 0, seed.data_ptr()
-    key, offset = seed.tolist()
-    return key, offset & 0xFFFFFFFF, 0
 
 
 def reads_of(operands: Operands) -> list[torch.Tensor]:
