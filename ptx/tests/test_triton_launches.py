@@ -10,6 +10,7 @@ import torch
 
 import sobolev_kernels as sk
 from ptx.compile import missing
+from sobolev_kernels import call
 from sobolev_kernels.testing.compare import computed_from, forget
 from sobolev_kernels.testing.problems import Shape, data
 
@@ -114,8 +115,8 @@ def test_a_step_like_one_before_is_launched_as_that_was(path):
     with driven() as driver:
         step(numbers, directions=sk.Directions.sphere(2, seed=5))
         first = [*driver.launches]
-        (script,) = SCRIPTS.values()
-        script.by_jit = None  # would be an error
+        for script in SCRIPTS.values():
+            script.by_jit = None  # would be an error
         driver.launches.clear()
         moved = data(SHAPE, "tanh")
         step(moved, directions=sk.Directions.sphere(2, seed=2**62 + 1))
@@ -129,6 +130,20 @@ def test_a_step_like_one_before_is_launched_as_that_was(path):
     known = {t.data_ptr() for t in (moved.x, moved.y, *read)}
     assert known <= {n for launched in flat[len(first) :] for n in launched if type(n) is int}
     assert any(2**62 + 1 in launched for launched in flat[len(first) :])
+
+
+@pytest.mark.parametrize("settings", [{}, {"reduction": "none"}], ids=str)
+def test_a_call_like_one_before_goes_the_short_way(path, settings, monkeypatch):
+    """From the call straight to the launches (`kept.py`); but for PyTorch's multiplies, which want tensors."""
+    numbers = data(SHAPE, "tanh")
+    with driven() as driver:
+        step(numbers, **settings)
+        first = driver.names()
+        driver.launches.clear()
+        prepared, prepare = [], call.prepare
+        monkeypatch.setattr(call, "prepare", lambda request: (prepared.append(request), prepare(request))[1])
+        step(numbers, **settings)
+    assert driver.names() == first and len(prepared) == (path == "torch's multiply")
 
 
 def test_parameters_that_are_not_aligned_take_a_variant_of_their_own():
@@ -150,8 +165,8 @@ def test_parameters_that_are_not_aligned_take_a_variant_of_their_own():
         for tensors in (aligned, shifted, aligned, shifted):
             with_parameters(tensors)
         assert Counter(driver.compiled) == {"pack_kernel": 2, "step_kernel": 1, "finish_kernel": 1}
-        (script,) = SCRIPTS.values()
-        script.by_jit = None
+        for script in SCRIPTS.values():
+            script.by_jit = None
         with_parameters(aligned)
         with_parameters(shifted)
 
@@ -162,7 +177,7 @@ def test_whoever_watches_launches_is_told_of_each():
     hook = told.append
     with driven() as driver:
         step(numbers)
-        (script,) = SCRIPTS.values()
+        script = next(iter(SCRIPTS.values()))  # of the long way
         plain = script.by_jit
         script.by_jit = lambda *arguments: (told.append("by the JIT"), plain(*arguments))
         step(numbers)
@@ -186,7 +201,7 @@ def test_scripts_are_few_and_hold_no_tensor():
         x = weakref.ref(numbers.x)
         del numbers
         gc.collect()
-        assert x() is None and len(SCRIPTS) == 1
+        assert x() is None and len(SCRIPTS) == 2  # of the long way, and of the short one
         forget()
         assert not SCRIPTS
 

@@ -90,11 +90,14 @@ def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, 
     """The launches that fill such outputs and gradients from operands that lie like these, written once."""
     from .script import likeness
 
-    key = likeness(problem, operands, reads, outputs)
+    key = likeness(problem, operands, reads, tuple(outputs))
     script = SCRIPTS.get(key)
     if script is None:
         with on_device_of(operands.x):  # the rows of launches.py are those of the current device
             script = written(problem, operands, outputs, gradients)
+        if next(iter(outputs), None) == "loss" and "terms" not in outputs:  # by the same kernels as one that gives them
+            with_terms = SCRIPTS.get(likeness(problem, operands, reads, ("loss", "terms", *[*outputs][1:])))
+            script.compiled = script.compiled if with_terms is None else with_terms.compiled
         with LOCK:
             while len(SCRIPTS) >= MOST_SCRIPTS:
                 del SCRIPTS[next(iter(SCRIPTS))]

@@ -118,6 +118,8 @@ def finish(
 ) -> None:  # fmt: skip
     """The launch that ends a step; for a student of more than AT_ONCE layers several."""
     each, loss = problem.result == PER_SAMPLE, outputs.get("loss")
+    # also where nobody asks for the terms: one variant of the kernel
+    sums = None if each or loss is None else outputs.get("terms") or script.room(1 + problem.order)
     layers = by_layer(problem, gradients) if gradients else []
     sizes = [*pairwise(problem.widths)]
     for first in range(0, max(1, len(layers)), AT_ONCE):
@@ -134,8 +136,8 @@ def finish(
         blocks = max(triton.cdiv(most, COLUMNS), triton.cdiv(N, SAMPLES) if each else 1)
         of_weights, of_biases = map(tuple, zip(*layers[some], strict=True)) if layers else ((), ())
         script.launch(
-            sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, None if each else outputs.get("terms"),
-            terms, of_weights, of_biases, tuple(places), slots.weights, slots.biases, N, *slots[2:6], common,
+            sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, sums, terms, of_weights, of_biases,
+            tuple(places), slots.weights, slots.biases, N, *slots[2:6], common,
             tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS, SAMPLES=SAMPLES,
         )  # fmt: skip
         loss = None
