@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
 #include "math/enums.h"
+#include "reading.h"
 #ifdef SK_CUDA
 #include "cuda/launch.h"
 #endif
@@ -120,35 +121,27 @@ struct StepBuilder {
     }
   }
 
-  // A copy, since two threads may run the same step, with other addresses in the places of its own; whether numbers can
-  // be at all of them.
-  bool at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
-    std::size_t read = 0, written = 0;
-    bool ready = true;
-    each_read([&](const void*& place) {
-      const Address address = read < reads.size() ? reads[read] : 0;
-      ready = ready && address && address % (step.dtype == sk::Dtype::kFloat64 ? 8 : 4) == 0;
-      place = reinterpret_cast<const void*>(address);
-      ++read;
-    });
-    each_written([&](void*& place) {
-      place = reinterpret_cast<void*>(written < writes.size() ? writes[written] : 0);
-      ready = ready && place;
-      ++written;
-    });
-    need(read == reads.size() && written == writes.size(), "a step must be given all of its addresses");
-    return ready;
+  // The same with other addresses in the places of its own: `next_read` and `next_written` say which.
+  template <class Read, class Written>
+  void at(Read next_read, Written next_written) {
+    each_read([&](const void*& place) { place = reinterpret_cast<const void*>(next_read()); });
+    each_written([&](void*& place) { place = reinterpret_cast<void*>(next_written()); });
   }
 
-  // The same of a step that is kept, ready to be run, which this is a copy of
-  bool again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+  // The same of a step that is kept, ready to be run, which this is a copy of.
+  void again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
              std::uint32_t offset, Address seed_at = 0) {
-    if (!at(reads, writes)) return false;
+    std::size_t read = 0, written = 0;
+    const auto next = [](const std::vector<Address>& places, std::size_t& i) {
+      need(i < places.size() && places[i], "a step must be given all of its addresses");
+      return places[i++];
+    };
+    at([&] { return next(reads, read); }, [&] { return next(writes, written); });
+    need(read == reads.size() && written == writes.size(), "a step must be given no more addresses than it has");
     step.directions.seed = seed;
     step.directions.offset = offset;
     step.directions.seed_at = reinterpret_cast<const std::int64_t*>(seed_at);
     run();
-    return true;
   }
 
   // One that is to be run: what it reads and writes without asking is there.
@@ -165,6 +158,11 @@ struct StepBuilder {
     return step;
   }
 };
+
+// As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
 
 sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
                                    Address scratch) {
@@ -187,6 +185,29 @@ void set_layers(StepBuilder& self, const py::list& rows) {
     layer.dbias = output(t[6]);
     self.layers.push_back(layer);
   }
+}
+
+PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    need(count == 6 && PyList_Check(arguments[2]) && PyList_Check(arguments[3]), "six arguments, two of them lists");
+    StepBuilder self = py::cast<const StepBuilder&>(py::handle(arguments[0]));  // two threads may run the same one
+    const auto& kernels = instruction_set(py::cast<std::string>(py::handle(arguments[1])));
+    sk::reading::Each reads(arguments[2]), writes(arguments[3]);
+    self.at([&] { return reads.number(); }, [&] { return writes.address(); });
+    need(reads.all() && writes.all(), "a step must be given as many addresses as it has");
+    self.step.directions.seed = py::cast<std::uint64_t>(py::handle(arguments[4]));
+    self.step.directions.offset = py::cast<std::uint32_t>(py::handle(arguments[5]));
+    const auto& step = self.run();
+    py::gil_scoped_release release;
+    sk::cpu::mlp_sobolev(kernels, step);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
 }
 
 }  // namespace
@@ -291,19 +312,14 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
-  m.def(
-      "mlp_sobolev_at",
-      [](const StepBuilder& kept, const std::string& isa, const std::vector<Address>& reads,
-         const std::vector<Address>& writes, std::uint64_t seed, std::uint32_t offset) {
-        StepBuilder self = kept;
-        if (!self.again(reads, writes, seed, offset)) return false;
-        const auto& kernels = instruction_set(isa);
-        py::gil_scoped_release release;
-        sk::cpu::mlp_sobolev(kernels, self.step);
-        return true;
-      },
-      "a step that is kept, at other addresses; false, and nothing is done, where no numbers can be at one of them",
-      py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"), py::arg("seed"), py::arg("offset"));
+  static PyMethodDef read_at_every_step[] = {
+      {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
+      {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
+       "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();
   m.def(
       "draw_directions",
       [](StepBuilder& self, Address out, const std::string& isa) {
@@ -345,7 +361,7 @@ PYBIND11_MODULE(_C, m) {
          const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
          std::uint32_t offset, Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
-        if (!self.again(reads, writes, seed, offset, seed_at)) return py::none();
+        self.again(reads, writes, seed, offset, seed_at);
         const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
         const auto size = [](const sk::cuda::Grid& grid) { return py::make_tuple(grid.columns, grid.rows); };
         const bool finishes = sk::cuda::finishes(a);
@@ -362,17 +378,15 @@ PYBIND11_MODULE(_C, m) {
          const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
          std::uint32_t offset, Address seed_at, Address scratch, Address stream) {
         StepBuilder self = kept;
-        if (!self.again(reads, writes, seed, offset, seed_at)) return false;
+        self.again(reads, writes, seed, offset, seed_at);
         const auto rounded = choice<sk::Precision>(precision, "precision");
         const auto a = cuda_arguments(self.step, rounded, limit, blocks, scratch);
         py::gil_scoped_release release;
         sk::cuda::launch(a, rounded, device, stream);
-        return true;
       },
-      "a step on a device, on its stream, at other addresses than it was told; false, and nothing is done, where no "
-      "numbers can be at one of them",
-      py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
-      py::arg("writes"), py::arg("seed"), py::arg("offset"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
+      "a step on a device, on its stream, at other addresses than it was told", py::arg("step"), py::arg("precision"),
+      py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"), py::arg("writes"), py::arg("seed"),
+      py::arg("offset"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
       [](int precision, std::uint64_t shared, int device) {

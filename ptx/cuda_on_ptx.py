@@ -57,12 +57,10 @@ class OnPtx:
 
     def start(self, launch, where, scratch):
         told = prepared(launch, where, scratch)
-        if told is not None:
-            scratch.numpy().fill(255)
-            self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
-            self.results = {}
-            self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
-        return told is not None
+        scratch.numpy().fill(255)
+        self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
+        self.results = {}
+        self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
     def execute(self, launch, arguments, pack, finish, memory):
         """Pack, step and finish as they are launched."""
@@ -87,18 +85,18 @@ class OnPtx:
 def on_ptx(**options):
     """sk.sobolev_loss(..., backend="cuda") within it."""
     backend = OnPtx(**options)
-    addresses, run = steps.Step.addresses, steps.Step.run
+    addresses, run = steps.Layout.addresses, steps.Step.run
 
-    def looked_at(step, tensors):
+    def looked_at(layout, tensors):
         backend.memory = list(tensors)
-        return addresses(step, tensors)
+        return addresses(layout, tensors)
 
     def ran(step, at, made, seed):
         backend.memory += made
         return run(step, at, made, seed)
 
     with (
-        patch.object(steps.Step, "addresses", looked_at), patch.object(steps.Step, "run", ran),
+        patch.object(steps.Layout, "addresses", looked_at), patch.object(steps.Step, "run", ran),
         on_cpu(backend.start, backend, backend.limit, backend.blocks),
     ):  # fmt: skip
         yield backend

@@ -42,7 +42,6 @@ class Launches:
         told = dry.prepared(launch, where, scratch)
         self.count += 2 if told[2] is None else 3
         self.told.append(where)
-        return True
 
     def of(self, call):
         before = self.count

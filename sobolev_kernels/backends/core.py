@@ -21,6 +21,8 @@ TABLES = {
 }  # fmt: skip
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
+# What a call that is like one before asks of it.
+AT_EVERY_STEP = ("read", "addresses", "mlp_sobolev_at")
 # An address in the place of every tensor, where only shapes are asked for.
 SOMEWHERE = (1, 0, 0, 0)
 
@@ -31,6 +33,9 @@ def why_missing(core: object) -> str | None:
     different = [name for name, names in TABLES.items() if tuple(theirs.get(name, ())) != names]
     if different:
         return f"the compiled core is of another version (its tables differ: {', '.join(different)}); build it again"
+    lacking = [name for name in AT_EVERY_STEP if not hasattr(core, name)]
+    if lacking:
+        return f"the compiled core is of another version (it has no {', '.join(lacking)}); build it again"
     return None
 
 

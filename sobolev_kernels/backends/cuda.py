@@ -92,7 +92,7 @@ def plan(problem: Problem, N: int) -> Plan:
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
     launch, reads, writes = kept(problem, operands, outputs, gradients)
-    launch(reads, writes, *told(operands.seed))
+    launch.at(reads, writes, *told(operands.seed))
 
 
 def kept(
@@ -114,18 +114,21 @@ class Launch(NamedTuple):
     device: torch.device
     scratch: int  # bytes
 
-    def __call__(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> bool:
-        """Pack, step and finish, on the device's current stream; False, and nothing is done, if numbers cannot be where
-        one of them is. Scratch comes from torch, so a CUDA graph can capture it."""
+    def __call__(self, reads: list[int], made: list[torch.Tensor], *seed: int) -> None:
+        self.at(reads, [tensor.data_ptr() for tensor in made], *seed)
+
+    def at(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> None:
+        """Pack, step and finish, on the device's current stream. Scratch comes from torch, so a CUDA graph can capture
+        it."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8, device=self.device)
-        return start(self, (reads, writes, key, offset, seed_at), scratch)
+        start(self, (reads, writes, key, offset, seed_at), scratch)
 
 
-def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> bool:
+def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> None:
     """What the tests replace that have no GPU."""
     device = launch.device.index
     stream = torch._C._cuda_getCurrentRawStream(device)
-    return core._C.cuda_step_at(*launch[:4], device, *where, scratch.data_ptr(), stream)
+    core._C.cuda_step_at(*launch[:4], device, *where, scratch.data_ptr(), stream)
 
 
 @lru_cache(maxsize=256)

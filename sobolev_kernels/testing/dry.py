@@ -16,15 +16,14 @@ from .compare import forget
 LIMIT = 163 << 10  # of shared memory, on sm_80
 
 
-def prepared(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> tuple[bytes, tuple, tuple | None] | None:
-    """All that a step is launched with: the kernels' argument, the grids of the first kernel and of the last; None
-    where nothing would be launched."""
+def prepared(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> tuple[bytes, tuple, tuple | None]:
+    """All that a step is launched with: the kernels' argument, the grids of the first kernel and of the last."""
     return core._C.cuda_arguments_at(*launch[:4], 0, *where, scratch.data_ptr())
 
 
-def do_nothing(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> bool:
+def do_nothing(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> None:
     """Kernels that do nothing: everything before them is done."""
-    return prepared(launch, where, scratch) is not None
+    prepared(launch, where, scratch)
 
 
 BACKEND = SimpleNamespace(

@@ -70,20 +70,21 @@ def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], 
 
 def kept(
     problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
-) -> tuple[Callable[..., bool] | None, list[int], list[int]]:
-    """What launches such a step again, told where it reads and writes, and its seed; and where this one does.
+) -> tuple[Callable[..., None] | None, list[int], list[int]]:
+    """What runs such a step again, told where it reads, what it fills, and its seed; and the addresses of this one.
 
-    Nothing of one that needs more than addresses: vectors that are drawn before, copies, PyTorch's multiplies.
+    Nothing of one that needs more than addresses: vectors that are drawn before, copies, PyTorch's multiplies; nor of
+    one that is interpreted.
     """
     from .layerwise import drawn_before
     from .script import reads_of
 
     reads = reads_of(operands)
     script = drawn_before(problem, operands) is operands and script_of(problem, operands, reads, outputs, gradients)
-    if not script or not script.needs_addresses_alone:
+    if not script or not script.compiled or not script.needs_addresses_alone:
         return None, [], []
     writes = [*outputs.values(), *gradients]
-    return script.again, [tensor.data_ptr() for tensor in reads], [tensor.data_ptr() for tensor in writes]
+    return script.fill, [tensor.data_ptr() for tensor in reads], [tensor.data_ptr() for tensor in writes]
 
 
 def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, gradients: list) -> Script:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import count
 from math import prod
 from types import ModuleType
@@ -73,6 +74,17 @@ def bound(value, arrays: list):
     return value
 
 
+@dataclass(frozen=True)
+class Placed:
+    """All that Triton's JIT asks of a tensor."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
 class Script:
     """The launches of a step, and between them operations of PyTorch; no tensor is held. Two threads may run it.
 
@@ -115,6 +127,13 @@ class Script:
         if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], key, offset, seed_at, came):
             with on_device(self.device):
                 self.by_jit(came, key, offset, seed if seed_at else None)
+
+    def fill(self, reads: list[int], made: list[torch.Tensor], key: int, offset: int, seed_at: int = 0) -> None:
+        """The same, told where it reads, and its seed."""
+        if not self.again(reads, [t.data_ptr() for t in made], key, offset, seed_at):
+            came = [*[Placed(address, torch.float32) for address in reads], *made]
+            with on_device(self.device):
+                self.by_jit(came, key, offset, Placed(seed_at, torch.int64) if seed_at else None)
 
     def again(
         self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0,
