@@ -10,7 +10,7 @@ import torch
 
 import sobolev_kernels as sk
 from ptx.compile import missing
-from sobolev_kernels import directions
+from sobolev_kernels import directions, kept
 from sobolev_kernels.backends import triton
 from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.testing.compare import computed_from, forget
@@ -86,7 +86,8 @@ def test_a_seed_in_memory_is_of_the_same_variant(path, monkeypatch):
         compiled = [*driver.compiled]
         driver.launches.clear()
         monkeypatch.setattr(math_directions, "in_memory_of_device", lambda seed: True)
-        monkeypatch.setattr(directions, "is_capturing", lambda device: True)
+        for module in (directions, kept):
+            monkeypatch.setattr(module, "is_capturing", lambda device: True)
         step(numbers)
     assert driver.compiled == compiled
     kernels = {"step_kernel": one_launch.step_kernel, "start_kernel": layerwise.start_kernel}
