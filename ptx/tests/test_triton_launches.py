@@ -10,7 +10,9 @@ import torch
 
 import sobolev_kernels as sk
 from ptx.compile import missing
+from sobolev_kernels import directions, kept
 from sobolev_kernels.backends import triton
+from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.testing.compare import computed_from, forget
 from sobolev_kernels.testing.problems import Shape, data
 
@@ -73,6 +75,25 @@ def test_a_step_in_one_launch_is_three(settings):
         assert driver.names() == forward
         loss.sum().backward()
         assert driver.names() == forward * (2 if "reduction" in settings else 1)
+
+
+def test_a_seed_in_memory_is_of_the_same_variant(path, monkeypatch):
+    """As while a CUDA graph is captured: nothing is compiled then, and the kernel reads what each replay draws."""
+    numbers = data(SHAPE, "tanh")
+    with driven() as driver:
+        for _ in range(3):
+            step(numbers)
+        compiled = [*driver.compiled]
+        driver.launches.clear()
+        monkeypatch.setattr(math_directions, "in_memory_of_device", lambda seed: True)
+        for module in (directions, kept):
+            monkeypatch.setattr(module, "is_capturing", lambda device: True)
+        step(numbers)
+    assert driver.compiled == compiled
+    kernels = {"step_kernel": one_launch.step_kernel, "start_kernel": layerwise.start_kernel}
+    (drawing,) = [launched for launched in driver.launches if launched.kernel in kernels]
+    of = dict(zip(kernels[drawing.kernel].arg_names, drawing.arguments, strict=True))
+    assert of["SEED"] != 0 and (of["seed_in_memory"], of["seed"], of["offset"]) == (1, 0, 0)
 
 
 ONCE = {"start_kernel", "along_kernel", "residual_kernel", "adjoint_kernel", "outer_kernel", "finish_kernel"}

@@ -127,6 +127,12 @@ def test_more_inputs_than_a_program_takes(multiply, monkeypatch):
     compare(data(SMALL, "tanh"), sk.Cotangents.sphere(3, seed=4))
 
 
+@pytest.mark.parametrize("path", ["in cache", "layer-wise"], indirect=True)
+def test_more_layers_than_a_launch_packs(path):
+    shape = Shape(5, 3, 9, 17, 2, 1, "18 linear layers")
+    compare(data(shape, "sin"), directions_of("sphere", shape))
+
+
 @pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian"])
 def test_derivatives_as_outputs(function):
     numbers = data(SMALL, "tanh")
