@@ -128,6 +128,22 @@ struct StepBuilder {
     each_written([&](void*& place) { place = reinterpret_cast<void*>(next_written()); });
   }
 
+  // The same of a step that is kept, ready to be run, which this is a copy of.
+  void again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+             std::uint32_t offset, Address seed_at = 0) {
+    std::size_t read = 0, written = 0;
+    const auto next = [](const std::vector<Address>& places, std::size_t& i) {
+      need(i < places.size() && places[i], "a step must be given all of its addresses");
+      return places[i++];
+    };
+    at([&] { return next(reads, read); }, [&] { return next(writes, written); });
+    need(read == reads.size() && written == writes.size(), "a step must be given no more addresses than it has");
+    step.directions.seed = seed;
+    step.directions.offset = offset;
+    step.directions.seed_at = reinterpret_cast<const std::int64_t*>(seed_at);
+    run();
+  }
+
   // One that is to be run: what it reads and writes without asking is there.
   sk::Step& run() {
     finish();
@@ -146,6 +162,13 @@ struct StepBuilder {
 // As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
+                                   Address scratch) {
+  auto a = sk::cuda::prepare(step, precision, limit);
+  sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+  return a;
 }
 
 void set_layers(StepBuilder& self, const py::list& rows) {
@@ -215,7 +238,7 @@ PYBIND11_MODULE(_C, m) {
               std::uint32_t offset, bool shared, double magnitude) {
              self.step.projection = choice<sk::Projection>(projection, "projection");
              const auto drawn = choice<sk::Distribution>(distribution, "distribution");
-             self.step.directions = {drawn, strided(given), seed, offset, shared, magnitude};
+             self.step.directions = {drawn, strided(given), seed, offset, nullptr, shared, magnitude};
            })
       .def(
           "residuals",
@@ -326,33 +349,44 @@ PYBIND11_MODULE(_C, m) {
         const auto& layout = a.layout;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
                         "shared"_a = layout.floats * 4, "parameters"_a = layout.packed != sk::cuda::kAbsent,
-                        "gradients"_a = layout.gradients != sk::cuda::kAbsent,
+                        "gradients"_a = !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
-                        "slot"_a = layout.gradient_floats * 4);
+                        "slot"_a = layout.slot_floats * 4);
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
   m.def(
-      "cuda_arguments",
-      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks) {
-        auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
-        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
-        return py::bytes(reinterpret_cast<const char*>(&a), sizeof a);
+      "cuda_arguments_at",
+      [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int,
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+         std::uint32_t offset, Address seed_at, Address scratch) -> py::object {
+        StepBuilder self = kept;
+        self.again(reads, writes, seed, offset, seed_at);
+        const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
+        const auto size = [](const sk::cuda::Grid& grid) { return py::make_tuple(grid.columns, grid.rows); };
+        const bool finishes = sk::cuda::finishes(a);
+        return py::make_tuple(py::bytes(reinterpret_cast<const char*>(&a), sizeof a), size(sk::cuda::grid_of_pack(a)),
+                              finishes ? py::object(size(sk::cuda::grid_of_finish(a))) : py::none());
       },
-      "the kernels' one argument, for who launches them himself", py::arg("step"), py::arg("precision"),
-      py::arg("limit"), py::arg("scratch"), py::arg("blocks"));
+      "what cuda_step_at would launch: the kernels' one argument, and the grids of the first and of the last of them",
+      py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
+      py::arg("writes"), py::arg("seed"), py::arg("offset"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA
   m.def(
-      "cuda_step",
-      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks, int device,
-         Address stream) {
-        auto a = sk::cuda::prepare(self.run(), choice<sk::Precision>(precision, "precision"), limit);
-        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+      "cuda_step_at",
+      [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int device,
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+         std::uint32_t offset, Address seed_at, Address scratch, Address stream) {
+        StepBuilder self = kept;
+        self.again(reads, writes, seed, offset, seed_at);
+        const auto rounded = choice<sk::Precision>(precision, "precision");
+        const auto a = cuda_arguments(self.step, rounded, limit, blocks, scratch);
         py::gil_scoped_release release;
-        sk::cuda::launch(a, choice<sk::Precision>(precision, "precision"), device, stream);
+        sk::cuda::launch(a, rounded, device, stream);
       },
-      "a step on a device, on its stream", py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("scratch"),
-      py::arg("blocks"), py::arg("device"), py::arg("stream"));
+      "a step on a device, on its stream, at other addresses than it was told", py::arg("step"), py::arg("precision"),
+      py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"), py::arg("writes"), py::arg("seed"),
+      py::arg("offset"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
       [](int precision, std::uint64_t shared, int device) {

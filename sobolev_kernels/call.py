@@ -108,7 +108,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, evaluated.y)
         evaluated = looked_at("student", call, evaluated, x)
-    seed = None if call.projections is None else call.projections.draw_seed()
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)

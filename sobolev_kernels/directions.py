@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
 
@@ -24,10 +24,11 @@ from .errors import (
     one_of,
     refuse,
 )
-from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
+from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
+CPU = torch.device("cpu")
 CONSTANT = "a tensor without requires_grad (no gradient is provided)"
 
 
@@ -200,22 +201,31 @@ class Projections:
     def magnitude(self, n: int) -> float:
         return unbiased_magnitude(self.distribution, n) if self.unbiased else 1.0
 
-    def draw_seed(self) -> torch.Tensor | None:
-        """(seed, offset) of one call, int64 [2] on the CPU; None for given ones."""
+    def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
+        """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
+
+        While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
+        draws anew.
+        """
         if self.distribution == "given":
             return None
         if self.seed is not None:
             return torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
         try:
-            return torch.randint(2**62, (2,), dtype=torch.int64, device="cpu")
+            where = device if is_capturing(device) else "cpu"
+            return torch.randint(2**62, (2,), dtype=torch.int64, device=where)
         except RuntimeError as error:
             if "randomness" not in str(error):
                 raise
             raise NotProvided(IN_VMAP) from error
 
-    def draw_numbers(self) -> list[int]:
-        """The same two numbers of `draw_seed` without a seed, where no transform of torch.func is around."""
-        return ROOM.numbers.random_(0, 2**62).tolist()
+    def draw_numbers(self, device: torch.device) -> tuple[Sequence[int], torch.Tensor | None]:
+        """The same of a call without a seed, as kernels are told it, where no transform of torch.func is around; with
+        the tensor, where only the device knows it."""
+        if is_capturing(device):
+            seed = self.draw_seed(device)
+            return told(seed), seed
+        return ROOM.numbers.random_(0, 2**62).tolist(), None
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for
@@ -233,7 +243,7 @@ class Projections:
         refuse(self.faults(like, n, self.values))
         if self.values is not None:
             return over_samples(self.values, N)
-        return drawn(self.drawing(n, like), self.draw_seed(), N)
+        return drawn(self.drawing(n, like), self.draw_seed(like.device), N)
 
     def drawing(self, n: int, like: torch.Tensor) -> Drawing:
         """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
@@ -290,6 +300,13 @@ class Cotangents(Projections):
     """
 
     NAME, LETTER = "cotangents", "O"
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is done now on a device is not done now, but recorded, for a CUDA graph to do again and again."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from .kept import KEPT, Accepted, Call, Kept, read
 from .math.directions import GIVEN
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
-from .steps import Step, layout_of, optional_of, step_of, surroundings
+from .steps import Step, keeps, layout_of, optional_of, step_of, surroundings
 
 
 def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> None:
@@ -23,7 +23,7 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
     teacher's step gives; elsewhere that it was accepted.
     """
-    if problem.backend != "cpu" or not still_is(call):
+    if not keeps(problem) or not still_is(call):
         return
     in_full = not call.settings.check_finite and (prepared.teacher is None or call.made_of.of_teacher is not None)
     kept = (kept_of(call, prepared, problem, operands) if in_full else None) or accepted_of(call, prepared)

@@ -121,6 +121,7 @@ class Call:
     addresses: list[int] | None = None
     addresses_of_teacher: list[int] | None = None
     seed: Sequence[int] = (0, 0)
+    drawn: torch.Tensor | None = None  # the seed, where only the device knows it
 
     @property
     def of_teacher(self) -> list[torch.Tensor]:
@@ -183,10 +184,10 @@ class Call:
         self.refuse_weights()
         if kept.fresh:
             self.advise_of_fresh()
-        if seed is None:
-            self.seed = kept.projections.draw_numbers()
-        else:
+        if seed is not None:
             self.seed = seed if self.offset is None else (seed[0], self.offset)
+        else:
+            self.seed, self.drawn = kept.projections.draw_numbers(x.device)
         if kept.teacher is not None:
             self.ask_teacher()
         if kept.finished:
@@ -210,8 +211,8 @@ class Call:
 
     def operands(self) -> Operands:
         """All of them, as call.py makes them."""
-        kept, tensors, seed = self.kept, self.tensors, None
-        if kept.drawn:
+        kept, tensors, seed = self.kept, self.tensors, self.drawn
+        if kept.drawn and seed is None:
             seed = torch.tensor(self.seed, dtype=torch.int64, device="cpu")
         optional = [view and view(tensors) for view in kept.views]
         return Operands(tensors[0], self.made_of.parameters, optional[0], seed, *optional[1:], kept.weights)
@@ -249,9 +250,9 @@ def look(
     collapsed: bool = False, offset: int | None = None,
 ) -> Call | None:  # fmt: skip
     """A call, and what is kept of one like it; None of a call that is out of the ordinary."""
-    if torch.compiler.is_compiling() or core.MISSING is not None or watched():
+    if torch.compiler.is_compiling() or core.MISSING is not None:
         return None
-    if type(x) not in PLAIN or not x.is_cpu or x.is_nested:
+    if type(x) not in PLAIN or not (x.is_cpu or x.is_cuda) or x.is_nested or watched(x.device.type):
         return None
     said, parts, teacher = None, (), None
     if targets is not None:
@@ -277,9 +278,9 @@ def look(
     return call
 
 
-def watched() -> bool:
+def watched(device: str) -> bool:
     """Whether someone looks at every operation of PyTorch, or changes what it does."""
     return (
         torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu") or hooks_of_all()
+        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(device) or hooks_of_all()
     )  # fmt: skip

@@ -53,8 +53,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
-    again, came = problem.backend == "cpu", operands
-    if again and not torch.is_autocast_enabled("cpu"):
+    again, came = steps.keeps(problem), operands
+    if again and not torch.is_autocast_enabled(problem.device):
         made = steps.again(problem, operands, empty_like)
         if made is not None:
             return made

@@ -1,4 +1,4 @@
-"""Steps of the C++ core that are kept: all that one is told but where its numbers lie, for tensors that lie alike."""
+"""Steps that are kept: all that a backend is told of one but where its numbers lie, for tensors that lie alike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TypeVar
 import torch
 from torch._C._dynamo.guards import TensorGuards
 
-from .backends import core, cpu
+from .backends import core
 from .boundary import entering
+from .dispatch import BACKENDS
+from .math.directions import told
 from .problem import Operands, Problem
 
 MASK = 0xFFFFFFFF  # of an offset
@@ -43,11 +45,10 @@ def layout_of(tensors: list[torch.Tensor]) -> Layout | None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Step:
-    """A step of the core, and what the tensors that it reads must be like. Two threads may run the same one."""
+    """A step of a backend, and what the tensors that it reads must be like. Two threads may run the same one."""
 
     layout: Layout
-    told: object
-    isa: str
+    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, offset, or 0, 0, their address)
     outputs: tuple[torch.Tensor, ...]  # like them, of one number
     gradients: bool  # and whether those of the parameters are computed
 
@@ -57,8 +58,8 @@ class Step:
 
     def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
         """Fill what was made, outputs and gradients."""
-        key, offset = seed
-        core._C.mlp_sobolev_at(self.told, self.isa, addresses, made, key, offset & MASK)
+        key, offset, *at = seed
+        self.launch(addresses, made, key, offset & MASK, *at)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
@@ -84,19 +85,24 @@ def step_of(
     Those in the places `made` are made anew for each step, and need not be looked at.
     """
     reads = reads_of(operands)
-    if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
+    if not keeps(problem) or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
     layout = layout_of([tensor for place, tensor in enumerate(tensors) if place not in made])
     if gradients and not all(p.is_contiguous() for p in operands.parameters):
         return None  # and so their gradients are made like them
     if layout is None or entering(problem, operands) is not operands:
         return None
-    told, isa = cpu.step_of(problem, operands, outputs, gradients)
-    if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
+    launch, *addresses = BACKENDS[problem.backend].kept(problem, operands, outputs, gradients)
+    if addresses != [addresses_of(reads), addresses_of([*outputs.values(), *gradients])]:
         return None
     like = torch.empty((), dtype=operands.x.dtype, device=operands.x.device)
     like = tuple(like.expand(tensor.shape) for tensor in outputs.values())
-    return Step(layout, told, isa, like, problem.gradients)
+    return Step(layout, launch, like, problem.gradients)
+
+
+def keeps(problem: Problem) -> bool:
+    """Whether the problem's backend can run a step again."""
+    return hasattr(BACKENDS[problem.backend], "kept")
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -149,7 +155,7 @@ def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[to
         addresses = step.layout.addresses(tensors)
         if addresses is not None:
             made = step.make(empty_like, operands.parameters)
-            step.run(addresses, made, (0, 0) if operands.seed is None else operands.seed.tolist())
+            step.run(addresses, made, told(operands.seed))
             return made
     return None
 
