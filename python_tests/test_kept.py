@@ -480,6 +480,17 @@ def test_a_teacher_that_is_not_looked_into_is_run_at_every_call(name):
     assert all(map(same, got, asked.results()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision(dtype):
+    """Nothing of such a call lies where it is computed from; it is accepted again all the same."""
+    asked = Asked(taught=True)
+    both_in(asked, dtype)
+    first = asked.call()
+    assert first.isfinite() and torch.equal(first, asked.call())
+    asked.settings["backend"] = "reference"
+    assert torch.allclose(first.float(), asked.call().float(), rtol=2 * torch.finfo(dtype).eps)
+
+
 def test_a_teacher_that_draws_is_warned_of_again():
     asked = Asked()
     asked.targets = {"teacher": nn.Sequential(nn.Linear(D, O), nn.Dropout()).eval()}

@@ -14,10 +14,9 @@ from torch._C._dynamo.guards import TensorGuards
 from .backends import core
 from .boundary import entering
 from .dispatch import BACKENDS
-from .math.directions import told
+from .math.directions import MASK32, told
 from .problem import DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
 
-MASK = 0xFFFFFFFF  # of an offset
 BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
 ISA, BACKEND = map(os.environ.encodekey, ("SOBOLEV_ISA", "SOBOLEV_BACKEND"))
@@ -49,7 +48,7 @@ class Step:
     """A step of a backend, and what the tensors that it reads must be like. Two threads may run the same one."""
 
     layout: Layout
-    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, offset, or 0, 0, their address)
+    launch: Callable[..., None]
     outputs: tuple[torch.Tensor, ...]  # like them, of one number
     gradients: bool  # and whether those of the parameters are computed
 
@@ -60,7 +59,7 @@ class Step:
     def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
         """Fill what was made, outputs and gradients."""
         key, offset, *at = seed
-        self.launch(addresses, made, key, offset & MASK, *at)
+        self.launch(addresses, made, key, offset & MASK32, *at)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
