@@ -15,8 +15,9 @@ from .backends import core
 from .boundary import entering
 from .dispatch import BACKENDS
 from .math.directions import MASK32, told
-from .problem import Operands, Problem
+from .problem import DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
 
+BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
 ISA, BACKEND = map(os.environ.encodekey, ("SOBOLEV_ISA", "SOBOLEV_BACKEND"))
 T = TypeVar("T")
@@ -160,11 +161,11 @@ def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[to
 
 
 def keep(problem: Problem, operands: Operands, outputs: dict, gradients: list[torch.Tensor]) -> None:
-    """Keep the step of a second call like it: one whose weights are others each time is never found again."""
+    """Keep a backward's step; of a forward that of a second one like it, since weights may be others each time."""
     alike = likeness(problem, operands)
     if len(ONCE) >= 16 * STEPS.most:
         ONCE.clear()
-    if hash(alike) not in ONCE:
+    if problem.result not in BACKWARDS and hash(alike) not in ONCE:
         ONCE.add(hash(alike))
         return
     step = step_of(problem, operands, reads_of(operands), outputs, gradients)
