@@ -48,8 +48,9 @@ void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t
       const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair])));
       const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1]) - Vec<T>(0.5));
       T* to = v + (d + 2 * pair) * kPanel<T>;
-      (radius * cos(angle)).store(to);
-      if (d + 2 * pair + 1 < D) (radius * sin(angle)).store(to + kPanel<T>);
+      const SinCos<T> turned = sincos_near(angle);
+      (radius * turned.cos).store(to);
+      if (d + 2 * pair + 1 < D) (radius * turned.sin).store(to + kPanel<T>);
     }
   }
 }

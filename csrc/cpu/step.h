@@ -298,13 +298,39 @@ class Tile : private Streams<T> {
   // n outputs of D f(x)[v] from output `first` on, of the directions from p on
   void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
     if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, n, p, first);
-    if (step_.W < V::kLanes && step_.target[kFirst].kind == TargetKind::kDense) return narrow_target(first, n);
     const Strided from = step_.target[kFirst].data;
+    if (step_.target[kFirst].kind == TargetKind::kDense) {
+      if (step_.W < V::kLanes) return narrow_target(first, n);
+      if (streams_ > 2 && (from.stride[1] == 1 || from.stride[2] == 1)) return wide_target(first, n);
+    }
     load_target(kFirst, n, [&](std::int64_t s, std::int64_t m) {
       const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
       const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
       return [=, W = step_.W](std::int64_t o) { return dot(rows + o * from.stride[1], from.stride[2], v, W); };
     });
+  }
+
+  // The same along many directions: of each sample the product of its Jacobian and a panel of them
+  void wide_target(std::int64_t first, std::int64_t n) {
+    const Strided& from = step_.target[kFirst].data;
+    T *across = workspace_.across, *along = workspace_.along;
+    Base::fill(workspace_.target, streams_ * size(n), T(0));
+    for (std::int64_t m = 0; m < M_; ++m) {
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
+      const Matrix<T> jacobian{rows, n, step_.W, from.stride[1], from.stride[2], false};
+      T* to = workspace_.target + m / kPanel<T> * n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t s = 0; s < streams_; s += kPanel<T>) {
+        const std::int64_t some = std::min<std::int64_t>(streams_ - s, kPanel<T>);
+        const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
+        for (std::int64_t d = 0; d < step_.W; d += kPanel<T>) {
+          transpose_square(v + d, size(1) * workspace_.ld_v, some, across + d * kPanel<T>, kPanel<T>);
+        }
+        product<T>(jacobian, step_.W, across, 1, nullptr, along, [](auto...) {});
+        for (std::int64_t i = 0; i < some; ++i, to += size(n)) {
+          for (std::int64_t o = 0; o < n * kPanel<T>; o += kPanel<T>) to[o] = along[o + i];
+        }
+      }
+    }
   }
 
   // The same of fewer inputs than a register has lanes, with samples along it: an output's columns are transposed once

@@ -134,14 +134,16 @@ SK_INLINE VecF erf(VecF x) {
   return where(a > VecF(0.927734375), far, near);
 }
 
+template <class T>
 struct SinCos {
-  VecF sin, cos;
+  Vec<T> sin, cos;
 };
 
 // Beyond this the reduction by three constants loses digits, and the C library takes over
 constexpr float kTrigonometricLimit = 8192.f;
 
-SK_INLINE SinCos sincos_reduced(VecF x) {
+SK_INLINE SinCos<double> sincos_near(VecD x) { return {sin(x), cos(x)}; }
+SK_INLINE SinCos<float> sincos_near(VecF x) {
   const VecF n = nearest_integer(x * VecF(0.636619772367581343));
   const VecF r = ((x - n * VecF(1.5703125)) - n * VecF(4.837512969970703125e-4)) - n * VecF(7.54978995489188216e-8);
   const VecF z = r * r;
@@ -162,13 +164,13 @@ SK_INLINE bool beyond_trigonometric_limit(VecF x) {
 }
 
 SK_INLINE VecF sin(VecF x) {
-  if (!beyond_trigonometric_limit(x)) return sincos_reduced(x).sin;
+  if (!beyond_trigonometric_limit(x)) return sincos_near(x).sin;
   for (int i = 0; i < VecF::kLanes; ++i) x.v[i] = scalar::sin(float(x.v[i]));
   return x;
 }
 
 SK_INLINE VecF cos(VecF x) {
-  if (!beyond_trigonometric_limit(x)) return sincos_reduced(x).cos;
+  if (!beyond_trigonometric_limit(x)) return sincos_near(x).cos;
   for (int i = 0; i < VecF::kLanes; ++i) x.v[i] = scalar::cos(float(x.v[i]));
   return x;
 }

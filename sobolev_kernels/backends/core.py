@@ -130,8 +130,10 @@ def step_of_shapes(problem: Problem, N: int):
     return step
 
 
-def set_plan(step, side: str, tile: int = 1, group: int = 1, gather: bool = False, threads: int = 1) -> None:
-    step.plan(CODES["Side"][side], tile, group, gather, threads)
+def set_plan(
+    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False, threads: int = 1
+) -> None:
+    step.plan(CODES["Side"][side], tile, group, gather, in_place, threads)
 
 
 def draws(drawing: Drawing) -> bool:

@@ -31,7 +31,8 @@ TILES = ((256, 64, 160), (float("inf"), 128, 256))
 #
 #     4   20, 2→256×2→1, P=1          182    157        8   32, 64→1024×3→16, P=1        9333   8264
 #     4   32, 16→512×3→1, exact      1645   1639        0.8   64, 16→512×3→4, P=4        4587   4847
-GATHERED = 4
+GATHERED = 1
+IN_PLACE = (512, 2)
 
 
 def supports(problem: Problem) -> str | None:
@@ -65,8 +66,12 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     tile = min(most, -(-tile // lanes) * lanes)
     groups = max(1, -(-together // max(1, columns // tile)))
     group, parts = max(1, -(-together // groups)), -(-N // tile)
-    gather = group == together and 1 < parts <= threads and GATHERED * parts * tile * (1 + order * group) <= width
-    more = (("group", group),) * (group > 1) + (("gather", True),) * gather
+    gather = group == together and parts <= threads and GATHERED * parts * tile * (1 + order * group) <= width
+    widest, tiles = IN_PLACE
+    in_place = width <= widest and parts <= tiles * threads
+    if 0 < parts <= threads:
+        tile = -(-N // parts)
+    more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * in_place
     choices = ("side", side), ("isa", isa), ("tile", tile), *more, ("threads", threads)
     return Plan("cpu", "fused, tile-local", choices)
 
