@@ -89,20 +89,22 @@ template <class T>
 void gather(const Step& step, const Private<T>& kept, std::size_t workspace_bytes, int part, int parts) {
   Samples<T>* all = of_part(kept.samples, part, workspace_bytes);
   for (std::int64_t l = 0; l < step.L; ++l) {
-    std::int64_t count = 0;
+    Samples<T>* end = all;
     for (int p = 0; p < parts; ++p) {
       const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
       for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
         if (term == kSecond && l == 0) continue;  // the input has no ḧ
-        Samples<T> some = kept.samples_of(Term(term), l, term == kValue ? 1 : step.P, M);
-        some.z = of_part(some.z, p, workspace_bytes);
-        some.h = of_part(some.h, p, workspace_bytes);
-        all[count++] = some;
+        Samples<T>* of_p = end;
+        end = kept.append(step, Term(term), l, term == kValue ? 1 : step.P, M, end);
+        for (; of_p < end; ++of_p) {
+          of_p->z = of_part(of_p->z, p, workspace_bytes);
+          of_p->h = of_part(of_p->h, p, workspace_bytes);
+        }
       }
     }
     const Layer& layer = step.layers[l];
     const Range mine(RowBlocks(layer.n_out).blocks, part, parts);
-    outer_to_rows(all, count, layer.n_out, mine, static_cast<T*>(layer.dweight), layer.n_in);
+    outer_to_rows(all, end - all, layer.n_out, mine, static_cast<T*>(layer.dweight), layer.n_in);
   }
 }
 

@@ -152,30 +152,28 @@ void product_block(const T* a, std::int64_t next, const T* b, std::int64_t next_
   }
 }
 
-// What a gradient is summed over: adjoints z [streams][panel][n_out][kPanel], and the numbers below as rows
-// [streams][M, up to whole panels][ld].
+// What a gradient is summed over, a panel of it: adjoints z [n_out][kPanel], and the numbers below as rows [count][ld].
 template <class T>
 struct Samples {
-  const T* z;
-  const T* h;
-  std::int64_t ld, streams, M;
+  const T *z, *h;
+  std::int64_t ld, count;
 };
 
 // A block of G, rows from `row` and columns from `j` on: g [R][ld_g], which holds a sum already unless this is its
 // first. Of samples whose rows end before it, it has nothing.
 template <class T>
 struct Block {
-  std::int64_t n_out, row, j;
+  std::int64_t row, j;
   bool first;
   T* g;
   std::int64_t ld_g, columns;
 };
 
 template <class T, int R, int V>
-void outer_block(const Samples<T>* all, std::int64_t count, const Block<T>& block) {
+void outer_block(const Samples<T>* all, std::int64_t panels, const Block<T>& block) {
   constexpr int kLanes = Vec<T>::kLanes, kLine = 64 / int(sizeof(T));
   T* g = block.g;
-  const std::int64_t ld_g = block.ld_g, panel_stride = block.n_out * kPanel<T>;
+  const std::int64_t ld_g = block.ld_g;
   typename Vec<T>::native sums[R][V] = {};
   if (!block.first) {
 #pragma GCC unroll 16
@@ -189,15 +187,11 @@ void outer_block(const Samples<T>* all, std::int64_t count, const Block<T>& bloc
 #pragma GCC unroll 2
     for (int v = 0; v < V * kLanes; v += kLine) __builtin_prefetch(g + i * ld_g + v, 1);
   }
-  for (const Samples<T>* of = all; of < all + count; ++of) {
-    if (block.j >= of->ld) continue;
-    const T *z = of->z + block.row * kPanel<T>, *h = of->h + block.j;
-    for (std::int64_t stream = 0; stream < of->streams; ++stream) {
-      for (std::int64_t m = 0; m < of->M; m += kPanel<T>, z += panel_stride, h += kPanel<T> * of->ld) {
-        const std::int64_t k = of->M - m < kPanel<T> ? of->M - m : kPanel<T>;
-        accumulate<T, R, V, false>(sums, z, Constant<kPanel<T>>(), Constant<1>(), h, of->ld, kLanes, k);
-      }
-    }
+  for (std::int64_t p = 0; p < panels; ++p) {
+    const Samples<T>& some = all[p];
+    if (block.j >= some.ld) continue;
+    accumulate<T, R, V, false>(sums, some.z + block.row * kPanel<T>, Constant<kPanel<T>>(), Constant<1>(),
+                               some.h + block.j, some.ld, kLanes, some.count);
   }
   T narrow[R * V * kLanes];
   const bool whole = block.columns >= V * kLanes;
@@ -263,38 +257,38 @@ constexpr std::int64_t strip(std::int64_t n_in, std::int64_t j) {
 }
 
 template <class T>
-void outer(const Samples<T>* all, std::int64_t count, const Block<T>& block, std::int64_t R, bool two) {
-  (two ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{}))(all, count, block);
+void outer(const Samples<T>* all, std::int64_t panels, const Block<T>& block, std::int64_t R, bool two) {
+  (two ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{}))(all, panels, block);
 }
 
 // Samples added to the first n of the n_in columns of G, which lies in strips
 template <class T>
-void outer_to_strips(const Samples<T>& samples, std::int64_t n_out, std::int64_t n, bool first, T* g,
+void outer_to_strips(const Samples<T>* all, std::int64_t panels, std::int64_t n_out, std::int64_t n, bool first, T* g,
                      std::int64_t n_in) {
   const RowBlocks blocks(n_out);
   for (std::int64_t j = 0; j < n; j += 2 * Vec<T>::kLanes) {
     const std::int64_t width = strip<T>(n_in, j);
     for (std::int64_t block = 0; block < blocks.blocks; ++block) {
       const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      outer(&samples, 1, {n_out, row, j, first, g + j * n_out + row * width, width, width}, R, n - j > Vec<T>::kLanes);
+      outer(all, panels, {row, j, first, g + j * n_out + row * width, width, width}, R, n - j > Vec<T>::kLanes);
     }
   }
 }
 
 // All of some blocks of rows of G [n_out][n_in] from all samples
 template <class T>
-void outer_to_rows(const Samples<T>* all, std::int64_t count, std::int64_t n_out, const Range& some, T* g,
+void outer_to_rows(const Samples<T>* all, std::int64_t panels, std::int64_t n_out, const Range& some, T* g,
                    std::int64_t n_in) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
   const RowBlocks blocks(n_out);
   std::int64_t step = kLanes;
   for (std::int64_t j = 0; j < n_in; j += step) {
     bool two = n_in - j > kLanes;
-    for (std::int64_t i = 0; i < count; ++i) two = two && all[i].ld != j + kLanes;  // whose rows end between the two
+    for (std::int64_t p = 0; p < panels; ++p) two = two && all[p].ld != j + kLanes;  // whose rows end between the two
     step = two ? 2 * kLanes : kLanes;
     for (std::int64_t block = some.begin; block < some.end; ++block) {
       const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      outer(all, count, {n_out, row, j, true, g + row * n_in + j, n_in, n_in - j}, R, two);
+      outer(all, panels, {row, j, true, g + row * n_in + j, n_in, n_in - j}, R, two);
     }
   }
 }

@@ -96,7 +96,7 @@ struct Private {
   T* terms[kMaxTerms];                // [1] sums of residuals
   double* sums[kMaxTerms];            // [5] sums of a coupled loss
   double* partial[kMaxTerms];         // [3] its partial derivatives
-  Samples<T>* samples;                // of all parts and streams, to be gathered
+  Samples<T>* samples;                // what is summed at once: all streams at hand, or what all parts kept
   T* dweight[kMaxLayers];             // in strips, null if gathered
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
@@ -176,13 +176,24 @@ struct Private {
       sums[term] = arena.take<double>(tile * 5);
       partial[term] = arena.take<double>(tile * 3);
     }
-    samples = step.gathers() ? arena.take<Samples<T>>(step.tiles() * kMaxTerms) : nullptr;
+    const std::int64_t streams_of_all = step.gathers() ? step.tiles() * (1 + step.order * group) : group;
+    samples = arena.take<Samples<T>>(back ? streams_of_all * tile / kPanel<T> : 0);
     bytes = arena.used();
   }
 
-  // What the streams of a term give the gradient of a layer's weights
-  Samples<T> samples_of(Term term, std::int64_t l, std::int64_t streams, std::int64_t M) const {
-    return {z_of[term][l], rows_of[term][l], l ? ld_rows : term == kValue ? ld_x : ld_v, streams, M};
+  // Appends what the streams of a term give the gradient of a layer's weights, and gives where the next goes
+  Samples<T>* append(const Step& step, Term term, std::int64_t l, std::int64_t streams, std::int64_t M,
+                     Samples<T>* to) const {
+    const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
+    const T *z = z_of[term][l], *h = rows_of[term][l];
+    for (std::int64_t stream = 0; stream < streams; ++stream) {
+      for (std::int64_t m = 0; m < M; m += kPanel<T>) {
+        *to++ = {z, h, ld, M - m < kPanel<T> ? M - m : kPanel<T>};
+        z += step.layers[l].n_out * kPanel<T>;
+        h += kPanel<T> * ld;
+      }
+    }
+    return to;
   }
 
   static std::int64_t gradient_size(const Layer& layer) { return layer.n_out * round_up(layer.n_in, Vec<T>::kLanes); }

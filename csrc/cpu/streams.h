@@ -249,7 +249,8 @@ class Streams {
       begun_[l] = true;
     }
     const std::int64_t n = l || term == kValue ? layer.n_in : step_.W;
-    outer_to_strips(workspace_.samples_of(term, l, streams, M_), layer.n_out, n, !begun_[l], to, layer.n_in);
+    const std::int64_t panels = workspace_.append(step_, term, l, streams, M_, workspace_.samples) - workspace_.samples;
+    outer_to_strips(workspace_.samples, panels, layer.n_out, n, !begun_[l], to, layer.n_in);
     begun_[l] = true;
   }
 
