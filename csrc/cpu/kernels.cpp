@@ -7,7 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 namespace sk {
 namespace SK_ISA {

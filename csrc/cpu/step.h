@@ -286,13 +286,19 @@ class Tile : private Streams<T> {
     return {workspace_.weight, 0, true};
   }
 
+  // The last of whole registers overlaps the one before: there it counts nothing
   static T dot(const T* a, std::int64_t stride, const T* b, std::int64_t n) {
+    T total = 0;
+    if (stride != 1 || n < V::kLanes) {
+      for (std::int64_t i = 0; i < n; ++i) total += a[i * stride] * b[i];
+      return total;
+    }
     V lanes(0.0);
     std::int64_t i = 0;
-    for (; stride == 1 && i + V::kLanes <= n; i += V::kLanes) lanes = lanes + V::load(a + i) * V::load(b + i);
-    T total = i ? sum(lanes) : T(0);
-    for (; i < n; ++i) total += a[i * stride] * b[i];
-    return total;
+    for (; i + V::kLanes <= n; i += V::kLanes) lanes = lanes + V::load(a + i) * V::load(b + i);
+    const std::int64_t back = n - V::kLanes;
+    const V last = V::load(a + back) * V::load(b + back);
+    return sum(lanes + where(V::numbers() > V(double(i - back) - 0.5), last, V(0.0)));
   }
 
   // n outputs of D f(x)[v] from output `first` on, of the directions from p on

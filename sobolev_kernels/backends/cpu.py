@@ -32,6 +32,7 @@ TILES = ((256, 64, 160), (float("inf"), 128, 256))
 #     4   20, 2→256×2→1, P=1          182    157        8   32, 64→1024×3→16, P=1        9333   8264
 #     4   32, 16→512×3→1, exact      1645   1639        0.8   64, 16→512×3→4, P=4        4587   4847
 GATHERED = 1
+NARROW = 20480
 IN_PLACE = (512, 2)
 
 
@@ -64,6 +65,7 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     tile = -(-each // -(-each // most))
     lanes = dict(core._C.instruction_sets()).get(isa, 16) // 4
     tile = min(most, -(-tile // lanes) * lanes)
+    columns = max(columns, NARROW // width)
     groups = max(1, -(-together // max(1, columns // tile)))
     group, parts = max(1, -(-together // groups)), -(-N // tile)
     gather = group == together and parts <= threads and GATHERED * parts * tile * (1 + order * group) <= width
