@@ -89,11 +89,25 @@ A* of_part(A* array, int p, std::size_t workspace_bytes) {
   return reinterpret_cast<A*>(reinterpret_cast<std::uintptr_t>(array) + p * workspace_bytes);
 }
 
-// A part's rows of the gradients of all weights, from what all parts kept
+// The gradients of some rows of weights from what all parts kept: of all layers' blocks of rows, one after the other, a
+// part has as many as make its share of the work. So it has few layers, and needs of others what belongs to those.
 template <class T>
 void gather(const Step& step, const Private<T>& kept, std::size_t workspace_bytes, int part, int parts) {
+  std::int64_t weights = 0, before = 0;
+  for (std::int64_t l = 0; l < step.L; ++l) weights += step.layers[l].n_out * step.layers[l].n_in;
+  const Range share(weights, part, parts);
   Samples<T>* all = of_part(kept.samples, part, workspace_bytes);
   for (std::int64_t l = 0; l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    const RowBlocks cut(layer.n_out);
+    const auto first_from = [&](std::int64_t weight) {
+      std::int64_t block = 0;
+      while (block < cut.blocks && before + cut.begin(block) * layer.n_in < weight) ++block;
+      return block;
+    };
+    const Range mine(first_from(share.begin), first_from(share.end));
+    before += layer.n_out * layer.n_in;
+    if (mine.begin == mine.end) continue;
     Samples<T>* end = all;
     for (int p = 0; p < parts; ++p) {
       const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
@@ -107,8 +121,6 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
         }
       }
     }
-    const Layer& layer = step.layers[l];
-    const Range mine(RowBlocks(layer.n_out).blocks, part, parts);
     outer_to_rows(all, end - all, layer.n_out, mine, static_cast<T*>(layer.dweight), layer.n_in);
   }
 }

@@ -21,8 +21,8 @@ TABLES = {
 }  # fmt: skip
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
-# An address in the place of every tensor, where only shapes are asked for.
-SOMEWHERE = (1, 0, 0, 0)
+# An address, and strides, in the place of every tensor, where only shapes are asked for.
+SOMEWHERE = (1, 1, 1, 1)
 
 
 def why_missing(core: object) -> str | None:
