@@ -304,15 +304,15 @@ void panels_to_rows(const T* panels, std::int64_t n, std::int64_t count, T* rows
 }
 
 // The inverse; what the last panel has beyond M samples is 0: where an earlier call has left a large number, a sine
-// would be taken lane by lane, and be of other bits for all.
+// would be taken lane by lane, and be of other bits for all. A square would end beyond the last features.
 template <class T>
 void rows_to_panels(const T* rows, std::int64_t ld, std::int64_t n, std::int64_t M, T* panels) {
-  for (std::int64_t m = 0; m < M; ++m) {
-    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = rows[m * ld + i];
-  }
-  for (std::int64_t m = M; m % kPanel<T>; ++m) {
-    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = T(0);
+  for (std::int64_t m = 0; m < M; m += kPanel<T>, rows += kPanel<T> * ld, panels += n * kPanel<T>) {
+    const std::int64_t count = M - m < kPanel<T> ? M - m : kPanel<T>;
+    std::int64_t i = 0;
+    for (; i + kPanel<T> <= n; i += kPanel<T>) transpose_square(rows + i, ld, count, panels + i * kPanel<T>, kPanel<T>);
+    for (; i < n; ++i) {
+      for (std::int64_t k = 0; k < kPanel<T>; ++k) panels[i * kPanel<T> + k] = k < count ? rows[k * ld + i] : T(0);
+    }
   }
 }

@@ -198,7 +198,8 @@ class Tile : private Streams<T> {
     const T* data = static_cast<const T*>(from.data) + offset;
     for (std::int64_t m = 0; m < M_; ++m) {
       const T* row = data + (first_ + m) * from.stride[0];
-      for (std::int64_t d = 0; d < ld; ++d) rows[m * ld + d] = d < n ? row[d * from.stride[1]] : T(0);
+      for (std::int64_t d = 0; d < n; ++d) rows[m * ld + d] = row[d * from.stride[1]];
+      for (std::int64_t d = n; d < ld; ++d) rows[m * ld + d] = T(0);
     }
     rows_to_panels(rows, ld, n, M_, panels);
   }
