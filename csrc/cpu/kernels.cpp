@@ -26,6 +26,7 @@ constexpr int kRows = SK_ROWS;
 #include "../math/generated.h"
 #include "../switch.h"
 #include "multiply.h"
+#include "outer.h"
 #include "directions.h"
 #include "room.h"
 #include "streams.h"
