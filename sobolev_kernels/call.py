@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import kept, ops
+from . import keeping, kept, ops
 from .backends import reference
 from .backends.exact import tracked
 from .checks import tensors_of
@@ -53,22 +53,23 @@ class Ran(NamedTuple):
 def evaluate(
     result: str, student: object, inputs: torch.Tensor, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
-    collapsed: bool = False, check: Callable[[], object] | None = None,
+    collapsed: bool = False, offset: int | None = None, check: Callable[[], object] | None = None,
 ) -> tuple[Results, tuple[bool, ...]]:  # fmt: skip
     """The results, and of each term whether it has a target; `check` first, unless a call like it passed."""
-    found = None
-    if input_scale is None:
-        found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
+    found = kept.look(result, student, inputs, settings, given, targets, weights, input_scale, collapsed, offset)
     if found is not None and found.kept is not None:
         return found.run(), found.kept.known
-    if check is not None:
+    accepted = None if found is None else found.accepted
+    if check is not None and accepted is None:
         check()
     kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
-    request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
-    prepared = prepare(request)
+    request = Request(
+        result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
+    )
+    prepared = prepare(request) if accepted is None else found.prepared(request)
     ran = run(prepared)
-    if found is not None and not prepared.student.reason:
-        kept.keep(found, ran.problem, ran.operands, prepared.projections)
+    if found is not None and accepted is None and not prepared.student.reason:
+        keeping.keep(found, prepared, ran.problem, ran.operands)
     return ran.results, ran.known
 
 
@@ -107,7 +108,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, evaluated.y)
         evaluated = looked_at("student", call, evaluated, x)
-    seed = None if call.projections is None else call.projections.draw_seed()
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)

@@ -93,6 +93,17 @@ class Problem:
     backend: str = "cpu"
     unrecognised: str = ""
 
+    def __hash__(self) -> int:
+        """Made once: a backward is found by it."""
+        known = self.__dict__.get("hash")
+        if known is None:
+            known = hash(tuple(self.__dict__.values()))
+            object.__setattr__(self, "hash", known)
+        return known
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "hash"}  # another process has others
+
     @property
     def D(self) -> int:
         return self.widths[0]
