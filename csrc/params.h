@@ -80,6 +80,7 @@ struct Step {
   std::int64_t tile = 0;   // samples
   std::int64_t group = 1;  // directions, or cotangents, that are carried side by side
   bool gather = false;     // gradients of weights are taken at the end from what all parts kept, where they can be
+  bool in_place = false;   // weights are read where they lie, not packed, if their rows or columns are contiguous
   int threads = 1;
 
   int count_terms() const { return 1 + order; }

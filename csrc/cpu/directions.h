@@ -3,40 +3,58 @@
 // `sobolev_kernels/math/directions.py`; samples lie along the registers.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
+// Four words of each sample of a panel
 template <class T>
 struct Words {
-  std::uint32_t w[4][kPanel<T>];
+  static constexpr int kBytes = 4 * kPanel<T>;
+  typedef std::uint32_t word __attribute__((vector_size(kBytes)));
+  typedef std::uint64_t pair __attribute__((vector_size(kBytes)));
+  word w[4];
 };
 
+// The lower words of pairs times b, all 64 bits. Compilers multiply all of both numbers, at several times the cost.
+template <class Pair>
+SK_INLINE Pair multiply_lower(Pair a, std::uint32_t b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Pair) == 64) return Pair(_mm512_maskz_mul_epu32(0xFF, __m512i(a), _mm512_set1_epi64(b)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Pair) == 32) return Pair(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(b)));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(Pair) == 16) return Pair(_mm_mul_epu32(__m128i(a), _mm_set1_epi64x(b)));
+#endif
+  return (a & 0xFFFFFFFFu) * b;
+}
+
 template <class T>
-Words<T> philox(const Directions& directions, std::int64_t sample, std::uint32_t p, std::uint32_t block) {
-  constexpr int kPanelT = kPanel<T>;
-  Words<T> c;
-  for (int m = 0; m < kPanelT; ++m) {
-    c.w[0][m] = directions.shared ? 0 : std::uint32_t(sample + m);
-    c.w[1][m] = p;
-    c.w[2][m] = block;
-    c.w[3][m] = directions.offset;
-  }
+SK_INLINE Words<T> philox(const Directions& directions, std::int64_t sample, std::uint32_t p, std::uint32_t block) {
+  using Word = typename Words<T>::word;
+  using Pair = typename Words<T>::pair;
+  constexpr std::uint64_t kLower = 0xFFFFFFFFu;
+  Words<T> c{{{}, Word{} + p, Word{} + block, Word{} + directions.offset}};
+  for (int m = 0; m < kPanel<T> && !directions.shared; ++m) c.w[0][m] = std::uint32_t(sample + m);
   std::uint32_t k0 = std::uint32_t(directions.seed), k1 = std::uint32_t(directions.seed >> 32);
+  // high ^ the word after ^ key, and low, of the products of two words
+  const auto turn = [](Word& from, Word& after, std::uint32_t by, std::uint32_t key) {
+    const Pair even = multiply_lower(Pair(from), by), odd = multiply_lower(Pair(from) >> 32, by);
+    after ^= Word((even >> 32) | (odd & ~kLower)) ^ key;
+    from = Word((even & kLower) | (odd << 32));
+  };
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-    for (int m = 0; m < kPanelT; ++m) {
-      const std::uint64_t a = std::uint64_t(0xD2511F53u) * c.w[0][m], b = std::uint64_t(0xCD9E8D57u) * c.w[2][m];
-      c.w[0][m] = std::uint32_t(b >> 32) ^ c.w[1][m] ^ k0;
-      c.w[1][m] = std::uint32_t(b);
-      c.w[2][m] = std::uint32_t(a >> 32) ^ c.w[3][m] ^ k1;
-      c.w[3][m] = std::uint32_t(a);
-    }
+    turn(c.w[2], c.w[1], 0xCD9E8D57u, k0);
+    turn(c.w[0], c.w[3], 0xD2511F53u, k1);
+    c = {{c.w[1], c.w[2], c.w[3], c.w[0]}};
   }
   return c;
 }
 
 // The upper 23 bits as the middle of one of 2^23 intervals of (0, 1): exact in float32
 template <class T>
-SK_INLINE Vec<T> uniform(const std::uint32_t* w) {
-  Vec<T> u;
-  for (int i = 0; i < Vec<T>::kLanes; ++i) u.v[i] = (T(std::int32_t(w[i] >> 9)) + T(0.5)) * T(1.0 / 8388608.0);
-  return u;
+SK_INLINE Vec<T> uniform(typename Words<T>::word w) {
+  typedef std::int32_t whole __attribute__((vector_size(Words<T>::kBytes)));
+  const Vec<T> number = __builtin_convertvector(whole(w >> 9), typename Vec<T>::native);
+  return (number + Vec<T>(0.5)) * Vec<T>(1.0 / 8388608.0);
 }
 
 // v[D][kPanel] of independent standard normals, by Box and Muller
@@ -48,8 +66,9 @@ void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t
       const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair])));
       const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1]) - Vec<T>(0.5));
       T* to = v + (d + 2 * pair) * kPanel<T>;
-      (radius * cos(angle)).store(to);
-      if (d + 2 * pair + 1 < D) (radius * sin(angle)).store(to + kPanel<T>);
+      const SinCos<T> turned = sincos_near(angle);
+      (radius * turned.cos).store(to);
+      if (d + 2 * pair + 1 < D) (radius * turned.sin).store(to + kPanel<T>);
     }
   }
 }

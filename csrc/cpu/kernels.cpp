@@ -7,7 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 namespace sk {
 namespace SK_ISA {
@@ -21,6 +26,7 @@ constexpr int kRows = SK_ROWS;
 #include "../math/generated.h"
 #include "../switch.h"
 #include "multiply.h"
+#include "outer.h"
 #include "directions.h"
 #include "room.h"
 #include "streams.h"
@@ -32,15 +38,15 @@ namespace {
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
-  const auto pack_blocks = [&](const Layer& layer, bool transposed, const Packed<T>& to) {
-    if (!to.data) return;
+  const auto pack_blocks = [&](const Layer& layer, bool transposed, const Matrix<T>& to) {
+    if (!to.data || !to.packed) return;
     const T* w = static_cast<const T*>(layer.weight.data);
     const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
     const RowBlocks cut(to.rows);
     const Range mine(cut.blocks, part, parts);
     for (std::int64_t b = mine.begin; b < mine.end; ++b) {
       const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
-      pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, to.data);
+      pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, const_cast<T*>(to.data));
     }
   };
   for (std::int64_t l = 0; l < step.L; ++l) {
@@ -67,7 +73,7 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
     const Layer& layer = step.layers[l];
     // the first tile that goes back sets the gradient of a weight
     const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
-    const std::int64_t size = back ? 0 : Private<T>::gradient_size(layer);
+    const std::int64_t size = back || step.gathers() ? 0 : Private<T>::gradient_size(layer);
     for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
@@ -78,58 +84,67 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
   }
 }
 
-// Blocks of rows of a gradient that a part gathers, and those rows
-Range blocks_of_part(const Layer& layer, int part, int parts) { return {RowBlocks(layer.n_out).blocks, part, parts}; }
-Range rows_of_part(const Layer& layer, int part, int parts) {
-  const RowBlocks cut(layer.n_out);
-  const Range blocks = blocks_of_part(layer, part, parts);
-  return {cut.begin(blocks.begin), cut.begin(blocks.end)};
+// What lies in the first part's room, in that of part p
+template <class A>
+A* of_part(A* array, int p, std::size_t workspace_bytes) {
+  return reinterpret_cast<A*>(reinterpret_cast<std::uintptr_t>(array) + p * workspace_bytes);
 }
 
-// A part's rows of every gradient from what all parts kept, into its own place for them
+// The gradients of some rows of weights from what all parts kept: of all layers' blocks of rows, one after the other, a
+// part has as many as make its share of the work. So it has few layers, and needs of others what belongs to those.
 template <class T>
-void gather(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
-  char* base = static_cast<char*>(workspace_base);
-  const Private<T> own(step, base + part * workspace_bytes);
-  for (int p = 0; p < parts; ++p) {
-    const Private<T> kept(step, base + p * workspace_bytes);
-    const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
-    for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
-      const std::int64_t lowest = term == kSecond ? 1 : 0, streams = term == kValue ? 1 : step.P;  // the input has no ḧ
-      for (std::int64_t l = lowest; l < step.L; ++l) {
-        kept.add_outer(step, Term(term), l, streams, M, blocks_of_part(step.layers[l], part, parts),
-                       p == 0 && term == kValue, own.dweight[l]);
+void gather(const Step& step, const Private<T>& kept, std::size_t workspace_bytes, int part, int parts) {
+  std::int64_t weights = 0, before = 0;
+  for (std::int64_t l = 0; l < step.L; ++l) weights += step.layers[l].n_out * step.layers[l].n_in;
+  const Range share(weights, part, parts);
+  Samples<T>* all = of_part(kept.samples, part, workspace_bytes);
+  for (std::int64_t l = 0; l < step.L; ++l) {
+    const Layer& layer = step.layers[l];
+    const RowBlocks cut(layer.n_out);
+    const auto first_from = [&](std::int64_t weight) {
+      std::int64_t block = 0;
+      while (block < cut.blocks && before + cut.begin(block) * layer.n_in < weight) ++block;
+      return block;
+    };
+    const Range mine(first_from(share.begin), first_from(share.end));
+    before += layer.n_out * layer.n_in;
+    if (mine.begin == mine.end) continue;
+    Samples<T>* end = all;
+    for (int p = 0; p < parts; ++p) {
+      const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
+      for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
+        if (term == kSecond && l == 0) continue;  // the input has no ḧ
+        Samples<T>* of_p = end;
+        end = kept.append(step, Term(term), l, term == kValue ? 1 : step.P, M, end);
+        for (; of_p < end; ++of_p) {
+          of_p->z = of_part(of_p->z, p, workspace_bytes);
+          of_p->h = of_part(of_p->h, p, workspace_bytes);
+        }
       }
     }
+    outer_to_rows(all, end - all, layer.n_out, mine, static_cast<T*>(layer.dweight), layer.n_in);
   }
 }
 
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
-  if (step.gathers()) gather<T>(step, workspace_base, workspace_bytes, part, parts);
   const Private<T> workspace(step, workspace_base);
-  const auto of_part = [&](auto* array, int p) {
-    return reinterpret_cast<decltype(array)>(reinterpret_cast<char*>(array) + p * workspace_bytes);
-  };
+  if (step.gathers()) gather(step, workspace, workspace_bytes, part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    Range mine(layer.n_out, part, parts), of(parts, 0, 1);
-    if (step.gathers()) {
-      mine = rows_of_part(layer, part, parts);
-      of = {part, part + 1};
-    }
+    const Range mine(layer.n_out, part, parts);
     T* dbias = static_cast<T*>(layer.dbias);
     for (std::int64_t i = mine.begin; i < mine.end; ++i) {
       T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
-      for (std::int64_t p = of.begin; p < of.end; ++p) {
+      for (int p = 0; workspace.dweight[l] && p < parts; ++p) {
         for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
           const std::int64_t width = strip<T>(layer.n_in, j), end = std::min(j + width, layer.n_in);
-          const T* from = of_part(workspace.dweight[l], p) + j * layer.n_out + i * width - j;
-          for (std::int64_t k = j; k < end; ++k) to[k] = p > of.begin ? to[k] + from[k] : from[k];
+          const T* from = of_part(workspace.dweight[l], p, workspace_bytes) + j * layer.n_out + i * width - j;
+          for (std::int64_t k = j; k < end; ++k) to[k] = p ? to[k] + from[k] : from[k];
         }
       }
       for (int p = 0; dbias && p < parts; ++p) {
-        const T term = of_part(workspace.dbias[l], p)[i];
+        const T term = of_part(workspace.dbias[l], p, workspace_bytes)[i];
         dbias[i] = p ? dbias[i] + term : term;
       }
     }
@@ -138,7 +153,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   double loss = 0;
   for (int term = 0; term < step.count_terms(); ++term) {
     double total = 0;
-    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p)[term];
+    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p, workspace_bytes)[term];
     total *= step.share[term];
     if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
     if (step.weight[term] != 0) loss += step.weight[term] * total;

@@ -5,11 +5,8 @@
 // panels, of one stream or of two: directions that are carried side by side are so many panels more.
 //
 //   product:  C[n_out][panel] = A[n_out][K] B[K][panel]      forward (A = W) and backward (A = Wᵀ)
-//   outer:    G[n_out][n_in] += Z[n_out][M] Hᵀ[M][n_in]      gradients of the weights
+//   outer:    G[n_out][n_in] += Z[n_out][M] Hᵀ[M][n_in]      gradients of the weights, in outer.h
 //
-// G lies in strips of features, [strip][n_out][two vectors], of which the last is a single vector wide if that is
-// enough: it is read and written once for each Z, in this order, so that a gradient larger than the caches is one
-// contiguous stream. Rows [n_out][n_in] of a power of two would also meet in the few sets of the first-level cache.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class T>
@@ -60,18 +57,22 @@ void pack_rows(const T* a, std::int64_t stride_row, std::int64_t stride_k, std::
   }
 }
 
-// A packed matrix: row blocks of [K][R].
+// The left operand of a product: packed, row blocks of [K][R]; or where it lies, with rows or columns contiguous.
 template <class T>
-struct Packed {
-  T* data = nullptr;
+struct Matrix {
+  const T* data = nullptr;
   std::int64_t rows = 0, K = 0;
+  std::int64_t next_row = 1, next_k = 0;  // one of them is 1; of packed rows the other one is R
+  bool packed = true;
 };
 
-// c[R][V] += sum over k of a[i * kStrideRow + k * kStrideK] * b[k * ld_b + v * next_b + ...]
-template <class T, int R, int V, int kStrideRow, int kStrideK>
-SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const T* b, std::int64_t ld_b,
-                          std::int64_t next_b, std::int64_t K) {
-  constexpr bool kFetch = kStrideRow == 1 && R >= 8;
+template <int n>
+using Constant = std::integral_constant<std::int64_t, n>;
+
+// c[R][V] += sum over k of a[i * next_row + k * next_k] * b[k * ld_b + v * next_b + ...]
+template <class T, int R, int V, bool kFetch, class Row, class Next>
+SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, Row next_row, Next next_k, const T* b,
+                          std::int64_t ld_b, std::int64_t next_b, std::int64_t K) {
   for (std::int64_t k = 0; k < K; ++k) {
     typename Vec<T>::native row[V];
 #pragma GCC unroll 2
@@ -80,12 +81,17 @@ SK_INLINE void accumulate(typename Vec<T>::native (&c)[R][V], const T* a, const 
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) __builtin_prefetch(b + kAhead * ld_b + v * next_b);
     }
+    if constexpr (std::is_same_v<Next, std::int64_t>) __builtin_prefetch(a + kAhead * next_k + R - 1);
+    const T* at = a;
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) c[i][v] += a[i * kStrideRow] * row[v];
+      for (int v = 0; v < V; ++v) c[i][v] += *at * row[v];
+      at += next_row;
+      // one pointer that walks: the compiler would keep R of them, more than there are registers
+      if constexpr (std::is_same_v<Row, std::int64_t>) asm("" : "+r"(at));
     }
-    a += kStrideK;
+    a += next_k;
     b += ld_b;
   }
 }
@@ -96,11 +102,21 @@ constexpr int kSplit = R * V <= 2   ? 4
                        : R * V <= 4 ? 2
                                     : 1;
 
-// V panels of b and c, which are next_b and next_c apart
-template <class T, int R, int V>
-void product_block(const T* a, const T* b, std::int64_t next_b, std::int64_t K, const T* bias, T* c,
+// V panels of b and c, which are next_b and next_c apart. Of a the rows are adjacent and columns `next` apart, or the
+// other way round.
+template <class T, int R, int V, bool kAdjacent>
+void product_block(const T* a, std::int64_t next, const T* b, std::int64_t next_b, std::int64_t K, const T* bias, T* c,
                    std::int64_t next_c) {
   constexpr int S = kSplit<R, V>;
+  constexpr bool kFetch = V == 2 && R >= 8;
+  const auto add = [=](typename Vec<T>::native(&sums)[R][V], std::int64_t k, std::int64_t count) {
+    const T* from = b + k * kPanel<T>;
+    if constexpr (kAdjacent) {
+      accumulate<T, R, V, kFetch>(sums, a + k * next, Constant<1>(), next, from, kPanel<T>, next_b, count);
+    } else {
+      accumulate<T, R, V, kFetch>(sums, a + k, next, Constant<1>(), from, kPanel<T>, next_b, count);
+    }
+  };
   typename Vec<T>::native sums[R][V] = {};
   if (bias) {
 #pragma GCC unroll 16
@@ -114,9 +130,7 @@ void product_block(const T* a, const T* b, std::int64_t next_b, std::int64_t K, 
     typename Vec<T>::native split[S][R][V] = {};
     for (; done + S <= K; done += S) {
 #pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) {
-        accumulate<T, R, V, 1, R>(split[s], a + (done + s) * R, b + (done + s) * kPanel<T>, kPanel<T>, next_b, 1);
-      }
+      for (int s = 0; s < S; ++s) add(split[s], done + s, 1);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -127,7 +141,7 @@ void product_block(const T* a, const T* b, std::int64_t next_b, std::int64_t K, 
       }
     }
   }
-  accumulate<T, R, V, 1, R>(sums, a + done * R, b + done * kPanel<T>, kPanel<T>, next_b, K - done);
+  add(sums, done, K - done);
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
@@ -135,50 +149,11 @@ void product_block(const T* a, const T* b, std::int64_t next_b, std::int64_t K, 
   }
 }
 
-// z: first row of the block in the first panel; h: the transposed rows [streams][M, up to whole panels][ld_h];
-// g: [R][ld_g], which hold a sum already unless this is their first
-template <class T, int R, int V>
-void outer_block(const T* z, std::int64_t panel_stride, std::int64_t streams, std::int64_t M, const T* h,
-                 std::int64_t ld_h, bool first, T* g, std::int64_t ld_g) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  typename Vec<T>::native sums[R][V] = {};
-  if (!first) {
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[i][v] = Vec<T>::load(g + i * ld_g + v * kLanes).v;
-    }
-  }
-  constexpr int kBlock = R * V * kLanes, kLine = 64 / int(sizeof(T));
-#pragma GCC unroll 32
-  for (int i = kBlock; i < 2 * kBlock; i += kLine) __builtin_prefetch(g + i, 1);  // the next block's sums
-  for (std::int64_t stream = 0; stream < streams; ++stream) {
-    for (std::int64_t m = 0; m < M; m += kPanel<T>, z += panel_stride, h += kPanel<T> * ld_h) {
-      const std::int64_t k = M - m < kPanel<T> ? M - m : kPanel<T>;
-      accumulate<T, R, V, kPanel<T>, 1>(sums, z, h, ld_h, kLanes, k);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(g + i * ld_g + v * kLanes);
-  }
-}
-
 template <class T>
-using ProductBlock = void (*)(const T*, const T*, std::int64_t, std::int64_t, const T*, T*, std::int64_t);
-template <class T>
-using OuterBlock = void (*)(const T*, std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, bool, T*,
-                            std::int64_t);
-
-template <class T, int V, int... I>
+using ProductBlock = void (*)(const T*, std::int64_t, const T*, std::int64_t, std::int64_t, const T*, T*, std::int64_t);
+template <class T, int V, bool kAdjacent, int... I>
 ProductBlock<T> product_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
-  static constexpr ProductBlock<T> kTable[] = {&product_block<T, I + 1, V>...};
-  return kTable[R - 1];
-}
-template <class T, int V, int... I>
-OuterBlock<T> outer_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
-  static constexpr OuterBlock<T> kTable[] = {&outer_block<T, I + 1, V>...};
+  static constexpr ProductBlock<T> kTable[] = {&product_block<T, I + 1, V, kAdjacent>...};
   return kTable[R - 1];
 }
 using RowCounts = std::make_integer_sequence<int, kRows>;
@@ -186,40 +161,25 @@ using RowCounts = std::make_integer_sequence<int, kRows>;
 // Only the first K columns of A are multiplied.
 // `after(panel, row, rows)` sees each finished block of C, rows from `row` on of a panel, while it is in the cache.
 template <class T, class After>
-void product(const Packed<T>& a, std::int64_t K, const T* b, std::int64_t panels, const T* bias, T* c, After after) {
+void product(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t panels, const T* bias, T* c, After after) {
   const RowBlocks blocks(a.rows);
   const std::int64_t next_b = K * kPanel<T>, next_c = a.rows * kPanel<T>;
+  const bool adjacent = a.next_row == 1;
+  const auto run_of = [=](std::int64_t R, bool two) {
+    if (adjacent) {
+      return two ? product_block_of<T, 2, true>(R, RowCounts{}) : product_block_of<T, 1, true>(R, RowCounts{});
+    }
+    return two ? product_block_of<T, 2, false>(R, RowCounts{}) : product_block_of<T, 1, false>(R, RowCounts{});
+  };
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
+    const std::int64_t next = a.packed ? R : adjacent ? a.next_k : a.next_row;
     for (std::int64_t panel = 0; panel < panels; panel += 2) {
       const bool two = panels - panel > 1;
-      const auto run = two ? product_block_of<T, 2>(R, RowCounts{}) : product_block_of<T, 1>(R, RowCounts{});
-      run(a.data + row * a.K, b + panel * next_b, next_b, K, bias ? bias + row : nullptr,
-          c + panel * next_c + row * kPanel<T>, next_c);
+      run_of(R, two)(a.data + row * (a.packed ? a.K : a.next_row), next, b + panel * next_b, next_b, K,
+                     bias ? bias + row : nullptr, c + panel * next_c + row * kPanel<T>, next_c);
       after(panel, row, R);
       if (two) after(panel + 1, row, R);
-    }
-  }
-}
-
-// The width of the strip of a gradient of n_in columns that begins at column j; it lies at j * n_out.
-template <class T>
-constexpr std::int64_t strip(std::int64_t n_in, std::int64_t j) {
-  return n_in - j > Vec<T>::kLanes ? 2 * Vec<T>::kLanes : Vec<T>::kLanes;
-}
-
-// Of the n_in columns of G the first n, and some of its blocks of rows
-template <class T>
-void outer(const T* z, std::int64_t n_out, const Range& some, const T* h, std::int64_t ld_h, std::int64_t n,
-           std::int64_t streams, std::int64_t M, bool first, T* g, std::int64_t n_in) {
-  const RowBlocks blocks(n_out);
-  for (std::int64_t j = 0; j < n; j += 2 * Vec<T>::kLanes) {
-    const std::int64_t width = strip<T>(n_in, j);
-    for (std::int64_t block = some.begin; block < some.end; ++block) {
-      const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      const auto run =
-          n - j > Vec<T>::kLanes ? outer_block_of<T, 2>(R, RowCounts{}) : outer_block_of<T, 1>(R, RowCounts{});
-      run(z + row * kPanel<T>, n_out * kPanel<T>, streams, M, h + j, ld_h, first, g + j * n_out + row * width, width);
     }
   }
 }
@@ -235,15 +195,15 @@ void panels_to_rows(const T* panels, std::int64_t n, std::int64_t count, T* rows
 }
 
 // The inverse; what the last panel has beyond M samples is 0: where an earlier call has left a large number, a sine
-// would be taken lane by lane, and be of other bits for all.
+// would be taken lane by lane, and be of other bits for all. A square would end beyond the last features.
 template <class T>
 void rows_to_panels(const T* rows, std::int64_t ld, std::int64_t n, std::int64_t M, T* panels) {
-  for (std::int64_t m = 0; m < M; ++m) {
-    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = rows[m * ld + i];
-  }
-  for (std::int64_t m = M; m % kPanel<T>; ++m) {
-    T* to = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-    for (std::int64_t i = 0; i < n; ++i) to[i * kPanel<T>] = T(0);
+  for (std::int64_t m = 0; m < M; m += kPanel<T>, rows += kPanel<T> * ld, panels += n * kPanel<T>) {
+    const std::int64_t count = M - m < kPanel<T> ? M - m : kPanel<T>;
+    std::int64_t i = 0;
+    for (; i + kPanel<T> <= n; i += kPanel<T>) transpose_square(rows + i, ld, count, panels + i * kPanel<T>, kPanel<T>);
+    for (; i < n; ++i) {
+      for (std::int64_t k = 0; k < kPanel<T>; ++k) panels[i * kPanel<T> + k] = k < count ? rows[k * ld + i] : T(0);
+    }
   }
 }

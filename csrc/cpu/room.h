@@ -30,29 +30,34 @@ inline bool curved(const Layer& layer) {
   return with_activation(layer.activation.row, [](auto activation) { return decltype(activation)::kCurved; });
 }
 
-// What all threads read: the weights, packed for the two directions they are multiplied in.
+// What all threads read: the weights for the two directions they are multiplied in, packed or where they lie.
 template <class T>
 struct Shared {
-  Packed<T> forward[kMaxLayers];   // W
-  Packed<T> backward[kMaxLayers];  // Wᵀ; of the first layer the rows of the differentiated inputs
-  Packed<T> input;                 // the first layer's Wᵀ, all rows, for dx
+  Matrix<T> forward[kMaxLayers];   // W
+  Matrix<T> backward[kMaxLayers];  // Wᵀ; of the first layer the rows of the differentiated inputs
+  Matrix<T> input;                 // the first layer's Wᵀ, all rows, for dx
   T* bias[kMaxLayers];             // null without bias
   T* output_weight;                // [O]
   std::size_t bytes;
 
   Shared(const Step& step, void* base) {
     Arena arena(base);
-    const auto packed = [&](bool wanted, std::int64_t rows, std::int64_t K) {
-      return wanted ? Packed<T>{arena.take<T>(rows * K), rows, K} : Packed<T>{};
+    const auto matrix = [&](bool wanted, const Strided& w, bool transposed, std::int64_t rows, std::int64_t K) {
+      const std::int64_t next_row = w.stride[transposed], next_k = w.stride[!transposed];
+      if (!wanted) return Matrix<T>{};
+      const bool in_place = step.in_place && (next_row == 1 || next_k == 1);
+      if (in_place) return Matrix<T>{static_cast<const T*>(w.data), rows, K, next_row, next_k, false};
+      return Matrix<T>{arena.take<T>(rows * K), rows, K, 1, 0, true};
     };
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
       const bool gradients = step.side == Side::kGradients && step.P > 0;
-      forward[l] = packed(true, layer.n_out, layer.n_in);
-      backward[l] = packed(gradients || (step.gradients && l > 0), l ? layer.n_in : step.W, layer.n_out);
+      const bool back = gradients || (step.gradients && l > 0);
+      forward[l] = matrix(true, layer.weight, false, layer.n_out, layer.n_in);
+      backward[l] = matrix(back, layer.weight, true, l ? layer.n_in : step.W, layer.n_out);
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }
-    input = packed(step.gradients && step.dx, step.D, step.layers[0].n_out);
+    input = matrix(step.gradients && step.dx, step.layers[0].weight, true, step.D, step.layers[0].n_out);
     output_weight = arena.take<T>(step.O);
     bytes = arena.used();
   }
@@ -85,12 +90,14 @@ struct Private {
   T* z_of[kMaxTerms][kMaxLayers];     // [n] those of a stream: these two by turns, delta, or kept to be gathered
   T* rows_of[kMaxTerms][kMaxLayers];  // [n_in] what the layer was given, likewise
   T *slope, *target;                  // [O or W] of one derivative: its adjoint, its target
+  T *across, *along;                  // [W, O][kPanel] directions side by side, and a sample's Jacobian along them
   T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
   T* rows;                            // [n] as rows
   T* terms[kMaxTerms];                // [1] sums of residuals
   double* sums[kMaxTerms];            // [5] sums of a coupled loss
   double* partial[kMaxTerms];         // [3] its partial derivatives
-  T* dweight[kMaxLayers];             // as multiply.h's outer has it
+  Samples<T>* samples;                // what is summed at once: all streams at hand, or what all parts kept
+  T* dweight[kMaxLayers];             // in strips, null if gathered
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u;
@@ -143,7 +150,7 @@ struct Private {
       a2[l] = streams(twice && back, n);
       a[l] = l == step.L - 1 ? u : streams(gradients, n);
       delta[l] = streams(gradients, n);
-      dweight[l] = back ? arena.take<T>(gradient_size(layer)) : nullptr;
+      dweight[l] = back && !step.gathers() ? arena.take<T>(gradient_size(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
     z_bar = streams(back, widest);
@@ -161,22 +168,32 @@ struct Private {
     slope = panels(projected || back, widest);
     const std::int64_t most = step.O > step.W ? step.O : step.W;
     target = streams(true, most);
+    across = arena.take<T>(projected ? ld_v * kPanel<T> : 0);
+    along = arena.take<T>(projected ? step.O * kPanel<T> : 0);
     weight = panels(step.derivative_weight.data, most);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
       sums[term] = arena.take<double>(tile * 5);
       partial[term] = arena.take<double>(tile * 3);
     }
+    const std::int64_t streams_of_all = step.gathers() ? step.tiles() * (1 + step.order * group) : group;
+    samples = arena.take<Samples<T>>(back ? streams_of_all * tile / kPanel<T> : 0);
     bytes = arena.used();
   }
 
-  // Adds what a part's stream owes the gradient of a layer's weights to some of its blocks of rows, or sets it.
-  void add_outer(const Step& step, Term term, std::int64_t l, std::int64_t streams, std::int64_t M, const Range& some,
-                 bool first, T* to) const {
-    const Layer& layer = step.layers[l];
+  // Appends what the streams of a term give the gradient of a layer's weights, and gives where the next goes
+  Samples<T>* append(const Step& step, Term term, std::int64_t l, std::int64_t streams, std::int64_t M,
+                     Samples<T>* to) const {
     const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
-    const std::int64_t n = l || term == kValue ? layer.n_in : step.W;
-    outer(z_of[term][l], layer.n_out, some, rows_of[term][l], ld, n, streams, M, first, to, layer.n_in);
+    const T *z = z_of[term][l], *h = rows_of[term][l];
+    for (std::int64_t stream = 0; stream < streams; ++stream) {
+      for (std::int64_t m = 0; m < M; m += kPanel<T>) {
+        *to++ = {z, h, ld, M - m < kPanel<T> ? M - m : kPanel<T>};
+        z += step.layers[l].n_out * kPanel<T>;
+        h += kPanel<T> * ld;
+      }
+    }
+    return to;
   }
 
   static std::int64_t gradient_size(const Layer& layer) { return layer.n_out * round_up(layer.n_in, Vec<T>::kLanes); }

@@ -198,7 +198,8 @@ class Tile : private Streams<T> {
     const T* data = static_cast<const T*>(from.data) + offset;
     for (std::int64_t m = 0; m < M_; ++m) {
       const T* row = data + (first_ + m) * from.stride[0];
-      for (std::int64_t d = 0; d < ld; ++d) rows[m * ld + d] = d < n ? row[d * from.stride[1]] : T(0);
+      for (std::int64_t d = 0; d < n; ++d) rows[m * ld + d] = row[d * from.stride[1]];
+      for (std::int64_t d = n; d < ld; ++d) rows[m * ld + d] = T(0);
     }
     rows_to_panels(rows, ld, n, M_, panels);
   }
@@ -286,25 +287,57 @@ class Tile : private Streams<T> {
     return {workspace_.weight, 0, true};
   }
 
+  // The last of whole registers overlaps the one before: there it counts nothing
   static T dot(const T* a, std::int64_t stride, const T* b, std::int64_t n) {
+    T total = 0;
+    if (stride != 1 || n < V::kLanes) {
+      for (std::int64_t i = 0; i < n; ++i) total += a[i * stride] * b[i];
+      return total;
+    }
     V lanes(0.0);
     std::int64_t i = 0;
-    for (; stride == 1 && i + V::kLanes <= n; i += V::kLanes) lanes = lanes + V::load(a + i) * V::load(b + i);
-    T total = i ? sum(lanes) : T(0);
-    for (; i < n; ++i) total += a[i * stride] * b[i];
-    return total;
+    for (; i + V::kLanes <= n; i += V::kLanes) lanes = lanes + V::load(a + i) * V::load(b + i);
+    const std::int64_t back = n - V::kLanes;
+    const V last = V::load(a + back) * V::load(b + back);
+    return sum(lanes + where(V::numbers() > V(double(i - back) - 0.5), last, V(0.0)));
   }
 
   // n outputs of D f(x)[v] from output `first` on, of the directions from p on
   void tangent_target(std::int64_t p, std::int64_t first, std::int64_t n) {
     if (step_.target[kFirst].kind == TargetKind::kProjected) return load_projected(kFirst, n, p, first);
-    if (step_.W < V::kLanes && step_.target[kFirst].kind == TargetKind::kDense) return narrow_target(first, n);
     const Strided from = step_.target[kFirst].data;
+    if (step_.target[kFirst].kind == TargetKind::kDense) {
+      if (step_.W < V::kLanes) return narrow_target(first, n);
+      if (streams_ > 2 && (from.stride[1] == 1 || from.stride[2] == 1)) return wide_target(first, n);
+    }
     load_target(kFirst, n, [&](std::int64_t s, std::int64_t m) {
       const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
       const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
       return [=, W = step_.W](std::int64_t o) { return dot(rows + o * from.stride[1], from.stride[2], v, W); };
     });
+  }
+
+  // The same along many directions: of each sample the product of its Jacobian and a panel of them
+  void wide_target(std::int64_t first, std::int64_t n) {
+    const Strided& from = step_.target[kFirst].data;
+    T *across = workspace_.across, *along = workspace_.along;
+    Base::fill(workspace_.target, streams_ * size(n), T(0));
+    for (std::int64_t m = 0; m < M_; ++m) {
+      const T* rows = static_cast<const T*>(from.data) + (first_ + m) * from.stride[0] + first * from.stride[1];
+      const Matrix<T> jacobian{rows, n, step_.W, from.stride[1], from.stride[2], false};
+      T* to = workspace_.target + m / kPanel<T> * n * kPanel<T> + m % kPanel<T>;
+      for (std::int64_t s = 0; s < streams_; s += kPanel<T>) {
+        const std::int64_t some = std::min<std::int64_t>(streams_ - s, kPanel<T>);
+        const T* v = row_of(workspace_.v_rows, workspace_.ld_v, s, m);
+        for (std::int64_t d = 0; d < step_.W; d += kPanel<T>) {
+          transpose_square(v + d, size(1) * workspace_.ld_v, some, across + d * kPanel<T>, kPanel<T>);
+        }
+        product<T>(jacobian, step_.W, across, 1, nullptr, along, [](auto...) {});
+        for (std::int64_t i = 0; i < some; ++i, to += size(n)) {
+          for (std::int64_t o = 0; o < n * kPanel<T>; o += kPanel<T>) to[o] = along[o + i];
+        }
+      }
+    }
   }
 
   // The same of fewer inputs than a register has lanes, with samples along it: an output's columns are transposed once

@@ -248,8 +248,9 @@ class Streams {
       fill(to, Private<T>::gradient_size(layer), T(0));
       begun_[l] = true;
     }
-    const Range all(RowBlocks(layer.n_out).blocks, 0, 1);
-    workspace_.add_outer(step_, term, l, streams, M_, all, !begun_[l], to);
+    const std::int64_t n = l || term == kValue ? layer.n_in : step_.W;
+    const std::int64_t panels = workspace_.append(step_, term, l, streams, M_, workspace_.samples) - workspace_.samples;
+    outer_to_strips(workspace_.samples, panels, layer.n_out, n, !begun_[l], to, layer.n_in);
     begun_[l] = true;
   }
 

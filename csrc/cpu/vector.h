@@ -25,6 +25,11 @@ struct Vec {
   SK_INLINE Vec(native n) : v(n) {}
   SK_INLINE explicit Vec(double s) : v(native{} + T(s)) {}
   SK_INLINE static Vec load(const T* p) { return Vec(native(*reinterpret_cast<const unaligned*>(p))); }
+  SK_INLINE static Vec numbers() {  // 0, 1, 2, ...
+    Vec n;
+    for (int i = 0; i < kLanes; ++i) n.v[i] = T(i);
+    return n;
+  }
   SK_INLINE void store(T* p) const { *reinterpret_cast<unaligned*>(p) = v; }
 
   friend SK_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }

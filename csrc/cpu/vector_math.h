@@ -98,25 +98,42 @@ SK_INLINE VecF tanh(VecF x) {
   return where(a > VecF(0.625), far, near);
 }
 
-// x > 0 and finite
-SK_INLINE VecF log(VecF x) {
+struct ReducedLog {
+  VecF e;         // x = 2^e (1 + m), m from √½ - 1 to √2 - 1
+  VecF m, scale;  // scale: 2^-e, or 0 where x is that large
+};
+
+SK_INLINE ReducedLog reduce_log(VecF x) {
   const VecF::mask bits = VecF::mask(x.v);
   const VecF fraction = VecF::native((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
   const VecF::mask small = fraction < VecF(0.707106781186547524);
   const VecF e =
       VecF(__builtin_convertvector((bits >> 23) - 126, VecF::native)) - where<float>(small, VecF(1.0), VecF(0.0));
-  const VecF m = where<float>(small, fraction + fraction, fraction) - VecF(1.0);
+  const VecF half = VecF::native((254 - (bits >> 23)) << 23);
+  return {e, where<float>(small, fraction + fraction, fraction) - VecF(1.0),
+          where<float>(small, half, VecF(0.5) * half)};
+}
+
+// log(2^e (1 + m))
+SK_INLINE VecF log_of(VecF e, VecF m) {
   const VecF s = m * m;
   const VecF p = polynomial(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
                             -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
   const VecF tail = p * m * s + e * VecF(-2.12194440e-4) - VecF(0.5) * s;
-  return where(x < VecF(__builtin_inff()), (m + tail) + e * VecF(0.693359375), x);
+  return (m + tail) + e * VecF(0.693359375);
 }
 
-// x > -1
+// x > 0
+SK_INLINE VecF log(VecF x) {
+  const ReducedLog r = reduce_log(x);
+  return where(x < VecF(__builtin_inff()), log_of(r.e, r.m), x);
+}
+
+// x > -1; what 1 + x is rounded by is added to m, where it counts
 SK_INLINE VecF log1p(VecF x) {
   const VecF w = VecF(1.0) + x;
-  return log(w) - ((w - VecF(1.0)) - x) / w;
+  const ReducedLog r = reduce_log(w);
+  return where(w < VecF(__builtin_inff()), log_of(r.e, r.m + (x - (w - VecF(1.0))) * r.scale), w);
 }
 
 // Coefficients: N. Juffa, "Accurate and fast erff" (public domain), two intervals that meet at 475/512
@@ -134,14 +151,16 @@ SK_INLINE VecF erf(VecF x) {
   return where(a > VecF(0.927734375), far, near);
 }
 
+template <class T>
 struct SinCos {
-  VecF sin, cos;
+  Vec<T> sin, cos;
 };
 
 // Beyond this the reduction by three constants loses digits, and the C library takes over
 constexpr float kTrigonometricLimit = 8192.f;
 
-SK_INLINE SinCos sincos_reduced(VecF x) {
+SK_INLINE SinCos<double> sincos_near(VecD x) { return {sin(x), cos(x)}; }
+SK_INLINE SinCos<float> sincos_near(VecF x) {
   const VecF n = nearest_integer(x * VecF(0.636619772367581343));
   const VecF r = ((x - n * VecF(1.5703125)) - n * VecF(4.837512969970703125e-4)) - n * VecF(7.54978995489188216e-8);
   const VecF z = r * r;
@@ -162,13 +181,13 @@ SK_INLINE bool beyond_trigonometric_limit(VecF x) {
 }
 
 SK_INLINE VecF sin(VecF x) {
-  if (!beyond_trigonometric_limit(x)) return sincos_reduced(x).sin;
+  if (!beyond_trigonometric_limit(x)) return sincos_near(x).sin;
   for (int i = 0; i < VecF::kLanes; ++i) x.v[i] = scalar::sin(float(x.v[i]));
   return x;
 }
 
 SK_INLINE VecF cos(VecF x) {
-  if (!beyond_trigonometric_limit(x)) return sincos_reduced(x).cos;
+  if (!beyond_trigonometric_limit(x)) return sincos_near(x).cos;
   for (int i = 0; i < VecF::kLanes; ++i) x.v[i] = scalar::cos(float(x.v[i]));
   return x;
 }

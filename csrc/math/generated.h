@@ -69,10 +69,12 @@ struct ActSoftplus {
   const auto curved = u < threshold;
   const auto c = where(linear, T(0.0), where(curved, u, threshold + T(0.0) * z));
   const auto line = where(linear, T(0.0), where(curved, T(0.0), u - threshold));
-  const auto s = where(linear, T(1.0), sigmoid(c));
-  const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
   const auto above = c > T(0.0);
-  const auto value = where(above, c, T(0.0)) + log1p(exp(where(above, -c, c))) + s * line;
+  const auto e = exp(where(above, -c, c));
+  const auto q = T(1.0) / (T(1.0) + e);
+  const auto s = where(linear, T(1.0), where(above, q, e * q));
+  const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
+  const auto value = where(above, c, T(0.0)) + log1p(e) + s * line;
   return Derivatives<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
  }
 };

@@ -23,8 +23,8 @@ CODES = {table: {name: code for code, name in enumerate(names)} for table, names
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
 # What a call that is like one before asks of it.
 AT_EVERY_STEP = ("read", "addresses", "mlp_sobolev_at")
-# An address in the place of every tensor, where only shapes are asked for.
-SOMEWHERE = (1, 0, 0, 0)
+# An address, and strides, in the place of every tensor, where only shapes are asked for.
+SOMEWHERE = (1, 1, 1, 1)
 
 
 def why_missing(core: object) -> str | None:
@@ -137,8 +137,10 @@ def step_of_shapes(problem: Problem, N: int):
     return step
 
 
-def set_plan(step, side: str, tile: int = 1, group: int = 1, gather: bool = False, threads: int = 1) -> None:
-    step.plan(CODES["Side"][side], tile, group, gather, threads)
+def set_plan(
+    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False, threads: int = 1
+) -> None:
+    step.plan(CODES["Side"][side], tile, group, gather, in_place, threads)
 
 
 def draws(drawing: Drawing) -> bool:

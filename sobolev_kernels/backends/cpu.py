@@ -26,13 +26,31 @@ MOST_LAYERS = 64
 #     24, 8→128×3→4, P=1            112     95        33, 8→256×3→8, P=4            1054   988
 TILES = ((256, 64, 160), (float("inf"), 128, 256))
 
-# Gradients of the weights are gathered from what all threads kept, instead of summed over copies of their own, where
-# the columns (a tile's samples times streams) that a thread fetches from the others are so many times fewer than the
-# widest layer is wide. µs, the same machine, copies and gathered, by that ratio:
+# A narrow student's arrays grow less: numbers that one of those side by side may have. µs, 160 columns and so many:
 #
-#     4   20, 2→256×2→1, P=1          182    157        8   32, 64→1024×3→16, P=1        9333   8264
-#     4   32, 16→512×3→1, exact      1645   1639        0.8   64, 16→512×3→4, P=4        4587   4847
-GATHERED = 4
+#     218, 29→18×2→6, P=8           184    122        407, 10→80×1→11, P=4           148    138
+#
+# and twice as many again, or all: 1024, 4→128×5→10, exact, 6010 and 6101; 192, 16→166×1→11, exact, 278 and 340.
+TOGETHER = 20480
+
+# Gradients of the weights are gathered from what all threads kept, instead of summed over copies of their own, where
+# the columns of that (samples times streams) are at most so many times as many as the widest layer is wide. µs, the
+# same machine, copies and gathered, by that ratio; with one thread too:
+#
+#     0.2   20, 2→256×2→1, P=1         124    100        0.2   the same, one thread          141    130
+#     0.5   32, 8→128×5→1, exact       147    113        0.5   the same, one thread          176    166
+#     0.9   60, 20→128×3→1, P=1        116    104        1.5   48, 10→64×3→2, P=1             38     38
+#     1.4   32, 100→256×3→50, P=10    1155   1209        2     128, 42→128×2→1, exact        144    164
+GATHERED = 1
+
+# Weights are read where they lie in students narrower than this, of which a thread has at most so many tiles: packing
+# them pays when they are read more often, and rows that lie 4 KiB apart meet in the few sets of the first-level cache.
+# µs, packed and in place:
+#
+#     20, 2→256×2→1, P=1               114     93        32, 16→900×3→1, P=1          3887   2661
+#     64, 16→1000×3→4, P=4           14278  12136        64, 16→1024×3→4, P=4        14384  16335
+#     256, 16→256×3→1, P=1            1340   1321        1000, 16→256×3→1, P=2        5092   5383
+IN_PLACE = (1024, 2)
 
 
 def supports(problem: Problem) -> str | None:
@@ -64,10 +82,15 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     tile = -(-each // -(-each // most))
     lanes = dict(core._C.instruction_sets()).get(isa, 16) // 4
     tile = min(most, -(-tile // lanes) * lanes)
-    groups = max(1, -(-together // max(1, columns // tile)))
-    group, parts = max(1, -(-together // groups)), -(-N // tile)
-    gather = group == together and 1 < parts <= threads and GATHERED * parts * tile * (1 + order * group) <= width
-    more = (("group", group),) * (group > 1) + (("gather", True),) * gather
+    parts = -(-N // tile)
+    if 0 < parts <= threads:  # a tile each: as even as can be
+        tile = -(-N // parts)
+    groups = max(1, -(-together // max(1, max(columns, TOGETHER // width) // tile)))
+    group = max(1, -(-together // groups))
+    gather = group == together and parts <= threads and parts * tile * (1 + order * group) <= GATHERED * width
+    below, tiles = IN_PLACE
+    in_place = width < below and parts <= tiles * threads
+    more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * in_place
     choices = ("side", side), ("isa", isa), ("tile", tile), *more, ("threads", threads)
     return Plan("cpu", "fused, tile-local", choices)
 

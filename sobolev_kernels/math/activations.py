@@ -61,11 +61,14 @@ def softplus(z, beta=1.0, threshold=20.0):
     curved = u < threshold
     c = m.where(linear, 0.0, m.where(curved, u, threshold + 0.0 * z))
     line = m.where(linear, 0.0, m.where(curved, 0.0, u - threshold))
-    s = m.where(linear, 1.0, m.sigmoid(c))
-    r = m.where(curved, s * (1.0 - s), 0.0 * s)
-    # log(1 + e^c), where c = 0 belongs to the branch below in both places: |c| would lose its slope there
+    # log(1 + e^c) and its slope from one exponential; c = 0 belongs to the branch below everywhere: |c| would lose its
+    # slope there
     above = c > 0.0
-    value = m.where(above, c, 0.0) + m.log1p(m.exp(m.where(above, -c, c))) + s * line
+    e = m.exp(m.where(above, -c, c))
+    q = 1.0 / (1.0 + e)
+    s = m.where(linear, 1.0, m.where(above, q, e * q))
+    r = m.where(curved, s * (1.0 - s), 0.0 * s)
+    value = m.where(above, c, 0.0) + m.log1p(e) + s * line
     return m.where(linear, z, value / beta), s, beta * r, beta * beta * r * (1.0 - 2.0 * s)
 
 
