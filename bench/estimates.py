@@ -114,13 +114,6 @@ def counts(result) -> dict[str, float]:
     return work | {"cache": result.bytes_read + result.bytes_written}
 
 
-def around(case: Case, backend: str, precision: str) -> int:
-    """Kernels that PyTorch launches around those of a backend: packing, sums."""
-    with Traffic() as traffic:
-        step(case, backend, precision)
-    return traffic.kernels
-
-
 @contextmanager
 def within(backend: ModuleType) -> Iterator[Traffic]:
     """Counts what PyTorch launches inside of a backend's `run`."""
