@@ -107,7 +107,7 @@ KINKS = {
     "dead": lambda x: (x - 100).relu()[:, :O],
     "nearly dead": lambda x: (x - 1.5).relu()[:, :O],
     "where": lambda x: torch.where(x > 0, x.sin(), x.exp())[:, :O],
-    "many kinks": lambda x: (x @ numbers(D, 300, dtype=x.dtype)).relu() @ numbers(300, O, dtype=x.dtype),
+    "many kinks": lambda x: (x @ numbers(D, 300, dtype=x.dtype)).abs() @ numbers(300, O, dtype=x.dtype),
     "quantised inputs": lambda x: ((x * 8).round() / 8 @ W.to(x.dtype)).sin() + x[:, :O],
     "bytes": lambda x: ((x * 40).to(torch.int8).to(x.dtype) / 40)[:, :O],
     "constant": lambda x: torch.ones(len(x), O, dtype=x.dtype),
@@ -447,7 +447,7 @@ def test_a_student_is_looked_at_once():
     for call in [lambda: sk.jvp(student, X, BASIS)] * 3 + [lambda: sk.vjp(student, X, sk.Cotangents.basis())]:
         call()
         runs.append(len(student.runs))
-    assert runs[0] <= 15 and [b - a for a, b in itertools.pairwise(runs)] == [1, 1, 1]
+    assert runs[0] <= 16 and [b - a for a, b in itertools.pairwise(runs)] == [1, 1, 1]
     assert student.seen == 4
     # functions made anew of the same
     for _ in range(3):

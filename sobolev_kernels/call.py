@@ -59,14 +59,19 @@ def evaluate(
     found = None
     if input_scale is None:
         found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
-    if found is not None and found.kept is not None:
-        return found.run(), found.kept.known
-    if check is not None:
-        check()
-    kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
-    request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
-    prepared = prepare(request)
-    ran = run(prepared)
+    try:
+        if found is not None and found.kept is not None:
+            return found.run(), found.kept.known
+        if check is not None:
+            check()
+        kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
+        request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
+        prepared = prepare(request, None if found is None else found.chain)
+        ran = run(prepared)
+    except Exception:
+        if found is not None and found.chain is not None:
+            found.chain.held.restore()
+        raise
     if found is not None and not prepared.student.reason:
         kept.keep(found, ran.problem, ran.operands, prepared.projections)
     return ran.results, ran.known

@@ -11,7 +11,7 @@ from .backends import on_device_of
 from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
-from .prepare import prepare
+from .prepare import prepare, undo
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
 from .settings import EXACT, keywords, settings_named
@@ -23,7 +23,8 @@ def explain(
 ) -> str:  # fmt: skip
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
 
-    Nothing is computed, and no random number is drawn.
+    Nothing is computed, and no random number is drawn; the forward of a student that is no plain MLP may be run on
+    something that stands for its input, and leaves no trace.
 
     Args:
         student, x, directions, …: as for `sobolev_loss`. Those of its arguments that are tensors change nothing.
@@ -44,6 +45,7 @@ def explain(
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if asked.reduction == "none" else LOSS
     call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
+    undo(call.held)
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
         what = f"{type(student).__name__} of {problem.D} features"

@@ -27,6 +27,7 @@ from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .problem import LOSS, Operands, Problem
 from .settings import DIFFERENTIAL_ML, Settings
 from .steps import Shelf, Step, optional_of, step_of, surroundings
+from .streams.whole import Followed, followed_again
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -72,6 +73,7 @@ class Call:
     parameters: list[torch.Tensor]
     tensors: list[torch.Tensor]  # x, parameters, given vectors, targets, weights: in the order in which the core reads
     weights: Weights
+    chain: Followed | None = None  # of a student that is known by what its forward does
     kept: Kept | None = None
     addresses: list[int] | None = None
 
@@ -164,8 +166,7 @@ def look(
         return None
     kinds: list = []
     parameters: list[torch.Tensor] = []
-    if not read(student, kinds, parameters):
-        return None
+    chain, usual = None, read(student, kinds, parameters)
     said, parts = None, ()
     if targets is not None:
         *parts, directions, cotangents, teacher = PARTS(targets)
@@ -178,12 +179,17 @@ def look(
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
+    if not usual:
+        chain = followed_again(student, x, settings.backend)
+        if chain is None:
+            return None
+        kinds, parameters = [Followed, *(chain.student.biases, chain.student.activations)], [*chain.student.parameters]
     likeness = (
         result, collapsed, id(settings), tuple(kinds), said, types, x.shape,
         torch.is_grad_enabled(), os.environ.get("SOBOLEV_BACKEND"), *surroundings(),
     )  # fmt: skip
     tensors = [x, *parameters, *[tensor for tensor in optional if tensor is not None]]
-    call = Call(likeness, student, settings, targets, parameters, tensors, weights)
+    call = Call(likeness, student, settings, targets, parameters, tensors, weights, chain)
     for kept in KEPT.get(likeness, ()):
         call.addresses = kept.step.addresses(tensors)
         if call.addresses is not None:
@@ -233,7 +239,12 @@ def keep(call: Call, problem: Problem, operands: Operands, projections: Projecti
 
 
 def still_is(call: Call) -> bool:
-    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile."""
+    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile.
+
+    Of a forward that was followed the call has the very tensors.
+    """
+    if call.chain is not None:
+        return surroundings() == call.likeness[-2:]
     kinds: list = []
     parameters: list[torch.Tensor] = []
     same = read(call.student, kinds, parameters) and tuple(kinds) in call.likeness

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
 import types
 import weakref
 from collections import OrderedDict
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy
 import torch
 from torch import distributed, nn
 from torch.autograd import forward_ad
@@ -27,6 +25,7 @@ from .backends.exact import HALF, graphs
 from .backends.reference import tangent_of
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
+from .held import Held
 
 OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
@@ -48,6 +47,8 @@ class Known:
     states: tuple = ()
     found: dict[int, Found] = field(default_factory=dict)  # by the order of derivatives
     calls: dict[int, int] = field(default_factory=dict)
+    is_chain: bool = False  # whether its whole forward was one chain of layers
+    no_chain: str = ""  # or why it was none
 
 
 KNOWN: dict[tuple, Known] = {}
@@ -179,7 +180,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
             return Known(())
         KNOWN[key] = known
     if known.states != states:
-        known.states, known.found, known.calls = states, {}, {}
+        known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
     return known
 
 
@@ -214,25 +215,13 @@ def untouched(function: object) -> Iterator[list[str]]:
     After it the modules of a function hold what they held: buffers, counters, what they keep of a call; and other
     generators than torch's are where they were.
     """
-    modules = [m for m in modules_of(function) if not isinstance(m, torch.jit.ScriptModule)]
-    held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-    copies = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
-    versions = [b._version for b, _ in copies]
-    others = random.getstate(), numpy.random.get_state()
-    hooks = [(m, name) for m in modules for name in HOOKS if getattr(m, name, None)]
+    modules = list(modules_of(function))
+    held = Held(modules)
+    scripted = torch.jit.ScriptModule
+    hooks = [(m, name) for m in modules for name in HOOKS if not isinstance(m, scripted) and getattr(m, name, None)]
     try:
         for module, name in hooks:
             vars(module)[name] = OrderedDict()
         yield [name for _, name in hooks]
     finally:
-        random.setstate(others[0])
-        numpy.random.set_state(others[1])
-        for module, attributes, buffers in held:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for (buffer, copy), version in zip(copies, versions, strict=True):
-                if buffer._version != version:
-                    buffer.copy_(copy)
+        held.restore()

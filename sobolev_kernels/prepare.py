@@ -14,11 +14,14 @@ from .advice import advise
 from .backends import on_device_of
 from .checks import faults_of
 from .directions import Cotangents, Projections
+from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
+from .held import Held
 from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
+from .streams.whole import Followed, followed
 from .student import Student, Unrecognised, recognise
 from .transforms import need_no_transforms
 
@@ -35,23 +38,55 @@ class Prepared:
     projections: Projections | None  # without a tensor
     given: torch.Tensor | None
     teacher: Prepared | None = None
+    held: tuple[Held, ...] = ()  # what was changed by the forwards that were followed, as it was before
 
 
-def prepare(request: Request) -> Prepared:
+def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     """Check all, recognise student and teacher, choose side, precision and backend.
+
+    `chain` is what the student's forward was found to be in this call already.
 
     Raises:
         TypeError, ValueError: an argument is not what was expected.
         NotImplementedError: a forced backend refuses, or a derivative is not provided.
     """
-    student, function = recognise(request.student), request.targets and request.targets.teacher
+    student = recognise(request.student) if chain is None else chain.student
+    function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
+    chains = [looked_into(request.student, student, request), looked_into(function, teacher, request)]
+    held = tuple(chain.held for chain in chains if chain is not None)
+    student, teacher = (known if c is None else c.student for known, c in zip((student, teacher), chains, strict=True))
+    try:
+        if held:
+            refuse(faults_of(request, student, teacher))
+        return prepared_of(request, student, teacher, held)
+    except Exception:
+        undo(held)
+        raise
+
+
+def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
+    """What its forward tells of a student or a teacher, where his modules do not tell what he is made of."""
+    if found is None or not found.reason or requested(request.settings.backend) == "reference":
+        return None
+    return followed(function, request.inputs)
+
+
+def undo(held: Sequence[Held]) -> None:
+    for before in reversed(held):
+        before.restore()
+
+
+def prepared_of(
+    request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None, held: tuple[Held, ...]
+) -> Prepared:  # fmt: skip
+    """The call of what is known now."""
     projections, given = request.projections(student) if request.projects else (None, None)
     problem = problem_of(request, student, projections)
     with on_device_of(request.inputs):
         problem = dispatch.choose(problem, request.settings.backend)
-        prepared = Prepared(request, student, problem, projections, given)
+        prepared = Prepared(request, student, problem, projections, given, held=held)
         if teacher is not None:
             prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
     if problem.backend != "reference":

@@ -1,0 +1,153 @@
+"""A tensor without numbers that stands for one while a forward is run, and tells what is done to it.
+
+It is a torch.Tensor, so that a forward that asks gets the usual answer. PyTorch hands every function of its own that
+meets one to the run's table of rules. What has no rule, and whatever reaches the dispatcher past the table, as a custom
+autograd.Function or a scripted module does, ends the run: nothing is ever left out of it silently.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
+
+
+class NotFollowed(Exception):
+    """A forward did something that the run has no rule for."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of a forward: the rules it goes by, and what became of it."""
+
+    rules: dict[Callable, Callable]
+    dtype: torch.dtype
+    device: torch.device
+    cast: tuple = ()
+    reason: str = ""  # why it was not followed; a forward may have caught the exception
+    made: list[weakref.ref] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.cast = self.casting()
+
+    def casting(self) -> tuple:
+        kind = self.device.type
+        return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+
+    def stop(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        raise NotFollowed(reason)
+
+    def need_graph(self) -> None:
+        """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            self.stop("a part of it is run without gradients, or in an autograd.Function")
+        if self.casting() != self.cast:
+            self.stop("a part of it is run in another autocast")
+
+    def is_held(self) -> bool:
+        """Whether something that flowed is still held by someone, who would not get a tensor with numbers."""
+        return any(ref() is not None for ref in self.made)
+
+
+class Flowing(torch.Tensor):
+    """What flows through a forward; `sizes` is its shape."""
+
+    run: Run
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def make(cls, run: Run, sizes: tuple[int, ...]) -> Flowing:
+        self = torch.Tensor._make_wrapper_subclass(cls, sizes, dtype=run.dtype, device=run.device, requires_grad=True)
+        self.run, self.sizes = run, tuple(sizes)
+        run.made.append(weakref.ref(self))
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        run = run_of((*args, *(kwargs or {}).values()))
+        rule = run.rules.get(function)
+        if rule is None:
+            run.stop(f"{name_of(function)} in it")
+        run.need_graph()
+        try:
+            return rule(*args, **(kwargs or {}))
+        except NotFollowed:
+            raise
+        except Exception as error:  # arguments that the rule does not know
+            run.stop(f"{name_of(function)} in it ({error})")
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        run_of((*args, *(kwargs or {}).values())).stop(f"{name_of(function)} in it, past torch's functions")
+
+
+def run_of(arguments: tuple) -> Run:
+    for argument in arguments:
+        if isinstance(argument, Flowing):
+            return argument.run
+        if isinstance(argument, (tuple, list)) and (run := run_of(tuple(argument))) is not None:
+            return run
+
+
+def name_of(function: Callable) -> str:
+    name = getattr(function, "__name__", str(function))
+    # that of a property
+    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
+def spelt(*names: str, spaces: tuple = SPACES) -> list[Callable]:
+    """All functions and methods of PyTorch by these names."""
+    return [getattr(space, name) for name in names for space in spaces if hasattr(space, name)]
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a plain number, by which all can be multiplied."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def told(attribute: str) -> Callable:
+    """How a property of tensors is asked for."""
+    return getattr(torch.Tensor, attribute).__get__
+
+
+def dtype_of(input: Flowing) -> torch.dtype:
+    if input.run.cast:
+        input.run.stop("its dtype is asked for in autocast")
+    return input.run.dtype
+
+
+def size(input: Flowing, dim: int | None = None):
+    return torch.Size(input.sizes) if dim is None else input.sizes[dim]
+
+
+def numel(input: Flowing) -> int:
+    return torch.Size(input.sizes).numel()
+
+
+# What a tensor is, and none of its numbers.
+ABOUT: dict[Callable, Callable] = {
+    told("shape"): size,
+    told("dtype"): dtype_of,
+    told("device"): lambda input: input.run.device,
+    told("ndim"): lambda input: len(input.sizes),
+    told("requires_grad"): lambda input: True,
+    told("layout"): lambda input: torch.strided,
+    told("is_cuda"): lambda input: input.run.device.type == "cuda",
+    told("is_cpu"): lambda input: input.run.device.type == "cpu",
+    **dict.fromkeys(
+        (told(f"is_{what}") for what in ("nested", "sparse", "quantized", "meta", "mkldnn")), lambda _: False
+    ),
+    **dict.fromkeys(spelt("size"), size),
+    **dict.fromkeys(spelt("dim", "ndimension"), lambda input: len(input.sizes)),
+    **dict.fromkeys(spelt("numel", "nelement"), numel),
+    **dict.fromkeys(spelt("__len__"), lambda input: input.sizes[0]),
+    **dict.fromkeys(spelt("is_floating_point"), lambda input: True),
+    **dict.fromkeys(spelt("is_complex"), lambda input: False),
+}
