@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import sobolev_kernels as sk
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.paths import known_of
+from sobolev_kernels.streams.chain import RULES
+from sobolev_kernels.streams.flowing import Run
 from sobolev_kernels.streams.whole import chain_of
 from sobolev_kernels.testing import assert_within_rule
 
@@ -228,7 +232,7 @@ def written(name):
 @pytest.mark.parametrize("name", [name for name in sk.ACTIVATIONS if name != "identity"])
 def test_every_activation_by_its_functions(name):
     call, formula = written(name)
-    student = chain_of(Call(lambda x, a, b: b(call(a(x))), *LINEAR), X)
+    student = chain_of(Call(lambda x, a, b: b(call(a(x))), *LINEAR), X, Run(RULES, X.dtype, X.device))
     assert student.widths == (D, H, O) and student.activations[0] == formula
 
 
@@ -434,23 +438,29 @@ def test_order_two_of_a_function_called_relu_is_refused():
         sk.jet(Call(lambda x, a, b: b(F.relu(a(x))), *LINEAR), X, V)
 
 
-def test_ddp_and_fsdp(tmp_path):
-    """Of one process: gradients come into `.grad` as those of the bare network do."""
-    from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
+WRAPPERS = {
+    "DDP": lambda module: nn.parallel.DistributedDataParallel(module),
+    "FSDP": lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,))),
+    "FSDP of old": lambda module: FullyShardedDataParallel(
+        module, device_id=torch.device("cpu"), use_orig_params=True
+    ),
+}  # fmt: skip
 
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+def test_distributed_students(tmp_path):
+    """Of one process: gradients come into `.grad` as those of the bare network do."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        bare, inner = net(), net()
-        student = DistributedDataParallel(inner)
-        for _ in range(2):
-            assert known_of(student, X) is not None
-            for module in (bare, student):
-                module.zero_grad()
-                loss = sk.sobolev_loss(module, X, TARGETS, directions=sk.Directions.given(V))
-                loss.backward()
-            assert is_fused(student)
-            for a, b in zip(bare.parameters(), inner.parameters(), strict=True):
-                assert_within_rule("gradient", b.grad, a.grad)
+        for wrap in WRAPPERS.values():
+            bare, student = net(), wrap(net())
+            for _ in range(3):
+                for module in (bare, student):
+                    module.zero_grad()
+                    sk.sobolev_loss(module, X, TARGETS, directions=sk.Directions.given(V)).backward()
+                assert known_of(student, X).is_chain
+                for a, b in zip(bare.parameters(), student.parameters(), strict=True):
+                    gradient = b.grad.full_tensor() if hasattr(b.grad, "full_tensor") else b.grad
+                    assert_within_rule("gradient", gradient, a.grad)
     finally:
         distributed.destroy_process_group()

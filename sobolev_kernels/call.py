@@ -61,13 +61,19 @@ def evaluate(
         found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
     try:
         if found is not None and found.kept is not None:
-            return found.run(), found.kept.known
+            results = found.run()
+            if found.chain is not None:
+                found.chain.attach(results)
+            return results, found.kept.known
         if check is not None:
             check()
         kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
         request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
         prepared = prepare(request, None if found is None else found.chain)
         ran = run(prepared)
+        chain = prepared.followed[0] if found is None else found.chain
+        if chain is not None:
+            chain.attach(ran.results)
     except Exception:
         if found is not None and found.chain is not None:
             found.chain.held.restore()

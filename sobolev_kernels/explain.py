@@ -45,7 +45,7 @@ def explain(
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if asked.reduction == "none" else LOSS
     call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
-    undo(call.held)
+    undo(call.followed)
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
         what = f"{type(student).__name__} of {problem.D} features"

@@ -17,7 +17,6 @@ from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
-from .held import Held
 from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
@@ -38,7 +37,7 @@ class Prepared:
     projections: Projections | None  # without a tensor
     given: torch.Tensor | None
     teacher: Prepared | None = None
-    held: tuple[Held, ...] = ()  # what was changed by the forwards that were followed, as it was before
+    followed: tuple[Followed | None, Followed | None] = (None, None)  # student and teacher
 
 
 def prepare(request: Request, chain: Followed | None = None) -> Prepared:
@@ -54,15 +53,14 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
-    chains = [looked_into(request.student, student, request), looked_into(function, teacher, request)]
-    held = tuple(chain.held for chain in chains if chain is not None)
-    student, teacher = (known if c is None else c.student for known, c in zip((student, teacher), chains, strict=True))
+    followed = (looked_into(request.student, student, request), looked_into(function, teacher, request))
+    student, teacher = (f.student if f else known for f, known in zip(followed, (student, teacher), strict=True))
     try:
-        if held:
+        if any(followed):
             refuse(faults_of(request, student, teacher))
-        return prepared_of(request, student, teacher, held)
+        return replace(prepared_of(request, student, teacher), followed=followed)
     except Exception:
-        undo(held)
+        undo(followed)
         raise
 
 
@@ -73,20 +71,22 @@ def looked_into(function: object, found: Student | Unrecognised | None, request:
     return followed(function, request.inputs)
 
 
-def undo(held: Sequence[Held]) -> None:
-    for before in reversed(held):
-        before.restore()
+def undo(followed: Sequence[Followed | None]) -> None:
+    """Put back what the runs of the forwards have changed."""
+    for chain in reversed(followed):
+        if chain is not None:
+            chain.held.restore()
 
 
 def prepared_of(
-    request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None, held: tuple[Held, ...]
+    request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None
 ) -> Prepared:  # fmt: skip
     """The call of what is known now."""
     projections, given = request.projections(student) if request.projects else (None, None)
     problem = problem_of(request, student, projections)
     with on_device_of(request.inputs):
         problem = dispatch.choose(problem, request.settings.backend)
-        prepared = Prepared(request, student, problem, projections, given, held=held)
+        prepared = Prepared(request, student, problem, projections, given)
         if teacher is not None:
             prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
     if problem.backend != "reference":

@@ -53,6 +53,10 @@ class Chain(Flowing):
         chain.layers = (*self.layers[:-1], layer)
         return chain
 
+    def asks(self) -> bool:
+        weights = (tensor for layer in self.layers for tensor in layer[:2] if tensor is not None)
+        return self.run.wanted or any(tensor.requires_grad for tensor in weights)
+
     @property
     def last(self) -> Layer:
         """A linear layer that no activation follows yet."""
@@ -293,6 +297,15 @@ def to(input, *arguments, non_blocking=False, **named):
 
 for name, dtype in (("float", torch.float32), ("double", torch.float64), ("bfloat16", torch.bfloat16)):
     rule(name)(lambda input, dtype=dtype: to(input, dtype))
+
+
+@rule("register_hook")
+def register_hook(input, hook):
+    """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
+    home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
+    if not home.startswith("torch.distributed.fsdp"):
+        input.run.stop("a hook of a tensor in it")
+    input.run.hooks.append(hook)
 
 
 @rule("clone")

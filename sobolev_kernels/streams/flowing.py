@@ -29,9 +29,11 @@ class Run:
     rules: dict[Callable, Callable]
     dtype: torch.dtype
     device: torch.device
+    wanted: bool = False  # whether the input asks for a gradient
     cast: tuple = ()
     reason: str = ""  # why it was not followed; a forward may have caught the exception
     made: list[weakref.ref] = field(default_factory=list)
+    hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
 
     def __post_init__(self):
         self.cast = self.casting()
@@ -68,6 +70,10 @@ class Flowing(torch.Tensor):
         self.run, self.sizes = run, tuple(sizes)
         run.made.append(weakref.ref(self))
         return self
+
+    def asks(self) -> bool:
+        """Whether it would ask for a gradient if it had numbers."""
+        return self.run.wanted
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -137,7 +143,8 @@ ABOUT: dict[Callable, Callable] = {
     told("dtype"): dtype_of,
     told("device"): lambda input: input.run.device,
     told("ndim"): lambda input: len(input.sizes),
-    told("requires_grad"): lambda input: True,
+    told("requires_grad"): lambda input: input.asks(),
+    told("_base"): lambda input: None,
     told("layout"): lambda input: torch.strided,
     told("is_cuda"): lambda input: input.run.device.type == "cuda",
     told("is_cpu"): lambda input: input.run.device.type == "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..advice import draws, modules_of
 from ..backends.exact import graphs
-from ..boundary import PLAIN
+from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
 from ..held import Held
 from ..modules import KINDS
@@ -32,6 +33,13 @@ class Followed(NamedTuple):
 
     student: Student
     held: Held
+    hooks: list[Callable]  # to be called before gradients come to the weights
+
+    def attach(self, results: Iterable[torch.Tensor | None]) -> None:
+        for result in results:
+            if self.hooks and result is not None and result.requires_grad:
+                for hook in self.hooks:
+                    result.register_hook(hook)
 
 
 def followed(function: object, x: torch.Tensor) -> Followed | None:
@@ -59,10 +67,11 @@ def followed_again(function: object, x: torch.Tensor, backend: str | None) -> Fo
 def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
     held = Held(modules, [] if capturing else [x.device])
-    found = chain_of(function, x)
+    run = Run(RULES, x.dtype, x.device, x.requires_grad)
+    found = chain_of(function, x, run)
     known.is_chain, known.no_chain = (False, found) if isinstance(found, str) else (True, "")
     if known.is_chain:
-        return Followed(found, held)
+        return Followed(found, held, run.hooks)
     held.restore()
     return None
 
@@ -83,9 +92,8 @@ def may_be_part(module: nn.Module) -> bool:
     return kind in PARTS or home in HARMLESS or not home.startswith("torch.nn.modules.")
 
 
-def chain_of(function: object, x: torch.Tensor) -> Student | str:
+def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
     """The student that a function is at x, or why it is no chain of layers."""
-    run = Run(RULES, x.dtype, x.device)
     try:
         with graphs(), torch.compiler.set_stance("force_eager"):
             result = function(Chain.make(run, x.shape))
@@ -96,4 +104,6 @@ def chain_of(function: object, x: torch.Tensor) -> Student | str:
     except Exception as error:  # whatever it is, the function is run as it is, and says so itself
         return run.reason or f"{type(error).__name__} in it"
     del result
-    return "something keeps what flows through it" if run.is_held() else student
+    if run.is_held():
+        return "something keeps what flows through it"
+    return student if all(map(is_sound, student.parameters)) else "a weight has no memory when it is over"
