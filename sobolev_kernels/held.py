@@ -13,12 +13,14 @@ from torch import nn
 class Held:
     """These as they were when this was made, to be put back."""
 
-    def __init__(self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None):
+    def __init__(
+        self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True
+    ):
         """`devices`: those whose generators are held too; None: no generator of torch."""
         modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-        buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
-        self.buffers = [(b, b.clone(), b._version) for b in buffers]
+        held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+        self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
         self.others = random.getstate(), numpy.random.get_state()
         self.generator = None if devices is None else torch.get_rng_state()
         self.generators = [(d, torch.cuda.get_rng_state(d)) for d in devices or () if d.type == "cuda"]

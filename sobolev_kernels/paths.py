@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import distributed, nn
@@ -39,6 +40,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 SIMPLE = (bool, int, float, str, bytes, type(None))
 
 
+class Flow(NamedTuple):
+    """How pairs of value and tangents flow through a function: why not, its outputs, the operations by their counts."""
+
+    unfollowed: str | None
+    outputs: int = 0
+    counts: dict[str, int] = {}  # noqa: RUF012
+
+
 @dataclass
 class Known:
     """What is known of a function for as long as what it is made of lives."""
@@ -49,6 +58,7 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
+    flow: Flow | None = None  # how pairs flow through it
 
 
 KNOWN: dict[tuple, Known] = {}
@@ -181,6 +191,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
+        known.flow = None
     return known
 
 

@@ -20,6 +20,7 @@ from .errors import refuse
 from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
+from .streams.look import flow_of
 from .streams.whole import Followed, followed
 from .student import Student, Unrecognised, recognise
 from .transforms import need_no_transforms
@@ -50,6 +51,8 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
         NotImplementedError: a forced backend refuses, or a derivative is not provided.
     """
     student = recognise(request.student) if chain is None else chain.student
+    if not student.reason and requested(request.settings.backend) == "streams":
+        student = Unrecognised("he is taken as he is", request.student)
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
@@ -66,7 +69,7 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
 
 def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
     """What its forward tells of a student or a teacher, where his modules do not tell what he is made of."""
-    if found is None or not found.reason or requested(request.settings.backend) == "reference":
+    if found is None or not found.reason or requested(request.settings.backend) in ("streams", "reference"):
         return None
     return followed(function, request.inputs)
 
@@ -85,6 +88,8 @@ def prepared_of(
     projections, given = request.projections(student) if request.projects else (None, None)
     problem = problem_of(request, student, projections)
     with on_device_of(request.inputs):
+        if student.reason:
+            problem = with_flow(problem, request)
         problem = dispatch.choose(problem, request.settings.backend)
         prepared = Prepared(request, student, problem, projections, given)
         if teacher is not None:
@@ -94,6 +99,16 @@ def prepared_of(
         need_no_transforms(request.inputs, *student.parameters, given, *targets, *request.residual_weights)
     advise(request, student, teacher, projections)
     return prepared
+
+
+def with_flow(problem: Problem, request: Request) -> Problem:
+    """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
+    wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
+    if not wanted or problem.projection != DIRECTIONS:
+        return problem
+    flow = flow_of(request.student, request.inputs)
+    widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed)
 
 
 def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
@@ -158,7 +173,8 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     inputs, function = request.inputs.detach(), request.targets.teacher
     asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
     problem = problem_of(asked, teacher, prepared.projections)
-    problem = replace(problem, order=prepared.problem.order, backend=backend)
-    if dispatch.refusal(backend, problem) is not None:
+    problem = replace(problem, order=prepared.problem.order)
+    problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
+    if dispatch.refusal(problem.backend, problem) is not None:
         problem = replace(problem, backend="reference")
     return replace(prepared, request=asked, student=teacher, problem=problem)

@@ -45,14 +45,7 @@ def run(
 
     Operands are those of the fused backends, of the inputs as they come: it is here that `columns` are told.
     """
-    x, N = operands.x, operands.x.shape[0]
-    if operands.given is not None:
-        vectors = over_samples(operands.given, N)
-    elif operands.seed is not None:
-        vectors = drawn(problem.drawing, operands.seed, N)
-    else:
-        vectors = x.new_empty((0, N, problem.drawn))
-    vectors = vectors.to(x.dtype)
+    x, vectors = operands.x, vectors_of(problem, operands)
     with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
@@ -63,6 +56,18 @@ def run(
     if ran is not None:
         return loss, terms
     return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+
+
+def vectors_of(problem: Problem, operands: Operands) -> torch.Tensor:
+    """Directions or cotangents, given or drawn, or none."""
+    x, N = operands.x, operands.x.shape[0]
+    if operands.given is not None:
+        vectors = over_samples(operands.given, N)
+    elif operands.seed is not None:
+        vectors = drawn(problem.drawing, operands.seed, N)
+    else:
+        vectors = x.new_empty((0, N, problem.drawn))
+    return vectors.to(x.dtype)
 
 
 def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:

@@ -7,10 +7,13 @@ autograd.Function or a scripted module does, ends the run: nothing is ever left 
 
 from __future__ import annotations
 
+import inspect
 import math
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch.nn import functional
@@ -33,6 +36,8 @@ class Run:
     cast: tuple = ()
     reason: str = ""  # why it was not followed; a forward may have caught the exception
     made: list[weakref.ref] = field(default_factory=list)
+    bodies: bool = False  # whether a function without a rule may be run as it is written, if that is in Python
+    counts: dict[str, int] | None = None  # of the functions that were called, by name
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
 
     def __post_init__(self):
@@ -80,8 +85,13 @@ class Flowing(torch.Tensor):
         run = run_of((*args, *(kwargs or {}).values()))
         rule = run.rules.get(function)
         if rule is None:
+            rule = body(function) if run.bodies else None
+        if rule is None:
             run.stop(f"{name_of(function)} in it")
         run.need_graph()
+        if run.counts is not None:
+            name = name_of(function)
+            run.counts[name] = run.counts.get(name, 0) + 1
         try:
             return rule(*args, **(kwargs or {}))
         except NotFollowed:
@@ -100,6 +110,21 @@ def run_of(arguments: tuple) -> Run:
             return argument.run
         if isinstance(argument, (tuple, list)) and (run := run_of(tuple(argument))) is not None:
             return run
+
+
+HOMES = "torch.nn.functional", "torch.functional"
+CAUGHT = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+@cache
+def body(function: Callable) -> Callable | None:
+    """A function that PyTorch has written in Python, whose own calls come to the rules one by one."""
+    if not inspect.isfunction(function) or function.__module__ not in HOMES:
+        return None
+    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False)
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def name_of(function: Callable) -> str:

@@ -58,7 +58,7 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
 
 def followed_again(function: object, x: torch.Tensor, backend: str | None) -> Followed | None:
     """The same of one that was a chain at a call before, where nobody traces the call."""
-    if x.dim() != 2 or not callable(function) or requested(backend) == "reference":
+    if x.dim() != 2 or not callable(function) or requested(backend) in ("streams", "reference"):
         return None
     known = known_of(function, x)
     return run_on_chain(function, x, list(modules_of(function)), known) if known.is_chain else None
