@@ -156,7 +156,7 @@ UNITS = {
 COARSE = {
     "round to 8 bits": ("bfloat16", "float16"), "round to 12 bits": ("bfloat16", "float16", "bytes"),
     "round to 15 bits": ("bfloat16", "float16", "bytes"), "cancelled": ("bfloat16", "float16"),
-    "half within": ("bfloat16", "float16", "bytes"),
+    "half within": ("bfloat16", "float16", "bytes"), "bytes": ("bfloat16",),
 }  # fmt: skip
 ONLY = {"constant for N": ("float64",), "refuses others": ("float64",)}
 
@@ -280,13 +280,18 @@ def net_of(x):
     return NETS[x.dtype]
 
 
+def in_float32(f):
+    return lambda x: f(x.float()).to(x.dtype)
+
+
 NETS = {dtype: copy.deepcopy(NET).to(dtype) for dtype in (f64, f32, bf16, f16)}
 
 
 @pytest.mark.parametrize("name", CUT)
 def test_what_is_cut_is_named(name):
-    f, named = CUT[name]
-    for dtype in (f64, f32):
+    """float32 is enough for it, also within a function of float64."""
+    cut, named = CUT[name]
+    for dtype, f in ((f64, cut), (f32, cut), (f64, in_float32(cut))):
         with pytest.raises(sk.NotProvided, match=rf"^student: .*{named} .*silent zero; look for a forward") as refused:
             sk.jvp(f, numbers(N, D, dtype=dtype), sk.Directions.basis())
         assert len(str(refused.value)) <= 600
@@ -327,6 +332,22 @@ def test_many_columns_and_outputs(dtype):
         silent(Call(lambda x, net: net(without(17, x)), net), x)
     with pytest.raises(sk.NotProvided, match=r"^student: output 5 changes with columns 0, 1, 2, 3,"):
         silent(Call(lambda x, net: torch.cat([net(x)[:, :5], net(x.detach())[:, :1]], 1), net), x)
+
+
+IN_HALF = {
+    "whole": lambda x: net_of(x)(x.detach()), "a column": lambda x: net_of(x)(without(1, x)),
+    "NumPy": lambda x: of_numpy(np.tanh)(x[:, :1]), "an output": CUT["an output"][0], "an item": with_items,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [bf16, f16])
+@pytest.mark.parametrize("name", IN_HALF)
+def test_half_precision(name, dtype):
+    """Functions, of which there is no copy in float32; of few samples and of many, in other units."""
+    for x in (numbers(N, D, dtype=dtype), numbers(1, D, dtype=dtype), 5 * numbers(200, D, dtype=dtype)):
+        with pytest.raises(sk.NotProvided, match=r"^student: output.*silent zero; look for a forward"):
+            sk.jvp(IN_HALF[name], x, sk.Directions.basis())
+        silent(lambda x: net_of(x)(x) * 1, x)
 
 
 SECOND = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from .backends import cpu, cuda, reference, streams, triton
-from .errors import nearest, need, one_of
+from .errors import NotProvided, nearest, need, one_of
 from .problem import Problem
 
 # In the order in which they are tried.
@@ -45,7 +45,7 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     """The problem with the backend to use.
 
     Raises:
-        NotImplementedError: the forced backend refuses; nothing else is tried then.
+        NotProvided: the forced backend refuses; nothing else is tried then.
     """
     name = requested(backend)
     if name is None:
@@ -54,5 +54,5 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     missing = getattr(BACKENDS[name], "MISSING", None)
     if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
         reason = f"{missing}; and {reason}"
-    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotImplementedError)
+    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotProvided)
     return replace(problem, backend=name)

@@ -15,6 +15,7 @@ from .prepare import prepare, undo
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
 from .settings import EXACT, keywords, settings_named
+from .streams.look import flow_of
 
 
 def explain(
@@ -63,7 +64,13 @@ def explain(
         for name, module in dispatch.BACKENDS.items():
             reason = dispatch.refusal(name, problem)
             taken = "-> " if name == problem.backend else "   "
-            lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
+            said = module.plan(problem, N) if reason is None else f"refused: {reason}"
+            if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
+                said = f"{said} (not taken: {reason})"
+            lines.append(f"{taken}{name:<11}{said}")
+        if problem.backend == "streams":
+            counts = flow_of(student, x).counts
+            lines += [f"operations  {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

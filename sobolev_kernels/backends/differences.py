@@ -19,6 +19,9 @@ NAMED = 32  # columns that are tried one by one
 FINE = 0.2  # of a step: at most this part of it shows the same again
 SHARE = 1 / 4  # of the samples, before a derivative other than 0 is called wrong
 LONGER, SHORTER = 8, (1 / 16, 1 / 256)  # than the first step, for what stands still, and for what is uneven
+FLOAT32 = torch.finfo(torch.float32).eps
+# In half precision: steps, in units of the first; the part of them that moves what is no staircase; by how many units.
+LADDER, BUSY, FEW = (1, 2, 4, 8, 16, 32), 0.6, 3
 
 
 class NotProbed(Exception):
@@ -64,6 +67,7 @@ def look(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> F
 
 
 def found_by(probe: Probe) -> Found:
+    """What a probe finds; in float64 also where what has no derivative is rounded to float32 on its way."""
     cut, settled = torch.zeros(probe.O, probe.D, dtype=torch.bool, device="cpu"), True
     draws = probe.draws()
     if probe.unsteady:
@@ -81,6 +85,10 @@ def found_by(probe: Probe) -> Found:
                 cut[:, columns] |= found[:, None]
     if cut.any():
         return Found(cut, draws=draws)
+    if probe.stirred and probe.eps < FLOAT32:
+        coarse = found_by(Probe(probe.function, probe.x, FLOAT32))
+        if coarse.cut.any():
+            return coarse
     often = suspect & (suspect.double().mean(0) >= SHARE) & (slope != 0).any(0)
     wrong = probe.confirmed(step, missing, often, sloping=True)
     still = usual((missing + slope).abs(), often) == 0
@@ -97,7 +105,7 @@ def found_by(probe: Probe) -> Found:
 class Probe:
     """A function at rows of its inputs. What is compared is [N, O] of float64 on the CPU."""
 
-    def __init__(self, function: Callable, x: torch.Tensor):
+    def __init__(self, function: Callable, x: torch.Tensor, eps: float = 0.0):
         with graphs():
             self.x = tracked(x)
         self.here, self.function, (self.N, self.D) = self.x.cpu(), function, x.shape
@@ -106,9 +114,11 @@ class Probe:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
         self.half = dtype in HALF or x.dtype in HALF
-        self.unit = max(torch.finfo(kind).eps for kind in (dtype, x.dtype)) * typical(self.values.abs().amax(0))  # [O]
+        self.eps, self.stirred = max(eps, torch.finfo(x.dtype).eps), False
+        self.of_values = max(torch.finfo(dtype).eps, self.eps)
+        self.unit = self.of_values * typical(self.values.abs().amax(0))  # [O]
         self.rounding = (8 if self.half else 32) * self.unit
-        self.longest = min(torch.finfo(x.dtype).eps ** 0.25, 1 / 8)
+        self.longest = min(self.eps**0.25, 1 / 8)
         self.pull: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def run(self, step: torch.Tensor | float = 0.0, anew: bool = False) -> tuple[torch.Tensor, torch.Tensor, bool]:
@@ -171,7 +181,7 @@ class Probe:
     def least(self, step: torch.Tensor) -> float:
         """The part of a step that is still some units of the inputs' rounding, mostly."""
         x, step = self.here.double().abs(), step.double().abs()
-        parts = (4 if self.half else 16) * torch.finfo(self.x.dtype).eps * x / step
+        parts = (4 if self.half else 16) * self.eps * x / step
         return float(parts[step > 0].median()) if bool((step > 0).any()) else 1.0
 
     def tangent(self, step: torch.Tensor) -> torch.Tensor:
@@ -234,7 +244,28 @@ class Probe:
             missing, suspect, change = self.compare(step, torch.zeros_like(self.values))
             found = found | self.confirmed(step, missing, suspect & left)
             moved, stirred = moved | (left & (change > self.rounding)), change > 0
+            self.stirred = self.stirred or bool((stirred & left & ~found).any())
+        if self.half and (outputs & ~found).any():
+            found = found | (outputs & self.graded(columns))
         return found, moved
+
+    def graded(self, columns: list[int]) -> torch.Tensor:
+        """In half precision: which outputs [O] move by single units, and with nearly every step, as these columns do.
+
+        There a step that shows a change in proportion is so long that few functions are straight; but a staircase
+        stands still until it moves by many units.
+        """
+        step = self.step(columns).double()
+        step *= self.least(step) / 4
+        found = torch.zeros(self.O, dtype=torch.bool, device="cpu")
+        for size in LADDER:
+            line = torch.stack([self.at(self.rounded(k * size * step)) for k in range(-4, 5)])
+            units = line.diff(dim=0).abs() / (self.of_values * self.values.abs())
+            moves = (units > 0) & units.isfinite()
+            fine = usual(units, moves) <= FEW  # [N, O]
+            busy = (moves.double().mean(0) >= BUSY) & fine
+            found |= busy.double().mean(0) >= 2 * SHARE
+        return found
 
     def compare(self, step: torch.Tensor, slope: torch.Tensor) -> Line:
         """The values at five points of a line beside the derivative along it."""

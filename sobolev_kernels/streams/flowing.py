@@ -135,7 +135,8 @@ def name_of(function: Callable) -> str:
 
 def spelt(*names: str, spaces: tuple = SPACES) -> list[Callable]:
     """All functions and methods of PyTorch by these names."""
-    return [getattr(space, name) for name in names for space in spaces if hasattr(space, name)]
+    found = (getattr(space, name, None) for name in names for space in spaces)
+    return [function for function in found if callable(function)]  # torch.float is a dtype
 
 
 def is_finite(value: object) -> bool:

@@ -19,7 +19,7 @@ def masked_alike(name: str):
         if not training or p == 0:
             return input
         mask = function(torch.ones_like(input.v), p, True)
-        after = new(input, mask * input.v, mask * input.t)
+        after = new(input, mask * input.v, mask * input.d)
         return written(input, after) if inplace else after
 
     return dropped
@@ -52,13 +52,13 @@ def affine(input: Pair, v, t, weight, bias) -> Pair:
 @rule("layer_norm")
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     dims = tuple(range(-len(normalized_shape), 0))
-    return affine(input, *standardised(input.v, input.t, dims, eps), weight, bias)
+    return affine(input, *standardised(input.v, input.d, dims, eps), weight, bias)
 
 
 @rule("rms_norm")
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     dims, eps = tuple(range(-len(normalized_shape), 0)), torch.finfo(input.v.dtype).eps if eps is None else eps
-    return affine(input, *standardised(input.v, input.t, dims, eps, centred=False), weight, None)
+    return affine(input, *standardised(input.v, input.d, dims, eps, centred=False), weight, None)
 
 
 def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -68,10 +68,10 @@ def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 @rule("group_norm")
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    v, t = input.v.unflatten(1, (num_groups, -1)).flatten(2), input.t.unflatten(2, (num_groups, -1)).flatten(3)
+    v, t = input.v.unflatten(1, (num_groups, -1)).flatten(2), input.d.unflatten(2, (num_groups, -1)).flatten(3)
     n, d = standardised(v, t, (-1,), eps)
     weight, bias = channelled(input, weight), channelled(input, bias)
-    return affine(input, n.reshape(input.v.shape), d.reshape(input.t.shape), weight, bias)
+    return affine(input, n.reshape(input.v.shape), d.reshape(input.d.shape), weight, bias)
 
 
 @rule("batch_norm")
@@ -81,7 +81,7 @@ def batch_norm(
     if training or is_pair(running_mean):
         input.run.stop(STATISTICS)
     scale = channelled(input, (running_var + eps).rsqrt())
-    v, t = (input.v - channelled(input, running_mean)) * scale, input.t * scale
+    v, t = (input.v - channelled(input, running_mean)) * scale, input.d * scale
     return affine(input, v, t, channelled(input, weight), channelled(input, bias))
 
 
@@ -101,7 +101,7 @@ def instance_norm(
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.softmax(d)
-    t = y * input.t
+    t = y * input.d
     return new(input, y, t - y * t.sum(d, keepdim=True))
 
 
@@ -109,13 +109,13 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None):
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.log_softmax(d)
-    return new(input, y, input.t - (y.exp() * input.t).sum(d, keepdim=True))
+    return new(input, y, input.d - (y.exp() * input.d).sum(d, keepdim=True))
 
 
 @rule("logsumexp")
 def logsumexp(input, dim, keepdim=False):
     d = needed(input, dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim, None)
-    return new(input, input.v.logsumexp(d, keepdim), (input.v.softmax(d) * input.t).sum(d, keepdim))
+    return new(input, input.v.logsumexp(d, keepdim), (input.v.softmax(d) * input.d).sum(d, keepdim))
 
 
 def needed(input: Pair, dim, dtype) -> int:
@@ -147,13 +147,15 @@ def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     dims = tuple(d if d < 0 else d - x.v.dim() for d in dims)
     y = torch.linalg.vector_norm(x.v, 2, dims, True)
     slope = torch.where(y == 0, 0.0, x.v / torch.where(y == 0, 1.0, y))
-    t = (slope * x.t).sum(dims, keepdim=True)
+    t = (slope * x.d).sum(dims, keepdim=True)
     return new(x, y if keepdim else y.squeeze(dims), t if keepdim else t.squeeze(dims))
 
 
-RULES[torch.Tensor.norm] = lambda input, p="fro", dim=None, keepdim=False, dtype=None: vector_norm(
-    input, 2 if p == "fro" else p, dim, keepdim, dtype=dtype
-)
+def norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    return vector_norm(input, 2 if p == "fro" else p, dim, keepdim, dtype=dtype)
+
+
+RULES[torch.Tensor.norm] = norm
 RULES[torch.norm] = RULES[torch.Tensor.norm]
 
 

@@ -17,21 +17,21 @@ RULES: dict[Callable, Callable] = {}
 
 
 class Pair(Flowing):
-    """v [...] and t [P, ...]; `family` is what may share its memory."""
+    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory."""
 
     v: torch.Tensor
-    t: torch.Tensor
+    d: torch.Tensor
     family: list[weakref.ref]
 
     def asks(self) -> bool:
-        return self.v.requires_grad or self.t.requires_grad
+        return self.v.requires_grad or self.d.requires_grad
 
 
 def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] | None = None) -> Pair:
     if not v.is_floating_point() or t.shape[1:] != v.shape:
         run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
     pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
-    pair.run, pair.sizes, pair.v, pair.t = run, v.shape, v, t
+    pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
     pair.family = [] if family is None else family
     reference = weakref.ref(pair)
     pair.family.append(reference)
@@ -108,7 +108,7 @@ def written(pair: Pair, after: Pair) -> Pair:
         pair.run.stop("a part of it is written to that is seen elsewhere")
     if after.v.shape != pair.v.shape or after.v.dtype != pair.v.dtype:
         pair.run.stop("an operation in place that changes a shape or dtype")
-    pair.v, pair.t = after.v, after.t
+    pair.v, pair.d = after.v, after.d
     return pair
 
 

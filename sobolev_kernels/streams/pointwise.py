@@ -31,12 +31,13 @@ SLOPES: dict[str, Callable] = {
     "rsqrt": lambda y, z: -0.5 * y / z,
     "log": lambda y, z: 1 / z,
     "abs": lambda y, z: z.sign(),
+    "hardsigmoid": lambda y, z: (z.abs() < 3).to(z.dtype) / 6,  # PyTorch has no second derivative of it
 }
 BY_AUTOGRAD = (
     "gelu", "silu", "softplus", "elu", "selu", "celu", "leaky_relu", "mish", "softsign", "logsigmoid", "hardswish",
-    "hardsigmoid", "hardtanh", "relu6", "softshrink", "hardshrink", "tanhshrink", "threshold", "log1p", "expm1", "log2",
+    "hardtanh", "relu6", "softshrink", "hardshrink", "tanhshrink", "threshold", "log1p", "expm1", "log2",
     "log10", "exp2", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv",
-    "sinc", "expit", "logit", "lgamma", "nan_to_num", "xlog1py", "arctan", "arcsin", "arccos", "arcsinh", "arctanh",
+    "sinc", "expit", "logit", "lgamma", "nan_to_num", "arctan", "arcsin", "arccos", "arcsinh", "arctanh",
 )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def pointwise(function: Callable, slope: Callable | None) -> Callable:
         else:
             y = at(input.v)
             d = slope(y, input.v)
-        after = new(input, y, d * input.t)
+        after = new(input, y, d * input.d)
         return written(input, after) if inplace else after
 
     return applied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .pair import Pair, broadcast, first, in_place, is_pair, lifted, need_constant, new, rule, value
+from .pair import RULES, Pair, broadcast, first, in_place, is_pair, lifted, need_constant, new, rule, value
 
 
 def product(function, a, b) -> Pair:
@@ -13,9 +13,9 @@ def product(function, a, b) -> Pair:
     like, v = first(a, b), function(value(a), value(b))
     parts = []
     if is_pair(a):
-        parts.append(function(lifted(a.t, v.dim()), value(b)))
+        parts.append(function(lifted(a.d, v.dim()), value(b)))
     if is_pair(b):
-        parts.append(function(value(a), lifted(b.t, v.dim())))
+        parts.append(function(value(a), lifted(b.d, v.dim())))
     return new(like, v, broadcast(parts[0] if len(parts) == 1 else parts[0] + parts[1], v))
 
 
@@ -39,7 +39,7 @@ def rmatmul(input, other):
 @rule("linear")
 def linear(input, weight, bias=None):
     need_constant(first(input, weight, bias).run, weight, bias)
-    return new(input, functional.linear(input.v, weight, bias), functional.linear(input.t, weight))
+    return new(input, functional.linear(input.v, weight, bias), functional.linear(input.d, weight))
 
 
 @rule("addmm", "baddbmm")
@@ -56,9 +56,9 @@ def addcmul(input, tensor1, tensor2, *, value=1):
 def add(input, other, *, alpha=1):
     like, a, b = first(input, other), value(input), value(other)
     v = torch.add(a, b, alpha=alpha) if isinstance(a, torch.Tensor) else a + alpha * b
-    t = broadcast(input.t, v) if is_pair(input) else None
+    t = broadcast(input.d, v) if is_pair(input) else None
     if is_pair(other):
-        more = broadcast(other.t, v)
+        more = broadcast(other.d, v)
         t = torch.add(t, more, alpha=alpha) if t is not None else more if alpha == 1 else alpha * more
     return new(like, v, t)
 
@@ -80,9 +80,9 @@ def div(input, other, *, rounding_mode=None):
     if not is_pair(other):
         return product(torch.div, input, other)
     v = torch.div(value(input), other.v)
-    t = -v * lifted(other.t, v.dim())
+    t = -v * lifted(other.d, v.dim())
     if is_pair(input):
-        t = lifted(input.t, v.dim()) + t
+        t = lifted(input.d, v.dim()) + t
     return new(other, v, broadcast(t / other.v, v))
 
 
@@ -94,7 +94,7 @@ def rdiv(input, other):
 @rule("reciprocal")
 def reciprocal(input):
     y = input.v.reciprocal()
-    return new(input, y, -(y * y) * input.t)
+    return new(input, y, -(y * y) * input.d)
 
 
 @rule("pow", "__pow__")
@@ -103,7 +103,7 @@ def power(input, exponent):
         first(input, exponent).run.stop("a power that is no number")
     if exponent == 0:
         return torch.ones_like(input.v)
-    return new(input, input.v**exponent, (exponent * input.v ** (exponent - 1)) * input.t)
+    return new(input, input.v**exponent, (exponent * input.v ** (exponent - 1)) * input.d)
 
 
 @rule("einsum")
@@ -117,25 +117,28 @@ def einsum(equation, *operands):
     for i, x in enumerate(operands):
         if is_pair(x):
             named = ",".join(z + s if j == i else s for j, s in enumerate(ins))
-            part = torch.einsum(f"{named}->{z}{out}", [x.t if j == i else a for j, a in enumerate(v)])
+            part = torch.einsum(f"{named}->{z}{out}", [x.d if j == i else a for j, a in enumerate(v)])
             t = part if t is None else t + part
     return new(like, torch.einsum(equation, v), t)
 
 
-@rule("where")
+@rule("where", spaces=(torch,))
 def where(condition, input=None, other=None):
     if input is None or is_pair(condition):
         first(condition, input, other).run.stop("where without two values")
     like, v = first(input, other), torch.where(condition, value(input), value(other))
-    parts = [lifted(x.t, v.dim()) if is_pair(x) else v.new_zeros(()) for x in (input, other)]
+    parts = [lifted(x.d, v.dim()) if is_pair(x) else v.new_zeros(()) for x in (input, other)]
     return new(like, v, broadcast(torch.where(condition, *parts), v))
+
+
+RULES[torch.Tensor.where] = lambda input, condition, other: where(condition, input, other)
 
 
 @rule("masked_fill")
 def masked_fill(input, mask, value):
     if not is_pair(input) or is_pair(mask) or is_pair(value):
         first(input, mask, value).run.stop("masked_fill with what depends on the inputs")
-    return new(input, input.v.masked_fill(mask, value), input.t.masked_fill(mask, 0.0))
+    return new(input, input.v.masked_fill(mask, value), input.d.masked_fill(mask, 0.0))
 
 
 @rule("clamp", "clip")
@@ -143,7 +146,7 @@ def clamp(input, min=None, max=None):
     need_constant(first(input, min, max).run, min, max)
     y = input.v.clamp(min, max)
     inside = (y == input.v).to(y.dtype)
-    return new(input, y, broadcast(inside * lifted(input.t, y.dim()), y))
+    return new(input, y, broadcast(inside * lifted(input.d, y.dim()), y))
 
 
 @rule("clamp_min")
@@ -174,7 +177,7 @@ def extreme(function, towards):
             return found(input.reshape(-1), 0)[0]
         v, i = function(input.v, dim, keepdim)
         places, d = (i if keepdim else i.unsqueeze(dim)), dim % input.v.dim()
-        t = input.t.gather(d + 1, places.expand(input.t.shape[0], *places.shape))
+        t = input.d.gather(d + 1, places.expand(input.d.shape[0], *places.shape))
         return new(input, v, t if keepdim else t.squeeze(d + 1)), i
 
     return found
