@@ -339,7 +339,8 @@ def test_what_is_no_chain_is_not_taken_for_one(name):
         torch.manual_seed(3)
         results.append(step(student, student, backend=backend, directions=sk.Directions.given(V)))
     for got in results[1:]:
-        assert all(torch.equal(g, e) for g, e in zip(got, results[0], strict=True))
+        for g, e in zip(got, results[0], strict=True):
+            assert (g - e).abs().max() <= 1e-10 * e.abs().max().clamp(min=1e-3)
 
 
 def test_what_is_kept_is_a_tensor():

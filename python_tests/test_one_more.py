@@ -261,7 +261,9 @@ WAYS = [
 SAME = {checkpointed: once}
 # What README promises, so that no refusal will do
 ONCE = {once, checkpointed, inference}
-RIGHT = {name: ONCE if name in ("an MLP", "an MLP in another dress") else set(WAYS) for name in DRESSES} | {"a fused derivative": set()}
+RIGHT = {name: ONCE if name in ("an MLP", "an MLP in another dress") else set(WAYS) for name in DRESSES} | {
+    "a fused derivative": set()
+}
 
 
 def outcome(way, function, dress) -> list[torch.Tensor | None]:

@@ -176,8 +176,9 @@ def test_honest_functions(name):
 
 
 @pytest.mark.parametrize("name", LAYERS | IMAGES)
-def test_honest_layers(name):
-    """In train mode, of both orders, and without a trace in their buffers."""
+def test_honest_layers(name, monkeypatch):
+    """In train mode, of both orders, and without a trace in their buffers; where paths are looked at."""
+    monkeypatch.setenv("SOBOLEV_BACKEND", "reference")
     n_in = 16 if name in IMAGES else D
     layers = as_image(*IMAGES[name]) if name in IMAGES else [nn.Linear(D, 8), LAYERS[name]]
     torch.manual_seed(0)
@@ -463,12 +464,13 @@ class Counting(nn.Module):
         return x[:, :O].sin() + x[:, 1:]
 
 
-def test_a_student_is_looked_at_once():
+def test_a_student_is_looked_at_once(monkeypatch):
+    monkeypatch.setenv("SOBOLEV_BACKEND", "reference")
     student, runs = Counting(), []
     for call in [lambda: sk.jvp(student, X, BASIS)] * 3 + [lambda: sk.vjp(student, X, sk.Cotangents.basis())]:
         call()
         runs.append(len(student.runs))
-    assert runs[0] <= 16 and [b - a for a, b in itertools.pairwise(runs)] == [1, 1, 1]
+    assert runs[0] <= 15 and [b - a for a, b in itertools.pairwise(runs)] == [1, 1, 1]
     assert student.seen == 4
     # functions made anew of the same
     for _ in range(3):

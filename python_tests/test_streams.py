@@ -339,7 +339,11 @@ class Skips(nn.Module):
 
     def __init__(self, O):
         super().__init__()
-        self.down, self.up, self.last = nn.Conv1d(1, 4, 3, 2, 1), nn.ConvTranspose1d(4, 4, 2, 2), nn.Conv1d(5, 1, 3, padding=1)
+        self.down, self.up, self.last = (
+            nn.Conv1d(1, 4, 3, 2, 1),
+            nn.ConvTranspose1d(4, 4, 2, 2),
+            nn.Conv1d(5, 1, 3, padding=1),
+        )
         self.head = nn.Linear(16, O)
 
     def forward(self, x):
@@ -580,6 +584,21 @@ def test_results_are_differentiable_again():
     for got, expected in zip(*results, strict=True):
         if expected is not None:
             assert_within_rule("gradient of a gradient", got, expected, expected + expected.abs().max())
+
+
+def test_another_head():
+    """Its outputs are counted anew: of a module by its shapes, of a function where they do not fit."""
+    x, student = numbers(N, 6), Blocks(2).double()
+    which = [Blocks(2).double(), Blocks(3).double()]
+    function = lambda x: which[0](x)  # noqa: E731
+    for O in (2, 3, 2):
+        student.last, targets = nn.Linear(8, O).double(), sk.Targets(teacher=lambda x, O=O: x[:, :O].sin())
+        dense = sk.Targets(values=numbers(N, O), jacobian=numbers(N, O, 6))
+        for f, t in ((student, targets), (student, dense), (function, dense)):
+            which.sort(key=lambda net: net.last.out_features != O)
+            got, expected = (sk.sobolev_loss(f, x, t, derivatives="exact", backend=b) for b in (None, "reference"))
+            assert_within_rule("loss", got, expected)
+        assert sk.jvp(function, x, numbers(2, N, 6))[1].shape == (2, N, O)
 
 
 def test_explain_counts_the_operations():

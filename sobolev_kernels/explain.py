@@ -68,8 +68,8 @@ def explain(
             if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
-        if problem.backend == "streams":
-            counts = flow_of(student, x).counts
+        counts = flow_of(student, x).counts if problem.backend == "streams" else {}
+        if counts:
             lines += [f"operations  {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]

@@ -46,6 +46,7 @@ class Flow(NamedTuple):
     unfollowed: str | None
     outputs: int = 0
     counts: dict[str, int] = {}  # noqa: RUF012
+    shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
 
 
 @dataclass

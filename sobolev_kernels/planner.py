@@ -66,7 +66,7 @@ def few_outputs(problem: Problem) -> str | None:
     O, P = problem.outputs, problem.P
     if O is None or STREAM_GRADIENT * (1 + O) > 1 + P:
         return None
-    return f"{O} gradient{'s' if O > 1 else ''} cost less than {P} tangents"
+    return f"{O} gradient{'s cost' if O > 1 else ' costs'} less than {P} tangents"
 
 
 def exact_projection(W: int, O: int | None) -> str:

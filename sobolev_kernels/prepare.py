@@ -12,7 +12,7 @@ from torch.amp.autocast_mode import is_autocast_available
 from . import dispatch
 from .advice import advise
 from .backends import on_device_of
-from .checks import faults_of
+from .checks import faults_of, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
@@ -69,7 +69,9 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
 
 def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
     """What its forward tells of a student or a teacher, where his modules do not tell what he is made of."""
-    if found is None or not found.reason or requested(request.settings.backend) in ("streams", "reference"):
+    if torch.compiler.is_compiling() or found is None or not found.reason:
+        return None
+    if requested(request.settings.backend) in ("streams", "reference"):
         return None
     return followed(function, request.inputs)
 
@@ -89,7 +91,7 @@ def prepared_of(
     problem = problem_of(request, student, projections)
     with on_device_of(request.inputs):
         if student.reason:
-            problem = with_flow(problem, request)
+            problem = with_flow(problem, request, student)
         problem = dispatch.choose(problem, request.settings.backend)
         prepared = Prepared(request, student, problem, projections, given)
         if teacher is not None:
@@ -101,12 +103,12 @@ def prepared_of(
     return prepared
 
 
-def with_flow(problem: Problem, request: Request) -> Problem:
+def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
     """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
     wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
-    if not wanted or problem.projection != DIRECTIONS:
+    if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
         return problem
-    flow = flow_of(request.student, request.inputs)
+    flow = flow_of(request.student, request.inputs, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     return replace(problem, widths=widths, unfollowed=flow.unfollowed)
 

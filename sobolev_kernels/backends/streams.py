@@ -18,6 +18,7 @@ from .exact import graphs, tracked
 from .reference import loss_of, vectors_of, without_graph
 
 DTYPES = ("float32", "float64")
+OUTPUTS = "it gives another number of outputs than before"
 
 
 def supports(problem: Problem) -> str | None:
@@ -51,6 +52,8 @@ def run(
     """
     x, vectors = operands.x, vectors_of(problem, operands)
     y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
+    if y.shape[1] != problem.O:
+        raise NotFollowed(OUTPUTS)
     if problem.result == DERIVATIVES:
         return y, tangents
     return loss_of(problem, operands, widened(vectors), (y, tangents, None))
