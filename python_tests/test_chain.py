@@ -433,6 +433,18 @@ def test_half_precision_is_that_of_an_mlp(dtype):
         assert torch.equal(got, expected)
 
 
+def test_tensors_elsewhere():
+    """A device that has no autocast, and an autocast that an MLP's precision follows."""
+    student = Call(lambda x, net: net(x), net().to("meta"))
+    assert "-> reference  plain PyTorch streams" in sk.explain(student, X.to("meta"))
+    bare = net().float()
+    results = []
+    for student in (bare, Call(lambda x, net: net(x), bare)):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(sk.jvp(student, X.float(), V.float())[1])
+    assert torch.equal(*results)
+
+
 def test_order_two_of_a_function_called_relu_is_refused():
     with pytest.raises(sk.NotProvided, match="second derivative is 0 almost everywhere"):
         sk.jet(Call(lambda x, a, b: b(F.relu(a(x))), *LINEAR), X, V)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
 
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
@@ -23,6 +24,12 @@ SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
 
 class NotFollowed(Exception):
     """A forward did something that the run has no rule for."""
+
+
+def casting(kind: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device, if it does."""
+    on = is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 @dataclass(eq=False)
@@ -33,7 +40,7 @@ class Run:
     dtype: torch.dtype
     device: torch.device
     wanted: bool = False  # whether the input asks for a gradient
-    cast: tuple = ()
+    cast: torch.dtype | None = None
     reason: str = ""  # why it was not followed; a forward may have caught the exception
     made: list[weakref.ref] = field(default_factory=list)
     bodies: bool = False  # whether a function without a rule may be run as it is written, if that is in Python
@@ -43,9 +50,8 @@ class Run:
     def __post_init__(self):
         self.cast = self.casting()
 
-    def casting(self) -> tuple:
-        kind = self.device.type
-        return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    def casting(self) -> torch.dtype | None:
+        return casting(self.device.type)
 
     def stop(self, reason: str) -> None:
         self.reason = self.reason or reason

@@ -9,7 +9,7 @@ from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
 from ..paths import Flow, known_of
-from .flowing import NotFollowed
+from .flowing import NotFollowed, casting
 from .whole import is_traced
 
 UNSEEN = Flow("its forward was not looked at")
@@ -22,7 +22,7 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     """
     if type(x) not in PLAIN or is_traced(x) or str(x.dtype).removeprefix("torch.") not in DTYPES or not x.numel():
         return UNSEEN
-    if torch.is_autocast_enabled(x.device.type):
+    if casting(x.device.type) is not None:
         return UNSEEN._replace(unfollowed="it is run in autocast")
     modules = list(modules_of(function))
     if isinstance(function, torch.jit.ScriptFunction) or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
