@@ -1,6 +1,7 @@
 """The benchmark on a GPU: `python -m bench.gpu`. Check, then time; without one, say so.
 
-Both GPU backends in each precision, the reference, and the baselines of PyTorch. Of each step: the host's time to
+Both GPU backends in each precision, the reference, the baselines of PyTorch, compiled ones also in TF32 and in bfloat16
+by autocast, and, where it is installed, tiny-cuda-nn on values alone. Of each step: the host's time to
 launch it, the time of one in a row of eager calls, that of the replay of a captured graph by CUDA events, the same with
 the second-level cache emptied before, and the peak of memory. Each row is written when it is there, and a second call
 goes on behind the last one; a row whose process died is written as that.
@@ -29,7 +30,7 @@ from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import Comparison
 
-from .baselines import BASELINES, DOUBLE_BACKWARD, Result, Step
+from .baselines import BASELINES, DOUBLE_BACKWARD, Result, Step, installed
 from .cases import CASES, FIRST, Case, Data, make_data, make_student
 from .check import named
 from .report import ROOT, environment
@@ -37,7 +38,8 @@ from .variants import sobolev_step
 
 FLUSH_BYTES = 256 << 20
 OURS = ("cuda", "triton")
-REFERENCE, COMPILED = "reference", "stacked, compiled"
+REFERENCE, COMPILED, COMPILED_GRADIENT = "reference", "stacked, compiled", "func.grad, compiled"
+TINY = "tiny-cuda-nn, values only"
 COLUMNS = (
     "case", "backend", "precision", "error_over_rule", "host_us", "eager_us", "graph_us", "graph_cold_us", "tflops",
     "peak_mb", "note",
@@ -50,17 +52,51 @@ FATAL = ("CUDA error", "illegal", "misaligned", "launch failure", "device-side",
 def contestants(precisions: Sequence[str] = PRECISIONS) -> list[tuple[str, str]]:
     """What is timed of each case: (backend or baseline, precision of products)."""
     ours = [(backend, precision) for precision in precisions for backend in OURS]
-    baselines = [(name, "ieee") for name in (REFERENCE, COMPILED, DOUBLE_BACKWARD)]
-    return ours + baselines + [(COMPILED, "tf32")] * ("tf32" in precisions)
+    baselines = [(name, "ieee") for name in (REFERENCE, COMPILED, COMPILED_GRADIENT, DOUBLE_BACKWARD)]
+    rounded = [(COMPILED, precision) for precision in ("tf32", "bf16") if precision in precisions]
+    return ours + baselines + rounded + [(TINY, "fp16")] * installed("tinycudann")
+
+
+def takes_part(case: Case, backend: str) -> bool:
+    return backend not in BASELINES or BASELINES[backend].applies(case)
 
 
 def step_of(case: Case, backend: str, precision: str, device: str) -> tuple[Step, torch.nn.Module]:
     student, numbers = make_student(case).to(device), make_data(case)
     numbers = Data(*(None if t is None else t.to(device) for t in numbers))
+    if backend == TINY:
+        return tiny_cuda_nn(case, numbers), student
     if backend in BASELINES:
-        return BASELINES[backend].build(case, student, numbers), student
+        step = BASELINES[backend].build(case, student, numbers)
+        return autocast(step, device) if precision == "bf16" else step, student
     directions = sk.Directions.given(numbers.directions)
     return sobolev_step(student, numbers, directions=directions, backend=backend, precision=precision), student
+
+
+def autocast(step: Step, device: str) -> Step:
+    """The step with PyTorch's own products in bfloat16."""
+
+    def rounded() -> Result:
+        with torch.autocast(device, torch.bfloat16):
+            return step()
+
+    return rounded
+
+
+def tiny_cuda_nn(case: Case, data: Data) -> Step:
+    """A step on values alone, of a network of its own, fused; it refuses widths that it does not have."""
+    import tinycudann
+
+    shape = {"n_neurons": case.H, "n_hidden_layers": case.hidden}
+    how = {"otype": "FullyFusedMLP", "activation": "Tanh", "output_activation": "None", **shape}
+    network = tinycudann.Network(case.D, case.O, how)
+    parameters = tuple(network.parameters())
+
+    def step() -> Result:
+        loss = torch.nn.functional.mse_loss(network(data.x).float(), data.y)
+        return loss.detach(), torch.autograd.grad(loss, parameters)
+
+    return step
 
 
 @lru_cache(maxsize=8)
@@ -133,10 +169,14 @@ def row_of(case: Case, backend: str, precision: str, device: str, rounds: int) -
     if backend not in OURS:  # PyTorch's products are rounded as its switch says, ours as they are asked
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     step, student = step_of(case, backend, precision, device)
-    done = check(case, student, step(), precision)
-    row: dict[str, object] = {"error_over_rule": f"{done.worst()[0]:.3g}"}
-    if backend in OURS:
-        done.check(f"{case}, {backend}, {precision}, ")
+    result, row = step(), {}
+    if backend == TINY:
+        row["note"] = "values only, with parameters of its own: not checked"
+    else:
+        done = check(case, student, result, precision)
+        row["error_over_rule"] = f"{done.worst()[0]:.3g}"
+        if backend in OURS:
+            done.check(f"{case}, {backend}, {precision}, ")
     for _ in range(3):
         step()
     wait(device)
@@ -187,7 +227,7 @@ def measure(
         for backend, precision in contestants() if who is None else who:
             for case in cases:
                 key = {"case": str(case), "backend": backend, "precision": precision}
-                if tuple(key.values()) in done:
+                if tuple(key.values()) in done or not takes_part(case, backend):
                     continue
                 if started.exists() and started.read_text(encoding="utf-8") == repr(key):
                     writer.writerow(place | key | {"note": DIED})

@@ -164,7 +164,8 @@ def tiny(backend: str) -> None:
 
 
 def graph(backend: str, precision: str) -> None:
-    """A whole step with its backward, captured; replayed after inputs and weights changed."""
+    """A whole step with its backward, captured; replayed after inputs and weights changed, and with directions that
+    each replay draws anew."""
     shape = SHAPES[2]
     numbers = data(shape, "tanh").on(DEVICE)
     parameters = tuple(numbers.student.parameters())
@@ -198,7 +199,17 @@ def graph(backend: str, precision: str) -> None:
     whole()
     torch.cuda.synchronize()
     eager = all(map(torch.equal, first, kept))
-    print(f"graph {backend} {precision}: two replays equal: {again}; equal to eager after changes: {eager}")
+    replay, results, _ = capture(sk.Directions.sphere(shape.P))
+    losses = []
+    for _ in range(2):
+        replay()
+        torch.cuda.synchronize()
+        losses.append(float(results[0]))
+    anew = losses[0] != losses[1]
+    print(
+        f"graph {backend} {precision}: two replays equal: {again}; equal to eager after changes: {eager}; "
+        f"unseeded replays differ: {anew}"
+    )
 
 
 def kernels(backend: str, precision: str) -> None:
@@ -238,7 +249,8 @@ def timed() -> list[tuple[str, str]]:
 
 def warm(shard: str, shards: str) -> None:
     """Compile in parallel what is timed later; Triton's and Inductor's caches are on disk."""
-    rows = [(case, *who) for who in timed() if who[0] in ("triton", gpu.COMPILED) for case in cases()]
+    compiled = ("triton", gpu.COMPILED, gpu.COMPILED_GRADIENT)
+    rows = [(case, *who) for who in timed() if who[0] in compiled for case in cases() if gpu.takes_part(case, who[0])]
     for case, backend, precision in rows[int(shard) :: int(shards)]:
         try:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")

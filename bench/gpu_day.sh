@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A day on a GPU in minutes: `bash bench/gpu_day.sh` in the repository's root, on a machine with a GPU and no network.
 # The whole is bounded by BUDGET seconds, each stage by its own timeout. STAGES chooses among: correct sanitizer pytest
-# graph kernels time ncu. Results under $OUT, 8 files at most: log.txt install.log correct.csv sanitizer.txt graph.txt
+# graph kernels time ncu sweep (five minutes, not among those of a day). Results under $OUT, 8 files at most: log.txt install.log correct.csv sanitizer.txt graph.txt
 # kernels.csv times.csv ncu.csv.
 # Without a GPU, `DRY=1 TRITON_INTERPRET=1 bash bench/gpu_day.sh` goes the same way on tiny sizes: half a minute.
 set -u
@@ -42,9 +42,9 @@ timed() { for _ in 1 2 3 4; do $DAY times && break; done; }
 export -f parallel shard timed
 
 say "environment"
-{ nvidia-smi; nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv
+{ timeout 20 nvidia-smi; timeout 20 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv
   nvcc --version | tail -2; nproc
-  $PY -c "import sys, numpy, torch, triton; print(sys.version, torch.__version__, triton.__version__, numpy.__version__)"
+  timeout 60 $PY -c "import sys, numpy, torch, triton; print(sys.version, torch.__version__, triton.__version__, numpy.__version__)"
 } 2>&1 | tail -40
 if [ "$DRY" = 0 ]; then
   say "build, and beside it Triton's kernels"
@@ -69,7 +69,7 @@ if [ "$DRY" = 0 ]; then
         >"$WORK/san-$tool-$b" 2>&1 & pids+=($!)
     done; done
   fi
-  wanted pytest && { stage "pytest" 75 $PY -m pytest -q -p no:cacheprovider python_tests/test_cuda_device.py; tail -3 "$OUT/log.txt" >&3; }
+  wanted pytest && { stage "pytest" 100 $PY -m pytest -q -p no:cacheprovider python_tests/test_*_device.py; tail -3 "$OUT/log.txt" >&3; }
   if wanted graph; then
     for p in ieee bf16; do for b in cuda triton; do stage "graph $b $p" 30 $DAY graph $b $p >>"$OUT/graph.txt" 2>&1; done; done
     grep -E "^graph|Error" "$OUT/graph.txt" | both
@@ -87,9 +87,10 @@ wanted time && { L=$(left); wanted ncu && [ "$L" -gt 150 ] && L=$((L - 60)); sta
 if [ "$DRY" = 0 ] && wanted ncu; then
   for w in "4 cuda bf16" "4 triton bf16" "2 cuda ieee" "2 triton bf16"; do
     [ "$(left)" -gt 30 ] && stage "ncu $w" 22 ncu --clock-control none --csv --page details --launch-skip 3 --launch-count 2 \
-      --kernel-name "regex:sobolev_step|step_kernel|sum_gradients" --section SpeedOfLight --section Occupancy \
+      --kernel-name "regex:sobolev_step|step_kernel|finish_step" --section SpeedOfLight --section Occupancy \
       --section WarpStateStats --section MemoryWorkloadAnalysis --section ComputeWorkloadAnalysis $DAY one $w >>"$OUT/ncu.csv" 2>&1
   done
 fi
-$DAY table 2>&1 | both
+wanted sweep && stage "sweep" 300 $PY -m bench.sweep --seconds 270
+timeout 60 $DAY table 2>&1 | both
 say "done"

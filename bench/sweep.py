@@ -1,13 +1,16 @@
 """Rows of the launch table from measured times: `python -m bench.sweep`, on a GPU. It prints what it would change.
 
-Each candidate is checked by the one rule, then timed as `bench/gpu.py` times. The tests run it in Triton's interpreter
-on tiny sizes, with a clock.
+Each candidate is checked by the one rule, then timed as `bench/gpu.py` times. Each width and precision has its share of
+the time, and those that are most like the row there is are tried first. The tests run it in Triton's interpreter on
+tiny sizes, with a clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,14 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sobolev_kernels.enums import PRECISIONS
-
 from .cases import Case
 from .gpu import captured, check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise
 BLOCKS, WARPS, CHUNKS, SLICES = (16, 32), (4, 8), (16, 32, 64, 128), (32, 64)
 LAYER_WIDTHS = (192, 256, 384, 512)
+TRIED = ("ieee", "tf32", "bf16")  # fp16 takes the rows of bf16
+LAYERS_SHARE = 0.15  # of the time, for what goes layer by layer
 OURS, TORCH = "ours", "torch's"
 
 
@@ -50,20 +53,24 @@ def timed(case: Case, precision: str, device: str, rounds: int) -> float:
 def one_launch_rows(
     widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192,
     grid: Sequence[tuple[int, int, int, int | None]] = tuple(product(BLOCKS, WARPS, CHUNKS, (*SLICES, None))),
+    seconds: float = math.inf,
 ) -> Iterator[dict[str, object]]:  # fmt: skip
-    """For each width and precision: the row there is, the best candidate, and the milliseconds of both.
+    """For each width and precision: the row there is, the best candidate, the milliseconds of both, and how many of the
+    grid were tried in the time.
 
     grid: samples, warps, columns of a chunk, and rows of a slice on chip; None is in cache.
     """
     from sobolev_kernels.backends.triton import launches, one_launch
 
-    for width, precision in product(widths, precisions):
+    pairs, began = list(product(widths, precisions)), time.monotonic()
+    for k, (width, precision) in enumerate(pairs, 1):
         case = Case(N, 8, width, 3, 1, 4)
         now = launches.launch_of(replace(case.problem, precision=precision, device=device))
         times = {now: timed(case, precision, device, rounds)}
-        for block, warps, chunk, rows in grid:
-            place = {"layers": None} if rows is None else {"layers": case.hidden, "slice": rows}
-            row = replace(now, block=block, warps=warps, chunk=chunk, **place)
+        rows = [replaced(now, candidate, case.hidden) for candidate in grid]
+        for row in sorted(rows, key=lambda row: unlike(row, now)):
+            if time.monotonic() - began > seconds * k / len(pairs):
+                break
             with forced(one_launch, launch_of=lambda problem, row=row: row):
                 try:
                     times[row] = timed(case, precision, device, rounds)
@@ -71,14 +78,33 @@ def one_launch_rows(
                     print(f"left out: {row}: {type(error).__name__}: {str(error).splitlines()[0]}")
         best = min(times, key=times.__getitem__)
         row = {"width": width, "precision": precision, "now": now, "ms": times[now], "best": best}
-        yield row | {"best_ms": times[best]}
+        yield row | {"best_ms": times[best], "tried": len(times)}
 
 
-def layer_rows(widths: Sequence[int], device: str, rounds: int, N: int = 8192) -> Iterator[dict[str, object]]:
+def replaced(now, candidate: tuple[int, int, int, int | None], hidden: int):
+    """The row with the choices of a candidate."""
+    block, warps, chunk, rows = candidate
+    place = {"layers": None} if rows is None else {"layers": hidden, "slice": rows}
+    return replace(now, block=block, warps=warps, chunk=chunk, **place)
+
+
+def unlike(row, now) -> int:
+    """In how many choices two rows differ; a slice is one on chip alone."""
+    on_chip = row.layers is not None, now.layers is not None
+    choices = [row.block != now.block, row.warps != now.warps, row.chunk != now.chunk, on_chip[0] != on_chip[1]]
+    return sum(choices) + (all(on_chip) and row.slice != now.slice)
+
+
+def layer_rows(
+    widths: Sequence[int], device: str, rounds: int, N: int = 8192, seconds: float = math.inf
+) -> Iterator[dict[str, object]]:
     """For each width: milliseconds by own multiplies and by torch's, for FUSED_UP_TO."""
     from sobolev_kernels.backends.triton import layerwise
 
+    began = time.monotonic()
     for width in widths:
+        if time.monotonic() - began > seconds:
+            return
         case, times = Case(N, 8, width, 3, 1, 4), {}
         for name, limit in ((OURS, width), (TORCH, 0)):
             with forced(layerwise, FUSED_UP_TO=limit):
@@ -93,13 +119,13 @@ def text(row) -> str:
 def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:
     """Print both tables; returns the changes that are worth it."""
     table = Table(title="one launch: milliseconds of a step", title_justify="left")
-    for heading in ("width", "precision", "now", "ms", "best", "ms", "gain"):
+    for heading in ("width", "precision", "now", "ms", "best", "ms", "gain", "tried"):
         table.add_column(heading)
     changes = []
     for row in rows:
         gain = row["ms"] / row["best_ms"]
         cells = (row["width"], row["precision"], text(row["now"]), f"{row['ms']:.3f}", text(row["best"]))
-        table.add_row(*map(str, cells), f"{row['best_ms']:.3f}", f"{gain:.2f}")
+        table.add_row(*map(str, cells), f"{row['best_ms']:.3f}", f"{gain:.2f}", str(row["tried"]))
         if gain > GAIN:
             changes.append(f"{row['precision']}: {row['now']} -> {row['best']}")
     console.print(table)
@@ -119,12 +145,14 @@ def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=270, help="that it may take, but for the one it is at")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU that PyTorch can use is here: nothing was measured")
         return 1
-    rows = list(one_launch_rows((32, 64, 128), PRECISIONS, "cuda", options.rounds))
-    report(rows, list(layer_rows(LAYER_WIDTHS, "cuda", options.rounds)), Console(width=160))
+    last = LAYERS_SHARE * options.seconds
+    rows = list(one_launch_rows((32, 64, 128), TRIED, "cuda", options.rounds, seconds=options.seconds - last))
+    report(rows, list(layer_rows(LAYER_WIDTHS, "cuda", options.rounds, seconds=last)), Console(width=160))
     return 0
 
 

@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #include "cuda/layout.h"
 #include "math/enums.h"
+#include "reading.h"
 #ifdef SK_CUDA
 #include "cuda/launch.h"
 #endif
@@ -120,24 +121,27 @@ struct StepBuilder {
     }
   }
 
-  // A copy, since two threads may run the same step, with other addresses in the places of its own; whether numbers can
-  // be at all of them.
-  bool at(const std::vector<Address>& reads, const std::vector<Address>& writes) {
+  // The same with other addresses in the places of its own: `next_read` and `next_written` say which.
+  template <class Read, class Written>
+  void at(Read next_read, Written next_written) {
+    each_read([&](const void*& place) { place = reinterpret_cast<const void*>(next_read()); });
+    each_written([&](void*& place) { place = reinterpret_cast<void*>(next_written()); });
+  }
+
+  // The same of a step that is kept, ready to be run, which this is a copy of.
+  void again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+             std::uint32_t offset, Address seed_at = 0) {
     std::size_t read = 0, written = 0;
-    bool ready = true;
-    each_read([&](const void*& place) {
-      const Address address = read < reads.size() ? reads[read] : 0;
-      ready = ready && address && address % (step.dtype == sk::Dtype::kFloat64 ? 8 : 4) == 0;
-      place = reinterpret_cast<const void*>(address);
-      ++read;
-    });
-    each_written([&](void*& place) {
-      place = reinterpret_cast<void*>(written < writes.size() ? writes[written] : 0);
-      ready = ready && place;
-      ++written;
-    });
-    need(read == reads.size() && written == writes.size(), "a step must be given all of its addresses");
-    return ready;
+    const auto next = [](const std::vector<Address>& places, std::size_t& i) {
+      need(i < places.size() && places[i], "a step must be given all of its addresses");
+      return places[i++];
+    };
+    at([&] { return next(reads, read); }, [&] { return next(writes, written); });
+    need(read == reads.size() && written == writes.size(), "a step must be given no more addresses than it has");
+    step.directions.seed = seed;
+    step.directions.offset = offset;
+    step.directions.seed_at = reinterpret_cast<const std::int64_t*>(seed_at);
+    run();
   }
 
   // One that is to be run: what it reads and writes without asking is there.
@@ -155,6 +159,18 @@ struct StepBuilder {
   }
 };
 
+// As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
+                                   Address scratch) {
+  auto a = sk::cuda::prepare(step, precision, limit);
+  sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+  return a;
+}
+
 void set_layers(StepBuilder& self, const py::list& rows) {
   self.layers.clear();
   for (const auto& row : rows) {
@@ -169,6 +185,29 @@ void set_layers(StepBuilder& self, const py::list& rows) {
     layer.dbias = output(t[6]);
     self.layers.push_back(layer);
   }
+}
+
+PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    need(count == 6 && PyList_Check(arguments[2]) && PyList_Check(arguments[3]), "six arguments, two of them lists");
+    StepBuilder self = py::cast<const StepBuilder&>(py::handle(arguments[0]));  // two threads may run the same one
+    const auto& kernels = instruction_set(py::cast<std::string>(py::handle(arguments[1])));
+    sk::reading::Each reads(arguments[2]), writes(arguments[3]);
+    self.at([&] { return reads.number(); }, [&] { return writes.address(); });
+    need(reads.all() && writes.all(), "a step must be given as many addresses as it has");
+    self.step.directions.seed = py::cast<std::uint64_t>(py::handle(arguments[4]));
+    self.step.directions.offset = py::cast<std::uint32_t>(py::handle(arguments[5]));
+    const auto& step = self.run();
+    py::gil_scoped_release release;
+    sk::cpu::mlp_sobolev(kernels, step);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
 }
 
 }  // namespace
@@ -199,7 +238,7 @@ PYBIND11_MODULE(_C, m) {
               std::uint32_t offset, bool shared, double magnitude) {
              self.step.projection = choice<sk::Projection>(projection, "projection");
              const auto drawn = choice<sk::Distribution>(distribution, "distribution");
-             self.step.directions = {drawn, strided(given), seed, offset, shared, magnitude};
+             self.step.directions = {drawn, strided(given), seed, offset, nullptr, shared, magnitude};
            })
       .def(
           "residuals",
@@ -273,22 +312,14 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
-  m.def(
-      "mlp_sobolev_at",
-      [](const StepBuilder& kept, const std::string& isa, const std::vector<Address>& reads,
-         const std::vector<Address>& writes, std::uint64_t seed, std::uint32_t offset) {
-        StepBuilder self = kept;
-        if (!self.at(reads, writes)) return false;
-        self.step.directions.seed = seed;
-        self.step.directions.offset = offset;
-        const auto& kernels = instruction_set(isa);
-        const auto& step = self.run();
-        py::gil_scoped_release release;
-        sk::cpu::mlp_sobolev(kernels, step);
-        return true;
-      },
-      "a step that is kept, at other addresses; false, and nothing is done, where no numbers can be at one of them",
-      py::arg("step"), py::arg("isa"), py::arg("reads"), py::arg("writes"), py::arg("seed"), py::arg("offset"));
+  static PyMethodDef read_at_every_step[] = {
+      {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
+      {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
+       "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();
   m.def(
       "draw_directions",
       [](StepBuilder& self, Address out, const std::string& isa) {
@@ -318,33 +349,44 @@ PYBIND11_MODULE(_C, m) {
         const auto& layout = a.layout;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
                         "shared"_a = layout.floats * 4, "parameters"_a = layout.packed != sk::cuda::kAbsent,
-                        "gradients"_a = layout.gradients != sk::cuda::kAbsent,
+                        "gradients"_a = !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
-                        "slot"_a = layout.gradient_floats * 4);
+                        "slot"_a = layout.slot_floats * 4);
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
   m.def(
-      "cuda_arguments",
-      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks) {
-        auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
-        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
-        return py::bytes(reinterpret_cast<const char*>(&a), sizeof a);
+      "cuda_arguments_at",
+      [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int,
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+         std::uint32_t offset, Address seed_at, Address scratch) -> py::object {
+        StepBuilder self = kept;
+        self.again(reads, writes, seed, offset, seed_at);
+        const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
+        const auto size = [](const sk::cuda::Grid& grid) { return py::make_tuple(grid.columns, grid.rows); };
+        const bool finishes = sk::cuda::finishes(a);
+        return py::make_tuple(py::bytes(reinterpret_cast<const char*>(&a), sizeof a), size(sk::cuda::grid_of_pack(a)),
+                              finishes ? py::object(size(sk::cuda::grid_of_finish(a))) : py::none());
       },
-      "the kernels' one argument, for who launches them himself", py::arg("step"), py::arg("precision"),
-      py::arg("limit"), py::arg("scratch"), py::arg("blocks"));
+      "what cuda_step_at would launch: the kernels' one argument, and the grids of the first and of the last of them",
+      py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
+      py::arg("writes"), py::arg("seed"), py::arg("offset"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA
   m.def(
-      "cuda_step",
-      [](StepBuilder& self, int precision, std::uint64_t limit, Address scratch, int blocks, int device,
-         Address stream) {
-        auto a = sk::cuda::prepare(self.run(), choice<sk::Precision>(precision, "precision"), limit);
-        sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+      "cuda_step_at",
+      [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int device,
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
+         std::uint32_t offset, Address seed_at, Address scratch, Address stream) {
+        StepBuilder self = kept;
+        self.again(reads, writes, seed, offset, seed_at);
+        const auto rounded = choice<sk::Precision>(precision, "precision");
+        const auto a = cuda_arguments(self.step, rounded, limit, blocks, scratch);
         py::gil_scoped_release release;
-        sk::cuda::launch(a, choice<sk::Precision>(precision, "precision"), device, stream);
+        sk::cuda::launch(a, rounded, device, stream);
       },
-      "a step on a device, on its stream", py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("scratch"),
-      py::arg("blocks"), py::arg("device"), py::arg("stream"));
+      "a step on a device, on its stream, at other addresses than it was told", py::arg("step"), py::arg("precision"),
+      py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"), py::arg("writes"), py::arg("seed"),
+      py::arg("offset"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
       [](int precision, std::uint64_t shared, int device) {

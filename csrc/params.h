@@ -39,6 +39,7 @@ struct Directions {
   Strided given;  // [P, N, W], or [P, N, O] for cotangents
   std::uint64_t seed = 0;
   std::uint32_t offset = 0;
+  const std::int64_t* seed_at = nullptr;  // on a device: where both are, instead of the numbers above
   bool shared = false;
   double magnitude = 1;
 };

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
-from sobolev_kernels import dispatch
+from sobolev_kernels import steps
 from sobolev_kernels.backends import core, cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, computed_from
+from sobolev_kernels.testing.dry import LIMIT, on_cpu, prepared
 from sobolev_kernels.testing.problems import Data
 
 from .compile import compile_file
@@ -21,7 +23,6 @@ from .run import loaded
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
 TARGETS = ("values", "jacobian")
-LIMIT = 163 << 10  # of shared memory, on sm_80
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 
 
@@ -31,11 +32,14 @@ def text(precision: str) -> str:
 
 
 class OnPtx:
-    """A backend in place of `cuda` that launches on the PTX machine; it keeps the results of the last call."""
+    """A backend in place of `cuda` that launches on the PTX machine; it keeps the results of the last call, and what it
+    launched."""
 
     def __init__(self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None):
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
         self.results, self.layout, self.problem = {}, None, None
+        self.memory: list[torch.Tensor] = []  # of the call that is running
+        self.seeds: list[torch.Tensor] = []  # those that only the device would know
 
     def supports(self, problem):
         return cuda.refusal_while_traced(problem.to_string(), 0)
@@ -45,30 +49,32 @@ class OnPtx:
 
     def run(self, problem, operands, outputs, gradients):
         self.problem = problem
-        tensors = [operands.x, *operands.parameters, *operands[2:-1], *outputs.values(), *gradients]
-        self.memory = {f"tensor {i} {tuple(t.shape)}": t for i, t in enumerate(tensors) if isinstance(t, torch.Tensor)}
-        launch, cuda.launch = cuda.launch, self.launch
-        try:
-            cuda.run(problem, operands, outputs, gradients)
-        finally:
-            cuda.launch = launch
+        self.memory = [operands.x, *operands.parameters, *operands[2:-1], *outputs.values(), *gradients]
+        cuda.run(problem, operands, outputs, gradients)
 
-    def launch(self, step, precision, terms):
-        terms.fill_(torch.nan)
-        chosen = self.layout = core._C.cuda_layout(step, precision, self.limit)
-        blocks = max(1, min(chosen["tiles"], self.blocks))
-        scratch = torch.full((chosen["packed"] + blocks * chosen["slot"],), 255, dtype=torch.uint8)
-        arguments = core._C.cuda_arguments(step, precision, self.limit, scratch.data_ptr(), blocks)
-        ptx = loaded(self.ptx or text(PRECISIONS[precision]))
-        options = {"memory": self.memory | {"terms": terms, "scratch": scratch}, "findings": self.findings}
-        layers = len(self.problem.biases)
-        run = lambda name, *size, **more: ptx.launch(name, *size, [arguments], **options, **more)  # noqa: E731
-        self.results = {"pack": run("pack_parameters", (2, layers), 128)}
-        self.results["step"] = run(
-            "sobolev_step", blocks, chosen["threads"], shared=chosen["shared"], schedule=self.schedule
+    def kept(self, problem, operands, outputs, gradients):
+        return cuda.kept(problem, operands, outputs, gradients)
+
+    def start(self, launch, where, scratch):
+        told = prepared(launch, where, scratch)
+        scratch.numpy().fill(255)
+        self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
+        self.results = {}
+        self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
+
+    def execute(self, launch, arguments, pack, finish, memory):
+        """Pack, step and finish as they are launched."""
+        ptx = loaded(self.ptx or text(PRECISIONS[launch.precision]))
+        tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
+        known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
+        threads, shared = self.layout["threads"], self.layout["shared"]
+        run = lambda name, grid, **more: ptx.launch(  # noqa: E731
+            name, grid, threads, [arguments], memory=known, findings=self.findings, **more
         )
-        if chosen["slot"]:
-            self.results["sum"] = run("sum_gradients", (2, layers), 128)
+        self.results["pack"] = run("pack_parameters", pack)
+        self.results["step"] = run("sobolev_step", launch.blocks, shared=shared, schedule=self.schedule)
+        if finish is not None:
+            self.results["finish"] = run("finish_step", finish)
 
     @property
     def kinds(self) -> set[str]:
@@ -78,16 +84,22 @@ class OnPtx:
 @contextmanager
 def on_ptx(**options):
     """sk.sobolev_loss(..., backend="cuda") within it."""
-    backend, before = OnPtx(**options), cuda.hardware
-    registered = dispatch.BACKENDS.get("cuda")
-    dispatch.BACKENDS["cuda"], cuda.hardware = backend, lambda device: (backend.limit, 2)
-    cuda.refusal.cache_clear()
-    try:
+    backend = OnPtx(**options)
+    addresses, run = steps.Layout.addresses, steps.Step.run
+
+    def looked_at(layout, tensors):
+        backend.memory = list(tensors)
+        return addresses(layout, tensors)
+
+    def ran(step, at, made, seed):
+        backend.memory += made
+        return run(step, at, made, seed)
+
+    with (
+        patch.object(steps.Layout, "addresses", looked_at), patch.object(steps.Step, "run", ran),
+        on_cpu(backend.start, backend, backend.limit, backend.blocks),
+    ):  # fmt: skip
         yield backend
-    finally:
-        cuda.hardware = before
-        cuda.refusal.cache_clear()
-        dispatch.BACKENDS.pop("cuda") if registered is None else dispatch.BACKENDS.update(cuda=registered)
 
 
 def compare(

@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from sobolev_kernels import planner
@@ -25,16 +25,19 @@ TARGETS = {
     "sm_120": (99, 1536),
 }  # fmt: skip
 WIDTHS = (16, 32, 64, 128)
+KERNELS_OF_A_STEP = ("sobolev_step", "pack_parameters", "finish_step")
 THREADS = 256
 
 
 @dataclass(frozen=True)
 class Code:
-    """Of a precision's kernels for a target, whatever the student is; registers, stack and spills of sobolev_step."""
+    """Of a precision's kernels for a target, whatever the student is."""
 
-    registers: int
-    stack: int  # bytes a thread
-    spills: int  # bytes a thread
+    registers: int  # of sobolev_step
+    pack: int  # registers
+    finish: int  # registers
+    stack: int  # bytes a thread, of any
+    spills: int  # bytes a thread, of all
     tensor: int  # HMMA
     matrices: int  # LDSM
     wide: int  # loads of 16 bytes that may be from global memory
@@ -43,7 +46,8 @@ class Code:
 def code(precision: str, target: str) -> Code:
     ptx = compile_file(KERNELS, target=target, options=(f"-DSK_PRECISION={NAMES[precision]}",))
     cubin, resources = assemble(ptx, target)
-    used = next(r for name, r in resources.items() if "sobolev_step" in name)
+    registers = [next(r for name, r in resources.items() if kernel in name).registers for kernel in KERNELS_OF_A_STEP]
+    spills = sum(used.spill_stores + used.spill_loads for used in resources.values())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
@@ -51,7 +55,7 @@ def code(precision: str, target: str) -> Code:
     operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
     count = lambda pattern: sum(bool(re.match(pattern, operation)) for operation in operations)  # noqa: E731
     return Code(
-        used.registers, used.stack, used.spill_stores + used.spill_loads, count("HMMA"), count("LDSM"),
+        *registers, max(used.stack for used in resources.values()), spills, count("HMMA"), count("LDSM"),
         count(r"LDG?\.E\.(?:\w+\.)*128"),
     )  # fmt: skip
 
@@ -90,11 +94,12 @@ def head(*names: str) -> str:
 
 
 def main() -> None:
-    print(head("target", "precision", "registers", "stack B", "spill B", "HMMA", "LDSM", "16-byte loads"))
+    columns = ("registers", "pack", "finish", "stack B", "spill B", "HMMA", "LDSM", "16-byte loads")
+    print(head("target", "precision", *columns))
     registers = {}
     for target, precision, used in codes():
         registers[target, precision] = used.registers
-        cells = (target, precision, used.registers, used.stack, used.spills, used.tensor, used.matrices, used.wide)
+        cells = (target, precision, *astuple(used))
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     print("\n" + head("width", "precision", "target", "tile", "parameters", "gradients", "shared B", "blocks"))
     for width in WIDTHS:

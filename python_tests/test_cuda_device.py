@@ -1,16 +1,22 @@
 """The CUDA backend on a GPU, where there is one: the numbers of the float64 reference, graphs, several devices."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
+
 import pytest
 import torch
 
 import sobolev_kernels as sk
+from sobolev_kernels import call
 from sobolev_kernels.backends import core, cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.problem import Problem
-from sobolev_kernels.testing.compare import compare, step
+from sobolev_kernels.testing.compare import compare, forget, step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
-BUILT = core._C is not None and hasattr(core._C, "cuda_step")
+BUILT = core._C is not None and hasattr(core._C, "cuda_step_at")
 on_gpu = pytest.mark.skipif(not (BUILT and torch.cuda.is_available()), reason="no GPU, or built without CUDA")
 SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many blocks, the last tile not whole") for width in (16, 50, 128)]
 
@@ -35,22 +41,149 @@ def test_numbers(side, shape, precision):
 
 
 @on_gpu
-def test_a_graph_captures_it():
-    numbers = data(SHAPES[0], "tanh").on("cuda")
-    v = torch.randn(2, 1000, 3, device="cuda")
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_a_loss_for_each_sample(precision):
+    """Written by the step itself, its backward with a cotangent of each."""
+    numbers, projections = data(SHAPES[1], "tanh"), directions_of("sphere", SHAPES[1])
+    compare(numbers, projections, backend="cuda", device="cuda", precision=precision, reduction="none")
+
+
+@on_gpu
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_call_like_one_before_has_the_same_bits(reduction):
+    numbers, projections = data(SHAPES[1], "tanh").on("cuda"), directions_of("sphere", SHAPES[1])
+    forget()
+    first = step(numbers, projections, "cuda", reduction=reduction)
+    with patch.object(call, "prepare", side_effect=AssertionError("the long way")):
+        second = step(numbers, projections, "cuda", reduction=reduction)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@on_gpu
+def test_launches():
+    """Of a whole step three, and two of autograd's own."""
+    numbers, projections = data(SHAPES[0], "tanh").on("cuda"), directions_of("sphere", SHAPES[0])
+    run = lambda: loss_of(numbers, projections).backward()  # noqa: E731
+    run(), torch.cuda.synchronize()
+    numbers.student.zero_grad(set_to_none=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        run(), torch.cuda.synchronize()
+    names = [event.name for event in recorded.events() if str(event.device_type).endswith("CUDA")]
+    ours = [name for name in names if "sk::cuda" in name]
+    if names:  # a profiler without the rights to look sees nothing
+        assert len(ours) == 3 and len(names) <= 5, names
+
+
+def loss_of(numbers, directions, **settings):
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-    directions = sk.Directions.given(v)
-    loss = lambda: sk.sobolev_loss(numbers.student, numbers.x, targets, directions=directions, backend="cuda")  # noqa: E731
+    return sk.sobolev_loss(numbers.student, numbers.x, targets, directions=directions, backend="cuda", **settings)
+
+
+# ---- Graphs ----
+
+
+def graph_of(whole):
+    """A graph of what `whole` computes, and the tensors that it returns there."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        expected = loss().detach()
-    torch.cuda.synchronize()
+        for _ in range(2):
+            whole()
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = loss().detach()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(captured, expected)
+        results = whole()
+    return graph, results
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+@pytest.mark.parametrize("kind", ["given", "seeded"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_graph_of_a_whole_step(reduction, kind, precision):
+    """With its backward: replayed after inputs and weights have changed it gives what a step then gives."""
+    numbers = data(SHAPES[1], "tanh").on("cuda")
+    directions = sk.Directions.sphere(2, seed=5)
+    if kind == "given":
+        directions = sk.Directions.given(torch.randn(2, 1000, 3, device="cuda"))
+    parameters = list(numbers.student.parameters())
+
+    def whole():
+        loss = loss_of(numbers, directions, reduction=reduction, precision=precision)
+        return [loss.detach(), *torch.autograd.grad(loss.sum(), parameters)]
+
+    graph, results = graph_of(whole)
+    with torch.no_grad():
+        for tensor in (numbers.x, *parameters):
+            tensor.mul_(1.25)
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, results, whole()))
+
+
+@on_gpu
+def test_a_graph_draws_anew_at_each_replay():
+    """Other directions each time, those of torch's generator: the same ones after the same torch.manual_seed."""
+    numbers = data(SHAPES[0], "tanh").on("cuda")
+    parameters = list(numbers.student.parameters())
+
+    def whole():
+        loss = loss_of(numbers, sk.Directions.sphere(1))
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    graph, results = graph_of(whole)
+
+    def replayed():
+        graph.replay()
+        torch.cuda.synchronize()
+        return [tensor.clone() for tensor in results]
+
+    torch.manual_seed(3)
+    first, second = replayed(), replayed()
+    torch.manual_seed(3)
+    again = replayed()
+    assert all(map(torch.equal, first, again)) and not torch.equal(first[1], second[1])
+    exact = loss_of(numbers, sk.Directions.basis()).item()
+    mean = sum(replayed()[0].item() for _ in range(30)) / 30
+    assert abs(mean - exact) < 0.5 * exact
+
+
+FIRST_CALL = """
+import torch
+import sobolev_kernels as sk
+student, x = sk.MLP(3, 1, width=40).cuda(), torch.randn(64, 3, device="cuda")
+targets = sk.Targets(values=torch.randn(64, 1, device="cuda"), jacobian=torch.randn(64, 1, 3, device="cuda"))
+loss = lambda: sk.sobolev_loss(student, x, targets, directions=sk.Directions.sphere(1, seed=2), backend="cuda")
+torch.ones(3, device="cuda").sum(), torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph), torch.no_grad():
+    captured = loss()
+graph.replay()
+torch.cuda.synchronize()
+assert torch.equal(captured, loss().detach())
+"""
+
+
+@on_gpu
+def test_the_first_call_of_all_may_be_captured():
+    """Kernels are loaded, and shared memory is allowed, in the middle of a capture that knows nothing of it."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@on_gpu
+def test_two_threads_with_different_shared_memory():
+    """Of the same kernel: neither sets what a block may have to less than the other's takes."""
+    each = [data(shape, "tanh").on("cuda") for shape in (SHAPES[0], SHAPES[2])]
+    directions = sk.Directions.sphere(2, seed=1)
+    expected = [loss_of(numbers, directions).item() for numbers in each]
+
+    def repeat(k):
+        return all(loss_of(each[k], directions).item() == expected[k] for _ in range(200))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(repeat, (0, 1)))
 
 
 @on_gpu

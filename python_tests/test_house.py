@@ -246,6 +246,11 @@ def test_a_core_of_other_tables_is_missing(other, table):
     assert reason.endswith("); build it again")
 
 
+def test_a_core_without_what_each_step_asks_is_missing():
+    reason = "the compiled core is of another version (it has no read, addresses, mlp_sobolev_at); build it again"
+    assert core.why_missing(OtherCore()) == reason
+
+
 def test_the_core_has_our_tables():
     assert core.MISSING is None and core.why_missing(core._C) is None
 
@@ -265,3 +270,30 @@ def test_numbers_that_the_core_does_not_know_are_refused():
     ):
         with pytest.raises(ValueError, match="that this core was built with"):
             call()
+
+
+def test_what_each_step_asks_is_refused_of_others():
+    """The three functions of the core that take Python's objects as they lie."""
+    step, a = core._C.Step(0, 1, 1, 1, 0, 1, 1, False), torch.ones(3)
+    step.layers([(1, 1, (0,), core.SOMEWHERE, None, None, None)])
+    step.input(core.SOMEWHERE)
+    for addresses, tensors in (([], []), ([a.data_ptr()], []), ([a.data_ptr()] * 3, []), ([1, 0], []), ([1, 1], [a])):
+        with pytest.raises(ValueError, match="as many addresses as it has"):
+            core._C.mlp_sobolev_at(step, "", addresses, tensors, 0, 0)
+    for arguments in ((), (step,), (step, "", (), [], 0, 0), (1, "", [], [], 0, 0), (step, 1, [], [], 0, 0)):
+        with pytest.raises(ValueError):
+            core._C.mlp_sobolev_at(*arguments)
+    for tensors, needs, found in (([a], (12, 4), [a.data_ptr()]), ([a[1:]], (8, 4), [a[1:].data_ptr()]), ([], (), [])):
+        assert core._C.addresses(tensors, needs) == found
+    freed = torch.ones(3)
+    freed.untyped_storage().resize_(0)
+    for tensors, needs in (([a], (13, 4)), ([a[1:]], (12, 4)), ([freed], (12, 4)), ([a], (12, 1 << 40))):
+        assert core._C.addresses(tensors, needs) is None
+    for arguments in ((), ([a], (12,)), ((a,), (12, 4))):
+        with pytest.raises(TypeError):
+            core._C.addresses(*arguments)
+    with pytest.raises(AttributeError):
+        core._C.addresses([3], (4, 4))
+    with pytest.raises(TypeError):
+        core._C.read(a, (), [], [])
+    assert core._C.read(a, ({}, None, None), [], []) is False

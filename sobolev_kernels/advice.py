@@ -68,12 +68,16 @@ def advise(
     """Warn of a loss that is accepted; derivatives along fresh directions may well be averaged."""
     if torch.compiler.is_compiling() or request.targets is None:
         return
-    if teacher is not None and teacher.reason:
-        drawing = next(map(type, drawing_modules(request.targets.teacher)), None)
-        if drawing is not None:
-            warn(request.student, TEACHER, drawing.__name__)
+    advise_of_teacher(request.student, request.targets.teacher, teacher)
     if projections is not None and not projections.fixed and torch.is_grad_enabled():
         advise_of_fresh(request.student, request.inputs, student.parameters, request.settings, request.targets)
+
+
+def advise_of_teacher(student: object, function: object, teacher: Student | Unrecognised | None) -> None:
+    if teacher is not None and teacher.reason:
+        drawing = next(map(type, drawing_modules(function)), None)
+        if drawing is not None:
+            warn(student, TEACHER, drawing.__name__)
 
 
 def looked_at_again(

@@ -44,8 +44,8 @@ def entering(problem: Problem, operands: Operands) -> Operands:
     if isinstance(ready, int):
         names = ["inputs", *["student: a parameter"] * len(parameters), *others]
         refuse([fault_of(problem, names[ready], shapes[ready], tensors[ready], device)])
-    if operands.given is None and problem.P and not is_seed(operands.seed):
-        refuse([Fault("seed", "int64 [2] on the CPU", operands.seed)])
+    if operands.given is None and problem.P and not is_seed(operands.seed, device):
+        refuse([Fault("seed", f"int64 [2] on the CPU or on {device}", operands.seed)])
     if ready is tensors:
         return operands
     first = 1 + len(parameters)
@@ -53,8 +53,10 @@ def entering(problem: Problem, operands: Operands) -> Operands:
     return operands._replace(x=ready[0], parameters=ready[1:first], **others)
 
 
-def is_seed(seed: torch.Tensor | None) -> bool:
-    return seed is not None and seed.dtype is torch.int64 and seed.shape == (2,) and seed.is_cpu
+def is_seed(seed: torch.Tensor | None, device: torch.device) -> bool:
+    if seed is None or seed.dtype is not torch.int64 or seed.shape != (2,):
+        return False
+    return seed.is_cpu or (seed.device == device and seed.is_contiguous())
 
 
 def shapes_of_parameters(problem: Problem) -> list[Shape]:

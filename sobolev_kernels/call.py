@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import kept, ops
+from . import keeping, kept, ops
 from .backends import reference, streams
 from .backends.exact import tracked
 from .checks import tensors_of
@@ -56,34 +56,35 @@ class Ran(NamedTuple):
 def evaluate(
     result: str, student: object, inputs: torch.Tensor, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
-    collapsed: bool = False, check: Callable[[], object] | None = None,
+    collapsed: bool = False, offset: int | None = None, check: Callable[[], object] | None = None,
 ) -> tuple[Results, tuple[bool, ...]]:  # fmt: skip
     """The results, and of each term whether it has a target; `check` first, unless a call like it passed."""
-    found = None
-    if input_scale is None:
-        found = kept.look(result, student, inputs, settings, given, targets, weights, collapsed)
+    found = kept.look(result, student, inputs, settings, given, targets, weights, input_scale, collapsed, offset)
+    chain = None if found is None else found.chain
     try:
         if found is not None and found.kept is not None:
-            results = found.run()
-            if found.chain is not None:
-                found.chain.attach(results)
-            return results, found.kept.known
-        if check is not None:
-            check()
-        kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
-        request = Request(result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed)
-        prepared = prepare(request, None if found is None else found.chain)
-        ran = run(prepared)
-        chain = prepared.followed[0] if found is None else found.chain
+            results, known = found.run(), found.kept.known
+        else:
+            accepted = None if found is None else found.accepted
+            if check is not None and accepted is None:
+                check()
+            kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
+            request = Request(
+                result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
+            )
+            prepared = prepare(request, chain) if accepted is None else found.prepared(request)
+            ran = run(prepared)
+            if found is not None and accepted is None and not prepared.student.reason:
+                keeping.keep(found, prepared, ran.problem, ran.operands)
+            results, known = ran.results, ran.known
+            chain = prepared.followed[0] if chain is None else chain
         if chain is not None:
-            chain.attach(ran.results)
+            chain.attach(results)
+        return results, known
     except Exception:
-        if found is not None and found.chain is not None:
-            found.chain.held.restore()
+        if chain is not None:
+            chain.held.restore()
         raise
-    if found is not None and not prepared.student.reason:
-        kept.keep(found, ran.problem, ran.operands, prepared.projections)
-    return ran.results, ran.known
 
 
 def run(call: Prepared) -> Ran:
@@ -139,7 +140,7 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x)
-    seed = None if call.projections is None else call.projections.draw_seed()
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)

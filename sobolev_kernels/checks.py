@@ -53,8 +53,12 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_units(request, targets, projections)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
-    # of a call that is compiled the numbers are looked at when it runs
-    if settings.check_finite and not torch.compiler.is_compiling():
+    yield from faults_of_numbers(request, given)
+
+
+def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:
+    """Of all tensors, if they are to be looked at; of a call that is compiled when it runs."""
+    if request.settings.check_finite and not torch.compiler.is_compiling():
         for name, tensor in tensors_of(request, given).items():
             yield from faults_of_finite(name, tensor)
 

@@ -12,8 +12,10 @@ from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .errors import in_words, need, refuse
 from .problem import DERIVATIVES
-from .settings import settings_with
+from .settings import Settings, settings_with
 from .student import widened
+
+NAMES = str, type(None)
 
 
 def evaluate(
@@ -21,22 +23,28 @@ def evaluate(
     collapsed: bool = False, last: Callable[..., tuple[torch.Tensor, ...]] | None = None, **settings,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values and derivatives along directions or cotangents, and what `last` makes of them, rounded to x's dtype."""
-    check = None
+    check = offset = None
     if type(vectors) is torch.Tensor and vectors.dim() == 3 and not torch.compiler.is_compiling():
-        projections, given, check = such(kind, len(vectors)), vectors, lambda: kind.of(vectors, name)
+        given, check = vectors, lambda: kind.of(vectors, name)
+        if settings["wrt"] is None and type(settings["backend"]) in NAMES and type(settings.get("order", 1)) is int:
+            settings = such(kind, len(vectors), **settings)
+        else:
+            settings = settings_with(**settings, **{kind.NAME: kind("given", len(vectors))})
     else:
         projections = kind.of(vectors, name)
-        given = projections.values
-    settings = settings_with(**settings, **{kind.NAME: projections})
-    results, _ = call.evaluate(DERIVATIVES, student, x, settings, given, collapsed=collapsed, check=check)
+        given, offset = projections.values, projections.offset
+        settings = settings_with(**settings, **{kind.NAME: projections})
+    results, _ = call.evaluate(
+        DERIVATIVES, student, x, settings, given, collapsed=collapsed, offset=offset, check=check
+    )
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
 
 @lru_cache(maxsize=256)
-def such(kind: type[Projections], P: int) -> Projections:
-    """What is known of P given ones beside their tensor."""
-    return kind("given", P)
+def such(kind: type[Projections], P: int, **settings: object) -> Settings:
+    """Those of P given ones, which are known beside their tensor."""
+    return settings_with(**settings, **{kind.NAME: kind("given", P)})
 
 
 @in_words

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
 
@@ -23,10 +24,11 @@ from .errors import (
     one_of,
     refuse,
 )
-from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
+from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
+CPU = torch.device("cpu")
 CONSTANT = "a tensor without requires_grad (no gradient is provided)"
 
 
@@ -47,6 +49,9 @@ class Projections:
 
     def __post_init__(self):
         refuse(self._faults())
+        # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
+        said = self.distribution, self.P, self.shared, self.seed, self.unbiased
+        object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:
         distribution, P, seed, offset, values = self.distribution, self.P, self.seed, self.offset, self.values
@@ -141,22 +146,30 @@ class Projections:
         """The same seed at another place of its stream, for example `directions.at(step)`; offset in [0, 2^32)."""
         moved = replace(self, offset=offset)
         need(self.seed is not None, "offset", f"{self.NAME} with a seed", self)
+        object.__setattr__(moved, "known", self.bare())
         return moved
 
     def without_values(self):
         """What is known of given ones beside their tensor."""
         return replace(self, values=None)
 
-    def _said(self) -> tuple:
-        return self.distribution, self.P, self.shared, self.seed, self.offset, self.unbiased
+    def bare(self):
+        """What is known beside a tensor and an offset, the numbers of a call; the same one each time."""
+        if self.values is None and not self.offset:
+            return self
+        if "known" not in self.__dict__:
+            object.__setattr__(self, "known", replace(self, values=None, offset=0))
+        return self.__dict__["known"]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self is other or (self.values is None and other.values is None and self._said() == other._said())
+        if self is other:
+            return True
+        return self.values is None is other.values and self.offset == other.offset and self.said == other.said
 
     def __hash__(self) -> int:
-        return hash(self._said()) if self.values is None else id(self)
+        return hash((self.said, self.offset)) if self.values is None else id(self)
 
     @property
     def fixed(self) -> bool:
@@ -188,18 +201,31 @@ class Projections:
     def magnitude(self, n: int) -> float:
         return unbiased_magnitude(self.distribution, n) if self.unbiased else 1.0
 
-    def draw_seed(self) -> torch.Tensor | None:
-        """(seed, offset) of one call, int64 [2] on the CPU; None for given ones."""
+    def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
+        """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
+
+        While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
+        draws anew.
+        """
         if self.distribution == "given":
             return None
         if self.seed is not None:
             return torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
         try:
-            return torch.randint(2**62, (2,), dtype=torch.int64, device="cpu")
+            where = device if is_capturing(device) else "cpu"
+            return torch.randint(2**62, (2,), dtype=torch.int64, device=where)
         except RuntimeError as error:
             if "randomness" not in str(error):
                 raise
             raise NotProvided(IN_VMAP) from error
+
+    def draw_numbers(self, device: torch.device) -> tuple[Sequence[int], torch.Tensor | None]:
+        """The same of a call without a seed, as kernels are told it, where no transform of torch.func is around; with
+        the tensor, where only the device knows it."""
+        if is_capturing(device):
+            seed = self.draw_seed(device)
+            return told(seed), seed
+        return ROOM.numbers.random_(0, 2**62).tolist(), None
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for
@@ -217,7 +243,7 @@ class Projections:
         refuse(self.faults(like, n, self.values))
         if self.values is not None:
             return over_samples(self.values, N)
-        return drawn(self.drawing(n, like), self.draw_seed(), N)
+        return drawn(self.drawing(n, like), self.draw_seed(like.device), N)
 
     def drawing(self, n: int, like: torch.Tensor) -> Drawing:
         """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
@@ -225,6 +251,17 @@ class Projections:
         where = {"dtype": dtype, "device": like.device.type}
         n = index(n)
         return Drawing(self.distribution, self.count(n), n, self.shared, self.magnitude(n), **where)
+
+
+class Room(threading.local):
+    """Where a thread draws seeds, in less time than a tensor takes to be made."""
+
+    def __init__(self):
+        with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
+            self.numbers = torch.empty(2, dtype=torch.int64, device="cpu")
+
+
+ROOM = Room()
 
 
 class Directions(Projections):
@@ -265,10 +302,23 @@ class Cotangents(Projections):
     NAME, LETTER = "cotangents", "O"
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is done now on a device is not done now, but recorded, for a CUDA graph to do again and again."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:
     """The tensor of directions or cotangents that were given."""
     chosen = cotangents if directions is None else directions
     return chosen.values if isinstance(chosen, Projections) else None
+
+
+def offset_of(directions: object, cotangents: object) -> int | None:
+    """That of directions or cotangents that are named."""
+    chosen = cotangents if directions is None else directions
+    return chosen.offset if isinstance(chosen, Projections) else None
 
 
 for kind in (Directions, Cotangents):

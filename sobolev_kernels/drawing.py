@@ -6,7 +6,7 @@ import torch
 
 from .backends import core
 from .errors import NotProvided
-from .math.directions import draw
+from .math.directions import draw, in_memory_of_device
 from .problem import Drawing
 
 IN_VMAP = "directions and cotangents: within torch.func.vmap none are drawn at random; give a seed, or tensors"
@@ -32,7 +32,7 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         return out
     if torch._C._functorch.is_batchedtensor(seed):
         raise NotProvided(IN_VMAP)
-    key, offset = seed.tolist()
+    key, offset = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)
     return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.magnitude, *where)

@@ -1,251 +1,301 @@
 """What is kept of a call, so that the next one like it costs little more than its numbers.
 
 Of each call it is read what its student is made of, which tensors came, and how they lie. All that follows from this
-alone is kept, and found by it: the checks, the Problem, the plan, the step of the C++ core but for its addresses. So
-there is nothing to be noticed or forgotten when a student changes, and no student and no tensor is held. A call that is
-out of the ordinary goes the long way, by prepare.py and call.py, as every first one does.
+alone is kept (keeping.py), and found by it: the checks, the Problem, the plan, the step of the C++ core but for its
+addresses. So there is nothing to be noticed or forgotten when a student changes, and no student and no tensor is held.
+A teacher is read as the student is, and has a step of its own.
+
+Where tensors are computed before the core reads them, as units of columns, the call is only known to be accepted, and
+is run as call.py does. One that is out of the ordinary goes the long way, by prepare.py, as every first one does.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again
+from .advice import advise_of_teacher, looked_at_again
+from .backends import core
 from .boundary import PLAIN
-from .checks import faults_of_range
+from .checks import faults_of_numbers, faults_of_range, faults_of_teacher
 from .directions import Projections
 from .errors import refuse
-from .math.directions import GIVEN
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
-from .problem import LOSS, Operands, Problem
-from .settings import DIFFERENTIAL_ML, Settings
-from .steps import Shelf, Step, optional_of, step_of, surroundings
+from .prepare import Prepared, looked_into, teacher_of
+from .problem import Operands, Problem
+from .request import Request
+from .settings import Settings
+from .steps import Layout, Shelf, Step, surroundings
 from .streams.whole import Followed, followed_again
-from .student import hooks_of_all
+from .student import Student, hooks_of_all, recognise
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
 
 PARTS = attrgetter(
     "values", "jacobian", "tangents", "vjps", "hessian", "seconds", "directions", "cotangents", "teacher"
 )  # fmt: skip
-# What a module of each class is asked for: the attributes that make it the row of the activation table that it is.
-ATTRIBUTES: dict[type, tuple[str, ...]] = {kind: () for kind in (nn.Linear, *CONTAINERS)}
+# What a module of each class is asked for: of activations the attributes that make it the row of the table that it is.
+ATTRIBUTES: dict[type, object] = {nn.Linear: None, **dict.fromkeys(CONTAINERS, "children")}
 for row in MODULES.values():
     ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
-NUMBERS = (float, int, bool, str)
+RULES = {kind: (FORWARDS[kind], asked) for kind, asked in ATTRIBUTES.items()}, CALL, CALL_IMPL
 KNOWN = {type(None), *PLAIN}  # types of what need not be there
 
 WEIGHTS = tuple(f"{name}_weight" for name in Weights._fields)
 
 
+class MadeOf(NamedTuple):
+    """What a student and his teacher are made of, module by module, and their parameters."""
+
+    kinds: tuple
+    parameters: list[torch.Tensor]
+    of_teacher: list[torch.Tensor] | None  # None of one that is not read
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class Kept:
-    """What calls have in common that are alike."""
+class Accepted:
+    """What is known of calls that are alike, and like one that was accepted."""
 
     settings: Settings  # held so that its id, a part of the likeness, stays its own
+    problem: Problem
+    projections: Projections | None
+    student: Student  # he and the teacher, without their parameters
+    teacher: Student | None  # None also of one that is not read, and looked at anew
+    given: bool  # whether there are vectors, and they are read
+    fresh: bool  # a loss along others at each call
+    layout: Layout  # of the tensors, and of the parameters of the teacher
+
+    def fits(self, call: Call) -> bool:
+        return self.layout.addresses(call.all_tensors) is not None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """What calls have in common that are alike, and whose tensors the core reads as they came."""
+
+    settings: Settings  # as above
     problem: Problem
     projections: Projections | None
     weights: tuple[float, ...]
     known: tuple[bool, ...]  # of each term, whether it has a target
     step: Step
-    views: tuple[tuple | None, ...]  # which tensor each optional operand is, and as what it is seen
-    seed: tuple[int, int] | None  # where two calls draw the same
+    teacher: Step | None
+    taught: tuple[int | None, ...]  # as which of the tensors each of the teacher's results is read
+    views: tuple[Callable | None, ...]  # each optional operand as one of the tensors, or what it is seen as
+    drawn: bool
+    seed: tuple[int, int] | None  # and offset, where two calls draw the same
     finished: bool  # a loss whose terms nobody asks for: all that its backward needs is there
     fresh: bool
     differentiable: bool
 
+    def fits(self, call: Call) -> bool:
+        """Whether a call's tensors are like those; then it is known where they are."""
+        call.addresses = self.step.layout.addresses(call.tensors)
+        if call.addresses is None or self.teacher is None:
+            return call.addresses is not None
+        call.addresses_of_teacher = self.teacher.layout.addresses(call.of_teacher)
+        return call.addresses_of_teacher is not None
+
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A call as it came, and what is kept of one like it."""
+    """A call as it came, and what is kept of one like it, or known."""
 
     likeness: tuple
     student: object
     settings: Settings
     targets: Targets | None
-    parameters: list[torch.Tensor]
+    made_of: MadeOf
     tensors: list[torch.Tensor]  # x, parameters, given vectors, targets, weights: in the order in which the core reads
+    given: torch.Tensor | None
     weights: Weights
-    chain: Followed | None = None  # of a student that is known by what its forward does
+    offset: int | None  # where it is another than the settings'
     kept: Kept | None = None
+    accepted: Accepted | None = None
     addresses: list[int] | None = None
+    addresses_of_teacher: list[int] | None = None
+    seed: Sequence[int] = (0, 0)
+    drawn: torch.Tensor | None = None  # the seed, where only the device knows it
+    chain: Followed | None = None  # of a student that is known by what his forward does
+
+    @property
+    def of_teacher(self) -> list[torch.Tensor]:
+        """x, the teacher's parameters, given vectors."""
+        return [self.tensors[0], *self.made_of.of_teacher, *(() if self.given is None else (self.given,))]
+
+    @property
+    def all_tensors(self) -> list[torch.Tensor]:
+        return [*self.tensors, *(self.made_of.of_teacher or ())]
+
+    def find(self) -> None:
+        """What is kept of one like it."""
+        for kept in KEPT.get(self.likeness, ()):
+            if kept.fits(self):
+                if type(kept) is Kept:
+                    self.kept = kept
+                else:
+                    self.accepted = kept
+                return
+
+    def refuse_weights(self) -> None:
+        """Numbers that no likeness tells of a call.
+
+        Raises:
+            ValueError: weights that are negative or not finite.
+        """
+        if self.weights is not UNWEIGHTED:
+            for name, weight in zip(WEIGHTS, self.weights, strict=True):
+                refuse(() if weight is None or weight.dtype is torch.bool else faults_of_range(name, weight))
+
+    def advise_of_fresh(self) -> None:
+        looked_at_again(self.student, self.tensors[0], self.made_of.parameters, self.settings, self.targets)
+
+    def prepared(self, request: Request) -> Prepared:
+        """As `prepare` has it, where the call is known to be accepted but for its numbers, and a teacher not read."""
+        accepted, projections, inputs = self.accepted, self.accepted.projections, request.inputs
+        function = None if self.targets is None else self.targets.teacher
+        given = self.given if accepted.given else None
+        student = replace(accepted.student, parameters=tuple(self.made_of.parameters))
+        refuse(request.columns.faults(inputs))
+        self.refuse_weights()
+        teacher = accepted.teacher and replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
+        if function is not None and teacher is None:
+            teacher = recognise(function)
+            chain = looked_into(function, teacher, request)
+            teacher = teacher if chain is None else chain.student
+            refuse(faults_of_teacher(function, teacher, student, inputs, self.settings.order))
+        refuse(faults_of_numbers(request, given))
+        if projections is not None and self.offset not in (None, projections.offset):
+            projections = replace(projections, offset=self.offset)
+        prepared = Prepared(request, student, accepted.problem, projections, given)
+        if teacher is not None:
+            prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
+            advise_of_teacher(self.student, function, teacher)
+        if accepted.fresh:
+            self.advise_of_fresh()
+        return prepared
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """The results, as `call.run` has them."""
-        kept, x = self.kept, self.tensors[0]
-        if self.weights is not UNWEIGHTED:
-            for name, weight in zip(WEIGHTS, self.weights, strict=True):
-                refuse(() if weight is None else faults_of_range(name, weight))
+        kept, x, parameters, seed = self.kept, self.tensors[0], self.made_of.parameters, self.kept.seed
+        self.refuse_weights()
         if kept.fresh:
-            looked_at_again(self.student, x, self.parameters, self.settings, self.targets)
-        seed = kept.projections.draw_seed() if kept.seed is None else None
-        if kept.finished:
-            operands = Operands(x, self.parameters, seed=seed, weights=kept.weights)
+            self.advise_of_fresh()
+        if seed is not None:
+            self.seed = seed if self.offset is None else (seed[0], self.offset)
         else:
-            operands = self.operands(seed)
-        if kept.differentiable:
-            results = ops.apply(self.compute, kept.problem, operands, x, *self.parameters)
-            return (results,) if kept.finished else results
-        return tuple(self.compute(kept.problem, operands))
-
-    def operands(self, seed: torch.Tensor | None) -> Operands:
-        """All of them, as call.py makes them."""
-        kept, tensors = self.kept, self.tensors
-        if seed is None and kept.projections is not None:
-            seed = kept.projections.draw_seed()
-        optional = [view and tensors[view[0]].as_strided(*view[1:]) for view in kept.views]
-        return Operands(tensors[0], self.parameters, optional[0], seed, *optional[1:], kept.weights)
-
-    def compute(self, problem: Problem, operands: Operands) -> list[torch.Tensor | None]:
-        """As `ops.compute`, without the terms that nobody asks for."""
-        kept, x = self.kept, operands.x
-        dtype, device = x.dtype, x.device
-        made = [ops.empty(shape, dtype=dtype, device=device) for shape in kept.step.outputs]
-        if problem.gradients:
-            made += map(ops.empty_like, self.parameters)
-        if not kept.step.run(self.addresses, made, kept.seed or operands.seed.tolist()):
-            return ops.compute(problem, self.operands(operands.seed))
+            self.seed, self.drawn = kept.projections.draw_numbers(x.device)
+        if kept.teacher is not None:
+            self.ask_teacher()
         if kept.finished:
-            made.insert(1, None)
+            if kept.differentiable:
+                return (ops.finish(self.compute, kept.problem, x, *parameters),)
+            return (self.compute()[0],)
+        operands = self.operands()
+        if kept.differentiable:
+            return ops.apply(lambda *_: self.compute(), kept.problem, operands, x, *parameters)
+        return tuple(self.compute())
+
+    def ask_teacher(self) -> None:
+        """Add what he says to the tensors, as `call.of_teacher_along` computes it."""
+        step = self.kept.teacher
+        made = step.make(ops.empty_like, ())
+        step.run(self.addresses_of_teacher, made, self.seed)
+        for place, tensor in zip(self.kept.taught, made, strict=True):
+            if place is not None:
+                self.tensors.insert(place, tensor)
+                self.addresses.insert(place, tensor.data_ptr())
+
+    def operands(self) -> Operands:
+        """All of them, as call.py makes them."""
+        kept, tensors, seed = self.kept, self.tensors, self.drawn
+        if kept.drawn and seed is None:
+            seed = torch.tensor(self.seed, dtype=torch.int64, device="cpu")
+        optional = [view and view(tensors) for view in kept.views]
+        return Operands(tensors[0], self.made_of.parameters, optional[0], seed, *optional[1:], kept.weights)
+
+    def compute(self) -> list[torch.Tensor]:
+        """As `ops.compute`, without the terms that nobody asks for."""
+        step = self.kept.step
+        made = step.make(ops.empty_like, self.made_of.parameters)
+        step.run(self.addresses, made, self.seed)
         return made
 
 
-KEPT: Shelf[Kept] = Shelf()
+KEPT: Shelf[Kept | Accepted] = Shelf()
 
 
-def read(module: object, kinds: list, parameters: list[torch.Tensor]) -> bool:
-    """Add what a module is made of, in order, and its parameters; whether it is made of what MLPs are made of.
+def read(student: object, teacher: object) -> MadeOf | None:
+    """None of a student that is not made of what MLPs are made of, or not in the usual way.
 
-    It asks of a module what student.py asks, in fewer words: of whatever is not usual student.py knows more.
+    The core asks of a module what student.py asks, in fewer words: of whatever is not usual student.py knows more.
     """
-    kind = type(module)
-    attributes = ATTRIBUTES.get(kind)
-    if attributes is None or kind.forward is not FORWARDS[kind] or kind._call_impl is not CALL_IMPL:
-        return False
-    inside = module.__dict__
-    if "_modules" not in inside or "forward" in inside or kind.__call__ is not CALL:
-        return False
-    if inside["_forward_hooks"] or inside["_forward_pre_hooks"]:
-        return False
-    if inside["_backward_hooks"] or inside["_backward_pre_hooks"]:
-        return False
-    if kind is nn.Linear:
-        own = inside["_parameters"]
-        weight, bias = own.get("weight"), own.get("bias")
-        if weight is None or "bias" not in own or "weight" in inside or "bias" in inside:
-            return False
-        kinds.append(bias is None)
-        parameters.append(weight)
-        if bias is not None:
-            parameters.append(bias)
-    elif kind in CONTAINERS:
-        return all([read(child, kinds, parameters) for child in inside["_modules"].values()])
-    else:
-        kinds.append(kind)
-        for name in attributes:
-            value = inside.get(name)
-            if type(value) not in NUMBERS:
-                return False
-            kinds.append(value)
-    return True
+    kinds, parameters = [], []
+    if not core._C.read(student, RULES, kinds, parameters):
+        return None
+    return with_teacher(kinds, parameters, teacher)
+
+
+def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -> MadeOf:
+    of_teacher = None
+    if teacher is not None:
+        of_student, of_teacher = len(kinds), []
+        kinds.append("teacher")
+        if not core._C.read(teacher, RULES, kinds, of_teacher):
+            kinds[of_student:], of_teacher = ["teacher, not read"], None
+    return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
 def look(
     result: str, student: object, x: object, settings: Settings, given: torch.Tensor | None,
-    targets: Targets | None = None, weights: Weights = UNWEIGHTED, collapsed: bool = False,
+    targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
+    collapsed: bool = False, offset: int | None = None,
 ) -> Call | None:  # fmt: skip
     """A call, and what is kept of one like it; None of a call that is out of the ordinary."""
-    if torch.compiler.is_compiling() or watched() or type(x) not in PLAIN or not x.is_cpu or x.is_nested:
+    if torch.compiler.is_compiling() or core.MISSING is not None:
         return None
-    kinds: list = []
-    parameters: list[torch.Tensor] = []
-    chain, usual = None, read(student, kinds, parameters)
-    said, parts = None, ()
+    if type(x) not in PLAIN or not (x.is_cpu or x.is_cuda) or x.is_nested or watched(x.device.type):
+        return None
+    said, parts, teacher = None, (), None
     if targets is not None:
         *parts, directions, cotangents, teacher = PARTS(targets)
         chosen = cotangents if directions is None else directions
-        if teacher is not None or (directions is not None and cotangents is not None):
+        if directions is not None and cotangents is not None:
             return None
         if chosen is not None:
-            said, given = (type(chosen), *chosen._said()), given if chosen.values is None else chosen.values
-    optional = (given, *parts, *weights)
+            said, offset = (type(chosen), chosen.said), chosen.offset
+            given = given if chosen.values is None else chosen.values
+    made_of = read(student, teacher)
+    optional = (given, *parts, *weights, input_scale)
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
-    if not usual:
-        chain = followed_again(student, x, settings.backend)
+    chain = followed_again(student, x, settings.backend) if made_of is None else None
+    if made_of is None:
         if chain is None:
             return None
-        kinds, parameters = [Followed, *(chain.student.biases, chain.student.activations)], [*chain.student.parameters]
+        kinds = [Followed, chain.student.biases, chain.student.activations]
+        made_of = with_teacher(kinds, [*chain.student.parameters], teacher)
     likeness = (
-        result, collapsed, id(settings), tuple(kinds), said, types, x.shape,
-        torch.is_grad_enabled(), os.environ.get("SOBOLEV_BACKEND"), *surroundings(),
+        result, collapsed, id(settings), made_of.kinds, said, types, x.shape,
+        torch.is_grad_enabled(), surroundings(),
     )  # fmt: skip
-    tensors = [x, *parameters, *[tensor for tensor in optional if tensor is not None]]
-    call = Call(likeness, student, settings, targets, parameters, tensors, weights, chain)
-    for kept in KEPT.get(likeness, ()):
-        call.addresses = kept.step.addresses(tensors)
-        if call.addresses is not None:
-            call.kept = kept
-            break
+    tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
+    call = Call(likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain)
+    call.find()
     return call
 
 
-def watched() -> bool:
+def watched(device: str) -> bool:
     """Whether someone looks at every operation of PyTorch, or changes what it does."""
     return (
         torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu") or hooks_of_all()
+        or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(device) or hooks_of_all()
     )  # fmt: skip
-
-
-def keep(call: Call, problem: Problem, operands: Operands, projections: Projections | None) -> None:
-    """Keep of a call that came the long way what the next one like it need not find again.
-
-    That is so where it reads just the tensors that came, each where it lies: whatever was computed first, as the unit
-    of a column, would have to be computed again.
-    """
-    settings = call.settings
-    if settings.check_finite or settings.weights == DIFFERENTIAL_ML or (projections and projections.offset):
-        return  # of the last, the next call will be at another offset
-    if not still_is(call):
-        return
-    outputs, gradients = ops.outputs_of(problem, operands)
-    finished = problem.result == LOSS and not problem.terms
-    if finished:
-        del outputs["terms"]
-    step = step_of(problem, operands, call.tensors, outputs, gradients)
-    if step is None:
-        return
-    places = iter(range(1 + len(operands.parameters), len(call.tensors)))
-    targeted = (operands.values, operands.derivative, operands.second)
-    drawn = projections is not None and projections.distribution != GIVEN
-    seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
-    differentiates = torch.is_grad_enabled()
-    kept = Kept(
-        settings, problem, projections, operands.weights, tuple(t is not None for t in targeted), step,
-        tuple(t if t is None else (next(places), t.shape, t.stride()) for t in optional_of(operands)), seed, finished,
-        fresh=call.targets is not None and seed is None and differentiates,
-        differentiable=differentiates and any(t.requires_grad for t in call.tensors),
-    )  # fmt: skip
-    KEPT.put(call.likeness, kept)
-
-
-def still_is(call: Call) -> bool:
-    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile.
-
-    Of a forward that was followed the call has the very tensors.
-    """
-    if call.chain is not None:
-        return surroundings() == call.likeness[-2:]
-    kinds: list = []
-    parameters: list[torch.Tensor] = []
-    same = read(call.student, kinds, parameters) and tuple(kinds) in call.likeness
-    return same and [*map(id, parameters)] == [*map(id, call.parameters)] and surroundings() == call.likeness[-2:]

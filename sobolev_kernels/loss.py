@@ -9,12 +9,12 @@ from dataclasses import fields
 import torch
 
 from .checks import faults_of_scale
-from .directions import Cotangents, Directions, given_of
+from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
 from .settings import LossName, Settings, keywords, settings_named, settings_of
 from .targets import Targets
 from .terms import SobolevTerms, loss_of
-from .weights import Weights
+from .weights import weights_of
 
 
 @in_words
@@ -113,8 +113,9 @@ def sobolev_loss(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
         backend, return_terms, check_finite,
     )  # fmt: skip
-    each = Weights(sample_weight, output_weight, derivative_weight)
-    return loss_of(settings, student, inputs, targets, given_of(directions, cotangents), each, input_scale)
+    each = weights_of(sample_weight, output_weight, derivative_weight)
+    given, offset = given_of(directions, cotangents), offset_of(directions, cotangents)
+    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset)
 
 
 class SobolevLoss(torch.nn.Module):
@@ -151,7 +152,7 @@ class SobolevLoss(torch.nn.Module):
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-        weights = Weights(sample_weight, self.output_weight, derivative_weight)
+        weights = weights_of(sample_weight, self.output_weight, derivative_weight)
         return loss_of(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
 
     def extra_repr(self) -> str:

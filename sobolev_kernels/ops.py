@@ -22,8 +22,6 @@ from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
 empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
 
-# A call that is kept (kept.py) comes with its step; of others only those that run in a backward are worth keeping.
-BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
 DEVICES = ("CPU", "CUDA")
 library = torch.library.Library("sobolev_kernels", "DEF")
 library.define(
@@ -55,11 +53,9 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
-    backward, came = problem.result in BACKWARDS and problem.backend == "cpu", operands
-    if backward and not torch.is_autocast_enabled("cpu"):
-        x = operands.x
-        new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
-        made = steps.again(problem, operands, new, empty_like)
+    again, came = steps.keeps(problem), operands
+    if again and not torch.is_autocast_enabled(problem.device):
+        made = steps.again(problem, operands, empty_like)
         if made is not None:
             return made
     operands = entering(problem, operands)
@@ -70,9 +66,15 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
             run(problem, operands, outputs, gradients)
     else:
         run(problem, operands, outputs, gradients)
-    if backward and operands is came:
+    if again and operands is came:
         steps.keep(problem, operands, outputs, gradients)
     return [*outputs.values(), *gradients]
+
+
+def finished(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A loss and its gradients, without the terms that nobody asks for."""
+    loss, _, *gradients = outputs
+    return [loss, *gradients]
 
 
 def invoke(problem: Problem, operands: Operands) -> list[torch.Tensor]:
@@ -151,15 +153,18 @@ def is_one(cotangent: torch.Tensor) -> bool:
     """
     if type(cotangent) is not torch.Tensor or not cotangent.is_cpu or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return not torch.compiler.is_compiling() and cotangent.item() == 1.0
+    try:
+        return not torch.compiler.is_compiling() and cotangent.item() == 1.0
+    except RuntimeError:  # of several cotangents at a time, which `need_no_batch` refuses
+        return False
 
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
     """(dx, parameters…) from the cotangents of values and derivatives."""
-    outputs = ("values", "second") if problem.collapsed else ("values", "derivative", "second")
-    operands = operands._replace(**dict(zip(outputs, cotangents, strict=False)))
-    kinds = (NONE if cotangent is None else PROJECTED for cotangent in (operands.derivative, operands.second))
-    first, second = kinds
+    values, *others = cotangents
+    first, second = (None, *others) if problem.collapsed else (*others, None)[:2]
+    operands = operands._replace(values=values, derivative=first, second=second)
+    first, second = NONE if first is None else PROJECTED, NONE if second is None else PROJECTED
     return invoke(backward_of(problem, DERIVATIVES_GRADIENTS, first, second), operands)
 
 
@@ -232,39 +237,59 @@ class MlpSobolev(torch.autograd.Function):
     def forward(ctx, run, problem, operands, x, *parameters):
         outputs = run(problem, operands)
         ctx.set_materialize_grads(False)
-        if problem.result == DERIVATIVES:
-            save(ctx, problem, operands, outputs)
-            return tuple(outputs)
-        if problem.result == PER_SAMPLE or problem.terms:
-            save(ctx, problem, operands, outputs)
-            return tuple(outputs[: 1 + problem.terms])
-        # no number of these is needed any more, and they need not be as they were
-        ctx.problem, ctx.held = problem, Operands(operands.x, operands.parameters)
-        ctx.save_for_backward(*outputs[2:])
-        return outputs[0]
+        save(ctx, problem, operands, outputs)
+        return tuple(outputs if problem.result == DERIVATIVES else outputs[: 1 + problem.terms])
 
     @staticmethod
     def backward(ctx, *cotangents):
-        problem, (loss, *_) = ctx.problem, cotangents
-        if problem.result != LOSS or problem.terms:
-            return None, None, None, *differentiate(ctx, cotangents)
-        finished, held = ctx.saved_tensors, ctx.held
-        if loss is None:
-            return None, None, None, None, *[None] * len(held.parameters)
-        need_no_batch(loss)
-        last = not torch._C._autograd._get_current_graph_task_keep_graph()
-        if last:
-            ctx.held = None
-        gradients = finished if last and is_one(loss) else torch._foreach_mul(finished, loss)
-        return None, None, None, *guarded(problem, gradients, held, cotangents)
+        return None, None, None, *differentiate(ctx, cotangents)
 
     @staticmethod
     def jvp(ctx, *_):
         refuse_forward_mode()
 
 
+class Finished(torch.autograd.Function):
+    """A loss whose gradients `run` computes beside it: no number is needed any more, and none need be as it was.
+
+    The gradients are nobody else's, and so they are held as they are, without a look at their versions.
+    """
+
+    @staticmethod
+    def forward(ctx, run, problem, *inputs):
+        loss, *gradients = run()
+        ctx.set_materialize_grads(False)
+        ctx.problem, ctx.held = problem, (inputs, gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss):
+        if ctx.held is None:
+            raise RuntimeError(AGAIN)
+        (x, *parameters), gradients = ctx.held
+        if loss is None:
+            return None, None, None, *[None] * len(parameters)
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.held = None
+        if not (last and is_one(loss)):
+            need_no_batch(loss)
+            gradients = torch._foreach_mul(gradients, loss)
+        if torch.is_grad_enabled():
+            return None, None, *guarded(ctx.problem, gradients, Operands(x, parameters), (loss,))
+        return (None, None, *gradients) if ctx.problem.input_gradient else (None, None, None, *gradients)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        refuse_forward_mode()
+
+
+AGAIN = (
+    "Trying to backward through the graph a second time: the gradients of a fused loss were given away by the first. "
+    "Specify retain_graph=True if you need to backward through the graph a second time."
+)
 # Without what torch.func would be told of it, and PyTorch looks at in Python: a kept call is none of its business.
-apply = super(torch.autograd.Function, MlpSobolev).apply
+apply, finish = (super(torch.autograd.Function, function).apply for function in (MlpSobolev, Finished))
 
 
 def op_setup_context(ctx, inputs, output):
@@ -292,5 +317,7 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     """The fused step, differentiable: the outputs of the Problem's result."""
     if tracing(operands):
         return tuple(invoke(problem, operands))
-    results = MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)
-    return results if isinstance(results, tuple) else (results,)
+    if problem.result == LOSS and not problem.terms:
+        run = lambda: finished(compute(problem, operands))  # noqa: E731
+        return (Finished.apply(run, problem, operands.x, *operands.parameters),)
+    return MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)

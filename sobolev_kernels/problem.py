@@ -95,6 +95,17 @@ class Problem:
     unrecognised: str = ""
     unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
 
+    def __hash__(self) -> int:
+        """Made once: a backward is found by it."""
+        known = self.__dict__.get("hash")
+        if known is None:
+            known = hash(tuple(self.__dict__.values()))
+            object.__setattr__(self, "hash", known)
+        return known
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "hash"}  # another process has others
+
     @property
     def D(self) -> int:
         return self.widths[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -33,6 +33,7 @@ class Request:
     output_weight: torch.Tensor | None = None  # [O]
     derivative_weight: torch.Tensor | None = None  # [N], [N, O], [N, O, W], or a mask
     collapsed: bool = False
+    offset: int | None = None  # of the settings' directions or cotangents, where it is another than theirs
     # Whether derivatives are computed: they are the result, or a loss has targets for them and a use.
     projects: bool = field(init=False)
 
@@ -75,4 +76,6 @@ class Request:
             return (Cotangents if cotangents else Directions).basis(), None
         if chosen.values is not None:
             return chosen.without_values(), chosen.values
+        if self.offset not in (None, chosen.offset):
+            chosen = replace(chosen, offset=self.offset)
         return chosen, self.given

@@ -141,26 +141,33 @@ known = lru_cache(maxsize=256, typed=True)(Settings)
 
 
 def settings_of(*values: object) -> Settings:
-    """A Settings of the values of its fields in order; an equal one is made and checked once.
+    """A Settings of the values of its fields in order; an equal one is made and checked once. An offset goes beside it.
 
     Only of plain numbers and names: others may be equal and not the same, or change.
     """
     if torch.compiler.is_compiling():
         return Settings(*values)
     directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others = values
-    wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
-    parts = [*(wrt or ()), *(weights or ())] if type(wrt) in SEQUENCES and type(weights) in SEQUENCES else [None]
-    for loss in (value_loss, derivative_loss):
-        parts += loss if type(loss) is tuple else ()
-    plain = all([type(part) in PLAIN for part in parts]) and not (wrt and set(map(type, wrt)) - {int})
-    if not plain:
-        return Settings(*values)
+    if not (wrt is weights is None and type(value_loss) is type(derivative_loss) is str):
+        wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
+        if not are_plain(wrt, weights, value_loss, derivative_loss):
+            return Settings(*values)
     try:
-        return known(
-            bare(directions), bare(cotangents), derivatives, order, wrt, value_loss, derivative_loss, weights, *others
-        )
+        directions = directions.bare() if isinstance(directions, Projections) else directions
+        cotangents = cotangents.bare() if isinstance(cotangents, Projections) else cotangents
+        return known(directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others)
     except TypeError:  # of what is refused, or what cannot be hashed
         return Settings(*values)
+
+
+def are_plain(wrt: object, weights: object, *losses: object) -> bool:
+    """Whether all numbers and names in them are ones that are the same if they are equal."""
+    if not (type(wrt) in SEQUENCES and type(weights) in SEQUENCES):
+        return False
+    parts = [*(wrt or ()), *(weights or ())]
+    for loss in losses:
+        parts += loss if type(loss) is tuple else ()
+    return all([type(part) in PLAIN for part in parts]) and not (wrt and set(map(type, wrt)) - {int})
 
 
 NAMED = {field: i for i, field in enumerate(Settings.__dataclass_fields__)}

@@ -1,9 +1,9 @@
-"""Steps of the C++ core that are kept: all that one is told but where its numbers lie, for tensors that lie alike."""
+"""Steps that are kept: all that a backend is told of one but where its numbers lie, for tensors that lie alike."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
@@ -11,41 +11,55 @@ from typing import TypeVar
 import torch
 from torch._C._dynamo.guards import TensorGuards
 
-from .backends import core, cpu
+from .backends import core
 from .boundary import entering
+from .dispatch import BACKENDS
+from .math.directions import told
 from .problem import Operands, Problem
 
 MASK = 0xFFFFFFFF  # of an offset
 READ = ("given", "values", "derivative", "second", "sample_weight", "output_weight", "derivative_weight")
+ISA, BACKEND = map(os.environ.encodekey, ("SOBOLEV_ISA", "SOBOLEV_BACKEND"))
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Step:
-    """A step of the core, and what its tensors must be like for it to read them.
-
-    No tensor is held. Two threads may run the same step.
-    """
+class Layout:
+    """What tensors must be like. No tensor is held."""
 
     guards: TensorGuards  # their types, dispatch keys, dtypes, devices, sizes, strides, requires_grad
-    needs: tuple[int, ...]  # bytes from the first number of each to its last
-    told: object
-    isa: str
-    outputs: tuple[tuple[int, ...], ...]  # their shapes, but for those of the parameters' gradients
+    needs: tuple[int, ...]  # of each, bytes from its first number to its last, and of one number
 
     def addresses(self, tensors: list[torch.Tensor]) -> list[int] | None:
-        """Where these tensors are; None if they are not like those, or the memory of one of them ends too early."""
-        if not self.guards.check(*tensors):
-            return None
-        for tensor, need in zip(tensors, self.needs, strict=True):
-            if tensor.untyped_storage().nbytes() < need + tensor.storage_offset() * tensor.itemsize:
-                return None
-        return addresses_of(tensors)
+        """Where these tensors are; None if they are not like those, or no kernel could read one of them there."""
+        return core._C.addresses(tensors, self.needs) if self.guards.check(*tensors) else None
 
-    def run(self, addresses: list[int], made: list[torch.Tensor], seed: tuple[int, int]) -> bool:
-        """Fill what was made, outputs and gradients; False, and nothing is done, if numbers cannot be where one is."""
-        key, offset = seed
-        return core._C.mlp_sobolev_at(self.told, self.isa, addresses, addresses_of(made), key, offset & MASK)
+
+def layout_of(tensors: list[torch.Tensor]) -> Layout | None:
+    """Theirs; None where TensorGuards or addresses do not tell them from others."""
+    if len(set(map(id, tensors))) < len(tensors) or not all(tensor.numel() for tensor in tensors):
+        return None
+    guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    return Layout(guards, sum(((reach(tensor), tensor.itemsize) for tensor in tensors), ()))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Step:
+    """A step of a backend, and what the tensors that it reads must be like. Two threads may run the same one."""
+
+    layout: Layout
+    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, offset, or 0, 0, their address)
+    outputs: tuple[torch.Tensor, ...]  # like them, of one number
+    gradients: bool  # and whether those of the parameters are computed
+
+    def make(self, empty_like: Callable, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Outputs and gradients to be filled."""
+        return [*map(empty_like, self.outputs), *map(empty_like, parameters if self.gradients else ())]
+
+    def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
+        """Fill what was made, outputs and gradients."""
+        key, offset, *at = seed
+        self.launch(addresses, made, key, offset & MASK, *at)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
@@ -62,25 +76,33 @@ def reads_of(operands: Operands) -> list[torch.Tensor]:
 
 
 def step_of(
-    problem: Problem, operands: Operands, tensors: list[torch.Tensor], outputs: dict, gradients: list[torch.Tensor]
+    problem: Problem, operands: Operands, tensors: list[torch.Tensor], outputs: dict, gradients: list[torch.Tensor],
+    made: Container[int] = (),
 ) -> Step | None:  # fmt: skip
     """The step that fills such outputs from such operands, each of which starts where one of these tensors does; None
-    if it is not as simple as that: what had to be copied or computed first would have to be so again."""
+    if it is not as simple as that: what had to be copied or computed first would have to be so again.
+
+    Those in the places `made` are made anew for each step, and need not be looked at.
+    """
     reads = reads_of(operands)
-    if problem.backend != "cpu" or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
+    if not keeps(problem) or len(reads) != len(tensors) or not all(map(same_place, reads, tensors)):
         return None
-    if len(set(map(id, tensors))) < len(tensors):
-        return None  # TensorGuards take each tensor once
+    layout = layout_of([tensor for place, tensor in enumerate(tensors) if place not in made])
     if gradients and not all(p.is_contiguous() for p in operands.parameters):
         return None  # and so their gradients are made like them
-    if entering(problem, operands) is not operands:
+    if layout is None or entering(problem, operands) is not operands:
         return None
-    told, isa = cpu.step_of(problem, operands, outputs, gradients)
-    if told.addresses() != (addresses_of(reads), addresses_of([*outputs.values(), *gradients])):
+    launch, *addresses = BACKENDS[problem.backend].kept(problem, operands, outputs, gradients)
+    if addresses != [addresses_of(reads), addresses_of([*outputs.values(), *gradients])]:
         return None
-    guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    shapes = tuple(tuple(tensor.shape) for tensor in outputs.values())
-    return Step(guards, tuple(map(reach, tensors)), told, isa, shapes)
+    like = torch.empty((), dtype=operands.x.dtype, device=operands.x.device)
+    like = tuple(like.expand(tensor.shape) for tensor in outputs.values())
+    return Step(layout, launch, like, problem.gradients)
+
+
+def keeps(problem: Problem) -> bool:
+    """Whether the problem's backend can run a step again."""
+    return hasattr(BACKENDS[problem.backend], "kept")
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -94,9 +116,18 @@ def reach(tensor: torch.Tensor) -> int:
     return tensor.itemsize * (1 + sum((n - 1) * stride for n, stride in steps))
 
 
+def variables() -> tuple:
+    """Those of the environment, in the bytes that os.environ keeps: to look for one that is not set raises and catches
+    an exception else, at every step."""
+    environ = os.environ
+    if type(environ) is not os._Environ:
+        return environ.get("SOBOLEV_ISA"), environ.get("SOBOLEV_BACKEND")
+    return environ._data.get(ISA), environ._data.get(BACKEND)
+
+
 def surroundings() -> tuple:
     """What else a step depends on."""
-    return torch.get_num_threads(), os.environ.get("SOBOLEV_ISA")
+    return torch.get_num_threads(), *variables()
 
 
 class Shelf(dict[tuple, list[T]]):
@@ -116,17 +147,15 @@ class Shelf(dict[tuple, list[T]]):
 STEPS: Shelf[Step] = Shelf()
 
 
-def again(
-    problem: Problem, operands: Operands, make: Callable[[tuple[int, ...]], torch.Tensor], like: Callable
-) -> list[torch.Tensor] | None:
+def again(problem: Problem, operands: Operands, empty_like: Callable) -> list[torch.Tensor] | None:
     """Outputs and gradients by a step that is kept for such operands, if one is."""
     tensors = reads_of(operands)
     for step in STEPS.get(likeness(problem, operands), ()):
-        addresses = step.addresses(tensors)
+        addresses = step.layout.addresses(tensors)
         if addresses is not None:
-            made = [*map(make, step.outputs), *map(like, operands.parameters)]
-            seed = (0, 0) if operands.seed is None else operands.seed.tolist()
-            return made if step.run(addresses, made, seed) else None
+            made = step.make(empty_like, operands.parameters)
+            step.run(addresses, made, told(operands.seed))
+            return made
     return None
 
 

@@ -30,13 +30,15 @@ class SobolevTerms(NamedTuple):
 
 def loss_of(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
-    weights: Weights, input_scale: torch.Tensor | None,
+    weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
     """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
-    (loss, *terms), known = call.evaluate(result, student, inputs, settings, given, targets, weights, input_scale)
+    (loss, *terms), known = call.evaluate(
+        result, student, inputs, settings, given, targets, weights, input_scale, offset=offset
+    )
     loss = loss if loss.dtype is inputs.dtype else loss.to(inputs.dtype)
     if not settings.return_terms:
         return loss

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 
 from .errors import NotProvided
 
-BATCHED = torch._C._dispatch_key_parse("Batched")
+BATCHED, VMAP_MODE = map(torch._C._dispatch_key_parse, ("Batched", "VmapMode"))
 
 
 class RefuseDoubleBackward(torch.autograd.Function):
@@ -54,7 +54,9 @@ def is_batched(tensor: torch.Tensor | None) -> bool:
 
 def need_no_batch(*cotangents: torch.Tensor | None) -> None:
     """Raise where a backward is asked for several cotangents at a time."""
-    if not torch.compiler.is_compiling() and any(map(is_batched, cotangents)):
+    if torch.compiler.is_compiling() or not torch._C._dispatch_tls_is_dispatch_key_included(VMAP_MODE):
+        return  # they are made in this mode alone, which takes less to ask for than each of them
+    if any(map(is_batched, cotangents)):
         raise NotProvided(
             "batched gradients: the fused step takes one cotangent at a time, not is_grads_batched=True or "
             'vectorize=True; loop over them, or pass backend="reference"'

@@ -75,6 +75,14 @@ class Weights(NamedTuple):
 UNWEIGHTED = Weights()
 
 
+def weights_of(
+    sample: torch.Tensor | None, output: torch.Tensor | None, derivative: torch.Tensor | None
+) -> Weights:  # fmt: skip
+    """Without a new object where there are none, as in most calls."""
+    none = sample is None and output is None and derivative is None
+    return UNWEIGHTED if none else Weights(sample, output, derivative)
+
+
 def by_projection(entries: torch.Tensor, rows: bool) -> torch.Tensor:
     """Entries [N, O, W] of a Jacobian by its columns [W, N, O], or by its `rows` [O, N, W]."""
     return entries.permute(1, 0, 2) if rows else entries.permute(2, 0, 1)

@@ -11,6 +11,9 @@ namespace sk::cuda {
 using sk::Precision;  // kIeee multiplies float32 without tensor cores
 
 constexpr int kMostLayers = 16, kThreads = 256;
+constexpr int kFinished = 128;  // numbers of a block of finish_step: a fragment of a gradient
+constexpr int kSums = 2;        // of a term, by the warps that have its samples
+constexpr std::uint32_t kSumsBytes = 2 * kSums * sizeof(double);
 constexpr std::uint32_t kAbsent = ~0u;
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
@@ -52,10 +55,13 @@ struct Layout {
   std::int32_t rho_columns = 0;
   std::uint32_t jacobian = kAbsent;  // [D, jacobian_columns], if P directions read it
   std::int32_t jacobian_columns = 0;
+  std::uint32_t seed = 0;             // key and offset
+  std::uint32_t sums = 0;             // [2, kSums] doubles: of the block's samples, of each term
   std::uint32_t gradients = kAbsent;  // else in the block's slot in global memory
   std::uint32_t packed = kAbsent;     // else they are read where they were packed
   std::uint32_t floats = 0;           // of it all
   std::uint32_t gradient_floats = 0;  // of a block
+  std::uint32_t slot_floats = 0;      // of its slot: gradients, then sums
   std::uint32_t packed_bytes = 0;     // of all weights, for both ways
 };
 
@@ -71,12 +77,15 @@ struct Arguments {
   Directions directions;
   Target target[2];
   Function loss[2];
-  float factor[2], share[2];  // of slopes, the largest 1; of terms
-  float common;               // of all gradients: adjoints are of the size of residuals, float16 has no room for less
-  float* terms;               // [2, N]
-  float* dx;                  // [N, D]
+  float factor[2];             // of slopes, the largest 1
+  float common;                // of all gradients: adjoints are of the size of residuals, float16 has no room for less
+  double weight[2], share[2];  // of a term in the loss; of a sum of residuals in its term
+  bool per_sample;
+  float* total;  // the loss, [1], or [N] if per_sample
+  float* terms;  // [2], or [2, N] if per_sample
+  float* dx;     // [N, D]
   unsigned char* packed;
-  float* slots;  // [blocks, gradient_floats]
+  float* slots;  // [blocks, slot_floats]
   std::int32_t blocks;
 };
 

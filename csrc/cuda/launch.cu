@@ -1,9 +1,13 @@
 #include "launch.h"
 
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels.cuh"
+#include "layout.h"
 
 namespace sk::cuda {
 namespace {
@@ -47,18 +51,36 @@ Kernels kernels_of(Precision precision) {
   throw std::invalid_argument("no such precision");
 }
 
-void allow_shared(Kernel kernel, std::uint64_t bytes) {
-  SK_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-}
+// What is not allowed while a stream is captured, though it has nothing to do with one, is allowed within this
+class Uncaptured {
+ public:
+  Uncaptured() { SK_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~Uncaptured() { cudaThreadExchangeStreamCaptureMode(&mode_); }
 
-// One row of blocks for each layer
-dim3 over_layers(const Arguments& a) {
-  int most = 0;
-  for (int l = 0; l < a.L; ++l) {
-    const int size = a.layer[l].padded_in * a.layer[l].padded_out;
-    most = most < size ? size : most;
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Once for a device: a precision's kernels are loaded, which the first launch would do else, in the middle of a capture
+// maybe; and their blocks may have all shared memory that there is, so that no thread sets it to less than another's
+// launch takes.
+Kernels ready_kernels(int device, Precision precision) {
+  static std::mutex mutex;
+  static std::set<std::pair<int, Precision>> ready;
+  const Kernels kernels = kernels_of(precision);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (ready.count({device, precision})) return kernels;
+  const Uncaptured uncaptured;
+  cudaFuncAttributes attributes;
+  for (const Kernel kernel : {kernels.pack, Kernel(finish_step), kernels.step}) {
+    SK_CHECK(cudaFuncGetAttributes(&attributes, kernel));
   }
-  return dim3((most + kThreads - 1) / kThreads, a.L);
+  int most = 0;
+  SK_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const int dynamic = most - int(attributes.sharedSizeBytes);
+  SK_CHECK(cudaFuncSetAttribute(kernels.step, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+  ready.insert({device, precision});
+  return kernels;
 }
 
 }  // namespace
@@ -71,8 +93,7 @@ int count_devices() {
 
 int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t shared_bytes) {
   const OnDevice on(device);
-  const Kernel step = kernels_of(precision).step;
-  allow_shared(step, shared_bytes);
+  const Kernel step = ready_kernels(device, precision).step;
   int blocks = 0;
   SK_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, step, kThreads, shared_bytes));
   return blocks;
@@ -81,17 +102,17 @@ int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t sh
 void launch(const Arguments& arguments, Precision precision, int device, std::uintptr_t stream) {
   if (arguments.blocks < 1) return;
   const OnDevice on(device);
-  const Kernels kernels = kernels_of(precision);
+  const Kernels kernels = ready_kernels(device, precision);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
   const std::uint64_t shared = arguments.layout.floats * std::uint64_t(4);
-  kernels.pack<<<over_layers(arguments), kThreads, 0, queue>>>(arguments);
+  const auto grid = [](const Grid& of) { return dim3(of.columns, of.rows); };
+  kernels.pack<<<grid(grid_of_pack(arguments)), kThreads, 0, queue>>>(arguments);
   check(cudaGetLastError(), "launch of pack_parameters");
-  allow_shared(kernels.step, shared);
   kernels.step<<<arguments.blocks, kThreads, shared, queue>>>(arguments);
   check(cudaGetLastError(), "launch of sobolev_step");
-  if (!arguments.gradients) return;
-  sum_gradients<<<over_layers(arguments), kThreads, 0, queue>>>(arguments);
-  check(cudaGetLastError(), "launch of sum_gradients");
+  if (!finishes(arguments)) return;
+  finish_step<<<grid(grid_of_finish(arguments)), kThreads, 0, queue>>>(arguments);
+  check(cudaGetLastError(), "launch of finish_step");
 }
 
 }  // namespace sk::cuda

@@ -13,7 +13,7 @@ int count_devices();
 // Blocks of the step that a multiprocessor of the device holds at a time
 int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t shared_bytes);
 
-// Pack, step and sum, on a stream of the device; nothing is allocated or waited for, so a graph can capture it.
+// Pack, step and finish, on a stream of the device; nothing is allocated or waited for, so a graph can capture it.
 void launch(const Arguments& arguments, Precision precision, int device, std::uintptr_t stream);
 
 }  // namespace sk::cuda

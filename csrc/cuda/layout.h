@@ -80,7 +80,10 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   }
   to.rho_columns = 1 + (a.from == From::kCotangents && to.inputs > to.outputs ? to.inputs : to.outputs);
   to.rho = cursor.take(T * to.rho_columns * 4);
+  to.seed = cursor.take(3 * sizeof(std::uint32_t));
+  to.sums = cursor.take(kSumsBytes);
   to.gradient_floats = a.gradients ? std::uint32_t(gradient_floats) : 0;
+  to.slot_floats = to.gradient_floats + kSumsBytes / 4;
   to.gradients = way.gradients && a.gradients ? cursor.take(gradient_floats * 4) : kAbsent;
   to.packed = way.parameters ? cursor.take(to.packed_bytes) : kAbsent;
   to.jacobian = kAbsent;
@@ -119,7 +122,9 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   a.x = step.x, a.sample_weight = step.sample_weight, a.output_weight = step.output_weight;
   a.derivative_weight = step.derivative_weight;
   a.directions = step.directions;
-  a.terms = static_cast<float*>(step.terms), a.dx = static_cast<float*>(step.dx);
+  a.per_sample = step.per_sample;
+  a.total = static_cast<float*>(step.total), a.terms = static_cast<float*>(step.terms);
+  a.dx = static_cast<float*>(step.dx);
   if (a.L > kMostLayers) throw std::invalid_argument(std::to_string(a.L) + " linear layers are more than 16");
   if (!draws(step.directions.distribution)) throw std::invalid_argument("a distribution that the kernel does not draw");
   for (int term = 0; term < 2; ++term) {
@@ -129,7 +134,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   for (int term = 0; term < 2; ++term) {
     a.target[term] = step.target[term];
     a.loss[term] = function(step.loss[term]);
-    a.share[term] = float(step.share[term]);
+    a.weight[term] = step.weight[term], a.share[term] = step.share[term];
     const double factor = step.weight[term] * step.share[term];
     common = common < factor ? factor : common;
   }
@@ -163,15 +168,38 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
                               " bytes of shared memory, a block has " + std::to_string(limit));
 }
 
-// The scratch of a step, which the caller allocates: packed parameters, then a slot of gradients for each block
+// The scratch of a step, which the caller allocates: packed parameters, then a slot of gradients and sums for each
+// block
 inline std::uint64_t scratch_bytes(const Arguments& a, int blocks) {
-  return a.layout.packed_bytes + std::uint64_t(blocks) * a.layout.gradient_floats * 4;
+  return a.layout.packed_bytes + std::uint64_t(blocks) * a.layout.slot_floats * 4;
 }
 
 inline void give_scratch(Arguments& a, void* scratch, int blocks) {
   a.blocks = blocks;
   a.packed = static_cast<unsigned char*>(scratch);
   a.slots = reinterpret_cast<float*>(a.packed + a.layout.packed_bytes);
+}
+
+// Blocks of the kernels around the step: a row for each layer
+struct Grid {
+  int columns, rows;
+};
+
+inline std::int64_t most_numbers(const Arguments& a) {
+  std::int64_t most = 0;
+  for (int l = 0; l < a.L; ++l) {
+    const std::int64_t numbers = std::int64_t(a.layer[l].padded_in + 1) * a.layer[l].padded_out;
+    most = most < numbers ? numbers : most;
+  }
+  return most;
+}
+
+inline Grid grid_of_pack(const Arguments& a) { return {int((most_numbers(a) + kThreads - 1) / kThreads), a.L}; }
+
+// Whether the blocks have left something: gradients, and terms of a batch, which have a row of their own
+inline bool finishes(const Arguments& a) { return a.gradients || (a.total && !a.per_sample); }
+inline Grid grid_of_finish(const Arguments& a) {
+  return a.gradients ? Grid{int((most_numbers(a) + kFinished - 1) / kFinished), a.L + 1} : Grid{1, 1};
 }
 
 }  // namespace sk::cuda

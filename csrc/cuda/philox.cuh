@@ -5,9 +5,18 @@
 
 namespace sk::cuda {
 
-SK_INLINE uint4 philox(const Directions& from, std::uint32_t sample, std::uint32_t p, std::uint32_t block) {
-  uint4 c = make_uint4(from.shared ? 0u : sample, p, block, from.offset);
-  std::uint32_t k0 = std::uint32_t(from.seed), k1 = std::uint32_t(from.seed >> 32);
+// Key and offset, in shared memory, since registers are few. Known when the step is launched, or, so that a graph draws
+// anew at each replay, read from the device's memory.
+SK_INLINE void store_seed(const Directions& from, std::uint32_t* to) {
+  const std::uint64_t key = from.seed_at ? std::uint64_t(from.seed_at[0]) : from.seed;
+  to[0] = std::uint32_t(key), to[1] = std::uint32_t(key >> 32);
+  to[2] = from.seed_at ? std::uint32_t(from.seed_at[1]) : from.offset;
+}
+
+SK_INLINE uint4 philox(const std::uint32_t* seed, std::uint32_t sample, std::uint32_t p, std::uint32_t block) {
+  uint4 c = make_uint4(sample, p, block, seed[2]);
+  std::uint32_t k0 = seed[0], k1 = seed[1];
+#pragma unroll 5  // all ten take registers that there are not
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
     const std::uint32_t a = __umulhi(0xD2511F53u, c.x), b = __umulhi(0xCD9E8D57u, c.z);
     c = make_uint4(b ^ c.y ^ k0, 0xCD9E8D57u * c.z, a ^ c.w ^ k1, 0xD2511F53u * c.x);
@@ -27,14 +36,14 @@ SK_INLINE void normals(std::uint32_t w0, std::uint32_t w1, float& a, float& b) {
 }
 
 // Columns d to d + 3 of direction p of n numbers, before it is scaled to unit length and by `magnitude`
-SK_INLINE void draw(const Directions& from, std::int64_t sample, int p, int d, int n, float (&v)[4]) {
-  const Distribution kind = from.distribution;
+SK_INLINE float4 draw(Distribution kind, const std::uint32_t* seed, std::uint32_t sample, int p, int d, int n) {
+  float v[4];
   if (kind == Distribution::kBasis) {
     for (int i = 0; i < 4; ++i) v[i] = d + i == p;
-    return;
+    return make_float4(v[0], v[1], v[2], v[3]);
   }
   const bool coordinate = kind == Distribution::kCoordinate;
-  const uint4 w = philox(from, std::uint32_t(sample), p, coordinate ? 0 : d / 4);
+  const uint4 w = philox(seed, sample, p, coordinate ? 0 : d / 4);
   if (coordinate) {
     const int column = __umulhi(w.x, n);
     for (int i = 0; i < 4; ++i) v[i] = d + i == column;
@@ -46,6 +55,7 @@ SK_INLINE void draw(const Directions& from, std::int64_t sample, int p, int d, i
     normals(w.z, w.w, v[2], v[3]);
   }
   for (int i = 0; i < 4; ++i) v[i] = d + i < n ? v[i] : 0.0f;
+  return make_float4(v[0], v[1], v[2], v[3]);
 }
 
 }  // namespace sk::cuda

@@ -43,13 +43,14 @@ struct Tile {
   }
   SK_INLINE float* gradients() const {
     const Layout& layout = step.layout;
-    return layout.gradients == kAbsent ? step.slots + std::int64_t(blockIdx.x) * layout.gradient_floats
-                                       : shared + layout.gradients;
+    return layout.gradients == kAbsent ? slot() : shared + layout.gradients;
   }
+  SK_INLINE float* slot() const { return step.slots + std::int64_t(blockIdx.x) * step.layout.slot_floats; }
   SK_INLINE const unsigned char* packed() const {
     const std::uint32_t at = step.layout.packed;
     return at == kAbsent ? step.packed : reinterpret_cast<const unsigned char*>(shared + at);
   }
+  SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + step.layout.seed); }
   SK_INLINE bool valid(int row) const { return first + row < step.N; }
 
   // f(row, column) for each number of a tile [samples, n], or with four columns at a time
@@ -99,13 +100,17 @@ struct Tile {
       commit_copies();
     }
     for (std::uint32_t i = threadIdx.x; i < layout.gradient_floats; i += blockDim.x) gradients()[i] = 0.0f;
+    if (threadIdx.x < kSumsBytes / 4) shared[layout.sums + threadIdx.x] = 0.0f;
+    if (threadIdx.x == 0) store_seed(step.directions, seed());
     if (layout.packed != kAbsent) wait_for_copies();
   }
 
   SK_INLINE void end() const {
-    if (step.layout.gradients == kAbsent) return;
-    float* slot = step.slots + std::int64_t(blockIdx.x) * step.layout.gradient_floats;
-    for (std::uint32_t i = threadIdx.x; i < step.layout.gradient_floats; i += blockDim.x) slot[i] = gradients()[i];
+    const Layout& layout = step.layout;
+    float* to = slot();
+    if (threadIdx.x < kSumsBytes / 4) to[layout.gradient_floats + threadIdx.x] = shared[layout.sums + threadIdx.x];
+    if (layout.gradients == kAbsent) return;
+    for (std::uint32_t i = threadIdx.x; i < layout.gradient_floats; i += blockDim.x) to[i] = gradients()[i];
   }
 
   // ---- A tile ----
@@ -125,15 +130,11 @@ struct Tile {
         by_gradient(i);
       }
     }
-    if (step.P) {
+    if (step.P || step.per_sample) {  // without derivatives a sample's term is 0
       store_term(kFirst);
       __syncthreads();
       clear_rho();
       __syncthreads();
-    } else if (step.terms) {
-      for (int row = threadIdx.x; row < samples(); row += blockDim.x) {
-        if (valid(row)) step.terms[step.N + first + row] = 0.0f;
-      }
     }
     value_residual();
     __syncthreads();
@@ -174,7 +175,9 @@ struct Tile {
 #pragma unroll
           for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, first + row, column + i) : 0.0f;
         } else {
-          draw(from, first + row, p, column, n, of);
+          const std::uint32_t sample = from.shared ? 0u : std::uint32_t(first + row);
+          const float4 drawn = draw(from.distribution, seed(), sample, p, column, n);
+          of[0] = drawn.x, of[1] = drawn.y, of[2] = drawn.z, of[3] = drawn.w;
         }
       }
       if (!sphere) {
@@ -288,13 +291,27 @@ struct Tile {
     }
   }
 
+  // Of each sample, for the loss after the derivatives; or added to the block's sums, one for each warp.
   SK_INLINE void store_term(Term term) const {
-    const int columns = step.layout.rho_columns;
-    for (int row = threadIdx.x; step.terms && row < samples(); row += blockDim.x) {
-      float total = 0.0f;
-      for (int i = 0; i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
-      if (valid(row)) step.terms[term * step.N + first + row] = step.share[term] * total;
+    const int row = threadIdx.x, columns = step.layout.rho_columns;
+    if (!step.total || row / 32 >= (samples() + 31) / 32) return;
+    float total = 0.0f;
+    for (int i = 0; row < samples() && i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
+    if (step.per_sample) {
+      if (row < samples() && valid(row)) store_loss(term, first + row, float(step.share[term]) * total);
+      return;
     }
+    for (int apart = 16; apart; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
+    if (row % 32 == 0) reinterpret_cast<double*>(shared + step.layout.sums)[term * kSums + row / 32] += total;
+  }
+
+  SK_INLINE void store_loss(Term term, std::int64_t sample, float of_term) const {
+    step.terms[term * step.N + sample] = of_term;
+    if (term == kFirst) return;
+    const float weights[2] = {float(step.weight[kValue]), float(step.weight[kFirst])};
+    float loss = weights[kValue] == 0.0f ? 0.0f : weights[kValue] * of_term;
+    if (weights[kFirst] != 0.0f) loss += weights[kFirst] * step.terms[step.N + sample];
+    step.total[sample] = loss;
   }
 
   // z̄ of the last layer, into `tangent` and as an operand

@@ -18,6 +18,7 @@ def test_code(target, precision):
     used = code(precision, target)
     assert used.spills == 0 and used.stack <= 32
     assert used.registers <= (255 if precision == "ieee" else 128)
+    assert max(used.pack, used.finish) <= 64  # four blocks of a multiprocessor: they wait for memory
     # product and outer product: four fragments of 8 columns each
     assert used.tensor == {"ieee": 0, "tf32": 16, "bf16": 8, "fp16": 8}[precision]
     assert (used.matrices > 0) == (precision != "ieee") and used.wide > 0

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -29,6 +30,26 @@ def test_check_then_time(tmp_path):
     refused = [row["backend"] for row in rows if "refused: backend: expected cuda" in row["note"]]
     assert refused == ["cuda"]
     assert all(float(row["eager_us"]) > 0 and float(row["error_over_rule"]) < 1 for row in rows if not row["note"])
+
+
+def test_contestants_that_are_not_ours(tmp_path, monkeypatch):
+    """Streams in bfloat16 by autocast; a gradient of scalar students alone; tiny-cuda-nn, which stands for itself."""
+
+    def network(n_in, n_out, how):
+        assert how["otype"] == "FullyFusedMLP" and (how["n_neurons"], how["n_hidden_layers"]) == (8, 2)
+        return torch.nn.Sequential(torch.nn.Linear(n_in, 8), torch.nn.Tanh(), torch.nn.Linear(8, n_out))
+
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Network=network))
+    monkeypatch.setattr(gpu, "installed", lambda package: package == "tinycudann")
+    who = gpu.contestants()
+    assert (gpu.COMPILED, "bf16") in who and (gpu.TINY, "fp16") in who and (gpu.COMPILED_GRADIENT, "ieee") in who
+    several = [*CASES, Case(20, 3, 8, 2, 2, 2)]
+    assert [gpu.takes_part(case, gpu.COMPILED_GRADIENT) for case in several] == [True, False]
+    rows = gpu.measure(CASES, "cpu", 1, tmp_path / "times.csv", [("stacked", "bf16"), (gpu.TINY, "fp16")])
+    assert all(float(row["eager_us"]) > 0 for row in rows)
+    assert (
+        float(rows[0]["error_over_rule"]) > 0 and rows[1]["error_over_rule"] == "" and "not checked" in rows[1]["note"]
+    )
 
 
 def test_it_goes_on_where_it_ended(tmp_path, monkeypatch):

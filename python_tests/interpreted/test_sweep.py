@@ -11,6 +11,8 @@ def test_a_sweep(capsys):
     rows = list(sweep.one_launch_rows([32], ["ieee"], "cpu", rounds=1, N=20, grid=grid))
     assert len(rows) == 1 and rows[0]["ms"] >= rows[0]["best_ms"] > 0
     assert "left out: Launch(width=32, block=24" in capsys.readouterr().out
+    (short,) = sweep.one_launch_rows([32], ["ieee"], "cpu", rounds=1, N=20, grid=grid, seconds=0)
+    assert rows[0]["tried"] == 3 and short["tried"] == 1  # the row there is
     layers = list(sweep.layer_rows([160], "cpu", rounds=1, N=20))
     changes = sweep.report(rows, layers, Console(quiet=True))
     assert changes[-1] in ("FUSED_UP_TO = 160, of the widths measured", "FUSED_UP_TO = 0, of the widths measured")

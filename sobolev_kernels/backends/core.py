@@ -10,10 +10,10 @@ import torch
 
 from ..enums import DENSE, DIRECTIONS, ENUMS
 from ..math.activations import ACTIVATIONS
-from ..math.directions import GIVEN, IN_KERNELS
+from ..math.directions import GIVEN, IN_KERNELS, told
 from ..math.losses import COUPLED, LOSSES, is_coupled
 from ..math.table import Formula
-from ..problem import Drawing, Operands, Problem
+from ..problem import PER_SAMPLE, Drawing, Operands, Problem
 
 TABLES = {
     "Activation": tuple(ACTIVATIONS), "Loss": tuple(LOSSES), "Coupled": tuple(COUPLED),
@@ -21,6 +21,8 @@ TABLES = {
 }  # fmt: skip
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
+# What a call that is like one before asks of it.
+AT_EVERY_STEP = ("read", "addresses", "mlp_sobolev_at")
 # An address in the place of every tensor, where only shapes are asked for.
 SOMEWHERE = (1, 0, 0, 0)
 
@@ -31,6 +33,9 @@ def why_missing(core: object) -> str | None:
     different = [name for name, names in TABLES.items() if tuple(theirs.get(name, ())) != names]
     if different:
         return f"the compiled core is of another version (its tables differ: {', '.join(different)}); build it again"
+    lacking = [name for name in AT_EVERY_STEP if not hasattr(core, name)]
+    if lacking:
+        return f"the compiled core is of another version (it has no {', '.join(lacking)}); build it again"
     return None
 
 
@@ -70,9 +75,9 @@ def set_directions(step, projection: str, drawing: Drawing, given: torch.Tensor 
         P, N, n = given.stride() if given.dim() == 3 else (given.stride(0), 0, given.stride(1))
         step.directions(kind, CODES["Distribution"][GIVEN], (given.data_ptr(), P, N, n), 0, 0, False, 1.0)
     elif seed is not None:
-        key, offset = seed.tolist()
+        key, offset, *_ = told(seed)
         distribution = CODES["Distribution"][drawing.distribution]
-        step.directions(kind, distribution, None, key, offset & 0xFFFFFFFF, drawing.shared, drawing.magnitude)
+        step.directions(kind, distribution, None, key, offset, drawing.shared, drawing.magnitude)
 
 
 def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:
@@ -100,8 +105,8 @@ def terms_of(problem: Problem, N: int, weights: tuple[float, ...]) -> list[tuple
     return terms
 
 
-def step_of(problem: Problem, operands: Operands, gradients: list[torch.Tensor], per_sample: bool):
-    """A step with all that goes into it; where its outputs go and its plan are still to be told."""
+def step_of(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]):
+    """A step with all that goes into it and comes out of it; its plan is still to be told."""
     N = operands.x.shape[0]
     step = new_step(problem, N)
     set_layers(step, problem, [strided(p) for p in operands.parameters], [g.data_ptr() for g in gradients])
@@ -112,7 +117,9 @@ def step_of(problem: Problem, operands: Operands, gradients: list[torch.Tensor],
     targets = [(CODES["TargetKind"][kind], strided(tensor)) for kind, tensor in targets][: 1 + problem.order]
     weights = operands.sample_weight, operands.output_weight, operands.derivative_weight
     step.residuals(CODES["Residuals"][problem.residuals], targets, *map(strided, weights))
-    step.loss(terms_of(problem, N, tuple(operands.weights)), per_sample)
+    step.loss(terms_of(problem, N, tuple(operands.weights)), problem.result == PER_SAMPLE)
+    names = ("y", "derivatives", "second", "loss", "terms", "dx")
+    step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
     return step
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 
 from .. import planner
 from ..enums import DIRECTIONS, DTYPES, GRADIENTS
-from ..problem import PER_SAMPLE, Operands, Plan, Problem
+from ..problem import Operands, Plan, Problem
 from . import core
 
 MOST_LAYERS = 64
@@ -83,10 +84,16 @@ def step_of(
     problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
 ) -> tuple[object, str]:
     """The whole of a step, and the instruction set to run it on."""
-    step = core.step_of(problem, operands, gradients, problem.result == PER_SAMPLE)
-    names = ("y", "derivatives", "second", "loss", "terms", "dx")
-    step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
+    step = core.step_of(problem, operands, outputs, gradients)
     return step, set_plan(step, problem, operands.x.shape[0])
+
+
+def kept(
+    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[Callable[..., None], list[int], list[int]]:
+    """What runs such a step again, told where it reads and writes, and its seed; and where this one does."""
+    step, isa = step_of(problem, operands, outputs, gradients)
+    return partial(core._C.mlp_sobolev_at, step, isa), *step.addresses()
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from .. import planner
-from ..math.directions import is_dependent
+from ..math.directions import is_dependent, told
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
 from . import constant_while_traced, core
-from .finish import finish
 
 MOST_LAYERS = 16
 MISSING = core.MISSING
-if MISSING is None and not hasattr(core._C, "cuda_step"):
+if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
 
 
@@ -82,7 +82,7 @@ def precision(problem: Problem) -> int:
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
     chosen = layout(problem, side, hardware(torch.cuda.current_device())[0])
-    where = lambda name: "on chip" if chosen[name] or not chosen["slot"] else "in L2"  # noqa: E731
+    where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
     choices = (
         ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
         ("parameters", where("parameters")), ("gradients", where("gradients")),
@@ -90,17 +90,45 @@ def plan(problem: Problem, N: int) -> Plan:
     return Plan("cuda", "one launch", choices)
 
 
-@torch.no_grad()
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    terms = operands.x.new_empty(2, operands.x.shape[0])
-    step = core.step_of(problem, operands, gradients, per_sample=True)
-    dx = outputs["dx"].data_ptr() if "dx" in outputs else None
-    step.outputs(problem.gradients, None, None, None, None, terms.data_ptr(), dx)
+    launch, reads, writes = kept(problem, operands, outputs, gradients)
+    launch.at(reads, writes, *told(operands.seed))
+
+
+def kept(
+    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[Launch, list[int], list[int]]:
+    """What launches such a step again, told where it reads and writes, and its seed; and where this one does."""
+    step = core.step_of(problem, operands, outputs, gradients)
     core.set_plan(step, planner.side(problem))
-    launch(step, precision(problem), terms)
-    if problem.result != PER_SAMPLE_GRADIENTS:
-        for name, result in zip(("loss", "terms"), finish(problem, operands.weights, terms), strict=True):
-            outputs[name].copy_(result)
+    return launch_of(step, precision(problem), operands.x.device), *step.addresses()
+
+
+class Launch(NamedTuple):
+    """A step that is told but where its numbers lie, and how it goes to its device."""
+
+    step: object
+    precision: int
+    limit: int  # bytes of shared memory that a block may have
+    blocks: int
+    device: torch.device
+    scratch: int  # bytes
+
+    def __call__(self, reads: list[int], made: list[torch.Tensor], *seed: int) -> None:
+        self.at(reads, [tensor.data_ptr() for tensor in made], *seed)
+
+    def at(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> None:
+        """Pack, step and finish, on the device's current stream. Scratch comes from torch, so a CUDA graph can capture
+        it."""
+        scratch = torch.empty(self.scratch, dtype=torch.uint8, device=self.device)
+        start(self, (reads, writes, key, offset, seed_at), scratch)
+
+
+def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> None:
+    """What the tests replace that have no GPU."""
+    device = launch.device.index
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    core._C.cuda_step_at(*launch[:4], device, *where, scratch.data_ptr(), stream)
 
 
 @lru_cache(maxsize=256)
@@ -108,13 +136,9 @@ def blocks_at_a_time(precision: int, shared: int, device: int) -> int:
     return core._C.cuda_blocks(precision, shared, device)
 
 
-def launch(step, precision: int, terms: torch.Tensor) -> None:
-    """On the device of `terms` and its current stream; scratch comes from torch, so a CUDA graph can capture it."""
-    device = terms.device
+def launch_of(step, precision: int, device: torch.device) -> Launch:
     limit, processors = hardware(device.index)
     chosen = core._C.cuda_layout(step, precision, limit)
     most = processors * blocks_at_a_time(precision, chosen["shared"], device.index)
     blocks = max(1, min(chosen["tiles"], most))
-    scratch = torch.empty(chosen["packed"] + blocks * chosen["slot"], dtype=torch.uint8, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    core._C.cuda_step(step, precision, limit, scratch.data_ptr(), blocks, device.index, stream)
+    return Launch(step, precision, limit, blocks, device, chosen["packed"] + blocks * chosen["slot"])

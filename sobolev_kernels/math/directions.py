@@ -23,7 +23,7 @@ def multiply_high_low(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, 
     return high16 >> 16, ((high16 & 0xFFFF) << 16) | (low16 & 0xFFFF)
 
 
-def philox(counter: list[torch.Tensor], seed: int) -> torch.Tensor:
+def philox(counter: list[torch.Tensor], seed: int | torch.Tensor) -> torch.Tensor:
     """Ten rounds of Philox-4x32 on four broadcastable int64 words below 2^32; returns [..., 4]."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     key0, key1 = seed & MASK32, (seed >> 32) & MASK32
@@ -35,12 +35,29 @@ def philox(counter: list[torch.Tensor], seed: int) -> torch.Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def words(seed: int, offset: int, P: int, N: int, D: int, shared: bool, device: torch.device) -> torch.Tensor:
+def in_memory_of_device(seed: torch.Tensor) -> bool:
+    """Whether a seed is no number that the host knows without waiting."""
+    return not seed.is_cpu
+
+
+def told(seed: torch.Tensor | None) -> tuple[int, ...]:
+    """A seed as kernels are told it, (key, offset), or (0, 0, its address) if only the device knows it."""
+    if seed is None:
+        return 0, 0
+    if in_memory_of_device(seed):
+        return 0, 0, seed.data_ptr()
+    key, offset = seed.tolist()
+    return key, offset & MASK32
+
+
+def words(
+    seed: int | torch.Tensor, offset: int | torch.Tensor, P: int, N: int, D: int, shared: bool, device: torch.device
+) -> torch.Tensor:
     """The integers behind the directions: [P, N, ceil(D / 4) * 4], int64 below 2^32."""
     arange = lambda n: torch.arange(n, dtype=torch.int64, device=device)  # noqa: E731
     sample = arange(N) * (not shared)
     blocks = (D + 3) // 4
-    last = torch.tensor(offset & MASK32, dtype=torch.int64, device=device)
+    last = torch.as_tensor(offset & MASK32, dtype=torch.int64, device=device)
     w = philox([sample[None, :, None], arange(P)[:, None, None], arange(blocks), last], seed)
     return w.reshape(P, N, 4 * blocks)
 
@@ -133,10 +150,10 @@ def unbiased_magnitude(distribution: str, D: int) -> float:
 
 
 def draw(
-    distribution: str, seed: int, offset: int, P: int, N: int, D: int, shared: bool, magnitude: float,
-    dtype: torch.dtype, device: torch.device,
+    distribution: str, seed: int | torch.Tensor, offset: int | torch.Tensor, P: int, N: int, D: int, shared: bool,
+    magnitude: float, dtype: torch.dtype, device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
-    """Directions [P, N, D] in plain PyTorch."""
+    """Directions [P, N, D] in plain PyTorch; a seed that only the device knows is two scalars there."""
     row = DISTRIBUTIONS[distribution]
     w = words(seed, offset, P, N, D if row.random else 0, shared, device)
     return row.draw(w, D, dtype) * magnitude

@@ -1,0 +1,219 @@
+// What a call of Python's is read for at every step, in Python's own words but without its interpreter: what a module
+// is made of, and where tensors are. Nothing is known here of torch but the names by which it is asked.
+#pragma once
+
+#include <Python.h>
+
+#include <cstddef>
+#include <vector>
+
+namespace sk::reading {
+
+inline PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
+
+// Names, which Python has for as long as it runs.
+struct Names {
+  PyObject* forward = name("forward");
+  PyObject* call = name("__call__");
+  PyObject* call_impl = name("_call_impl");
+  PyObject* modules = name("_modules");
+  PyObject* parameters = name("_parameters");
+  PyObject* weight = name("weight");
+  PyObject* bias = name("bias");
+  PyObject* hooks[4] = {name("_forward_hooks"), name("_forward_pre_hooks"), name("_backward_hooks"),
+                        name("_backward_pre_hooks")};
+  PyObject* data_ptr = name("data_ptr");
+  PyObject* untyped_storage = name("untyped_storage");
+  PyObject* nbytes = name("nbytes");
+  PyObject* storage_offset = name("storage_offset");
+};
+
+inline const Names& names() {
+  static const Names known;
+  return known;
+}
+
+// A reference that is given back.
+class Owned {
+ public:
+  explicit Owned(PyObject* object) : object_(object) {}
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() { Py_XDECREF(object_); }
+  explicit operator bool() const { return object_ != nullptr; }
+  PyObject* get() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
+
+// 1: it is as expected; 0: it is not; -1: Python raised.
+using Answer = int;
+
+// How modules are told: by kind, what their forward is, and None of a Linear, a tuple of attributes of an activation,
+// or anything else of a container; and what all of them are called by.
+struct Rules {
+  PyObject* kinds;
+  PyObject* call;
+  PyObject* call_impl;
+};
+
+// Adds what a module is made of, in order, and its parameters.
+class Reader {
+ public:
+  Reader(const Rules& rules, PyObject* kinds, PyObject* parameters)
+      : rules_(rules), kinds_(kinds), parameters_(parameters) {}
+
+  Answer read(PyObject* module) {
+    auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
+    PyObject* rule = PyDict_GetItemWithError(rules_.kinds, kind);
+    if (!rule) return PyErr_Occurred() ? -1 : 0;
+    if (const Answer usual = is_usual(kind, PyTuple_GET_ITEM(rule, 0)); usual != 1) return usual;
+    const Owned inside(PyObject_GenericGetDict(module, nullptr));
+    if (!inside) return -1;
+    PyObject* modules = at(inside.get(), names().modules);
+    if (!modules || !PyDict_CheckExact(modules) || at(inside.get(), names().forward)) return failed();
+    for (PyObject* hooks : names().hooks) {
+      PyObject* there = at(inside.get(), hooks);
+      if (!there || !PyDict_Check(there) || PyDict_Size(there)) return failed();
+    }
+    PyObject* role = PyTuple_GET_ITEM(rule, 1);
+    if (role == Py_None) return read_linear(inside.get());
+    return PyTuple_Check(role) ? read_activation(kind, inside.get(), role) : read_children(modules);
+  }
+
+ private:
+  static PyObject* at(PyObject* dict, PyObject* key) { return PyDict_GetItemWithError(dict, key); }
+  static Answer failed() { return PyErr_Occurred() ? -1 : 0; }
+  Answer add(PyObject* list, PyObject* item) { return PyList_Append(list, item) ? -1 : 1; }
+
+  // Whether a class computes what it is known for. No code of a user's runs while modules are read, so that each class
+  // is looked at once.
+  Answer is_usual(PyObject* kind, PyObject* forward) {
+    for (PyObject* before : usual_) {
+      if (before == kind) return 1;
+    }
+    const Owned own(PyObject_GetAttr(kind, names().forward)), impl(PyObject_GetAttr(kind, names().call_impl)),
+        call(PyObject_GetAttr(kind, names().call));
+    if (!own || !impl || !call) return -1;
+    if (own.get() != forward || impl.get() != rules_.call_impl || call.get() != rules_.call) return 0;
+    usual_.push_back(kind);
+    return 1;
+  }
+
+  Answer read_linear(PyObject* inside) {
+    PyObject* own = at(inside, names().parameters);
+    if (!own || !PyDict_Check(own)) return failed();
+    PyObject *weight = at(own, names().weight), *bias = at(own, names().bias);
+    if (!weight || weight == Py_None || !bias) return failed();
+    if (at(inside, names().weight) || at(inside, names().bias)) return 0;  // a tensor that goes before a parameter
+    const bool has_bias = bias != Py_None;
+    if (add(kinds_, has_bias ? Py_False : Py_True) < 0 || add(parameters_, weight) < 0) return -1;
+    return has_bias ? add(parameters_, bias) : 1;
+  }
+
+  Answer read_activation(PyObject* kind, PyObject* inside, PyObject* attributes) {
+    if (add(kinds_, kind) < 0) return -1;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(attributes); ++i) {
+      PyObject* value = at(inside, PyTuple_GET_ITEM(attributes, i));
+      if (!value) return failed();
+      if (!PyFloat_CheckExact(value) && !PyLong_CheckExact(value) && !PyBool_Check(value) &&
+          !PyUnicode_CheckExact(value)) {
+        return 0;
+      }
+      if (add(kinds_, value) < 0) return -1;
+    }
+    return 1;
+  }
+
+  Answer read_children(PyObject* modules) {
+    if (Py_EnterRecursiveCall(" while a module is read")) return -1;
+    Py_ssize_t place = 0;
+    PyObject *key, *child;
+    Answer answer = 1;
+    while (answer == 1 && PyDict_Next(modules, &place, &key, &child)) answer = read(child);
+    Py_LeaveRecursiveCall();
+    return answer;
+  }
+
+  const Rules& rules_;
+  PyObject *kinds_, *parameters_;
+  std::vector<PyObject*> usual_;
+};
+
+// read(module, (rules by kind, __call__, _call_impl), kinds, parameters): whether a module is made of what MLPs are
+// made of. What it is made of, in order, and its parameters are added to two lists.
+inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4 || !PyTuple_Check(arguments[1]) || PyTuple_GET_SIZE(arguments[1]) != 3) {
+    PyErr_SetString(PyExc_TypeError, "read(module, rules, kinds, parameters)");
+    return nullptr;
+  }
+  PyObject* told = arguments[1];
+  const Rules rules{PyTuple_GET_ITEM(told, 0), PyTuple_GET_ITEM(told, 1), PyTuple_GET_ITEM(told, 2)};
+  const Answer answer = Reader(rules, arguments[2], arguments[3]).read(arguments[0]);
+  return answer < 0 ? nullptr : PyBool_FromLong(answer);
+}
+
+// A number that an object's method returns; -1 and an exception if there is none.
+inline Py_ssize_t number(PyObject* object, PyObject* method) {
+  const Owned answer(PyObject_CallMethodNoArgs(object, method));
+  return answer ? PyLong_AsSsize_t(answer.get()) : -1;
+}
+
+// addresses(tensors, needs): where the first number of each is. `needs` are two numbers for each, the bytes from its
+// first number to the end of its last, and those of one number. None if one is not in memory, lies where no such number
+// can be, or has less memory than that.
+inline PyObject* addresses(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) ||
+      2 * PyList_GET_SIZE(arguments[0]) != PyTuple_GET_SIZE(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "addresses(list of tensors, tuple of twice as many numbers)");
+    return nullptr;
+  }
+  const Py_ssize_t n = PyList_GET_SIZE(arguments[0]);
+  Owned found(PyList_New(n));
+  for (Py_ssize_t i = 0; found && i < n; ++i) {
+    PyObject* tensor = PyList_GET_ITEM(arguments[0], i);
+    const Owned storage(PyObject_CallMethodNoArgs(tensor, names().untyped_storage));
+    if (!storage) return nullptr;
+    const Py_ssize_t bytes = number(storage.get(), names().nbytes), offset = number(tensor, names().storage_offset);
+    const Owned address(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
+    if (!address || PyErr_Occurred()) return nullptr;
+    const auto place = std::size_t(PyLong_AsSize_t(address.get()));
+    const Py_ssize_t need = PyLong_AsSsize_t(PyTuple_GET_ITEM(arguments[1], 2 * i));
+    const Py_ssize_t itemsize = PyLong_AsSsize_t(PyTuple_GET_ITEM(arguments[1], 2 * i + 1));
+    if (PyErr_Occurred()) return nullptr;
+    if (!place || itemsize < 1 || place % std::size_t(itemsize) || bytes < need + offset * itemsize) Py_RETURN_NONE;
+    Py_INCREF(address.get());
+    PyList_SET_ITEM(found.get(), i, address.get());
+  }
+  Py_XINCREF(found.get());
+  return found.get();
+}
+
+// One after the other, the numbers of a list or where its tensors are; 0 of what is not there, or has no address.
+class Each {
+ public:
+  explicit Each(PyObject* list) : list_(list) {}
+  std::size_t number() { return of(next()); }
+  std::size_t address() {
+    PyObject* tensor = next();
+    return tensor ? of(Owned(PyObject_CallMethodNoArgs(tensor, names().data_ptr)).get()) : 0;
+  }
+  // Whether there were just as many, and each had one.
+  bool all() const { return !missing_ && next_ == PyList_GET_SIZE(list_); }
+
+ private:
+  PyObject* next() { return next_ < PyList_GET_SIZE(list_) ? PyList_GET_ITEM(list_, next_++) : nullptr; }
+  std::size_t of(PyObject* number) {
+    const std::size_t result = number ? PyLong_AsSize_t(number) : 0;
+    if (PyErr_Occurred()) PyErr_Clear();
+    missing_ = missing_ || !result || result == std::size_t(-1);
+    return result;
+  }
+
+  PyObject* list_;
+  Py_ssize_t next_ = 0;
+  bool missing_ = false;
+};
+
+}  // namespace sk::reading

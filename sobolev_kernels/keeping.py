@@ -1,0 +1,129 @@
+"""What is kept of a call that came the long way (kept.py): the step that it ended in, or that it was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+
+import torch
+
+from . import ops
+from .kept import KEPT, Accepted, Call, Kept, read
+from .math.directions import GIVEN
+from .prepare import Prepared
+from .problem import LOSS, Operands, Problem
+from .steps import Step, keeps, layout_of, optional_of, step_of, surroundings
+
+
+def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> None:
+    """Keep what the next call like it need not find again.
+
+    That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
+    teacher's step gives; elsewhere that it was accepted.
+    """
+    if not keeps(problem) or not still_is(call):
+        return
+    in_full = not call.settings.check_finite and (prepared.teacher is None or call.made_of.of_teacher is not None)
+    kept = (kept_of(call, prepared, problem, operands) if in_full else None) or accepted_of(call, prepared)
+    if kept is not None:
+        KEPT.put(call.likeness, kept)
+
+
+def accepted_of(call: Call, prepared: Prepared) -> Accepted | None:
+    layout = layout_of(call.all_tensors)
+    if layout is None or layout.addresses(call.all_tensors) is None:
+        return None  # one at an odd address is no reason to compute as much of others that lie well
+    read = prepared.teacher is not None and call.made_of.of_teacher is not None
+    teacher = replace(prepared.teacher.student, parameters=()) if read else None
+    student, given = replace(prepared.student, parameters=()), prepared.given is not None
+    fresh = is_fresh(call, prepared)
+    return Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
+
+
+def is_fresh(call: Call, prepared: Prepared) -> bool:
+    """Whether it is a loss along others at each call, which some optimizers cannot take (advice.py)."""
+    projections = prepared.projections
+    along = projections is not None and not projections.fixed
+    return call.targets is not None and along and torch.is_grad_enabled()
+
+
+def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> Kept | None:
+    outputs, gradients = ops.outputs_of(problem, operands)
+    finished = problem.result == LOSS and not problem.terms
+    if finished:
+        del outputs["terms"]
+    targeted = (operands.values, operands.derivative, operands.second)
+    taught, tensors = taught_in(call, operands, targeted)
+    step = step_of(problem, operands, tensors, outputs, gradients, taught)
+    teacher = prepared.teacher and step_of_teacher(call, prepared.teacher, operands)
+    if step is None or (teacher is None and prepared.teacher is not None):
+        return None
+    projections = prepared.projections
+    drawn = projections is not None and projections.distribution != GIVEN
+    seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
+    return Kept(
+        call.settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
+        step, teacher, taught[: len(teacher.outputs) if teacher else 0],
+        views_in(tensors, operands), drawn, seed, finished, is_fresh(call, prepared),
+        differentiable=torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
+    )  # fmt: skip
+
+
+def views_in(tensors: list[torch.Tensor], operands: Operands) -> tuple[Callable | None, ...]:
+    """Of each optional operand, None of one that is not there, how it comes of the tensors that are read for it."""
+    places = iter(range(1 + len(operands.parameters), len(tensors)))
+    views = []
+    for operand in optional_of(operands):
+        place = None if operand is None else next(places)
+        if place is None:
+            views.append(None)
+        elif (operand.shape, operand.stride()) == (tensors[place].shape, tensors[place].stride()):
+            views.append(itemgetter(place))
+        else:
+            views.append(partial(seen_as, place, operand.shape, operand.stride()))
+    return tuple(views)
+
+
+def seen_as(place: int, shape: Sequence[int], strides: Sequence[int], tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[place].as_strided(shape, strides)
+
+
+def taught_in(
+    call: Call, operands: Operands, targeted: Sequence[torch.Tensor | None]
+) -> tuple[tuple[int | None, ...], list[torch.Tensor]]:  # fmt: skip
+    """As which of the tensors that a step reads the results of a teacher come to it, and all of these tensors."""
+    tensors, taught = list(call.tensors), []
+    if call.targets is None or call.targets.teacher is None:
+        return (), tensors
+    place = 1 + len(operands.parameters) + (operands.given is not None)
+    came = call.targets.values is not None, False, False
+    for tensor, given in zip(targeted, came, strict=True):
+        taught.append(None if given or tensor is None else place)
+        if taught[-1] is not None:
+            tensors.insert(place, tensor)
+        place += tensor is not None
+    return tuple(taught), tensors
+
+
+def step_of_teacher(call: Call, teacher: Prepared, operands: Operands) -> Step | None:
+    """The step that he computes, along what the student is compared along."""
+    parameters = list(teacher.student.parameters)
+    asked = Operands(call.tensors[0], parameters, operands.given, operands.seed, weights=operands.weights)
+    outputs, _ = ops.outputs_of(teacher.problem, asked)
+    return step_of(teacher.problem, asked, call.of_teacher, {n: t for n, t in outputs.items() if t.numel()}, [])
+
+
+def still_is(call: Call) -> bool:
+    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile.
+
+    Of a forward that was followed the call has the very tensors.
+    """
+    if call.chain is not None:
+        return surroundings() == call.likeness[-1]
+    made_of = read(call.student, call.targets and call.targets.teacher)
+    if made_of is None or made_of.kinds != call.made_of.kinds or surroundings() != call.likeness[-1]:
+        return False
+    same = zip(made_of[1:], call.made_of[1:], strict=True)
+    return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)
