@@ -19,7 +19,9 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
 from rich.console import Console
@@ -27,15 +29,13 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
-from sobolev_kernels import dispatch, planner
-from sobolev_kernels.testing.compare import forget
+from sobolev_kernels import planner
 
 from .cases import CASES, FIRST, Case, make_data, make_student
 from .sweep import forced
 
 LAYERWISE = 7
 LAUNCH = 2.5e-6  # s, of a kernel launched alone
-AUTOGRAD = 2  # launches beside a step: the cotangent that `backward` makes, and gradients times it
 LAUNCHES = 5  # of a layer, both ways, layer by layer
 COUNTED = 256  # samples, of which eager's bytes are counted
 PRECISIONS = ("ieee", "bf16")
@@ -115,19 +115,24 @@ def counts(result) -> dict[str, float]:
     return work | {"cache": result.bytes_read + result.bytes_written}
 
 
-def inside(case: Case, backend: str, precision: str) -> int:
-    """Kernels that PyTorch launches within a backend's step, beside the backend's own."""
-    module, traffic = dispatch.BACKENDS[backend], Traffic()
-    run = module.run
+def around(case: Case, backend: str, precision: str) -> int:
+    """Kernels that PyTorch launches around those of a backend: packing, sums."""
+    with Traffic() as traffic:
+        step(case, backend, precision)
+    return traffic.kernels
+
+
+@contextmanager
+def within(backend: ModuleType) -> Iterator[Traffic]:
+    """Counts what PyTorch launches inside of a backend's `run`."""
+    traffic, run = Traffic(), backend.run
 
     def counted(*arguments) -> None:
         with traffic:
             run(*arguments)
 
-    forget()  # a call that is kept does not come by there
-    with forced(module, run=counted):
-        step(case, backend, precision)
-    return traffic.kernels
+    with forced(backend, run=counted):
+        yield traffic
 
 
 def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
@@ -141,9 +146,9 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
         row = launches.launch_of(replace(case.problem, precision=precision))
         with triton_on_ptx.on_ptx() as results:
             for tiles in (1, 2):
-                kernels = inside(replace(case, N=tiles * row.block), "triton", precision)
+                kernels = around(replace(case, N=tiles * row.block), "triton", precision)
     place = "in cache" if row.layers is None else "on chip"
-    return row.block, place, difference(*map(counts, results)) | {"launches": 1 + kernels + AUTOGRAD}
+    return row.block, place, difference(*map(counts, results)) | {"launches": 1 + kernels}
 
 
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
@@ -157,11 +162,12 @@ def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str,
         step(replace(case, N=1), "cuda", precision)
         chosen = backend.layout
         for tiles in (1, 2):
-            kernels = inside(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
+            with within(backend) as traffic:
+                step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
             taken.append(counts(backend.results["step"]))
     in_cache = [name for name in ("parameters", "gradients") if not chosen[name]]
     place = f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
-    return chosen["samples"], place, difference(*taken) | {"launches": len(backend.results) + kernels + AUTOGRAD}
+    return chosen["samples"], place, difference(*taken) | {"launches": len(backend.results) + traffic.kernels}
 
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:

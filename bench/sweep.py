@@ -20,6 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sobolev_kernels.testing.compare import forget
+
 from .cases import Case
 from .gpu import captured, check, host_microseconds, microseconds, step_of
 
@@ -36,10 +38,12 @@ def forced(module, **names) -> Iterator[None]:
     """Within it a module of the backend has other launch choices."""
     before = {name: getattr(module, name) for name in names}
     vars(module).update(names)
+    forget()
     try:
         yield
     finally:
         vars(module).update(before)
+        forget()
 
 
 def timed(case: Case, precision: str, device: str, rounds: int) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import sobolev_kernels as sk
-from sobolev_kernels import call, kept
+from sobolev_kernels import call, kept, steps
 from sobolev_kernels.testing.compare import forget
 
 N, D, O, P = 6, 3, 2, 2
@@ -480,6 +480,17 @@ def test_a_teacher_that_is_not_looked_into_is_run_at_every_call(name):
     assert all(map(same, got, asked.results()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision(dtype):
+    """Nothing of such a call lies where it is computed from; it is accepted again all the same."""
+    asked = Asked(taught=True)
+    both_in(asked, dtype)
+    first = asked.call()
+    assert first.isfinite() and torch.equal(first, asked.call())
+    asked.settings["backend"] = "reference"
+    assert torch.allclose(first.float(), asked.call().float(), rtol=2 * torch.finfo(dtype).eps)
+
+
 def test_a_teacher_that_draws_is_warned_of_again():
     asked = Asked()
     asked.targets = {"teacher": nn.Sequential(nn.Linear(D, O), nn.Dropout()).eval()}
@@ -587,6 +598,19 @@ def test_no_more_is_kept_than_is_said():
     for n in range(1, kept.KEPT.most + 50):
         sk.sobolev_loss(s, torch.ones(n, D), sk.Targets(values=torch.ones(n, O)), weights=(1.0, 0.0))
     assert len(kept.KEPT) == kept.KEPT.most
+
+
+def test_weights_that_are_others_each_time_leave_no_steps():
+    asked = Asked()
+    forget()
+    for i in range(5):
+        loss = sk.sobolev_loss(asked.student, asked.x, sk.Targets(**asked.targets), directions=FIXED, return_terms=True)
+        (loss.value + (2 + i) * loss.derivative).backward()
+    assert not steps.STEPS
+    for _ in range(3):
+        y, dy = sk.jvp(asked.student, asked.x, V)
+        (y.sum() + dy.sum()).backward()
+    assert len(steps.STEPS) == 1
 
 
 @pytest.mark.parametrize("taught", [False, True])

@@ -57,8 +57,10 @@ def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands
     targeted = (operands.values, operands.derivative, operands.second)
     taught, tensors = taught_in(call, operands, targeted)
     step = step_of(problem, operands, tensors, outputs, gradients, taught)
+    if step is None:
+        return None  # and whose tensors are not read as they came, his teacher's are not
     teacher = prepared.teacher and step_of_teacher(call, prepared.teacher, operands)
-    if step is None or (teacher is None and prepared.teacher is not None):
+    if teacher is None and prepared.teacher is not None:
         return None
     projections = prepared.projections
     drawn = projections is not None and projections.distribution != GIVEN

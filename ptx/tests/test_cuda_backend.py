@@ -207,6 +207,13 @@ def test_schedules(precision, side):
         assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+def test_what_many_blocks_have_left():
+    """Of 19 of them a warp of finish_step sums two or three."""
+    shape = Shape(20 * 64 - 3, 2, 16, 1, 1, 1, "20 tiles")
+    done = compare(data(shape, "tanh"), directions_of("sphere", shape), on={"blocks": 19})
+    assert list(done.backend.results) == ["pack", "step", "finish"]
+
+
 REFUSED = {
     "order 2": {"order": 2},
     "depend on each other": {"directions": sk.Directions.orthonormal(2, seed=1)},
@@ -360,6 +367,7 @@ BROKEN = {
     "q not cleared": ("four(q, row, column) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);", "", "uninitialised"),
     "gradients not cleared": ("gradients()[i] = 0.0f;", "gradients();", "uninitialised"),
     "two lanes for one gradient": ("column / 8) * 32 + lane;", "column / 8) * 32 + lane / 2;", "race"),
+    "a slot too many": ("block < a.blocks; block += kWarps", "block <= a.blocks; block += kWarps", "out of bounds"),
     # where an operand is made in place of floats
     "a product where z̄ is read": ("__syncthreads();  // the next product goes where z̄ was", "{}", "race"),
     "a product where ḣ is read": ("__syncthreads();  // the next product goes where `below` was", "{}", "race"),

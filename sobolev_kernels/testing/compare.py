@@ -52,6 +52,7 @@ def forget() -> None:
     """The next call goes the long way, as if none like it had been before: what was patched is looked at."""
     kept.KEPT.clear()
     steps.STEPS.clear()
+    steps.ONCE.clear()
 
 
 @contextmanager
