@@ -45,7 +45,7 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     """The problem with the backend to use.
 
     Raises:
-        NotProvided: the forced backend refuses; nothing else is tried then.
+        NotImplementedError: the forced backend refuses; nothing else is tried then.
     """
     name = requested(backend)
     if name is None:
@@ -54,5 +54,7 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     missing = getattr(BACKENDS[name], "MISSING", None)
     if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
         reason = f"{missing}; and {reason}"
-    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotProvided)
+    # of streams it is an operation that no derivative is provided of, not a backend for others
+    kind = NotProvided if name == "streams" else NotImplementedError
+    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", kind)
     return replace(problem, backend=name)
