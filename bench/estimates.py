@@ -7,9 +7,9 @@ second-level cache. A multiprocessor does its tiles one after the other; the res
 time, beside the step's bytes through memory. True times are longer: nothing waits for anything here, and machine code
 is not PTX. ± 50 % to rank ways, no more.
 
-Layer by layer (five launches and seven arrays [N, H] of each stream through memory for a layer) and eager PyTorch
-(`backend="reference"`, each operation with the bytes of its tensors) are rooflines of FLOPs, bytes and launches, 2.5 µs
-each.
+Layer by layer (eight arrays [N, H] of each stream through memory for a layer) and eager PyTorch (`backend="reference"`,
+each operation with the bytes of its tensors) are rooflines of FLOPs, bytes and launches, 2.5 µs each. Launches are
+counted inside of a backend's `run`, its own and PyTorch's; autograd has two more of its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ from sobolev_kernels import planner
 from .cases import CASES, FIRST, Case, make_data, make_student
 from .sweep import forced
 
-LAYERWISE = 7
+LAYERWISE = 8
 LAUNCH = 2.5e-6  # s, of a kernel launched alone
-LAUNCHES = 5  # of a layer, both ways, layer by layer
 COUNTED = 256  # samples, of which eager's bytes are counted
 PRECISIONS = ("ieee", "bf16")
 MMA = re.compile(r"mma\S*m(\d+)n(\d+)k(\d+)")
@@ -135,6 +134,17 @@ def within(backend: ModuleType) -> Iterator[Traffic]:
         yield traffic
 
 
+def triton_launches(case: Case, precision: str) -> int:
+    """Of a step, by the Triton backend's kernels and by PyTorch."""
+    from ptx import triton_on_ptx
+    from sobolev_kernels.backends.triton import layers
+
+    one = {"into": lambda out, *factors: out.zero_()}  # a multiply, which on a GPU casts nothing
+    with triton_on_ptx.recorded() as launches, within(triton_on_ptx.backend) as traffic, forced(layers, **one):
+        step(replace(case, N=min(case.N, COUNTED)), "triton", precision)
+    return len(launches) + traffic.kernels
+
+
 def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
     """Samples of a tile, where it is, and what it takes; None where the Triton backend goes layer by layer."""
     from ptx import triton_on_ptx
@@ -146,9 +156,10 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
         row = launches.launch_of(replace(case.problem, precision=precision))
         with triton_on_ptx.on_ptx() as results:
             for tiles in (1, 2):
-                kernels = around(replace(case, N=tiles * row.block), "triton", precision)
+                step(replace(case, N=tiles * row.block), "triton", precision)
     place = "in cache" if row.layers is None else "on chip"
-    return row.block, place, difference(*map(counts, results)) | {"launches": 1 + kernels}
+    steps = [counts(result) for result in results if result.kernel == "step_kernel"]
+    return row.block, place, difference(*steps)
 
 
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
@@ -192,11 +203,11 @@ def bound(case: Case, gpu: Gpu, tile: tuple[int, str, dict[str, float]]) -> tupl
     return 1e6 * times[longest], longest
 
 
-def layerwise(case: Case, gpu: Gpu, precision: str) -> tuple[float, str]:
+def layerwise(case: Case, gpu: Gpu, precision: str, launches: int) -> tuple[float, str]:
     flops = planner.flops(case.problem, case.N, case.P) / (1e12 * gpu.peak[precision])
     arrays = 4 * LAYERWISE * (1 + case.P) * case.N * sum(case.problem.widths[1:-1])
     memory = (case.problem.bytes(case.N) + arrays) / (1e12 * gpu.memory)
-    times = {"FLOPs": flops, "memory": memory, "launches": LAUNCHES * len(case.problem.biases) * LAUNCH}
+    times = {"FLOPs": flops, "memory": memory, "launches": launches * LAUNCH}
     longest = max(times, key=times.__getitem__)
     return 1e6 * times[longest], longest
 
@@ -214,10 +225,11 @@ def rows(cases: Sequence[Case], precisions: Sequence[str] = PRECISIONS) -> Itera
                     if tile is None and name == "CUDA":
                         row |= {"CUDA µs": None, "CUDA": "refused", "CUDA launches": None}
                         continue
-                    estimate = bound(case, gpu, tile) if tile else layerwise(case, gpu, precision)
+                    launches = triton_launches(case, precision) if name == "Triton" else tile[2]["launches"]
+                    estimate = bound(case, gpu, tile) if tile else layerwise(case, gpu, precision, launches)
                     place = f"tile of {tile[0]} {tile[1]}" if tile else "layer by layer"
                     row |= {f"{name} µs": estimate[0], name: f"{place}: {estimate[1]}"}
-                    row |= {f"{name} launches": tile[2]["launches"] if tile else LAUNCHES * len(case.problem.biases)}
+                    row |= {f"{name} launches": launches}
                 yield row | {"eager µs": 1e6 * theirs, "eager kernels": kernels, "eager MB": moved / 1e6}
 
 

@@ -128,13 +128,16 @@ struct StepBuilder {
     each_written([&](void*& place) { place = reinterpret_cast<void*>(next_written()); });
   }
 
-  // The same of a step that is kept, of which this is a copy, for a device
+  // The same of a step that is kept, ready to be run, which this is a copy of.
   void again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-             std::uint32_t offset, Address seed_at) {
+             std::uint32_t offset, Address seed_at = 0) {
     std::size_t read = 0, written = 0;
-    const auto next = [](const std::vector<Address>& from, std::size_t i) { return i < from.size() ? from[i] : 0; };
-    at([&] { return next(reads, read++); }, [&] { return next(writes, written++); });
-    need(read == reads.size() && written == writes.size(), "a step must be given as many addresses as it has");
+    const auto next = [](const std::vector<Address>& places, std::size_t& i) {
+      need(i < places.size() && places[i], "a step must be given all of its addresses");
+      return places[i++];
+    };
+    at([&] { return next(reads, read); }, [&] { return next(writes, written); });
+    need(read == reads.size() && written == writes.size(), "a step must be given no more addresses than it has");
     step.directions.seed = seed;
     step.directions.offset = offset;
     step.directions.seed_at = reinterpret_cast<const std::int64_t*>(seed_at);
@@ -356,7 +359,7 @@ PYBIND11_MODULE(_C, m) {
       "cuda_arguments_at",
       [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int,
          const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-         std::uint32_t offset, Address seed_at, Address scratch) {
+         std::uint32_t offset, Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
         self.again(reads, writes, seed, offset, seed_at);
         const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);

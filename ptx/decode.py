@@ -386,6 +386,12 @@ class Decoder:
                     offset=offset,
                     transposed=int("trans" in modifiers),
                 )
+            case "stmatrix":
+                base, offset = self.address(i.operands[0])
+                ins = [base, *self.flat(i.operands[1:]), Immediate(2**32 - 1)]
+                put("stmatrix", (), ins, space=SHARED, size=16, offset=offset, transposed=int("trans" in modifiers))
+            case "wgmma":
+                self.warpgroup(i, put, parts, types)
             case "mov" if isinstance(i.operands[0], tuple):
                 put("unpack", i.operands[0], i.operands[1:], size=width(types[-1]) // len(i.operands[0]))
             case "mov" if isinstance(i.operands[1], tuple):
@@ -475,8 +481,12 @@ class Decoder:
     def atomic(self, i, prefix: str, word: str, parts: list[str], type: str, space: int, fields) -> None:
         operation = next(p for p in parts[1:] if p in "add min max and or xor exch cas inc dec".split())
         outs, (where, *values) = (i.operands[:1], i.operands[1:]) if word == "atom" else ((), i.operands)
-        if isinstance(values[0], tuple):
-            raise self.error(f"vector atomics (sm_90) are not known; add them to {HERE}")
+        if isinstance(values[0], tuple):  # of each number by itself
+            for k, value in enumerate(values[0]):
+                one = Address(where.base, where.offset + k * width(type))
+                out = [group[k] for group in outs] if outs else []
+                self.atomic(replace(i, operands=(*out, one, value)), prefix, word, parts, type, space, fields)
+            return
         base, offset = self.address(where)
         type = type.replace("b", "u") if not type.startswith("bf") else type
         self.granule = min(self.granule, width(type))
@@ -484,6 +494,17 @@ class Decoder:
         ins = [self.slot(o, prefix) for o in (base, *values)]
         # The handler takes the address, then what the memory is combined with.
         self.emit(f"atom.{operation}.{type}", i, prefix, [self.slot(o, prefix) for o in outs], ins, **fields)
+
+    def warpgroup(self, i: Instruction, put: Callable, parts: list[str], types: list[str]) -> None:
+        """Done when it is issued, so that nothing is left to wait for."""
+        if parts[1] != "mma_async":
+            return put("nop")
+        sums, a, described, keep, *signs = i.operands
+        signs = [sign.bits for sign in signs]
+        if types[0] != "f32" or not isinstance(a, tuple) or signs[:2] != [1, 1]:
+            raise self.error(f"only wgmma with A in registers and its sum in f32 is known; add it to {HERE}")
+        ins = [*sums, *a, described, keep, Immediate(2**32 - 1)]
+        put(f"wgmma.{types[-1]}", sums, ins, size=16, space=SHARED, transposed=int(signs[2:] == [1]))
 
     def asynchronous(self, i: Instruction, prefix: str, parts: list[str], fields: dict[str, int]) -> None:
         kind = ".".join(p for p in parts[:3] if p not in IGNORED)

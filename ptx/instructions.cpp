@@ -556,6 +556,22 @@ void ldmatrix(Machine& m, Warp& w, const Instruction& i, uint32_t mask) {
     });
 }
 
+void stmatrix(Machine& m, Warp& w, const Instruction& i, uint32_t mask) {
+  uint8_t data[LANES][32] = {};
+  int count = i.n_ins - 2;  // between the address and the member mask
+  for (int k = 0; k < count; k++)
+    for_lanes(mask, [&](int l) {
+      for (int e = 0; e < 2; e++) {
+        int row = i.transposed ? 2 * (l % 4) + e : l / 4, column = i.transposed ? l / 4 : 2 * (l % 4) + e;
+        uint16_t half = uint16_t(w.slot(m.ins(i)[1 + k])[l] >> (16 * e));
+        std::memcpy(data[8 * k + row] + 2 * column, &half, 2);
+      }
+    });
+  auto r = m.request(w, i, mask, 0, 16);
+  if (count < 4) r.mask &= (1u << (8 * count)) - 1;
+  m.access(w, i, r, Mode::WRITE, data);
+}
+
 // ---- Lanes with each other. The last input is the member mask ----
 
 void shuffle(Machine& m, Warp& w, const Instruction& i, uint32_t mask) {
@@ -665,6 +681,68 @@ void mma(Machine& m, Warp& w, const Instruction& i, uint32_t) {
   }
 }
 
+// B of a wgmma as its descriptor says it lies in shared memory, 16 bytes at a time. A swizzle exchanges these among
+// each other, by bits of their address; a row has the bytes of the swizzle, or 16 without one.
+struct Described {
+  uint64_t start, leading, stride;
+  int row, moved;  // bytes of a row, bits that are exchanged
+
+  explicit Described(uint64_t d)
+      : start((d & 0x3fff) << 4), leading((d >> 16 & 0x3fff) << 4), stride((d >> 32 & 0x3fff) << 4) {
+    int kind = int(d >> 62);  // none, 128 bytes, 64 bytes, 32 bytes
+    row = kind ? 256 >> kind : 16, moved = kind ? 4 - kind : 0;
+  }
+  // Of a byte of a line, which is a column of B in its K numbers, or, if transposed, one of its K rows in N.
+  uint64_t place(int line, int byte, bool transposed) const {
+    uint64_t along = moved ? leading : transposed ? stride : leading, across = moved || !transposed ? stride : leading;
+    uint64_t a = start + line / 8 * across + line % 8 * row + byte / row * along + byte % row;
+    return a ^ ((a >> 7 & ((1u << moved) - 1)) << 4);
+  }
+};
+
+// D [64, N] (+)= A [64, K] B [K, N] of four warps, of which each has 16 rows, A in its registers. It is done when it is
+// issued: whether its registers and B are left alone until the wait is not seen.
+template <class E>
+void wgmma(Machine& m, Warp& w, const Instruction& i, uint32_t mask) {
+  constexpr int P = E::PER_REGISTER, K = 8 * P, BYTES = 4 / P;
+  const int32_t *in = m.ins(i), *out = m.outs(i);
+  int N = 2 * i.n_outs, lines = i.transposed ? K : N, chunks = (i.transposed ? N : K) * BYTES / 16;
+  Described b(w.slot(in[i.n_outs + 4])[std::countr_zero(mask)]);
+  bool keep = w.slot(in[i.n_outs + 5])[std::countr_zero(mask)] & 1;
+  std::vector<uint8_t> numbers(size_t(lines) * chunks * 16, 0xff);
+  for (int first = 0; first < lines * chunks; first += LANES) {
+    Machine::Request r;
+    r.size = 16, r.space = SHARED;
+    for (int l = 0; l < LANES && first + l < lines * chunks; l++) {
+      r.mask |= 1u << l;
+      r.address[l] = b.place((first + l) / chunks, (first + l) % chunks * 16, i.transposed);
+    }
+    m.access(w, i, r, Mode::READ);
+    for_lanes(r.mask, [&](int l) {
+      if (r.host[l]) std::memcpy(&numbers[size_t(first + l) * 16], r.host[l], 16);
+    });
+  }
+  double a[16][16];
+  for (int r = 0; r < 4; r++)
+    for (int l = 0; l < LANES; l++)
+      for (int e = 0; e < P; e++)
+        a[l / 4 + 8 * (r & 1)][(l % 4) * P + e + 4 * P * (r >> 1)] =
+            E::element(uint32_t(w.slot(in[i.n_outs + r])[l]), e);
+  auto of_b = [&](int k, int n) {
+    int line = i.transposed ? k : n, at = i.transposed ? n : k;
+    uint32_t bits = 0;
+    std::memcpy(&bits, &numbers[size_t(line) * chunks * 16 + at * BYTES], BYTES);
+    return E::element(bits, 0);
+  };
+  for (int e = 0; e < i.n_outs; e++)
+    for (int l = 0; l < LANES; l++) {
+      int row = l / 4 + 8 * (e >> 1 & 1), column = 8 * (e / 4) + 2 * (l % 4) + (e & 1);
+      double sum = keep ? std::bit_cast<float>(uint32_t(w.slot(in[e])[l])) : 0.0;
+      for (int k = 0; k < K; k++) sum += a[row][k] * of_b(k, column);
+      w.slot(out[e])[l] = std::bit_cast<uint32_t>(float(sum));
+    }
+}
+
 void mma_f64(Machine& m, Warp& w, const Instruction& i, uint32_t) {  // m8n8k4
   const int32_t *in = m.ins(i), *out = m.outs(i);
   auto real = [&](int slot, int l) { return std::bit_cast<double>(w.slot(slot)[l]); };
@@ -741,6 +819,7 @@ Table all_handlers() {
   t["ld"] = {load};
   t["st"] = {store};
   t["ldmatrix"] = {ldmatrix, Kind::WARP};
+  t["stmatrix"] = {stmatrix, Kind::WARP};
   t["cp.async"] = {[](Machine& m, Warp& w, const Instruction& i, uint32_t mask) { m.copy_async(w, i, mask); }};
   t["cp.async.commit_group"] = {[](Machine& m, Warp& w, const Instruction&, uint32_t mask) { m.commit(w, mask); }};
   t["cp.async.wait_group"] = {[](Machine& m, Warp& w, const Instruction& i, uint32_t mask) {
@@ -785,6 +864,9 @@ Table all_handlers() {
   t["mma.s8.s32"] = {mma<Bytes<int8_t>, int32_t>, Kind::WARP};
   t["mma.u8.s32"] = {mma<Bytes<uint8_t>, int32_t>, Kind::WARP};
   t["mma.f64.f64"] = {mma_f64, Kind::WARP};
+  t["wgmma.tf32"] = {wgmma<Tf32>, Kind::WARP};
+  t["wgmma.bf16"] = {wgmma<Halves<bf16>>, Kind::WARP};
+  t["wgmma.f16"] = {wgmma<Halves<f16>>, Kind::WARP};
 
   // machine.cpp does these itself.
   t["nop"] = {[](Machine&, Warp&, const Instruction&, uint32_t) {}};

@@ -62,6 +62,9 @@ def usage(kernel: str, row: str, target: str, done: Compiled) -> Usage:
     return Usage(kernel, row, target, int(registers), int(stack), spills, tensor, done.shared, every)
 
 
+LINEAR = [("forward_kernel", 1), ("forward_kernel", 2), ("backward_kernel", 1), ("backward_kernel", 2)]
+LINEAR += [("outer_kernel", 1), ("pull_kernel", 1), ("push_kernel", 1), ("finish_kernel", 1)]
+ALONG = ("pull_kernel", "push_kernel")  # of cotangents
 PROJECTIONS = {
     "drawn": ("tangents", lambda shape: {"directions": directions_of("sphere", shape)}),
     "given": ("tangents", lambda shape: {"directions": directions_of("given", shape)}),
@@ -89,10 +92,11 @@ def compiled_step(row, target: str, projection: str = "drawn", precision: str = 
     return variant(*launch, target).compiled()
 
 
-def linear(kernel, target: str, order: int) -> Compiled:
-    shape = Shape(64, 64, 64, 3, 64, 2, "nothing is padded")
+def linear(name: str, target: str, order: int = 1) -> Compiled:
+    """A kernel of a step layer by layer."""
+    shape, settings = Shape(64, 64, 64, 3, 64, 2, "nothing is padded"), {"order": 2} if order == 2 else {}
     with patch.object(one_launch, "refusal", lambda problem: "forced"):
-        launch = launches_of(shape, "drawn", order=order)[kernel.fn.__name__]
+        launch = launches_of(shape, "cotangents" if name in ALONG else "drawn", **settings)[name]
     return variant(*launch, target).compiled()
 
 
@@ -110,8 +114,6 @@ def rows_for(target: str) -> list:
 
 
 def usages(targets: Sequence[str], projections: Sequence[str], precisions: Sequence[str]) -> Iterator[Usage]:
-    from sobolev_kernels.backends.triton.fused_multiply import backward_kernel, forward_kernel
-
     for target in targets:
         for row in rows_for(target):
             for precision in [p for p in row.precisions if p in precisions]:
@@ -120,9 +122,8 @@ def usages(targets: Sequence[str], projections: Sequence[str], precisions: Seque
                     usage("step_kernel", label, target, compiled_step(row, target, p, precision)) for p in projections
                 ]
                 yield worst(each)
-        for kernel in (forward_kernel, backward_kernel):
-            for order in (1, 2):
-                yield usage(kernel.fn.__name__, f"order {order}", target, linear(kernel, target, order))
+        for name, order in LINEAR:
+            yield usage(name, f"order {order}", target, linear(name, target, order))
 
 
 HEAD = """| kernel | launch | target | registers | stack B | spills | tensor instr. | shared B | vector accesses |

@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import layerwise, one_launch
+from sobolev_kernels.backends.triton import finishing, layerwise, one_launch, parameters
+from sobolev_kernels.testing.compare import forget
 
 from .compile import variant
 from .run import loaded
 
 KERNELS = {
     one_launch: ["step_kernel"],
+    parameters: ["pack_kernel"],
+    finishing: ["finish_kernel"],
     layerwise: [
         "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
+        "product_kernel", "pull_kernel", "push_kernel", "outer_kernel", "start_kernel", "along_kernel", "cast_kernel",
         "backward_kernel",
     ],
 }  # fmt: skip
@@ -25,16 +29,16 @@ class OnPtx:
     """A kernel that is launched as on a GPU, but on the PTX machine."""
 
     compiled: dict = {}  # noqa: RUF012
-    traffic: dict = {}  # noqa: RUF012  # of the last launch, by the names of arguments
+    traffic: dict = {}  # noqa: RUF012  # of each kernel's last launch, by the names of arguments
 
-    def __init__(self, kernel, schedule, results, change):
-        self.kernel, self.schedule, self.results, self.change = kernel, schedule, results, change
+    def __init__(self, kernel, schedule, results, change, target):
+        self.kernel, self.schedule, self.results, self.change, self.target = kernel, schedule, results, change, target
 
     def __getitem__(self, grid):
-        return lambda *values, **named: self.launch(grid, variant(self.kernel, values, named))
+        return lambda *values, **named: self.launch(grid, variant(self.kernel, values, named, self.target))
 
     def launch(self, grid, wanted):
-        key = self.kernel.fn.__name__, wanted.key
+        key = self.kernel.fn.__name__, self.target, wanted.key
         if key not in self.compiled:
             self.compiled[key] = wanted.compiled(assembled=False)
         done, arguments = self.compiled[key], wanted.arguments()
@@ -43,8 +47,8 @@ class OnPtx:
             done.name, grid, None, list(arguments.values()), shared=done.shared, schedule=self.schedule
         )
         self.results.append(result)
-        self.traffic.clear()
-        self.traffic.update({name: result.by_array.get(f"argument {k}") for k, name in enumerate(arguments)})
+        by_name = {name: result.by_array.get(f"argument {k}") for k, name in enumerate(arguments)}
+        self.traffic[self.kernel.fn.__name__] = by_name
 
 
 class Recorded:
@@ -64,18 +68,23 @@ def replaced(replacement: Callable) -> Iterator[None]:
     try:
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, replacement(kernel))
+        forget()
         yield
     finally:
+        forget()
         backend.interpreting = interpreting
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, kernel)
 
 
 @contextmanager
-def on_ptx(schedule: str = "round_robin", change: Callable[[str], str] = lambda text: text) -> Iterator[list]:
-    """Within it the backend's kernels run on the PTX machine, their text changed; gives the results of the launches."""
+def on_ptx(
+    schedule: str = "round_robin", change: Callable[[str], str] = lambda text: text, target: str = "sm_80"
+) -> Iterator[list]:
+    """Within it the backend's kernels run on the PTX machine, compiled for a target, their text changed; gives the
+    results of the launches. The launch table's rows are those of sm_80."""
     results: list = []
-    with replaced(lambda kernel: OnPtx(kernel, schedule, results, change)):
+    with replaced(lambda kernel: OnPtx(kernel, schedule, results, change, target)):
         yield results
 
 

@@ -7,6 +7,7 @@ from sobolev_kernels.backends import core
 from sobolev_kernels.testing import assert_within_rule, perturbed, problems
 from sobolev_kernels.testing.compare import beside_reference
 from sobolev_kernels.testing.problems import Shape, data, directions_of
+from sobolev_kernels.testing.rule import spread
 
 ISAS = [name for name, _ in core._C.instruction_sets()]
 DTYPES = (torch.float32, torch.float64)
@@ -85,3 +86,19 @@ def test_a_reference_of_another_machine_is_as_good(monkeypatch, isa, count, unit
             with perturbed(units, seed):
                 done.expected = done.again()
             done.check()
+
+
+@pytest.mark.parametrize("off", [1e-3, 0.1])
+def test_what_is_wrong_is_not_excused_by_what_was_summed(off):
+    """Of a step in float32: the expectation, computed again with errors, is moved by units of float32 alone."""
+    shape = Shape(20, 3, 9, 2, 2, 2, "small")
+    comparison = beside_reference(data(shape, "tanh"), directions_of("sphere", shape)).check()
+    assert (
+        spread(lambda: comparison.again()["loss"], comparison.expected["loss"], torch.finfo(torch.float32).eps, 0) < 100
+    )
+    for name in ("loss", "d2.weight"):
+        before = comparison.got[name]
+        comparison.got[name] = before * (1 + off)
+        with pytest.raises(AssertionError, match=name):
+            comparison.check()
+        comparison.got[name] = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
 
@@ -24,7 +24,7 @@ from .errors import (
     one_of,
     refuse,
 )
-from .math.directions import DISTRIBUTIONS, GIVEN, unbiased_magnitude
+from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
@@ -204,7 +204,7 @@ class Projections:
     def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
         """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
 
-        While a graph is captured it is a tensor of the device, whose generator moves on at each replay, so that each
+        While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
         draws anew.
         """
         if self.distribution == "given":
@@ -219,9 +219,13 @@ class Projections:
                 raise
             raise NotProvided(IN_VMAP) from error
 
-    def draw_numbers(self) -> list[int]:
-        """The same two numbers of `draw_seed` without a seed, where no transform of torch.func is around."""
-        return ROOM.numbers.random_(0, 2**62).tolist()
+    def draw_numbers(self, device: torch.device) -> tuple[Sequence[int], torch.Tensor | None]:
+        """The same of a call without a seed, as kernels are told it, where no transform of torch.func is around; with
+        the tensor, where only the device knows it."""
+        if is_capturing(device):
+            seed = self.draw_seed(device)
+            return told(seed), seed
+        return ROOM.numbers.random_(0, 2**62).tolist(), None
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for

@@ -25,9 +25,8 @@ from .advice import advise_of_teacher, looked_at_again
 from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_numbers, faults_of_range, faults_of_teacher
-from .directions import Projections, is_capturing
+from .directions import Projections
 from .errors import refuse
-from .math.directions import told
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .prepare import Prepared, looked_into, teacher_of
 from .problem import Operands, Problem
@@ -123,7 +122,7 @@ class Call:
     addresses: list[int] | None = None
     addresses_of_teacher: list[int] | None = None
     seed: Sequence[int] = (0, 0)
-    drawn: torch.Tensor | None = None  # where only the device knows it
+    drawn: torch.Tensor | None = None  # the seed, where only the device knows it
     chain: Followed | None = None  # of a student that is known by what his forward does
 
     @property
@@ -189,10 +188,10 @@ class Call:
         self.refuse_weights()
         if kept.fresh:
             self.advise_of_fresh()
-        if seed is None:
-            self.draw()
-        else:
+        if seed is not None:
             self.seed = seed if self.offset is None else (seed[0], self.offset)
+        else:
+            self.seed, self.drawn = kept.projections.draw_numbers(x.device)
         if kept.teacher is not None:
             self.ask_teacher()
         if kept.finished:
@@ -203,15 +202,6 @@ class Call:
         if kept.differentiable:
             return ops.apply(lambda *_: self.compute(), kept.problem, operands, x, *parameters)
         return tuple(self.compute())
-
-    def draw(self) -> None:
-        """A seed that no other call has."""
-        projections, device = self.kept.projections, self.tensors[0].device
-        if is_capturing(device):
-            self.drawn = projections.draw_seed(device)
-            self.seed = told(self.drawn)
-        else:
-            self.seed = projections.draw_numbers()
 
     def ask_teacher(self) -> None:
         """Add what he says to the tensors, as `call.of_teacher_along` computes it."""
@@ -225,9 +215,9 @@ class Call:
 
     def operands(self) -> Operands:
         """All of them, as call.py makes them."""
-        kept, tensors, seed = self.kept, self.tensors, None
-        if kept.drawn:
-            seed = self.drawn if self.drawn is not None else torch.tensor(self.seed, dtype=torch.int64, device="cpu")
+        kept, tensors, seed = self.kept, self.tensors, self.drawn
+        if kept.drawn and seed is None:
+            seed = torch.tensor(self.seed, dtype=torch.int64, device="cpu")
         optional = [view and view(tensors) for view in kept.views]
         return Operands(tensors[0], self.made_of.parameters, optional[0], seed, *optional[1:], kept.weights)
 
@@ -269,9 +259,9 @@ def look(
     collapsed: bool = False, offset: int | None = None,
 ) -> Call | None:  # fmt: skip
     """A call, and what is kept of one like it; None of a call that is out of the ordinary."""
-    if torch.compiler.is_compiling() or core.MISSING is not None or type(x) not in PLAIN:
+    if torch.compiler.is_compiling() or core.MISSING is not None:
         return None
-    if x.is_nested or not (x.is_cpu or x.is_cuda) or watched(x.device.type):
+    if type(x) not in PLAIN or not (x.is_cpu or x.is_cuda) or x.is_nested or watched(x.device.type):
         return None
     said, parts, teacher = None, (), None
     if targets is not None:

@@ -47,7 +47,7 @@ class Step:
     """A step of a backend, and what the tensors that it reads must be like. Two threads may run the same one."""
 
     layout: Layout
-    launch: Callable[..., None]
+    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, offset, or 0, 0, their address)
     outputs: tuple[torch.Tensor, ...]  # like them, of one number
     gradients: bool  # and whether those of the parameters are computed
 

@@ -10,10 +10,9 @@ from torch.utils._pytree import tree_leaves
 import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
-from sobolev_kernels import drawing
+from sobolev_kernels import directions, drawing
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.math import directions as math_directions
-from sobolev_kernels.testing import dry
 from sobolev_kernels.testing.problems import SMALL, data, directions_of
 from sobolev_kernels.testing.rule import assert_within_rule
 
@@ -72,9 +71,10 @@ def on_device(made):
     return draw
 
 
-@pytest.mark.parametrize(
-    ("kind", "reduction"), [("given", "mean"), ("seeded", "none"), ("drawn", "mean"), ("drawn", "none")]
-)
+WAYS = [("given", "mean"), ("seeded", "none"), ("drawn", "mean"), ("drawn", "none")]
+
+
+@pytest.mark.parametrize(("kind", "reduction"), WAYS)
 def test_a_captured_step(kind, reduction):
     """Replayed after inputs and weights have changed it gives what a step then gives; unseeded ones draw anew."""
     numbers = data(SMALL, "tanh")
@@ -82,9 +82,12 @@ def test_a_captured_step(kind, reduction):
         "given" if kind == "given" else "sphere", SMALL
     )  # fmt: skip
     with on_ptx() as backend:
-        known = lambda seed: any(seed is made for made in backend.seeds)  # noqa: E731
-        randint = patch.object(torch, "randint", on_device(backend.seeds))
-        with dry.capturing(), randint, patch.object(math_directions, "in_memory_of_device", known):
+        patches = (
+            patch.object(directions, "is_capturing", lambda device: True),
+            patch.object(torch, "randint", on_device(backend.seeds)),
+            patch.object(math_directions, "in_memory_of_device", lambda seed: any(seed is s for s in backend.seeds)),
+        )
+        with patches[0], patches[1], patches[2]:
             tape, results = captured(numbers, backend, projections, reduction=reduction)
         with torch.no_grad():
             for tensor in (numbers.x, *numbers.student.parameters()):

@@ -609,6 +609,111 @@ def test_ldmatrix(form):
             assert result[lane, k] == int(matrix[r, c]) | int(matrix[r, c + 1]) << 16
 
 
+@pytest.mark.parametrize("form", ["x1", "x2", "x4", "x1.trans", "x2.trans", "x4.trans"])
+def test_stmatrix(form):
+    n = int(form[1])
+    registers = RNG.integers(0, 2**32, (32, n), dtype=np.uint32)
+    result = np.zeros((8 * n, 8), np.uint16)
+    names = ", ".join(f"%r{k + 10}" for k in range(n))
+    loads = "\n".join(f"ld.global.u32 %r{k + 10}, [%d12+{4 * k}];" for k in range(n))
+    body = f"""
+    mul.wide.u32 %d13, %r60, {4 * n}; add.u64 %d12, %d1, %d13; {loads}
+    mov.u32 %r1, tile; mad.lo.u32 %r2, %r60, 16, %r1;
+    stmatrix.sync.aligned.m8n8.{form}.shared.b16 [%r2], {{{names}}}; bar.warp.sync -1;
+    mul.wide.u32 %d10, %r60, 16; add.u64 %d11, %d0, %d10; setp.lt.u32 %p1, %r60, {8 * n};
+    @%p1 ld.shared.v4.u32 {{%r3, %r4, %r5, %r6}}, [%r2]; @%p1 st.global.v4.u32 [%d11], {{%r3, %r4, %r5, %r6}};"""
+    load(kernel(body, 2, ".shared .align 16 .b8 tile[512];\n")).launch("k", 1, 32, [result, registers])
+    for k in range(n):
+        matrix = result[8 * k : 8 * k + 8]
+        matrix = matrix.T if "trans" in form else matrix
+        for lane in range(32):
+            r, c = lane // 4, 2 * (lane % 4)
+            assert registers[lane, k] == int(matrix[r, c]) | int(matrix[r, c + 1]) << 16
+
+
+@pytest.mark.parametrize("word", ["atom", "red"])
+def test_atomics_of_vectors(word):
+    """Of each number by itself; all lanes add to the same four."""
+    result, old = np.zeros(4, np.float32), np.zeros((32, 4), np.float32)
+    out = "{%r10, %r11, %r12, %r13}, " if word == "atom" else ""
+    body = f"""
+    cvt.rn.f32.u32 %r1, %r60; mov.b32 %r2, 0f3F800000; mov.b32 %r3, 0f40000000; mov.b32 %r4, 0f00000000;
+    {word}.global.gpu.relaxed.add.v4.f32 {out}[%d0], {{%r1, %r2, %r3, %r4}};"""
+    if word == "atom":
+        body += """
+        mul.wide.u32 %d10, %r60, 16; add.u64 %d11, %d1, %d10;
+        st.global.v4.b32 [%d11], {%r10, %r11, %r12, %r13};"""
+    load(kernel(body, 2)).launch("k", 1, 32, [result, old])
+    assert result.tolist() == [sum(range(32)), 32, 64, 0]
+    if word == "atom":
+        assert old[:, 1].tolist() == [*range(32)]
+
+
+def swizzled(places, kind):
+    """Places of bytes in shared memory by the swizzle that a descriptor names: of 128, 64, 32 bytes, or none."""
+    bits = {1: 3, 2: 2, 3: 1, 0: 0}[kind]
+    return places ^ ((places >> 7 & (2**bits - 1)) << 4)
+
+
+def laid_out(b, kind, transposed):
+    """Bytes of shared memory with B [K, N] as a wgmma's descriptor of that swizzle has it, and the descriptor.
+
+    Blocks of 8 lines by a row of the swizzle, one after the other: along a line first, then across.
+    """
+    lines = b if transposed else b.T
+    size, row = b.dtype.itemsize, 256 >> kind if kind else 16
+    line, byte = np.meshgrid(np.arange(len(lines)), np.arange(lines.shape[1] * size), indexing="ij")
+    blocks = -(-lines.shape[1] * size // row)
+    along, across = 8 * row, 8 * row * blocks
+    places = swizzled(line // 8 * across + line % 8 * row + byte // row * along + byte % row, kind)
+    memory = np.zeros(8192, np.uint8)
+    memory[places] = np.ascontiguousarray(lines).view(np.uint8)
+    leading, stride = (across, along) if transposed and not kind else (along, across)
+    return memory, leading >> 4 << 16 | stride >> 4 << 32 | kind << 62
+
+
+@pytest.mark.parametrize("N", [8, 64])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+@pytest.mark.parametrize("type", ["tf32", "f16", "f16, transposed", "bf16"])
+def test_wgmma(type, kind, N):
+    """D [64, N] += A [64, K] B: whole numbers, which every type holds."""
+    transposed, type = "transposed" in type, type.split(",")[0]
+    K = 8 if type == "tf32" else 16
+    a, b, d = RNG.integers(-4, 5, (64, K)), RNG.integers(-4, 5, (K, N)), RNG.integers(-9, 10, (64, N))
+    stored = {"tf32": np.float32, "f16": np.float16, "bf16": np.float32}[type]
+    bits = lambda x: (x.astype(stored).view(np.uint32) >> 16).astype(np.uint16) if type == "bf16" else x.astype(stored)  # noqa: E731
+    memory, described = laid_out(bits(b), kind, transposed)
+    lane, warp = np.arange(32), np.arange(4)[:, None]
+    registers, per = np.zeros((4, 32, 4), np.uint32), 1 if type == "tf32" else 2
+    for r in range(4):
+        rows, column = 16 * warp + lane // 4 + 8 * (r % 2), lane % 4 * per + 4 * per * (r // 2)
+        pair = np.stack([bits(a)[rows, column + e] for e in range(per)], -1)
+        registers[:, :, r] = np.ascontiguousarray(pair).view(np.uint32)[..., 0]
+    sums = np.zeros((4, 32, N // 2), np.float32)
+    places = [(16 * warp + lane // 4 + 8 * (e // 2 % 2), 8 * (e // 4) + 2 * (lane % 4) + e % 2) for e in range(N // 2)]
+    for e, place in enumerate(places):
+        sums[:, :, e] = d[place]
+    sums_of = ", ".join(f"%f{e}" for e in range(N // 2))
+    each = lambda op: "\n".join(op.format(e=e, at=4 * e) for e in range(N // 2))  # noqa: E731
+    copied = (
+        "ld.global.v4.u32 {{%r3, %r4, %r5, %r6}}, [%d11+{at}]; st.shared.v4.u32 [%r2+{at}], {{%r3, %r4, %r5, %r6}};"
+    )
+    signs = "1, 1, 1" if type == "tf32" else f"1, 1, 1, {int(transposed)}"
+    body = f"""
+    .reg .f32 %f<64>;
+    mov.u32 %r1, tile; mad.lo.u32 %r2, %r60, 64, %r1; mul.wide.u32 %d10, %r60, 64; add.u64 %d11, %d2, %d10;
+    {"".join(copied.format(at=16 * k) for k in range(4))}
+    mul.wide.u32 %d12, %r60, 16; add.u64 %d13, %d1, %d12; ld.global.v4.u32 {{%r10, %r11, %r12, %r13}}, [%d13];
+    mul.wide.u32 %d14, %r60, {2 * N}; add.u64 %d15, %d0, %d14; {each("ld.global.f32 %f{e}, [%d15+{at}];")}
+    fence.proxy.async.shared::cta; bar.sync 0; wgmma.fence.sync.aligned; mov.b64 %d20, {described};
+    wgmma.mma_async.sync.aligned.m64n{N}k{K}.f32.{type}.{type} {{{sums_of}}}, {{%r10, %r11, %r12, %r13}}, %d20, {signs};
+    wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; {each("st.global.f32 [%d15+{at}], %f{e};")}"""
+    text = kernel(body, 3, ".shared .align 1024 .b8 tile[8192];\n")
+    load(text).launch("k", 1, 128, [sums, registers, memory])
+    expected = d + a @ b
+    assert all((sums[:, :, e] == expected[place]).all() for e, place in enumerate(places))
+
+
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_asynchronous_copies_fill_up_with_zeros(size):
     data, result = RNG.integers(0, 256, 32 * size, dtype=np.uint8), np.zeros(32 * size, np.uint8)
@@ -851,8 +956,8 @@ def test_scopes_of_inline_assembly():
 
 
 ELSEWHERE = """
-pack unpack ld st ldmatrix cp.async cp.async.commit_group cp.async.wait_group cp.async.wait_all shfl.b32 bar bar.warp
-bra brx exit nop trap activemask.b32 match.any.b32 match.any.b64 atom.cas.u16 atom.exch.u16
+pack unpack ld st ldmatrix stmatrix cp.async cp.async.commit_group cp.async.wait_group cp.async.wait_all shfl.b32 bar
+bar.warp bra brx exit nop trap activemask.b32 match.any.b32 match.any.b64 atom.cas.u16 atom.exch.u16
 """.split()
 
 
@@ -865,6 +970,7 @@ def test_every_instruction_is_tested_here():
         "redux.",
         "vote.",
         "mma.",
+        "wgmma.",
         "add.cc.",
         "addc",
         "sub.cc.",

@@ -70,21 +70,21 @@ def test_a_loop_compiles_in_its_first_step_alone(path, projection, monkeypatch):
     assert len(every) == len(BATCHES) * len(first)
     assert set(every) == set(first)
     if path in PATHS[:2] and projection != "order 2":
-        assert len(set(every)) == 1
+        assert len(set(every)) == 3
 
 
 def test_what_is_compiled_does_depend_on_the_problem():
     """Or the test above would count nothing."""
     kinds = [set(keys(BATCHES[:1], projection)) for projection in ("drawn", "given", "cotangents")]
-    assert len(set.union(*kinds)) == 3
+    assert len({key for key in set.union(*kinds) if key[0] == "step_kernel"}) == 3
 
 
 @pytest.mark.parametrize("projection", ["drawn", "by gradients", "cotangents"])
 def test_inputs_and_outputs_that_are_padded_differently_compile(projection, monkeypatch):
     """In triton 3.6.0 a name has one type before a loop and in it."""
     monkeypatch.setitem(globals(), "SHAPE", Shape(64, 20, 20, 2, 1, 2, "16 outputs as they are padded, 32 inputs"))
-    (v,) = launched(BATCHES[:1], projection)
-    assert v.compiled(assembled=False).text
+    each = launched(BATCHES[:1], projection)
+    assert len(each) == 3 and all(v.compiled(assembled=False).text for v in each)
 
 
 MADE = re.compile(r"(%\w+)(?::\d+)? = (\S+) ([^:]*) : (.*)")

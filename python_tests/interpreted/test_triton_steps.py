@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+from sobolev_kernels.backends.triton import finishing, launches, layers, layerwise, one_launch, parameters
+from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
@@ -113,6 +114,19 @@ def test_modes_layer_by_layer(mode, activation):
         compare(numbers, directions_of("normal", SMALL), derivative_loss=mode)
 
 
+@pytest.mark.parametrize("multiply", ["own", "torch's"])
+def test_more_inputs_than_a_program_takes(multiply, monkeypatch):
+    """Streams and vectors are PyTorch's then, and so are targets along long vectors."""
+    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if multiply == "own" else 0)
+    for module, name in ((layers, "WIDEST_DRAWN"), (layerwise, "WIDEST_DRAWN"), (layerwise, "LONGEST_ALONG")):
+        monkeypatch.setattr(module, name, 1)
+    make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian, hessian=n.hessian)  # noqa: E731
+    for directions in (directions_of("sphere", SMALL), directions_of("orthonormal", SMALL)):
+        compare(data(SMALL, "tanh"), directions, make, order=2)
+    compare(data(SMALL, "tanh"), sk.Cotangents.sphere(3, seed=4))
+
+
 @pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian"])
 def test_derivatives_as_outputs(function):
     numbers = data(SMALL, "tanh")
@@ -139,6 +153,16 @@ def test_the_same_bits_on_every_run():
     numbers = data(SMALL, "tanh")
     first, second = (step(numbers, directions_of("sphere", SMALL), "triton") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@each_path
+@pytest.mark.parametrize("projections", [sk.Directions.sphere(2, seed=2**40 + 3), sk.Cotangents.rademacher(2, seed=5)])
+def test_a_seed_in_the_memory_of_the_device(path, projections, monkeypatch):
+    """As while a CUDA graph is captured: the same bits as of a seed that the host knows."""
+    numbers = data(SMALL, "tanh")
+    plain = step(numbers, projections, "triton")
+    monkeypatch.setattr(math_directions, "in_memory_of_device", lambda seed: True)
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in step(numbers, projections, "triton").items())
 
 
 def test_float64_and_devices_are_refused_in_words():
@@ -205,7 +229,7 @@ def test_nothing_waits_for_the_gpu(path, settings, monkeypatch):
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=hessian if "order" in settings else None)
     v = None if "derivatives" in settings else directions_of("sphere", SMALL)
     left_out = type("LeftOut", (), {"__getitem__": lambda self, grid: lambda *args, **named: None})()
-    for module in (one_launch, layerwise):
+    for module in (one_launch, layerwise, parameters, finishing):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, left_out)
     with NoNumberIsRead():

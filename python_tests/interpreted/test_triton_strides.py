@@ -119,4 +119,4 @@ def test_derivatives_of_any_strides(function, layout, monkeypatch):
 def test_a_weight_whose_numbers_lie_far_apart():
     """Further than 32-bit integers reach: it is copied, and not read from where it is not."""
     far, near = (torch.empty(9, 9, device="meta").as_strided((9, 9), (stride, stride)) for stride in (2**27, 2**27 - 1))
-    assert layerwise.within_reach(far).is_contiguous() and layerwise.within_reach(near) is near
+    assert layerwise.near(far).is_contiguous() and layerwise.near(near) is near

@@ -91,7 +91,7 @@ def step_of(
 def kept(
     problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
 ) -> tuple[Callable[..., None], list[int], list[int]]:
-    """What runs such a step again, told where it reads, what it fills, and its seed; and where this one does."""
+    """What runs such a step again, told where it reads and writes, and its seed; and where this one does."""
     step, isa = step_of(problem, operands, outputs, gradients)
     return partial(core._C.mlp_sobolev_at, step, isa), *step.addresses()
 

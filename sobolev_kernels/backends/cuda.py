@@ -91,15 +91,14 @@ def plan(problem: Problem, N: int) -> Plan:
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    launch, reads, _ = kept(problem, operands, outputs, gradients)
-    made = [tensor for tensor in (*outputs.values(), *gradients) if tensor.data_ptr()]
-    launch(reads, made, *told(operands.seed))
+    launch, reads, writes = kept(problem, operands, outputs, gradients)
+    launch.at(reads, writes, *told(operands.seed))
 
 
 def kept(
     problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
 ) -> tuple[Launch, list[int], list[int]]:
-    """What launches such a step again, told where it reads, what it fills, and its seed; and where this one does."""
+    """What launches such a step again, told where it reads and writes, and its seed; and where this one does."""
     step = core.step_of(problem, operands, outputs, gradients)
     core.set_plan(step, planner.side(problem))
     return launch_of(step, precision(problem), operands.x.device), *step.addresses()
@@ -115,11 +114,14 @@ class Launch(NamedTuple):
     device: torch.device
     scratch: int  # bytes
 
-    def __call__(self, reads: list[int], made: list[torch.Tensor], key: int, offset: int, seed_at: int = 0) -> None:
+    def __call__(self, reads: list[int], made: list[torch.Tensor], *seed: int) -> None:
+        self.at(reads, [tensor.data_ptr() for tensor in made], *seed)
+
+    def at(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> None:
         """Pack, step and finish, on the device's current stream. Scratch comes from torch, so a CUDA graph can capture
         it."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8, device=self.device)
-        start(self, (reads, [tensor.data_ptr() for tensor in made], key, offset, seed_at), scratch)
+        start(self, (reads, writes, key, offset, seed_at), scratch)
 
 
 def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 import sobolev_kernels as sk
 
 from .. import kept, planner, steps
+from ..backends import triton
 from ..directions import Projections
 from .problems import Data, as_dtype, fixed, targets_of, threads, threads_for
 from .rule import allowed, assert_within_rule, error, multiplies_in
@@ -53,6 +54,7 @@ def forget() -> None:
     kept.KEPT.clear()
     steps.STEPS.clear()
     steps.ONCE.clear()
+    triton.SCRIPTS.clear()
 
 
 @contextmanager
@@ -128,9 +130,10 @@ def beside_reference(
     very = fixed(projections, data, None if wrt is None else len(wrt))
     # the basis has no P, and here no target that is projected already
     P = 1 if projections is None or projections.P is None else projections.P
+    exact = data if dtype == torch.float64 else data.to(torch.float64)
 
     def run(dtype, projections, backend, device="cpu", **more):
-        numbers = data if dtype == data.x.dtype else data.to(dtype)
+        numbers = data if dtype == data.x.dtype else exact
         wanted = targets(numbers) if callable(targets) else targets_of(numbers, targets, P, wrt)
         tensors = {name: as_dtype(value, dtype, device) for name, value in settings.items()}
         numbers, wanted = numbers.on(device), on_device(wanted, device)

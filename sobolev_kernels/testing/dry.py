@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from .. import directions, dispatch, kept
+from .. import dispatch
 from ..backends import core, cuda
 from .compare import forget
 
@@ -46,12 +46,4 @@ def on_cpu(start: Callable = do_nothing, backend: object = BACKEND, limit: int =
         for leave in (cuda.refusal.cache_clear, forget):
             leave()
             stack.callback(leave)
-        yield
-
-
-@contextmanager
-def capturing() -> Iterator:
-    """Within it seeds are drawn as while a graph is captured."""
-    captures = {"is_capturing": lambda device: True}
-    with patch.multiple(directions, **captures), patch.multiple(kept, **captures):
         yield

@@ -64,7 +64,8 @@ class multiplies_in(TorchDispatchMode):
 
 
 class perturbed(TorchDispatchMode):
-    """Within it, every new float32 or float64 result of PyTorch is off by up to `units` units in its last place.
+    """Within it, every new float32 or float64 result of PyTorch is off by up to `units` units in its last place, or of
+    the size `eps` beside the number, whatever its dtype.
 
     With `operations`, only those of torch.ops.aten among them. This is stochastic arithmetic (Vignes, 1993): how far a
     result moves tells what its sums and differences were made of, where the result itself, in which they may cancel,
@@ -72,9 +73,11 @@ class perturbed(TorchDispatchMode):
     numbers gives the same result. Within transforms of torch.func nothing is moved, since PyTorch crashes there.
     """
 
-    def __init__(self, units: float, seed: int = 0, operations: Container | None = None):
+    def __init__(
+        self, units: float, seed: int = 0, operations: Container | None = None, eps: float | None = None
+    ):  # fmt: skip
         super().__init__()
-        self.units, self.seed, self.operations = units, seed, operations
+        self.units, self.seed, self.operations, self.eps = units, seed, operations, eps
 
     def moved(self, tensor: object) -> object:
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in INTEGERS or tensor.device.type == "meta":
@@ -86,7 +89,7 @@ class perturbed(TorchDispatchMode):
         mixed = (bits + (self.seed << 40)) * ODD
         mixed = (mixed ^ (mixed >> 29)) * ODD
         noise = ((mixed >> 24) & 0xFFFF).to(tensor.dtype) / 0x8000 - 1  # in [-1, 1)
-        off = tensor * (self.units * torch.finfo(tensor.dtype).eps) * noise
+        off = tensor * (self.units * (self.eps or torch.finfo(tensor.dtype).eps)) * noise
         return torch.where(torch.isfinite(tensor), tensor + off, tensor)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -125,8 +128,9 @@ def allowed(
 
 
 def spread(again: Callable[[], torch.Tensor], expected: torch.Tensor, eps: float, seed: int) -> float:
-    """The size of the numbers that `expected` was summed of: how far it moves, over how far they were moved."""
-    with perturbed(UNITS * eps / torch.finfo(torch.float64).eps, seed):
+    """The size of the numbers that `expected` was summed of: how far it moves, over how far they were moved: by what
+    are units of another dtype, also where `again` copies numbers of that one."""
+    with perturbed(UNITS, seed, eps=eps):
         return error(again(), expected) / (UNITS * eps)
 
 

@@ -6,6 +6,9 @@ Narrow students take the whole step in one launch (`one_launch.py`), all others 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +16,13 @@ from ... import planner
 from ...enums import COTANGENTS, TANGENTS
 from ...problem import Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
+
+if TYPE_CHECKING:
+    from .script import Script
+
+# By all that they depend on. A script holds no tensor.
+SCRIPTS: dict[tuple, Script] = {}
+MOST_SCRIPTS, LOCK = 256, Lock()
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
@@ -49,12 +59,64 @@ def plan(problem: Problem, N: int) -> Plan:
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    from .layerwise import drawn_before
+    from .script import reads_of
+
+    operands = drawn_before(problem, operands)
+    reads = reads_of(operands)
+    script = script_of(problem, operands, reads, outputs, gradients)
+    script.run(reads, [*outputs.values(), *gradients], operands.seed)
+
+
+def kept(
+    problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]
+) -> tuple[Callable[..., None] | None, list[int], list[int]]:
+    """What runs such a step again, told where it reads, what it fills, and its seed; and the addresses of this one.
+
+    Nothing of one that needs more than addresses: vectors that are drawn before, copies, PyTorch's multiplies; nor of
+    one that is interpreted.
+    """
+    from .layerwise import drawn_before
+    from .script import reads_of
+
+    reads = reads_of(operands)
+    script = drawn_before(problem, operands) is operands and script_of(problem, operands, reads, outputs, gradients)
+    if not script or not script.compiled or not script.needs_addresses_alone:
+        return None, [], []
+    writes = [*outputs.values(), *gradients]
+    return script.fill, [tensor.data_ptr() for tensor in reads], [tensor.data_ptr() for tensor in writes]
+
+
+def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, gradients: list) -> Script:
+    """The launches that fill such outputs and gradients from operands that lie like these, written once."""
+    from .script import likeness
+
+    key = likeness(problem, operands, reads, tuple(outputs))
+    script = SCRIPTS.get(key)
+    if script is None:
+        with on_device_of(operands.x):  # the rows of launches.py are those of the current device
+            script = written(problem, operands, outputs, gradients)
+        if next(iter(outputs), None) == "loss" and "terms" not in outputs:  # by the same kernels as one that gives them
+            with_terms = SCRIPTS.get(likeness(problem, operands, reads, ("loss", "terms", *[*outputs][1:])))
+            script.compiled = script.compiled if with_terms is None else with_terms.compiled
+        with LOCK:
+            while len(SCRIPTS) >= MOST_SCRIPTS:
+                del SCRIPTS[next(iter(SCRIPTS))]
+            SCRIPTS[key] = script
+    return script
+
+
+def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:
     from . import layerwise, one_launch
+    from .script import Script, places, reads_of
 
     path = layerwise if one_launch.refusal(problem) else one_launch
-    weights = (operands.sample_weight, operands.output_weight)
-    samples, of_outputs = (w if w is None else w.contiguous() for w in weights)
-    operands = operands._replace(sample_weight=samples, output_weight=of_outputs)
-    # Triton launches on the current device, which need not be that of the tensors
-    with on_device_of(operands.x):
-        path.run(problem, operands, outputs, gradients)
+    readable = path.readable(problem, operands)
+    pairs = zip(reads_of(operands), reads_of(readable), strict=True)
+    script = Script(
+        operands.x.device,
+        len(reads_of(operands)) + len(outputs) + len(gradients),
+        [i for i, (a, b) in enumerate(pairs) if a is not b],
+    )
+    path.write(script, problem, readable, *places(operands, outputs, gradients))
+    return script

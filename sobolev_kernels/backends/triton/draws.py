@@ -25,7 +25,10 @@ class Distribution(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """In a kernel, given directions or cotangents [P, N, columns] with their strides, or the key of those drawn."""
+    """In a kernel, given directions or cotangents [P, N, columns] with their strides, or the key of those drawn.
+
+    The key is a number, or in a CUDA graph, which draws anew at each replay, two of the device's memory, SEED.
+    """
 
     V: tl.tensor
     by_vector: tl.tensor
@@ -33,6 +36,8 @@ class Vectors(NamedTuple):
     by_column: tl.tensor
     seed: tl.tensor
     offset: tl.tensor
+    SEED: tl.tensor
+    in_memory: tl.tensor
 
 
 class Target(NamedTuple):
@@ -72,13 +77,22 @@ def normal(sample, p, d, seed, offset):
 
 
 @triton.jit
+def key_of(vectors, p):
+    """Read anew for each vector, or it is kept in registers."""
+    at, here = vectors.SEED + (p >> 30), vectors.in_memory
+    seed = tl.load(at, mask=here, other=0).to(tl.uint64)
+    offset = tl.load(at + 1, mask=here, other=0).to(tl.uint32)
+    return tl.where(here, seed, vectors.seed), tl.where(here, offset, vectors.offset)
+
+
+@triton.jit
 def direction(distribution, vectors, sample, valid, p, d, W):
     """Vector p of a tile [BLOCK, columns], 0 beyond W and N."""
     within = (d < W)[None, :] & valid[:, None]
     if distribution.KIND == GIVEN:
         at = p * vectors.by_vector + sample[:, None] * vectors.by_sample + d[None, :] * vectors.by_column
         return tl.load(vectors.V + at, mask=within, other=0.0)
-    seed, offset = vectors.seed, vectors.offset
+    seed, offset = key_of(vectors, p)
     rows = (0 * sample if distribution.SHARED else sample)[:, None].to(tl.uint32)
     columns = d[None, :].to(tl.uint32)
     if distribution.KIND == SPHERE or distribution.KIND == NORMAL:

@@ -86,7 +86,7 @@ def end(scratch, hidden_layers, TILE):
 @triton.jit
 def weights_of(l, TILE):
     """Where the weights of a linear layer above the first one begin."""
-    return TILE.H * TILE.DB + (l - 1) * (TILE.H * TILE.H)
+    return (l - 1) * (TILE.H * TILE.H) + TILE.H * TILE.DB
 
 
 @triton.jit
@@ -295,12 +295,24 @@ def backward(
 
 
 @triton.jit
+def emptied(slot, count):
+    some = tl.arange(0, 1024)
+    for i in tl.range(0, count, 1024):
+        tl.store(slot + (some + i), tl.zeros((1024,), tl.float32), mask=some + i < count)
+
+
+@triton.jit
 def begin(room, hidden_layers, GRADIENTS: tl.constexpr, TILE):
-    """The state of a program: where its scratch, and its slot of weights and of biases begin, the latter full of 0."""
+    """The state of a program: where its scratch, and its slots of weights and of biases begin, these full of 0."""
     program = tl.program_id(0).to(tl.int64)
     scratch = room.scratch + program * ((ARRAYS * hidden_layers * TILE.H + TILE.DB + TILE.OB) * TILE.BLOCK)
-    slots = room.slots + program * all_weights(hidden_layers, TILE)
-    return scratch, slots, room.bias_slots + program * (hidden_layers * TILE.H + TILE.OB)
+    weights, biases = all_weights(hidden_layers, TILE), hidden_layers * TILE.H + TILE.OB
+    slots, bias_slots = room.slots + program * weights, room.bias_slots + program * biases
+    if GRADIENTS:
+        emptied(slots, weights)
+        emptied(bias_slots, biases)
+        tl.debug_barrier()
+    return scratch, slots, bias_slots
 
 
 @triton.jit

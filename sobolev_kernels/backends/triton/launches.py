@@ -131,7 +131,16 @@ class Linear:
     warps: int
 
 
+@dataclass(frozen=True)
+class Outer(Linear):
+    """Gradients of weights: rows and columns of a tile, samples of a step, and about how many programs there are."""
+
+    programs: int
+
+
 LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
+OUTER = Outer(rows=64, columns=64, depth=32, warps=4, programs=528)
+WIDEST_DRAWN = 8192  # numbers of a direction that a program draws at a time
 
 # Layer by layer, wider students take torch's own multiply. Not yet measured on a GPU.
 FUSED_UP_TO = 256

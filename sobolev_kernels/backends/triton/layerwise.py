@@ -1,243 +1,185 @@
 """The layer-wise path, for every student: all streams of a layer at a time, stacked [S, N, n].
 
 Up to a width a multiply has what follows it in its epilogue (`fused_multiply.py`); above, the multiply is torch's own
-and only what lies between two of them is fused (`elementwise.py`). Weight gradients are one multiply over all streams.
+and only what lies between two of them is fused (`elementwise.py`). Gradients of weights are of all layers in one launch
+(`outer.py`), or one multiply by torch for each.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
 import triton
 
-from ...drawing import drawn, over_samples
+from ...drawing import drawn
 from ...enums import COTANGENTS, DENSE
+from ...math.directions import is_dependent
 from ...math.losses import is_coupled
-from ...math.table import Formula
-from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
+from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE, Operands, Problem
 from .. import reference
-from ..finish import finish
-from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel
-from .formulas import activation_of, loss_of
-from .fused_multiply import backward_kernel, forward_kernel
-from .launches import FUSED_UP_TO, LINEAR
+from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel  # noqa: F401
+from .finishing import finish
+from .formulas import loss_of
+from .fused_multiply import backward_kernel, forward_kernel, product_kernel, pull_kernel, push_kernel  # noqa: F401
+from .launches import FUSED_UP_TO, WIDEST_DRAWN
+from .layers import BLOCK, Layers
+from .outer import outer_kernel  # noqa: F401
+from .script import At, Script
+from .start import along_kernel, cast_kernel, start_kernel  # noqa: F401
 
-BLOCK, SAMPLES = 1024, 128
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def product(a: torch.Tensor, b: torch.Tensor, precision: str) -> torch.Tensor:
-    """a @ b by torch, in float32 from operands of a precision; whether it takes TF32 for "tf32" is torch's setting."""
-    if precision not in DTYPES:
-        return a @ b
-    a, b = a.to(DTYPES[precision]), b.to(DTYPES[precision])
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+here = sys.modules[__name__]
+SAMPLES = 128
+LONGEST_ALONG = 256  # numbers that a thread sums of a target along a vector
 
 
-def within_reach(weight: torch.Tensor) -> torch.Tensor:
+def near(weight: torch.Tensor) -> torch.Tensor:
     """The weight, or a copy of one whose numbers lie further apart than the kernels' 32-bit integers reach."""
     (rows, columns), (by_row, by_column) = weight.shape, weight.stride()
     return weight.contiguous() if (rows - 1) * by_row + (columns - 1) * by_column >= 2**31 else weight
 
 
-class Layers:
-    """The layers of one call, and what their value stream leaves behind: Z, the stacked z without bias."""
-
-    def __init__(self, problem: Problem, parameters: list[torch.Tensor]):
-        tensors = iter(parameters)
-        self.weights, self.biases, self.slots = [], [], []
-        for has_bias in problem.biases:
-            self.slots.append(len(self.weights) + sum(b is not None for b in self.biases))
-            self.weights.append(within_reach(next(tensors)))
-            self.biases.append(next(tensors).contiguous() if has_bias else None)
-        self.activations = problem.activations
-        self.order, self.precision = problem.order, problem.precision
-        self.last = len(self.weights) - 1
-        self.fusing = max(problem.widths) <= FUSED_UP_TO
-
-    def multiply(self, streams: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """[S, N, K] times [n, K] transposed: [S, N, n]."""
-        return product(streams.flatten(0, 1), weight.T, self.precision).unflatten(0, streams.shape[:2])
-
-    def outer(self, z_bar: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Σ over streams and samples of z̄ hᵀ."""
-        return product(z_bar.flatten(0, 1).T, h.flatten(0, 1), self.precision)
-
-    def launch(self, kernel, l: int, *tensors, streams: int, **constants) -> None:
-        """`kernel` over the numbers of layer l; its first two arguments are Z and the bias."""
-        Z, bias = self.Z[l], self.biases[l]
-        _, N, n = Z.shape
-        if N == 0:
-            return
-        grid, activation = (triton.cdiv(N * n, BLOCK),), activation_of(self.activations[l])
-        kernel[grid](Z, bias, *tensors, N, n, streams, activation, BLOCK=BLOCK, **constants)
-
-    def fused(self, kernel, l: int, weight: torch.Tensor, *tensors, streams: torch.Tensor, P: int) -> None:
-        """A multiply of `streams` [S, N, K] by `weight` [n, K] transposed, with the epilogue of layer l."""
-        N, K, n = *streams.shape[1:], len(weight)
-        if N == 0:
-            return
-        grid = (triton.cdiv(N, LINEAR.rows), triton.cdiv(n, LINEAR.columns))
-        kernel[grid](
-            streams, weight, *tensors, N, K, n, P, *weight.stride(), activation_of(self.activations[l]),
-            ORDER=self.order, PRECISION=self.precision, BM=LINEAR.rows, BN=LINEAR.columns, BK=LINEAR.depth,
-            num_warps=LINEAR.warps,
-        )  # fmt: skip
-
-    def forward(self, streams: torch.Tensor, P: int) -> torch.Tensor:
-        """Values and their P tangents (and second derivatives) from those of the inputs; keeps Z and H."""
-        self.H, self.Z = [streams], []
-        for l, weight in enumerate(self.weights):
-            below = self.H[-1]
-            self.H.append(streams.new_empty(*streams.shape[:2], len(weight)))
-            if self.fusing:
-                self.Z.append(torch.empty_like(self.H[-1]))
-                self.fused(forward_kernel, l, weight, self.biases[l], self.Z[-1], self.H[-1], streams=below, P=P)
-            else:
-                self.Z.append(self.multiply(below, weight))
-                self.launch(activate_kernel, l, self.H[-1], streams=P, ORDER=self.order)
-        return self.H[-1]
-
-    def gradients(self, cotangents: torch.Tensor) -> torch.Tensor:
-        """Jᵀu [R, N, D] for cotangents u [R, N, O]; keeps the adjoints A and delta = σ' A of every layer."""
-        self.A, self.delta = [None] * (self.last + 1), [None] * (self.last + 1)
-        a = cotangents.contiguous()
-        for l in range(self.last, -1, -1):
-            self.A[l], self.delta[l] = a, torch.empty_like(a)
-            self.launch(delta_kernel, l, a, self.delta[l], streams=len(a))
-            a = self.multiply(self.delta[l], self.weights[l].T)
-        return a
-
-    def along_g_bar(self, g_bar: torch.Tensor, into: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Add the weight gradients of adjoints g_bar [R, N, D] of `gradients`; gives q [N, n] of each layer."""
-        q_of_layer, h = [], g_bar
-        for l, weight in enumerate(self.weights):
-            into[self.slots[l]].add_(self.outer(self.delta[l], h))
-            z = self.multiply(h, weight)
-            h, q = torch.empty_like(z), torch.empty_like(z[0])
-            self.launch(along_g_bar_kernel, l, z, self.A[l], h, q, streams=len(z))
-            q_of_layer.append(q)
-        return q_of_layer
-
-    def backward(self, adjoints: torch.Tensor, P: int, q_of_layer: list, into: list[torch.Tensor], dx) -> None:
-        """Add all gradients from the adjoints of the last H."""
-        z_bar = torch.empty_like(adjoints)
-        self.launch(adjoint_kernel, self.last, adjoints, q_of_layer[-1], z_bar, streams=P, ORDER=self.order)
-        for l in range(self.last, -1, -1):
-            into[self.slots[l]].add_(self.outer(z_bar, self.H[l]))
-            if self.biases[l] is not None:
-                into[self.slots[l] + 1].copy_(z_bar[0].sum(0))
-            if l == 0:
-                break
-            above, z_bar = z_bar, torch.empty_like(self.Z[l - 1])
-            if self.fusing:
-                tensors = self.Z[l - 1], self.biases[l - 1], q_of_layer[l - 1], z_bar
-                self.fused(backward_kernel, l - 1, self.weights[l].T, *tensors, streams=above, P=P)
-            else:
-                adjoints = self.multiply(above, self.weights[l].T)
-                self.launch(adjoint_kernel, l - 1, adjoints, q_of_layer[l - 1], z_bar, streams=P, ORDER=self.order)
-        if dx is not None:
-            dx.copy_(product(z_bar[0], self.weights[0], self.precision))
+def readable(problem: Problem, operands: Operands) -> Operands:
+    """The operands as the kernels read them, some of them copies."""
+    pack = lambda tensor: None if tensor is None else tensor.contiguous()  # noqa: E731
+    parameters = [near(p) if p.dim() == 2 else p.contiguous() for p in operands.parameters]
+    samples, outputs = pack(operands.sample_weight), pack(operands.output_weight)
+    return operands._replace(parameters=parameters, sample_weight=samples, output_weight=outputs)
 
 
-def term(
-    loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None, repeated: bool,
-    of_each: torch.Tensor | None, sample_weight: torch.Tensor | None, factor: float, share: float,
-    slope: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """The term of each sample [N], by `share`; fills `slope` [R, N, n], the predictions' adjoints, by `factor`."""
-    R, N, n = prediction.shape
-    terms = prediction.new_empty(N)
-    if N:
-        residual_kernel[(triton.cdiv(N, SAMPLES),)](
-            prediction, target.contiguous(), weights, None if of_each is None else of_each.contiguous(), sample_weight,
-            slope, terms, N, R, n, loss_of(loss, factor, share), COUPLED=is_coupled(loss), REPEATED=repeated,
-            BLOCK=SAMPLES,
-        )  # fmt: skip
-    return terms
+def drawn_before(problem: Problem, operands: Operands) -> Operands:
+    """With vectors given that no kernel draws: those of a sample that depend on each other, or very long ones."""
+    if (
+        operands.given is None
+        and problem.P
+        and (is_dependent(problem.distribution) or max(problem.D, problem.drawn) > WIDEST_DRAWN)
+    ):
+        return operands._replace(given=drawn(problem.drawing, operands.seed, operands.x.shape[0]), seed=None)
+    return operands
 
 
-def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    x, parameters, given, seed, *targets, sample_weight, output_weight, of_each, weights = operands
-    N, W = x.shape[0], problem.W
-    vectors = None
-    if problem.P:
-        vectors = drawn(problem.drawing, seed, N) if given is None else over_samples(given, N)
-    for gradient in gradients:
-        gradient.zero_()
-    layers = Layers(problem, parameters)
-    cotangents = problem.projection == COTANGENTS
-    P = 0 if cotangents else problem.P
-    streams = x.new_zeros(1 + problem.order * P, N, problem.D)
-    streams[0] = x
-    if P:
-        streams[1 : 1 + P, :, :W] = vectors
-    H = layers.forward(streams, P)
-    predictions = [H[:1], H[1 : 1 + P], H[1 + P :]]
-    if cotangents:
-        predictions[1] = layers.gradients(vectors)[..., :W].contiguous()
-    predictions = predictions[: 1 + problem.order]
-    if problem.result == DERIVATIVES:
-        results = [predictions[0][0], *predictions[1:]]
-        names = ["y", "second"] if problem.collapsed else ["y", "derivatives", "second"]
-        results = [results[0], results[2].sum(0)] if problem.collapsed else results
-        for name, result in zip(names, results, strict=False):
-            outputs[name].copy_(result)
-        return
-    adjoints, common = torch.zeros_like(H), 1.0
-    slopes = [adjoints[:1], adjoints[1 : 1 + P], adjoints[1 + P :]]
-    if cotangents:
-        slopes[1] = torch.zeros_like(predictions[1])
-    if problem.result == DERIVATIVES_GRADIENTS:
-        for slope, cotangent in zip(slopes, targets, strict=False):
-            if cotangent is not None:
-                slope.copy_(cotangent)
-    else:
-        of_residuals = sample_weight, output_weight, of_each
-        terms, common = losses(problem, predictions, targets, vectors, slopes, of_residuals, weights)
-        if problem.result != PER_SAMPLE_GRADIENTS:
-            for name, result in zip(("loss", "terms"), finish(problem, weights, terms), strict=True):
-                outputs[name].copy_(result)
-    if not problem.gradients:
-        return
-    q_of_layer = [None] * len(layers.weights)
-    if cotangents:
-        g_bar = x.new_zeros(problem.P, N, problem.D)
-        g_bar[..., :W] = slopes[1]
-        q_of_layer = layers.along_g_bar(g_bar, gradients)
-    layers.backward(adjoints, P, q_of_layer, gradients, outputs.get("dx"))
-    if common != 1.0:
-        torch._foreach_mul_([*gradients, *(outputs[name] for name in ("dx",) if name in outputs)], common)
+def write(script: Script, problem: Problem, operands: Operands, at: Operands, outputs: dict, gradients: list) -> None:
+    """The launches of a step.
 
-
-def losses(problem: Problem, predictions, targets, vectors, slopes, of_residuals, weights):
-    """The scaled terms [N] of values, derivatives and second derivatives, and what multiplies all gradients.
-
-    Fills the slopes. Adjoints are of the size of residuals, whatever N is: float16 has no room for smaller ones. A term
-    of weight 0 has none, since it may have any target, also NaN.
+    operands: tensors that lie as those that will come; at, outputs, gradients: where those will be.
     """
-    values, derivative, second = targets
-    sample_weight, output_weight, of_each = of_residuals
-    cotangents = problem.projection == COTANGENTS
-    if derivative is not None and problem.derivative_target == DENSE:
-        derivative = (reference.pull if cotangents else reference.project)(derivative, vectors)
-    if second is not None and problem.second_target == DENSE:
-        second = reference.project_twice(second, vectors)
-    values = None if values is None else values[None]
-    N = predictions[0].shape[1]
+    layers = Layers(here, max(problem.widths) <= FUSED_UP_TO, script, problem, operands, at)
+    N, cotangents = layers.N, problem.projection == COTANGENTS
+    terms = outputs["terms"] if problem.result == PER_SAMPLE else script.room(1 + problem.order, N)
+    common = 1.0
+    if N:
+        H = layers.forward()
+        g = layers.gradients() if cotangents else None
+        if problem.result == DERIVATIVES:
+            results(layers, H, g, outputs)
+        else:
+            adjoints = script.room(layers.S, N, problem.O)
+            g_bar = script.room(problem.P, N, problem.D) if cotangents else None
+            if problem.result == DERIVATIVES_GRADIENTS:
+                given_slopes(layers, adjoints, g_bar)
+            else:
+                common = losses(layers, (H, g), (adjoints, g_bar), terms)
+            if problem.gradients:
+                q_of_layer = layers.along_g_bar(g_bar) if cotangents else [None] * len(layers.weights)
+                layers.backward(adjoints, q_of_layer, outputs.get("dx"), common)
+    if "loss" in outputs or gradients:
+        finish(script, problem, N, operands.weights, outputs, gradients, terms, layers.slots(), common)
+
+
+def results(layers: Layers, H: At, g: At | None, outputs: dict) -> None:
+    """The values and derivatives that are asked for, out of their streams."""
+    problem, P = layers.problem, layers.P
+    first = (lambda H: H[1 : 1 + P]) if g is None else (lambda g: g[..., : problem.W])
+    pick = {"y": lambda H: H[0], "derivatives": first, "second": lambda H: H[1 + P :]}
+    if problem.collapsed:
+        pick["second"] = lambda H: H[1 + P :].sum(0)
+    for name, out in outputs.items():
+        source = g if name == "derivatives" and g is not None else H
+        layers.script.do(lambda source, out, part=pick[name]: out.copy_(part(source)), source, out)
+
+
+def given_slopes(layers: Layers, adjoints: At, g_bar: At | None) -> None:
+    """The adjoints of the predictions are the cotangents that came, or 0."""
+    at, P, W = layers.at, layers.P, layers.problem.W
+    parts = [slice(0, 1), slice(1, 1 + P), slice(1 + P, None)][: 1 + layers.problem.order]
+
+    def fill(place: At, part: slice, came: At | None, columns: int | None = None) -> None:
+        if came is None or columns is not None:
+            layers.script.do(lambda place: place[part].zero_(), place)
+        if came is not None:
+            layers.script.do(lambda came, place: place[part][..., :columns].copy_(came), came, place)
+
+    for part, came in zip(parts, (at.values, at.derivative, at.second), strict=False):
+        if g_bar is not None and part.start:
+            fill(g_bar, slice(None), came, W)
+        else:
+            fill(adjoints, part, came)
+
+
+def losses(layers: Layers, predictions: tuple, slopes: tuple, terms: At) -> float:
+    """The launches of the terms of the loss, scaled, and their slopes; what multiplies all gradients.
+
+    Adjoints are of the size of residuals, whatever N is: float16 has no room for smaller ones. A term of weight 0 has
+    none, since it may have any target, also NaN.
+    """
+    problem, operands, at, N, P = layers.problem, layers.operands, layers.at, layers.N, layers.P
+    cotangents, W, O = problem.projection == COTANGENTS, problem.W, problem.O
+    H, adjoints = predictions[0], slopes[0]
+    rows = [(H, adjoints, 1, O, 0, O), (H, adjoints, P, O, 1, O), (H, adjoints, P, O, 1 + P, O)][: 1 + problem.order]
+    if cotangents:
+        rows[1] = (predictions[1], slopes[1], problem.P, W, 0, problem.D)
+    targets = [None if at.values is None else (at.values, (0, *operands.values.stride())), *derivatives(layers)]
+    kinds = [problem.value_loss, problem.derivative_loss, problem.derivative_loss]
+    counts = [1 if is_coupled(loss) else R * n for loss, (_, _, R, n, _, _) in zip(kinds, rows, strict=False)]
     divided = max(1, N) if problem.reduction == "mean" else 1
-    kinds = [problem.value_loss, problem.derivative_loss, problem.derivative_loss][: len(predictions)]
-    counts = [1 if is_coupled(loss) else p.shape[0] * p.shape[2] for loss, p in zip(kinds, predictions, strict=True)]
     shares = [1 / (divided * max(1, count)) for count in counts]
-    common = max(w * share for w, share in zip(weights, shares, strict=False)) or 1.0
-    terms = []
-    for order, (prediction, target) in enumerate(zip(predictions, (values, derivative, second), strict=False)):
-        if target is None:
-            terms.append(prediction.new_zeros(N))
-            continue
-        repeated, each = bool(order) and cotangents, of_each if order else None
-        samples = None if sample_weight is None else sample_weight[1 if order else 0]
-        slope, factor = (slopes[order] if weights[order] else None), weights[order] * shares[order] / common
-        terms.append(
-            term(kinds[order], prediction, target, output_weight, repeated, each, samples, factor, shares[order], slope)
-        )
-    return terms, common
+    common = max(w * share for w, share in zip(operands.weights, shares, strict=False)) or 1.0
+    each = (0, 0, 0) if operands.derivative_weight is None else operands.derivative_weight.stride()
+    for order, ((A, slope, R, n, first, width), target) in enumerate(zip(rows, targets, strict=True)):
+        T, strides = target or (None, (0, 0, 0))
+        factor = operands.weights[order] * shares[order] / common
+        layers.launch(
+            "residual_kernel", (triton.cdiv(N, SAMPLES),), A, T, at.output_weight,
+            at.derivative_weight if order else None, at.sample_weight, slope if problem.gradients else None, terms,
+            N, R, n, first, width, *strides, *each, loss_of(kinds[order], factor, shares[order]), ORDER=order,
+            COUPLED=is_coupled(kinds[order]), REPEATED=bool(order) and cotangents, BLOCK=SAMPLES,
+        )  # fmt: skip
+    return common
+
+
+def derivatives(layers: Layers) -> list[tuple[At, tuple] | None]:
+    """Of first and second derivatives the targets along the vectors, with their strides [P, N, n]."""
+    problem, operands, at, N = layers.problem, layers.operands, layers.at, layers.N
+    cotangents, targets = problem.projection == COTANGENTS, []
+    kinds = (problem.derivative_target, problem.second_target)[: problem.order]
+    for kind, name in zip(kinds, ("derivative", "second"), strict=False):
+        place, tensor = getattr(at, name), getattr(operands, name)
+        if place is None:
+            targets.append(None)
+        elif kind != DENSE:
+            targets.append((place, tensor.stride()))
+        else:
+            n, terms, (sn, *steps) = problem.derived, problem.drawn, tensor.stride()
+            sk, (sj, si) = (steps[1], (steps[0], 0)) if cotangents else (steps[0], (*steps[1:], 0)[:2])
+            first, width = (0, problem.O) if cotangents else (1, problem.D)
+            out = layers.script.room(problem.P, N, n)
+            targets.append((out, (N * n, n, 1)))
+            if terms ** (1 + (name == "second")) > LONGEST_ALONG:
+                layers.script.do(projected(cotangents, name, first, terms), place, layers.vectors, out)
+                continue
+            layers.launch(
+                "along_kernel", (triton.cdiv(problem.P * N * n, BLOCK),), place, layers.vectors, out, N, problem.P, n,
+                terms, first, width, sn, sj, si, sk, TWICE=name == "second", BLOCK=BLOCK,
+            )  # fmt: skip
+    return targets
+
+
+def projected(cotangents: bool, name: str, first: int, terms: int) -> Callable:
+    """The same by PyTorch, whose products are faster where each number is a long sum."""
+    function = reference.project_twice if name == "second" else reference.pull if cotangents else reference.project
+
+    def fill(target, vectors, out):
+        out.copy_(function(target, vectors[first : first + len(out), :, :terms]))
+
+    return fill

@@ -1,0 +1,146 @@
+"""The Triton backend on a GPU, where there is one: on every path the float64 reference's numbers; graphs, devices."""
+
+import pytest
+import torch
+
+import sobolev_kernels as sk
+from sobolev_kernels.backends import triton
+from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.testing.compare import compare, computed_from, forget, step
+from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
+
+pytestmark = pytest.mark.skipif(triton.MISSING is not None or not torch.cuda.is_available(), reason="no GPU, or triton")
+SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many programs, the last tile not whole") for width in (16, 50, 128)]
+PATHS = ("on chip", "in cache", "layer by layer", "torch's multiply")
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+
+    if request.param == "in cache":
+        monkeypatch.setattr(launches, "ON_CHIP", ())
+    if request.param in PATHS[2:]:
+        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if request.param == "layer by layer" else 0)
+    forget()
+    yield request.param
+    forget()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("side", [directions_of, cotangents_of])
+def test_numbers(path, side, shape, precision):
+    """And the same bits by what is kept of the first call."""
+    numbers, projections = data(shape, "tanh"), side("sphere", shape)
+    first = compare(numbers, projections, backend="triton", device="cuda", precision=precision)
+    second, third = (step(numbers.on("cuda"), projections, "triton", precision=precision) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize("side", ["tangents", "gradients"])
+def test_both_sides(path, side):
+    with computed_from(side):
+        compare(data(SHAPES[1], "silu"), directions_of("normal", SHAPES[1]), backend="triton", device="cuda")
+
+
+@pytest.mark.parametrize("settings", [{"reduction": "none"}, {"order": 2}, {"derivative_loss": "cosine"}], ids=str)
+def test_modes(path, settings):
+    """Losses of each sample, whose backward is a step of its own; and what goes layer by layer."""
+    numbers, shape = data(SHAPES[0], "tanh"), SHAPES[0]
+    targets = ("values", "jacobian", "hessian") if "order" in settings else ("values", "jacobian")
+    compare(numbers, directions_of("sphere", shape), targets, backend="triton", device="cuda", **settings)
+
+
+def test_batches_of_other_sizes_and_places(path):
+    """By the same compiled kernels: a last batch that is smaller, a batch that is a view, weights in a flat buffer."""
+    whole, directions = data(SHAPES[1], "tanh"), sk.Directions.sphere(2, seed=3)
+    flat = torch.cat([torch.zeros(1), *[p.detach().flatten() for p in whole.student.parameters()]]).cuda()
+    on_gpu, at = whole.on("cuda"), 1
+    for k, p in enumerate(on_gpu.student.parameters()):
+        p.data, at = flat[at : at + p.numel()].view_as(p) if k else p.data, at + p.numel()
+    for batch in (slice(0, 512), slice(512, 1000), slice(1, 513), slice(0, 1000, 2)):
+        losses = [
+            sk.sobolev_loss(
+                n.student, n.x[batch], sk.Targets(values=n.y[batch], jacobian=n.jacobian[batch]),
+                directions=directions, backend=backend,
+            ).item()
+            for n, backend in ((on_gpu, "triton"), (whole, "cpu"))
+        ]  # fmt: skip
+        assert abs(losses[0] - losses[1]) < 1e-4 * abs(losses[1])
+
+
+def whole_step(numbers, directions, **settings):
+    targets, parameters = sk.Targets(values=numbers.y, jacobian=numbers.jacobian), list(numbers.student.parameters())
+
+    def whole():
+        loss = sk.sobolev_loss(
+            numbers.student, numbers.x, targets, directions=directions, backend="triton", **settings
+        ).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    return whole
+
+
+def graph_of(whole):
+    """A graph of what `whole` computes, and the tensors that it returns there."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            whole()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = whole()
+    return graph, results
+
+
+@pytest.mark.parametrize("kind", ["given", "seeded"])
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"reduction": "none"}], ids=str)
+def test_a_graph_of_a_whole_step(path, kind, settings):
+    """With its backward: replayed after inputs and weights have changed it gives what a step then gives."""
+    numbers, directions = data(SHAPES[1], "tanh").on("cuda"), sk.Directions.sphere(2, seed=5)
+    if kind == "given":
+        directions = sk.Directions.given(torch.randn(2, SHAPES[1].N, SHAPES[1].D, device="cuda"))
+    whole = whole_step(numbers, directions, **settings)
+    graph, results = graph_of(whole)
+    with torch.no_grad():
+        for tensor in (numbers.x, *numbers.student.parameters()):
+            tensor.mul_(1.25)
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, results, whole()))
+
+
+def test_a_graph_draws_anew_at_each_replay(path):
+    """Other directions each time, those of torch's generator; and no kernel is compiled for them in the capture."""
+    from triton import knobs
+
+    loaded, hook = [], lambda *_: loaded.append(torch.cuda.is_current_stream_capturing())
+    knobs.runtime.kernel_load_end_hook.add(hook)
+    try:
+        graph, results = graph_of(whole_step(data(SHAPES[0], "tanh").on("cuda"), sk.Directions.sphere(1)))
+    finally:
+        knobs.runtime.kernel_load_end_hook.remove(hook)
+    assert not any(loaded)
+
+    def replayed():
+        graph.replay()
+        torch.cuda.synchronize()
+        return [tensor.clone() for tensor in results]
+
+    torch.manual_seed(3)
+    first, second = replayed(), replayed()
+    torch.manual_seed(3)
+    again = replayed()
+    assert all(map(torch.equal, first, again)) and not torch.equal(first[1], second[1])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_tensors_of_another_device_than_the_current_one(path):
+    numbers, projections = data(SHAPES[0], "tanh"), directions_of("sphere", SHAPES[0])
+    first, second = (step(numbers.on(f"cuda:{i}"), projections, "triton") for i in (0, 1))
+    assert all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first)

@@ -1,0 +1,143 @@
+"""What ends a step: gradients from slots of partial sums, the loss and its terms from those of the samples; one launch.
+
+Sums have a fixed order: the same bits on every run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from ...problem import PER_SAMPLE, Problem
+from .script import At, Script, by_layer
+
+AT_ONCE = 16  # layers that one launch packs, or finishes: a kernel has room for so many arguments
+ROWS, COLUMNS, SAMPLES = 32, 128, 4096  # slots and numbers of a gradient, and terms, that a program sums at a time
+
+
+class Slots(NamedTuple):
+    """Partial sums of gradients: `weights` [parts, stride] and `biases` [bias_parts, bias_stride]; of each layer the
+    columns of a row of its weights there, and where its weights and its biases begin."""
+
+    weights: At
+    biases: At
+    parts: int
+    bias_parts: int
+    stride: int
+    bias_stride: int
+    layers: Sequence[tuple[int, int, int]]
+
+
+@triton.jit
+def summed(SLOTS, at, there, stride, parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The numbers [COLUMNS] at these places of all slots, summed in the order of the slots."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in tl.range(0, parts, ROWS):
+        slot = first + tl.arange(0, ROWS)
+        within = (slot < parts)[:, None] & there[None, :]
+        total += tl.load(SLOTS + slot.to(tl.int64)[:, None] * stride + at[None, :], mask=within, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def finish_layer(
+    W, B, PLACES, k: tl.constexpr, slots, bias_slots, parts, bias_parts, stride, bias_stride, common,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    n_out, n_in, columns = PLACES[5 * k], PLACES[5 * k + 1], PLACES[5 * k + 2]
+    at, at_bias = PLACES[5 * k + 3], PLACES[5 * k + 4]
+    i = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    size = n_out.to(tl.int64) * n_in
+    if tl.program_id(0) * COLUMNS < size:
+        there, place = i < size, i // n_in * columns + i % n_in + at
+        tl.store(W + i, common * summed(slots, place, there, stride, parts, ROWS, COLUMNS), mask=there)
+    if B is not None:
+        if tl.program_id(0) * COLUMNS < n_out:
+            total = summed(bias_slots, i + at_bias, i < n_out, bias_stride, bias_parts, ROWS, COLUMNS)
+            tl.store(B + i, common * total, mask=i < n_out)
+
+
+@triton.jit
+def finish_each(LOSS, terms, N, WEIGHTS, SAMPLES: tl.constexpr):
+    """The LOSS [N] of each sample. A term of weight 0 is left out, since it may be NaN."""
+    n = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
+    loss = tl.zeros((SAMPLES,), tl.float32)
+    for t in tl.static_range(len(WEIGHTS)):
+        term = tl.load(terms + t * N.to(tl.int64) + n, mask=n < N, other=0.0)
+        loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
+    tl.store(LOSS + n, loss, mask=n < N)
+
+
+@triton.jit
+def finish_terms(LOSS, TERMS, terms, N, WEIGHTS, SAMPLES: tl.constexpr):
+    """The LOSS and its TERMS, which need not be there."""
+    if tl.program_id(0) == 0:
+        loss = 0.0 * tl.program_id(0).to(tl.float64)
+        for t in tl.static_range(len(WEIGHTS)):
+            sums = tl.zeros((SAMPLES,), tl.float64)
+            for first in tl.range(0, N, SAMPLES):
+                n = first + tl.arange(0, SAMPLES).to(tl.int64)
+                sums += tl.load(terms + t * N.to(tl.int64) + n, mask=n < N, other=0.0).to(tl.float64)
+            term = tl.sum(sums, 0)
+            loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
+            if TERMS is not None:
+                tl.store(TERMS + t, term.to(tl.float32))
+        tl.store(LOSS, loss.to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["N", "parts", "bias_parts", "stride", "bias_stride"])
+def finish_kernel(
+    LOSS, TERMS, terms, GRADIENTS, BIAS_GRADIENTS, PLACES, slots, bias_slots, N, parts, bias_parts, stride, bias_stride,
+    common, WEIGHTS, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+):  # fmt: skip
+    """GRADIENTS [n_out, n_in] and BIAS_GRADIENTS [n_out], or None: the sums of all slots, by `common`. PLACES has five
+    of each layer: n_out, n_in, and those of Slots. And the LOSS, if it is there, of the `terms` [len(WEIGHTS), N] of
+    samples. A program's second number says of which layer it is; those behind the last one make the loss."""
+    for k in tl.static_range(len(GRADIENTS)):
+        if tl.program_id(1) == k:
+            finish_layer(
+                GRADIENTS[k], BIAS_GRADIENTS[k], PLACES, k, slots, bias_slots, parts, bias_parts, stride, bias_stride,
+                common, ROWS, COLUMNS,
+            )  # fmt: skip
+    if LOSS is not None:
+        if tl.program_id(1) == len(GRADIENTS):
+            if EACH:
+                finish_each(LOSS, terms, N, WEIGHTS, SAMPLES)
+            else:
+                finish_terms(LOSS, TERMS, terms, N, WEIGHTS, SAMPLES)
+
+
+def finish(
+    script: Script, problem: Problem, N: int, weights: Sequence[float], outputs: dict, gradients: Sequence[At],
+    terms: At, slots: Slots, common: float,
+) -> None:  # fmt: skip
+    """The launch that ends a step; for a student of more than AT_ONCE layers several."""
+    each, loss = problem.result == PER_SAMPLE, outputs.get("loss")
+    # also where nobody asks for the terms: one variant of the kernel
+    sums = None if each or loss is None else outputs.get("terms") or script.room(1 + problem.order)
+    layers = by_layer(problem, gradients) if gradients else []
+    sizes = [*pairwise(problem.widths)]
+    for first in range(0, max(1, len(layers)), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        grid_1 = len(layers[some]) + (loss is not None)
+        if not grid_1:
+            continue
+        places = (
+            [p for (a, b), of in zip(sizes[some], slots.layers[some], strict=True) for p in (b, a, *of)]
+            if layers
+            else []
+        )
+        most = max((max(a, 1) * b for a, b in sizes[some]), default=1) if layers else 1
+        blocks = max(triton.cdiv(most, COLUMNS), triton.cdiv(N, SAMPLES) if each else 1)
+        of_weights, of_biases = map(tuple, zip(*layers[some], strict=True)) if layers else ((), ())
+        script.launch(
+            sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, sums, terms, of_weights, of_biases,
+            tuple(places), slots.weights, slots.biases, N, *slots[2:6], common,
+            tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS, SAMPLES=SAMPLES,
+        )  # fmt: skip
+        loss = None
