@@ -92,8 +92,9 @@ def row(name, *arguments, **named):
 CASES = {
     "linear": lambda h: F.linear(h, B, C),
     "add": lambda h: h + 1 + C + (2 + h) + torch.add(h, h, alpha=3) + torch.add(C, h, alpha=2) + h.add(h[:, :1]),
-    "sub": lambda h: h - 1 - C - (2 - h) - torch.sub(C, h) + (C - h[:, :1]) - h.subtract(h.mean(-1, keepdim=True))
-    + torch.rsub(h, C),
+    "sub": lambda h: (
+        h - 1 - C - (2 - h) - torch.sub(C, h) + (C - h[:, :1]) - h.subtract(h.mean(-1, keepdim=True)) + torch.rsub(h, C)
+    ),
     "mul": lambda h: 2 * h * C * h + torch.multiply(h, h[:, :1]) + C * h[..., :1],
     "div": lambda h: h / 2 / (1 + h * h) + C / (2 + h.square()) + 1 / (3 + h * h) + h.true_divide(C) + h.divide(h + 9),
     "floor division": lambda h: h + torch.div(h, 2, rounding_mode="floor"),
@@ -109,65 +110,139 @@ CASES = {
     "masked_fill": lambda h: h.masked_fill(MASK, 3.0) + inplace(h, lambda h: h.masked_fill_(~MASK, 0.0)),
     "clamp": lambda h: h.clamp(-0.5, 0.5) + h.clamp_min(0.1) + torch.clamp_max(h, 0.2) + h.clip(min=C),
     "maximum": lambda h: torch.maximum(h, C) + torch.minimum(h, h * h) + torch.fmax(h, C * h) + torch.fmin(C, h),
-    "max": lambda h: h.max(-1, keepdim=True)[0] + h.min(1)[0][:, None] + h.max() + torch.amin(h, 2, True)
-    + h.amax(-1, keepdim=True) + torch.max(h, C + 0 * h),
+    "max": lambda h: (
+        h.max(-1, keepdim=True)[0]
+        + h.min(1)[0][:, None]
+        + h.max()
+        + torch.amin(h, 2, True)
+        + h.amax(-1, keepdim=True)
+        + torch.max(h, C + 0 * h)
+    ),
     "transpose": lambda h: (h.transpose(1, 2).mT + torch.swapaxes(h, -1, -2).swapdims(1, 2))[:, 0].T.t().sin(),
-    "permute": lambda h: h.permute(0, 2, 1).reshape(len(h), -1) + torch.permute(h, (2, 0, -2)).sum(0).flatten(1).repeat(1, 4),
+    "permute": lambda h: (
+        h.permute(0, 2, 1).reshape(len(h), -1) + torch.permute(h, (2, 0, -2)).sum(0).flatten(1).repeat(1, 4)
+    ),
     "views": lambda h: h.view(len(h), -1).unflatten(1, (4, 2)).reshape_as(h).view_as(h.sin()).ravel().reshape(h.shape),
     "squeeze": lambda h: h[:, :1].squeeze(1).unsqueeze(-1).squeeze().unsqueeze(0)[0],
-    "expand": lambda h: h[:, :1].expand(-1, 2, -1).contiguous() * h[:, :1].expand_as(h) + torch.broadcast_to(h[:, :1], h.shape),
+    "expand": lambda h: (
+        h[:, :1].expand(-1, 2, -1).contiguous() * h[:, :1].expand_as(h) + torch.broadcast_to(h[:, :1], h.shape)
+    ),
     "to": lambda h: h.to(f64).double().type_as(C).clone() + h.float().to(h.dtype).clone() * 0,
-    "sum": lambda h: h.sum() + h.sum(-1, keepdim=True) + h.mean((1, 2), True) + h.mean(dim=-1)[..., None] + torch.sum(h, (0, 1)),
-    "unbind": lambda h: torch.stack([a * b for a, b in zip(h.unbind(1), [*h.transpose(0, 1)])], -1),
-    "split": lambda h: torch.cat([*h.split(2, -1), *torch.split(h, [1, 3], -1), *h.tensor_split(2, -1),
-    *h.split_with_sizes([2, 2], 2)], -1),
-    "chunk": lambda h: torch.concat([a * a for a in h.chunk(2, -1)], axis=-1) + torch.concatenate([h[..., :2], h[..., 2:]], -1),
+    "sum": lambda h: (
+        h.sum() + h.sum(-1, keepdim=True) + h.mean((1, 2), True) + h.mean(dim=-1)[..., None] + torch.sum(h, (0, 1))
+    ),
+    "unbind": lambda h: torch.stack([a * b for a, b in zip(h.unbind(1), [*h.transpose(0, 1)], strict=True)], -1),
+    "split": lambda h: torch.cat(
+        [*h.split(2, -1), *torch.split(h, [1, 3], -1), *h.tensor_split(2, -1), *h.split_with_sizes([2, 2], 2)], -1
+    ),
+    "chunk": lambda h: (
+        torch.concat([a * a for a in h.chunk(2, -1)], axis=-1) + torch.concatenate([h[..., :2], h[..., 2:]], -1)
+    ),
     "select": lambda h: h.narrow(2, 1, 2) * h.select(1, 1)[:, None, :2] * h.select(-1, 0)[..., None],
     "cumsum": lambda h: h.cumsum(-1) + torch.cumsum(h, 1),
     "flip": lambda h: h.flip(1) + h.flip([-1]) + h.roll(1, -1) + h.roll(1),
     "mapped": lambda h: h.movedim(1, 2).moveaxis(-1, 1) + h.repeat(1, 1, 2)[..., ::2] + torch.tile(h, (1, 2))[..., :4],
-    "diagonal": lambda h: (h @ h.mT).diagonal(dim1=1, dim2=2).diag_embed() @ h + (h.tril() + h.triu(1)).rot90(2, (1, 2)),
-    "gather": lambda h: h.index_select(2, INDEX) + h.gather(2, INDEX.expand(len(h), 2, 3)) + h.take_along_dim(
-        INDEX[None, None], 2) + h.repeat_interleave(2, -1)[..., :3] + h.unfold(2, 2, 1)[..., 0],
-    "getitem": lambda h: h[:, 1, None, INDEX] * h[..., MASK][..., :1] + h[:, [0, 1, 1], [3, 2, 0]][:, None] + h[0, 0, 0],
+    "diagonal": lambda h: (
+        (h @ h.mT).diagonal(dim1=1, dim2=2).diag_embed() @ h + (h.tril() + h.triu(1)).rot90(2, (1, 2))
+    ),
+    "gather": lambda h: (
+        h.index_select(2, INDEX)
+        + h.gather(2, INDEX.expand(len(h), 2, 3))
+        + h.take_along_dim(INDEX[None, None], 2)
+        + h.repeat_interleave(2, -1)[..., :3]
+        + h.unfold(2, 2, 1)[..., 0]
+    ),
+    "getitem": lambda h: (
+        h[:, 1, None, INDEX] * h[..., MASK][..., :1] + h[:, [0, 1, 1], [3, 2, 0]][:, None] + h[0, 0, 0]
+    ),
     "setitem": lambda h: put(h, (slice(None), 0), 2.0) + put(h, (..., INDEX), h[..., :3] ** 2) + put(h, (0, 0), C),
-    "in place": lambda h: inplace(h, lambda h: h.add_(1).mul_(2).sub_(C).div_(2).relu_()) + inplace(h, lambda h: h.clamp_(0, 1))
-    + F.leaky_relu(h * 1, 0.1, inplace=True) + F.relu(h + 1, inplace=True) * (h * 2).tanh_(),
+    "in place": lambda h: (
+        inplace(h, lambda h: h.add_(1).mul_(2).sub_(C).div_(2).relu_())
+        + inplace(h, lambda h: h.clamp_(0, 1))
+        + F.leaky_relu(h * 1, 0.1, inplace=True)
+        + F.relu(h + 1, inplace=True) * (h * 2).tanh_()
+    ),
     "in place by operators": lambda h: inplace(h, lambda h: h.__iadd__(C).__imul__(2).__isub__(C).__itruediv__(3)),
     "pad": lambda h: F.pad(h, (1, 2)) + F.pad(h, (0, 3), value=2.0) + F.pad(h, (2, 1), mode="reflect"),
-    "conv1d": lambda h: F.conv1d(h, KERNEL, C, padding=1) + F.conv1d(h, KERNEL[:, :1], groups=2, padding="valid").sum(-1, keepdim=True),
-    "conv2d": lambda h: F.conv2d(image(h), KERNEL[..., None], C).flatten(1)
-    + F.conv_transpose2d(image(h), KERNEL[:2, :, :, None]).flatten(1)[:, :8],
-    "conv3d": lambda h: F.conv3d(image(h)[:, :, :, None], KERNEL[..., None, None], padding=1).flatten(1)[:, :8]
-    + F.conv_transpose3d(image(h)[:, :, :, None], KERNEL[:2, :, :, None, None]).flatten(1)[:, :8]
-    + F.conv_transpose1d(h, KERNEL[:2]).flatten(1)[:, :8],
-    "pools": lambda h: F.avg_pool2d(image(h), 2) + F.max_pool2d(image(h), 2) + F.adaptive_avg_pool2d(image(h), 1)
-    + F.adaptive_max_pool2d(image(h), 1) + F.max_pool1d(h, 2).sum(-1)[..., None, None] + F.avg_pool1d(h, 2)[..., :1, None]
-    + F.adaptive_avg_pool1d(h, 1)[..., None] + F.adaptive_max_pool1d(h, 1)[..., None] + F.max_pool2d(image(h), 2, return_indices=True)[0],
-    "pools of volumes": lambda h: F.avg_pool3d(image(h)[:, None], 2) * F.max_pool3d(image(h)[:, None], 2)
-    + F.adaptive_avg_pool3d(image(h)[:, None], 1) + F.adaptive_max_pool3d(image(h)[:, None], 1),
-    "shuffle": lambda h: F.pixel_unshuffle(F.pixel_shuffle(h.reshape(len(h), 4, 2, 1), 2), 2).flatten(1) + F.pixel_shuffle(
-        h.reshape(len(h), 4, 2, 1), 2).flatten(1),
+    "conv1d": lambda h: (
+        F.conv1d(h, KERNEL, C, padding=1) + F.conv1d(h, KERNEL[:, :1], groups=2, padding="valid").sum(-1, keepdim=True)
+    ),
+    "conv2d": lambda h: (
+        F.conv2d(image(h), KERNEL[..., None], C).flatten(1)
+        + F.conv_transpose2d(image(h), KERNEL[:2, :, :, None]).flatten(1)[:, :8]
+    ),
+    "conv3d": lambda h: (
+        F.conv3d(image(h)[:, :, :, None], KERNEL[..., None, None], padding=1).flatten(1)[:, :8]
+        + F.conv_transpose3d(image(h)[:, :, :, None], KERNEL[:2, :, :, None, None]).flatten(1)[:, :8]
+        + F.conv_transpose1d(h, KERNEL[:2]).flatten(1)[:, :8]
+    ),
+    "pools": lambda h: (
+        F.avg_pool2d(image(h), 2)
+        + F.max_pool2d(image(h), 2)
+        + F.adaptive_avg_pool2d(image(h), 1)
+        + F.adaptive_max_pool2d(image(h), 1)
+        + F.max_pool1d(h, 2).sum(-1)[..., None, None]
+        + F.avg_pool1d(h, 2)[..., :1, None]
+        + F.adaptive_avg_pool1d(h, 1)[..., None]
+        + F.adaptive_max_pool1d(h, 1)[..., None]
+        + F.max_pool2d(image(h), 2, return_indices=True)[0]
+    ),
+    "pools of volumes": lambda h: (
+        F.avg_pool3d(image(h)[:, None], 2) * F.max_pool3d(image(h)[:, None], 2)
+        + F.adaptive_avg_pool3d(image(h)[:, None], 1)
+        + F.adaptive_max_pool3d(image(h)[:, None], 1)
+    ),
+    "shuffle": lambda h: (
+        F.pixel_unshuffle(F.pixel_shuffle(h.reshape(len(h), 4, 2, 1), 2), 2).flatten(1)
+        + F.pixel_shuffle(h.reshape(len(h), 4, 2, 1), 2).flatten(1)
+    ),
     "interpolate": lambda h: F.interpolate(image(h), scale_factor=2, mode="bilinear") + F.interpolate(image(h), size=4),
     "unfold": lambda h: F.fold(F.unfold(image(h), 2), (2, 2), 2) + image(h),
-    "dropout in eval": lambda h: F.dropout(h, 0.5, training=False) + F.alpha_dropout(h) + F.dropout2d(image(h), 0.5, False).reshape(h.shape),
+    "dropout in eval": lambda h: (
+        F.dropout(h, 0.5, training=False) + F.alpha_dropout(h) + F.dropout2d(image(h), 0.5, False).reshape(h.shape)
+    ),
     "layer norm": lambda h: F.layer_norm(h, (4,), C + 2, C) + torch.layer_norm(h, (2, 4)) + F.rms_norm(h, (4,), C),
     "group norm": lambda h: F.group_norm(h, 2, C[:2], C[2:]) + F.instance_norm(h) + torch.group_norm(h, 1),
-    "batch norm": lambda h: F.batch_norm(h, C[:2], C[2:].square() + 1, C[:2] + 2, C[2:]) + F.batch_norm(h[:, 0], C, C * C + 1)[:, None],
-    "softmax": lambda h: h.softmax(-1) + F.softmax(h, 1) + F.log_softmax(h, -1) + h.log_softmax(1) + h.logsumexp(-1, True),
-    "attention": lambda h: F.scaled_dot_product_attention(h, h.sin(), h.cos()) + F.scaled_dot_product_attention(
-        h, h, h, is_causal=True, scale=0.3) + F.scaled_dot_product_attention(h, h * 2, h, attn_mask=torch.ones(2, 2).tril().bool()),
-    "norms": lambda h: h.norm(dim=-1, keepdim=True) + torch.linalg.vector_norm(h) + F.normalize(h, dim=-1) + torch.norm(h, dim=1, keepdim=True),
+    "batch norm": lambda h: (
+        F.batch_norm(h, C[:2], C[2:].square() + 1, C[:2] + 2, C[2:]) + F.batch_norm(h[:, 0], C, C * C + 1)[:, None]
+    ),
+    "softmax": lambda h: (
+        h.softmax(-1) + F.softmax(h, 1) + F.log_softmax(h, -1) + h.log_softmax(1) + h.logsumexp(-1, True)
+    ),
+    "attention": lambda h: (
+        F.scaled_dot_product_attention(h, h.sin(), h.cos())
+        + F.scaled_dot_product_attention(h, h, h, is_causal=True, scale=0.3)
+        + F.scaled_dot_product_attention(h, h * 2, h, attn_mask=torch.ones(2, 2).tril().bool())
+    ),
+    "norms": lambda h: (
+        h.norm(dim=-1, keepdim=True)
+        + torch.linalg.vector_norm(h)
+        + F.normalize(h, dim=-1)
+        + torch.norm(h, dim=1, keepdim=True)
+    ),
     "variance": lambda h: h.var(-1, keepdim=True) + torch.std(h, dim=(1, 2), unbiased=False)[:, None, None],
     "glu": lambda h: F.glu(h) + F.prelu(h, C[:2]).sum(-1, keepdim=True) + F.prelu(h, C[:1])[..., :2],
-    "constants": lambda h: h * (h > 0) + h.sign() * h + h.argmax(-1).unsqueeze(-1) * h + h.new_zeros(4) + h.size(2) * h / len(h)
-    + h.floor() + torch.ones_like(h) * h.shape[1],
+    "constants": lambda h: (
+        h * (h > 0)
+        + h.sign() * h
+        + h.argmax(-1).unsqueeze(-1) * h
+        + h.new_zeros(4)
+        + h.size(2) * h / len(h)
+        + h.floor()
+        + torch.ones_like(h) * h.shape[1]
+    ),
     "embedded": lambda h: F.embedding((h[:, 0] > 0).long(), B) + h[:, :1],
-    "python's own": lambda h: F.hardsigmoid(h) + F.tanhshrink(h) + F.softmin(h, -1) + F.threshold(h, 0.1, 0.2) + F.relu6(3 * h),
-    "gru cell": lambda h: torch.gru_cell(h[:, 0], h[:, 1], B.repeat(3, 1), B.repeat(3, 1) / 2, C.repeat(3), C.repeat(3)),
-    "lstm cell": lambda h: torch.cat(torch.lstm_cell(h[:, 0], (h[:, 1], h[:, 0]), B.repeat(4, 1), B.repeat(4, 1) / 2, C.repeat(4), C.repeat(4)), -1),
+    "python's own": lambda h: (
+        F.hardsigmoid(h) + F.tanhshrink(h) + F.softmin(h, -1) + F.threshold(h, 0.1, 0.2) + F.relu6(3 * h)
+    ),
+    "gru cell": lambda h: torch.gru_cell(
+        h[:, 0], h[:, 1], B.repeat(3, 1), B.repeat(3, 1) / 2, C.repeat(3), C.repeat(3)
+    ),
+    "lstm cell": lambda h: torch.cat(
+        torch.lstm_cell(h[:, 0], (h[:, 1], h[:, 0]), B.repeat(4, 1), B.repeat(4, 1) / 2, C.repeat(4), C.repeat(4)), -1
+    ),
     "rnn cell": lambda h: torch.rnn_tanh_cell(h[:, 0], h[:, 1], B, B / 2, C, C),
-}  # fmt: skip
+}
 POSITIVE = ("sqrt", "rsqrt", "log", "log1p", "log2", "log10", "lgamma")
 INSIDE = ("asin", "acos", "atanh", "erfinv", "logit", "arcsin", "arccos", "arctanh")
 POINTWISE = sorted({name_of(function) for function in RULES} & {
@@ -474,14 +549,17 @@ PITFALLS = {
     "numpy": (lambda x, net: net(x) * float(x.detach().numpy().sum() > -1e9), "detach"),
     "a number": (lambda x, net: net(x) * float(x.sum() > -1e9) + float(x[0, 0] * 0), "__float__"),
     "complex numbers": (lambda x, net: torch.fft.rfft(net(x)).abs(), "fft_rfft"),
-    "no rule": (lambda x, net: torch.linalg.det(net(x).view(-1, 1, 2).repeat(1, 2, 1) + torch.eye(2)).view(-1, 1), "det"),
+    "no rule": (
+        lambda x, net: torch.linalg.det(net(x).view(-1, 1, 2).repeat(1, 2, 1) + torch.eye(2)).view(-1, 1),
+        "det",
+    ),
     "into zeros": (into_zeros, "ordinary tensor"),
     "through a view": (through_a_view, "seen elsewhere"),
     "a product with a vector": (lambda x, net: (net(x) @ net.last.bias)[:, None], "with a vector"),
     "train statistics": (lambda x, net: F.batch_norm(net(x), None, None, training=True), "batch"),
     "keeping": (Kept(), "keeps what flows"),
     "no pair": (lambda x, net: net.last.bias.expand(len(x), -1), "no tensor that depends"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning", "ignore:Converting a tensor with requires_grad")
