@@ -53,7 +53,10 @@ def test_an_unrecognised_student():
     assert got["student"] == "Sequential of 2 features, float32 on cpu"
     assert got["directions"] == "2 x sphere, shared, N = 10"
     assert got["cpu"].startswith("refused: LayerNorm is not one of Linear and ")
-    assert got["->"].startswith("reference")
+    assert got["->"] == "streams    a value and its tangents by rules"
+    assert got["operations"] == "linear 2, layer_norm 1"
+    got = lines(LAYER_NORM, X, sk.Directions.sphere(4))
+    assert got["streams"].endswith("(not taken: 1 gradient costs less than 4 tangents)")
     assert "work" not in got
 
 

@@ -752,9 +752,9 @@ def test_what_a_loss_holds_after_its_backward():
 def test_a_student_that_changes_while_he_is_looked_at():
     asked, prepare = Asked(), call.prepare
 
-    def prepare_another(request):
+    def prepare_another(*request):
         asked.student[1].beta = 3.0
-        return prepare(request)
+        return prepare(*request)
 
     with patch.object(call, "prepare", prepare_another):
         asked.call()

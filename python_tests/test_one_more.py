@@ -97,14 +97,19 @@ class Called(torch.nn.Module):
 
 
 class Wrapped(torch.nn.Module):
-    """Something that is no Sequential, around one."""
+    """Something that is no Sequential, around one, and does `more` than the network."""
 
-    def __init__(self, net):
+    def __init__(self, net, more=0.0):
         super().__init__()
-        self.net = net
+        self.net, self.more = net, more
 
     def forward(self, x):
-        return self.net(x) * 1.0
+        y = self.net(x)
+        return y + self.more * x[:, :1] if self.more else y
+
+
+def more_than(net):
+    return Wrapped(net, more=0.7)
 
 
 def laplacian_of(net):
@@ -123,8 +128,9 @@ class Dress(NamedTuple):
 DRESSES = {
     "an MLP": Dress(),
     "an MLP, by the reference": Dress(settings={"backend": "reference"}),
-    "a module": Dress(Wrapped),
-    "a function": Dress(lambda net: lambda x: net(x) + 0.0),
+    "an MLP in another dress": Dress(Wrapped),
+    "a module": Dress(more_than, truth=more_than),
+    "a function": Dress(lambda net: lambda x: net(x) + 0.0 * x[:, :1]),
     "a fused derivative": Dress(lambda net: lambda x: sk.laplacian(net, x)[1], truth=laplacian_of),
 }
 
@@ -255,7 +261,9 @@ WAYS = [
 SAME = {checkpointed: once}
 # What README promises, so that no refusal will do
 ONCE = {once, checkpointed, inference}
-RIGHT = {name: ONCE if name == "an MLP" else set(WAYS) for name in DRESSES} | {"a fused derivative": set()}
+RIGHT = {name: ONCE if name in ("an MLP", "an MLP in another dress") else set(WAYS) for name in DRESSES} | {
+    "a fused derivative": set()
+}
 
 
 def outcome(way, function, dress) -> list[torch.Tensor | None]:

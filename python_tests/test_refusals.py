@@ -563,7 +563,7 @@ def test_reductions(reduction):
 
 @pytest.mark.parametrize("backend", ["gpu", 3], ids=str)
 def test_backends(backend, monkeypatch):
-    message = f"expected one of cpu, cuda, triton, reference, got {backend}"
+    message = f"expected one of cpu, cuda, triton, streams, reference, got {backend}"
     calls = {
         "sobolev_loss": lambda backend: loss(backend=backend),
         "jvp": lambda backend: sk.jvp(STUDENT, X, V, backend=backend),

@@ -11,14 +11,15 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops
-from .backends import reference
+from .backends import reference, streams
 from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
+from .dispatch import requested
 from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
-from .errors import need, refuse
+from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import need_paths
@@ -26,6 +27,8 @@ from .prepare import Prepared, prepare
 from .problem import Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
+from .streams.flowing import NotFollowed
+from .streams.look import before_flow, flows_no_more
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights, by_projection
@@ -57,20 +60,31 @@ def evaluate(
 ) -> tuple[Results, tuple[bool, ...]]:  # fmt: skip
     """The results, and of each term whether it has a target; `check` first, unless a call like it passed."""
     found = kept.look(result, student, inputs, settings, given, targets, weights, input_scale, collapsed, offset)
-    if found is not None and found.kept is not None:
-        return found.run(), found.kept.known
-    accepted = None if found is None else found.accepted
-    if check is not None and accepted is None:
-        check()
-    kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
-    request = Request(
-        result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
-    )
-    prepared = prepare(request) if accepted is None else found.prepared(request)
-    ran = run(prepared)
-    if found is not None and accepted is None and not prepared.student.reason:
-        keeping.keep(found, prepared, ran.problem, ran.operands)
-    return ran.results, ran.known
+    chain = None if found is None else found.chain
+    try:
+        if found is not None and found.kept is not None:
+            results, known = found.run(), found.kept.known
+        else:
+            accepted = None if found is None else found.accepted
+            if check is not None and accepted is None:
+                check()
+            kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
+            request = Request(
+                result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
+            )
+            prepared = prepare(request, chain) if accepted is None else found.prepared(request)
+            ran = run(prepared)
+            if found is not None and accepted is None and not prepared.student.reason:
+                keeping.keep(found, prepared, ran.problem, ran.operands)
+            results, known = ran.results, ran.known
+            chain = prepared.followed[0] if chain is None else chain
+        if chain is not None:
+            chain.attach(results)
+        return results, known
+    except Exception:
+        if chain is not None:
+            chain.held.restore()
+        raise
 
 
 def run(call: Prepared) -> Ran:
@@ -97,6 +111,22 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> Ran:
 
 
 def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
+    """The results at these inputs; by the reference, where pairs do not flow through the student as they did before."""
+    if call.problem.backend != "streams":
+        return run_on(call, inputs)
+    function = call.request.student
+    held = before_flow(function, inputs)
+    try:
+        return run_on(call, inputs)
+    except NotFollowed as error:
+        held.restore()
+        flows_no_more(function, call.request.inputs, str(error))
+        if requested(call.request.settings.backend) is not None:
+            raise NotProvided(f"backend: streams does not support this student: {error}") from None
+    return run_on(replace(call, problem=replace(call.problem, backend="reference")), inputs)
+
+
+def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     request, student, evaluated = call.request, call.student, None
     x, columns, targets = student.computed(inputs), request.columns, UNTARGETED
     if request.targets is not None and request.settings.weights == DIFFERENTIAL_ML:
@@ -104,9 +134,11 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         counting = request.residual_weights.counting("jacobian", jacobian)
         columns = columns.balanced(widened(jacobian), counting)
         refuse(columns.faults_of_balance())
-    if student.reason:
+    if call.problem.backend == "streams":
+        call = knowing_outputs(call, call.problem.O)
+    elif student.reason:
         evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
-        call = knowing_outputs(call, evaluated.y)
+        call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
@@ -142,6 +174,8 @@ def compute(
         given, seed = masked(call, x, given, seed), None
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
+    if problem.backend == "streams":
+        return streams.run(problem, operands, columns, request.student), problem, operands
     try:
         return computed(problem, operands, columns, ran)
     except RuntimeError as error:
@@ -184,9 +218,9 @@ def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def knowing_outputs(call: Prepared, y: torch.Tensor) -> Prepared:
+def knowing_outputs(call: Prepared, O: int) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
-    request, problem, O = call.request, call.problem, index(y.shape[1])
+    request, problem = call.request, call.problem
     targets = request.targets
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight

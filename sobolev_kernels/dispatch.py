@@ -6,12 +6,14 @@ import os
 from dataclasses import replace
 from types import ModuleType
 
-from .backends import cpu, cuda, reference, triton
-from .errors import nearest, need, one_of
+from .backends import cpu, cuda, reference, streams, triton
+from .errors import NotProvided, nearest, need, one_of
 from .problem import Problem
 
 # In the order in which they are tried.
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {
+    "cpu": cpu, "cuda": cuda, "triton": triton, "streams": streams, "reference": reference,
+}  # fmt: skip
 
 
 def requested(backend: str | None) -> str | None:
@@ -28,6 +30,17 @@ def refusal(name: str, problem: Problem) -> str | None:
     return BACKENDS[name].supports(problem)
 
 
+def better(name: str, problem: Problem) -> str | None:
+    """Why another backend is better than one that supports this, None if none is."""
+    gives_way = getattr(BACKENDS[name], "gives_way", None)
+    return gives_way(problem) if gives_way is not None else None
+
+
+def free(problem: Problem) -> str:
+    """The backend of a free choice."""
+    return next(name for name in BACKENDS if refusal(name, problem) is None and better(name, problem) is None)
+
+
 def choose(problem: Problem, backend: str | None) -> Problem:
     """The problem with the backend to use.
 
@@ -36,10 +49,12 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     """
     name = requested(backend)
     if name is None:
-        name = next(name for name in BACKENDS if refusal(name, problem) is None)
+        name = free(problem)
     reason = refusal(name, problem)
     missing = getattr(BACKENDS[name], "MISSING", None)
     if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
         reason = f"{missing}; and {reason}"
-    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", NotImplementedError)
+    # of streams it is an operation that no derivative is provided of, not a backend for others
+    kind = NotProvided if name == "streams" else NotImplementedError
+    need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", kind)
     return replace(problem, backend=name)

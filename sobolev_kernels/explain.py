@@ -11,10 +11,11 @@ from .backends import on_device_of
 from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
-from .prepare import prepare
+from .prepare import prepare, undo
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
 from .settings import EXACT, keywords, settings_named
+from .streams.look import flow_of
 
 
 def explain(
@@ -23,7 +24,8 @@ def explain(
 ) -> str:  # fmt: skip
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
 
-    Nothing is computed, and no random number is drawn.
+    Nothing is computed, and no random number is drawn; the forward of a student that is no plain MLP may be run on
+    something that stands for its input, and leaves no trace.
 
     Args:
         student, x, directions, …: as for `sobolev_loss`. Those of its arguments that are tensors change nothing.
@@ -44,6 +46,7 @@ def explain(
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if asked.reduction == "none" else LOSS
     call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
+    undo(call.followed)
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
         what = f"{type(student).__name__} of {problem.D} features"
@@ -61,7 +64,13 @@ def explain(
         for name, module in dispatch.BACKENDS.items():
             reason = dispatch.refusal(name, problem)
             taken = "-> " if name == problem.backend else "   "
-            lines.append(f"{taken}{name:<11}{module.plan(problem, N) if reason is None else f'refused: {reason}'}")
+            said = module.plan(problem, N) if reason is None else f"refused: {reason}"
+            if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
+                said = f"{said} (not taken: {reason})"
+            lines.append(f"{taken}{name:<11}{said}")
+        counts = flow_of(student, x).counts if problem.backend == "streams" else {}
+        if counts:
+            lines += [f"operations  {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

@@ -28,11 +28,12 @@ from .checks import faults_of_numbers, faults_of_range, faults_of_teacher
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
-from .prepare import Prepared, teacher_of
+from .prepare import Prepared, looked_into, teacher_of
 from .problem import Operands, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout, Shelf, Step, surroundings
+from .streams.whole import Followed, followed_again
 from .student import Student, hooks_of_all, recognise
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -122,6 +123,7 @@ class Call:
     addresses_of_teacher: list[int] | None = None
     seed: Sequence[int] = (0, 0)
     drawn: torch.Tensor | None = None  # the seed, where only the device knows it
+    chain: Followed | None = None  # of a student that is known by what his forward does
 
     @property
     def of_teacher(self) -> list[torch.Tensor]:
@@ -166,6 +168,8 @@ class Call:
         teacher = accepted.teacher and replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
         if function is not None and teacher is None:
             teacher = recognise(function)
+            chain = looked_into(function, teacher, request)
+            teacher = teacher if chain is None else chain.student
             refuse(faults_of_teacher(function, teacher, student, inputs, self.settings.order))
         refuse(faults_of_numbers(request, given))
         if projections is not None and self.offset not in (None, projections.offset):
@@ -233,9 +237,14 @@ def read(student: object, teacher: object) -> MadeOf | None:
 
     The core asks of a module what student.py asks, in fewer words: of whatever is not usual student.py knows more.
     """
-    kinds, parameters, of_teacher = [], [], None
+    kinds, parameters = [], []
     if not core._C.read(student, RULES, kinds, parameters):
         return None
+    return with_teacher(kinds, parameters, teacher)
+
+
+def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -> MadeOf:
+    of_teacher = None
     if teacher is not None:
         of_student, of_teacher = len(kinds), []
         kinds.append("teacher")
@@ -266,14 +275,20 @@ def look(
     made_of = read(student, teacher)
     optional = (given, *parts, *weights, input_scale)
     types = tuple(map(type, optional))
-    if made_of is None or not KNOWN.issuperset(types):
+    if not KNOWN.issuperset(types):
         return None
+    chain = followed_again(student, x, settings.backend) if made_of is None else None
+    if made_of is None:
+        if chain is None:
+            return None
+        kinds = [Followed, chain.student.biases, chain.student.activations]
+        made_of = with_teacher(kinds, [*chain.student.parameters], teacher)
     likeness = (
         result, collapsed, id(settings), made_of.kinds, said, types, x.shape,
         torch.is_grad_enabled(), surroundings(),
     )  # fmt: skip
     tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
-    call = Call(likeness, student, settings, targets, made_of, tensors, given, weights, offset)
+    call = Call(likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain)
     call.find()
     return call
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy
 import torch
 from torch import distributed, nn
 from torch.autograd import forward_ad
@@ -27,6 +26,7 @@ from .backends.exact import HALF, graphs
 from .backends.reference import tangent_of
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
+from .held import Held
 
 OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
@@ -40,6 +40,15 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 SIMPLE = (bool, int, float, str, bytes, type(None))
 
 
+class Flow(NamedTuple):
+    """How pairs of value and tangents flow through a function: why not, its outputs, the operations by their counts."""
+
+    unfollowed: str | None
+    outputs: int = 0
+    counts: dict[str, int] = {}  # noqa: RUF012
+    shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
+
+
 @dataclass
 class Known:
     """What is known of a function for as long as what it is made of lives."""
@@ -48,6 +57,9 @@ class Known:
     states: tuple = ()
     found: dict[int, Found] = field(default_factory=dict)  # by the order of derivatives
     calls: dict[int, int] = field(default_factory=dict)
+    is_chain: bool = False  # whether its whole forward was one chain of layers
+    no_chain: str = ""  # or why it was none
+    flow: Flow | None = None  # how pairs flow through it
 
 
 KNOWN: dict[tuple, Known] = {}
@@ -179,7 +191,8 @@ def known_of(function: object, x: torch.Tensor) -> Known:
             return Known(())
         KNOWN[key] = known
     if known.states != states:
-        known.states, known.found, known.calls = states, {}, {}
+        known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
+        known.flow = None
     return known
 
 
@@ -214,25 +227,13 @@ def untouched(function: object) -> Iterator[list[str]]:
     After it the modules of a function hold what they held: buffers, counters, what they keep of a call; and other
     generators than torch's are where they were.
     """
-    modules = [m for m in modules_of(function) if not isinstance(m, torch.jit.ScriptModule)]
-    held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-    copies = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
-    versions = [b._version for b, _ in copies]
-    others = random.getstate(), numpy.random.get_state()
-    hooks = [(m, name) for m in modules for name in HOOKS if getattr(m, name, None)]
+    modules = list(modules_of(function))
+    held = Held(modules)
+    scripted = torch.jit.ScriptModule
+    hooks = [(m, name) for m in modules for name in HOOKS if not isinstance(m, scripted) and getattr(m, name, None)]
     try:
         for module, name in hooks:
             vars(module)[name] = OrderedDict()
         yield [name for _, name in hooks]
     finally:
-        random.setstate(others[0])
-        numpy.random.set_state(others[1])
-        for module, attributes, buffers in held:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for (buffer, copy), version in zip(copies, versions, strict=True):
-                if buffer._version != version:
-                    buffer.copy_(copy)
+        held.restore()

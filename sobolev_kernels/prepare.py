@@ -12,13 +12,16 @@ from torch.amp.autocast_mode import is_autocast_available
 from . import dispatch
 from .advice import advise
 from .backends import on_device_of
-from .checks import faults_of
+from .checks import faults_of, outputs_of
 from .directions import Cotangents, Projections
+from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
 from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
+from .streams.look import flow_of
+from .streams.whole import Followed, followed
 from .student import Student, Unrecognised, recognise
 from .transforms import need_no_transforms
 
@@ -35,21 +38,60 @@ class Prepared:
     projections: Projections | None  # without a tensor
     given: torch.Tensor | None
     teacher: Prepared | None = None
+    followed: tuple[Followed | None, Followed | None] = (None, None)  # student and teacher
 
 
-def prepare(request: Request) -> Prepared:
+def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     """Check all, recognise student and teacher, choose side, precision and backend.
+
+    `chain` is what the student's forward was found to be in this call already.
 
     Raises:
         TypeError, ValueError: an argument is not what was expected.
         NotImplementedError: a forced backend refuses, or a derivative is not provided.
     """
-    student, function = recognise(request.student), request.targets and request.targets.teacher
+    student = recognise(request.student) if chain is None else chain.student
+    if not student.reason and requested(request.settings.backend) == "streams":
+        student = Unrecognised("he is taken as he is", request.student)
+    function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
+    followed = (looked_into(request.student, student, request), looked_into(function, teacher, request))
+    student, teacher = (f.student if f else known for f, known in zip(followed, (student, teacher), strict=True))
+    try:
+        if any(followed):
+            refuse(faults_of(request, student, teacher))
+        return replace(prepared_of(request, student, teacher), followed=followed)
+    except Exception:
+        undo(followed)
+        raise
+
+
+def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
+    """What its forward tells of a student or a teacher, where his modules do not tell what he is made of."""
+    if torch.compiler.is_compiling() or found is None or not found.reason:
+        return None
+    if requested(request.settings.backend) in ("streams", "reference"):
+        return None
+    return followed(function, request.inputs)
+
+
+def undo(followed: Sequence[Followed | None]) -> None:
+    """Put back what the runs of the forwards have changed."""
+    for chain in reversed(followed):
+        if chain is not None:
+            chain.held.restore()
+
+
+def prepared_of(
+    request: Request, student: Student | Unrecognised, teacher: Student | Unrecognised | None
+) -> Prepared:  # fmt: skip
+    """The call of what is known now."""
     projections, given = request.projections(student) if request.projects else (None, None)
     problem = problem_of(request, student, projections)
     with on_device_of(request.inputs):
+        if student.reason:
+            problem = with_flow(problem, request, student)
         problem = dispatch.choose(problem, request.settings.backend)
         prepared = Prepared(request, student, problem, projections, given)
         if teacher is not None:
@@ -59,6 +101,16 @@ def prepare(request: Request) -> Prepared:
         need_no_transforms(request.inputs, *student.parameters, given, *targets, *request.residual_weights)
     advise(request, student, teacher, projections)
     return prepared
+
+
+def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
+    """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
+    wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
+    if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
+        return problem
+    flow = flow_of(request.student, request.inputs, outputs_of(request, student))
+    widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed)
 
 
 def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
@@ -123,7 +175,8 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     inputs, function = request.inputs.detach(), request.targets.teacher
     asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
     problem = problem_of(asked, teacher, prepared.projections)
-    problem = replace(problem, order=prepared.problem.order, backend=backend)
-    if dispatch.refusal(backend, problem) is not None:
+    problem = replace(problem, order=prepared.problem.order)
+    problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
+    if dispatch.refusal(problem.backend, problem) is not None:
         problem = replace(problem, backend="reference")
     return replace(prepared, request=asked, student=teacher, problem=problem)

@@ -64,7 +64,8 @@ class Problem:
     `widths` are (D, n_1, …, n_L = O); the first `wrt` of the D inputs are differentiated (0: all of them).
     `backend` is the one that was chosen, so that the backward of a call runs where its forward did.
     `precision` is the least that its multiplies may have; a backend without it takes a better one.
-    Of a student that is not an MLP only D is known, and `unrecognised` says what it is instead.
+    Of a student that is not an MLP only D is known, and O if his forward was looked at; `unrecognised` says what it is
+    instead.
     """
 
     result: str
@@ -92,6 +93,7 @@ class Problem:
     precision: str = "ieee"
     backend: str = "cpu"
     unrecognised: str = ""
+    unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

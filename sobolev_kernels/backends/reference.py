@@ -13,11 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, DENSE
+from ..enums import COTANGENTS, DENSE, GRADIENTS
 from ..errors import NotProvided
 from ..math.activations import activation_jet
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
+from ..planner import side_of_function
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
@@ -44,14 +45,7 @@ def run(
 
     Operands are those of the fused backends, of the inputs as they come: it is here that `columns` are told.
     """
-    x, N = operands.x, operands.x.shape[0]
-    if operands.given is not None:
-        vectors = over_samples(operands.given, N)
-    elif operands.seed is not None:
-        vectors = drawn(problem.drawing, operands.seed, N)
-    else:
-        vectors = x.new_empty((0, N, problem.drawn))
-    vectors = vectors.to(x.dtype)
+    x, vectors = operands.x, vectors_of(problem, operands)
     with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
@@ -62,6 +56,18 @@ def run(
     if ran is not None:
         return loss, terms
     return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+
+
+def vectors_of(problem: Problem, operands: Operands) -> torch.Tensor:
+    """Directions or cotangents, given or drawn, or none."""
+    x, N = operands.x, operands.x.shape[0]
+    if operands.given is not None:
+        vectors = over_samples(operands.given, N)
+    elif operands.seed is not None:
+        vectors = drawn(problem.drawing, operands.seed, N)
+    else:
+        vectors = x.new_empty((0, N, problem.drawn))
+    return vectors.to(x.dtype)
 
 
 def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
@@ -272,6 +278,9 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
+        if order == 1 and side_of_function(len(v), y.shape[1]) == GRADIENTS:
+            results = y, along_by_gradients(ran, v), None
+            return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
         if order == 2:
             of_tangents = (Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True))
@@ -283,6 +292,14 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 def of_each(derivatives: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     """[P, ...] of those of each direction, which may be none."""
     return torch.stack(derivatives) if derivatives else like.new_empty((0, *like.shape))
+
+
+def along_by_gradients(ran: Evaluated, v: torch.Tensor) -> torch.Tensor:
+    """The derivatives of y along each direction, as projections of the gradient of each output."""
+    y = ran.y
+    rows = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)  # [O, N, O]
+    gradients = of_each(gradients_of(ran, rows), ran.x)  # [O, N, D]
+    return torch.einsum("ond,pnd->pno", gradients, v)
 
 
 def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:

@@ -1,0 +1,43 @@
+"""What a function could change by being run: its modules' attributes and buffers, and the generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import numpy
+import torch
+from torch import nn
+
+
+class Held:
+    """These as they were when this was made, to be put back."""
+
+    def __init__(
+        self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True
+    ):
+        """`devices`: those whose generators are held too; None: no generator of torch."""
+        modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
+        held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+        self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
+        self.others = random.getstate(), numpy.random.get_state()
+        self.generator = None if devices is None else torch.get_rng_state()
+        self.generators = [(d, torch.cuda.get_rng_state(d)) for d in devices or () if d.type == "cuda"]
+
+    def restore(self) -> None:
+        random.setstate(self.others[0])
+        numpy.random.set_state(self.others[1])
+        if self.generator is not None:
+            torch.set_rng_state(self.generator)
+        for device, state in self.generators:
+            torch.cuda.set_rng_state(state, device)
+        for module, attributes, buffers in self.modules:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, copy, version in self.buffers:
+                if buffer._version != version:
+                    buffer.copy_(copy)

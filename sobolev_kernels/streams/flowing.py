@@ -1,0 +1,192 @@
+"""A tensor without numbers that stands for one while a forward is run, and tells what is done to it.
+
+It is a torch.Tensor, so that a forward that asks gets the usual answer. PyTorch hands every function of its own that
+meets one to the run's table of rules. What has no rule, and whatever reaches the dispatcher past the table, as a custom
+autograd.Function or a scripted module does, ends the run: nothing is ever left out of it silently.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch.amp.autocast_mode import is_autocast_available
+from torch.nn import functional
+
+SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
+
+
+class NotFollowed(Exception):
+    """A forward did something that the run has no rule for."""
+
+
+def casting(kind: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device, if it does."""
+    on = is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of a forward: the rules it goes by, and what became of it."""
+
+    rules: dict[Callable, Callable]
+    dtype: torch.dtype
+    device: torch.device
+    wanted: bool = False  # whether the input asks for a gradient
+    cast: torch.dtype | None = None
+    reason: str = ""  # why it was not followed; a forward may have caught the exception
+    made: list[weakref.ref] = field(default_factory=list)
+    bodies: bool = False  # whether a function without a rule may be run as it is written, if that is in Python
+    counts: dict[str, int] | None = None  # of the functions that were called, by name
+    hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
+
+    def __post_init__(self):
+        self.cast = self.casting()
+
+    def casting(self) -> torch.dtype | None:
+        return casting(self.device.type)
+
+    def stop(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        raise NotFollowed(reason)
+
+    def need_graph(self) -> None:
+        """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            self.stop("a part of it is run without gradients, or in an autograd.Function")
+        if self.casting() != self.cast:
+            self.stop("a part of it is run in another autocast")
+
+    def is_held(self) -> bool:
+        """Whether something that flowed is still held by someone, who would not get a tensor with numbers."""
+        return any(ref() is not None for ref in self.made)
+
+
+class Flowing(torch.Tensor):
+    """What flows through a forward; `sizes` is its shape."""
+
+    run: Run
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def make(cls, run: Run, sizes: tuple[int, ...]) -> Flowing:
+        self = torch.Tensor._make_wrapper_subclass(cls, sizes, dtype=run.dtype, device=run.device, requires_grad=True)
+        self.run, self.sizes = run, tuple(sizes)
+        run.made.append(weakref.ref(self))
+        return self
+
+    def asks(self) -> bool:
+        """Whether it would ask for a gradient if it had numbers."""
+        return self.run.wanted
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        run = run_of((*args, *(kwargs or {}).values()))
+        rule = run.rules.get(function)
+        if rule is None:
+            rule = body(function) if run.bodies else None
+        if rule is None:
+            run.stop(f"{name_of(function)} in it")
+        run.need_graph()
+        if run.counts is not None:
+            name = name_of(function)
+            run.counts[name] = run.counts.get(name, 0) + 1
+        try:
+            return rule(*args, **(kwargs or {}))
+        except NotFollowed:
+            raise
+        except Exception as error:  # arguments that the rule does not know
+            run.stop(f"{name_of(function)} in it ({error})")
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        run_of((*args, *(kwargs or {}).values())).stop(f"{name_of(function)} in it, past torch's functions")
+
+
+def run_of(arguments: tuple) -> Run:
+    for argument in arguments:
+        if isinstance(argument, Flowing):
+            return argument.run
+        if isinstance(argument, (tuple, list)) and (run := run_of(tuple(argument))) is not None:
+            return run
+
+
+HOMES = "torch.nn.functional", "torch.functional"
+CAUGHT = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+@cache
+def body(function: Callable) -> Callable | None:
+    """A function that PyTorch has written in Python, whose own calls come to the rules one by one."""
+    if not inspect.isfunction(function) or function.__module__ not in HOMES:
+        return None
+    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False)
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def name_of(function: Callable) -> str:
+    name = getattr(function, "__name__", str(function))
+    # that of a property
+    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
+def spelt(*names: str, spaces: tuple = SPACES) -> list[Callable]:
+    """All functions and methods of PyTorch by these names."""
+    found = (getattr(space, name, None) for name in names for space in spaces)
+    return [function for function in found if callable(function)]  # torch.float is a dtype
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a plain number, by which all can be multiplied."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def told(attribute: str) -> Callable:
+    """How a property of tensors is asked for."""
+    return getattr(torch.Tensor, attribute).__get__
+
+
+def dtype_of(input: Flowing) -> torch.dtype:
+    if input.run.cast:
+        input.run.stop("its dtype is asked for in autocast")
+    return input.run.dtype
+
+
+def size(input: Flowing, dim: int | None = None):
+    return torch.Size(input.sizes) if dim is None else input.sizes[dim]
+
+
+def numel(input: Flowing) -> int:
+    return torch.Size(input.sizes).numel()
+
+
+# What a tensor is, and none of its numbers.
+ABOUT: dict[Callable, Callable] = {
+    told("shape"): size,
+    told("dtype"): dtype_of,
+    told("device"): lambda input: input.run.device,
+    told("ndim"): lambda input: len(input.sizes),
+    told("requires_grad"): lambda input: input.asks(),
+    told("_base"): lambda input: None,
+    told("layout"): lambda input: torch.strided,
+    told("is_cuda"): lambda input: input.run.device.type == "cuda",
+    told("is_cpu"): lambda input: input.run.device.type == "cpu",
+    **dict.fromkeys(
+        (told(f"is_{what}") for what in ("nested", "sparse", "quantized", "meta", "mkldnn")), lambda _: False
+    ),
+    **dict.fromkeys(spelt("size"), size),
+    **dict.fromkeys(spelt("dim", "ndimension"), lambda input: len(input.sizes)),
+    **dict.fromkeys(spelt("numel", "nelement"), numel),
+    **dict.fromkeys(spelt("__len__"), lambda input: input.sizes[0]),
+    **dict.fromkeys(spelt("is_floating_point"), lambda input: True),
+    **dict.fromkeys(spelt("is_complex"), lambda input: False),
+}

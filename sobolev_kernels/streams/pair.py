@@ -1,0 +1,145 @@
+"""A value and its derivatives along P directions, which flow through a forward together.
+
+Each function of PyTorch has a row in the table: the rule that makes of the pairs that come the pair that goes on. A
+rule computes with PyTorch, so that parameters get their gradients from autograd.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from .flowing import SPACES, Flowing, Run, spelt, told
+
+RULES: dict[Callable, Callable] = {}
+
+
+class Pair(Flowing):
+    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory."""
+
+    v: torch.Tensor
+    d: torch.Tensor
+    family: list[weakref.ref]
+
+    def asks(self) -> bool:
+        return self.v.requires_grad or self.d.requires_grad
+
+
+def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] | None = None) -> Pair:
+    if not v.is_floating_point() or t.shape[1:] != v.shape:
+        run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
+    pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
+    pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
+    pair.family = [] if family is None else family
+    reference = weakref.ref(pair)
+    pair.family.append(reference)
+    run.made.append(reference)
+    return pair
+
+
+def rule(*names: str, spaces: tuple = SPACES) -> Callable[[Callable], Callable]:
+    """For the functions and methods of PyTorch by these names."""
+
+    def register(function: Callable) -> Callable:
+        RULES.update(dict.fromkeys(spelt(*names, spaces=spaces), function))
+        return function
+
+    return register
+
+
+def is_pair(x: object) -> bool:
+    return isinstance(x, Pair)
+
+
+def value(x: object) -> object:
+    """Of a pair its value, also in lists; all else as it is."""
+    if isinstance(x, Pair):
+        return x.v
+    return type(x)(map(value, x)) if type(x) in (tuple, list) else x
+
+
+def first(*arguments: object) -> Pair:
+    """The first of these that is a pair."""
+    return next(x for x in arguments if isinstance(x, Pair))
+
+
+def need_constant(run: Run, *arguments: object) -> None:
+    """Only the first argument is what flows."""
+    if any(isinstance(x, Pair) for x in arguments):
+        run.stop("an operation two of whose arguments depend on the inputs")
+
+
+def new(like: Pair, v: torch.Tensor, t: torch.Tensor) -> Pair:
+    """A new pair of the run of another."""
+    return start(like.run, v, t)
+
+
+def viewed(like: Pair, v: torch.Tensor, t: torch.Tensor) -> Pair:
+    """The same, of what may be a view of the other."""
+    return start(like.run, v, t, like.family)
+
+
+def past(dim: int) -> int:
+    """A dim of a value as one of its derivatives, which have the directions before it."""
+    return dim + 1 if dim >= 0 else dim
+
+
+def pasts(dims):
+    return tuple(map(past, dims)) if isinstance(dims, (tuple, list)) else past(dims)
+
+
+def lifted(t: torch.Tensor, n: int) -> torch.Tensor:
+    """Derivatives of a value of fewer dims than n, so that they broadcast as the value would."""
+    return t if t.dim() == n + 1 else t.reshape(t.shape[0], *[1] * (n + 1 - t.dim()), *t.shape[1:])
+
+
+def broadcast(t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Derivatives of the shape of a value."""
+    return t if t.shape[1:] == v.shape else lifted(t, v.dim()).expand(-1, *v.shape)
+
+
+def written(pair: Pair, after: Pair) -> Pair:
+    """What an operation in place makes of a pair that shares its memory with nothing that is still in use."""
+    if not isinstance(pair, Pair):
+        after.run.stop("it is written into an ordinary tensor")
+    if sum(reference() is not None for reference in pair.family) > 1:
+        pair.run.stop("a part of it is written to that is seen elsewhere")
+    if after.v.shape != pair.v.shape or after.v.dtype != pair.v.dtype:
+        pair.run.stop("an operation in place that changes a shape or dtype")
+    pair.v, pair.d = after.v, after.d
+    return pair
+
+
+def in_place(name: str) -> None:
+    """A row for the method that writes what the function of this name gives."""
+    rules = [RULES[function] for function in spelt(name) if function in RULES]
+    others = spelt(f"{name}_", f"__i{name}__")
+    RULES.update(dict.fromkeys(others, lambda input, *a, **k: written(input, rules[0](input, *a, **k))))
+
+
+for what in (
+    "shape dtype device ndim layout is_cuda is_cpu is_nested is_sparse is_quantized is_meta is_mkldnn itemsize"
+).split():
+    RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
+RULES[told("requires_grad")] = lambda input: input.asks()
+RULES[told("_base")] = lambda input: None
+
+
+# Without a derivative: what a tensor is, a number that jumps, another tensor like it.
+CONSTANT = """
+    size dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous stride element_size
+    get_device argmax argmin argsort gt lt ge le eq ne greater less greater_equal less_equal __gt__ __lt__
+    __ge__ __le__ __eq__ __ne__ isnan isinf isfinite isposinf isneginf sign sgn signbit floor ceil round trunc
+    zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty
+    new_tensor bucketize long int bool byte any all allclose
+"""
+
+
+def constant_of(function: Callable) -> Callable:
+    return lambda *a, **k: function(*value(a), **{name: value(x) for name, x in k.items()})
+
+
+for function in spelt(*CONSTANT.split()):
+    RULES[function] = constant_of(function)

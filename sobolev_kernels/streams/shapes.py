@@ -1,0 +1,285 @@
+"""Rules of what is the same linear function of a value and of each of its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from .flowing import told
+from .pair import RULES, Pair, first, is_pair, lifted, need_constant, new, past, pasts, rule, value, viewed, written
+
+
+def each(like: Pair, v, t):
+    """A pair, or a tuple of them, of which each may be a view."""
+    if isinstance(v, (tuple, list)):
+        return tuple(viewed(like, a, b) for a, b in zip(v, t, strict=True))
+    return viewed(like, v, t)
+
+
+@rule("transpose", "swapaxes", "swapdims")
+def transpose(input, dim0, dim1):
+    return viewed(input, input.v.transpose(dim0, dim1), input.d.transpose(past(dim0), past(dim1)))
+
+
+RULES[told("mT")] = lambda input: transpose(input, -2, -1)
+RULES[told("T")] = lambda input: transpose(input, 0, 1) if input.v.dim() == 2 else input.run.stop("T in it")
+
+
+@rule("t")
+def t(input):
+    return transpose(input, 0, 1)
+
+
+@rule("permute")
+def permute(input, *dims):
+    dims = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    n = input.v.dim()
+    return viewed(input, input.v.permute(dims), input.d.permute(0, *(d % n + 1 for d in dims)))
+
+
+@rule("unsqueeze")
+def unsqueeze(input, dim):
+    return viewed(input, input.v.unsqueeze(dim), input.d.unsqueeze(past(dim)))
+
+
+def reshaped(name: str) -> Callable:
+    method = getattr(torch.Tensor, name)
+
+    def same(input, *arguments, **named):
+        v = method(input.v, *value(arguments), **named)
+        if v.dtype != input.v.dtype:
+            input.run.stop(f"{name} as another dtype")
+        return viewed(input, v, input.d.reshape(-1, *v.shape))
+
+    return same
+
+
+for name in ("view", "reshape", "flatten", "unflatten", "squeeze", "ravel", "view_as", "reshape_as"):
+    rule(name)(reshaped(name))
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(input, *sizes):
+    v = input.v.expand_as(value(sizes[0])) if isinstance(sizes[0], torch.Tensor) else input.v.expand(*sizes)
+    return viewed(input, v, lifted(input.d, v.dim()).expand(-1, *v.shape))
+
+
+@rule("contiguous")
+def contiguous(input, *, memory_format=torch.contiguous_format):
+    return viewed(input, input.v.contiguous(memory_format=memory_format), input.d)
+
+
+@rule("clone")
+def clone(input, *, memory_format=torch.preserve_format):
+    return new(input, input.v.clone(memory_format=memory_format), input.d)
+
+
+@rule("to", "type_as")
+def to(input, *arguments, **named):
+    if not is_pair(input):
+        return input.to(*value(arguments), **named)
+    v = input.v.to(*value(arguments), **named)
+    return viewed(input, v, input.d.to(v.dtype).to(v.device)) if v.is_floating_point() else v
+
+
+rule("float")(lambda input: to(input, torch.float32))
+rule("double")(lambda input: to(input, torch.float64))
+
+
+@rule("neg", "__neg__", "negative")
+def neg(input):
+    return new(input, -input.v, -input.d)
+
+
+def reduced(name: str) -> Callable:
+    function = getattr(torch, name)
+
+    def reduced_by(input, *dims, dim=None, axis=None, keepdim=False, dtype=None):
+        if dims and isinstance(dims[-1], bool):
+            *dims, keepdim = dims
+        dims = dims[0] if len(dims) == 1 else dims or None
+        dims = next((d for d in (dims, dim, axis) if d is not None), ())
+        n = input.v.dim()
+        if not n:
+            return new(input, input.v.clone(), input.d)
+        dims = [d % n for d in (dims if isinstance(dims, (tuple, list)) else (dims,))] or list(range(n))
+        v = function(input.v, dims, keepdim, dtype=dtype)
+        return new(input, v, function(input.d, [d + 1 for d in dims], keepdim, dtype=dtype))
+
+    return reduced_by
+
+
+for name in ("sum", "mean"):
+    rule(name)(reduced(name))
+
+
+@rule("unbind")
+def unbind(input, dim=0):
+    return each(input, input.v.unbind(dim), input.d.unbind(past(dim)))
+
+
+RULES[torch.Tensor.__iter__] = lambda input: iter(unbind(input))
+
+
+def parted(name: str) -> Callable:
+    method = getattr(torch.Tensor, name)
+    return lambda input, parts, dim=0: each(input, method(input.v, parts, dim), method(input.d, parts, past(dim)))
+
+
+for name in ("chunk", "split", "split_with_sizes", "tensor_split"):
+    rule(name)(parted(name))
+RULES[torch.functional.split] = lambda tensor, split_size_or_sections, dim=0: parted("split")(
+    tensor, split_size_or_sections, dim
+)
+
+
+@rule("narrow")
+def narrow(input, dim, start, length):
+    return viewed(input, input.v.narrow(dim, start, length), input.d.narrow(past(dim), start, length))
+
+
+@rule("select")
+def select(input, dim, index):
+    return viewed(input, input.v.select(dim, index), input.d.select(past(dim), index))
+
+
+@rule("cumsum")
+def cumsum(input, dim, *, dtype=None):
+    return new(input, input.v.cumsum(dim, dtype=dtype), input.d.cumsum(past(dim), dtype=dtype))
+
+
+@rule("flip")
+def flip(input, *dims):
+    dims = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    return new(input, input.v.flip(*dims), input.d.flip(*pasts(dims)))
+
+
+def mapped(name: str) -> Callable:
+    """By one direction after the other, all at once."""
+    method = getattr(torch.Tensor, name)
+
+    def along(input, *arguments, **named):
+        need_constant(input.run, *arguments, *named.values())
+        of_one = lambda t: method(t, *arguments, **named)  # noqa: E731
+        return viewed(input, of_one(input.v), torch.vmap(of_one)(input.d))
+
+    return along
+
+
+for name in (
+    "movedim", "diagonal", "diag_embed", "tril", "triu", "index_select", "gather", "take_along_dim",
+    "repeat", "tile", "repeat_interleave", "unfold", "rot90", "roll",
+):  # fmt: skip
+    rule(name, spaces=(torch, torch.Tensor))(mapped(name))
+
+
+rule("moveaxis")(mapped("movedim"))
+
+
+def index_of(i: object) -> tuple[tuple, bool]:
+    """An index as a tuple, and whether where its tensors' dims go depends on how many dims are before them."""
+    i = i if isinstance(i, tuple) else (i,)
+    return i, sum(isinstance(j, (torch.Tensor, list)) for j in i) > 1
+
+
+@rule("__getitem__")
+def getitem(input, index):
+    i, several = index_of(index)
+    if not is_pair(input) or any(map(is_pair, i)):
+        first(input, *i).run.stop("an index that depends on the inputs")
+    t = torch.vmap(lambda t: t[i])(input.d) if several else input.d[(slice(None), *i)]
+    return viewed(input, input.v[i], t)
+
+
+@rule("__setitem__")
+def setitem(input, index, other):
+    i, several = index_of(index)
+    run = first(input, other).run
+    if not is_pair(input) or several:
+        run.stop("it is written into an ordinary tensor, or by several indices")
+    v, t = input.v.clone(), input.d.clone()
+    v[i] = value(other)
+    t[(slice(None), *i)] = lifted(other.d, input.v[i].dim()) if is_pair(other) else 0
+    written(input, new(input, v, t))
+
+
+def joined(function: Callable) -> Callable:
+    def join(tensors, dim=0, axis=None):
+        dim, like = dim if axis is None else axis, first(*tensors)
+        v = function(value(list(tensors)), dim)
+        P = like.d.shape[0]
+        parts = [x.d if is_pair(x) else x.new_zeros((1,) * (x.dim() + 1)).expand(P, *x.shape) for x in tensors]
+        return new(like, v, function([part.to(v.dtype) for part in parts], past(dim)))
+
+    return join
+
+
+for name in ("cat", "concat", "concatenate", "stack"):
+    rule(name, spaces=(torch,))(joined(getattr(torch, name)))
+
+
+def folded(function: Callable, t: torch.Tensor, *arguments, **named) -> torch.Tensor:
+    """Of samples that do not depend on each other: the directions are more of them."""
+    return function(t.flatten(0, 1), *arguments, **named).unflatten(0, t.shape[:2])
+
+
+def need_batch(input: Pair, name: str, dims: int) -> None:
+    if not is_pair(input) or input.v.dim() != dims:
+        first(input).run.stop(f"{name} without samples")
+
+
+@rule("pad")
+def pad(input, pad, mode="constant", value=None):
+    if mode == "constant":
+        return new(input, functional.pad(input.v, pad, mode, value), functional.pad(input.d, pad))
+    return new(input, functional.pad(input.v, pad, mode, value), folded(functional.pad, input.d, pad, mode, value))
+
+
+def convolution(name: str, dims: int) -> Callable:
+    function = getattr(functional, name)
+
+    def along(input, weight, bias=None, *arguments, **named):
+        need_constant(input.run, weight, bias)
+        need_batch(input, name, dims)
+        v = function(input.v, weight, bias, *arguments, **named)
+        return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
+
+    return along
+
+
+def sampled(name: str, dims: int | None = None) -> Callable:
+    function = getattr(functional, name)
+
+    def along(input, *arguments, **named):
+        need_batch(input, name, input.v.dim() if dims is None else dims)
+        v = function(input.v, *arguments, **named)
+        return new(input, v, folded(function, input.d, *arguments, **named))
+
+    return along
+
+
+def largest(name: str, dims: int, with_indices: bool = False) -> Callable:
+    function = getattr(functional, f"{name}_with_indices")
+
+    def along(input, *arguments, return_indices=with_indices, **named):
+        need_batch(input, name, dims + 2)
+        v, i = function(input.v, *arguments, **named)
+        places = i.flatten(-dims).expand(input.d.shape[0], *i.flatten(-dims).shape)
+        t = torch.gather(input.d.flatten(-dims), -1, places).reshape(-1, *v.shape)
+        return (new(input, v, t), i) if return_indices else new(input, v, t)
+
+    return along
+
+
+for n in (1, 2, 3):
+    rule(f"conv{n}d")(convolution(f"conv{n}d", n + 2))
+    rule(f"conv_transpose{n}d")(convolution(f"conv_transpose{n}d", n + 2))
+    rule(f"avg_pool{n}d")(sampled(f"avg_pool{n}d", n + 2))
+    rule(f"adaptive_avg_pool{n}d")(sampled(f"adaptive_avg_pool{n}d", n + 2))
+    for name in (f"max_pool{n}d", f"adaptive_max_pool{n}d"):
+        rule(name)(largest(name, n))
+        rule(f"{name}_with_indices")(largest(name, n, with_indices=True))
+for name in ("pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold", "fold"):
+    rule(name, spaces=(functional, torch._C._nn) if "fold" in name else (torch, functional))(sampled(name))

@@ -1,0 +1,109 @@
+"""An MLP in any dress is an MLP: a student that is none by its modules may be one by what its forward does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import dropout
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from ..advice import draws, modules_of
+from ..backends.exact import graphs
+from ..boundary import PLAIN, is_sound
+from ..dispatch import requested
+from ..held import Held
+from ..modules import KINDS
+from ..paths import Known, known_of
+from ..student import Student
+from .chain import RULES, Chain, student_of
+from .flowing import Run
+
+# Modules of torch.nn that may be parts of a chain. Of others it is known without a run that they are none.
+PARTS = {nn.Module, nn.Linear, nn.Flatten, nn.Identity, *KINDS}
+PARTS |= {kind for kind in vars(dropout).values() if isinstance(kind, type)}
+HARMLESS = "torch.nn.modules.container", "torch.nn.modules.loss"
+
+
+class Followed(NamedTuple):
+    """A student whose whole forward was followed, and what the run of it may have changed, as that was before."""
+
+    student: Student
+    held: Held
+    hooks: list[Callable]  # to be called before gradients come to the weights
+
+    def attach(self, results: Iterable[torch.Tensor | None]) -> None:
+        for result in results:
+            if self.hooks and result is not None and result.requires_grad:
+                for hook in self.hooks:
+                    result.register_hook(hook)
+
+
+def followed(function: object, x: torch.Tensor) -> Followed | None:
+    """The multi-layer perceptron that a function of x is, if its whole forward is one chain of layers.
+
+    Where it is something else, nothing is left of the run, and it is not run again until something of it is another.
+    """
+    if isinstance(function, torch.jit.ScriptFunction) or type(x) not in PLAIN or is_traced(x):
+        return None
+    modules = list(modules_of(function))
+    known = known_of(function, x)
+    if known.no_chain or not all(map(may_be_part, modules)):
+        return None
+    return run_on_chain(function, x, modules, known)
+
+
+def followed_again(function: object, x: torch.Tensor, backend: str | None) -> Followed | None:
+    """The same of one that was a chain at a call before, where nobody traces the call."""
+    if x.dim() != 2 or not callable(function) or requested(backend) in ("streams", "reference"):
+        return None
+    known = known_of(function, x)
+    return run_on_chain(function, x, list(modules_of(function)), known) if known.is_chain else None
+
+
+def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    held = Held(modules, [] if capturing else [x.device])
+    run = Run(RULES, x.dtype, x.device, x.requires_grad)
+    found = chain_of(function, x, run)
+    known.is_chain, known.no_chain = (False, found) if isinstance(found, str) else (True, "")
+    if known.is_chain:
+        return Followed(found, held, run.hooks)
+    held.restore()
+    return None
+
+
+def is_traced(x: torch.Tensor) -> bool:
+    """Whether someone follows the call who has to see the function's own operations."""
+    if torch.compiler.is_compiling():
+        return True
+    functorch, dispatch = torch._C._are_functorch_transforms_active(), torch._C._len_torch_dispatch_stack() > 0
+    return functorch or dispatch or forward_ad._current_level >= 0
+
+
+def may_be_part(module: nn.Module) -> bool:
+    kind = type(module)
+    if isinstance(module, (torch.jit.ScriptModule, LazyModuleMixin)) or (module.training and draws(module)):
+        return False
+    home = kind.__module__
+    return kind in PARTS or home in HARMLESS or not home.startswith("torch.nn.modules.")
+
+
+def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
+    """The student that a function is at x, or why it is no chain of layers."""
+    try:
+        with graphs(), torch.compiler.set_stance("force_eager"):
+            result = function(Chain.make(run, x.shape))
+            if isinstance(result, Chain) and result.run is run and result.layers and not run.reason:
+                student = student_of(result)
+            else:
+                return run.reason or "what it gives is no chain of linear layers"
+    except Exception as error:  # whatever it is, the function is run as it is, and says so itself
+        return run.reason or f"{type(error).__name__} in it"
+    del result
+    if run.is_held():
+        return "something keeps what flows through it"
+    return student if all(map(is_sound, student.parameters)) else "a weight has no memory when it is over"
