@@ -23,7 +23,7 @@ from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import need_paths
-from .prepare import Prepared, prepare
+from .prepare import Prepared, prepare, prepared_again
 from .problem import Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
@@ -72,9 +72,12 @@ def evaluate(
             request = Request(
                 result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
             )
-            prepared = prepare(request, chain) if accepted is None else found.prepared(request)
+            if accepted is None:
+                prepared = prepare(request, chain)
+            else:
+                prepared = prepared_again(request, accepted, *found.made_of[1:], found.given, found.offset)
             ran = run(prepared)
-            if found is not None and accepted is None and not prepared.student.reason:
+            if found is not None and accepted is None and not prepared.student.reason and found.still_is():
                 keeping.keep(found, prepared, ran.problem, ran.operands)
             results, known = ran.results, ran.known
             chain = prepared.followed[0] if chain is None else chain

@@ -16,6 +16,7 @@ from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
 from .targets import CONSTANT, Targets
+from .weights import Weights
 
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -54,6 +55,24 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
     yield from faults_of_numbers(request, given)
+
+
+def faults_again(
+    request: Request, given: torch.Tensor | None, student: Layers, teacher: Layers | None
+) -> Iterator[Fault]:  # fmt: skip
+    """Of a request like one that was accepted: numbers, and a teacher who was not known by what he is made of."""
+    yield from request.columns.faults(request.inputs)
+    yield from faults_of_ranges(request.residual_weights)
+    if teacher is not None:
+        yield from faults_of_teacher(request.targets.teacher, teacher, student, request.inputs, request.settings.order)
+    yield from faults_of_numbers(request, given)
+
+
+def faults_of_ranges(weights: Weights) -> Iterator[Fault]:
+    """Of weights that are negative or not finite, which no layout tells."""
+    for name, weight in zip(weights._fields, weights, strict=True):
+        if weight is not None and weight.dtype is not torch.bool:
+            yield from faults_of_range(f"{name}_weight", weight)
 
 
 def faults_of_numbers(request: Request, given: torch.Tensor | None) -> Iterator[Fault]:

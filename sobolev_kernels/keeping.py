@@ -10,11 +10,11 @@ from operator import itemgetter
 import torch
 
 from . import ops
-from .kept import KEPT, Accepted, Call, Kept, read
+from .kept import KEPT, Call, Kept
 from .math.directions import GIVEN
-from .prepare import Prepared
+from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
-from .steps import Step, keeps, layout_of, optional_of, step_of, surroundings
+from .steps import Step, keeps, layout_of, optional_of, step_of
 
 
 def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> None:
@@ -23,23 +23,18 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
     teacher's step gives; elsewhere that it was accepted.
     """
-    if not keeps(problem) or not still_is(call):
+    if not keeps(problem):
         return
-    in_full = not call.settings.check_finite and (prepared.teacher is None or call.made_of.of_teacher is not None)
-    kept = (kept_of(call, prepared, problem, operands) if in_full else None) or accepted_of(call, prepared)
-    if kept is not None:
-        KEPT.put(call.likeness, kept)
-
-
-def accepted_of(call: Call, prepared: Prepared) -> Accepted | None:
-    layout = layout_of(call.all_tensors)
-    if layout is None or layout.addresses(call.all_tensors) is None:
-        return None  # one at an odd address is no reason to compute as much of others that lie well
-    read = prepared.teacher is not None and call.made_of.of_teacher is not None
-    teacher = replace(prepared.teacher.student, parameters=()) if read else None
-    student, given = replace(prepared.student, parameters=()), prepared.given is not None
-    fresh = is_fresh(call, prepared)
-    return Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
+    read, fresh = prepared.teacher is None or call.made_of.of_teacher is not None, is_fresh(call, prepared)
+    kept = kept_of(call, prepared, problem, operands, fresh) if read and not call.settings.check_finite else None
+    if kept is None:
+        layout = layout_of(call.all_tensors)
+        if layout is None or layout.addresses(call.all_tensors) is None:
+            return  # one at an odd address is no reason to compute as much of others that lie well
+        teacher = replace(prepared.teacher.student, parameters=()) if prepared.teacher and read else None
+        student, given = replace(prepared.student, parameters=()), prepared.given is not None
+        kept = Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
+    KEPT.put(call.likeness, kept)
 
 
 def is_fresh(call: Call, prepared: Prepared) -> bool:
@@ -49,26 +44,25 @@ def is_fresh(call: Call, prepared: Prepared) -> bool:
     return call.targets is not None and along and torch.is_grad_enabled()
 
 
-def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> Kept | None:
+def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands, fresh: bool) -> Kept | None:
     outputs, gradients = ops.outputs_of(problem, operands)
     finished = problem.result == LOSS and not problem.terms
     if finished:
         del outputs["terms"]
     targeted = (operands.values, operands.derivative, operands.second)
     taught, tensors = taught_in(call, operands, targeted)
+    views, projections = views_in(tensors, operands), prepared.projections
     step = step_of(problem, operands, tensors, outputs, gradients, taught)
     if step is None:
         return None  # and whose tensors are not read as they came, his teacher's are not
     teacher = prepared.teacher and step_of_teacher(call, prepared.teacher, operands)
     if teacher is None and prepared.teacher is not None:
         return None
-    projections = prepared.projections
     drawn = projections is not None and projections.distribution != GIVEN
     seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
     return Kept(
         call.settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
-        step, teacher, taught[: len(teacher.outputs) if teacher else 0],
-        views_in(tensors, operands), drawn, seed, finished, is_fresh(call, prepared),
+        step, teacher, taught[: len(teacher.outputs) if teacher else 0], views, drawn, seed, finished, fresh,
         differentiable=torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
     )  # fmt: skip
 
@@ -78,7 +72,7 @@ def views_in(tensors: list[torch.Tensor], operands: Operands) -> tuple[Callable 
     places = iter(range(1 + len(operands.parameters), len(tensors)))
     views = []
     for operand in optional_of(operands):
-        place = None if operand is None else next(places)
+        place = None if operand is None else next(places, None)
         if place is None:
             views.append(None)
         elif (operand.shape, operand.stride()) == (tensors[place].shape, tensors[place].stride()):
@@ -115,17 +109,3 @@ def step_of_teacher(call: Call, teacher: Prepared, operands: Operands) -> Step |
     asked = Operands(call.tensors[0], parameters, operands.given, operands.seed, weights=operands.weights)
     outputs, _ = ops.outputs_of(teacher.problem, asked)
     return step_of(teacher.problem, asked, call.of_teacher, {n: t for n, t in outputs.items() if t.numel()}, [])
-
-
-def still_is(call: Call) -> bool:
-    """Whether the call is still what it was taken for: another thread may have changed the student meanwhile.
-
-    Of a forward that was followed the call has the very tensors.
-    """
-    if call.chain is not None:
-        return surroundings() == call.likeness[-1]
-    made_of = read(call.student, call.targets and call.targets.teacher)
-    if made_of is None or made_of.kinds != call.made_of.kinds or surroundings() != call.likeness[-1]:
-        return False
-    same = zip(made_of[1:], call.made_of[1:], strict=True)
-    return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)

@@ -12,7 +12,7 @@ is run as call.py does. One that is out of the ordinary goes the long way, by pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -21,20 +21,19 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import advise_of_teacher, looked_at_again
+from .advice import looked_at_again
 from .backends import core
 from .boundary import PLAIN
-from .checks import faults_of_numbers, faults_of_range, faults_of_teacher
+from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
-from .prepare import Prepared, looked_into, teacher_of
+from .prepare import Accepted
 from .problem import Operands, Problem
-from .request import Request
 from .settings import Settings
-from .steps import Layout, Shelf, Step, surroundings
+from .steps import Shelf, Step, surroundings
 from .streams.whole import Followed, followed_again
-from .student import Student, hooks_of_all, recognise
+from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
 
@@ -48,8 +47,6 @@ for row in MODULES.values():
 RULES = {kind: (FORWARDS[kind], asked) for kind, asked in ATTRIBUTES.items()}, CALL, CALL_IMPL
 KNOWN = {type(None), *PLAIN}  # types of what need not be there
 
-WEIGHTS = tuple(f"{name}_weight" for name in Weights._fields)
-
 
 class MadeOf(NamedTuple):
     """What a student and his teacher are made of, module by module, and their parameters."""
@@ -60,27 +57,10 @@ class MadeOf(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Accepted:
-    """What is known of calls that are alike, and like one that was accepted."""
-
-    settings: Settings  # held so that its id, a part of the likeness, stays its own
-    problem: Problem
-    projections: Projections | None
-    student: Student  # he and the teacher, without their parameters
-    teacher: Student | None  # None also of one that is not read, and looked at anew
-    given: bool  # whether there are vectors, and they are read
-    fresh: bool  # a loss along others at each call
-    layout: Layout  # of the tensors, and of the parameters of the teacher
-
-    def fits(self, call: Call) -> bool:
-        return self.layout.addresses(call.all_tensors) is not None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class Kept:
     """What calls have in common that are alike, and whose tensors the core reads as they came."""
 
-    settings: Settings  # as above
+    settings: Settings  # held so that its id, a part of the likeness, stays its own
     problem: Problem
     projections: Projections | None
     weights: tuple[float, ...]
@@ -144,50 +124,26 @@ class Call:
                     self.accepted = kept
                 return
 
-    def refuse_weights(self) -> None:
-        """Numbers that no likeness tells of a call.
+    def still_is(self) -> bool:
+        """Whether it is still what it was taken for: another thread may have changed the student meanwhile.
 
-        Raises:
-            ValueError: weights that are negative or not finite.
+        Of a forward that was followed the call has the very tensors.
         """
-        if self.weights is not UNWEIGHTED:
-            for name, weight in zip(WEIGHTS, self.weights, strict=True):
-                refuse(() if weight is None or weight.dtype is torch.bool else faults_of_range(name, weight))
-
-    def advise_of_fresh(self) -> None:
-        looked_at_again(self.student, self.tensors[0], self.made_of.parameters, self.settings, self.targets)
-
-    def prepared(self, request: Request) -> Prepared:
-        """As `prepare` has it, where the call is known to be accepted but for its numbers, and a teacher not read."""
-        accepted, projections, inputs = self.accepted, self.accepted.projections, request.inputs
-        function = None if self.targets is None else self.targets.teacher
-        given = self.given if accepted.given else None
-        student = replace(accepted.student, parameters=tuple(self.made_of.parameters))
-        refuse(request.columns.faults(inputs))
-        self.refuse_weights()
-        teacher = accepted.teacher and replace(accepted.teacher, parameters=tuple(self.made_of.of_teacher))
-        if function is not None and teacher is None:
-            teacher = recognise(function)
-            chain = looked_into(function, teacher, request)
-            teacher = teacher if chain is None else chain.student
-            refuse(faults_of_teacher(function, teacher, student, inputs, self.settings.order))
-        refuse(faults_of_numbers(request, given))
-        if projections is not None and self.offset not in (None, projections.offset):
-            projections = replace(projections, offset=self.offset)
-        prepared = Prepared(request, student, accepted.problem, projections, given)
-        if teacher is not None:
-            prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
-            advise_of_teacher(self.student, function, teacher)
-        if accepted.fresh:
-            self.advise_of_fresh()
-        return prepared
+        if self.chain is not None:
+            return surroundings() == self.likeness[-1]
+        made_of = read(self.student, self.targets and self.targets.teacher)
+        if made_of is None or made_of.kinds != self.made_of.kinds or surroundings() != self.likeness[-1]:
+            return False
+        same = zip(made_of[1:], self.made_of[1:], strict=True)
+        return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """The results, as `call.run` has them."""
         kept, x, parameters, seed = self.kept, self.tensors[0], self.made_of.parameters, self.kept.seed
-        self.refuse_weights()
+        if self.weights is not UNWEIGHTED:
+            refuse(faults_of_ranges(self.weights))
         if kept.fresh:
-            self.advise_of_fresh()
+            looked_at_again(self.student, x, parameters, self.settings, self.targets)
         if seed is not None:
             self.seed = seed if self.offset is None else (seed[0], self.offset)
         else:

@@ -10,9 +10,9 @@ import torch
 from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch
-from .advice import advise
+from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
-from .checks import faults_of, outputs_of
+from .checks import faults_again, faults_of, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
@@ -20,6 +20,8 @@ from .errors import refuse
 from .math.directions import GIVEN
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
+from .settings import Settings
+from .steps import Layout
 from .streams.look import flow_of
 from .streams.whole import Followed, followed
 from .student import Student, Unrecognised, recognise
@@ -39,6 +41,23 @@ class Prepared:
     given: torch.Tensor | None
     teacher: Prepared | None = None
     followed: tuple[Followed | None, Followed | None] = (None, None)  # student and teacher
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Accepted:
+    """What is known of calls that are alike, and like one that was accepted."""
+
+    settings: Settings  # held so that its id, a part of the likeness, stays its own
+    problem: Problem
+    projections: Projections | None
+    student: Student  # he and the teacher, without their parameters
+    teacher: Student | None  # None also of one that is not read, and looked at anew
+    given: bool  # whether there are vectors, and they are read
+    fresh: bool  # a loss along others at each call
+    layout: Layout  # of the tensors, and of the parameters of the teacher
+
+    def fits(self, call) -> bool:
+        return self.layout.addresses(call.all_tensors) is not None
 
 
 def prepare(request: Request, chain: Followed | None = None) -> Prepared:
@@ -65,6 +84,32 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     except Exception:
         undo(followed)
         raise
+
+
+def prepared_again(
+    request: Request, accepted: Accepted, parameters: Sequence[torch.Tensor],
+    of_teacher: Sequence[torch.Tensor] | None, given: torch.Tensor | None, offset: int | None,
+) -> Prepared:  # fmt: skip
+    """As `prepare` has it, of a call that is known to be accepted but for its numbers, and a teacher not read."""
+    function, projections = request.targets and request.targets.teacher, accepted.projections
+    given = given if accepted.given else None
+    student = replace(accepted.student, parameters=tuple(parameters))
+    read = accepted.teacher is not None
+    teacher = replace(accepted.teacher, parameters=tuple(of_teacher)) if read else None
+    if function is not None and not read:
+        teacher = recognise(function)
+        chain = looked_into(function, teacher, request)
+        teacher = teacher if chain is None else chain.student
+    refuse(faults_again(request, given, student, None if read else teacher))
+    if projections is not None and offset not in (None, projections.offset):
+        projections = replace(projections, offset=offset)
+    prepared = Prepared(request, student, accepted.problem, projections, given)
+    if teacher is not None:
+        prepared = replace(prepared, teacher=teacher_of(prepared, teacher))
+        advise_of_teacher(request.student, function, teacher)
+    if accepted.fresh:
+        looked_at_again(request.student, request.inputs, parameters, request.settings, request.targets)
+    return prepared
 
 
 def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
