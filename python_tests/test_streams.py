@@ -688,3 +688,23 @@ def test_not_followed_is_not_seen():
     """It is no exception of a public function."""
     with pytest.raises(NotFollowed):
         propagated(lambda x: x.numpy(), numbers(N, 3), numbers(1, N, 3))
+
+
+MIXED = {
+    "a mean of the batch": lambda x, net: net((x - x.mean(0)) / x.std(0)),
+    "the other way round": lambda x, net: net(x.flip(0)),
+    "his neighbour": lambda x, net: net(x.roll(1, 0)),
+    "attention": lambda x, net: net((x @ x.T).softmax(1) @ x),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "streams", "reference"])
+@pytest.mark.parametrize("name", MIXED)
+def test_samples_that_are_mixed(name, backend):
+    """The gradient of a sum over samples is none of each of them; all move along their directions together."""
+    net = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x, v = numbers(6, D), numbers(3, 6, D, seed=1)
+    function = lambda x: MIXED[name](x, net)  # noqa: E731
+    _, tangents = sk.jvp(function, x, v, backend=backend)
+    expected = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
+    assert torch.allclose(tangents, torch.stack(expected), rtol=1e-10)

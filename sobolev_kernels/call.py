@@ -160,8 +160,8 @@ def looked_at(role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tens
         return ran
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked = need_paths(role, call.request.student, ran.function, x, order, wanted)
-    return ran._replace(looked=order if looked else 0)
+    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted)
+    return ran._replace(looked=order if looked else 0, own=own)
 
 
 def compute(

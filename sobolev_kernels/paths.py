@@ -68,21 +68,22 @@ KNOWN: dict[tuple, Known] = {}
 def need_paths(
     role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
     wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None],
-) -> bool:  # fmt: skip
+) -> tuple[bool, bool]:  # fmt: skip
     """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
 
-    Whether that could be looked at is returned. `run` is the function with its results checked. Under torch.compile,
-    and amid transforms of torch.func, nothing is looked at: there the inputs are not numbers.
+    Whether that could be looked at is returned, and whether each sample's outputs were seen to be its own. `run` is the
+    function with its results checked. Under torch.compile, and amid transforms of torch.func, nothing is looked at:
+    there the inputs are not numbers.
     """
     if torch.compiler.is_compiling() or watched(x):
-        return False
-    told = True
+        return False, False
+    told, own = True, False
     for known, times in found_of(role, function, run, x, order):
         cut = wanted_of(known.cut, *wanted)
         if cut.any():
             raise NotProvided(message_of(role, cut, times))
-        told = told and known.told
-    return told
+        told, own = told and known.told, known.own if times == 1 else own
+    return told, own
 
 
 def watched(x: torch.Tensor) -> bool:

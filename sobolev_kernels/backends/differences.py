@@ -36,6 +36,7 @@ class Found(NamedTuple):
     draws: bool = False  # other values each time
     settled: bool = True  # no output without a derivative stood still
     told: bool = True  # it could be looked at
+    own: bool = False  # each sample's outputs are its own, as those of batch statistics are not
 
 
 class Line(NamedTuple):
@@ -72,6 +73,7 @@ def found_by(probe: Probe) -> Found:
     draws = probe.draws()
     if probe.unsteady:
         return Found(cut, draws=True, settled=False, told=False)
+    own = probe.own()
     step = probe.first_step()
     slope = probe.tangent(step)
     missing, suspect, _ = probe.compare(step, slope)
@@ -84,7 +86,7 @@ def found_by(probe: Probe) -> Found:
             if not cut[:, columns].any():
                 cut[:, columns] |= found[:, None]
     if cut.any():
-        return Found(cut, draws=draws)
+        return Found(cut, draws=draws, own=own)
     if probe.stirred and probe.eps < FLOAT32:
         coarse = found_by(Probe(probe.function, probe.x, FLOAT32))
         if coarse.cut.any():
@@ -95,11 +97,11 @@ def found_by(probe: Probe) -> Found:
     if (wrong & still).any():
         wrong &= ~(still & probe.faithful(often))
     if not wrong.any():
-        return Found(cut, draws=draws, settled=settled)
+        return Found(cut, draws=draws, settled=settled, own=own)
     o = int(wrong.double().argmax())
     n = int(torch.where(often[:, o], missing[:, o].abs(), -1.0).argmax())
     other = o, float(slope[n, o]), float(slope[n, o] + missing[n, o])
-    return Found(cut, other, draws, settled)
+    return Found(cut, other, draws, settled, own=own)
 
 
 class Probe:
@@ -146,6 +148,16 @@ class Probe:
         different = lambda y: bool(((y - self.values).abs() > 4 * self.unit).any())  # noqa: E731
         self.unsteady = different(self.at(0.0))
         return self.unsteady or (self.drew and different(self.at(0.0, anew=True)))
+
+    def own(self) -> bool:
+        """Whether each sample's outputs stand still where others move: twice about half of them, of no pattern."""
+        step, k = self.step(), torch.arange(1, self.N + 1, dtype=torch.float64, device="cpu")
+        for factor in (0.6180339887, 0.7548776662):
+            moves = (k * factor).frac() < 0.5
+            change = (self.at(torch.where(moves[:, None], step, 0.0)) - self.values).abs()
+            if (change[~moves] > 4 * self.unit).any():
+                return False
+        return self.N > 1
 
     def step(self, columns: list[int] | None = None, size: float = 1.0) -> torch.Tensor:
         """Different ones for all inputs [N, D], to both sides, in the units of their columns; others stand still.

@@ -278,7 +278,7 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
-        if order == 1 and side_of_function(len(v), y.shape[1]) == GRADIENTS:
+        if order == 1 and ran.own and side_of_function(len(v), y.shape[1]) == GRADIENTS:
             results = y, along_by_gradients(ran, v), None
             return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
