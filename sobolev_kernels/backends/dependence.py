@@ -24,8 +24,8 @@ class Evaluated(NamedTuple):
     """A function and what it gave; x asks for its gradient, but where a compiler follows transforms alone.
 
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one. `looked` is the
-    order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it is
-    known that each sample's outputs depend on its inputs alone.
+    order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
+    is known that each sample's outputs depend on its inputs alone.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]

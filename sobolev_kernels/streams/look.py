@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..advice import modules_of
 from ..backends.streams import DTYPES, OUTPUTS, propagated
@@ -27,6 +28,8 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     modules = list(modules_of(function))
     if isinstance(function, torch.jit.ScriptFunction) or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         return UNSEEN._replace(unfollowed="a part of it is scripted")
+    if any(isinstance(m, LazyModuleMixin) for m in modules):
+        return UNSEEN._replace(unfollowed="a part of it has no parameters yet")
     known = known_of(function, x)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
