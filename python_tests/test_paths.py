@@ -157,6 +157,7 @@ COARSE = {
     "round to 8 bits": ("bfloat16", "float16"), "round to 12 bits": ("bfloat16", "float16", "bytes"),
     "round to 15 bits": ("bfloat16", "float16", "bytes"), "cancelled": ("bfloat16", "float16"),
     "half within": ("bfloat16", "float16", "bytes"), "bytes": ("bfloat16",),
+    "quantised inputs": ("bfloat16",),
 }  # fmt: skip
 ONLY = {"constant for N": ("float64",), "refuses others": ("float64",)}
 

@@ -272,7 +272,7 @@ class Probe:
         found = torch.zeros(self.O, dtype=torch.bool, device="cpu")
         for size in LADDER:
             line = torch.stack([self.at(self.rounded(k * size * step)) for k in range(-4, 5)])
-            units = line.diff(dim=0).abs() / (self.of_values * self.values.abs())
+            units = line.diff(dim=0).abs() / (self.of_values * self.values.square().mean(0).sqrt())
             moves = (units > 0) & units.isfinite()
             fine = usual(units, moves) <= FEW  # [N, O]
             busy = (moves.double().mean(0) >= BUSY) & fine
