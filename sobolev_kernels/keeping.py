@@ -31,7 +31,8 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
         layout = layout_of(call.all_tensors)
         if layout is None or layout.addresses(call.all_tensors) is None:
             return  # one at an odd address is no reason to compute as much of others that lie well
-        teacher = replace(prepared.teacher.student, parameters=()) if prepared.teacher and read else None
+        known = prepared.teacher and read and not prepared.teacher.student.reason
+        teacher = replace(prepared.teacher.student, parameters=()) if known else None
         student, given = replace(prepared.student, parameters=()), prepared.given is not None
         kept = Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
     KEPT.put(call.likeness, kept)

@@ -124,10 +124,14 @@ def looked_at(function: object, run: Callable, x: torch.Tensor, times: int) -> F
 
 
 def look_times(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:
-    # a checkpoint around the call shall save nothing of it
-    with untouched(function) as hidden, torch.autograd.graph.saved_tensors_hooks(unchanged, unchanged):
+    with untouched(function) as hidden, unseen():
         found = look(run if times == 1 else tangent_of(run, x.shape[1]), x)
     return found._replace(told=found.told and not hidden)
+
+
+def unseen() -> torch.autograd.graph.saved_tensors_hooks:
+    """A checkpoint around the call saves nothing of what is run within it, which is not run again with the call."""
+    return torch.autograd.graph.saved_tensors_hooks(unchanged, unchanged)
 
 
 def unchanged(tensor: torch.Tensor) -> torch.Tensor:

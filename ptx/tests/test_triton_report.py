@@ -53,7 +53,7 @@ def test_one_launch_on_amd():
     assert len([row for row in rows if row[0] == "step_kernel"]) == sum(
         len(row.precisions) for row in rows_for("gfx942")
     )
-    for _, row, _, _, stack, spills, tensor, shared, _ in rows:
+    for kernel, row, _, _, stack, spills, tensor, shared, _ in rows:
         assert stack == spills == "0", row
-        assert int(tensor) > 0, row
+        assert int(tensor) > 0 or kernel != "step_kernel", row
         assert int(shared) <= LIMITS["gfx942"]

@@ -10,7 +10,7 @@ from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
-from ..streams.flowing import NotFollowed, Run
+from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
 from ..student import widened
@@ -70,6 +70,8 @@ def propagated(
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
     except Exception as error:  # whatever it is: run as it is, the function says it himself
+        if is_of_checkpoint(error):
+            raise
         raise NotFollowed(run.reason or f"{type(error).__name__} in it: {error}") from error
     if run.reason:
         raise NotFollowed(run.reason)

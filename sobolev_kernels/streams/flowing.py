@@ -103,6 +103,8 @@ class Flowing(torch.Tensor):
         except NotFollowed:
             raise
         except Exception as error:  # arguments that the rule does not know
+            if is_of_checkpoint(error):
+                raise
             run.stop(f"{name_of(function)} in it ({error})")
 
     @classmethod
@@ -190,3 +192,8 @@ ABOUT: dict[Callable, Callable] = {
     **dict.fromkeys(spelt("is_floating_point"), lambda input: True),
     **dict.fromkeys(spelt("is_complex"), lambda input: False),
 }
+
+
+def is_of_checkpoint(error: Exception) -> bool:
+    """Whether torch.utils.checkpoint ends what it runs again, since it has all that it wanted."""
+    return type(error).__module__ == "torch.utils.checkpoint"

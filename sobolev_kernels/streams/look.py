@@ -9,7 +9,7 @@ from ..advice import modules_of
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
-from ..paths import Flow, known_of
+from ..paths import Flow, known_of, unseen
 from .flowing import NotFollowed, casting
 from .whole import is_traced
 
@@ -35,7 +35,8 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
         held, counts = held_of(modules, x), {}
         try:
-            y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts)
+            with unseen():
+                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts)
             known.flow = Flow(None, y.shape[1], counts, shapes)
         except NotFollowed as reason:
             known.flow = Flow(str(reason), 0, counts, shapes)

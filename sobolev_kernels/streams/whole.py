@@ -17,10 +17,10 @@ from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
 from ..held import Held
 from ..modules import KINDS
-from ..paths import Known, known_of
+from ..paths import Known, known_of, unseen
 from ..student import Student
 from .chain import RULES, Chain, student_of
-from .flowing import Run
+from .flowing import Run, is_of_checkpoint
 
 # Modules of torch.nn that may be parts of a chain. Of others it is known without a run that they are none.
 PARTS = {nn.Module, nn.Linear, nn.Flatten, nn.Identity, *KINDS}
@@ -53,6 +53,12 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
     known = known_of(function, x)
     if known.no_chain or not all(map(may_be_part, modules)):
         return None
+    if not known.is_chain:
+        with unseen():
+            first = run_on_chain(function, x, modules, known)
+        if first is None:
+            return None
+        first.held.restore()
     return run_on_chain(function, x, modules, known)
 
 
@@ -102,6 +108,8 @@ def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
             else:
                 return run.reason or "what it gives is no chain of linear layers"
     except Exception as error:  # whatever it is, the function is run as it is, and says so itself
+        if is_of_checkpoint(error):
+            raise
         return run.reason or f"{type(error).__name__} in it"
     del result
     if run.is_held():
