@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import sobolev_kernels as sk
+from python_tests.students import Call, Reversed
 from sobolev_kernels.math.table import Formula
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.chain import RULES
@@ -36,17 +37,6 @@ V, U = numbers(2, N, D, seed=3), numbers(2, N, O, seed=4)
 def net(*between, last=(), seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(D, H), *(between or (nn.Tanh(),)), nn.Linear(H, O), *last).double()
-
-
-class Call(nn.Module):
-    """A module of a function of x and of modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(x, *self.parts)
 
 
 class OwnSequential(nn.Sequential):
@@ -244,16 +234,6 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return g
-
-
-class Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x
-
-    @staticmethod
-    def backward(ctx, g):
-        return -g
 
 
 class Swallowing(nn.Module):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sobolev_kernels as sk
+from python_tests.students import Call, Straight
 from sobolev_kernels import paths
 
 N, D, O = 20, 3, 2
@@ -26,17 +27,6 @@ def numbers(*shape, dtype=f32, seed=0):
 def through(*modules, dtype=f32, n_in=D, width=8, n_out=O):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(n_in, width), *modules, nn.LazyLinear(n_out)).to(dtype)
-
-
-class Call(nn.Module):
-    """A module of what it is given, so that nothing is recognised."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(x, *self.parts)
 
 
 def as_image(*modules):
@@ -213,18 +203,6 @@ def test_honest_in_other_units(unit, dtype):
         x = (mean + scale * numbers(count, 64, dtype=f64)).to(dtype)
         for f in (lambda x: net((x - mean) / scale), lambda x: 1e4 * net((x - mean) / scale) + 1, lambda x: x[:, :O]):
             silent(f, x)
-
-
-class Straight(torch.autograd.Function):
-    """Of which the backward says 1."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
 
 
 def of_numpy(function):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import sobolev_kernels as sk
+from python_tests.students import Call, Reversed, Straight
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
@@ -22,19 +23,12 @@ N, D = 3, 5
 f64 = torch.float64
 
 
+def call_of(function, *modules):
+    return Call(function, *modules).double()
+
+
 def numbers(*shape, seed=0):
     return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
-
-
-class Call(nn.Module):
-    """A module of a function of x and of modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function, self.parts = function, nn.ModuleList(modules).double()
-
-    def forward(self, x):
-        return self.function(x, *self.parts)
 
 
 def differences(function, x, v, step=1e-5):
@@ -491,26 +485,6 @@ def test_the_cheaper_side():
     torch.testing.assert_close(*results, **ANOTHER_WAY)
 
 
-class Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
-class Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x
-
-    @staticmethod
-    def backward(ctx, g):
-        return -g
-
-
 class Kept(nn.Module):
     def __init__(self):
         super().__init__()
@@ -568,7 +542,7 @@ PITFALLS = {
 def test_what_has_no_rule_is_named(name):
     """Forced it is refused, and nothing is left of the run; of a free choice it is computed as before, or refused."""
     function, said = PITFALLS[name]
-    student = function if isinstance(function, nn.Module) else Call(function, Gated(2))
+    student = function if isinstance(function, nn.Module) else call_of(function, Gated(2))
     student, x, v = student.double(), numbers(N, D)[:, :3], numbers(2, N, D, seed=1)[..., :3]
     state = torch.get_rng_state()
     for _ in range(2):
@@ -588,7 +562,7 @@ def test_what_has_no_rule_is_named(name):
 
 def test_what_changes_its_way_goes_by_the_reference():
     """A call that meets an operation without a rule that the first one did not: with the same random numbers."""
-    student = Call(lambda x, net: F.dropout(net(x) if x.shape[0] < 4 else net(x).cumprod(1), 0.5), Gated(2))
+    student = call_of(lambda x, net: F.dropout(net(x) if x.shape[0] < 4 else net(x).cumprod(1), 0.5), Gated(2))
     x, v = numbers(6, 3), numbers(2, 6, 3, seed=1)
     sk.jvp(student, x[:3], v[:, :3])
     results = []
@@ -596,14 +570,14 @@ def test_what_changes_its_way_goes_by_the_reference():
         torch.manual_seed(0)
         results.append(sk.jvp(student, x, v, backend=backend)[1])
     assert torch.equal(*results)
-    student = Call(student.function, Gated(2))
+    student = call_of(student.function, Gated(2))
     sk.jvp(student, x[:3], v[:, :3], backend="streams")
     with pytest.raises(sk.NotProvided, match="cumprod"):
         sk.jvp(student, x, v, backend="streams")
 
 
 def test_dropout_has_one_mask_for_all():
-    student = Call(lambda x, net: F.dropout(net(x), 0.5), Gated(4))
+    student = call_of(lambda x, net: F.dropout(net(x), 0.5), Gated(4))
     x, v = numbers(50, 3), numbers(2, 50, 3, seed=1)
     state = torch.get_rng_state()
     y, tangents = sk.jvp(student, x, v, backend="streams")
@@ -637,7 +611,7 @@ def test_the_first_run_leaves_no_trace():
 def test_wrapped(wrap):
     net = Blocks(2).double()
     student = {
-        "checkpoint": lambda: Call(lambda x, net: checkpoint(net, x, use_reentrant=False), net),
+        "checkpoint": lambda: call_of(lambda x, net: checkpoint(net, x, use_reentrant=False), net),
         "functional_call": lambda: lambda x: torch.func.functional_call(net, dict(net.named_parameters()), (x,)),
         "torch.compile": lambda: torch.compile(net, backend="eager"),
         "forward hook": lambda: [net, net.blocks[0].register_forward_hook(lambda m, a, y: y * 2)][0],
