@@ -101,8 +101,8 @@ def step_of(
 
 
 def keeps(problem: Problem) -> bool:
-    """Whether the problem's backend can run a step again."""
-    return hasattr(BACKENDS[problem.backend], "kept")
+    """Whether the problem's backend can run a step again, and the core is there to read where its tensors are."""
+    return core.MISSING is None and hasattr(BACKENDS[problem.backend], "kept")
 
 
 def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 import sobolev_kernels as sk
 from ptx.compile import missing
 from sobolev_kernels import directions, kept
-from sobolev_kernels.backends import triton
+from sobolev_kernels.backends import core, triton
 from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.testing.compare import computed_from, forget
 from sobolev_kernels.testing.problems import Shape, data
@@ -167,6 +167,19 @@ def test_a_call_like_one_before_goes_the_short_way(path, settings, monkeypatch):
         monkeypatch.setattr(triton, "run", lambda *arguments: (ran.append(arguments), run(*arguments)))
         step(numbers, **settings)
     assert driver.names() == first and bool(ran) == (path == "torch's multiply" or "reduction" in settings)
+
+
+def test_without_the_compiled_core_nothing_is_kept(path, monkeypatch):
+    """As in a pure install, where the core is not there to read where tensors lie: every step goes the long way."""
+    numbers = data(SHAPE, "tanh")
+    monkeypatch.setattr(core, "_C", None)
+    monkeypatch.setattr(core, "MISSING", "the compiled core is missing")
+    with driven() as driver:
+        step(numbers)
+        first = driver.names()
+        for _ in range(3):
+            step(numbers)
+    assert driver.names() == first * 4
 
 
 def test_parameters_that_are_not_aligned_take_a_variant_of_their_own():
