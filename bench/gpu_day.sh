@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A day on a GPU in minutes: `bash bench/gpu_day.sh` in the repository's root, on a machine with a GPU and no network.
 # The whole is bounded by BUDGET seconds, each stage by its own timeout. STAGES chooses among: correct sanitizer pytest
-# graph kernels time ncu sweep (five minutes, not among those of a day). Results under $OUT, 8 files at most: log.txt install.log correct.csv sanitizer.txt graph.txt
-# kernels.csv times.csv ncu.csv.
+# graph kernels time ncu, and host and sweep, which are not among those of a day. Results under $OUT, 8 files at most:
+# log.txt install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv ncu.csv. PREBUILT names a core that was built elsewhere for that machine's Python and GPU.
 # Without a GPU, `DRY=1 TRITON_INTERPRET=1 bash bench/gpu_day.sh` goes the same way on tiny sizes: half a minute.
 set -u
 export PATH=$PATH:/usr/local/cuda/bin
@@ -23,7 +23,8 @@ stage() { # name seconds command...
   [ "$most" -lt 5 ] && { say "$name: no time left"; return 99; }
   say "$name (at most $most s)"; timeout -k 5 "$most" "$@"; local rc=$?; [ $rc = 0 ] || say "$name: rc $rc"; return $rc
 }
-build() { # install offline, else by cmake alone
+build() { # what was built elsewhere for this Python, if it came along; else install offline, else by cmake alone
+  [ -n "${PREBUILT:-}" ] && cp "$PREBUILT" sobolev_kernels/ && return 0
   PIP_CONFIG_FILE=/dev/null timeout 150 $PY -m pip install --no-index --no-build-isolation --no-deps \
     --disable-pip-version-check --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real \
     --config-settings=cmake.define.SOBOLEV_CUDA=on -v -e . && return 0
@@ -69,13 +70,18 @@ if [ "$DRY" = 0 ]; then
         >"$WORK/san-$tool-$b" 2>&1 & pids+=($!)
     done; done
   fi
-  wanted pytest && { stage "pytest" 100 $PY -m pytest -q -p no:cacheprovider python_tests/test_*_device.py; tail -3 "$OUT/log.txt" >&3; }
+  wanted pytest && {
+    stage "pytest" "${PYTEST:-100}" $PY -m pytest -q -p no:cacheprovider $($PY -c "import xdist" && echo "-n $JOBS") \
+      python_tests/test_*_device.py
+    tail -40 "$OUT/log.txt" >&3
+  }
   if wanted graph; then
     for p in ieee bf16; do for b in cuda triton; do stage "graph $b $p" 30 $DAY graph $b $p >>"$OUT/graph.txt" 2>&1; done; done
     grep -E "^graph|Error" "$OUT/graph.txt" | both
   fi
   wanted kernels && for b in cuda triton reference; do stage "kernels $b" 25 $DAY kernels $b ieee; done 2>&1 | grep ^kernels | both
   wait "${pids[@]}"
+  wanted host && stage "host" 60 $PY -m bench.host
   if wanted sanitizer; then
     for f in "$WORK"/san-*; do echo "#### ${f##*/san-}"; head -c 20000 "$f"; done >"$OUT/sanitizer.txt"
     grep -H -E "ERROR SUMMARY|RACECHECK SUMMARY|^rc" "$WORK"/san-* | sed 's/.*san-//' | both

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .finishing import store_term
 from .formulas import activation_jet, coupled, residual
 
 
@@ -171,9 +172,9 @@ def sums(predictions, targets, W, EACH, sample_weight, sample, N, R, n, REPEATED
 )
 def residual_kernel(
     A, T, W, EACH, SAMPLE_WEIGHT, SLOPE, TERM, N, R, n, first, width, st_r, st_n, st_k, sw_r, sw_n, sw_k, loss,
-    ORDER: tl.constexpr, COUPLED: tl.constexpr, REPEATED: tl.constexpr, BLOCK: tl.constexpr,
+    ORDER: tl.constexpr, COUPLED: tl.constexpr, REPEATED: tl.constexpr, OF_EACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A term of each sample, TERM[ORDER] of [terms, N], and its slopes, of a Loss; without T they are 0.
+    """A term of each sample into row ORDER of TERM (`store_term`), and its slopes, of a Loss; without T they are 0.
 
     Predictions are the first n numbers of R rows of A [rows, N, width], from row `first` on, and so are SLOPE's.
     Targets are [R, N, n]. W has a weight for each of the n numbers, or, if REPEATED, for each of the R rows; EACH one
@@ -213,4 +214,4 @@ def residual_kernel(
         for r in range(R):
             for column in range(n if T is not None else 0, width):
                 tl.store(SLOPE + ((r + first) * N.to(tl.int64) + sample) * width + column, 0.0, mask=valid)
-    tl.store(TERM + ORDER * N.to(tl.int64) + sample, total, mask=valid)
+    store_term(TERM, ORDER, total, sample, valid, tl.program_id(0), N, OF_EACH, BLOCK)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -17,7 +18,7 @@ from ...problem import PER_SAMPLE, Problem
 from .script import At, Script, by_layer
 
 AT_ONCE = 16  # layers that one launch packs, or finishes: a kernel has room for so many arguments
-ROWS, COLUMNS, SAMPLES = 32, 128, 4096  # slots and numbers of a gradient, and terms, that a program sums at a time
+ROWS, COLUMNS, AT_A_TIME = 32, 128, 4096  # slots and numbers of a gradient, and terms, that a program takes at a time
 
 
 class Slots(NamedTuple):
@@ -31,6 +32,32 @@ class Slots(NamedTuple):
     stride: int
     bias_stride: int
     layers: Sequence[tuple[int, int, int]]
+
+
+class Terms(NamedTuple):
+    """What the loss is summed of, in rows of `count` numbers, one row for each term."""
+
+    at: At
+    count: int
+
+
+def terms_of(script: Script, problem: Problem, N: int, block: int, outputs: dict) -> Terms:
+    """Those of samples where they are wanted, else the sums of blocks of so many samples, as `store_term` stores."""
+    if problem.result == PER_SAMPLE:
+        return Terms(outputs["terms"], N)
+    blocks = triton.cdiv(N, block)
+    return Terms(script.room(1 + problem.order, blocks, dtype=torch.float64), blocks)
+
+
+@triton.jit
+def store_term(TERMS, row: tl.constexpr, term, sample, valid, t, N, OF_EACH: tl.constexpr, BLOCK: tl.constexpr):
+    """A term of the samples [BLOCK] of block t into its row of TERMS: [terms, N] if of OF_EACH, else the sum of a block
+    in float64, [terms, blocks]. That is what is left to be summed by the one program that makes a loss of them."""
+    if OF_EACH:
+        tl.store(TERMS + row * N.to(tl.int64) + sample, term, mask=valid)
+    else:
+        blocks = (N - 1) // BLOCK + 1
+        tl.store(TERMS + row * blocks + t, tl.sum(tl.where(valid, term, 0.0).to(tl.float64), 0))
 
 
 @triton.jit
@@ -63,26 +90,26 @@ def finish_layer(
 
 
 @triton.jit
-def finish_each(LOSS, terms, N, WEIGHTS, SAMPLES: tl.constexpr):
-    """The LOSS [N] of each sample. A term of weight 0 is left out, since it may be NaN."""
-    n = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
-    loss = tl.zeros((SAMPLES,), tl.float32)
+def finish_each(LOSS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
+    """The LOSS [count] of each sample. A term of weight 0 is left out, since it may be NaN."""
+    n = tl.program_id(0).to(tl.int64) * AT_A_TIME + tl.arange(0, AT_A_TIME)
+    loss = tl.zeros((AT_A_TIME,), tl.float32)
     for t in tl.static_range(len(WEIGHTS)):
-        term = tl.load(terms + t * N.to(tl.int64) + n, mask=n < N, other=0.0)
+        term = tl.load(terms + t * count.to(tl.int64) + n, mask=n < count, other=0.0)
         loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
-    tl.store(LOSS + n, loss, mask=n < N)
+    tl.store(LOSS + n, loss, mask=n < count)
 
 
 @triton.jit
-def finish_terms(LOSS, TERMS, terms, N, WEIGHTS, SAMPLES: tl.constexpr):
+def finish_terms(LOSS, TERMS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
     """The LOSS and its TERMS, which need not be there."""
     if tl.program_id(0) == 0:
         loss = 0.0 * tl.program_id(0).to(tl.float64)
         for t in tl.static_range(len(WEIGHTS)):
-            sums = tl.zeros((SAMPLES,), tl.float64)
-            for first in tl.range(0, N, SAMPLES):
-                n = first + tl.arange(0, SAMPLES).to(tl.int64)
-                sums += tl.load(terms + t * N.to(tl.int64) + n, mask=n < N, other=0.0).to(tl.float64)
+            sums = tl.zeros((AT_A_TIME,), tl.float64)
+            for first in tl.range(0, count, AT_A_TIME):
+                n = first + tl.arange(0, AT_A_TIME).to(tl.int64)
+                sums += tl.load(terms + t * count.to(tl.int64) + n, mask=n < count, other=0.0)
             term = tl.sum(sums, 0)
             loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
             if TERMS is not None:
@@ -90,14 +117,15 @@ def finish_terms(LOSS, TERMS, terms, N, WEIGHTS, SAMPLES: tl.constexpr):
         tl.store(LOSS, loss.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["N", "parts", "bias_parts", "stride", "bias_stride"])
+@triton.jit(do_not_specialize=["count", "parts", "bias_parts", "stride", "bias_stride"])
 def finish_kernel(
-    LOSS, TERMS, terms, GRADIENTS, BIAS_GRADIENTS, PLACES, slots, bias_slots, N, parts, bias_parts, stride, bias_stride,
-    common, WEIGHTS, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+    LOSS, TERMS, terms, GRADIENTS, BIAS_GRADIENTS, PLACES, slots, bias_slots, count, parts, bias_parts, stride,
+    bias_stride, common, WEIGHTS, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    AT_A_TIME: tl.constexpr,
 ):  # fmt: skip
     """GRADIENTS [n_out, n_in] and BIAS_GRADIENTS [n_out], or None: the sums of all slots, by `common`. PLACES has five
-    of each layer: n_out, n_in, and those of Slots. And the LOSS, if it is there, of the `terms` [len(WEIGHTS), N] of
-    samples. A program's second number says of which layer it is; those behind the last one make the loss."""
+    of each layer: n_out, n_in, and those of Slots. And the LOSS, if it is there, of the `terms` [len(WEIGHTS), count].
+    A program's second number says of which layer it is; those behind the last one make the loss."""
     for k in tl.static_range(len(GRADIENTS)):
         if tl.program_id(1) == k:
             finish_layer(
@@ -107,14 +135,14 @@ def finish_kernel(
     if LOSS is not None:
         if tl.program_id(1) == len(GRADIENTS):
             if EACH:
-                finish_each(LOSS, terms, N, WEIGHTS, SAMPLES)
+                finish_each(LOSS, terms, count, WEIGHTS, AT_A_TIME)
             else:
-                finish_terms(LOSS, TERMS, terms, N, WEIGHTS, SAMPLES)
+                finish_terms(LOSS, TERMS, terms, count, WEIGHTS, AT_A_TIME)
 
 
 def finish(
-    script: Script, problem: Problem, N: int, weights: Sequence[float], outputs: dict, gradients: Sequence[At],
-    terms: At, slots: Slots, common: float,
+    script: Script, problem: Problem, weights: Sequence[float], outputs: dict, gradients: Sequence[At], terms: Terms,
+    slots: Slots, common: float,
 ) -> None:  # fmt: skip
     """The launch that ends a step; for a student of more than AT_ONCE layers several."""
     each, loss = problem.result == PER_SAMPLE, outputs.get("loss")
@@ -133,11 +161,11 @@ def finish(
             else []
         )
         most = max((max(a, 1) * b for a, b in sizes[some]), default=1) if layers else 1
-        blocks = max(triton.cdiv(most, COLUMNS), triton.cdiv(N, SAMPLES) if each else 1)
+        blocks = max(triton.cdiv(most, COLUMNS), triton.cdiv(terms.count, AT_A_TIME) if each else 1)
         of_weights, of_biases = map(tuple, zip(*layers[some], strict=True)) if layers else ((), ())
         script.launch(
-            sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, sums, terms, of_weights, of_biases,
-            tuple(places), slots.weights, slots.biases, N, *slots[2:6], common,
-            tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS, SAMPLES=SAMPLES,
+            sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, sums, terms.at, of_weights, of_biases,
+            tuple(places), slots.weights, slots.biases, terms.count, *slots[2:6], common,
+            tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS, AT_A_TIME=AT_A_TIME,
         )  # fmt: skip
         loss = None

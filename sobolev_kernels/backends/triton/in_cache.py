@@ -33,7 +33,7 @@ class Chains(NamedTuple):
 
 class Room(NamedTuple):
     """What the programs write: their scratches, of which on chip there are none, their slots of gradients, the terms
-    [2, N] of all samples, and the gradient [N, D] of the inputs, if it is wanted."""
+    of samples or of blocks (`store_term`), and the gradient [N, D] of the inputs, if it is wanted."""
 
     scratch: torch.Tensor | None
     slots: torch.Tensor

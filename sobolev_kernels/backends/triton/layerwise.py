@@ -20,7 +20,7 @@ from ...math.losses import is_coupled
 from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE, Operands, Problem
 from .. import reference
 from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel  # noqa: F401
-from .finishing import finish
+from .finishing import finish, terms_of
 from .formulas import loss_of
 from .fused_multiply import backward_kernel, forward_kernel, product_kernel, pull_kernel, push_kernel  # noqa: F401
 from .launches import FUSED_UP_TO, WIDEST_DRAWN
@@ -66,7 +66,7 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
     """
     layers = Layers(here, max(problem.widths) <= FUSED_UP_TO, script, problem, operands, at)
     N, cotangents = layers.N, problem.projection == COTANGENTS
-    terms = outputs["terms"] if problem.result == PER_SAMPLE else script.room(1 + problem.order, N)
+    terms = terms_of(script, problem, N, SAMPLES, outputs)
     common = 1.0
     if N:
         H = layers.forward()
@@ -79,12 +79,12 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
             if problem.result == DERIVATIVES_GRADIENTS:
                 given_slopes(layers, adjoints, g_bar)
             else:
-                common = losses(layers, (H, g), (adjoints, g_bar), terms)
+                common = losses(layers, (H, g), (adjoints, g_bar), terms.at)
             if problem.gradients:
                 q_of_layer = layers.along_g_bar(g_bar) if cotangents else [None] * len(layers.weights)
                 layers.backward(adjoints, q_of_layer, outputs.get("dx"), common)
     if "loss" in outputs or gradients:
-        finish(script, problem, N, operands.weights, outputs, gradients, terms, layers.slots(), common)
+        finish(script, problem, operands.weights, outputs, gradients, terms, layers.slots(), common)
 
 
 def results(layers: Layers, H: At, g: At | None, outputs: dict) -> None:
@@ -143,7 +143,8 @@ def losses(layers: Layers, predictions: tuple, slopes: tuple, terms: At) -> floa
             "residual_kernel", (triton.cdiv(N, SAMPLES),), A, T, at.output_weight,
             at.derivative_weight if order else None, at.sample_weight, slope if problem.gradients else None, terms,
             N, R, n, first, width, *strides, *each, loss_of(kinds[order], factor, shares[order]), ORDER=order,
-            COUPLED=is_coupled(kinds[order]), REPEATED=bool(order) and cotangents, BLOCK=SAMPLES,
+            COUPLED=is_coupled(kinds[order]), REPEATED=bool(order) and cotangents,
+            OF_EACH=problem.result == PER_SAMPLE, BLOCK=SAMPLES,
         )  # fmt: skip
     return common
 

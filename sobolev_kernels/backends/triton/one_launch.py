@@ -16,7 +16,7 @@ from ...math.losses import is_coupled
 from ...problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
 from . import in_cache, on_chip, parameters
 from .draws import DISTRIBUTION, Distribution
-from .finishing import AT_ONCE, Slots, finish
+from .finishing import AT_ONCE, Slots, finish, terms_of
 from .formulas import activation_of, loss_of
 from .launches import launch_of, tile_of
 from .parameters import OPERANDS, SOME, Packed, Sizes, places_of
@@ -83,10 +83,10 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
     chains, scratch = on_chip.CHAINS, None
     if launch.layers is None:
         chains, scratch = in_cache.CHAINS, script.room(programs, in_cache.scratch_size(hidden_layers, tile))
-    terms = outputs["terms"] if problem.result == PER_SAMPLE else script.room(2, N)
+    terms = terms_of(script, problem, N, launch.block, outputs)
     each = programs if problem.gradients else 0
     slots, bias_slots = script.room(each, weights), script.room(each, biases)
-    room = in_cache.Room(scratch, slots, bias_slots, terms, outputs.get("dx"))
+    room = in_cache.Room(scratch, slots, bias_slots, terms.at, outputs.get("dx"))
     samples = max(1, N) if problem.reduction == "mean" else 1
     shares = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
     factors = operands.weights[0] * shares[0], operands.weights[1] * shares[1]
@@ -96,7 +96,7 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
         pack(script, problem, operands, at, packed, sizes, tile)
         step(script, problem, operands, at, packed, room, programs, launch, chains, (factors, shares, common))
     sums = Slots(slots, bias_slots, programs, programs, weights, biases, places)
-    finish(script, problem, N, operands.weights, outputs, gradients, terms, sums, common)
+    finish(script, problem, operands.weights, outputs, gradients, terms, sums, common)
 
 
 def pack(script: Script, problem: Problem, operands: Operands, at: Operands, packed: Packed, sizes, tile) -> None:
@@ -136,7 +136,7 @@ def step(script: Script, problem: Problem, operands: Operands, at: Operands, pac
         OFFSET, IN_MEMORY, common, Distribution(kind, shared, problem.magnitude),
         activation_of(problem.activations[0]), activation_of(problem.activations[-1]), value, first, chains,
         FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
-        TILE=tile_of(problem, launch), **launch.options,
+        OF_EACH=problem.result == PER_SAMPLE, TILE=tile_of(problem, launch), **launch.options,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .draws import Target, Vectors, direction, target_along
+from .finishing import store_term
 from .formulas import activation_jet, residual
 
 
@@ -108,7 +109,8 @@ def step_kernel(
     X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHT_OF_EACH, SEED, packed, room,
     N, P, D, W, O, hidden_layers, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
     sw_p, sw_n, sw_k, seed: tl.uint64, offset: tl.uint32, seed_in_memory, common, distribution, activation, last, value,
-    first, chains, FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr, TILE,
+    first, chains, FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr,
+    OF_EACH: tl.constexpr, TILE,
 ):  # fmt: skip
     """hidden_layers of H features; D and O are padded to DB and OB. Gradients are those of the loss by `common`.
 
@@ -141,7 +143,8 @@ def step_kernel(
         if Y is not None:
             known = tl.load(Y + sample[:, None] * sy_n + o[None, :] * sy_o, mask=within_y, other=0.0)
         of_values, slope_of_values = residual(value, counted(y - known, weight))
-        tl.store(room.terms + sample, value.share * tl.sum(tl.where(within_y, of_values * weight, 0.0), 1), mask=valid)
+        term = value.share * tl.sum(tl.where(within_y, of_values * weight, 0.0), 1)
+        store_term(room.terms, 0, term, sample, valid, t, N, OF_EACH, TILE.BLOCK)
         out_bar = y1 * adjoint(slope_of_values, weight, value.factor, within_y)
         if WEIGHT_OF_SAMPLE is not None:  # [2, N], of the values and of the derivatives
             sample_weight = tl.load(WEIGHT_OF_SAMPLE + N + sample, mask=valid, other=0.0)
@@ -201,7 +204,7 @@ def step_kernel(
                     )  # fmt: skip
         sample, valid = samples_of(t, rounds >> 30, N, TILE)
         within_x = valid[:, None] & (d < D)[None, :]
-        tl.store(room.terms + N + sample, first.share * first_term, mask=valid)
+        store_term(room.terms, 1, first.share * first_term, sample, valid, t, N, OF_EACH, TILE.BLOCK)
         if GRADIENTS:
             dx, state = chains.backward(
                 out_bar, x, state, t, packed, hidden_layers, activation, False, room.dx is not None, TILE
