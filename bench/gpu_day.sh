@@ -2,7 +2,8 @@
 # A day on a GPU in minutes: `bash bench/gpu_day.sh` in the repository's root, on a machine with a GPU and no network.
 # The whole is bounded by BUDGET seconds, each stage by its own timeout. STAGES chooses among: correct sanitizer pytest
 # graph kernels time ncu, and host and sweep, which are not among those of a day. Results under $OUT, 8 files at most:
-# log.txt install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv ncu.csv. PREBUILT names a core that was built elsewhere for that machine's Python and GPU.
+# log.txt install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv ncu.csv. PREBUILT names a core that was
+# built elsewhere, for the Python and the GPU of this machine.
 # Without a GPU, `DRY=1 TRITON_INTERPRET=1 bash bench/gpu_day.sh` goes the same way on tiny sizes: half a minute.
 set -u
 export PATH=$PATH:/usr/local/cuda/bin

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -46,18 +45,18 @@ def terms_of(script: Script, problem: Problem, N: int, block: int, outputs: dict
     if problem.result == PER_SAMPLE:
         return Terms(outputs["terms"], N)
     blocks = triton.cdiv(N, block)
-    return Terms(script.room(1 + problem.order, blocks, dtype=torch.float64), blocks)
+    return Terms(script.room(1 + problem.order, blocks), blocks)
 
 
 @triton.jit
 def store_term(TERMS, row: tl.constexpr, term, sample, valid, t, N, OF_EACH: tl.constexpr, BLOCK: tl.constexpr):
-    """A term of the samples [BLOCK] of block t into its row of TERMS: [terms, N] if of OF_EACH, else the sum of a block
-    in float64, [terms, blocks]. That is what is left to be summed by the one program that makes a loss of them."""
+    """A term of the samples [BLOCK] of block t into its row of TERMS: [terms, N] if of OF_EACH, else the sum of a block,
+    [terms, blocks]. That is what is left to be summed by the one program that makes a loss of them."""
     if OF_EACH:
         tl.store(TERMS + row * N.to(tl.int64) + sample, term, mask=valid)
     else:
         blocks = (N - 1) // BLOCK + 1
-        tl.store(TERMS + row * blocks + t, tl.sum(tl.where(valid, term, 0.0).to(tl.float64), 0))
+        tl.store(TERMS + row * blocks + t, tl.sum(tl.where(valid, term, 0.0), 0))
 
 
 @triton.jit
@@ -109,7 +108,7 @@ def finish_terms(LOSS, TERMS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
             sums = tl.zeros((AT_A_TIME,), tl.float64)
             for first in tl.range(0, count, AT_A_TIME):
                 n = first + tl.arange(0, AT_A_TIME).to(tl.int64)
-                sums += tl.load(terms + t * count.to(tl.int64) + n, mask=n < count, other=0.0)
+                sums += tl.load(terms + t * count.to(tl.int64) + n, mask=n < count, other=0.0).to(tl.float64)
             term = tl.sum(sums, 0)
             loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
             if TERMS is not None:
