@@ -26,7 +26,7 @@ from sobolev_kernels.testing.compare import beside_reference, step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 from . import gpu
-from .cases import CASES, FIRST, Case
+from .cases import CASES, FIRST, Case, make_data, make_student
 
 GPU = torch.cuda.is_available()
 if os.environ.get("TRITON_INTERPRET"):
@@ -220,7 +220,7 @@ def kernels(backend: str, precision: str) -> None:
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as recorded:
         run()
         torch.cuda.synchronize()
     rows = [e for e in recorded.events() if str(e.device_type).endswith("CUDA")]
@@ -228,6 +228,36 @@ def kernels(backend: str, precision: str) -> None:
         csv.writer(file).writerows([backend, precision, e.name[:90], e.device_time_total] for e in rows)
     total = sum(e.device_time_total for e in rows)
     print(f"kernels {backend} {precision}: {len(rows)} on the GPU, {total:.1f} us of them")
+
+
+def host() -> None:
+    """Where the host's time of a step goes: our calls beside what autograd takes for a function that computes nothing,
+    and a whole ordinary step."""
+    case = cases()[0]
+    student, numbers = make_student(case).to(DEVICE), make_data(case)
+    x, y, jacobian, given = (t.to(DEVICE) for t in (numbers.x, numbers.y, numbers.jacobian, numbers.directions))
+    parameters, targets = list(student.parameters()), sk.Targets(values=y, jacobian=jacobian)
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *parameters):
+            return torch.empty((), device=DEVICE)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return tuple(map(torch.empty_like, parameters))
+
+    losses = {
+        "ordinary step, of values": lambda: torch.nn.functional.mse_loss(student(x), y),
+        "a function that computes nothing": lambda: Nothing.apply(*parameters),
+    }
+    for backend in ("cuda", "triton") if GPU else ("triton",):
+        how = {"directions": sk.Directions.given(given), "backend": backend}
+        losses[f"our step, {backend}"] = lambda how=how: sk.sobolev_loss(student, x, targets, **how)
+    for name, loss in losses.items():
+        whole = lambda loss=loss: torch.autograd.grad(loss(), parameters)  # noqa: E731
+        forward, both = (gpu.host_microseconds(each, 200 if GPU else 2, DEVICE)[0] for each in (loss, whole))
+        print(f"host {name}: forward {forward:.0f} us, with backward {both:.0f} us")
 
 
 def cases() -> list[Case]:
@@ -292,8 +322,8 @@ def table() -> None:
 
 
 STAGES = {
-    "correct": correct, "tiny": tiny, "graph": graph, "kernels": kernels, "warm": warm, "times": times, "one": one,
-    "table": table,
+    "correct": correct, "tiny": tiny, "graph": graph, "kernels": kernels, "host": host, "warm": warm,
+    "times": times, "one": one, "table": table,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A day on a GPU in minutes: `bash bench/gpu_day.sh` in the repository's root, on a machine with a GPU and no network.
 # The whole is bounded by BUDGET seconds, each stage by its own timeout. STAGES chooses among: correct sanitizer pytest
-# graph kernels time ncu, and host and sweep, which are not among those of a day. Results under $OUT, 8 files at most:
-# log.txt install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv ncu.csv. PREBUILT names a core that was
+# graph kernels time ncu, and sweep, and host in the place of ncu. Results under $OUT, 8 files at most: log.txt
+# install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv, ncu.csv or host.txt. PREBUILT names a core that was
 # built elsewhere, for the Python and the GPU of this machine.
 # Without a GPU, `DRY=1 TRITON_INTERPRET=1 bash bench/gpu_day.sh` goes the same way on tiny sizes: half a minute.
 set -u
@@ -13,7 +13,7 @@ STAGES=" ${STAGES:-correct sanitizer pytest graph kernels time ncu} "
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} OUT WORK
 export TRITON_CACHE_DIR=$WORK/triton TORCHINDUCTOR_CACHE_DIR=$WORK/inductor TMPDIR=$WORK
 export TORCHINDUCTOR_FX_GRAPH_CACHE=1 TORCHINDUCTOR_COMPILE_THREADS=2 DAY="$PY -m bench.gpu_day"
-rm -f "$OUT"/{log.txt,install.log,correct.csv,sanitizer.txt,graph.txt,kernels.csv,times.csv,times.started,ncu.csv}
+rm -f "$OUT"/{log.txt,install.log,correct.csv,sanitizer.txt,graph.txt,kernels.csv,times.csv,times.started,ncu.csv,host.txt}
 exec 3>&1; exec >>"$OUT/log.txt" 2>&1 # everything to the log, the table to 3
 say() { echo "== $(($(date +%s) - START)) s: $*" | both; }
 both() { while IFS= read -r line; do echo "$line"; echo "$line" >&3; done; }
@@ -82,7 +82,7 @@ if [ "$DRY" = 0 ]; then
   fi
   wanted kernels && for b in cuda triton reference; do stage "kernels $b" 25 $DAY kernels $b ieee; done 2>&1 | grep ^kernels | both
   wait "${pids[@]}"
-  wanted host && stage "host" 60 $PY -m bench.host
+  wanted host && stage "host" 60 $DAY host | tee -a "$OUT/host.txt"
   if wanted sanitizer; then
     for f in "$WORK"/san-*; do echo "#### ${f##*/san-}"; head -c 20000 "$f"; done >"$OUT/sanitizer.txt"
     grep -H -E "ERROR SUMMARY|RACECHECK SUMMARY|^rc" "$WORK"/san-* | sed 's/.*san-//' | both

@@ -66,7 +66,7 @@ def test_launches():
     run = lambda: loss_of(numbers, projections).backward()  # noqa: E731
     run(), torch.cuda.synchronize()
     numbers.student.zero_grad(set_to_none=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as recorded:
         run(), torch.cuda.synchronize()
     names = [event.name for event in recorded.events() if str(event.device_type).endswith("CUDA")]
     ours = [name for name in names if "sk::cuda" in name]

@@ -122,8 +122,9 @@ def test_a_graph_draws_anew_at_each_replay(path):
 
     loaded, hook = [], lambda *_: loaded.append(torch.cuda.is_current_stream_capturing())
     knobs.runtime.kernel_load_end_hook.add(hook)
+    numbers = data(SHAPES[0], "tanh").on("cuda")  # which the graph reads, and does not hold
     try:
-        graph, results = graph_of(whole_step(data(SHAPES[0], "tanh").on("cuda"), sk.Directions.sphere(1)))
+        graph, results = graph_of(whole_step(numbers, sk.Directions.sphere(1)))
     finally:
         knobs.runtime.kernel_load_end_hook.remove(hook)
     assert not any(loaded)

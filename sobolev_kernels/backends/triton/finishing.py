@@ -17,7 +17,8 @@ from ...problem import PER_SAMPLE, Problem
 from .script import At, Script, by_layer
 
 AT_ONCE = 16  # layers that one launch packs, or finishes: a kernel has room for so many arguments
-ROWS, COLUMNS, AT_A_TIME = 32, 128, 4096  # slots and numbers of a gradient, and terms, that a program takes at a time
+# Slots and numbers of each that a program sums at a time, terms that one does, and warps of a program.
+ROWS, COLUMNS, AT_A_TIME, WARPS = 64, 128, 4096, 8
 
 
 class Slots(NamedTuple):
@@ -50,8 +51,8 @@ def terms_of(script: Script, problem: Problem, N: int, block: int, outputs: dict
 
 @triton.jit
 def store_term(TERMS, row: tl.constexpr, term, sample, valid, t, N, OF_EACH: tl.constexpr, BLOCK: tl.constexpr):
-    """A term of the samples [BLOCK] of block t into its row of TERMS: [terms, N] if of OF_EACH, else the sum of a block,
-    [terms, blocks]. That is what is left to be summed by the one program that makes a loss of them."""
+    """A term of the samples [BLOCK] of block t into its row of TERMS: [terms, N] if OF_EACH, else their sum, [terms,
+    blocks], which leaves less to the one program that makes a loss of all."""
     if OF_EACH:
         tl.store(TERMS + row * N.to(tl.int64) + sample, term, mask=valid)
     else:
@@ -61,7 +62,7 @@ def store_term(TERMS, row: tl.constexpr, term, sample, valid, t, N, OF_EACH: tl.
 
 @triton.jit
 def summed(SLOTS, at, there, stride, parts, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The numbers [COLUMNS] at these places of all slots, summed in the order of the slots."""
+    """The numbers [COLUMNS] at these places of all slots, summed in an order that is always the same."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in tl.range(0, parts, ROWS):
         slot = first + tl.arange(0, ROWS)
@@ -75,17 +76,21 @@ def finish_layer(
     W, B, PLACES, k: tl.constexpr, slots, bias_slots, parts, bias_parts, stride, bias_stride, common,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """A program sums COLUMNS numbers in a row as they lie in the slots, where a row of weights has `columns` of them;
+    those behind the weights' programs sum biases."""
     n_out, n_in, columns = PLACES[5 * k], PLACES[5 * k + 1], PLACES[5 * k + 2]
     at, at_bias = PLACES[5 * k + 3], PLACES[5 * k + 4]
-    i = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    size = n_out.to(tl.int64) * n_in
-    if tl.program_id(0) * COLUMNS < size:
-        there, place = i < size, i // n_in * columns + i % n_in + at
-        tl.store(W + i, common * summed(slots, place, there, stride, parts, ROWS, COLUMNS), mask=there)
-    if B is not None:
-        if tl.program_id(0) * COLUMNS < n_out:
-            total = summed(bias_slots, i + at_bias, i < n_out, bias_stride, bias_parts, ROWS, COLUMNS)
-            tl.store(B + i, common * total, mask=i < n_out)
+    size, block = n_out.to(tl.int64) * columns, tl.program_id(0).to(tl.int64)
+    of_weights = (size + COLUMNS - 1) // COLUMNS
+    if block < of_weights:
+        i = block * COLUMNS + tl.arange(0, COLUMNS)
+        total = summed(slots + at, i, i < size, stride, parts, ROWS, COLUMNS)
+        row, column = i // columns, i % columns
+        tl.store(W + row * n_in + column, common * total, mask=(i < size) & (column < n_in))
+    elif B is not None:
+        i = (block - of_weights) * COLUMNS + tl.arange(0, COLUMNS)
+        total = summed(bias_slots + at_bias, i, i < n_out, bias_stride, bias_parts, ROWS, COLUMNS)
+        tl.store(B + i, common * total, mask=i < n_out)
 
 
 @triton.jit
@@ -116,7 +121,7 @@ def finish_terms(LOSS, TERMS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
         tl.store(LOSS, loss.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["count", "parts", "bias_parts", "stride", "bias_stride"])
+@triton.jit(do_not_specialize=["count", "parts", "bias_parts"])
 def finish_kernel(
     LOSS, TERMS, terms, GRADIENTS, BIAS_GRADIENTS, PLACES, slots, bias_slots, count, parts, bias_parts, stride,
     bias_stride, common, WEIGHTS, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -159,12 +164,16 @@ def finish(
             if layers
             else []
         )
-        most = max((max(a, 1) * b for a, b in sizes[some]), default=1) if layers else 1
-        blocks = max(triton.cdiv(most, COLUMNS), triton.cdiv(terms.count, AT_A_TIME) if each else 1)
+        blocks = triton.cdiv(terms.count, AT_A_TIME) if each else 1
+        if layers:
+            each_layer = zip(sizes[some], slots.layers[some], strict=True)
+            of_layers = [triton.cdiv(b * of[0], COLUMNS) + triton.cdiv(b, COLUMNS) for (_, b), of in each_layer]
+            blocks = max(blocks, *of_layers)
         of_weights, of_biases = map(tuple, zip(*layers[some], strict=True)) if layers else ((), ())
         script.launch(
             sys.modules[__name__], "finish_kernel", (blocks, grid_1), loss, sums, terms.at, of_weights, of_biases,
             tuple(places), slots.weights, slots.biases, terms.count, *slots[2:6], common,
-            tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS, AT_A_TIME=AT_A_TIME,
+            tuple(map(float, weights[: 1 + problem.order])), EACH=each, ROWS=ROWS, COLUMNS=COLUMNS,
+            AT_A_TIME=AT_A_TIME, num_warps=WARPS,
         )  # fmt: skip
         loss = None
