@@ -1,4 +1,4 @@
-"""Estimated times of both GPU backends on an A100 and an H100: `python -m bench.estimates [--markdown]`.
+"""Estimated times of both GPU backends on an A100 (an H100 was at hand: docs/gpu/README.md): `python -m bench.estimates [--markdown]`.
 
 **Nothing here was measured on a GPU.** For students that go in one launch, the compiled kernel is executed on the PTX
 machine (docs/ptx.md) for one tile and for two. The difference, exact for sm_80's PTX, is what a tile takes:
@@ -61,10 +61,7 @@ class Gpu:
     shared: int
 
 
-GPUS = (
-    Gpu("A100", "sm_80", 108, 1.41, {"ieee": 19.5, "bf16": 312}, 2.0, 4.0, 64, 163 << 10),
-    Gpu("H100", "sm_90", 132, 1.755, {"ieee": 67, "bf16": 989}, 3.35, 5.5, 128, 227 << 10),
-)
+GPUS = (Gpu("A100", "sm_80", 108, 1.41, {"ieee": 19.5, "bf16": 312}, 2.0, 4.0, 64, 163 << 10),)
 
 
 class Traffic(TorchDispatchMode):
