@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sobolev_kernels.testing.compare import forget
+from sobolev_kernels.testing.graphs import captured
 
 from .cases import Case
-from .gpu import captured, check, host_microseconds, microseconds, step_of
+from .gpu import check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise
 BLOCKS, WARPS, CHUNKS, SLICES = (16, 32), (4, 8), (16, 32, 64, 128), (32, 64)
@@ -50,7 +51,10 @@ def timed(case: Case, precision: str, device: str, rounds: int) -> float:
     """Milliseconds of a step that is right: of its graph on a GPU, of the call in the interpreter."""
     step, student = step_of(case, "triton", precision, device)
     check(case, student, step(), precision).check(f"{case}, {precision}, ")
-    times = microseconds(captured(step), rounds) if device == "cuda" else host_microseconds(step, rounds, device)[1]
+    if device == "cuda":
+        times = microseconds(captured(step)[0].replay, rounds)
+    else:
+        times = host_microseconds(step, rounds, device)[1]
     return 1e-3 * times
 
 

@@ -14,6 +14,7 @@ from sobolev_kernels.backends import core, cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import compare, forget, step
+from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, replayed, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 BUILT = core._C is not None and hasattr(core._C, "cuda_step_at")
@@ -82,70 +83,26 @@ def loss_of(numbers, directions, **settings):
 # ---- Graphs ----
 
 
-def graph_of(whole):
-    """A graph of what `whole` computes, and the tensors that it returns there."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            whole()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = whole()
-    return graph, results
-
-
 @on_gpu
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
 @pytest.mark.parametrize("kind", ["given", "seeded"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_graph_of_a_whole_step(reduction, kind, precision):
     """With its backward: replayed after inputs and weights have changed it gives what a step then gives."""
-    numbers = data(SHAPES[1], "tanh").on("cuda")
-    directions = sk.Directions.sphere(2, seed=5)
+    numbers, directions = data(SHAPES[1], "tanh").on("cuda"), sk.Directions.sphere(2, seed=5)
     if kind == "given":
         directions = sk.Directions.given(torch.randn(2, 1000, 3, device="cuda"))
-    parameters = list(numbers.student.parameters())
-
-    def whole():
-        loss = loss_of(numbers, directions, reduction=reduction, precision=precision)
-        return [loss.detach(), *torch.autograd.grad(loss.sum(), parameters)]
-
-    graph, results = graph_of(whole)
-    with torch.no_grad():
-        for tensor in (numbers.x, *parameters):
-            tensor.mul_(1.25)
-    for _ in range(2):
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(map(torch.equal, results, whole()))
+    assert_follows(numbers, whole_step(numbers, directions, "cuda", reduction=reduction, precision=precision))
 
 
 @on_gpu
 def test_a_graph_draws_anew_at_each_replay():
-    """Other directions each time, those of torch's generator: the same ones after the same torch.manual_seed."""
+    """Other directions each time, those of torch's generator, in the middle those of the whole Jacobian."""
     numbers = data(SHAPES[0], "tanh").on("cuda")
-    parameters = list(numbers.student.parameters())
-
-    def whole():
-        loss = loss_of(numbers, sk.Directions.sphere(1))
-        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-    graph, results = graph_of(whole)
-
-    def replayed():
-        graph.replay()
-        torch.cuda.synchronize()
-        return [tensor.clone() for tensor in results]
-
-    torch.manual_seed(3)
-    first, second = replayed(), replayed()
-    torch.manual_seed(3)
-    again = replayed()
-    assert all(map(torch.equal, first, again)) and not torch.equal(first[1], second[1])
+    graph, results = captured(whole_step(numbers, sk.Directions.sphere(1), "cuda"))
+    assert_draws_anew(graph, results)
     exact = loss_of(numbers, sk.Directions.basis()).item()
-    mean = sum(replayed()[0].item() for _ in range(30)) / 30
+    mean = sum(replayed(graph, results)[0].item() for _ in range(30)) / 30
     assert abs(mean - exact) < 0.5 * exact
 
 
