@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels import call
-from sobolev_kernels.backends import core, cuda
+from sobolev_kernels import call, dispatch
+from sobolev_kernels.backends import core, cuda, triton
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import compare, forget, step
@@ -164,3 +164,14 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     assert "no GPU" in cuda.supports(problem)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert "AMD" in cuda.supports(problem)
+
+
+@pytest.mark.skipif(triton.MISSING is not None, reason="no triton")
+@pytest.mark.parametrize("widths, taken", [((2, 64, 64, 1), "triton"), ((2, 64, 32, 1), "cuda")])
+def test_it_gives_way_where_triton_has_one_launch(monkeypatch, widths, taken):
+    """Which was faster on a GPU; one that Triton takes layer by layer, as of different widths, stays."""
+    monkeypatch.setattr(cuda, "supports", lambda problem: None)
+    problem = Problem("loss", widths, (True,) * 3, (("tanh",), ("tanh",), ("identity",)), "float32", "cuda", P=2)
+    assert dispatch.free(problem) == taken
+    monkeypatch.setattr(triton, "MISSING", "triton is not installed")
+    assert dispatch.free(problem) == "cuda"
