@@ -39,7 +39,7 @@ def refusal_while_traced(text: str, device: int) -> str | None:
 
 
 def gives_way(problem: Problem) -> str | None:
-    """Why Triton is the better choice, which was faster on an H100 wherever it takes one launch (docs/gpu/README.md)."""
+    """Why Triton is the better choice: it was faster on an H100 wherever it takes one launch (docs/gpu/README.md)."""
     return given_way_while_traced(problem.to_string())
 
 
