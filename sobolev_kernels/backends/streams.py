@@ -13,6 +13,7 @@ from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
+from ..streams.trusted import TRUSTED
 from ..student import widened
 from .exact import graphs, tracked
 from .reference import loss_of, vectors_of, without_graph
@@ -60,10 +61,11 @@ def run(
 
 
 def propagated(
-    function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None,
+    without_rule: dict[str, int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """y [N, O] and its tangents [P, N, O] along v [P, N, D]."""
-    run = Run(RULES, x.dtype, x.device, bodies=True, counts=counts)
+    run = Run(RULES, x.dtype, x.device, bodies=True, trusted=TRUSTED, counts=counts, without_rule=without_rule)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), torch.compiler.set_stance("force_eager"):

@@ -44,7 +44,9 @@ class Run:
     reason: str = ""  # why it was not followed; a forward may have caught the exception
     made: list[weakref.ref] = field(default_factory=list)
     bodies: bool = False  # whether a function without a rule may be run as it is written, if that is in Python
+    trusted: dict[Callable, Callable] = field(default_factory=dict)  # rules by a jvp of PyTorch's
     counts: dict[str, int] | None = None  # of the functions that were called, by name
+    without_rule: dict[str, int] | None = None  # those of them that went by their body, or by a jvp
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
 
     def __post_init__(self):
@@ -90,14 +92,15 @@ class Flowing(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         run = run_of((*args, *(kwargs or {}).values()))
         rule = run.rules.get(function)
+        counts = run.counts
+        if rule is None and run.bodies:
+            rule, counts = body(function) or run.trusted.get(function), run.without_rule
         if rule is None:
-            rule = body(function) if run.bodies else None
-        if rule is None:
-            run.stop(f"{name_of(function)} in it")
+            run.stop(f"{name_of(function)} in it has no rule")
         run.need_graph()
-        if run.counts is not None:
+        if counts is not None:
             name = name_of(function)
-            run.counts[name] = run.counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + 1
         try:
             return rule(*args, **(kwargs or {}))
         except NotFollowed:

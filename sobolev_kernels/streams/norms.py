@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ..backends.graph import STATISTICS
 from .pair import RULES, Pair, first, is_pair, need_constant, new, rule, written
+from .trusted import by_jvp
 
 
 def masked_alike(name: str):
@@ -141,14 +142,23 @@ def scaled_dot_product_attention(
 
 @rule("vector_norm", spaces=(torch.linalg,))
 def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
-    if ord != 2 or dtype is not None or not is_pair(x):
-        first(x).run.stop("a norm of another order")
+    if dtype is not None or not is_pair(x):
+        first(x).run.stop("a norm in another dtype")
+    if ord != 2:
+        return by_jvp(torch.linalg.vector_norm)(x, ord, dim, keepdim)
     dims = tuple(range(x.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(d if d < 0 else d - x.v.dim() for d in dims)
     y = torch.linalg.vector_norm(x.v, 2, dims, True)
     slope = torch.where(y == 0, 0.0, x.v / torch.where(y == 0, 1.0, y))
     t = (slope * x.d).sum(dims, keepdim=True)
     return new(x, y if keepdim else y.squeeze(dims), t if keepdim else t.squeeze(dims))
+
+
+@rule("norm", spaces=(torch.linalg,))
+def linalg_norm(A, ord=None, dim=None, keepdim=False, *, dtype=None):
+    if ord is not None and not isinstance(dim, int) and (dim is not None or A.dim() > 1):
+        first(A).run.stop("a norm of matrices")
+    return vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
 
 
 def norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):

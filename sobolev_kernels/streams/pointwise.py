@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from .flowing import spelt
-from .pair import RULES, Pair, is_pair, need_constant, new, rule, written
+from .pair import RULES, is_pair, need_constant, new, rule, written
 
 
 def by_autograd(function: Callable, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,29 +88,3 @@ def prelu(input, weight):
 def glu(input, dim=-1):
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()
-
-
-def gates(input: Pair, hx, w_ih, w_hh, b_ih, b_hh, count: int):
-    return (functional.linear(x, w, b).chunk(count, 1) for x, w, b in ((input, w_ih, b_ih), (hx, w_hh, b_hh)))
-
-
-@rule("gru_cell")
-def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    (r, z, n), (s, c, m) = gates(input, hx, w_ih, w_hh, b_ih, b_hh, 3)
-    z = (z + c).sigmoid()
-    n = (n + (r + s).sigmoid() * m).tanh()
-    return n + z * (hx - n)
-
-
-@rule("lstm_cell")
-def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    h, c = hx
-    a, b = gates(input, h, w_ih, w_hh, b_ih, b_hh, 4)
-    i, f, g, o = (x + y for x, y in zip(a, b, strict=True))
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-@rule("rnn_tanh_cell")
-def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    return (functional.linear(input, w_ih, b_ih) + functional.linear(hx, w_hh, b_hh)).tanh()

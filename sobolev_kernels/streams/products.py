@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from .pair import RULES, Pair, broadcast, first, in_place, is_pair, lifted, need_constant, new, rule, value
+from .trusted import by_jvp
 
 
 def product(function, a, b) -> Pair:
@@ -26,8 +27,10 @@ def mul(input, other):
 
 @rule("matmul", "__matmul__", "bmm", "mm")
 def matmul(input, other):
-    if min(value(input).dim(), value(other).dim()) < 2:
-        first(input, other).run.stop("a product with a vector")
+    if value(other).dim() == 1:
+        return matmul(input, other.unsqueeze(-1)).squeeze(-1)
+    if value(input).dim() == 1:
+        return matmul(input.unsqueeze(0), other).squeeze(-2)
     return product(torch.matmul, input, other)
 
 
@@ -100,10 +103,15 @@ def reciprocal(input):
 @rule("pow", "__pow__")
 def power(input, exponent):
     if is_pair(exponent) or not is_pair(input) or isinstance(exponent, torch.Tensor):
-        first(input, exponent).run.stop("a power that is no number")
+        return by_jvp(torch.pow)(input, exponent)
     if exponent == 0:
         return torch.ones_like(input.v)
     return new(input, input.v**exponent, (exponent * input.v ** (exponent - 1)) * input.d)
+
+
+@rule("__rpow__")
+def rpow(input, other):
+    return by_jvp(torch.pow)(other, input)
 
 
 @rule("einsum")
@@ -111,7 +119,7 @@ def einsum(equation, *operands):
     operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     like, v = first(*operands), value(list(operands))
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
-        like.run.stop("einsum without an arrow")
+        return by_jvp(torch.einsum)(equation, *operands)
     ins, out = equation.replace(" ", "").split("->")
     ins, z, t = ins.split(","), next(c for c in "zyxwvu" if c not in equation), None
     for i, x in enumerate(operands):
@@ -175,10 +183,11 @@ def extreme(function, towards):
             return towards(input, dim)
         if dim is None:
             return found(input.reshape(-1), 0)[0]
-        v, i = function(input.v, dim, keepdim)
+        found_at = function(input.v, dim, keepdim)
+        v, i = found_at
         places, d = (i if keepdim else i.unsqueeze(dim)), dim % input.v.dim()
         t = input.d.gather(d + 1, places.expand(input.d.shape[0], *places.shape))
-        return new(input, v, t if keepdim else t.squeeze(d + 1)), i
+        return type(found_at)((new(input, v, t if keepdim else t.squeeze(d + 1)), i))
 
     return found
 

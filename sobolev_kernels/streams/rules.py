@@ -1,6 +1,6 @@
 """The whole table of rules of pairs."""
 
-from . import norms, pointwise, products, shapes
+from . import matrices, norms, pointwise, products, recurrent, shapes
 from .pair import RULES
 
-__all__ = ["RULES", "norms", "pointwise", "products", "shapes"]
+__all__ = ["RULES", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]

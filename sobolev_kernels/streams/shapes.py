@@ -48,6 +48,8 @@ def reshaped(name: str) -> Callable:
     method = getattr(torch.Tensor, name)
 
     def same(input, *arguments, **named):
+        if not is_pair(input):
+            return method(input, *value(arguments), **named)
         v = method(input.v, *value(arguments), **named)
         if v.dtype != input.v.dtype:
             input.run.stop(f"{name} as another dtype")
@@ -62,8 +64,17 @@ for name in ("view", "reshape", "flatten", "unflatten", "squeeze", "ravel", "vie
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(input, *sizes):
+    if not is_pair(input):
+        return input.expand_as(value(sizes[0]))
     v = input.v.expand_as(value(sizes[0])) if isinstance(sizes[0], torch.Tensor) else input.v.expand(*sizes)
     return viewed(input, v, lifted(input.d, v.dim()).expand(-1, *v.shape))
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(*tensors):
+    tensors = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    return tuple(expand(x, *shape) if is_pair(x) else x.expand(shape) for x in tensors)
 
 
 @rule("contiguous")
@@ -86,6 +97,11 @@ def to(input, *arguments, **named):
 
 rule("float")(lambda input: to(input, torch.float32))
 rule("double")(lambda input: to(input, torch.float64))
+
+
+@rule("positive", "__pos__")
+def positive(input):
+    return viewed(input, input.v, input.d)
 
 
 @rule("neg", "__neg__", "negative")

@@ -1,0 +1,163 @@
+"""Pairs through what has no rule of its own but a proved jvp, through whole recurrent layers, matrices and vectors.
+
+Each against differences of the forward, as the rules in test_streams.py.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sobolev_kernels as sk
+from python_tests.students import Call
+from python_tests.test_streams import INDEX, MASK, WEIGHT, B, C, D, N, assert_right, numbers
+from sobolev_kernels.backends.streams import propagated
+from sobolev_kernels.streams.flowing import name_of
+from sobolev_kernels.streams.trusted import TRUSTED
+from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCES
+
+f64 = torch.float64
+PLACES = torch.tensor([[1, 0, 1, 0]])
+special, linalg = torch.special, torch.linalg
+
+
+def square(h):
+    """[N, 4, 4], positive definite."""
+    return h.mT @ h / 9 + torch.eye(4, dtype=h.dtype)
+
+
+def like(h):
+    return C.sigmoid().expand_as(h)
+
+
+# Of h [N, 2, 4]
+PROVED = {
+    "cumulated": lambda h: h.cumprod(-1) + h.logcumsumexp(1) + h.cummax(-1)[0] + h.cummin(-1).values,
+    "products": lambda h: h.prod(-1, keepdim=True) + torch.prod(h, 1, True) + torch.prod(h[0]),
+    "two numbers": lambda h: (
+        torch.atan2(h, C) + torch.arctan2(C, h * h + 1) + torch.hypot(h, C) + torch.xlogy(h, h * h + 1)
+        + torch.logaddexp(h, C) + torch.logaddexp2(C, h) + torch.lerp(h, C, 0.3) + torch.lerp(C, h, h.sin())
+        + torch.copysign(h, C) + torch.ldexp(h, torch.tensor(2)) + special.xlog1py(h, h * h)
+    ),
+    "powers": lambda h: (h * h + 1) ** (h / 3) + (h * h) ** C.abs() + 2**h + torch.float_power(h * h + 1, 1.3),
+    "vectors": lambda h: (
+        h[:, 0].mv(C)[:, None] + torch.mv(B, h[0, 0]) + h[0, 0].dot(h[1, 1]) + h[0, 0].vdot(h[0, 1])
+        + torch.inner(h[:, 0], B) + torch.addmv(C, B, h[0, 0]) + h[0, :, :2].trace()
+    )[:, None],
+    "outer": lambda h: torch.outer(h[0, 0], h[1, 1]) + torch.addr(B, h[0, 0], h[1, 1]) + torch.kron(h[0, :, :2], B[:2, :2]),
+    "cross": lambda h: torch.cross(h[..., :3], h[..., 1:], -1) + linalg.cross(h[..., :3], h[..., 1:]),
+    "tensordot": lambda h: torch.tensordot(h, B, 1) + torch.einsum("...ij,jk", h, B),
+    "addbmm": lambda h: torch.addbmm(B[:2, :2], h, h.mT) + torch.addcdiv(h, h, h * h + 1)[0, :, :2],
+    "rest": lambda h: torch.fmod(h * 3, 2) + torch.remainder(h * 3, 2) + h.frac() + h.rad2deg() + h.deg2rad(),
+    "sorted": lambda h: h.sort(-1)[0] + torch.sort(h, 1).values * 2 + torch.msort(h),
+    "chosen": lambda h: h.topk(2, -1)[0] + h.median(-1, True).values + h.kthvalue(2, -1, True)[0] + h.quantile(0.3),
+    "extremes": lambda h: h.aminmax(dim=-1)[0] + h.max(-1).values + h.min(-1).values,
+    "sums": lambda h: (
+        h.nansum(-1) + h.nanmean(-1) + torch.trapezoid(h) + torch.std_mean(h, -1)[0] + torch.var_mean(h, -1)[1]
+    ),
+    "diff": lambda h: h.diff(dim=-1) + torch.cumulative_trapezoid(h),
+    "scattered": lambda h: (
+        h.scatter(2, PLACES.expand(len(h), 2, 4), C.expand(len(h), 2, 4))
+        + h.scatter_add(2, PLACES.expand(len(h), 2, 4), h * h) + h.index_add(2, INDEX, h[..., :3] ** 2)
+        + h.index_copy(2, INDEX, h[..., :3] ** 2) + h.index_fill(2, INDEX, 0.0) + h.masked_scatter(MASK, h * h)
+    ),
+    "taken": lambda h: torch.masked_select(h[0], MASK).sum() + h.take(INDEX).sum() * h,
+    "matrices": lambda h: (
+        torch.inverse(square(h)) + linalg.inv(square(h)) + linalg.cholesky(square(h)) + linalg.matrix_power(square(h), 2)
+        + linalg.solve_triangular(B.tril() + 3 * torch.eye(4, dtype=f64), square(h), upper=False)
+        + linalg.eigvalsh(square(h) + C.diag())[..., None] + linalg.pinv(square(h))
+        + linalg.multi_dot([square(h)[0], B, B]) + torch.block_diag(h[0], h[1])[:, :4]
+    ),
+    "statistics": lambda h: h[0].cov()[0, 0] * h + h[:, 0].corrcoef()[0, 1] * h,
+    "special": lambda h: (
+        torch.i0(h) + special.i0e(h) + special.i1(h) + (h * h + 1).digamma() + torch.polygamma(1, h * h + 1)
+        + special.erfcx(h) + special.ndtr(h) + special.log_ndtr(h) + special.entr(h * h + 0.5)
+    ),
+    "stacked": lambda h: (
+        torch.vstack([h, h])[: len(h)] + torch.hstack([h, h])[:, :2] + torch.dstack([h, h])[..., :4]
+        + torch.column_stack([h, h])[:, :2] + h.renorm(2, 0, 1.0)
+    ),
+    "similar": lambda h: F.bilinear(h, h.sin(), B.expand(2, 4, 4)) + F.cosine_similarity(h, C, -1)[..., None]
+    + F.pairwise_distance(h, C)[..., None],
+    "losses": lambda h: (
+        F.mse_loss(h, like(h), reduction="none") + F.smooth_l1_loss(h, like(h)) + F.huber_loss(h, like(h))
+        + F.l1_loss(h, like(h)) + F.binary_cross_entropy(h.sigmoid(), like(h))
+        + F.binary_cross_entropy_with_logits(h, like(h)) + F.kl_div(h.log_softmax(-1), like(h), reduction="none")
+        + F.cross_entropy(h[:, 0], torch.tensor([0, 1, 2])) + F.nll_loss(h[:, 0], torch.tensor([0, 1, 2]))
+    ),
+    "determinants": lambda h: (
+        torch.det(square(h)) + linalg.slogdet(square(h))[1] + square(h).logdet() + linalg.det(h @ h.mT)
+    )[:, None],
+    "solve": lambda h: linalg.solve(square(h), h.mT) + linalg.solve(B + B.new_zeros(len(h), 1, 1), h.mT),
+    "matrix_exp": lambda h: torch.matrix_exp(h.mT @ h / 90),
+    "products with vectors": lambda h: h @ C + (h[0, 0] @ h[:, 0].T).sum() + h.matmul(B[0]),
+    "norms": lambda h: h.norm(p=1, dim=-1) + linalg.norm(h, dim=-1) + linalg.vector_norm(h, 3, -1),
+    "broadcast": lambda h: torch.broadcast_tensors(h[:, :1], C, h)[0] * (+h).positive() + C.expand_as(h),
+}  # fmt: skip
+
+
+def around(case):
+    def function(x):
+        h = (x @ WEIGHT).view(len(x), 2, 4)
+        y = PROVED[case](h)
+        return y.reshape(N, -1) if y.dim() and y.shape[0] == N else h.flatten(1) * y.sum()
+
+    return function
+
+
+@pytest.mark.parametrize("case", PROVED)
+def test_what_is_proved(case):
+    assert_right(around(case), numbers(N, D), numbers(2, N, D, seed=6), [WEIGHT, B])
+
+
+RECURRENT = {
+    "GRU": (nn.GRU, {}),
+    "GRU, two layers": (nn.GRU, {"num_layers": 2, "bidirectional": True, "dropout": 0.5}),
+    "LSTM": (nn.LSTM, {"bias": False}),
+    "LSTM, both ways": (nn.LSTM, {"bidirectional": True}),
+    "LSTM, projected": (nn.LSTM, {"proj_size": 2, "num_layers": 2}),
+    "RNN": (nn.RNN, {"batch_first": False}),
+    "RNN, relu": (nn.RNN, {"nonlinearity": "relu", "num_layers": 2}),
+}
+
+
+def recurrent(name, state=False):
+    kind, named = RECURRENT[name]
+    torch.manual_seed(2)
+    net = kind(3, 4, **{"batch_first": True, **named}).eval()
+
+    def function(x, net):
+        h = x.view(len(x), 4, 3) if net.batch_first else x.view(len(x), 4, 3).transpose(0, 1)
+        out = (1 + net.bidirectional) * net.num_layers
+        first = x[:, :4].expand(out, -1, -1) if state else None
+        y, last = net(h, first)
+        return y.transpose(0, 0 if net.batch_first else 1).flatten(1) + (last[0] if name[0] == "L" else last).sum()
+
+    return Call(function, net).double()
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers(name):
+    student = recurrent(name)
+    inputs = list(student.parameters())
+    assert_right(student, numbers(N, 12), numbers(2, N, 12, seed=6), inputs, BY_DIFFERENCES["a network"])
+    if name == "GRU":
+        student = recurrent(name, state=True)
+        assert_right(student, numbers(N, 12), numbers(2, N, 12, seed=6), [], BY_DIFFERENCES["a network"])
+
+
+def test_recurrent_layers_by_the_reference():
+    """A free choice takes pairs for them; the reference is right too."""
+    student, x, v = recurrent("LSTM"), numbers(N, 12), numbers(2, N, 12, seed=1)
+    results = [sk.jvp(student, x, v, backend=backend)[1] for backend in (None, "streams", "reference")]
+    torch.testing.assert_close(results[0], results[1], **ANOTHER_WAY)
+    torch.testing.assert_close(results[0], results[2], **ANOTHER_WAY)
+
+
+def test_every_jvp_that_is_trusted_was_proved():
+    used, by_rule = {}, {}
+    for case in PROVED:
+        propagated(around(case), numbers(N, D), numbers(1, N, D), by_rule, used)
+    named = {name_of(function).removeprefix("linalg_").removeprefix("special_") for function in TRUSTED}
+    seen = {name.removeprefix("linalg_").removeprefix("special_") for name in (*used, *by_rule)}
+    assert named - seen == set()
