@@ -1,6 +1,6 @@
 """Rules of functions of matrices, of which PyTorch's forward mode has other gradients than it should.
 
-That of det, solve and matrix_exp is right by itself and wrong when it is differentiated again (trusted.py).
+That of det and solve is right by itself and wrong when it is differentiated again (trusted.py).
 """
 
 from __future__ import annotations
@@ -43,11 +43,3 @@ def solve(A, B, *, left=True):
     if is_pair(A):
         t = t - lifted(A.d, a.dim()) @ v
     return new(like, v, torch.linalg.solve(a, t))
-
-
-@rule("matrix_exp", spaces=(*SPACES, torch.linalg))
-def matrix_exp(input):
-    """The derivative of exp(A) along d is a block of the exponential of [[A, d], [0, A]]."""
-    n, A = input.v.shape[-1], input.v.expand_as(input.d)
-    both = torch.cat([torch.cat([A, input.d], -1), torch.cat([torch.zeros_like(A), A], -1)], -2)
-    return new(input, torch.linalg.matrix_exp(input.v), torch.linalg.matrix_exp(both)[..., :n, n:])

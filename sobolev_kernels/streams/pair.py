@@ -130,7 +130,7 @@ RULES[told("_base")] = lambda input: None
 # Without a derivative: what a tensor is, a number that jumps, another tensor like it.
 CONSTANT = """
     size dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous stride element_size
-    get_device argmax argmin argsort count_nonzero heaviside gt lt ge le eq ne greater less greater_equal less_equal __gt__ __lt__
+    get_device argmax argmin argsort count_nonzero gt lt ge le eq ne greater less greater_equal less_equal __gt__ __lt__
     __ge__ __le__ __eq__ __ne__ isnan isinf isfinite isposinf isneginf sign sgn signbit floor ceil round trunc
     zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty
     new_tensor bucketize long int bool byte any all allclose
