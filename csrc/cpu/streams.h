@@ -233,7 +233,6 @@ class Streams {
     }
   }
 
- private:
   // The gradient of a layer's weights += z_bar hᵀ of so many streams, where h are the numbers below it; at once, or
   // when those of all parts are gathered
   void add_outer(Term term, std::int64_t l, std::int64_t streams) {
@@ -242,6 +241,11 @@ class Streams {
     if (l > 0) {
       panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows_of[term][l], workspace_.ld_rows);
     }
+    sum_outer(term, l, streams);
+  }
+
+  void sum_outer(Term term, std::int64_t l, std::int64_t streams) {
+    const Layer& layer = step_.layers[l];
     if (step_.gathers()) return;
     T* to = workspace_.dweight[l];
     if (!begun_[l] && l == 0 && step_.W < step_.D) {  // columns that a derivative does not reach
@@ -254,6 +258,7 @@ class Streams {
     begun_[l] = true;
   }
 
+ private:
   // Down the layers from the adjoints of the tops of so many streams; `through` turns a layer's adjoint into that of
   // its z
   template <class Through, class AtLayer>

@@ -138,9 +138,10 @@ def step_of_shapes(problem: Problem, N: int):
 
 
 def set_plan(
-    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False, threads: int = 1
-) -> None:
-    step.plan(CODES["Side"][side], tile, group, gather, in_place, threads)
+    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False,
+    lockstep: bool = False, threads: int = 1,
+) -> None:  # fmt: skip
+    step.plan(CODES["Side"][side], tile, group, gather, in_place, lockstep, threads)
 
 
 def draws(drawing: Drawing) -> bool:

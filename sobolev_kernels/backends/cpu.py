@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import torch
 
 from .. import planner
-from ..enums import DIRECTIONS, DTYPES, GRADIENTS
+from ..enums import DIRECTIONS, DTYPES, GRADIENTS, TANGENTS
 from ..problem import Operands, Plan, Problem
 from . import core
 
@@ -53,6 +53,9 @@ GATHERED = 1
 IN_PLACE = (1024, 2)
 
 
+GAPS = 0.1
+
+
 def supports(problem: Problem) -> str | None:
     if core.MISSING:
         return core.MISSING
@@ -91,8 +94,16 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     below, tiles = IN_PLACE
     in_place = width < below and parts <= tiles * threads
     more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * in_place
+    lockstep = side == TANGENTS and order == 1 and 0 < together == group and _gaps(tile, group, lanes) >= GAPS
+    more += (("lockstep", True),) * lockstep
     choices = ("side", side), ("isa", isa), ("tile", tile), *more, ("threads", threads)
     return Plan("cpu", "fused, tile-local", choices)
+
+
+def _gaps(tile: int, directions: int, lanes: int) -> float:
+    """The share of registers that values and tangents need less without gaps between them."""
+    streams = 1 + directions
+    return 1 - -(-streams * tile // lanes) / (streams * -(-tile // lanes))
 
 
 def set_plan(step, problem: Problem, N: int) -> str:
