@@ -53,7 +53,8 @@ GATHERED = 1
 IN_PLACE = (1024, 2)
 
 
-GAPS = 0.1
+
+LOCKSTEP = 0.1
 
 
 def supports(problem: Problem) -> str | None:
@@ -82,28 +83,41 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     """`together`: derivatives that can go side by side."""
     most, columns = next(row for limit, *row in TILES if width <= limit)
     each = max(1, -(-N // threads))
-    tile = -(-each // -(-each // most))
+    even = -(-each // -(-each // most))
     lanes = dict(core._C.instruction_sets()).get(isa, 16) // 4
-    tile = min(most, -(-tile // lanes) * lanes)
+    tile = min(most, -(-even // lanes) * lanes)
+    streams = 1 + together
+    lockstep = side == TANGENTS and order == 1 and 0 < together <= _together(width, columns, even)
+    if lockstep:
+        least = _registers(each, tile, streams, lanes, gaps=True) * (1 - LOCKSTEP)
+        lockstep = _registers(each, even, streams, lanes, gaps=False) <= least
+    tile = even if lockstep else tile
     parts = -(-N // tile)
     if 0 < parts <= threads:  # a tile each: as even as can be
         tile = -(-N // parts)
-    groups = max(1, -(-together // max(1, max(columns, TOGETHER // width) // tile)))
-    group = max(1, -(-together // groups))
+    groups = max(1, -(-together // _together(width, columns, tile)))
+    group = together if lockstep else max(1, -(-together // groups))
     gather = group == together and parts <= threads and parts * tile * (1 + order * group) <= GATHERED * width
     below, tiles = IN_PLACE
     in_place = width < below and parts <= tiles * threads
     more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * in_place
-    lockstep = side == TANGENTS and order == 1 and 0 < together == group and _gaps(tile, group, lanes) >= GAPS
     more += (("lockstep", True),) * lockstep
     choices = ("side", side), ("isa", isa), ("tile", tile), *more, ("threads", threads)
     return Plan("cpu", "fused, tile-local", choices)
 
 
-def _gaps(tile: int, directions: int, lanes: int) -> float:
-    """The share of registers that values and tangents need less without gaps between them."""
-    streams = 1 + directions
-    return 1 - -(-streams * tile // lanes) / (streams * -(-tile // lanes))
+def _together(width: int, columns: int, tile: int) -> int:
+    return max(1, max(columns, TOGETHER // width) // tile)
+
+
+def _registers(samples: int, tile: int, streams: int, lanes: int, gaps: bool) -> int:
+    """How many registers of samples a thread's products run over, with gaps between streams or without."""
+
+    def of(M: int) -> int:
+        return streams * -(-M // lanes) if gaps else -(-streams * M // lanes)
+
+    tiles, rest = divmod(samples, tile)
+    return tiles * of(tile) + of(rest)
 
 
 def set_plan(step, problem: Problem, N: int) -> str:
