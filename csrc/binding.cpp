@@ -285,8 +285,8 @@ PYBIND11_MODULE(_C, m) {
             return std::make_pair(reads, writes);
           },
           "what it reads and what it writes, in the order in which mlp_sobolev_at takes others for them")
-      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, bool gather, bool in_place, bool lockstep,
-                      int threads) {
+      .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, bool gather, bool in_place,
+                      bool lockstep, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
         self.step.group = group;

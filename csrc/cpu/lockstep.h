@@ -2,9 +2,9 @@
 // columns are the samples of each stream, one after the other, without gaps. A batch of 20 has 40 columns with one
 // direction, three registers, where panels of its own for each stream would be four.
 //
-// A row of columns is written in ascending order by whole registers, of which what goes beyond a stream is written again
-// by the next, or by the next row. Columns beyond the last are 0.
-// Included inside the namespace of one instruction set: no include here, no #pragma once.
+// A row of columns is written in ascending order by whole registers, of which what goes beyond a stream is written
+// again by the next, or by the next row. Columns beyond the last are 0. Included inside the namespace of one
+// instruction set: no include here, no #pragma once.
 
 template <class T>
 class Lockstep : protected Streams<T> {

@@ -98,11 +98,11 @@ struct Private {
   T *columns_x, *columns[kMaxLayers];  // what is given, and h and ḣ
   T* columns_z[kMaxLayers];            // adjoints of z, by turns or kept to be gathered
   T *block, *values;                   // of a block of rows: a product, and its values alone
-  T* terms[kMaxTerms];                // [1] sums of residuals
-  double* sums[kMaxTerms];            // [5] sums of a coupled loss
-  double* partial[kMaxTerms];         // [3] its partial derivatives
-  Samples<T>* samples;                // what is summed at once: all streams at hand, or what all parts kept
-  T* dweight[kMaxLayers];             // in strips, null if gathered
+  T* terms[kMaxTerms];                 // [1] sums of residuals
+  double* sums[kMaxTerms];             // [5] sums of a coupled loss
+  double* partial[kMaxTerms];          // [3] its partial derivatives
+  Samples<T>* samples;                 // what is summed at once: all streams at hand, or what all parts kept
+  T* dweight[kMaxLayers];              // in strips, null if gathered
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u, ld_columns;

@@ -6,7 +6,7 @@
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class A, class T>
-void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+SK_INLINE void activate_by(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
   using V = Vec<T>;
   for (std::int64_t i = 0; i < count; i += V::kLanes) {
     const Derivatives<V> s = A::call(V::load(z + i), parameters);
@@ -15,6 +15,16 @@ void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* param
     if (d2) s.d2.store(d2 + i);
     if (d3) s.d3.store(d3 + i);
   }
+}
+
+// A first parameter that is known to be 1 costs nothing: softplus divides by its own.
+template <class A, class T>
+void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+  if constexpr (A::kParameters > 0) {
+    const double usual[] = {1, parameters[1]};
+    if (parameters[0] == 1) return activate_by<A>(z, d1, d2, d3, count, usual);
+  }
+  activate_by<A>(z, d1, d2, d3, count, parameters);
 }
 
 template <class T>

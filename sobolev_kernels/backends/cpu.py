@@ -52,8 +52,13 @@ GATHERED = 1
 #     256, 16→256×3→1, P=1            1340   1321        1000, 16→256×3→1, P=2        5092   5383
 IN_PLACE = (1024, 2)
 
-
-
+# Values and tangents go in lockstep, without gaps between their samples, where that saves such a share of the registers
+# that a thread's products run over. µs, the same machine on another day, with gaps and without, by that share:
+#
+#     0.25  20, 2→256×2→1, P=1, one thread     126    112    0.4   66, 8→128×3→4, P=4     263    219
+#     0.33  20, 8→64×3→4, P=2, one thread       36     29    0.5   16, 8→128×3→4, P=1      45     36
+#     0.12  56, 8→128×3→4, P=1, one thread     147    140    0.12  100, 2→256×2→1, P=1    305    288
+#     0     48, 2→256×2→1, P=1, one thread     217    235    0     32, 64→128×4→32, P=4, one thread   335    349
 LOCKSTEP = 0.1
 
 
@@ -86,11 +91,8 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     even = -(-each // -(-each // most))
     lanes = dict(core._C.instruction_sets()).get(isa, 16) // 4
     tile = min(most, -(-even // lanes) * lanes)
-    streams = 1 + together
     lockstep = side == TANGENTS and order == 1 and 0 < together <= _together(width, columns, even)
-    if lockstep:
-        least = _registers(each, tile, streams, lanes, gaps=True) * (1 - LOCKSTEP)
-        lockstep = _registers(each, even, streams, lanes, gaps=False) <= least
+    lockstep = lockstep and _saved(each, tile, even, 1 + together, lanes) >= LOCKSTEP
     tile = even if lockstep else tile
     parts = -(-N // tile)
     if 0 < parts <= threads:  # a tile each: as even as can be
@@ -110,14 +112,12 @@ def _together(width: int, columns: int, tile: int) -> int:
     return max(1, max(columns, TOGETHER // width) // tile)
 
 
-def _registers(samples: int, tile: int, streams: int, lanes: int, gaps: bool) -> int:
-    """How many registers of samples a thread's products run over, with gaps between streams or without."""
-
-    def of(M: int) -> int:
-        return streams * -(-M // lanes) if gaps else -(-streams * M // lanes)
-
-    tiles, rest = divmod(samples, tile)
-    return tiles * of(tile) + of(rest)
+def _saved(samples: int, with_gaps: int, without: int, streams: int, lanes: int) -> float:
+    """The share of registers of samples that a thread saves without gaps between streams, with tiles of such sizes."""
+    full, rest = divmod(samples, with_gaps)
+    gaps = streams * (full * -(-with_gaps // lanes) + -(-rest // lanes))
+    full, rest = divmod(samples, without)
+    return 1 - (full * -(-streams * without // lanes) + -(-streams * rest // lanes)) / gaps
 
 
 def set_plan(step, problem: Problem, N: int) -> str:
