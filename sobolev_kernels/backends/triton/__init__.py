@@ -54,7 +54,7 @@ def plan(problem: Problem, N: int) -> Plan:
         row = launches.launch_of(problem)
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
-    multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"
+    multiply = "own" if launches.fuses(problem) else "torch's"
     return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
 
 
