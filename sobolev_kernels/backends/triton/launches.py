@@ -97,7 +97,7 @@ ON_CHIP = (
     Launch(width=64, block=16, warps=8, layers=6, slice=64, precisions=("tf32",), targets=(SM_100,)),
     Launch(width=64, block=16, warps=8, layers=3, chunk=64, precisions=("ieee",)),
     Launch(width=64, block=16, warps=8, layers=6, chunk=32, precisions=("ieee",)),
-    Launch(width=128, block=16, warps=8, layers=3, chunk=128, precisions=TENSOR_CORES, targets=(SM_90,), stack=464),
+    Launch(width=128, block=16, warps=8, layers=3, chunk=128, precisions=TENSOR_CORES, targets=(SM_90,), stack=480),
     Launch(width=128, block=16, warps=8, layers=2, chunk=128, precisions=("bf16", "fp16"), targets=(SM_80, SM_100)),
     Launch(width=128, block=16, warps=8, layers=2, slice=128, precisions=("tf32",), targets=(SM_80, SM_100)),
     Launch(width=128, block=16, warps=8, layers=2, slice=64, precisions=("ieee",)),
