@@ -9,6 +9,7 @@ import torch
 
 from .backends import reference
 from .columns import Columns
+from .drawing import over_samples
 from .enums import COTANGENTS, DIRECTIONS, NONE
 from .problem import DERIVATIVES, Operands, Problem
 
@@ -50,6 +51,8 @@ def first_gradients(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The gradients that have a cotangent, by the reference, each with it."""
     changes = {"result": DERIVATIVES, "gradients": False, "derivative_target": NONE, "second_target": NONE}
+    if operands.given is not None:  # of shared ones there is a gradient for each sample
+        operands = operands._replace(given=over_samples(operands.given, operands.x.shape[0]))
     columns = Columns(tuple(range(problem.W))) if problem.wrt else Columns()
     results = reference.run(replace(problem, **changes), operands, columns)
     theirs = (operands.values, operands.second) if problem.collapsed else (operands.values, *operands[5:7])

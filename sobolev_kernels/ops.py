@@ -122,10 +122,12 @@ def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor])
     """Keep what the backward needs: the finished gradients, or the operands to compute others from."""
     *tensors, weights = operands
     x, parameters, *optional = tensors
-    kept = [None if problem.result == LOSS and not problem.terms else tensor for tensor in optional]
-    ctx.problem, ctx.weights, ctx.count, ctx.present = problem, weights, len(parameters), [t is not None for t in kept]
+    if problem.result == LOSS and not problem.terms:  # of given vectors it is only asked what a gradient of theirs is
+        optional = [optional[0] if problem.given_gradient else None, *[None] * (len(optional) - 1)]
+    ctx.problem, ctx.weights, ctx.count = problem, weights, len(parameters)
+    ctx.present = [tensor is not None for tensor in optional]
     finished = outputs[2:] if problem.result == LOSS else []
-    ctx.save_for_backward(x, *parameters, *(tensor for tensor in kept if tensor is not None), *finished)
+    ctx.save_for_backward(x, *parameters, *(tensor for tensor in optional if tensor is not None), *finished)
 
 
 def saved(ctx) -> tuple[Operands, list[torch.Tensor]]:
