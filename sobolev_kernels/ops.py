@@ -140,9 +140,10 @@ def saved(ctx) -> tuple[Operands, list[torch.Tensor]]:
 
 def inputs_of(problem: Problem, operands: Operands) -> tuple[torch.Tensor | None, ...]:
     """What the autograd function is given: x, given vectors, cotangents if gradients are computed, parameters."""
+    if problem.result == DERIVATIVES_GRADIENTS:
+        return (operands.x, operands.given, *operands[4:7], *operands.parameters)
     given = operands.given if problem.given_gradient else None
-    cotangents = operands[4:7] if problem.result == DERIVATIVES_GRADIENTS else NO_COTANGENTS
-    return (operands.x, given, *cotangents, *operands.parameters)
+    return (operands.x, given, *NO_COTANGENTS, *operands.parameters)
 
 
 NO_COTANGENTS = (None,) * 3
