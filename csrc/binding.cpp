@@ -111,7 +111,7 @@ struct StepBuilder {
   }
   template <class Visit>
   void each_written(Visit visit) {
-    for (void** to : {&step.y, &step.derivatives, &step.second, &step.total, &step.terms, &step.dx}) {
+    for (void** to : {&step.y, &step.derivatives, &step.second, &step.total, &step.terms, &step.dx, &step.dgiven}) {
       if (*to) visit(*to);
     }
     for (auto& layer : layers) {
@@ -267,7 +267,8 @@ PYBIND11_MODULE(_C, m) {
           "terms: (formula, weight, share) of each")
       .def("outputs",
            [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
-              const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx) {
+              const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx,
+              const py::object& dgiven) {
              self.step.gradients = gradients;
              self.step.y = output(y);
              self.step.derivatives = output(derivatives);
@@ -275,6 +276,7 @@ PYBIND11_MODULE(_C, m) {
              self.step.total = output(loss);
              self.step.terms = output(terms);
              self.step.dx = output(dx);
+             self.step.dgiven = output(dgiven);
            })
       .def(
           "addresses",

@@ -74,7 +74,8 @@ struct Step {
   void* total = nullptr;        // the loss: [1], or [N] if per_sample
   void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample: then wanted together with total
   bool per_sample = false;
-  void* dx = nullptr;  // [N, D]
+  void* dx = nullptr;      // [N, D]
+  void* dgiven = nullptr;  // [P, N, W], or [P, N, O] of cotangents: from the tangents' side alone
 
   Side side = Side::kTangents;
   std::int64_t tile = 0;   // samples

@@ -140,7 +140,7 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     if call.problem.backend == "streams":
         call = knowing_outputs(call, call.problem.O)
     elif student.reason:
-        evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
+        evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x, call.problem.given_gradient)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device)

@@ -152,11 +152,13 @@ class Call:
             self.ask_teacher()
         if kept.finished:
             if kept.differentiable:
-                return (ops.finish(self.compute, kept.problem, x, *parameters),)
+                given = self.given if kept.problem.given_gradient else None
+                return (ops.finish(self.compute, kept.problem, x, given, *parameters),)
             return (self.compute()[0],)
         operands = self.operands()
         if kept.differentiable:
-            return ops.apply(lambda *_: self.compute(), kept.problem, operands, x, *parameters)
+            inputs = ops.inputs_of(kept.problem, operands)
+            return ops.apply(lambda *_: self.compute(), kept.problem, operands, *inputs)
         return tuple(self.compute())
 
     def ask_teacher(self) -> None:

@@ -29,6 +29,8 @@ def chains(problem: Problem) -> dict[str, int]:
         return {GRADIENTS: problem.P}
     if problem.order == 2:
         return {TANGENTS: problem.P + (1 if problem.collapsed else problem.P)}
+    if problem.gradients and problem.given_gradient:  # a direction's adjoint is at the foot of its tangent's chain
+        return {TANGENTS: problem.P}
     return {TANGENTS: problem.P, GRADIENTS: problem.O} if problem.P else {TANGENTS: 0}
 
 

@@ -133,7 +133,7 @@ def prepared_of(
 ) -> Prepared:  # fmt: skip
     """The call of what is known now."""
     projections, given = request.projections(student) if request.projects else (None, None)
-    problem = problem_of(request, student, projections)
+    problem = problem_of(request, student, projections, given)
     with on_device_of(request.inputs):
         if student.reason:
             problem = with_flow(problem, request, student)
@@ -158,14 +158,16 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
     return replace(problem, widths=widths, unfollowed=flow.unfollowed)
 
 
-def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
+def problem_of(
+    request: Request, student: Student | Unrecognised, projections: Projections | None, given: torch.Tensor | None
+) -> Problem:
     """What is to be computed, before it is known where."""
     settings, x = request.settings, student.computed(request.inputs)
     D = index(x.shape[1])  # also where torch.compile takes sizes for variables: a Problem is of numbers
     W = request.columns.count(D)
     cotangents = isinstance(projections, Cotangents)
     n = (student.O or 0) if cotangents else W
-    wanted = x.requires_grad or any(p.requires_grad for p in student.parameters)
+    wanted = any(t is not None and t.requires_grad for t in (x, given, *student.parameters))
     first, second = kinds_of(request, projections)
     # directions with masked columns are drawn first, and given
     drawn = projections is not None and not request.residual_weights.masks(projections)
@@ -193,6 +195,7 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
         terms=loss and settings.return_terms,
         input_gradient=x.requires_grad,
+        given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
     )
@@ -219,7 +222,7 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     request, backend = prepared.request, prepared.problem.backend
     inputs, function = request.inputs.detach(), request.targets.teacher
     asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
-    problem = problem_of(asked, teacher, prepared.projections)
+    problem = problem_of(asked, teacher, prepared.projections, None)
     problem = replace(problem, order=prepared.problem.order)
     problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
     if dispatch.refusal(problem.backend, problem) is not None:

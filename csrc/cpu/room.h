@@ -52,7 +52,7 @@ struct Shared {
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
       const bool gradients = step.side == Side::kGradients && step.P > 0;
-      const bool back = gradients || (step.gradients && l > 0);
+      const bool back = gradients || (step.gradients && (l > 0 || step.dgiven));
       forward[l] = matrix(true, layer.weight, false, layer.n_out, layer.n_in);
       backward[l] = matrix(back, layer.weight, true, l ? layer.n_in : step.W, layer.n_out);
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;

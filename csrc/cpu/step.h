@@ -121,7 +121,7 @@ class Tile : private Lockstep<T> {
     }
     tangent_target(p, 0, step_.O);
     tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
-    if (backward()) this->tangent_backward();
+    if (backward()) this->tangent_backward(p);
   }
 
   void tangent_adjoints(Term term, std::int64_t p, const T* prediction, T* slope) {
@@ -150,7 +150,7 @@ class Tile : private Lockstep<T> {
       direction(p, 0);
       this->tangent_forward();
       Base::fill(workspace_.z_of[kFirst][last()], size(step_.O), T(0));
-      this->tangent_backward();
+      this->tangent_backward(p);
     }
   }
 
@@ -171,7 +171,9 @@ class Tile : private Lockstep<T> {
       const Rows weight = weights(r + s, 0, step_.W, shared_.output_weight + (basis ? r + s : 0), 0);
       adjoint(kFirst, s, workspace_.gradient, step_.W, weight, workspace_.g_bar);
     }
-    if (backward()) this->gradient_backward();
+    if (!backward()) return;
+    this->gradient_backward();
+    store_derivatives(workspace_.tangent[last()], step_.dgiven, r, step_.O);
   }
 
   // One output: its gradient g, whose projections g·v are the tangents of all directions; their slopes make its adjoint

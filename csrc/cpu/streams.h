@@ -150,8 +150,8 @@ class Streams {
     }
   }
 
-  // The adjoint of ḣ, from that of its top in workspace_.z_of
-  void tangent_backward() {
+  // The adjoint of ḣ, from that of its top in workspace_.z_of, down to that of the directions from p on if it is wanted
+  void tangent_backward(std::int64_t p) {
     backward(
         kFirst, streams_,
         [&](std::int64_t l, T* a, std::int64_t panel, std::int64_t row, std::int64_t rows) {
@@ -168,7 +168,15 @@ class Streams {
             through.store(a + i);
           });
         },
-        [](std::int64_t, const T*) {});
+        [&](std::int64_t l, const T* z_bar) {
+          if (l > 0 || !step_.dgiven) return;
+          T* free = z_bar == workspace_.z_bar ? workspace_.next_bar : workspace_.z_bar;
+          product<T>(shared_.backward[0], step_.layers[0].n_out, z_bar, all_panels(), nullptr, free,
+                     [](std::int64_t, std::int64_t, std::int64_t) {});
+          for (std::int64_t s = 0; s < streams_; ++s) {
+            store_panels(free + s * size(step_.W), step_.dgiven, (p + s) * step_.N, step_.W);
+          }
+        });
   }
 
   // The adjoint of h, from that of its top in workspace_.z_of, with what the derivatives owe it

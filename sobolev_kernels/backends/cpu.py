@@ -8,11 +8,12 @@ from functools import lru_cache, partial
 import torch
 
 from .. import planner
-from ..enums import DIRECTIONS, DTYPES, GRADIENTS, TANGENTS
+from ..enums import DENSE, DIRECTIONS, DTYPES, GRADIENTS, TANGENTS
 from ..problem import Operands, Plan, Problem
 from . import core
 
 MOST_LAYERS = 64
+GIVES_GIVEN = True  # the gradient of given vectors, in the same pass as all others
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
 # a tile's arrays should stay there, but above 256 the weights leave it anyway and want more samples for each read.
@@ -73,6 +74,13 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not one of {', '.join(DTYPES)}"
     if len(problem.widths) - 1 > MOST_LAYERS:
         return f"{len(problem.widths) - 1} linear layers are more than {MOST_LAYERS}"
+    return own_gradient_of_given(problem)
+
+
+def own_gradient_of_given(problem: Problem) -> str | None:
+    """Why the kernel does not compute the gradient of given vectors that is asked for."""
+    if problem.given_gradient and DENSE in (problem.derivative_target, problem.second_target):
+        return f"{problem.projection} that require grad are what the target is projected on, too"
     return None
 
 

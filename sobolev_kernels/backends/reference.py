@@ -75,7 +75,8 @@ def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
 
     So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
     """
-    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    inputs = (operands.x, operands.given, *operands.parameters)
+    asking = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
     return sum(nothing, result)
 
@@ -197,8 +198,8 @@ def without_graph(result: torch.Tensor) -> torch.Tensor:
     return result.detach() if forward_ad._current_level < 0 else result.clone()
 
 
-def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
-    """y = function(x) of an x that asks for its gradient."""
+def with_graph(function: Callable, x: torch.Tensor, again: bool = False) -> Evaluated:
+    """y = function(x) of an x that asks for its gradient; `again`, if what is made of y has others that ask for one."""
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly():
         if forward_ad._current_level >= 0:
@@ -209,17 +210,17 @@ def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
         x = x if x.requires_grad else x.requires_grad_()
         y = function(x)
     nodes = nodes_of(y)
-    kept = wanted and (kept or leads_elsewhere(x, nodes))
+    kept = wanted and (kept or again or leads_elsewhere(x, nodes))
     refuse_inexact(nodes, again=kept)
     return Evaluated(function, x, y, kept)
 
 
-def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
+def evaluate(function: Callable, x: torch.Tensor, again: bool = False) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens."""
     if by_transforms():
         with sdpa_kernel(SDPBackend.MATH), ExactNorms():
             return Evaluated(function, x, function(x))
-    return with_graph(function, x)
+    return with_graph(function, x, again)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):

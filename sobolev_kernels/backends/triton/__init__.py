@@ -14,7 +14,7 @@ import torch
 
 from ... import planner
 from ...enums import COTANGENTS, TANGENTS
-from ...problem import Operands, Plan, Problem
+from ...problem import DIFFERENTIABLE, Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def supports(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}, not on a GPU (TRITON_INTERPRET=1 interprets the kernels there)"
     if problem.dtype != "float32":
         return f"dtype {problem.dtype} is not float32"
+    if problem.given_gradient and (problem.result not in DIFFERENTIABLE or problem.order == 2):
+        return f"{problem.projection} that require grad, but of first derivatives alone"
     return unable() if problem.device == "cuda" else None
 
 
