@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops
-from .backends import reference, streams
+from .backends import reference, running, streams
 from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
@@ -22,7 +22,7 @@ from .enums import COTANGENTS, NONE
 from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
-from .paths import need_paths
+from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import Operands, Problem
 from .request import Request
@@ -77,7 +77,7 @@ def evaluate(
             else:
                 prepared = prepared_again(request, accepted, *found.made_of[1:], found.given, found.offset)
             ran = run(prepared)
-            if found is not None and accepted is None and not prepared.student.reason and found.still_is():
+            if found is not None and accepted is None and found.still_is():
                 keeping.keep(found, prepared, ran.problem, ran.operands)
             results, known = ran.results, ran.known
             chain = prepared.followed[0] if chain is None else chain
@@ -140,9 +140,10 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     if call.problem.backend == "streams":
         call = knowing_outputs(call, call.problem.O)
     elif student.reason:
-        evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
+        known = None if torch.compiler.is_compiling() else known_of(request.student, x)
+        evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
-        evaluated = looked_at("student", call, evaluated, x)
+        evaluated = looked_at("student", call, evaluated, x, known)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
@@ -154,13 +155,15 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     return Ran(results, targets, problem, operands)
 
 
-def looked_at(role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor) -> reference.Evaluated:
+def looked_at(
+    role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor, known: Known | None = None
+) -> reference.Evaluated:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted)
+    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known)
     return ran._replace(looked=order if looked else 0, own=own)
 
 
@@ -170,7 +173,8 @@ def compute(
 ) -> tuple[Results, Problem, Operands]:  # fmt: skip
     """The results, and what they were computed of."""
     request, problem = call.request, call.problem
-    parameters = [call.student.computed(p) for p in call.student.parameters]
+    of_layers = () if call.student.reason else call.student.parameters
+    parameters = [call.student.computed(p) for p in of_layers]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
     of_each, given = Weights(*map(widened, request.residual_weights)), widened(call.given)
     if of_each.masks(call.projections):
@@ -232,6 +236,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
         fits = tensor is None or tensor.shape[dim] == O
         need(fits, name, f"{O} outputs, as the student has", tensor)
+    if problem.outputs == O:
+        return call
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
@@ -297,7 +303,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, magnitude=magnitude))
 
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
+            ran = running.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
             ran = looked_at("teacher", teacher, ran, x)
             return compute(teacher, x, columns, seed, ran)[0]
 

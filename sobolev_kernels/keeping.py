@@ -12,6 +12,7 @@ import torch
 from . import ops
 from .kept import KEPT, Call, Kept
 from .math.directions import GIVEN
+from .paths import Known
 from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import Step, keeps, layout_of, optional_of, step_of
@@ -23,18 +24,27 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
     teacher's step gives; elsewhere that it was accepted.
     """
-    if not keeps(problem):
+    whole = not prepared.student.reason
+    if whole == (call.made_of.kinds[:1] == (Known,)) or (whole and not keeps(problem)):
+        return
+    if not whole and problem.backend != prepared.problem.backend:
         return
     read, fresh = prepared.teacher is None or call.made_of.of_teacher is not None, is_fresh(call, prepared)
-    kept = kept_of(call, prepared, problem, operands, fresh) if read and not call.settings.check_finite else None
+    kept = None
+    if whole and read and not call.settings.check_finite:
+        kept = kept_of(call, prepared, problem, operands, fresh)
     if kept is None:
         layout = layout_of(call.all_tensors)
         if layout is None or layout.addresses(call.all_tensors) is None:
             return  # one at an odd address is no reason to compute as much of others that lie well
         known = prepared.teacher and read and not prepared.teacher.student.reason
         teacher = replace(prepared.teacher.student, parameters=()) if known else None
-        student, given = replace(prepared.student, parameters=()), prepared.given is not None
-        kept = Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
+        student, given, accepted = prepared.student, prepared.given is not None, prepared.problem
+        if whole:
+            student = replace(student, parameters=())
+        else:  # of whom it is known now what he gives
+            student, accepted = replace(student, function=None), problem
+        kept = Accepted(call.settings, accepted, prepared.projections, student, teacher, given, fresh, layout)
     KEPT.put(call.likeness, kept)
 
 

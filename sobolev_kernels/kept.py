@@ -21,13 +21,14 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again
+from .advice import looked_at_again, modules_of
 from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
+from .paths import Known, known_of
 from .prepare import Accepted
 from .problem import Operands, Problem
 from .settings import Settings
@@ -131,6 +132,9 @@ class Call:
         """
         if self.chain is not None:
             return surroundings() == self.likeness[-1]
+        if self.made_of.kinds[:1] == (Known,):
+            known = known_of(self.student, self.tensors[0])
+            return surroundings() == self.likeness[-1] and known.number == self.made_of.kinds[1]
         made_of = read(self.student, self.targets and self.targets.teacher)
         if made_of is None or made_of.kinds != self.made_of.kinds or surroundings() != self.likeness[-1]:
             return False
@@ -209,6 +213,12 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
     return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
+def parameters_of(function: object) -> list[torch.Tensor] | None:
+    """Of all modules of a function that is not looked into, each once; None if one is out of the ordinary."""
+    found = {id(p): p for module in modules_of(function) for p in module._parameters.values() if p is not None}
+    return list(found.values()) if all(type(p) in PLAIN for p in found.values()) else None
+
+
 def look(
     result: str, student: object, x: object, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
@@ -233,12 +243,19 @@ def look(
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
-    chain = followed_again(student, x, settings.backend) if made_of is None else None
+    chain = None
     if made_of is None:
-        if chain is None:
+        if x.dim() != 2 or not callable(student):
             return None
-        kinds = [Followed, chain.student.biases, chain.student.activations]
-        made_of = with_teacher(kinds, [*chain.student.parameters], teacher)
+        known = known_of(student, x)
+        chain = followed_again(student, x, settings.backend, known)
+        if chain is not None:
+            kinds, parameters = [Followed, chain.student.biases, chain.student.activations], [*chain.student.parameters]
+        else:
+            kinds, parameters = [Known, known.number], parameters_of(student)
+        if parameters is None:
+            return None
+        made_of = with_teacher(kinds, parameters, teacher)
     likeness = (
         result, collapsed, id(settings), made_of.kinds, said, types, x.shape,
         torch.is_grad_enabled(), surroundings(),

@@ -50,7 +50,7 @@ class Accepted:
     settings: Settings  # held so that its id, a part of the likeness, stays its own
     problem: Problem
     projections: Projections | None
-    student: Student  # he and the teacher, without their parameters
+    student: Student | Unrecognised  # he and the teacher, without their parameters and what they are called by
     teacher: Student | None  # None also of one that is not read, and looked at anew
     given: bool  # whether there are vectors, and they are read
     fresh: bool  # a loss along others at each call
@@ -93,7 +93,10 @@ def prepared_again(
     """As `prepare` has it, of a call that is known to be accepted but for its numbers, and a teacher not read."""
     function, projections = request.targets and request.targets.teacher, accepted.projections
     given = given if accepted.given else None
-    student = replace(accepted.student, parameters=tuple(parameters))
+    if accepted.student.reason:
+        student = replace(accepted.student, function=request.student)
+    else:
+        student = replace(accepted.student, parameters=tuple(parameters))
     read = accepted.teacher is not None
     teacher = replace(accepted.teacher, parameters=tuple(of_teacher)) if read else None
     if function is not None and not read:

@@ -10,6 +10,7 @@ from torch._functorch.eager_transforms import _jvp_with_argnums
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import mse_loss
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
@@ -19,13 +20,15 @@ from ..math.activations import activation_jet
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..planner import side_of_function
-from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..problem import DERIVATIVES, LOSS, Operands, Plan, Problem
 from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
-from .exact import ExactNorms, exactly, graphs, tracked
+from .exact import ExactNorms, graphs, tracked
 from .finish import finish
-from .graph import leads_elsewhere, leads_to, nodes_of, refuse_inexact
+from .graph import leads_to, nodes_of, refuse_inexact
+from .running import by_transforms, with_graph
 
+MSE = Formula("mse")
 # y [N, O], derivatives, second derivatives
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -123,8 +126,12 @@ def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor, predict
         (problem.derivative_loss, predictions[1], derivative, rows, others),
         (problem.derivative_loss, predictions[2], second, rows, others),
     )
-    terms = []
+    terms, whole = [], problem.result == LOSS and N > 0
     for loss, prediction, target, weight, sample in parts[: 1 + problem.order]:
+        if whole and target is not None and weight is None and sample is None and not is_coupled(loss):
+            mean = term_of_all(loss, prediction, target)
+            terms.append(mean if problem.reduction == "mean" else N * mean)
+            continue
         each = y.new_zeros(N) if target is None else term(loss, prediction, target, weight, sample)
         terms.append(each / max(1, N) if problem.reduction == "mean" else each)
     loss, terms = finish(problem, operands.weights, terms)
@@ -179,11 +186,6 @@ def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, .
     return by_autograd(function, x)
 
 
-def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
 def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
     if not torch._C._are_functorch_transforms_active():
@@ -195,31 +197,6 @@ def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]
 def without_graph(result: torch.Tensor) -> torch.Tensor:
     """Where gradients are off: without its graph, but with its tangent of forward mode."""
     return result.detach() if forward_ad._current_level < 0 else result.clone()
-
-
-def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
-    """y = function(x) of an x that asks for its gradient."""
-    wanted, kept = torch.is_grad_enabled(), x.requires_grad
-    with exactly():
-        if forward_ad._current_level >= 0:
-            # keeps its tangent, and gives a dual tensor made under no_grad the place in the graph that it lacks
-            x = x.view_as(x)
-        elif not kept:
-            x = tracked(x).detach()
-        x = x if x.requires_grad else x.requires_grad_()
-        y = function(x)
-    nodes = nodes_of(y)
-    kept = wanted and (kept or leads_elsewhere(x, nodes))
-    refuse_inexact(nodes, again=kept)
-    return Evaluated(function, x, y, kept)
-
-
-def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
-    """Run a function, so that it is known what it gives before anything else happens."""
-    if by_transforms():
-        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-            return Evaluated(function, x, function(x))
-    return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
@@ -244,10 +221,14 @@ def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
 
 def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative_at: Callable) -> None:
     """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
+    if ran.alike is not None and ran.alike.again:
+        return
     nodes = nodes_of(derivative)
     refuse_inexact(nodes, again=True)
     if ran.looked < 2 and not leads_to(ran.x, nodes):
         refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+    if ran.alike is not None:
+        ran.alike.again = True
 
 
 def need_constant(ran: Evaluated) -> None:
@@ -296,10 +277,17 @@ def of_each(derivatives: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor
 
 def along_by_gradients(ran: Evaluated, v: torch.Tensor) -> torch.Tensor:
     """The derivatives of y along each direction, as projections of the gradient of each output."""
-    y = ran.y
-    rows = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)  # [O, N, O]
-    gradients = of_each(gradients_of(ran, rows), ran.x)  # [O, N, D]
-    return torch.einsum("ond,pnd->pno", gradients, v)
+    gradients = gradients_of(ran, units(ran.y))
+    if len(gradients) == 1:
+        return (v * gradients[0]).sum(-1, keepdim=True)
+    return torch.einsum("ond,pnd->pno", torch.stack(gradients), v)
+
+
+def units(y: torch.Tensor) -> torch.Tensor:
+    """The cotangents [O, N, O] of each output alone."""
+    if y.shape[1] == 1:
+        return torch.ones_like(y)[None]
+    return torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)
 
 
 def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
@@ -388,6 +376,19 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("node,pnd,pne->pno", hessian, v, v)
 
 
+def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean of the terms of all samples, of a pointwise loss without weights."""
+    need_alike(prediction, target)
+    # which is the row of the table in one operation
+    return mse_loss(prediction, target) if loss == MSE else residual(loss, prediction - target)[0].mean()
+
+
+def need_alike(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    """Broadcasting [N, 1] - [N] would quietly make an N × N loss."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+
+
 def term(
     loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
     sample: torch.Tensor | None = None,
@@ -397,9 +398,7 @@ def term(
     Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same; by
     `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
     """
-    if prediction.shape != target.shape:
-        # broadcasting [N, 1] - [N] would quietly make an N × N loss
-        raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+    need_alike(prediction, target)
     dims = (-1,) if prediction.dim() == 2 else (0, -1)
     w = 1.0 if weight is None else weight
     if not (weight is None and sample is None):
