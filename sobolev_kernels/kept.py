@@ -213,10 +213,17 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
     return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
-def parameters_of(function: object) -> list[torch.Tensor] | None:
-    """Of all modules of a function that is not looked into, each once; None if one is out of the ordinary."""
-    found = {id(p): p for module in modules_of(function) for p in module._parameters.values() if p is not None}
-    return list(found.values()) if all(type(p) in PLAIN for p in found.values()) else None
+def read_function(function: object, known: Known) -> tuple[list, list[torch.Tensor]] | None:
+    """What a function that is not looked into is known by, and the parameters of its modules, each once; None if one of
+    these is out of the ordinary."""
+    kinds, found = [Known, known.number], {}
+    for module in modules_of(function):
+        kinds += type(module), module.training
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found[id(parameter)] = parameter
+    parameters = list(found.values())
+    return (kinds, parameters) if all(type(parameter) in PLAIN for parameter in parameters) else None
 
 
 def look(
@@ -251,9 +258,9 @@ def look(
         chain = followed_again(student, x, settings.backend, known)
         if chain is not None:
             kinds, parameters = [Followed, chain.student.biases, chain.student.activations], [*chain.student.parameters]
+        elif (found := read_function(student, known)) is not None:
+            kinds, parameters = found
         else:
-            kinds, parameters = [Known, known.number], parameters_of(student)
-        if parameters is None:
             return None
         made_of = with_teacher(kinds, parameters, teacher)
     likeness = (

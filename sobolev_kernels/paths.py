@@ -112,6 +112,7 @@ def found_of(
         # what stood still, as with weights of 0, is looked at again, less and less often
         if found is None or not (found.settled or calls & (calls - 1)):
             found = known.found[times] = looked_at(function, run, x, times)
+            known.number = next(NUMBERS)
             tell(role, function, found, times)
         yield found, times
 

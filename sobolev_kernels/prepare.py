@@ -18,6 +18,7 @@ from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
 from .math.directions import GIVEN
+from .paths import known_of
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
@@ -158,7 +159,8 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
         return problem
     flow = flow_of(request.student, request.inputs, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed)
+    found = known_of(request.student, request.inputs).found.get(1)
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)
 
 
 def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:

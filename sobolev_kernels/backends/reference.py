@@ -48,7 +48,8 @@ def run(
 
     Operands are those of the fused backends, of the inputs as they come: it is here that `columns` are told.
     """
-    x, vectors = operands.x, vectors_of(problem, operands)
+    x = operands.x
+    vectors = None if has_rows(problem, ran) else vectors_of(problem, operands)
     with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
@@ -91,7 +92,7 @@ def uncast(x: torch.Tensor) -> AbstractContextManager:
 
 
 def derivatives_along(
-    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor | None
 ) -> Jets:
     """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
 
@@ -101,13 +102,24 @@ def derivatives_along(
     if problem.projection == COTANGENTS:
         y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
         return widened(y), columns.restrict(widened(gradients)), None
+    if vectors is None:
+        y, rows = vjps(ran, units(ran.y))
+        tangents = columns.restrict(widened(rows)).permute(2, 1, 0)
+        return widened(y), tangents if problem.magnitude == 1 else problem.magnitude * tangents, None
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
     y, first, second = map(widened, jet)
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
 
 
-def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor, predictions: Jets):
+def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
+    """Whether derivatives along the basis are the entries of the gradient of each output, which nobody projects."""
+    if ran is None or problem.distribution != "basis" or problem.projection == COTANGENTS or problem.order > 1:
+        return False
+    return ran.own and side_of_function(problem.P, ran.y.shape[1]) == GRADIENTS
+
+
+def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
     """(loss, terms): the loss differentiable as often as needed."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
     y, derivative, second = predictions[0], operands.derivative, operands.second

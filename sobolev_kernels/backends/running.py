@@ -56,7 +56,7 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None) 
     nodes = nodes_of(y)
     kinds = tuple(map(type, nodes))
     alike = None if seen is None else seen.seen.get(kinds)
-    elsewhere = leads_elsewhere(x, nodes) if alike is None else alike.elsewhere
+    elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere)
     if alike is None:
         refuse_inexact(nodes, again=kept)
