@@ -16,6 +16,9 @@ from .paths import Known
 from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import Step, keeps, layout_of, optional_of, step_of
+from .weights import UNWEIGHTED
+
+WHOLE = torch.float32, torch.float64
 
 
 def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> None:
@@ -30,7 +33,7 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     if not whole and problem.backend != prepared.problem.backend:
         return
     read, fresh = prepared.teacher is None or call.made_of.of_teacher is not None, is_fresh(call, prepared)
-    kept = None
+    kept, function = None, None
     if whole and read and not call.settings.check_finite:
         kept = kept_of(call, prepared, problem, operands, fresh)
     if kept is None:
@@ -44,8 +47,24 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
             student = replace(student, parameters=())
         else:  # of whom it is known now what he gives
             student, accepted = replace(student, function=None), problem
-        kept = Accepted(call.settings, accepted, prepared.projections, student, teacher, given, fresh, layout)
+            function = function_of(call, replace(prepared, student=student, problem=problem))
+        kept = Accepted(call.settings, accepted, prepared.projections, student, teacher, given, fresh, layout, function)
     KEPT.put(call.likeness, kept)
+
+
+def function_of(call: Call, prepared: Prepared) -> Prepared | None:
+    """Without a tensor, if a call like it needs nothing but its forward and the reference."""
+    settings, found = call.settings, call.known.found.get(1)
+    if prepared.problem.backend != "reference" or prepared.problem.order > 1 or prepared.teacher is not None:
+        return None
+    if found is None or not found.settled or found.cut.any() or call.made_of.of_teacher is not None:
+        return None
+    special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
+    if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
+        return None
+    if not torch.is_grad_enabled() or any(tensor.is_inference() for tensor in call.tensors):
+        return None
+    return replace(prepared, request=replace(prepared.request, student=None, inputs=None, targets=None), given=None)
 
 
 def is_fresh(call: Call, prepared: Prepared) -> bool:

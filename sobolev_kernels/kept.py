@@ -105,6 +105,7 @@ class Call:
     seed: Sequence[int] = (0, 0)
     drawn: torch.Tensor | None = None  # the seed, where only the device knows it
     chain: Followed | None = None  # of a student that is known by what his forward does
+    known: Known | None = None  # what is known of one who is a function
 
     @property
     def of_teacher(self) -> list[torch.Tensor]:
@@ -250,7 +251,7 @@ def look(
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
-    chain = None
+    chain = known = None
     if made_of is None:
         if x.dim() != 2 or not callable(student):
             return None
@@ -268,7 +269,9 @@ def look(
         torch.is_grad_enabled(), surroundings(),
     )  # fmt: skip
     tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
-    call = Call(likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain)
+    call = Call(
+        likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain, known=known
+    )
     call.find()
     return call
 

@@ -56,6 +56,7 @@ class Accepted:
     given: bool  # whether there are vectors, and they are read
     fresh: bool  # a loss along others at each call
     layout: Layout  # of the tensors, and of the parameters of the teacher
+    whole: Prepared | None = None  # of a function that the reference runs, all but its tensors, if they are plain ones
 
     def fits(self, call) -> bool:
         return self.layout.addresses(call.all_tensors) is not None
