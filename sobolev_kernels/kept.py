@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again, modules_of
+from .advice import looked_at_again, roots_of
 from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_ranges
@@ -111,6 +111,11 @@ class Call:
     def of_teacher(self) -> list[torch.Tensor]:
         """x, the teacher's parameters, given vectors."""
         return [self.tensors[0], *self.made_of.of_teacher, *(() if self.given is None else (self.given,))]
+
+    @property
+    def others(self) -> list[torch.Tensor]:
+        """All that are no parameters of the student."""
+        return [self.tensors[0], *self.tensors[1 + len(self.made_of.parameters) :]]
 
     @property
     def all_tensors(self) -> list[torch.Tensor]:
@@ -217,14 +222,23 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
 def read_function(function: object, known: Known) -> tuple[list, list[torch.Tensor]] | None:
     """What a function that is not looked into is known by, and the parameters of its modules, each once; None if one of
     these is out of the ordinary."""
-    kinds, found = [Known, known.number], {}
-    for module in modules_of(function):
+    kinds, found, modules = [Known, known.number], {}, roots_of(function)
+    if torch.jit.ScriptModule in map(type, modules):
+        return None
+    seen = set()
+    while modules:
+        module = modules.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
         kinds += type(module), module.training
+        modules += module._modules.values()
         for parameter in module._parameters.values():
             if parameter is not None:
+                if type(parameter) not in PLAIN:
+                    return None
                 found[id(parameter)] = parameter
-    parameters = list(found.values())
-    return (kinds, parameters) if all(type(parameter) in PLAIN for parameter in parameters) else None
+    return kinds, list(found.values())
 
 
 def look(

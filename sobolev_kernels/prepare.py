@@ -12,6 +12,7 @@ from torch.amp.autocast_mode import is_autocast_available
 from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
+from .boundary import is_sound
 from .checks import faults_again, faults_of, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
@@ -59,7 +60,10 @@ class Accepted:
     whole: Prepared | None = None  # of a function that the reference runs, all but its tensors, if they are plain ones
 
     def fits(self, call) -> bool:
-        return self.layout.addresses(call.all_tensors) is not None
+        if not self.student.reason:
+            return self.layout.addresses(call.all_tensors) is not None
+        # of whom no kernel reads the parameters where they lie
+        return self.layout.guards.check(*call.all_tensors) and all(map(is_sound, call.others))
 
 
 def prepare(request: Request, chain: Followed | None = None) -> Prepared:

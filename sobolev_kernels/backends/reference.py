@@ -122,6 +122,8 @@ def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
 def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
     """(loss, terms): the loss differentiable as often as needed."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
+    if is_plain(problem, operands):
+        return plain_loss_of(problem, operands, predictions)
     y, derivative, second = predictions[0], operands.derivative, operands.second
     if problem.derivative_target == DENSE and derivative is not None:
         derivative = (pull if cotangents else project)(derivative, vectors)
@@ -138,12 +140,8 @@ def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, 
         (problem.derivative_loss, predictions[1], derivative, rows, others),
         (problem.derivative_loss, predictions[2], second, rows, others),
     )
-    terms, whole = [], problem.result == LOSS and N > 0
+    terms = []
     for loss, prediction, target, weight, sample in parts[: 1 + problem.order]:
-        if whole and target is not None and weight is None and sample is None and not is_coupled(loss):
-            mean = term_of_all(loss, prediction, target)
-            terms.append(mean if problem.reduction == "mean" else N * mean)
-            continue
         each = y.new_zeros(N) if target is None else term(loss, prediction, target, weight, sample)
         terms.append(each / max(1, N) if problem.reduction == "mean" else each)
     loss, terms = finish(problem, operands.weights, terms)
@@ -386,6 +384,28 @@ def pull(jacobian: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The target's second derivatives [P, N, O] from its Hessian [N, O, D, D] along v [P, N, D]."""
     return torch.einsum("node,pnd,pne->pno", hessian, v, v)
+
+
+def is_plain(problem: Problem, operands: Operands) -> bool:
+    """Whether the terms, both of which count, are means over all numbers."""
+    if problem.result != LOSS or problem.order > 1 or problem.terms or problem.derivative_target == DENSE:
+        return False
+    if operands.values is None or operands.derivative is None or not operands.derivative.numel():
+        return False
+    if any(weights is not None for weights in (operands.sample_weight, operands.output_weight)):
+        return False
+    if operands.derivative_weight is not None or not all(operands.weights):
+        return False
+    return not (is_coupled(problem.value_loss) or is_coupled(problem.derivative_loss))
+
+
+def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets):
+    """The same loss, each term in one operation where that is possible; of the terms the numbers."""
+    values = term_of_all(problem.value_loss, predictions[0], operands.values)
+    derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
+    w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
+    parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
+    return parts[0] + parts[1], factor * torch.stack((values.detach(), derivative.detach()))
 
 
 def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
