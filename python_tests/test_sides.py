@@ -111,6 +111,30 @@ def test_another_way_after_some_calls(way, kind):
         assert student.ran - ran <= 2 or way_now != "plain"
 
 
+MIXING = {
+    "the batch's mean": lambda net, x: net(x - x.mean(0)) * x[:, :1],
+    "another order": lambda net, x: net(x.roll(1, 0)) * x[:, :1],
+    "a neighbour's value": lambda net, x: net(x) * x.roll(1, 0)[:, :1],
+    "attention of samples": lambda net, x: net((x @ x.T).softmax(1) @ x) * x[:, :1],
+    "a tenth of a millionth": lambda net, x: net(x + 1e-7 * x.flip(0)) * x[:, :1],
+}
+
+
+@pytest.mark.parametrize("O", [1, 2])
+@pytest.mark.parametrize("name", MIXING)
+def test_samples_that_are_mixed_after_some_calls(name, O):
+    """Whether a sample's outputs are its own is asked of each kind of graph, not once of a function."""
+    module, mixes, x, v = net(O), [False], numbers(N, D), numbers(3, N, D, seed=3)
+    student = Call(lambda x, net: MIXING[name](net, x) if mixes[0] else net(x) * x[:, :1], module)
+    targets = sk.Targets(values=numbers(N, O), tangents=numbers(3, N, O, seed=2), directions=v)
+    for now in (False, False, False, True, True, False, True):
+        mixes[0] = now
+        tangents = torch.stack([torch.func.jvp(student, (x,), (d,))[1] for d in v])
+        expected = F.mse_loss(student(x), targets.values) + F.mse_loss(tangents, targets.tangents)
+        for backend in (None, "reference"):
+            torch.testing.assert_close(sk.sobolev_loss(student, x, targets, backend=backend), expected, **ANOTHER_WAY)
+
+
 def test_what_is_refused_is_refused_after_some_calls():
     x, targets = numbers(N, D), sk.Targets(values=numbers(N, 1), tangents=numbers(2, N, 1), directions=numbers(2, N, D))
     student = Switched()

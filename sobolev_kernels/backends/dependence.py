@@ -26,7 +26,8 @@ class Evaluated(NamedTuple):
 
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one. `looked` is the
     order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
-    is known that each sample's outputs depend on its inputs alone; `alike`, what is known of graphs like that of y.
+    is known that each sample's outputs depend on its inputs alone; `alike` and `samples`, what is known of graphs like
+    that of y.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -36,6 +37,15 @@ class Evaluated(NamedTuple):
     looked: int = 0
     own: bool = False
     alike: Alike | None = None
+    samples: Samples | None = None
+
+
+@dataclass
+class Samples:
+    """Of one kind of graph and one shape of inputs: whether samples were seen to see each other, in how many calls."""
+
+    mixed: bool = False
+    calls: int = 0
 
 
 @dataclass

@@ -26,7 +26,7 @@ from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
 from .exact import ExactNorms, graphs, tracked
 from .finish import finish
 from .graph import leads_to, nodes_of, refuse_inexact
-from .running import by_transforms, with_graph
+from .running import are_own, by_transforms, with_graph
 
 MSE = Formula("mse")
 # y [N, O], derivatives, second derivatives
@@ -116,7 +116,7 @@ def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
     """Whether derivatives along the basis are the entries of the gradient of each output, which nobody projects."""
     if ran is None or problem.distribution != "basis" or problem.projection == COTANGENTS or problem.order > 1:
         return False
-    return ran.own and side_of_function(problem.P, ran.y.shape[1]) == GRADIENTS
+    return side_of_function(problem.P, ran.y.shape[1]) == GRADIENTS and are_own(ran)
 
 
 def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
@@ -269,7 +269,7 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
-        if order == 1 and ran.own and side_of_function(len(v), y.shape[1]) == GRADIENTS:
+        if order == 1 and side_of_function(len(v), y.shape[1]) == GRADIENTS and are_own(ran):
             results = y, along_by_gradients(ran, v), None
             return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
