@@ -94,9 +94,9 @@ struct Step {
   bool gathers() const {
     return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && at_once();
   }
-  // They can if neither waits for a whole pass of the other.
+  // They can if neither waits for a whole pass of the other; the adjoint of directions is made on the other way alone.
   bool in_lockstep() const {
-    return lockstep && P > 0 && order == 1 && projection == Projection::kDirections && at_once();
+    return lockstep && P > 0 && order == 1 && projection == Projection::kDirections && at_once() && !dgiven;
   }
   // numbers of one direction or cotangent
   std::int64_t drawn() const { return projection == Projection::kCotangents ? O : W; }
