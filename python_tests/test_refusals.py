@@ -1256,9 +1256,12 @@ def test_a_weight_of_zero_needs_no_target(weights, reduction, backend):
     for weight, term, reference in zip(
         weights, (got.value, got.derivative), (both.value, both.derivative), strict=True
     ):
-        assert torch.equal(term, reference) if weight else term.isnan().all()
+        if weight:  # values alone are not multiplied beside tangents, and so may be rounded otherwise
+            assert_within_rule("term", term.detach(), reference.detach())
+        else:
+            assert term.isnan().all()
         expected = expected + weight * reference
-    assert_within_rule("loss", got.loss.detach(), expected.detach())  # which is rounded twice
+    assert_within_rule("loss", got.loss.detach(), expected.detach())
     got.loss.sum().backward()
     assert weights != (0.0, 0.0) or all(not p.grad.any() for p in STUDENT.parameters() if p.grad is not None)
     STUDENT.zero_grad()
