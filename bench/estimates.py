@@ -1,11 +1,11 @@
-"""Estimated times of both GPU backends on an A100 (an H100 was at hand: docs/gpu/README.md): `python -m bench.estimates [--markdown]`.
+"""Estimated times of both GPU backends on an A100: `python -m bench.estimates [--markdown]`.
 
-**Nothing here was measured on a GPU.** For students that go in one launch, the compiled kernel is executed on the PTX
-machine (docs/ptx.md) for one tile and for two. The difference, exact for sm_80's PTX, is what a tile takes:
-instructions to issue, tensor-core operations, float32 arithmetic, passes of shared memory and bytes asked of the
-second-level cache. A multiprocessor does its tiles one after the other; the resource that is busy longest gives the
-time, beside the step's bytes through memory. True times are longer: nothing waits for anything here, and machine code
-is not PTX. ± 50 % to rank ways, no more.
+**Nothing here was measured on a GPU**, as an H100 was (docs/gpu/README.md). For students that go in one launch, the
+compiled kernel is executed on the PTX machine (docs/ptx.md) for one tile and for two. The difference, exact for sm_80's
+PTX, is what a tile takes: instructions to issue, tensor-core operations, float32 arithmetic, passes of shared memory
+and bytes asked of the second-level cache. A multiprocessor does its tiles one after the other; the resource that is
+busy longest gives the time, beside the step's bytes through memory. True times are longer: nothing waits for anything
+here, and machine code is not PTX. ± 50 % to rank ways, no more.
 
 Layer by layer (eight arrays [N, H] of each stream through memory for a layer) and eager PyTorch (`backend="reference"`,
 each operation with the bytes of its tensors) are rooflines of FLOPs, bytes and launches, 2.5 µs each. Launches are

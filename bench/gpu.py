@@ -29,6 +29,7 @@ import sobolev_kernels as sk
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import Comparison
+from sobolev_kernels.testing.graphs import captured
 
 from .baselines import BASELINES, DOUBLE_BACKWARD, Result, Step, installed
 from .cases import CASES, FIRST, Case, Data, make_data, make_student
@@ -150,20 +151,6 @@ def host_microseconds(step: Callable[[], object], rounds: int, device: str) -> t
     return statistics.median(alone), 1e6 * (time.perf_counter() - start) / rounds
 
 
-def captured(step: Step) -> Callable[[], None]:
-    """The step as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def row_of(case: Case, backend: str, precision: str, device: str, rounds: int) -> dict[str, object]:
     """Raises AssertionError where one of our backends is further off than the rule allows."""
     if backend not in OURS:  # PyTorch's products are rounded as its switch says, ours as they are asked
@@ -189,7 +176,7 @@ def row_of(case: Case, backend: str, precision: str, device: str, rounds: int) -
     host, eager = host_microseconds(step, rounds, device)
     row |= {"host_us": f"{host:.0f}", "eager_us": f"{eager:.0f}"}
     if device == "cuda":
-        replay = captured(step)
+        replay = captured(step)[0].replay
         replay()
         flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
         warm, cold = microseconds(replay, rounds), microseconds(replay, rounds, flush)

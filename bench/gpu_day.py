@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -23,6 +24,7 @@ import torch
 import sobolev_kernels as sk
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, step
+from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 from . import gpu
@@ -166,50 +168,20 @@ def tiny(backend: str) -> None:
 def graph(backend: str, precision: str) -> None:
     """A whole step with its backward, captured; replayed after inputs and weights changed, and with directions that
     each replay draws anew."""
-    shape = SHAPES[2]
+    shape, said = SHAPES[2], []
     numbers = data(shape, "tanh").on(DEVICE)
-    parameters = tuple(numbers.student.parameters())
-    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-
-    def capture(directions: sk.Directions):
-        kept: list[torch.Tensor] = []
-
-        def whole() -> None:
-            for parameter in parameters:
-                parameter.grad = None
-            how = {"directions": directions, "backend": backend, "precision": precision}
-            loss = sk.sobolev_loss(numbers.student, numbers.x, targets, **how)
-            loss.backward()
-            kept[:] = [loss.detach(), *(parameter.grad for parameter in parameters)]
-
-        return gpu.captured(whole), kept, whole
-
-    replay, kept, whole = capture(sk.Directions.given(torch.randn(shape.P, shape.N, shape.D, device=DEVICE)))
-    results = list(kept)
-    with torch.no_grad():
-        numbers.x.mul_(1.01)
-        for parameter in parameters:
-            parameter.add_(0.01)
-    replay()
-    torch.cuda.synchronize()
-    first = [tensor.clone() for tensor in results]
-    replay()
-    torch.cuda.synchronize()
-    again = all(map(torch.equal, first, results))
-    whole()
-    torch.cuda.synchronize()
-    eager = all(map(torch.equal, first, kept))
-    replay, results, _ = capture(sk.Directions.sphere(shape.P))
-    losses = []
-    for _ in range(2):
-        replay()
-        torch.cuda.synchronize()
-        losses.append(float(results[0]))
-    anew = losses[0] != losses[1]
-    print(
-        f"graph {backend} {precision}: two replays equal: {again}; equal to eager after changes: {eager}; "
-        f"unseeded replays differ: {anew}"
-    )
+    given = sk.Directions.given(torch.randn(shape.P, shape.N, shape.D, device=DEVICE))
+    step = partial(whole_step, numbers, backend=backend, precision=precision)
+    for name, check in {
+        "follows what it reads": lambda: assert_follows(numbers, step(given)),
+        "draws anew": lambda: assert_draws_anew(*captured(step(sk.Directions.sphere(shape.P)))),
+    }.items():
+        try:
+            check()
+            said.append(f"{name}: yes")
+        except AssertionError as error:
+            said.append(f"{name}: NO {error}")
+    print(f"graph {backend} {precision}: {'; '.join(said)}")
 
 
 def kernels(backend: str, precision: str) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels import call
-from sobolev_kernels.backends import core, cuda
+from sobolev_kernels import call, dispatch
+from sobolev_kernels.backends import core, cuda, triton
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import compare, forget, step
+from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, replayed, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 BUILT = core._C is not None and hasattr(core._C, "cuda_step_at")
@@ -82,70 +83,26 @@ def loss_of(numbers, directions, **settings):
 # ---- Graphs ----
 
 
-def graph_of(whole):
-    """A graph of what `whole` computes, and the tensors that it returns there."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            whole()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = whole()
-    return graph, results
-
-
 @on_gpu
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
 @pytest.mark.parametrize("kind", ["given", "seeded"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_graph_of_a_whole_step(reduction, kind, precision):
     """With its backward: replayed after inputs and weights have changed it gives what a step then gives."""
-    numbers = data(SHAPES[1], "tanh").on("cuda")
-    directions = sk.Directions.sphere(2, seed=5)
+    numbers, directions = data(SHAPES[1], "tanh").on("cuda"), sk.Directions.sphere(2, seed=5)
     if kind == "given":
         directions = sk.Directions.given(torch.randn(2, 1000, 3, device="cuda"))
-    parameters = list(numbers.student.parameters())
-
-    def whole():
-        loss = loss_of(numbers, directions, reduction=reduction, precision=precision)
-        return [loss.detach(), *torch.autograd.grad(loss.sum(), parameters)]
-
-    graph, results = graph_of(whole)
-    with torch.no_grad():
-        for tensor in (numbers.x, *parameters):
-            tensor.mul_(1.25)
-    for _ in range(2):
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(map(torch.equal, results, whole()))
+    assert_follows(numbers, whole_step(numbers, directions, "cuda", reduction=reduction, precision=precision))
 
 
 @on_gpu
 def test_a_graph_draws_anew_at_each_replay():
-    """Other directions each time, those of torch's generator: the same ones after the same torch.manual_seed."""
+    """Other directions each time, those of torch's generator, in the middle those of the whole Jacobian."""
     numbers = data(SHAPES[0], "tanh").on("cuda")
-    parameters = list(numbers.student.parameters())
-
-    def whole():
-        loss = loss_of(numbers, sk.Directions.sphere(1))
-        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-    graph, results = graph_of(whole)
-
-    def replayed():
-        graph.replay()
-        torch.cuda.synchronize()
-        return [tensor.clone() for tensor in results]
-
-    torch.manual_seed(3)
-    first, second = replayed(), replayed()
-    torch.manual_seed(3)
-    again = replayed()
-    assert all(map(torch.equal, first, again)) and not torch.equal(first[1], second[1])
+    graph, results = captured(whole_step(numbers, sk.Directions.sphere(1), "cuda"))
+    assert_draws_anew(graph, results)
     exact = loss_of(numbers, sk.Directions.basis()).item()
-    mean = sum(replayed()[0].item() for _ in range(30)) / 30
+    mean = sum(replayed(graph, results)[0].item() for _ in range(30)) / 30
     assert abs(mean - exact) < 0.5 * exact
 
 
@@ -207,3 +164,35 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     assert "no GPU" in cuda.supports(problem)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert "AMD" in cuda.supports(problem)
+
+
+@pytest.mark.skipif(triton.MISSING is not None, reason="no triton")
+@pytest.mark.parametrize("widths, taken", [((2, 64, 64, 1), "triton"), ((2, 64, 32, 1), "cuda")])
+def test_it_gives_way_where_triton_has_one_launch(monkeypatch, widths, taken):
+    """Which was faster on a GPU; one that Triton takes layer by layer, as of different widths, stays."""
+    monkeypatch.setattr(cuda, "supports", lambda problem: None)
+    monkeypatch.setattr(triton, "STARTED", [True])
+    problem = Problem("loss", widths, (True,) * 3, (("tanh",), ("tanh",), ("identity",)), "float32", "cuda", P=2)
+    assert dispatch.free(problem) == taken
+    for name, value in (("MISSING", "triton is not installed"), ("unable", lambda: "no C compiler")):
+        with monkeypatch.context() as context:
+            context.setattr(triton, name, value)
+            assert dispatch.free(problem) == "cuda"
+
+
+@pytest.mark.skipif(triton.MISSING is not None, reason="no triton")
+def test_a_triton_that_does_not_start_is_refused_in_words(monkeypatch):
+    """As without the C compiler with which it builds what launches its kernels: another backend is taken."""
+    from triton.runtime import driver
+
+    def fail():
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    monkeypatch.setattr(triton, "STARTED", [])
+    monkeypatch.setattr(type(driver), "active", property(lambda self: fail()))
+    problem = Problem("loss", (2, 3, 1), (True, True), (("tanh",), ("identity",)), "float32", "cuda", P=2)
+    assert triton.supports(problem) == (
+        "triton does not start here: Failed to find C compiler. Please specify via CC environment variable"
+    )
+    monkeypatch.setattr(cuda, "supports", lambda problem: None)
+    assert dispatch.free(problem) == "cuda"

@@ -8,6 +8,7 @@ from sobolev_kernels.backends import triton
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, forget, step
+from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 pytestmark = pytest.mark.skipif(triton.MISSING is not None or not torch.cuda.is_available(), reason="no GPU, or triton")
@@ -23,7 +24,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in PATHS[2:]:
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if request.param == "layer by layer" else 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     forget()
     yield request.param
     forget()
@@ -72,32 +73,6 @@ def test_batches_of_other_sizes_and_places(path):
         assert_within_rule("loss", losses[0], losses[1].double())
 
 
-def whole_step(numbers, directions, **settings):
-    targets, parameters = sk.Targets(values=numbers.y, jacobian=numbers.jacobian), list(numbers.student.parameters())
-
-    def whole():
-        loss = sk.sobolev_loss(
-            numbers.student, numbers.x, targets, directions=directions, backend="triton", **settings
-        ).sum()
-        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-    return whole
-
-
-def graph_of(whole):
-    """A graph of what `whole` computes, and the tensors that it returns there."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            whole()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = whole()
-    return graph, results
-
-
 @pytest.mark.parametrize("kind", ["given", "seeded"])
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"reduction": "none"}], ids=str)
 def test_a_graph_of_a_whole_step(path, kind, settings):
@@ -105,15 +80,7 @@ def test_a_graph_of_a_whole_step(path, kind, settings):
     numbers, directions = data(SHAPES[1], "tanh").on("cuda"), sk.Directions.sphere(2, seed=5)
     if kind == "given":
         directions = sk.Directions.given(torch.randn(2, SHAPES[1].N, SHAPES[1].D, device="cuda"))
-    whole = whole_step(numbers, directions, **settings)
-    graph, results = graph_of(whole)
-    with torch.no_grad():
-        for tensor in (numbers.x, *numbers.student.parameters()):
-            tensor.mul_(1.25)
-    for _ in range(2):
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(map(torch.equal, results, whole()))
+    assert_follows(numbers, whole_step(numbers, directions, "triton", **settings))
 
 
 def test_a_graph_draws_anew_at_each_replay(path):
@@ -122,23 +89,13 @@ def test_a_graph_draws_anew_at_each_replay(path):
 
     loaded, hook = [], lambda *_: loaded.append(torch.cuda.is_current_stream_capturing())
     knobs.runtime.kernel_load_end_hook.add(hook)
-    numbers = data(SHAPES[0], "tanh").on("cuda")  # which the graph reads, and does not hold
+    numbers = data(SHAPES[0], "tanh").on("cuda")
     try:
-        graph, results = graph_of(whole_step(numbers, sk.Directions.sphere(1)))
+        graph, results = captured(whole_step(numbers, sk.Directions.sphere(1), "triton"))
     finally:
         knobs.runtime.kernel_load_end_hook.remove(hook)
     assert not any(loaded)
-
-    def replayed():
-        graph.replay()
-        torch.cuda.synchronize()
-        return [tensor.clone() for tensor in results]
-
-    torch.manual_seed(3)
-    first, second = replayed(), replayed()
-    torch.manual_seed(3)
-    again = replayed()
-    assert all(map(torch.equal, first, again)) and not torch.equal(first[1], second[1])
+    assert_draws_anew(graph, results)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")

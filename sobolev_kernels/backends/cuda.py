@@ -12,7 +12,7 @@ from .. import planner
 from ..math.directions import is_dependent, told
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
-from . import constant_while_traced, core
+from . import constant_while_traced, core, triton
 
 MOST_LAYERS = 16
 MISSING = core.MISSING
@@ -36,6 +36,22 @@ def supports(problem: Problem) -> str | None:
 @constant_while_traced
 def refusal_while_traced(text: str, device: int) -> str | None:
     return refusal(Problem.from_string(text), device)
+
+
+def gives_way(problem: Problem) -> str | None:
+    """Why Triton is the better choice: it was faster on an H100 wherever it takes one launch (docs/gpu/README.md)."""
+    return given_way_while_traced(problem.to_string())
+
+
+@constant_while_traced
+def given_way_while_traced(text: str) -> str | None:
+    problem = Problem.from_string(text)
+    if triton.supports(problem) is not None:
+        return None
+    from .triton import one_launch
+
+    found = one_launch.refusal(problem) is None
+    return "Triton's step of one launch took 0.42 to 0.94 times as long on an H100" if found else None
 
 
 @lru_cache(maxsize=256)
