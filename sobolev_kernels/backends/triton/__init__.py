@@ -57,7 +57,7 @@ def supports(problem: Problem) -> str | None:
     if problem.dtype != "float32":
         return f"dtype {problem.dtype} is not float32"
     if problem.given_gradient and (problem.result not in DIFFERENTIABLE or problem.order == 2):
-        return f"{problem.projection} that require grad, but of first derivatives alone"
+        return f"{problem.projection} that require grad, other than those of jvp and vjp"
     return unable() if problem.device == "cuda" else None
 
 
