@@ -183,7 +183,7 @@ def test_values_alone_after_some_calls():
                 torch.testing.assert_close(loss, each if "reduction" in settings else each.mean(), **ANOTHER_WAY)
         each = sk.sobolev_loss(student, x, targets, reduction="none")
         torch.testing.assert_close(each.mean(), sk.sobolev_loss(student, x, targets), **ANOTHER_WAY)
-        y, tangents = sk.jvp(student, x, v)
+        _, tangents = sk.jvp(student, x, v)
         torch.testing.assert_close(tangents[0], torch.func.jvp(student, (x,), (v[0],))[1], **ANOTHER_WAY)
         loss, value, derivative, _ = sk.sobolev_loss(student, x, targets, return_terms=True)
         torch.testing.assert_close(value + derivative, loss, **ANOTHER_WAY)
