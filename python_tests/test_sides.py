@@ -169,6 +169,26 @@ def test_what_is_kept_holds_no_student():
     assert gone() is None
 
 
+def test_values_alone_after_some_calls():
+    """No derivative is asked for, though all is known of them; and results that are no loss."""
+    student, x, v = Switched(), numbers(N, D), numbers(3, N, D, seed=3)
+    targets = sk.Targets(values=numbers(N, 1), tangents=numbers(3, N, 1, seed=2), directions=v)
+    of_values = sk.Targets(values=targets.values)
+    for _ in range(3):
+        assert_alike(step(student, x, targets), step(Switched(), x, targets, backend="reference"))
+        for settings in ({"weights": (1.0, 0.0)}, {"weights": (1.0, 0.0), "reduction": "none"}):
+            for chosen in (of_values, targets):
+                loss = sk.sobolev_loss(student, x, chosen, **settings)
+                each = (student(x) - targets.values).square().mean(-1)
+                torch.testing.assert_close(loss, each if "reduction" in settings else each.mean(), **ANOTHER_WAY)
+        each = sk.sobolev_loss(student, x, targets, reduction="none")
+        torch.testing.assert_close(each.mean(), sk.sobolev_loss(student, x, targets), **ANOTHER_WAY)
+        _, tangents = sk.jvp(student, x, v)
+        torch.testing.assert_close(tangents[0], torch.func.jvp(student, (x,), (v[0],))[1], **ANOTHER_WAY)
+        loss, value, derivative, _ = sk.sobolev_loss(student, x, targets, return_terms=True)
+        torch.testing.assert_close(value + derivative, loss, **ANOTHER_WAY)
+
+
 class Mixed(nn.Module):
     def __init__(self, O):
         super().__init__()

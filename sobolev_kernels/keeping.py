@@ -57,7 +57,13 @@ def function_of(call: Call, prepared: Prepared) -> Prepared | None:
     settings, found = call.settings, call.known.found.get(1)
     if prepared.problem.backend != "reference" or prepared.problem.order > 1 or prepared.teacher is not None:
         return None
-    if found is None or not found.settled or found.cut.any() or call.made_of.of_teacher is not None:
+    if (
+        prepared.projections is None
+        or found is None
+        or not found.settled
+        or found.cut.any()
+        or call.made_of.of_teacher is not None
+    ):
         return None
     special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
     if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
