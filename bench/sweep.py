@@ -28,9 +28,9 @@ from .gpu import check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise
 BLOCKS, WARPS, CHUNKS, SLICES = (16, 32), (4, 8), (16, 32, 64, 128), (32, 64)
-LAYER_WIDTHS = (192, 256, 384, 512)
+LAYER_WIDTHS = (64, 128, 256, 512)
 TRIED = ("ieee", "tf32", "bf16")  # fp16 takes the rows of bf16
-LAYERS_SHARE = 0.15  # of the time, for what goes layer by layer
+LAYERS_SHARE = 0.25  # of the time, for what goes layer by layer
 OURS, TORCH = "ours", "torch's"
 
 
@@ -104,20 +104,21 @@ def unlike(row, now) -> int:
 
 
 def layer_rows(
-    widths: Sequence[int], device: str, rounds: int, N: int = 8192, seconds: float = math.inf
+    widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192, seconds: float = math.inf
 ) -> Iterator[dict[str, object]]:
-    """For each width: milliseconds by own multiplies and by torch's, for FUSED_UP_TO."""
-    from sobolev_kernels.backends.triton import layerwise
+    """For each width and precision: milliseconds by own multiplies and by torch's, for FUSED_UP_TO."""
+    from sobolev_kernels.backends.triton import layerwise, one_launch
 
     began = time.monotonic()
-    for width in widths:
+    for width, precision in product(widths, precisions):
         if time.monotonic() - began > seconds:
             return
         case, times = Case(N, 8, width, 3, 1, 4), {}
-        for name, limit in ((OURS, width), (TORCH, 0)):
-            with forced(layerwise, FUSED_UP_TO=limit):
-                times[name] = timed(case, "ieee", device, rounds)
-        yield {"width": width, **times}
+        for name in (OURS, TORCH):
+            way = forced(layerwise, fuses=lambda problem, name=name: name == OURS)
+            with forced(one_launch, refusal=lambda problem: "forced"), way:
+                times[name] = timed(case, precision, device, rounds)
+        yield {"width": width, "precision": precision, **times}
 
 
 def text(row) -> str:
@@ -138,14 +139,16 @@ def report(rows: list[dict], layers: list[dict], console: Console) -> list[str]:
             changes.append(f"{row['precision']}: {row['now']} -> {row['best']}")
     console.print(table)
     table = Table(title="layer by layer: milliseconds of a step", title_justify="left")
-    for heading in ("width", OURS, TORCH):
+    for heading in ("width", "precision", OURS, TORCH):
         table.add_column(heading)
+    faster: dict[str, int] = {}
     for row in layers:
-        table.add_row(str(row["width"]), f"{row[OURS]:.3f}", f"{row[TORCH]:.3f}")
+        table.add_row(str(row["width"]), row["precision"], f"{row[OURS]:.3f}", f"{row[TORCH]:.3f}")
+        width = row["width"] if row[OURS] < row[TORCH] else 0
+        faster[row["precision"]] = max(width, faster.get(row["precision"], 0))
     console.print(table)
-    faster = [row["width"] for row in layers if row[OURS] < row[TORCH]]
     if layers:
-        changes.append(f"FUSED_UP_TO = {max(faster, default=0)}, of the widths measured")
+        changes.append(f"FUSED_UP_TO = {faster}, of the widths measured")
     console.print("\n".join(["what it would change in launches.py:", *(changes or ["nothing"])]))
     return changes
 
@@ -160,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     last = LAYERS_SHARE * options.seconds
     rows = list(one_launch_rows((32, 64, 128), TRIED, "cuda", options.rounds, seconds=options.seconds - last))
-    report(rows, list(layer_rows(LAYER_WIDTHS, "cuda", options.rounds, seconds=last)), Console(width=160))
+    report(rows, list(layer_rows(LAYER_WIDTHS, TRIED, "cuda", options.rounds, seconds=last)), Console(width=160))
     return 0
 
 

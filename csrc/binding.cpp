@@ -111,7 +111,7 @@ struct StepBuilder {
   }
   template <class Visit>
   void each_written(Visit visit) {
-    for (void** to : {&step.y, &step.derivatives, &step.second, &step.total, &step.terms, &step.dx}) {
+    for (void** to : {&step.y, &step.derivatives, &step.second, &step.total, &step.terms, &step.dx, &step.dgiven}) {
       if (*to) visit(*to);
     }
     for (auto& layer : layers) {
@@ -267,7 +267,8 @@ PYBIND11_MODULE(_C, m) {
           "terms: (formula, weight, share) of each")
       .def("outputs",
            [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
-              const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx) {
+              const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx,
+              const py::object& dgiven) {
              self.step.gradients = gradients;
              self.step.y = output(y);
              self.step.derivatives = output(derivatives);
@@ -275,6 +276,7 @@ PYBIND11_MODULE(_C, m) {
              self.step.total = output(loss);
              self.step.terms = output(terms);
              self.step.dx = output(dx);
+             self.step.dgiven = output(dgiven);
            })
       .def(
           "addresses",
@@ -286,12 +288,13 @@ PYBIND11_MODULE(_C, m) {
           },
           "what it reads and what it writes, in the order in which mlp_sobolev_at takes others for them")
       .def("plan", [](StepBuilder& self, int side, std::int64_t tile, std::int64_t group, bool gather, bool in_place,
-                      int threads) {
+                      bool lockstep, int threads) {
         self.step.side = choice<sk::Side>(side, "side");
         self.step.tile = tile;
         self.step.group = group;
         self.step.gather = gather;
         self.step.in_place = in_place;
+        self.step.lockstep = lockstep;
         self.step.threads = threads < 1 ? 1 : threads;
       });
 

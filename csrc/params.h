@@ -74,21 +74,29 @@ struct Step {
   void* total = nullptr;        // the loss: [1], or [N] if per_sample
   void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample: then wanted together with total
   bool per_sample = false;
-  void* dx = nullptr;  // [N, D]
+  void* dx = nullptr;      // [N, D]
+  void* dgiven = nullptr;  // [P, N, W], or [P, N, O] of cotangents: from the tangents' side alone
 
   Side side = Side::kTangents;
   std::int64_t tile = 0;   // samples
   std::int64_t group = 1;  // directions, or cotangents, that are carried side by side
   bool gather = false;     // gradients of weights are taken at the end from what all parts kept, where they can be
   bool in_place = false;   // weights are read where they lie, not packed, if their rows or columns are contiguous
+  bool lockstep = false;   // values and tangents go side by side, without gaps, where they can
   int threads = 1;
 
   int count_terms() const { return 1 + order; }
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
+  bool at_once() const {  // all streams of derivatives
+    return !collapsed && (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
+  }
   // They can be if a part has one tile, whose streams go all at once.
   bool gathers() const {
-    const bool at_once = !collapsed && (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
-    return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && at_once;
+    return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && at_once();
+  }
+  // They can if neither waits for a whole pass of the other; the adjoint of directions is made on the other way alone.
+  bool in_lockstep() const {
+    return lockstep && P > 0 && order == 1 && projection == Projection::kDirections && at_once() && !dgiven;
   }
   // numbers of one direction or cotangent
   std::int64_t drawn() const { return projection == Projection::kCotangents ? O : W; }

@@ -472,7 +472,7 @@ def test_the_core_refuses_sizes_that_do_not_fit():
     for words, (layers, each, order) in refused.items():
         bare = core._C.Step(0, 6, *each, order, False)
         bare.layers(layers)
-        bare.plan(0, 64, 1, False, False, 1)
+        bare.plan(0, 64, 1, False, False, False, 1)
         with pytest.raises(ValueError, match=words):
             core._C.mlp_sobolev(bare)
 

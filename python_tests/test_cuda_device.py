@@ -171,7 +171,28 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 def test_it_gives_way_where_triton_has_one_launch(monkeypatch, widths, taken):
     """Which was faster on a GPU; one that Triton takes layer by layer, as of different widths, stays."""
     monkeypatch.setattr(cuda, "supports", lambda problem: None)
+    monkeypatch.setattr(triton, "STARTED", [True])
     problem = Problem("loss", widths, (True,) * 3, (("tanh",), ("tanh",), ("identity",)), "float32", "cuda", P=2)
     assert dispatch.free(problem) == taken
-    monkeypatch.setattr(triton, "MISSING", "triton is not installed")
+    for name, value in (("MISSING", "triton is not installed"), ("unable", lambda: "no C compiler")):
+        with monkeypatch.context() as context:
+            context.setattr(triton, name, value)
+            assert dispatch.free(problem) == "cuda"
+
+
+@pytest.mark.skipif(triton.MISSING is not None, reason="no triton")
+def test_a_triton_that_does_not_start_is_refused_in_words(monkeypatch):
+    """As without the C compiler with which it builds what launches its kernels: another backend is taken."""
+    from triton.runtime import driver
+
+    def fail():
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    monkeypatch.setattr(triton, "STARTED", [])
+    monkeypatch.setattr(type(driver), "active", property(lambda self: fail()))
+    problem = Problem("loss", (2, 3, 1), (True, True), (("tanh",), ("identity",)), "float32", "cuda", P=2)
+    assert triton.supports(problem) == (
+        "triton does not start here: Failed to find C compiler. Please specify via CC environment variable"
+    )
+    monkeypatch.setattr(cuda, "supports", lambda problem: None)
     assert dispatch.free(problem) == "cuda"

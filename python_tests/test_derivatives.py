@@ -321,7 +321,7 @@ def test_a_mean_that_float16_has_room_for():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_of_a_function_that_rounds_nothing_else_is_rounded(dtype):
     """Its numbers are exact in half precision; sums, projections, losses and weights of them are not."""
-    x = (8 * torch.randn(300, 2)).round().to(dtype)
+    x = (8 * torch.randn(300, 2)).round().clamp(-16, 16).to(dtype)
     student = lambda x: x * x  # noqa: E731
     total = sk.laplacian(
         student, x, sk.Directions.given(torch.tensor([[0.5, 1.0], [2.0, 16.0], [0.25, 64.0]]).to(dtype))

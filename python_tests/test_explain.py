@@ -49,12 +49,17 @@ def test_parameters_of_activations_and_other_dtypes():
 
 
 def test_an_unrecognised_student():
-    got = lines(LAYER_NORM, X, sk.Directions.sphere(2, shared=True))
+    got = lines(
+        nn.Sequential(*LAYER_NORM[:-1], nn.Linear(LAYER_NORM[-1].in_features, 3)),
+        X,
+        sk.Directions.sphere(2, shared=True),
+    )
     assert got["student"] == "Sequential of 2 features, float32 on cpu"
     assert got["directions"] == "2 x sphere, shared, N = 10"
     assert got["cpu"].startswith("refused: LayerNorm is not one of Linear and ")
     assert got["->"] == "streams    a value and its tangents by rules"
     assert got["operations"] == "linear 2, layer_norm 1"
+    assert got["sides"] == "3 by tangents, 6 by gradients, in runs of a value or of a tangent"
     got = lines(LAYER_NORM, X, sk.Directions.sphere(4))
     assert got["streams"].endswith("(not taken: 1 gradient costs less than 4 tangents)")
     assert "work" not in got

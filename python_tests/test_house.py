@@ -266,7 +266,7 @@ def test_numbers_that_the_core_does_not_know_are_refused():
         lambda: step.directions(0, len(core.TABLES["Distribution"]), None, 0, 0, False, 1.0),
         lambda: step.residuals(3, [], None, None, None),
         lambda: step.residuals(1, [(3, core.SOMEWHERE)], None, None, None),
-        lambda: step.plan(2, 1, 1, False, False, 1),
+        lambda: step.plan(2, 1, 1, False, False, False, 1),
     ):
         with pytest.raises(ValueError, match="that this core was built with"):
             call()

@@ -475,11 +475,13 @@ def chosen(student, x, **settings):
 
 
 def test_the_cheaper_side():
-    """Few outputs and many directions go by gradients, all else by pairs; cotangents and order 2 by the reference."""
+    """Not more outputs than half the directions go by gradients, all else by pairs; cotangents and order 2, too."""
     few, many = Blocks(1).double(), Blocks(10).double()
     x = numbers(N, 6)
     assert chosen(few, x, directions=sk.Directions.sphere(4)) == "reference"
-    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "streams"
+    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "reference"
+    assert "5 by tangents, 2 by gradients" in sk.explain(few, x, directions=sk.Directions.sphere(4))
+    assert chosen(Blocks(2).double(), x, directions=sk.Directions.sphere(2)) == "streams"
     assert chosen(many, x, directions=sk.Directions.sphere(4)) == "streams"
     assert chosen(many, x, cotangents=sk.Cotangents.sphere(1)) == "reference"
     assert chosen(many, x, order=2) == "reference"
@@ -684,3 +686,13 @@ def test_samples_that_are_mixed(name, backend):
     _, tangents = sk.jvp(function, x, v, backend=backend)
     expected = [torch.func.jvp(function, (x,), (direction,))[1] for direction in v]
     assert torch.allclose(tangents, torch.stack(expected), **ANOTHER_WAY)
+
+
+def test_mixed_samples_flow():
+    """Where the first call found that samples see each other, it is pairs that cost least."""
+    function = call_of(lambda x, net: MIXED["attention"](x, net), Gated(1))
+    x, v = numbers(6, 3), numbers(4, 6, 3, seed=1)
+    results = [sk.jvp(function, x, v)[1] for _ in range(3)]
+    assert chosen(function, x, directions=sk.Directions.given(v)) == "streams"
+    for got in results[1:]:
+        torch.testing.assert_close(got, results[0], **ANOTHER_WAY)

@@ -24,7 +24,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in PATHS[2:]:
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if request.param == "layer by layer" else 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     forget()
     yield request.param
     forget()

@@ -171,14 +171,20 @@ def drawing_modules(function: object) -> Iterator[nn.Module]:
 
 def modules_of(function: object) -> Iterator[nn.Module]:
     """A module and all below it, or those of what a function encloses, has for a default or takes from its globals."""
+    for root in roots_of(function):
+        yield from root.modules()
+
+
+def roots_of(function: object) -> list[nn.Module]:
+    """The modules of a function that are not below others, a scripted one too."""
+    if isinstance(function, nn.Module) and "__closure__" not in vars(function):
+        return [function]
     cells = getattr(function, "__closure__", None) or ()
     roots = [function, getattr(function, "__self__", None), *(enclosed(cell) for cell in cells)]
     roots += getattr(function, "__defaults__", None) or ()
     code = getattr(function, "__code__", None)
     roots += [function.__globals__.get(name) for name in code.co_names] if code else []
-    for root in roots:
-        if isinstance(root, nn.Module):
-            yield from root.modules()
+    return [root for root in roots if isinstance(root, nn.Module)]
 
 
 def enclosed(cell) -> object:

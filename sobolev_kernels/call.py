@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops
-from .backends import reference, streams
+from .advice import looked_at_again
+from .backends import reference, running, streams
 from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
@@ -22,7 +23,7 @@ from .enums import COTANGENTS, NONE
 from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
-from .paths import need_paths
+from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import Operands, Problem
 from .request import Request
@@ -37,6 +38,7 @@ Results = tuple[torch.Tensor, ...]
 # Of values, derivatives and second derivatives; None where there is no target.
 Targeted = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 UNTARGETED: Targeted = (None, None, None)
+PLAIN = Columns()
 
 
 class Ran(NamedTuple):
@@ -66,6 +68,8 @@ def evaluate(
             results, known = found.run(), found.kept.known
         else:
             accepted = None if found is None else found.accepted
+            if accepted is not None and accepted.whole is not None and (ran := run_function(found, accepted.whole)):
+                return ran
             if check is not None and accepted is None:
                 check()
             kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
@@ -77,7 +81,7 @@ def evaluate(
             else:
                 prepared = prepared_again(request, accepted, *found.made_of[1:], found.given, found.offset)
             ran = run(prepared)
-            if found is not None and accepted is None and not prepared.student.reason and found.still_is():
+            if found is not None and accepted is None and found.still_is():
                 keeping.keep(found, prepared, ran.problem, ran.operands)
             results, known = ran.results, ran.known
             chain = prepared.followed[0] if chain is None else chain
@@ -88,6 +92,26 @@ def evaluate(
         if chain is not None:
             chain.held.restore()
         raise
+
+
+def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool, ...]] | None:
+    """The same of a function that the reference runs, of which no path is cut; None if it gives other outputs."""
+    student, x, (problem, projections) = found.student, found.tensors[0], (call.problem, call.projections)
+    if found.accepted.fresh:
+        looked_at_again(student, x, found.made_of.parameters, found.settings, found.targets)
+    known = found.known.found[1]
+    evaluated = running.evaluate(lambda x: outputs_of(student, x), x, found.known.graphs, problem.given_gradient)
+    if evaluated.y.shape[1] != problem.O:
+        return None
+    if found.offset not in (None, projections.offset):
+        projections = replace(projections, offset=found.offset)
+    targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN, None)
+    given = found.given if found.accepted.given else None
+    operands = Operands(
+        x, [], given, projections.draw_seed(x.device), *targets, weights=call.request.settings.numbers(problem.W)[:2]
+    )
+    evaluated = evaluated._replace(looked=int(known.told), own=known.own)
+    return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
 
 
 def run(call: Prepared) -> Ran:
@@ -140,9 +164,11 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     if call.problem.backend == "streams":
         call = knowing_outputs(call, call.problem.O)
     elif student.reason:
-        evaluated = reference.evaluate(lambda x: outputs_of(request.student, x), x)
+        known = None if torch.compiler.is_compiling() else known_of(request.student, x)
+        again = call.problem.given_gradient
+        evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
-        evaluated = looked_at("student", call, evaluated, x)
+        evaluated = looked_at("student", call, evaluated, x, known)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
@@ -154,13 +180,15 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     return Ran(results, targets, problem, operands)
 
 
-def looked_at(role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor) -> reference.Evaluated:
+def looked_at(
+    role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor, known: Known | None = None
+) -> reference.Evaluated:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted)
+    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known)
     return ran._replace(looked=order if looked else 0, own=own)
 
 
@@ -170,7 +198,8 @@ def compute(
 ) -> tuple[Results, Problem, Operands]:  # fmt: skip
     """The results, and what they were computed of."""
     request, problem = call.request, call.problem
-    parameters = [call.student.computed(p) for p in call.student.parameters]
+    of_layers = () if call.student.reason else call.student.parameters
+    parameters = [call.student.computed(p) for p in of_layers]
     weights = request.settings.numbers(problem.W)[: 1 + problem.order]
     of_each, given = Weights(*map(widened, request.residual_weights)), widened(call.given)
     if of_each.masks(call.projections):
@@ -232,6 +261,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
         fits = tensor is None or tensor.shape[dim] == O
         need(fits, name, f"{O} outputs, as the student has", tensor)
+    if problem.outputs == O:
+        return call
     problem = replace(problem, widths=(problem.D, O))
     if isinstance(call.projections, Cotangents):
         refuse(call.projections.faults(request.inputs, O, call.given))
@@ -297,8 +328,10 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             teacher = replace(teacher, problem=replace(teacher.problem, widths=widths, P=P, magnitude=magnitude))
 
         def results_at(x: torch.Tensor) -> Results:
-            ran = reference.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x)
-            ran = looked_at("teacher", teacher, ran, x)
+            known = None if torch.compiler.is_compiling() else known_of(function, x)
+            graphs = known and known.graphs
+            ran = running.evaluate(lambda x: outputs_of_teacher(function, x, outputs), x, graphs)
+            ran = looked_at("teacher", teacher, ran, x, known)
             return compute(teacher, x, columns, seed, ran)[0]
 
         results = reference.differentiably(results_at, inputs)

@@ -24,6 +24,7 @@ UNKNOWN = ("O", "R")  # sizes that only running the student would tell
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
 NO_GRADIENT = "a tensor without requires_grad (no gradient to weights is provided)"
+CONSTANT_BESIDE_TEACHER = "a tensor without requires_grad (no gradient through a teacher's derivatives is provided)"
 NEEDED = ("values only; give jacobian, tangents, vjps or teacher", "none; give hessian, seconds or teacher")
 
 
@@ -52,6 +53,8 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
         yield from faults_of_derivative_weight(request, "O" if O is None else O, W, projections)
         yield from faults_of_units(request, targets, projections)
+        if teacher is not None and given is not None and given.requires_grad and torch.is_grad_enabled():
+            yield Fault(projections.NAME, CONSTANT_BESIDE_TEACHER, given)
         if teacher is not None:
             yield from faults_of_teacher(targets.teacher, teacher, student, inputs, settings.order)
     yield from faults_of_numbers(request, given)

@@ -54,8 +54,8 @@ def jvp(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The student's values and its directional derivatives, D m(x)[v], in one fused pass.
 
-    Both results are differentiable with respect to the parameters and x (once; with `backend="reference"` as often
-    as you like), so any loss can stand on top.
+    Both results are differentiable with respect to the parameters, x and v, as often as you like (the first backward
+    is fused, what differentiates it again is the reference), so any loss can stand on top, and any other call around.
 
     Args:
         student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).

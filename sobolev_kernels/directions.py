@@ -29,7 +29,6 @@ from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
 CPU = torch.device("cpu")
-CONSTANT = "a tensor without requires_grad (no gradient is provided)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,6 @@ class Projections:
         refuse(faults_of_memory(name, values))
         need(values.dim() in (2, 3), name, shape, values)
         need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
-        need(not values.requires_grad, name, CONSTANT, values)
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
 
     @classmethod
@@ -191,8 +189,6 @@ class Projections:
             shape = (known,) if self.shared else (N, known)
             half = like.dtype in (torch.bfloat16, torch.float16)
             same = given.dtype == like.dtype or (half and given.dtype == torch.float32)
-            if given.requires_grad:
-                yield Fault(self.NAME, CONSTANT, given)
             if not (given.shape[1:] == shape and given.device == like.device and same):
                 shape = shape if n is not None else (*shape[:-1], self.LETTER)
                 expected = f"{like.dtype} [P, {', '.join(map(str, shape))}] on {like.device}, as the inputs are"

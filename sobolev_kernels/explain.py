@@ -69,6 +69,10 @@ def explain(
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
         counts = flow_of(student, x).counts if problem.backend == "streams" else {}
+        if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
+            said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
+            mixed = "; samples see each other, so not by gradients" if problem.mixed else ""
+            lines += [f"sides       {said}, in runs of a value or of a tangent{mixed}"]
         if counts:
             lines += [f"operations  {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if not problem.unrecognised:

@@ -12,9 +12,13 @@ import torch
 from . import ops
 from .kept import KEPT, Call, Kept
 from .math.directions import GIVEN
+from .paths import Known
 from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import Step, keeps, layout_of, optional_of, step_of
+from .weights import UNWEIGHTED
+
+WHOLE = torch.float32, torch.float64
 
 
 def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -> None:
@@ -23,19 +27,50 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
     That is all but the numbers where the core reads just the tensors that came, each where it lies, and what the
     teacher's step gives; elsewhere that it was accepted.
     """
-    if not keeps(problem):
+    whole = not prepared.student.reason
+    if whole == (call.made_of.kinds[:1] == (Known,)) or (whole and not keeps(problem)):
+        return
+    if not whole and problem.backend != prepared.problem.backend:
         return
     read, fresh = prepared.teacher is None or call.made_of.of_teacher is not None, is_fresh(call, prepared)
-    kept = kept_of(call, prepared, problem, operands, fresh) if read and not call.settings.check_finite else None
+    kept, function = None, None
+    if whole and read and not call.settings.check_finite:
+        kept = kept_of(call, prepared, problem, operands, fresh)
     if kept is None:
         layout = layout_of(call.all_tensors)
         if layout is None or layout.addresses(call.all_tensors) is None:
             return  # one at an odd address is no reason to compute as much of others that lie well
         known = prepared.teacher and read and not prepared.teacher.student.reason
         teacher = replace(prepared.teacher.student, parameters=()) if known else None
-        student, given = replace(prepared.student, parameters=()), prepared.given is not None
-        kept = Accepted(call.settings, prepared.problem, prepared.projections, student, teacher, given, fresh, layout)
+        student, given, accepted = prepared.student, prepared.given is not None, prepared.problem
+        if whole:
+            student = replace(student, parameters=())
+        else:  # of whom it is known now what he gives
+            student, accepted = replace(student, function=None), problem
+            function = function_of(call, replace(prepared, student=student, problem=problem))
+        kept = Accepted(call.settings, accepted, prepared.projections, student, teacher, given, fresh, layout, function)
     KEPT.put(call.likeness, kept)
+
+
+def function_of(call: Call, prepared: Prepared) -> Prepared | None:
+    """Without a tensor, if a call like it needs nothing but its forward and the reference."""
+    settings, found = call.settings, call.known.found.get(1)
+    if prepared.problem.backend != "reference" or prepared.problem.order > 1 or prepared.teacher is not None:
+        return None
+    if (
+        prepared.projections is None
+        or found is None
+        or not found.settled
+        or found.cut.any()
+        or call.made_of.of_teacher is not None
+    ):
+        return None
+    special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
+    if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
+        return None
+    if not torch.is_grad_enabled() or any(tensor.is_inference() for tensor in call.tensors):
+        return None
+    return replace(prepared, request=replace(prepared.request, student=None, inputs=None, targets=None), given=None)
 
 
 def is_fresh(call: Call, prepared: Prepared) -> bool:

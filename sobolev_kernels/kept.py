@@ -21,13 +21,14 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again
+from .advice import looked_at_again, roots_of
 from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
+from .paths import Known, known_of
 from .prepare import Accepted
 from .problem import Operands, Problem
 from .settings import Settings
@@ -104,11 +105,17 @@ class Call:
     seed: Sequence[int] = (0, 0)
     drawn: torch.Tensor | None = None  # the seed, where only the device knows it
     chain: Followed | None = None  # of a student that is known by what his forward does
+    known: Known | None = None  # what is known of one who is a function
 
     @property
     def of_teacher(self) -> list[torch.Tensor]:
         """x, the teacher's parameters, given vectors."""
         return [self.tensors[0], *self.made_of.of_teacher, *(() if self.given is None else (self.given,))]
+
+    @property
+    def others(self) -> list[torch.Tensor]:
+        """All that are no parameters of the student."""
+        return [self.tensors[0], *self.tensors[1 + len(self.made_of.parameters) :]]
 
     @property
     def all_tensors(self) -> list[torch.Tensor]:
@@ -131,6 +138,9 @@ class Call:
         """
         if self.chain is not None:
             return surroundings() == self.likeness[-1]
+        if self.made_of.kinds[:1] == (Known,):
+            known = known_of(self.student, self.tensors[0])
+            return surroundings() == self.likeness[-1] and known.number == self.made_of.kinds[1]
         made_of = read(self.student, self.targets and self.targets.teacher)
         if made_of is None or made_of.kinds != self.made_of.kinds or surroundings() != self.likeness[-1]:
             return False
@@ -152,11 +162,13 @@ class Call:
             self.ask_teacher()
         if kept.finished:
             if kept.differentiable:
-                return (ops.finish(self.compute, kept.problem, x, *parameters),)
+                given = self.given if kept.problem.given_gradient else None
+                return (ops.finish(self.compute, kept.problem, x, given, *parameters),)
             return (self.compute()[0],)
         operands = self.operands()
         if kept.differentiable:
-            return ops.apply(lambda *_: self.compute(), kept.problem, operands, x, *parameters)
+            inputs = ops.inputs_of(kept.problem, operands)
+            return ops.apply(lambda *_: self.compute(), kept.problem, operands, *inputs)
         return tuple(self.compute())
 
     def ask_teacher(self) -> None:
@@ -209,6 +221,28 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
     return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
+def read_function(function: object, known: Known) -> tuple[list, list[torch.Tensor]] | None:
+    """What a function that is not looked into is known by, and the parameters of its modules, each once; None if one of
+    these is out of the ordinary."""
+    kinds, found, modules = [Known, known.number], {}, roots_of(function)
+    if torch.jit.ScriptModule in map(type, modules):
+        return None
+    seen = set()
+    while modules:
+        module = modules.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        kinds += type(module), module.training
+        modules += module._modules.values()
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                if type(parameter) not in PLAIN:
+                    return None
+                found[id(parameter)] = parameter
+    return kinds, list(found.values())
+
+
 def look(
     result: str, student: object, x: object, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
@@ -233,18 +267,27 @@ def look(
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
-    chain = followed_again(student, x, settings.backend) if made_of is None else None
+    chain = known = None
     if made_of is None:
-        if chain is None:
+        if x.dim() != 2 or not callable(student):
             return None
-        kinds = [Followed, chain.student.biases, chain.student.activations]
-        made_of = with_teacher(kinds, [*chain.student.parameters], teacher)
+        known = known_of(student, x)
+        chain = followed_again(student, x, settings.backend, known)
+        if chain is not None:
+            kinds, parameters = [Followed, chain.student.biases, chain.student.activations], [*chain.student.parameters]
+        elif (found := read_function(student, known)) is not None:
+            kinds, parameters = found
+        else:
+            return None
+        made_of = with_teacher(kinds, parameters, teacher)
     likeness = (
         result, collapsed, id(settings), made_of.kinds, said, types, x.shape,
         torch.is_grad_enabled(), surroundings(),
     )  # fmt: skip
     tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
-    call = Call(likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain)
+    call = Call(
+        likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain, known=known
+    )
     call.find()
     return call
 

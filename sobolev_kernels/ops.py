@@ -13,11 +13,20 @@ from typing import Any
 
 import torch
 
-from . import steps
+from . import again, steps
 from .boundary import entering
 from .dispatch import BACKENDS
 from .enums import NONE, PROJECTED
-from .problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Problem
+from .problem import (
+    DERIVATIVES,
+    DERIVATIVES_GRADIENTS,
+    DIFFERENTIABLE,
+    LOSS,
+    PER_SAMPLE,
+    PER_SAMPLE_GRADIENTS,
+    Operands,
+    Problem,
+)  # fmt: skip
 from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
 
 empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
@@ -46,6 +55,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
         shapes |= {"second": (N, problem.O) if problem.collapsed else each} if problem.order == 2 else {}
     if problem.gradients and problem.input_gradient:
         shapes["dx"] = (N, problem.D)
+    if problem.gradients and problem.given_gradient:
+        shapes["dgiven"] = (problem.P, N, problem.drawn)
     new = lambda shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
     gradients = [new(p.shape) for p in operands.parameters] if problem.gradients else []
     return {name: new(shape) for name, shape in shapes.items()}, gradients
@@ -53,8 +64,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
 
 def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     """Outputs in the order of `outputs_of`, then the gradients: what the op returns."""
-    again, came = steps.keeps(problem), operands
-    if again and not torch.is_autocast_enabled(problem.device):
+    keeps, came = steps.keeps(problem), operands
+    if keeps and not torch.is_autocast_enabled(problem.device):
         made = steps.again(problem, operands, empty_like)
         if made is not None:
             return made
@@ -66,7 +77,7 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
             run(problem, operands, outputs, gradients)
     else:
         run(problem, operands, outputs, gradients)
-    if again and operands is came:
+    if keeps and operands is came:
         steps.keep(problem, operands, outputs, gradients)
     return [*outputs.values(), *gradients]
 
@@ -81,6 +92,8 @@ def invoke(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     if tracing(operands):
         head, weights = operands[:-1], list(operands.weights)
         return torch.ops.sobolev_kernels.mlp_sobolev(*head, weights, problem.to_string())
+    if problem.result == DERIVATIVES_GRADIENTS and torch.is_grad_enabled():  # they may be differentiated again
+        return list(MlpSobolev.apply(compute, problem, operands, *inputs_of(problem, operands)))
     return compute(problem, operands)
 
 
@@ -109,10 +122,12 @@ def save(ctx, problem: Problem, operands: Operands, outputs: list[torch.Tensor])
     """Keep what the backward needs: the finished gradients, or the operands to compute others from."""
     *tensors, weights = operands
     x, parameters, *optional = tensors
-    kept = [None if problem.result == LOSS and not problem.terms else tensor for tensor in optional]
-    ctx.problem, ctx.weights, ctx.count, ctx.present = problem, weights, len(parameters), [t is not None for t in kept]
+    if problem.result == LOSS and not problem.terms:  # of given vectors it is only asked what a gradient of theirs is
+        optional = [optional[0] if problem.given_gradient else None, *[None] * (len(optional) - 1)]
+    ctx.problem, ctx.weights, ctx.count = problem, weights, len(parameters)
+    ctx.present = [tensor is not None for tensor in optional]
     finished = outputs[2:] if problem.result == LOSS else []
-    ctx.save_for_backward(x, *parameters, *(tensor for tensor in kept if tensor is not None), *finished)
+    ctx.save_for_backward(x, *parameters, *(tensor for tensor in optional if tensor is not None), *finished)
 
 
 def saved(ctx) -> tuple[Operands, list[torch.Tensor]]:
@@ -123,27 +138,53 @@ def saved(ctx) -> tuple[Operands, list[torch.Tensor]]:
     return Operands(x, parameters, *optional, ctx.weights), list(others)
 
 
+def inputs_of(problem: Problem, operands: Operands) -> tuple[torch.Tensor | None, ...]:
+    """What the autograd function is given: x, given vectors, cotangents if gradients are computed, parameters."""
+    if problem.result == DERIVATIVES_GRADIENTS:
+        return (operands.x, operands.given, *operands[4:7], *operands.parameters)
+    given = operands.given if problem.given_gradient else None
+    return (operands.x, given, *NO_COTANGENTS, *operands.parameters)
+
+
+NO_COTANGENTS = (None,) * 3
+
+
 def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
-    """[dx or None, dparameters…] from the cotangents of the op's outputs."""
+    """Gradients of what `inputs_of` gives, None where there is none, from the cotangents of the op's outputs."""
     problem, (operands, finished) = ctx.problem, saved(ctx)
     if all(g is None for g in cotangents):
-        return [None] * (1 + ctx.count)
+        return [None] * (5 + ctx.count)
     need_no_batch(*cotangents)
+    if problem.result == DERIVATIVES_GRADIENTS:
+        return again.gradients(problem, operands, cotangents)
     if problem.result == DERIVATIVES:
         gradients = gradients_of_derivatives(problem, operands, cotangents)
     elif problem.result == LOSS and not problem.terms:
         gradients = list(torch._foreach_mul(finished, cotangents[0]))
     else:
         gradients = gradients_of_terms(problem, operands, cotangents[0], cotangents[1] if problem.terms else None)
-    return guarded(problem, gradients, operands, cotangents)
+    if problem.result != DERIVATIVES:
+        gradients = guarded(gradients, (operands.x, *operands.parameters, operands.given, *cotangents))
+    dx, dgiven, *dparameters = placed(problem, gradients, operands.given)
+    return [dx, dgiven, *NO_COTANGENTS, *dparameters]
 
 
-def guarded(problem: Problem, gradients: list[torch.Tensor], operands: Operands, cotangents: tuple) -> list:
-    """[dx or None, dparameters…], of which no further derivative can be asked for without a word."""
-    if torch.is_grad_enabled():
-        inputs = (operands.x, *operands.parameters, *(g for g in cotangents if g is not None))
-        gradients = list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
-    return gradients if problem.input_gradient else [None, *gradients]
+def guarded(gradients: list[torch.Tensor], inputs: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor]:
+    """Those of a loss, of which no further derivative can be asked for without a word."""
+    if not torch.is_grad_enabled():
+        return gradients
+    inputs = [tensor for tensor in inputs if tensor is not None]
+    return list(RefuseDoubleBackward.apply(len(inputs), *inputs, *gradients))
+
+
+def placed(problem: Problem, gradients: list[torch.Tensor], given: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """[dx or None, dgiven or None, dparameters…]; of vectors that all samples share the sum over these."""
+    found = iter(gradients)
+    dx = next(found) if problem.input_gradient else None
+    dgiven = next(found) if problem.given_gradient else None
+    if dgiven is not None and given.dim() == 2:
+        dgiven = dgiven.sum(1)
+    return [dx, dgiven, *found]
 
 
 def is_one(cotangent: torch.Tensor) -> bool:
@@ -160,12 +201,26 @@ def is_one(cotangent: torch.Tensor) -> bool:
 
 
 def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: tuple) -> list[torch.Tensor]:
-    """(dx, parameters…) from the cotangents of values and derivatives."""
+    """(dx, dgiven, parameters…) from the cotangents of values and derivatives."""
     values, *others = cotangents
     first, second = (None, *others) if problem.collapsed else (*others, None)[:2]
     operands = operands._replace(values=values, derivative=first, second=second)
-    first, second = NONE if first is None else PROJECTED, NONE if second is None else PROJECTED
-    return invoke(backward_of(problem, DERIVATIVES_GRADIENTS, first, second), operands)
+    kinds = NONE if first is None else PROJECTED, NONE if second is None else PROJECTED
+    asked = backward_of(problem, DERIVATIVES_GRADIENTS, *kinds)
+    if not problem.given_gradient or hasattr(BACKENDS[problem.backend], "GIVES_GIVEN"):
+        return invoke(asked, operands)
+    gradients = invoke(replace(asked, given_gradient=False), operands)
+    gradients.insert(problem.input_gradient, gradient_of_given(problem, operands, first))
+    return gradients
+
+
+def gradient_of_given(problem: Problem, operands: Operands, first: torch.Tensor | None) -> torch.Tensor:
+    """[P, N, W], or [P, N, O] of cotangents, by a second fused call: of directions the gradients along the cotangents
+    of their tangents, and the other way round."""
+    if first is None:
+        shape = (problem.P, operands.x.shape[0], problem.drawn)
+        return operands.x.new_zeros(shape)
+    return mlp_sobolev(*again.of_given(problem, operands, first))[1]
 
 
 def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:
@@ -224,21 +279,18 @@ def weighed(sample_weight: torch.Tensor | None, cotangent: torch.Tensor) -> torc
     return torch.where(sample_weight == 0, 0.0, sample_weight * cotangent)
 
 
-OPTIONAL = len(Operands._fields) - 3  # the tensors between the parameters and the weights
-
-
 class MlpSobolev(torch.autograd.Function):
     """The op as eager PyTorch calls it. (With `setup_context`, as the op has it, `apply` alone takes 40 µs more.)
 
-    `run` computes the outputs: `compute`, or a call that is kept. Only x and the parameters may have gradients.
+    `run` computes the outputs: `compute`, or a call that is kept. What may have gradients comes from `inputs_of`.
     """
 
     @staticmethod
-    def forward(ctx, run, problem, operands, x, *parameters):
+    def forward(ctx, run, problem, operands, *_):
         outputs = run(problem, operands)
         ctx.set_materialize_grads(False)
         save(ctx, problem, operands, outputs)
-        return tuple(outputs if problem.result == DERIVATIVES else outputs[: 1 + problem.terms])
+        return tuple(outputs if problem.result in DIFFERENTIABLE else outputs[: 1 + problem.terms])
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -257,7 +309,7 @@ class Finished(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, run, problem, *inputs):
-        loss, *gradients = run()
+        loss, *gradients = run()  # inputs: x, given vectors if their gradient is asked for, the parameters
         ctx.set_materialize_grads(False)
         ctx.problem, ctx.held = problem, (inputs, gradients)
         return loss
@@ -266,9 +318,9 @@ class Finished(torch.autograd.Function):
     def backward(ctx, loss):
         if ctx.held is None:
             raise RuntimeError(AGAIN)
-        (x, *parameters), gradients = ctx.held
+        inputs, gradients = ctx.held
         if loss is None:
-            return None, None, None, *[None] * len(parameters)
+            return None, None, *[None] * len(inputs)
         last = not torch._C._autograd._get_current_graph_task_keep_graph()
         if last:
             ctx.held = None
@@ -276,8 +328,8 @@ class Finished(torch.autograd.Function):
             need_no_batch(loss)
             gradients = torch._foreach_mul(gradients, loss)
         if torch.is_grad_enabled():
-            return None, None, *guarded(ctx.problem, gradients, Operands(x, parameters), (loss,))
-        return (None, None, *gradients) if ctx.problem.input_gradient else (None, None, None, *gradients)
+            gradients = guarded(gradients, (*inputs, loss))
+        return None, None, *placed(ctx.problem, gradients, inputs[1])
 
     @staticmethod
     def jvp(ctx, *_):
@@ -296,13 +348,13 @@ def op_setup_context(ctx, inputs, output):
     problem, operands = from_op(*inputs)
     save(ctx, problem, operands, output)
     ctx.set_materialize_grads(False)
-    differentiable = len(output) if problem.result == DERIVATIVES else 1 + problem.terms
+    differentiable = len(output) if problem.result in DIFFERENTIABLE else 1 + problem.terms
     ctx.mark_non_differentiable(*output[differentiable:])
 
 
 def op_backward(ctx, cotangents):
-    dx, *dparameters = differentiate(ctx, tuple(cotangents))
-    return dx, dparameters, *[None] * OPTIONAL, None, None
+    dx, dgiven, *others = differentiate(ctx, tuple(cotangents))
+    return dx, others[3:], dgiven, None, *others[:3], *[None] * (len(Operands._fields) - 7), None
 
 
 for device in DEVICES:
@@ -319,5 +371,6 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
         return tuple(invoke(problem, operands))
     if problem.result == LOSS and not problem.terms:
         run = lambda: finished(compute(problem, operands))  # noqa: E731
-        return (Finished.apply(run, problem, operands.x, *operands.parameters),)
-    return MlpSobolev.apply(compute, problem, operands, operands.x, *operands.parameters)
+        given = operands.given if problem.given_gradient else None
+        return (Finished.apply(run, problem, operands.x, given, *operands.parameters),)
+    return MlpSobolev.apply(compute, problem, operands, *inputs_of(problem, operands))

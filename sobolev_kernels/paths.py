@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
 from .backends.reference import tangent_of
+from .backends.running import Graphs
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
@@ -49,6 +51,9 @@ class Flow(NamedTuple):
     shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
 
 
+NUMBERS = count()
+
+
 @dataclass
 class Known:
     """What is known of a function for as long as what it is made of lives."""
@@ -60,6 +65,8 @@ class Known:
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
     flow: Flow | None = None  # how pairs flow through it
+    graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
+    number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
 
 KNOWN: dict[tuple, Known] = {}
@@ -67,7 +74,7 @@ KNOWN: dict[tuple, Known] = {}
 
 def need_paths(
     role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
-    wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None],
+    wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None], known: Known | None = None,
 ) -> tuple[bool, bool]:  # fmt: skip
     """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
 
@@ -78,11 +85,11 @@ def need_paths(
     if torch.compiler.is_compiling() or watched(x):
         return False, False
     told, own = True, False
-    for known, times in found_of(role, function, run, x, order):
-        cut = wanted_of(known.cut, *wanted)
-        if cut.any():
+    known = known_of(function, x) if known is None else known
+    for found, times in found_of(role, function, run, x, order, known):
+        if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             raise NotProvided(message_of(role, cut, times))
-        told, own = told and known.told, known.own if times == 1 else own
+        told, own = told and found.told, found.own if times == 1 else own
     return told, own
 
 
@@ -96,16 +103,16 @@ def watched(x: torch.Tensor) -> bool:
 
 
 def found_of(
-    role: str, function: object, run: Callable, x: torch.Tensor, order: int
-) -> Iterator[tuple[Found, int]]:  # fmt: skip
+    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known
+) -> Iterator[tuple[Found, int]]:
     """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
-    known = known_of(function, x)
     for times in range(1, order + 1):
         known.calls[times] = calls = known.calls.get(times, 0) + 1
         found = known.found.get(times)
         # what stood still, as with weights of 0, is looked at again, less and less often
         if found is None or not (found.settled or calls & (calls - 1)):
             found = known.found[times] = looked_at(function, run, x, times)
+            known.number = next(NUMBERS)
             tell(role, function, found, times)
         yield found, times
 
@@ -151,8 +158,6 @@ def wanted_of(
     cut: torch.Tensor, wrt: tuple[int, ...] | None, projections: Projections, given: torch.Tensor | None
 ) -> torch.Tensor:
     """The part of cut [O, D] that derivatives by these columns, along these vectors, would go through."""
-    if not cut.any():
-        return cut
     columns = torch.zeros_like(cut)
     columns[:, list(range(cut.shape[1]) if wrt is None else wrt)] = True
     if given is not None:
@@ -197,7 +202,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flow = None
+        known.flow, known.graphs, known.number = None, Graphs(), next(NUMBERS)
     return known
 
 

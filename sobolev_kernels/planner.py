@@ -12,14 +12,14 @@ from .problem import Problem
 # its adjoint; those of drawing are in the table of distributions. The gradients' side draws every direction once for
 # each output.
 LOADED, PROJECTED = 20, 10
-# Of any function: a gradient of an output, and the VJP with which the tangents begin, against a VJP of that VJP. The
-# gradients' side took of the time of the tangents', LeNet and a residual MLP with LayerNorm, N = 128, 2 cores, P and O
-# 1 1: 0.94, 0.83; 1 2: 1.24, 1.27; 2 2: 1.15, 0.94; 4 1: 0.41, 0.39; 4 2: 0.76, 0.50; 4 4: 1.64, 1.01.
-FUNCTION_GRADIENT, FUNCTION_VALUE = 1.5, 0.5
-# Of any function: a value or a gradient by double backward against a value or a tangent of a pair. Double backward took
-# of the time of pairs, LeNet, a residual MLP with LayerNorm and one with Fourier features, N = 128, 2 cores, P and O
-# 1 1: 1.5, 1.05, 1.1; 4 1: 0.76, 0.64, 0.8; 4 2: 1.06, 1.0, 1.1; 4 10: 1.4, 1.7, 1.4.
-STREAM_GRADIENT = 1.8
+# Of any function: a gradient of an output by double backward against a value or a tangent of a pair. Pairs took of the
+# time of double backward, `python -m bench --any` on 2 cores, LeNet, a residual MLP with LayerNorm, a transformer,
+# Fourier features and a gated product, N = 128, and two of them, N = 1024; P and O
+# 1 1: 0.93 to 1.13, 1.1 to 1.2; 2 1: 0.97 to 1.25, 1.2 to 1.5; 1 2: 0.6 to 0.8, 0.7; 2 2: 0.7 to 0.9, 0.8 to 0.95;
+# 4 2: 1.0 to 1.15, 1.3 to 1.5; 4 4: 0.6 to 0.7, 0.7 to 0.85; 8 4: 0.85 to 1.04, 1.6 to 2.0; 8 10: 0.4 to 0.6, 0.7 to
+# 0.85. The VJP of a VJP for each direction took of it 1 1: 1.1 to 1.3; 1 2: 0.8; 2 2: 0.9 to 1.4; 4 4: 0.9 to 1.4;
+# 8 10: 0.7 to 1.1: as much as a gradient.
+STREAM_GRADIENT = 2
 GRADIENT = 1.06  # a gradient and its way back against a tangent and its own, without the directions
 
 
@@ -29,6 +29,8 @@ def chains(problem: Problem) -> dict[str, int]:
         return {GRADIENTS: problem.P}
     if problem.order == 2:
         return {TANGENTS: problem.P + (1 if problem.collapsed else problem.P)}
+    if problem.gradients and problem.given_gradient:  # a direction's adjoint is at the foot of its tangent's chain
+        return {TANGENTS: problem.P}
     return {TANGENTS: problem.P, GRADIENTS: problem.O} if problem.P else {TANGENTS: 0}
 
 
@@ -57,16 +59,25 @@ def side(problem: Problem) -> str:
 
 
 def side_of_function(P: int, O: int) -> str:
-    """The same for any function, by VJPs of VJPs: a gradient of each output, or two passes for each direction."""
-    return GRADIENTS if P and FUNCTION_GRADIENT * O <= FUNCTION_VALUE + P else TANGENTS
+    """The same for any function, by VJPs of VJPs: a gradient of each output, or as much for each direction."""
+    return GRADIENTS if 0 < O <= P else TANGENTS
+
+
+def sides_of_function(problem: Problem) -> dict[str, int] | None:
+    """What first derivatives of a function cost from both sides, in values or tangents of a pair; None of others, and
+    of one whose outputs are not known."""
+    if problem.projection == COTANGENTS or problem.order > 1 or not problem.P or problem.outputs is None:
+        return None
+    return {TANGENTS: 1 + problem.P, GRADIENTS: STREAM_GRADIENT * problem.outputs}
 
 
 def few_outputs(problem: Problem) -> str | None:
-    """Of a function of `outputs`: why pairs of value and tangents cost more than the gradient of each output."""
-    O, P = problem.outputs, problem.P
-    if O is None or STREAM_GRADIENT * (1 + O) > 1 + P:
+    """Of a function of `outputs`: why pairs of value and tangents cost more than the gradient of each output, which
+    are no derivatives along directions where samples are mixed."""
+    O, P, costs = problem.outputs, problem.P, sides_of_function(problem)
+    if costs is None or problem.mixed or costs[GRADIENTS] > costs[TANGENTS]:
         return None
-    return f"{O} gradient{'s cost' if O > 1 else ' costs'} less than {P} tangents"
+    return f"{O} gradient{'s cost' if O > 1 else ' costs'} less than {P} tangent{'s' if P > 1 else ''}"
 
 
 def exact_projection(W: int, O: int | None) -> str:

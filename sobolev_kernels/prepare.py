@@ -12,12 +12,14 @@ from torch.amp.autocast_mode import is_autocast_available
 from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
+from .boundary import is_sound
 from .checks import faults_again, faults_of, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
 from .math.directions import GIVEN
+from .paths import known_of
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
@@ -50,14 +52,18 @@ class Accepted:
     settings: Settings  # held so that its id, a part of the likeness, stays its own
     problem: Problem
     projections: Projections | None
-    student: Student  # he and the teacher, without their parameters
+    student: Student | Unrecognised  # he and the teacher, without their parameters and what they are called by
     teacher: Student | None  # None also of one that is not read, and looked at anew
     given: bool  # whether there are vectors, and they are read
     fresh: bool  # a loss along others at each call
     layout: Layout  # of the tensors, and of the parameters of the teacher
+    whole: Prepared | None = None  # of a function that the reference runs, all but its tensors, if they are plain ones
 
     def fits(self, call) -> bool:
-        return self.layout.addresses(call.all_tensors) is not None
+        if not self.student.reason:
+            return self.layout.addresses(call.all_tensors) is not None
+        # of whom no kernel reads the parameters where they lie
+        return self.layout.guards.check(*call.all_tensors) and all(map(is_sound, call.others))
 
 
 def prepare(request: Request, chain: Followed | None = None) -> Prepared:
@@ -93,7 +99,10 @@ def prepared_again(
     """As `prepare` has it, of a call that is known to be accepted but for its numbers, and a teacher not read."""
     function, projections = request.targets and request.targets.teacher, accepted.projections
     given = given if accepted.given else None
-    student = replace(accepted.student, parameters=tuple(parameters))
+    if accepted.student.reason:
+        student = replace(accepted.student, function=request.student)
+    else:
+        student = replace(accepted.student, parameters=tuple(parameters))
     read = accepted.teacher is not None
     teacher = replace(accepted.teacher, parameters=tuple(of_teacher)) if read else None
     if function is not None and not read:
@@ -133,7 +142,7 @@ def prepared_of(
 ) -> Prepared:  # fmt: skip
     """The call of what is known now."""
     projections, given = request.projections(student) if request.projects else (None, None)
-    problem = problem_of(request, student, projections)
+    problem = problem_of(request, student, projections, given)
     with on_device_of(request.inputs):
         if student.reason:
             problem = with_flow(problem, request, student)
@@ -155,17 +164,20 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
         return problem
     flow = flow_of(request.student, request.inputs, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed)
+    found = known_of(request.student, request.inputs).found.get(1)
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)
 
 
-def problem_of(request: Request, student: Student | Unrecognised, projections: Projections | None) -> Problem:
+def problem_of(
+    request: Request, student: Student | Unrecognised, projections: Projections | None, given: torch.Tensor | None
+) -> Problem:
     """What is to be computed, before it is known where."""
     settings, x = request.settings, student.computed(request.inputs)
     D = index(x.shape[1])  # also where torch.compile takes sizes for variables: a Problem is of numbers
     W = request.columns.count(D)
     cotangents = isinstance(projections, Cotangents)
     n = (student.O or 0) if cotangents else W
-    wanted = x.requires_grad or any(p.requires_grad for p in student.parameters)
+    wanted = any(t is not None and t.requires_grad for t in (x, given, *student.parameters))
     first, second = kinds_of(request, projections)
     # directions with masked columns are drawn first, and given
     drawn = projections is not None and not request.residual_weights.masks(projections)
@@ -193,6 +205,7 @@ def problem_of(request: Request, student: Student | Unrecognised, projections: P
         gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
         terms=loss and settings.return_terms,
         input_gradient=x.requires_grad,
+        given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
     )
@@ -219,7 +232,7 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     request, backend = prepared.request, prepared.problem.backend
     inputs, function = request.inputs.detach(), request.targets.teacher
     asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
-    problem = problem_of(asked, teacher, prepared.projections)
+    problem = problem_of(asked, teacher, prepared.projections, None)
     problem = replace(problem, order=prepared.problem.order)
     problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
     if dispatch.refusal(problem.backend, problem) is not None:

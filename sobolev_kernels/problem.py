@@ -28,6 +28,7 @@ PER_SAMPLE = "per_sample"  # loss [N], terms [1 + order, N], no gradients
 PER_SAMPLE_GRADIENTS = "per_sample_gradients"  # all gradients, given a cotangent for each sample
 DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second derivatives, no gradients
 DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
+DIFFERENTIABLE = (DERIVATIVES, DERIVATIVES_GRADIENTS)  # of which all outputs can be differentiated
 
 RESIDUALS_OF = {
     DERIVATIVES: NO_RESIDUALS, LOSS: RESIDUALS_OF_LOSS, PER_SAMPLE: RESIDUALS_OF_LOSS,
@@ -90,10 +91,12 @@ class Problem:
     gradients: bool = False
     terms: bool = False  # each is asked for, and can be differentiated
     input_gradient: bool = False
+    given_gradient: bool = False  # that of given directions or cotangents is asked for
     precision: str = "ieee"
     backend: str = "cpu"
     unrecognised: str = ""
     unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
+    mixed: bool = False  # whether its samples were seen to see each other
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

@@ -30,6 +30,7 @@ constexpr int kRows = SK_ROWS;
 #include "directions.h"
 #include "room.h"
 #include "streams.h"
+#include "lockstep.h"
 #include "residuals.h"
 #include "step.h"
 

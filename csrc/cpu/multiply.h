@@ -102,19 +102,19 @@ constexpr int kSplit = R * V <= 2   ? 4
                        : R * V <= 4 ? 2
                                     : 1;
 
-// V panels of b and c, which are next_b and next_c apart. Of a the rows are adjacent and columns `next` apart, or the
-// other way round.
-template <class T, int R, int V, bool kAdjacent>
-void product_block(const T* a, std::int64_t next, const T* b, std::int64_t next_b, std::int64_t K, const T* bias, T* c,
-                   std::int64_t next_c) {
+// V panels of b and c, which are next_b and next_c apart, and their rows `ld`. Of a the rows are adjacent and columns
+// `next` apart, or the other way round.
+template <class T, int R, int V, bool kAdjacent, class Ld>
+void product_block(const T* a, std::int64_t next, const T* b, Ld ld, std::int64_t next_b, std::int64_t K, const T* bias,
+                   T* c, std::int64_t next_c) {
   constexpr int S = kSplit<R, V>;
-  constexpr bool kFetch = V == 2 && R >= 8;
+  constexpr bool kFetch = R >= 8 && (V == 2 || std::is_same_v<Ld, std::int64_t>);
   const auto add = [=](typename Vec<T>::native(&sums)[R][V], std::int64_t k, std::int64_t count) {
-    const T* from = b + k * kPanel<T>;
+    const T* from = b + k * ld;
     if constexpr (kAdjacent) {
-      accumulate<T, R, V, kFetch>(sums, a + k * next, Constant<1>(), next, from, kPanel<T>, next_b, count);
+      accumulate<T, R, V, kFetch>(sums, a + k * next, Constant<1>(), next, from, ld, next_b, count);
     } else {
-      accumulate<T, R, V, kFetch>(sums, a + k, next, Constant<1>(), from, kPanel<T>, next_b, count);
+      accumulate<T, R, V, kFetch>(sums, a + k, next, Constant<1>(), from, ld, next_b, count);
     }
   };
   typename Vec<T>::native sums[R][V] = {};
@@ -145,18 +145,27 @@ void product_block(const T* a, std::int64_t next, const T* b, std::int64_t next_
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(c + i * kPanel<T> + v * next_c);
+    for (int v = 0; v < V; ++v) Vec<T>(sums[i][v]).store(c + i * ld + v * next_c);
   }
 }
 
-template <class T>
-using ProductBlock = void (*)(const T*, std::int64_t, const T*, std::int64_t, std::int64_t, const T*, T*, std::int64_t);
-template <class T, int V, bool kAdjacent, int... I>
-ProductBlock<T> product_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
-  static constexpr ProductBlock<T> kTable[] = {&product_block<T, I + 1, V, kAdjacent>...};
+template <class T, class Ld>
+using ProductBlock = void (*)(const T*, std::int64_t, const T*, Ld, std::int64_t, std::int64_t, const T*, T*,
+                              std::int64_t);
+template <class T, class Ld, int V, bool kAdjacent, int... I>
+ProductBlock<T, Ld> product_block_of(std::int64_t R, std::integer_sequence<int, I...>) {
+  static constexpr ProductBlock<T, Ld> kTable[] = {&product_block<T, I + 1, V, kAdjacent, Ld>...};
   return kTable[R - 1];
 }
 using RowCounts = std::make_integer_sequence<int, kRows>;
+
+template <class T, class Ld>
+ProductBlock<T, Ld> product_block_of(std::int64_t R, bool two, bool adjacent) {
+  if (adjacent) {
+    return two ? product_block_of<T, Ld, 2, true>(R, RowCounts{}) : product_block_of<T, Ld, 1, true>(R, RowCounts{});
+  }
+  return two ? product_block_of<T, Ld, 2, false>(R, RowCounts{}) : product_block_of<T, Ld, 1, false>(R, RowCounts{});
+}
 
 // Only the first K columns of A are multiplied.
 // `after(panel, row, rows)` sees each finished block of C, rows from `row` on of a panel, while it is in the cache.
@@ -164,23 +173,37 @@ template <class T, class After>
 void product(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t panels, const T* bias, T* c, After after) {
   const RowBlocks blocks(a.rows);
   const std::int64_t next_b = K * kPanel<T>, next_c = a.rows * kPanel<T>;
+  using Ld = Constant<kPanel<T>>;
   const bool adjacent = a.next_row == 1;
-  const auto run_of = [=](std::int64_t R, bool two) {
-    if (adjacent) {
-      return two ? product_block_of<T, 2, true>(R, RowCounts{}) : product_block_of<T, 1, true>(R, RowCounts{});
-    }
-    return two ? product_block_of<T, 2, false>(R, RowCounts{}) : product_block_of<T, 1, false>(R, RowCounts{});
-  };
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
     const std::int64_t next = a.packed ? R : adjacent ? a.next_k : a.next_row;
     for (std::int64_t panel = 0; panel < panels; panel += 2) {
       const bool two = panels - panel > 1;
-      run_of(R, two)(a.data + row * (a.packed ? a.K : a.next_row), next, b + panel * next_b, next_b, K,
-                     bias ? bias + row : nullptr, c + panel * next_c + row * kPanel<T>, next_c);
+      const auto run = product_block_of<T, Ld>(R, two, adjacent);
+      run(a.data + row * (a.packed ? a.K : a.next_row), next, b + panel * next_b, Ld(), next_b, K,
+          bias ? bias + row : nullptr, c + panel * next_c + row * kPanel<T>, next_c);
       after(panel, row, R);
       if (two) after(panel + 1, row, R);
     }
+  }
+}
+
+// The same of columns that lie side by side, b [K][ld], so many panels of them. A block of C is overwritten by the
+// next, [R][ld], when `after(row, rows)` has seen it.
+template <class T, class After>
+void product_of_columns(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t ld, std::int64_t panels, T* c,
+                        After after) {
+  const RowBlocks blocks(a.rows);
+  const bool adjacent = a.next_row == 1;
+  for (std::int64_t block = 0; block < blocks.blocks; ++block) {
+    const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
+    const std::int64_t next = a.packed ? R : adjacent ? a.next_k : a.next_row;
+    for (std::int64_t at = 0; at < panels * kPanel<T>; at += 2 * kPanel<T>) {
+      const auto run = product_block_of<T, std::int64_t>(R, panels * kPanel<T> - at > kPanel<T>, adjacent);
+      run(a.data + row * (a.packed ? a.K : a.next_row), next, b + at, ld, kPanel<T>, K, nullptr, c + at, kPanel<T>);
+    }
+    after(row, R);
   }
 }
 

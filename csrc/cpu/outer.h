@@ -8,11 +8,11 @@
 //
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
-// What a gradient is summed over, a panel of it: adjoints z [n_out][kPanel], and the numbers below as rows [count][ld].
+// What a gradient is summed over, a part of it: adjoints z [n_out][ld_z], and the numbers below as rows [count][ld].
 template <class T>
 struct Samples {
   const T *z, *h;
-  std::int64_t ld, count;
+  std::int64_t ld, count, ld_z;
 };
 
 // A block of G, rows from `row` and columns from `j` on: g [R][ld_g], which holds a sum already unless this is its
@@ -46,8 +46,12 @@ void outer_block(const Samples<T>* all, std::int64_t panels, const Block<T>& blo
   for (std::int64_t p = 0; p < panels; ++p) {
     const Samples<T>& some = all[p];
     if (block.j >= some.ld) continue;
-    accumulate<T, R, V, false>(sums, some.z + block.row * kPanel<T>, Constant<kPanel<T>>(), Constant<1>(),
-                               some.h + block.j, some.ld, kLanes, some.count);
+    const T *z = some.z + block.row * some.ld_z, *h = some.h + block.j;
+    if (some.ld_z == kPanel<T>) {
+      accumulate<T, R, V, false>(sums, z, Constant<kPanel<T>>(), Constant<1>(), h, some.ld, kLanes, some.count);
+    } else {
+      accumulate<T, R, V, false>(sums, z, some.ld_z, Constant<1>(), h, some.ld, kLanes, some.count);
+    }
   }
   T narrow[R * V * kLanes];
   const bool whole = block.columns >= V * kLanes;

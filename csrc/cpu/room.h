@@ -52,7 +52,7 @@ struct Shared {
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
       const bool gradients = step.side == Side::kGradients && step.P > 0;
-      const bool back = gradients || (step.gradients && l > 0);
+      const bool back = gradients || (step.gradients && (l > 0 || step.dgiven));
       forward[l] = matrix(true, layer.weight, false, layer.n_out, layer.n_in);
       backward[l] = matrix(back, layer.weight, true, l ? layer.n_in : step.W, layer.n_out);
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
@@ -93,14 +93,19 @@ struct Private {
   T *across, *along;                  // [W, O][kPanel] directions side by side, and a sample's Jacobian along them
   T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
   T* rows;                            // [n] as rows
-  T* terms[kMaxTerms];                // [1] sums of residuals
-  double* sums[kMaxTerms];            // [5] sums of a coupled loss
-  double* partial[kMaxTerms];         // [3] its partial derivatives
-  Samples<T>* samples;                // what is summed at once: all streams at hand, or what all parts kept
-  T* dweight[kMaxLayers];             // in strips, null if gathered
+  // In lockstep [n] columns are [n][ld_columns], those of the values and then of each direction, without gaps; σ' and
+  // σ'' are [n][M], the curvature columns; of all these the next rows may be written to before their turn.
+  T *columns_x, *columns[kMaxLayers];  // what is given, and h and ḣ
+  T* columns_z[kMaxLayers];            // adjoints of z, by turns or kept to be gathered
+  T *block, *values;                   // of a block of rows: a product, and its values alone
+  T* terms[kMaxTerms];                 // [1] sums of residuals
+  double* sums[kMaxTerms];             // [5] sums of a coupled loss
+  double* partial[kMaxTerms];          // [3] its partial derivatives
+  Samples<T>* samples;                 // what is summed at once: all streams at hand, or what all parts kept
+  T* dweight[kMaxLayers];              // in strips, null if gathered
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
-  std::int64_t ld_rows, ld_x, ld_v, ld_u;
+  std::int64_t ld_rows, ld_x, ld_v, ld_u, ld_columns;
   std::size_t bytes;
 
   Private(const Step& step, void* base) {
@@ -122,6 +127,11 @@ struct Private {
     const bool projected = step.P > 0, back = step.gradients, twice = projected && step.order == 2;
     const bool gradients = projected && step.side == Side::kGradients;
     const bool cotangents = projected && step.projection == Projection::kCotangents;
+    const bool lockstep = step.in_lockstep();
+    const auto apart = [&](bool wanted, std::int64_t n) {  // its rows are so long that the last may be written beyond
+      return wanted ? arena.take<T>(n + kLanes) : nullptr;
+    };
+    ld_columns = round_up((1 + step.P) * step.tile, kLanes);
     const bool framed = projected && step.directions.distribution == Distribution::kOrthonormal;
     totals = arena.take<double>(kMaxTerms);
     x_rows = panels(true, ld_x);
@@ -137,13 +147,15 @@ struct Private {
       const Layer& layer = step.layers[l];
       const std::int64_t n = layer.n_out;
       const bool bent = layer.activation.row != 0, owes = projected && curved(layer) && (back || twice);
-      h[l] = panels(true, n);
-      d1[l] = panels(bent && (projected || back), n);
-      d2[l] = panels(owes, n);
+      const bool inner = lockstep && l < step.L - 1;
+      h[l] = panels(!inner, n);
+      d1[l] = lockstep ? apart(bent, n * step.tile) : panels(bent && (projected || back), n);
+      d2[l] = lockstep ? apart(owes, n * step.tile) : panels(owes, n);
       d3[l] = panels(owes && twice && back, n);
-      tangent[l] = streams(projected, n);
-      curvature[l] = streams(owes && back, n);
-      q[l] = panels(owes && back, n);
+      tangent[l] = streams(projected && !inner, n);
+      curvature[l] = lockstep ? apart(owes, n * ld_columns) : streams(owes && back, n);
+      columns[l] = apart(lockstep, n * ld_columns);
+      q[l] = panels(owes && back && !lockstep, n);
       square[l] = streams(owes && twice, n);
       second[l] = streams(twice, n);
       bend[l] = streams(owes && twice && back, n);
@@ -153,16 +165,29 @@ struct Private {
       dweight[l] = back && !step.gathers() ? arena.take<T>(gradient_size(layer)) : nullptr;
       dbias[l] = back && layer.bias.data ? arena.take<T>(n) : nullptr;
     }
-    z_bar = streams(back, widest);
-    next_bar = streams(back || twice, widest);
-    rows = streams(back, ld_rows);
+    columns_x = apart(lockstep, step.D * ld_columns);
+    block = apart(lockstep, kRows * ld_columns);
+    values = apart(lockstep, kRows * step.tile);
+    z_bar = lockstep ? apart(back, widest * ld_columns) : streams(back, widest);
+    next_bar = lockstep ? apart(back, widest * ld_columns) : streams(back || twice, widest);
+    rows = lockstep ? arena.take<T>(back ? ld_columns * ld_rows : 0) : streams(back, ld_rows);
+    for (std::int64_t l = 0; lockstep && l < step.L; ++l) {
+      T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
+      columns_z[l] = step.gathers() ? apart(true, step.layers[l].n_out * ld_columns) : turn;
+    }
     for (int term = 0; term < kMaxTerms; ++term) {
       const bool kept = step.gathers() && (term == kValue || projected) && term < step.count_terms();
       const auto keep = [&](std::int64_t n) { return term == kValue ? panels(kept, n) : streams(kept, n); };
       for (std::int64_t l = 0; l < step.L; ++l) {
         T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
+        rows_of[term][l] = l == 0 ? (term == kValue ? x_rows : v_rows) : rows;
+        if (lockstep) {  // slopes in panels, and rows of all columns
+          z_of[term][l] = l == step.L - 1 ? streams(back, step.O) : nullptr;
+          if (l > 0 && kept && term == kValue) rows_of[term][l] = arena.take<T>(ld_columns * ld_rows);
+          continue;
+        }
         z_of[term][l] = gradients && term == kFirst ? delta[l] : kept ? keep(step.layers[l].n_out) : turn;
-        rows_of[term][l] = l == 0 ? (term == kValue ? x_rows : v_rows) : kept ? keep(ld_rows) : rows;
+        if (l > 0 && kept) rows_of[term][l] = keep(ld_rows);
       }
     }
     slope = panels(projected || back, widest);
@@ -186,12 +211,25 @@ struct Private {
                      Samples<T>* to) const {
     const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
     const T *z = z_of[term][l], *h = rows_of[term][l];
+    if (step.in_lockstep()) return append_columns(step, term, l, M, to);
     for (std::int64_t stream = 0; stream < streams; ++stream) {
       for (std::int64_t m = 0; m < M; m += kPanel<T>) {
-        *to++ = {z, h, ld, M - m < kPanel<T> ? M - m : kPanel<T>};
+        *to++ = {z, h, ld, M - m < kPanel<T> ? M - m : kPanel<T>, kPanel<T>};
         z += step.layers[l].n_out * kPanel<T>;
         h += kPanel<T> * ld;
       }
+    }
+    return to;
+  }
+
+  // All columns at once, as those of the values; of the first layer each stream has rows of its own
+  Samples<T>* append_columns(const Step& step, Term term, std::int64_t l, std::int64_t M, Samples<T>* to) const {
+    const T *z = columns_z[l], *h = rows_of[term][l];
+    if (l > 0 && term == kValue) *to++ = {z, h, ld_rows, (1 + step.P) * M, ld_columns};
+    if (l > 0) return to;
+    if (term == kValue) *to++ = {z, h, ld_x, M, ld_columns};
+    for (std::int64_t p = 0; term == kFirst && p < step.P; ++p) {
+      *to++ = {z + (1 + p) * M, h + p * round_up(M, kPanel<T>) * ld_v, ld_v, M, ld_columns};
     }
     return to;
   }

@@ -8,7 +8,7 @@ T at(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, s
 }
 
 template <class T>
-class Tile : private Streams<T> {
+class Tile : private Lockstep<T> {
   using Base = Streams<T>;
   using V = Vec<T>;
   using Base::first_;
@@ -22,7 +22,7 @@ class Tile : private Streams<T> {
   using Base::workspace_;
 
  public:
-  Tile(const Step& step, const Shared<T>& shared, const Private<T>& workspace) : Base(step, shared, workspace) {
+  Tile(const Step& step, const Shared<T>& shared, const Private<T>& workspace) : Lockstep<T>(step, shared, workspace) {
     bool predicted = false, coupled = false;
     for (int term = 0; term < step.count_terms(); ++term) {
       if (step.residuals != Residuals::kLoss || !is_coupled(step.loss[term])) continue;
@@ -41,7 +41,7 @@ class Tile : private Streams<T> {
       if (workspace_.q[l]) Base::fill(workspace_.q[l], size(step_.layers[l].n_out), T(0));
     }
     load_rows(step_.x, 0, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
-    this->value_forward();
+    step_.in_lockstep() ? forward() : this->value_forward();
     this->store_panels(workspace_.h[last()], step_.y, 0, step_.O);
     if (two_sweeps_) {
       measuring_ = true;
@@ -50,7 +50,7 @@ class Tile : private Streams<T> {
     }
     sweep();
     if (step_.residuals == Residuals::kNone) return;
-    if (step_.gradients) this->value_backward();
+    if (step_.gradients) step_.in_lockstep() ? this->backward_in_lockstep() : this->value_backward();
     if (step_.total) store_terms();
   }
 
@@ -64,7 +64,9 @@ class Tile : private Streams<T> {
 
   void sweep() {
     for (int term = 0; term < step_.count_terms(); ++term) std::fill_n(workspace_.sums[term], size(5), 0.0);
-    if (step_.collapsed) {
+    if (step_.in_lockstep()) {
+      if (step_.residuals != Residuals::kNone) slopes();
+    } else if (step_.collapsed) {
       by_sum();
     } else if (step_.projection == Projection::kCotangents || step_.side == Side::kTangents) {
       for (std::int64_t p = 0; p < step_.P; p += step_.group) {
@@ -80,6 +82,23 @@ class Tile : private Streams<T> {
     adjoint(kValue, 0, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
             workspace_.z_of[kValue][last()]);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
+  }
+
+  // Values and the tangents of all directions
+  void forward() {
+    streams_ = step_.P;
+    for (std::int64_t p = 0; p < step_.P; ++p) direction(p, p);
+    this->forward_in_lockstep();
+    store_derivatives(workspace_.tangent[last()], step_.derivatives, 0, step_.O);
+    streams_ = 1;
+  }
+
+  // Adjoints of all tangents
+  void slopes() {
+    streams_ = step_.P;
+    tangent_target(0, 0, step_.O);
+    tangent_adjoints(kFirst, 0, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
+    streams_ = 1;
   }
 
   // Directions from p on, side by side: their tangents, and at order 2 their second derivatives, through the layers and
@@ -102,7 +121,7 @@ class Tile : private Streams<T> {
     }
     tangent_target(p, 0, step_.O);
     tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
-    if (backward()) this->tangent_backward();
+    if (backward()) this->tangent_backward(p);
   }
 
   void tangent_adjoints(Term term, std::int64_t p, const T* prediction, T* slope) {
@@ -131,7 +150,7 @@ class Tile : private Streams<T> {
       direction(p, 0);
       this->tangent_forward();
       Base::fill(workspace_.z_of[kFirst][last()], size(step_.O), T(0));
-      this->tangent_backward();
+      this->tangent_backward(p);
     }
   }
 
@@ -152,7 +171,9 @@ class Tile : private Streams<T> {
       const Rows weight = weights(r + s, 0, step_.W, shared_.output_weight + (basis ? r + s : 0), 0);
       adjoint(kFirst, s, workspace_.gradient, step_.W, weight, workspace_.g_bar);
     }
-    if (backward()) this->gradient_backward();
+    if (!backward()) return;
+    this->gradient_backward();
+    store_derivatives(workspace_.tangent[last()], step_.dgiven, r, step_.O);
   }
 
   // One output: its gradient g, whose projections g·v are the tangents of all directions; their slopes make its adjoint

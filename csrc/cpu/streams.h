@@ -6,7 +6,7 @@
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class A, class T>
-void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+SK_INLINE void activate_by(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
   using V = Vec<T>;
   for (std::int64_t i = 0; i < count; i += V::kLanes) {
     const Derivatives<V> s = A::call(V::load(z + i), parameters);
@@ -15,6 +15,16 @@ void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* param
     if (d2) s.d2.store(d2 + i);
     if (d3) s.d3.store(d3 + i);
   }
+}
+
+// A first parameter that is known to be 1 costs nothing: softplus divides by its own.
+template <class A, class T>
+void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+  if constexpr (A::kParameters > 0) {
+    const double usual[] = {1, parameters[1]};
+    if (parameters[0] == 1) return activate_by<A>(z, d1, d2, d3, count, usual);
+  }
+  activate_by<A>(z, d1, d2, d3, count, parameters);
 }
 
 template <class T>
@@ -140,8 +150,8 @@ class Streams {
     }
   }
 
-  // The adjoint of ḣ, from that of its top in workspace_.z_of
-  void tangent_backward() {
+  // The adjoint of ḣ, from that of its top in workspace_.z_of, down to that of the directions from p on if it is wanted
+  void tangent_backward(std::int64_t p) {
     backward(
         kFirst, streams_,
         [&](std::int64_t l, T* a, std::int64_t panel, std::int64_t row, std::int64_t rows) {
@@ -158,7 +168,15 @@ class Streams {
             through.store(a + i);
           });
         },
-        [](std::int64_t, const T*) {});
+        [&](std::int64_t l, const T* z_bar) {
+          if (l > 0 || !step_.dgiven) return;
+          T* free = z_bar == workspace_.z_bar ? workspace_.next_bar : workspace_.z_bar;
+          product<T>(shared_.backward[0], step_.layers[0].n_out, z_bar, all_panels(), nullptr, free,
+                     [](std::int64_t, std::int64_t, std::int64_t) {});
+          for (std::int64_t s = 0; s < streams_; ++s) {
+            store_panels(free + s * size(step_.W), step_.dgiven, (p + s) * step_.N, step_.W);
+          }
+        });
   }
 
   // The adjoint of h, from that of its top in workspace_.z_of, with what the derivatives owe it
@@ -233,7 +251,6 @@ class Streams {
     }
   }
 
- private:
   // The gradient of a layer's weights += z_bar hᵀ of so many streams, where h are the numbers below it; at once, or
   // when those of all parts are gathered
   void add_outer(Term term, std::int64_t l, std::int64_t streams) {
@@ -242,6 +259,11 @@ class Streams {
     if (l > 0) {
       panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows_of[term][l], workspace_.ld_rows);
     }
+    sum_outer(term, l, streams);
+  }
+
+  void sum_outer(Term term, std::int64_t l, std::int64_t streams) {
+    const Layer& layer = step_.layers[l];
     if (step_.gathers()) return;
     T* to = workspace_.dweight[l];
     if (!begun_[l] && l == 0 && step_.W < step_.D) {  // columns that a derivative does not reach
@@ -254,6 +276,7 @@ class Streams {
     begun_[l] = true;
   }
 
+ private:
   // Down the layers from the adjoints of the tops of so many streams; `through` turns a layer's adjoint into that of
   // its z
   template <class Through, class AtLayer>

@@ -69,6 +69,7 @@ def functor(function, prefix, result):
     yield f"struct {name} {{"
     if prefix == "Act":
         yield f" static constexpr bool kCurved = {'false' if flat[-1] else 'true'};"
+        yield f" static constexpr int kParameters = {len(parameters)};"
     if prefix == "Coupled":
         yield f" static constexpr bool kPredicted = {'false' if all(flat[-2:]) else 'true'};"
     pointer = "const double* p" if parameters else "const double*"

@@ -4,6 +4,7 @@
 
 struct ActIdentity {
  static constexpr bool kCurved = false;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   return Derivatives<T>{z, T(1.0), T(0.0), T(0.0)};
  }
@@ -11,6 +12,7 @@ struct ActIdentity {
 
 struct ActRelu {
  static constexpr bool kCurved = false;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto rest = where(z < T(0.0), T(0.0), T(0.0) * z);
   return Derivatives<T>{where(z > T(0.0), z, rest), where(z > T(0.0), T(1.0), rest), T(0.0), T(0.0)};
@@ -19,6 +21,7 @@ struct ActRelu {
 
 struct ActLeakyRelu {
  static constexpr bool kCurved = false;
+ static constexpr int kParameters = 1;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T slope = T(p[0]);
   const auto d1 = where(z > T(0.0), T(1.0), where(z < T(0.0), slope, slope + T(0.0) * z));
@@ -28,6 +31,7 @@ struct ActLeakyRelu {
 
 struct ActElu {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 1;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T alpha = T(p[0]);
   const auto above = z > T(0.0);
@@ -42,6 +46,7 @@ struct ActElu {
 
 struct ActTanh {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto t = tanh(z);
   const auto d1 = T(1.0) - t * t;
@@ -52,6 +57,7 @@ struct ActTanh {
 
 struct ActSigmoid {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto s = sigmoid(z);
   const auto d1 = s * (T(1.0) - s);
@@ -61,6 +67,7 @@ struct ActSigmoid {
 
 struct ActSoftplus {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 2;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T beta = T(p[0]);
   const T threshold = T(p[1]);
@@ -81,6 +88,7 @@ struct ActSoftplus {
 
 struct ActSilu {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto c = clamp(z, -T(800.0), T(800.0));
   const auto s = sigmoid(c);
@@ -92,6 +100,7 @@ struct ActSilu {
 
 struct ActGelu {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto c = clamp(z, -T(800.0), T(800.0));
   const auto cdf = T(0.5) + T(0.5) * erf(T(0.7071067811865476) * c);
@@ -102,6 +111,7 @@ struct ActGelu {
 
 struct ActGeluTanh {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto c = clamp(z, -T(800.0), T(800.0));
   const auto u = T(0.7978845608028654) * c * (T(1.0) + T(0.044715) * c * c);
@@ -121,6 +131,7 @@ struct ActGeluTanh {
 
 struct ActSin {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 1;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double* p) {
   const T omega = T(p[0]);
   const auto s = sin(omega * z);
@@ -131,6 +142,7 @@ struct ActSin {
 
 struct ActSoftsign {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto near = abs(z) < T(1.0);
   const auto r = T(1.0) / (T(1.0) + abs(z));
@@ -142,6 +154,7 @@ struct ActSoftsign {
 
 struct ActMish {
  static constexpr bool kCurved = true;
+ static constexpr int kParameters = 0;
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto c = clamp(z, -T(800.0), T(800.0));
   const auto above = c > T(0.0);

@@ -113,7 +113,7 @@ def test_layer_by_layer_in_every_precision(on_ptx, monkeypatch, precision):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused multiply", "torch's multiply"])
 def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
-    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if fused else 0)
+    monkeypatch.setattr(layerwise, "fuses", lambda problem: fused)
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
     on_ptx(schedule)
     numbers = data(SHAPE, "softplus")

@@ -45,7 +45,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in ("layer by layer", "torch's multiply"):
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if request.param == "layer by layer" else 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     return request.param
 
 
@@ -116,7 +116,7 @@ def test_layer_by_layer_each_linear_layer_is_two_launches(monkeypatch, depth, pr
 def test_by_torchs_multiply_each_linear_layer_is_five_launches(monkeypatch, precision):
     """Three products, and what lies between them; weights are cast in one launch, all else where it is written."""
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 0)
+    monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     products, multiply = [], layers.into
     monkeypatch.setattr(layers, "into", lambda *tensors: (products.append(tensors), multiply(*tensors)))
     numbers = data(Shape(64, 3, 18, 3, 2, 2, ""), "tanh")

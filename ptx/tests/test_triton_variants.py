@@ -65,7 +65,7 @@ def test_a_loop_compiles_in_its_first_step_alone(path, projection, monkeypatch):
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if path in PATHS[2:]:
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if path == "layer by layer" else 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: path == "layer by layer")
     first, every = keys(BATCHES[:1], projection), keys(BATCHES, projection)
     assert len(every) == len(BATCHES) * len(first)
     assert set(every) == set(first)
@@ -117,7 +117,7 @@ def narrow_products(text: str) -> list[str]:
 def test_streams_of_more_than_2_31_numbers_have_their_places(projection, loss, monkeypatch):
     """Layer by layer a stack [S, N, n] is the longest array there is: what is multiplied has 64 bits before."""
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 0)
+    monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     each = {v.key: v for v in launched(BATCHES[:1], projection, derivative_loss=loss)}
     assert len(each) > 3
     for v in each.values():

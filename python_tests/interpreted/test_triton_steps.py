@@ -118,7 +118,7 @@ def test_modes_layer_by_layer(mode, activation):
 def test_more_inputs_than_a_program_takes(multiply, monkeypatch):
     """Streams and vectors are PyTorch's then, and so are targets along long vectors."""
     monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
-    monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if multiply == "own" else 0)
+    monkeypatch.setattr(layerwise, "fuses", lambda problem: multiply == "own")
     for module, name in ((layers, "WIDEST_DRAWN"), (layerwise, "WIDEST_DRAWN"), (layerwise, "LONGEST_ALONG")):
         monkeypatch.setattr(module, name, 1)
     make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian, hessian=n.hessian)  # noqa: E731

@@ -43,7 +43,7 @@ def path(request, monkeypatch):
     if request.param in PATHS[3:]:
         monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
     if request.param == "torch's multiply":
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     with computed_from("gradients" if request.param.endswith("by gradients") else "tangents"):
         yield request.param
 
@@ -104,7 +104,7 @@ def test_derivatives_of_any_strides(function, layout, monkeypatch):
     numbers, random = laid_out(layout)
     vectors = [random(2, SHAPE.N, SHAPE.O if function == "vjp" else SHAPE.D) for _ in range(1 + (function == "hvp"))]
     for multiply in ("own", "torch's"):
-        monkeypatch.setattr(layerwise, "FUSED_UP_TO", 256 if multiply == "own" else 0)
+        monkeypatch.setattr(layerwise, "fuses", lambda problem, own=multiply == "own": own)
         rows = []
         for n, backend in ((numbers.to(torch.float64), "reference"), (numbers, "reference"), (numbers, "triton")):
             n.student.zero_grad(set_to_none=True)

@@ -118,7 +118,7 @@ def step_of(problem: Problem, operands: Operands, outputs: dict[str, torch.Tenso
     weights = operands.sample_weight, operands.output_weight, operands.derivative_weight
     step.residuals(CODES["Residuals"][problem.residuals], targets, *map(strided, weights))
     step.loss(terms_of(problem, N, tuple(operands.weights)), problem.result == PER_SAMPLE)
-    names = ("y", "derivatives", "second", "loss", "terms", "dx")
+    names = ("y", "derivatives", "second", "loss", "terms", "dx", "dgiven")
     step.outputs(problem.gradients, *(outputs[name].data_ptr() if name in outputs else None for name in names))
     return step
 
@@ -133,14 +133,16 @@ def step_of_shapes(problem: Problem, N: int):
     kinds = (DENSE, problem.derivative_target, problem.second_target)[: 1 + problem.order]
     targets = [(CODES["TargetKind"][kind], SOMEWHERE) for kind in kinds]
     step.residuals(CODES["Residuals"][problem.residuals], targets, None, None, None)
-    step.outputs(problem.gradients, None, None, None, None, None, 1 if problem.input_gradient else None)
+    asked = (problem.input_gradient, problem.given_gradient)
+    step.outputs(problem.gradients, None, None, None, None, None, *(1 if wanted else None for wanted in asked))
     return step
 
 
 def set_plan(
-    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False, threads: int = 1
-) -> None:
-    step.plan(CODES["Side"][side], tile, group, gather, in_place, threads)
+    step, side: str, tile: int = 1, group: int = 1, gather: bool = False, in_place: bool = False,
+    lockstep: bool = False, threads: int = 1,
+) -> None:  # fmt: skip
+    step.plan(CODES["Side"][side], tile, group, gather, in_place, lockstep, threads)
 
 
 def draws(drawing: Drawing) -> bool:

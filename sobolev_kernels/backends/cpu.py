@@ -8,11 +8,12 @@ from functools import lru_cache, partial
 import torch
 
 from .. import planner
-from ..enums import DIRECTIONS, DTYPES, GRADIENTS
+from ..enums import DENSE, DIRECTIONS, DTYPES, GRADIENTS, TANGENTS
 from ..problem import Operands, Plan, Problem
 from . import core
 
 MOST_LAYERS = 64
+GIVES_GIVEN = True  # the gradient of given vectors, in the same pass as all others
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
 # a tile's arrays should stay there, but above 256 the weights leave it anyway and want more samples for each read.
@@ -52,6 +53,15 @@ GATHERED = 1
 #     256, 16→256×3→1, P=1            1340   1321        1000, 16→256×3→1, P=2        5092   5383
 IN_PLACE = (1024, 2)
 
+# Values and tangents go in lockstep, without gaps between their samples, where that saves such a share of the registers
+# that a thread's products run over. µs, the same machine on another day, with gaps and without, by that share:
+#
+#     0.25  20, 2→256×2→1, P=1, one thread     126    112    0.4   66, 8→128×3→4, P=4     263    219
+#     0.33  20, 8→64×3→4, P=2, one thread       36     29    0.5   16, 8→128×3→4, P=1      45     36
+#     0.12  56, 8→128×3→4, P=1, one thread     147    140    0.12  100, 2→256×2→1, P=1    305    288
+#     0     48, 2→256×2→1, P=1, one thread     217    235    0     32, 64→128×4→32, P=4, one thread   335    349
+LOCKSTEP = 0.1
+
 
 def supports(problem: Problem) -> str | None:
     if core.MISSING:
@@ -64,6 +74,13 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not one of {', '.join(DTYPES)}"
     if len(problem.widths) - 1 > MOST_LAYERS:
         return f"{len(problem.widths) - 1} linear layers are more than {MOST_LAYERS}"
+    return own_gradient_of_given(problem)
+
+
+def own_gradient_of_given(problem: Problem) -> str | None:
+    """Why the kernel does not compute the gradient of given vectors that is asked for."""
+    if problem.given_gradient and DENSE in (problem.derivative_target, problem.second_target):
+        return f"{problem.projection} that require grad are what the target is projected on, too"
     return None
 
 
@@ -79,20 +96,36 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
     """`together`: derivatives that can go side by side."""
     most, columns = next(row for limit, *row in TILES if width <= limit)
     each = max(1, -(-N // threads))
-    tile = -(-each // -(-each // most))
+    even = -(-each // -(-each // most))
     lanes = dict(core._C.instruction_sets()).get(isa, 16) // 4
-    tile = min(most, -(-tile // lanes) * lanes)
+    tile = min(most, -(-even // lanes) * lanes)
+    lockstep = side == TANGENTS and order == 1 and 0 < together <= _together(width, columns, even)
+    lockstep = lockstep and _saved(each, tile, even, 1 + together, lanes) >= LOCKSTEP
+    tile = even if lockstep else tile
     parts = -(-N // tile)
     if 0 < parts <= threads:  # a tile each: as even as can be
         tile = -(-N // parts)
-    groups = max(1, -(-together // max(1, max(columns, TOGETHER // width) // tile)))
-    group = max(1, -(-together // groups))
+    groups = max(1, -(-together // _together(width, columns, tile)))
+    group = together if lockstep else max(1, -(-together // groups))
     gather = group == together and parts <= threads and parts * tile * (1 + order * group) <= GATHERED * width
     below, tiles = IN_PLACE
     in_place = width < below and parts <= tiles * threads
     more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * in_place
+    more += (("lockstep", True),) * lockstep
     choices = ("side", side), ("isa", isa), ("tile", tile), *more, ("threads", threads)
     return Plan("cpu", "fused, tile-local", choices)
+
+
+def _together(width: int, columns: int, tile: int) -> int:
+    return max(1, max(columns, TOGETHER // width) // tile)
+
+
+def _saved(samples: int, with_gaps: int, without: int, streams: int, lanes: int) -> float:
+    """The share of registers of samples that a thread saves without gaps between streams, with tiles of such sizes."""
+    full, rest = divmod(samples, with_gaps)
+    gaps = streams * (full * -(-with_gaps // lanes) + -(-rest // lanes))
+    full, rest = divmod(samples, without)
+    return 1 - (full * -(-streams * without // lanes) + -(-streams * rest // lanes)) / gaps
 
 
 def set_plan(step, problem: Problem, N: int) -> str:

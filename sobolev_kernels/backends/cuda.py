@@ -61,6 +61,7 @@ def refusal(problem: Problem, device: int) -> str | None:
     reasons = {
         "only the loss is computed": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         "order 2": problem.order == 2,
+        f"{problem.projection} that require grad": problem.given_gradient,
         "the directions of a sample depend on each other": is_dependent(problem.distribution),
         "a loss that couples a sample's numbers": any(map(is_coupled, losses)),
         f"{len(problem.biases)} linear layers are more than {MOST_LAYERS}": len(problem.biases) > MOST_LAYERS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ class Evaluated(NamedTuple):
 
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one. `looked` is the
     order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
-    is known that each sample's outputs depend on its inputs alone.
+    is known that each sample's outputs depend on its inputs alone; `alike` and `samples`, what is known of graphs like
+    that of y.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -34,6 +36,28 @@ class Evaluated(NamedTuple):
     kept: bool = False
     looked: int = 0
     own: bool = False
+    alike: Alike | None = None
+    samples: Samples | None = None
+
+
+@dataclass
+class Samples:
+    """Of one kind of graph and one shape of inputs: whether samples were seen to see each other, in how many calls."""
+
+    mixed: bool = False
+    calls: int = 0
+
+
+@dataclass
+class Alike:
+    """What was seen of a graph without a fault, and holds of all whose nodes are of the same kinds in the same order.
+
+    `elsewhere`, whether it leads to other leaves than the inputs; `again`, whether the derivatives' own graph has been
+    seen to be without a fault.
+    """
+
+    elsewhere: bool
+    again: bool = False
 
 
 def refuse_dependence(ran: Evaluated) -> None:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
 from .graph import STATISTICS
+from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -24,12 +25,17 @@ def standardised(x: torch.Tensor, dims: tuple[int, ...], eps: float, centred: bo
 
 
 def affine(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype):
+    if weight is not None and bias is not None:
+        return torch.addcmul(bias, y, weight).to(dtype)
     y = y if weight is None else y * weight
     return (y if bias is None else y + bias).to(dtype)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    dims = tuple(range(-len(normalized_shape), 0))
+    n = len(normalized_shape)
+    if fits(input) and tuple(normalized_shape) == tuple(input.shape[-n:]):
+        return affine(Standardised.apply(input, n, eps), weight, bias, input.dtype)
+    dims = tuple(range(-n, 0))
     return affine(standardised(input, dims, eps), weight, bias, input.dtype)
 
 
@@ -93,24 +99,34 @@ for name in (
     BATCH_NORMS |= set(spellings(name))
 
 
+DEPENDING = {*WRITTEN, *BATCH_NORMS, functional.scaled_dot_product_attention}
+
+
 class ExactNorms(TorchFunctionMode):
-    """Norms are written out in steps that autograd differentiates any number of times, or refused."""
+    """Norms are written out in steps that autograd differentiates any number of times, or refused.
+
+    `met`: something was run that depends on the contexts it is run in.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.met = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not torch.compiler.is_compiling():
-            recompute_alike()
+            self.met = recompute_alike() or self.met or function in DEPENDING
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
             raise NotProvided(STATISTICS)
         return WRITTEN.get(function, function)(*args, **kwargs)
 
 
-def recompute_alike() -> None:
-    """Within torch.utils.checkpoint: it shall recompute in the contexts that it computes in."""
+def recompute_alike() -> bool:
+    """Within torch.utils.checkpoint, which is returned, it shall recompute in the contexts that it computes in."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     pack = None if hooks is None else hooks[0]
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
-        return
+        return False
     frame = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=False)).get("frame")
     if frame is None:
         raise NotProvided("torch.utils.checkpoint: not in this version of PyTorch; call the student without it")
@@ -118,6 +134,7 @@ def recompute_alike() -> None:
     if not hasattr(frame, seen):
         setattr(frame, seen, True)
         frame.recompute_fn = exactly()(frame.recompute_fn)
+    return True
 
 
 @contextmanager
@@ -135,7 +152,7 @@ def graphs() -> Iterator[None]:
 
 
 @contextmanager
-def exactly() -> Iterator[None]:
+def exactly() -> Iterator[ExactNorms]:
     """In which a function is run, so that its graph can be differentiated again and again."""
     with ExitStack() as stack:
         stack.enter_context(graphs())
@@ -143,8 +160,7 @@ def exactly() -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         # nor has what AOTAutograd compiles
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(ExactNorms())
-        yield
+        yield stack.enter_context(ExactNorms())
 
 
 def tracked(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,9 @@ def finish(
     `terms` are [N] each, and have the mean's 1 / N in them. One of weight 0 is left out, since it may be NaN.
     """
     if problem.result != PER_SAMPLE:
-        terms = terms.sum(1) if isinstance(terms, torch.Tensor) else [term.sum() for term in terms]
-    weighted = [w * term for w, term in zip(weights, terms, strict=False) if w]
+        terms = (
+            terms.sum(1) if isinstance(terms, torch.Tensor) else [term.sum() if term.dim() else term for term in terms]
+        )
+    weighted = [term if w == 1 else w * term for w, term in zip(weights, terms, strict=False) if w]
     loss = sum(weighted[1:], weighted[0]) if weighted else terms[0].new_zeros(terms[0].shape)
     return loss, terms if isinstance(terms, torch.Tensor) else torch.stack(list(terms))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch.autograd.graph import Node, get_gradient_edge
 
@@ -13,28 +15,28 @@ STATISTICS = (
 )
 
 
-def nodes_of(*results: torch.Tensor) -> set[Node]:
-    """All nodes of the graph that gave the results."""
-    nodes, seen = [result.grad_fn for result in results], set()
+def nodes_of(*results: torch.Tensor) -> dict[Node, None]:
+    """All nodes of the graph that gave the results, in an order that is the same in graphs that are alike."""
+    nodes, seen = [result.grad_fn for result in results], {}
     while nodes:
         node = nodes.pop()
         if node is not None and node not in seen:
-            seen.add(node)
+            seen[node] = None
             nodes += [before for before, _ in node.next_functions]
     return seen
 
 
-def leads_to(x: torch.Tensor, nodes: set[Node]) -> bool:
+def leads_to(x: torch.Tensor, nodes: Collection[Node]) -> bool:
     return get_gradient_edge(x).node in nodes
 
 
-def leads_elsewhere(x: torch.Tensor, nodes: set[Node]) -> bool:
+def leads_elsewhere(x: torch.Tensor, nodes: Collection[Node]) -> bool:
     """Whether a graph has other leaves than x that ask for a gradient."""
     own = get_gradient_edge(x).node
     return any(node is not own and "AccumulateGrad" in node.name() for node in nodes)
 
 
-def refuse_inexact(nodes: set[Node], again: bool) -> None:
+def refuse_inexact(nodes: Collection[Node], again: bool) -> None:
     """Raise where a node is wrong, or has no second derivative: what cannot be written out in other steps.
 
     `again`, if first derivatives of the results will be differentiated.

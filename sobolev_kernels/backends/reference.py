@@ -10,6 +10,7 @@ from torch._functorch.eager_transforms import _jvp_with_argnums
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import mse_loss
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
@@ -19,13 +20,15 @@ from ..math.activations import activation_jet
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..planner import side_of_function
-from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..problem import DERIVATIVES, LOSS, Operands, Plan, Problem
 from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
-from .exact import ExactNorms, exactly, graphs, tracked
+from .exact import ExactNorms, graphs, tracked
 from .finish import finish
-from .graph import leads_elsewhere, leads_to, nodes_of, refuse_inexact
+from .graph import leads_to, nodes_of, refuse_inexact
+from .running import are_own, by_transforms, with_graph
 
+MSE = Formula("mse")
 # y [N, O], derivatives, second derivatives
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -45,7 +48,8 @@ def run(
 
     Operands are those of the fused backends, of the inputs as they come: it is here that `columns` are told.
     """
-    x, vectors = operands.x, vectors_of(problem, operands)
+    x = operands.x
+    vectors = None if has_rows(problem, ran) else vectors_of(problem, operands)
     with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
@@ -75,7 +79,8 @@ def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
 
     So it is with the fused backends, and an optimizer with momentum or decay steps differently without one.
     """
-    asking = [tensor for tensor in (operands.x, *operands.parameters) if tensor.requires_grad]
+    inputs = (operands.x, operands.given, *operands.parameters)
+    asking = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     nothing = [tensor.reshape(-1)[:0].sum() for tensor in asking] if torch.is_grad_enabled() else []
     return sum(nothing, result)
 
@@ -88,7 +93,7 @@ def uncast(x: torch.Tensor) -> AbstractContextManager:
 
 
 def derivatives_along(
-    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor | None
 ) -> Jets:
     """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
 
@@ -98,15 +103,28 @@ def derivatives_along(
     if problem.projection == COTANGENTS:
         y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
         return widened(y), columns.restrict(widened(gradients)), None
+    if vectors is None:
+        y, rows = vjps(ran, units(ran.y))
+        tangents = columns.restrict(widened(rows)).permute(2, 1, 0)
+        return widened(y), tangents if problem.magnitude == 1 else problem.magnitude * tangents, None
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
     y, first, second = map(widened, jet)
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
 
 
-def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor, predictions: Jets):
+def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
+    """Whether derivatives along the basis are the entries of the gradient of each output, which nobody projects."""
+    if ran is None or problem.distribution != "basis" or problem.projection == COTANGENTS or problem.order > 1:
+        return False
+    return side_of_function(problem.P, ran.y.shape[1]) == GRADIENTS and are_own(ran)
+
+
+def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
     """(loss, terms): the loss differentiable as often as needed."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
+    if is_plain(problem, operands):
+        return plain_loss_of(problem, operands, predictions)
     y, derivative, second = predictions[0], operands.derivative, operands.second
     if problem.derivative_target == DENSE and derivative is not None:
         derivative = (pull if cotangents else project)(derivative, vectors)
@@ -179,11 +197,6 @@ def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, .
     return by_autograd(function, x)
 
 
-def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
 def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """function(x); amid transforms of torch.func in one of their own, since only there x can ask for a gradient."""
     if not torch._C._are_functorch_transforms_active():
@@ -195,31 +208,6 @@ def by_autograd(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]
 def without_graph(result: torch.Tensor) -> torch.Tensor:
     """Where gradients are off: without its graph, but with its tangent of forward mode."""
     return result.detach() if forward_ad._current_level < 0 else result.clone()
-
-
-def with_graph(function: Callable, x: torch.Tensor) -> Evaluated:
-    """y = function(x) of an x that asks for its gradient."""
-    wanted, kept = torch.is_grad_enabled(), x.requires_grad
-    with exactly():
-        if forward_ad._current_level >= 0:
-            # keeps its tangent, and gives a dual tensor made under no_grad the place in the graph that it lacks
-            x = x.view_as(x)
-        elif not kept:
-            x = tracked(x).detach()
-        x = x if x.requires_grad else x.requires_grad_()
-        y = function(x)
-    nodes = nodes_of(y)
-    kept = wanted and (kept or leads_elsewhere(x, nodes))
-    refuse_inexact(nodes, again=kept)
-    return Evaluated(function, x, y, kept)
-
-
-def evaluate(function: Callable, x: torch.Tensor) -> Evaluated:
-    """Run a function, so that it is known what it gives before anything else happens."""
-    if by_transforms():
-        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-            return Evaluated(function, x, function(x))
-    return with_graph(function, x)
 
 
 def vjps(ran: Evaluated, u: torch.Tensor):
@@ -244,10 +232,14 @@ def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
 
 def need_second_derivatives(ran: Evaluated, derivative: torch.Tensor, derivative_at: Callable) -> None:
     """Raise where the graph of a derivative is no such graph as gives it its own derivatives."""
+    if ran.alike is not None and ran.alike.again:
+        return
     nodes = nodes_of(derivative)
     refuse_inexact(nodes, again=True)
     if ran.looked < 2 and not leads_to(ran.x, nodes):
         refuse_dependence(Evaluated(derivative_at, ran.x, derivative))
+    if ran.alike is not None:
+        ran.alike.again = True
 
 
 def need_constant(ran: Evaluated) -> None:
@@ -278,7 +270,7 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     x, y, kept = ran.x, ran.y, ran.kept
     with graphs():
         v, seconds = tracked(v), None
-        if order == 1 and ran.own and side_of_function(len(v), y.shape[1]) == GRADIENTS:
+        if order == 1 and side_of_function(len(v), y.shape[1]) == GRADIENTS and are_own(ran):
             results = y, along_by_gradients(ran, v), None
             return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
@@ -296,10 +288,17 @@ def of_each(derivatives: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor
 
 def along_by_gradients(ran: Evaluated, v: torch.Tensor) -> torch.Tensor:
     """The derivatives of y along each direction, as projections of the gradient of each output."""
-    y = ran.y
-    rows = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)  # [O, N, O]
-    gradients = of_each(gradients_of(ran, rows), ran.x)  # [O, N, D]
-    return torch.einsum("ond,pnd->pno", gradients, v)
+    gradients = gradients_of(ran, units(ran.y))
+    if len(gradients) == 1:
+        return (v * gradients[0]).sum(-1, keepdim=True)
+    return torch.einsum("ond,pnd->pno", torch.stack(gradients), v)
+
+
+def units(y: torch.Tensor) -> torch.Tensor:
+    """The cotangents [O, N, O] of each output alone."""
+    if y.shape[1] == 1:
+        return torch.ones_like(y)[None]
+    return torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)
 
 
 def along(ran: Evaluated, v: torch.Tensor, again: bool) -> list[torch.Tensor]:
@@ -388,6 +387,41 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("node,pnd,pne->pno", hessian, v, v)
 
 
+def is_plain(problem: Problem, operands: Operands) -> bool:
+    """Whether the terms, both of which count, are means over all numbers."""
+    if problem.result != LOSS or problem.order > 1 or problem.terms or problem.derivative_target == DENSE:
+        return False
+    if operands.values is None or operands.derivative is None or not operands.derivative.numel():
+        return False
+    if any(weights is not None for weights in (operands.sample_weight, operands.output_weight)):
+        return False
+    if operands.derivative_weight is not None or not all(operands.weights):
+        return False
+    return not (is_coupled(problem.value_loss) or is_coupled(problem.derivative_loss))
+
+
+def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets):
+    """The same loss, each term in one operation where that is possible; of the terms the numbers."""
+    values = term_of_all(problem.value_loss, predictions[0], operands.values)
+    derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
+    w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
+    parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
+    return parts[0] + parts[1], factor * torch.stack((values.detach(), derivative.detach()))
+
+
+def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean of the terms of all samples, of a pointwise loss without weights."""
+    need_alike(prediction, target)
+    # which is the row of the table in one operation
+    return mse_loss(prediction, target) if loss == MSE else residual(loss, prediction - target)[0].mean()
+
+
+def need_alike(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    """Broadcasting [N, 1] - [N] would quietly make an N × N loss."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+
+
 def term(
     loss: Formula, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
     sample: torch.Tensor | None = None,
@@ -397,9 +431,7 @@ def term(
     Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same; by
     `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
     """
-    if prediction.shape != target.shape:
-        # broadcasting [N, 1] - [N] would quietly make an N × N loss
-        raise ValueError(f"target: expected shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+    need_alike(prediction, target)
     dims = (-1,) if prediction.dim() == 2 else (0, -1)
     w = 1.0 if weight is None else weight
     if not (weight is None and sample is None):

@@ -9,7 +9,7 @@ from ..advice import modules_of
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
-from ..paths import Flow, known_of, unseen
+from ..paths import NUMBERS, Flow, known_of, unseen
 from .flowing import NotFollowed, casting
 from .whole import is_traced
 
@@ -59,3 +59,4 @@ def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
     """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
     known = known_of(function, x)
     known.flow = None if reason == OUTPUTS or known.flow is None else known.flow._replace(unfollowed=reason)
+    known.number = next(NUMBERS)

@@ -62,11 +62,10 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
     return run_on_chain(function, x, modules, known)
 
 
-def followed_again(function: object, x: torch.Tensor, backend: str | None) -> Followed | None:
+def followed_again(function: object, x: torch.Tensor, backend: str | None, known: Known) -> Followed | None:
     """The same of one that was a chain at a call before, where nobody traces the call."""
-    if x.dim() != 2 or not callable(function) or requested(backend) in ("streams", "reference"):
+    if requested(backend) in ("streams", "reference"):
         return None
-    known = known_of(function, x)
     return run_on_chain(function, x, list(modules_of(function)), known) if known.is_chain else None
 
 

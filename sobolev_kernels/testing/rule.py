@@ -28,6 +28,7 @@ DRAWS, UNITS = 8, 4
 # Of float64 beside the same mathematics by another way, as torch.func's, of numbers of about 1 whose rounding nobody
 # follows: for `torch.testing.assert_close` and `torch.allclose`.
 ANOTHER_WAY = {"rtol": 1e-9, "atol": 1e-11}
+ROUNDED_WITHIN = {"rtol": 1e-5, "atol": 1e-6}  # the same, of a function that rounds to float32 on its way
 # Of float64 beside central differences of fourth order: what is left of the step, in numbers of about 1.
 BY_DIFFERENCES = {"a rule": 1e-7, "a network": 1e-6}
 ODD = 0x2545F4914F6CDD1D  # of xorshift64*, a multiplier that mixes well

@@ -14,7 +14,7 @@ import torch
 
 from ... import planner
 from ...enums import COTANGENTS, TANGENTS
-from ...problem import Operands, Plan, Problem
+from ...problem import DIFFERENTIABLE, Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # By all that they depend on. A script holds no tensor.
 SCRIPTS: dict[tuple, Script] = {}
 MOST_SCRIPTS, LOCK = 256, Lock()
+STARTED: list[bool] = []  # Triton's driver, by this process
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
@@ -34,6 +35,20 @@ def interpreting() -> bool:
     return knobs.runtime.interpret
 
 
+@constant_while_traced
+def unable() -> str | None:
+    """Why Triton does not start on this GPU: what launches its kernels it builds itself, with a C compiler."""
+    if not STARTED:
+        try:
+            from triton.runtime import driver
+
+            driver.active.get_current_device()
+        except Exception as error:
+            return f"triton does not start here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        STARTED.append(True)
+    return None
+
+
 def supports(problem: Problem) -> str | None:
     if MISSING or problem.unrecognised:
         return MISSING or problem.unrecognised
@@ -41,7 +56,9 @@ def supports(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}, not on a GPU (TRITON_INTERPRET=1 interprets the kernels there)"
     if problem.dtype != "float32":
         return f"dtype {problem.dtype} is not float32"
-    return None
+    if problem.given_gradient and (problem.result not in DIFFERENTIABLE or problem.order == 2):
+        return f"{problem.projection} that require grad, other than those of jvp and vjp"
+    return unable() if problem.device == "cuda" else None
 
 
 def plan(problem: Problem, N: int) -> Plan:
@@ -54,7 +71,7 @@ def plan(problem: Problem, N: int) -> Plan:
         row = launches.launch_of(problem)
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
-    multiply = "own" if max(problem.widths) <= launches.FUSED_UP_TO else "torch's"
+    multiply = "own" if launches.fuses(problem) else "torch's"
     return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
 
 

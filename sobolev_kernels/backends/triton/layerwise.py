@@ -23,7 +23,7 @@ from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, de
 from .finishing import finish, terms_of
 from .formulas import loss_of
 from .fused_multiply import backward_kernel, forward_kernel, product_kernel, pull_kernel, push_kernel  # noqa: F401
-from .launches import FUSED_UP_TO, WIDEST_DRAWN
+from .launches import WIDEST_DRAWN, fuses
 from .layers import BLOCK, Layers
 from .outer import outer_kernel  # noqa: F401
 from .script import At, Script
@@ -64,7 +64,7 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
 
     operands: tensors that lie as those that will come; at, outputs, gradients: where those will be.
     """
-    layers = Layers(here, max(problem.widths) <= FUSED_UP_TO, script, problem, operands, at)
+    layers = Layers(here, fuses(problem), script, problem, operands, at)
     N, cotangents = layers.N, problem.projection == COTANGENTS
     terms = terms_of(script, problem, N, SAMPLES, outputs)
     common = 1.0

@@ -1,0 +1,149 @@
+"""A function is run, and the graph of what it gives is looked at: whether it can be differentiated again and again.
+
+That is done in contexts which make it so. Of a function that needs none of them, and whose graph is like one that was
+looked at, the next run is without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .dependence import Alike, Evaluated, Samples
+from .exact import ExactNorms, exactly, graphs, tracked
+from .graph import leads_elsewhere, nodes_of, refuse_inexact
+from .standard import OWN
+
+MOST = 64
+UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is run exactly each time
+
+
+@dataclass
+class Graphs:
+    """What was seen of a function's graphs, by the kinds of their nodes in order, for as long as he lives."""
+
+    plain: bool = False  # whether the run before needed none of the contexts
+    unlike: int = 0
+    seen: dict[tuple, Alike] = field(default_factory=dict)
+    samples: dict[tuple, Samples] = field(default_factory=dict)  # by the shape of the inputs, too
+
+    def samples_of(self, kinds: tuple, x: torch.Tensor) -> Samples:
+        if len(self.samples) > MOST or len(self.seen) > MOST:  # of one that is another each time
+            self.samples, self.seen = {}, {}
+        return self.samples.setdefault((kinds, x.shape), Samples())
+
+
+def by_transforms() -> bool:
+    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def evaluate(function: Callable, x: torch.Tensor, seen: Graphs | None = None, again: bool = False) -> Evaluated:
+    """Run a function, so that it is known what it gives before anything else happens; `again`, if what is made of it
+    has other inputs that ask for a gradient."""
+    if by_transforms():
+        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+            return Evaluated(function, x, function(x))
+    return with_graph(function, x, None if again else seen, again)
+
+
+def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, again: bool = False) -> Evaluated:
+    """y = function(x) of an x that asks for its gradient."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        seen = None
+    if seen is not None and seen.plain and (ran := run_plainly(function, x, seen)) is not None:
+        return ran
+    wanted, kept = torch.is_grad_enabled(), x.requires_grad
+    with exactly() as contexts:
+        x = leaf(x, kept)
+        y = function(x)
+    nodes = nodes_of(y)
+    kinds = tuple(map(kind_of, nodes))
+    alike = None if seen is None else seen.seen.get(kinds)
+    elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
+    kept = wanted and (kept or elsewhere or again)
+    if alike is None:
+        refuse_inexact(nodes, again=kept)
+        if seen is not None and kept and all(map(tells, nodes)):
+            alike = seen.seen[kinds] = Alike(elsewhere)
+    if alike is not None:
+        seen.plain = not contexts.met and seen.unlike < UNLIKE
+    samples = None if seen is None else seen.samples_of(kinds, x)
+    return Evaluated(function, x, y, kept, alike=alike if kept else None, samples=samples)
+
+
+def run_plainly(function: Callable, x: torch.Tensor, seen: Graphs) -> Evaluated | None:
+    """The same without the contexts; None where the graph is of other kinds than those before."""
+    wanted, kept = torch.is_grad_enabled(), x.requires_grad
+    before = torch.get_rng_state()
+    with graphs(), torch.compiler.set_stance("force_eager"):
+        x = leaf(x, kept)
+        y = function(x)
+    kinds = tuple(map(kind_of, nodes_of(y)))
+    alike = seen.seen.get(kinds)
+    if alike is None or not (wanted and (kept or alike.elsewhere)):
+        seen.plain, seen.unlike = False, seen.unlike + 1
+        torch.set_rng_state(before)
+        return None
+    return Evaluated(function, x, y, True, alike=alike, samples=seen.samples_of(kinds, x))
+
+
+def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
+    """The inputs, which ask for their gradient."""
+    if forward_ad._current_level >= 0:
+        # keeps its tangent, and gives a dual tensor made under no_grad the place in the graph that it lacks
+        x = x.view_as(x)
+    elif not kept:
+        x = tracked(x).detach()
+    return x if x.requires_grad else x.requires_grad_()
+
+
+def kind_of(node: Node) -> type | tuple[type, bool]:
+    """Of a batch norm also whether it takes its statistics from the batch."""
+    kind = type(node)
+    if "BatchNorm" not in kind.__name__:
+        return kind
+    return kind, getattr(node, "_saved_training", getattr(node, "_saved_train", True))
+
+
+def tells(node: Node) -> bool:
+    """Whether the kind of a node tells what its derivatives are: those of PyTorch's own formulas, and ours."""
+    if isinstance(node, torch._C._FunctionBase):
+        return getattr(type(node), "_forward_cls", None) in OWN
+    return type(node).__name__ != "CppFunction"
+
+
+def are_own(ran: Evaluated) -> bool:
+    """Whether each sample's outputs are its own: once a kind of graph and a shape of inputs, and less and less often.
+
+    With cotangents of twice the size for some samples, by no pattern, their gradients are twice the same, with no
+    rounding, and those of others are the same.
+    """
+    samples = ran.samples
+    if not ran.own or samples is None or samples.mixed:
+        return False
+    samples.calls = calls = samples.calls + 1
+    if calls & (calls - 1):
+        return True
+    x, y = ran.x, ran.y
+    if not y.requires_grad:
+        return True
+    with graphs():
+        k = torch.arange(1, len(x) + 1, device=y.device, dtype=torch.float64)
+        factor = (1 + ((k * 0.6180339887).frac() < 0.5)).to(y.dtype)[:, None]
+        u = torch.linspace(1, 2, y.shape[1], dtype=y.dtype, device=y.device).expand_as(y)
+        try:
+            a, b = (torch.autograd.grad(y, x, c, retain_graph=True, allow_unused=True)[0] for c in (u * factor, u))
+        except RuntimeError:  # a graph that can be gone through but once
+            return False
+    if a is not None:
+        rounding = 64 * torch.finfo(y.dtype).eps * b.abs().amax()
+        if not rounding.isfinite():
+            return False
+        samples.mixed = not bool(((a - factor.to(b.dtype) * b).abs() <= rounding).all())
+    return not samples.mixed
