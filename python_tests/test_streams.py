@@ -285,7 +285,7 @@ UNUSED = {
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
     *"broadcast_tensors positive linalg_norm linalg_det det linalg_slogdet slogdet logdet linalg_solve".split(),
-    *"linalg_matrix_exp matrix_exp gru lstm rnn_tanh rnn_relu rnn_relu_cell".split(),
+    *"gru lstm rnn_tanh rnn_relu rnn_relu_cell".split(),
 }  # fmt: skip
 
 

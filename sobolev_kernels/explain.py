@@ -68,13 +68,14 @@ def explain(
             if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
-        counts = flow_of(student, x).counts if problem.backend == "streams" else {}
+        flow = flow_of(student, x) if problem.backend == "streams" else None
         if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
             said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
             mixed = "; samples see each other, so not by gradients" if problem.mixed else ""
             lines += [f"sides       {said}, in runs of a value or of a tangent{mixed}"]
-        if counts:
-            lines += [f"operations  {', '.join(f'{name} {count}' for name, count in counts.items())}"]
+        for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
+            if counts:
+                lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

@@ -48,6 +48,7 @@ class Flow(NamedTuple):
     unfollowed: str | None
     outputs: int = 0
     counts: dict[str, int] = {}  # noqa: RUF012
+    without_rule: dict[str, int] = {}  # noqa: RUF012  # those by their own body or by a jvp
     shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
 
 

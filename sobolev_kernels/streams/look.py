@@ -33,13 +33,13 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     known = known_of(function, x)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
-        held, counts = held_of(modules, x), {}
+        held, counts, others = held_of(modules, x), {}, {}
         try:
             with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts)
-            known.flow = Flow(None, y.shape[1], counts, shapes)
+                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
+            known.flow = Flow(None, y.shape[1], counts, others, shapes)
         except NotFollowed as reason:
-            known.flow = Flow(str(reason), 0, counts, shapes)
+            known.flow = Flow(str(reason), 0, counts, others, shapes)
         finally:
             held.restore()
     return known.flow
