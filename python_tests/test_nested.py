@@ -12,7 +12,7 @@ from python_tests.students import Call
 from sobolev_kernels import kept
 from sobolev_kernels.backends import cpu
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.rule import ANOTHER_WAY
+from sobolev_kernels.testing.rule import ANOTHER_WAY, IN_HALF
 
 N, D, O, P = 5, 3, 2, 2
 CUT = [2, 0]
@@ -194,7 +194,7 @@ def test_vectors_of_half_precision(dtype):
     tangents = sk.jvp(student.double(), X.to(dtype).double(), w, backend="reference")[1]
     expected = torch.autograd.grad(tangents.pow(3).sum(), w)[0]
     assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), expected, rtol=0.05, atol=0.05 * expected.abs().max())
+    torch.testing.assert_close(got.double(), expected, rtol=IN_HALF, atol=IN_HALF * expected.abs().max())
 
 
 def along(v, **targets):

@@ -15,7 +15,7 @@ from sobolev_kernels.backends.exact import standardised
 from sobolev_kernels.backends.standard import Standardised
 from sobolev_kernels.kept import KEPT
 from sobolev_kernels.paths import known_of
-from sobolev_kernels.testing.rule import ANOTHER_WAY
+from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
 
 N, D = 6, 4
 f64 = torch.float64
@@ -232,7 +232,7 @@ def test_exact(kind, O, settings):
     for _ in range(3):
         loss = sk.sobolev_loss(student, x, targets, derivatives="exact", input_scale=scale, **settings)
         for a, b in zip([loss, *torch.autograd.grad(loss, parameters)], expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(a, b, **BY_DIFFERENCE)
 
 
 def differences(function, x, v, h=1e-3):
