@@ -20,7 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.autograd import forward_ad
 
-from .advice import drawing_modules, modules_of, warn
+from .advice import warn
 from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
@@ -29,6 +29,7 @@ from .backends.running import Graphs
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
+from .parts import drawing_modules, modules_of
 
 OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
