@@ -19,6 +19,7 @@ from .directions import Projections
 from .errors import SobolevWarning
 from .parts import drawing_modules
 from .request import Request
+from .rows import behind
 from .settings import Settings
 from .student import Student, Unrecognised
 from .targets import Targets
@@ -84,7 +85,7 @@ def looked_at_again(
     student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets
 ) -> None:
     """`advise_of_fresh` of a call like one before; other inputs than those of the last call need no look."""
-    seen = SEEN.get(id(student))
+    seen = SEEN.get(id(behind(student)))
     if seen is None or seen.last == id(x):
         advise_of_fresh(student, x, parameters, settings, targets)
     else:
@@ -127,6 +128,7 @@ def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[f
 
 def seen_of(student: object) -> Seen:
     """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
+    student = behind(student)
     key = id(student)
     seen = SEEN.get(key)
     if seen is None or seen.student() is not student:

@@ -12,7 +12,8 @@ from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .errors import in_words, need, refuse
 from .problem import DERIVATIVES
-from .settings import Settings, settings_with
+from .rows import are_rows, derivatives_on_rows
+from .settings import Settings, as_columns, settings_with
 from .student import widened
 
 NAMES = str, type(None)
@@ -34,9 +35,14 @@ def evaluate(
         projections = kind.of(vectors, name)
         given, offset = projections.values, projections.offset
         settings = settings_with(**settings, **{kind.NAME: projections})
+    rows = are_rows(x, settings)
+    if not rows:
+        student, x, settings, given, shape = derivatives_on_rows(student, x, settings, given)
     results, _ = call.evaluate(
         DERIVATIVES, student, x, settings, given, collapsed=collapsed, offset=offset, check=check
     )
+    if not rows and kind is Cotangents:
+        results = results[0], results[1].unflatten(2, shape)
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
@@ -173,7 +179,8 @@ def laplacian(
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
+        columns = x.shape[1:].numel() if wrt is None else len(as_columns(wrt)) 
+        return y, total if summed else total / directions.count(columns)
 
     return evaluate(student, x, directions, Directions, "v", True, mean, wrt=wrt, backend=backend, order=2)
 

@@ -9,6 +9,7 @@ import torch
 from . import call
 from .errors import need
 from .problem import LOSS, PER_SAMPLE
+from .rows import are_rows, loss_on_rows
 from .settings import Settings
 from .targets import Targets
 from .weights import Weights
@@ -35,6 +36,9 @@ def loss_of(
     """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if not are_rows(inputs, settings):
+        of_all = loss_on_rows(settings, student, inputs, targets, given, weights, input_scale)
+        settings, student, inputs, targets, given, weights, input_scale = of_all
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
     (loss, *terms), known = call.evaluate(
         result, student, inputs, settings, given, targets, weights, input_scale, offset=offset
