@@ -179,7 +179,7 @@ def laplacian(
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = x.shape[1:].numel() if wrt is None else len(as_columns(wrt)) 
+        columns = x.shape[1:].numel() if wrt is None else len(as_columns(wrt))
         return y, total if summed else total / directions.count(columns)
 
     return evaluate(student, x, directions, Directions, "v", True, mean, wrt=wrt, backend=backend, order=2)

@@ -45,11 +45,13 @@ class Projections:
     offset: int = 0
     unbiased: bool = False
     values: torch.Tensor | None = field(default=None, repr=False)
+    entries: bool = field(default=False, repr=False)  # whether each residual is that of an entry of a Jacobian
 
     def __post_init__(self):
         refuse(self._faults())
         # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
-        said = self.distribution, self.P, self.shared, self.seed, self.unbiased
+        object.__setattr__(self, "entries", self.entries or self.distribution == "basis")
+        said = self.distribution, self.P, self.shared, self.seed, self.unbiased, self.entries
         object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Inputs of any shape [N, …] as rows [N, D], and with them all that has their shape: everything below knows rows alone."""
+"""Inputs of any shape [N, …] as rows [N, D], and with them all that has their shape: what is below knows rows alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from .directions import Directions
 from .errors import Fault, refuse
 from .parts import roots_of
 from .settings import Settings
+from .student import Unrecognised
 from .targets import Targets
 from .weights import Weights
 
 
 class Rows(nn.Module):
-    """A function of inputs [N, …] as one of rows [N, D]. It is made for a call: what is known, is known of the function."""
+    """A function of inputs [N, …] as one of rows [N, D], made for a call: what is known, is known of the function."""
 
     def __init__(self, student: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int]):
         super().__init__()
@@ -46,7 +47,10 @@ def function_on_rows(function: object, shape: Sequence[int]) -> object:
     """What cannot be called is left for the checks."""
     if len(shape) == 1 or not callable(function) or isinstance(function, type):
         return function
-    return Rows(function, shape)
+    if not torch.compiler.is_compiling():
+        return Rows(function, shape)
+    refuse(Unrecognised("", function).faults_of_statistics("student"))  # which a compiler sees in a module alone
+    return lambda x: function(x.unflatten(1, tuple(shape)))
 
 
 def settings_on_rows(settings: Settings, shape: Sequence[int]) -> Settings:
@@ -123,7 +127,7 @@ def targets_on_rows(targets: Targets, shape: Sequence[int], columns: bool) -> Ta
 
 
 def weights_on_rows(weights: Weights, shape: Sequence[int]) -> Weights:
-    """Of the entries of a Jacobian [N, O, *shape], or a mask of inputs [N, *shape]; those of samples and outputs stay."""
+    """Of the entries of a Jacobian [N, O, *shape], or a mask of inputs [N, *shape]; other weights stay."""
     derivative = weights.derivative
     if not isinstance(derivative, torch.Tensor):
         return weights
@@ -131,8 +135,6 @@ def weights_on_rows(weights: Weights, shape: Sequence[int]) -> Weights:
     if not of_entries and (derivative.dim() != 1 + len(shape) or derivative.dtype is not torch.bool):
         return weights
     return weights._replace(derivative=flat("derivative_weight", derivative, "N, O" if of_entries else "N", shape))
-
-
 
 
 def loss_on_rows(

@@ -65,6 +65,11 @@ class Settings:
         put("weights", weights)
         put("wrt", as_columns(self.wrt))
 
+    def asked(self) -> dict[str, Projections | str]:
+        """What it says to project derivatives on, by the argument that says it."""
+        named = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
+        return {name: value for name, value in named.items() if value is not None}
+
     def numbers(self, W: int) -> tuple[float, ...]:
         """The weights, in numbers, of a loss with W differentiated columns."""
         return (1 / (1 + W), W / (1 + W)) if isinstance(self.weights, str) else self.weights
@@ -99,8 +104,7 @@ class Settings:
                 yield Fault(name, expected, value, TypeError, kind.hint(value))
         if self.derivatives is not None and not one_of(self.derivatives, (EXACT,)):
             yield Fault("derivatives", f"None or {EXACT!r}", self.derivatives, hint=nearest(self.derivatives, [EXACT]))
-        asked = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
-        yield from faults_of_projections(self.order, {n: value for n, value in asked.items() if value is not None})
+        yield from faults_of_projections(self.order, self.asked())
         if self.precision is not None and not one_of(self.precision, PRECISIONS):
             expected, hint = f"None or one of {', '.join(PRECISIONS)}", nearest(self.precision, PRECISIONS)
             yield Fault("precision", expected, self.precision, hint=hint)

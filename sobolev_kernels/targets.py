@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .directions import Cotangents, Directions
+from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
 from .errors import in_words, need, need_tensor
 
@@ -79,6 +79,11 @@ class Targets:
         """Those that there are, by name."""
         named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def asked(self) -> dict[str, Projections]:
+        """What their derivatives are projected on, by the argument that says it."""
+        named = {f"{name} in targets": getattr(self, name) for name in ("directions", "cotangents")}
+        return {name: value for name, value in named.items() if value is not None}
 
     @property
     def derivative(self) -> torch.Tensor | None:

@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 
 class Chain(Flowing):
-    """[N, n]: what the layers make of the input; before them it may be [N, …], and [N] after a last one of one output."""
+    """[N, n]: what the layers make of the input; [N, …] before them, [N] after a last one of one output."""
 
     layers: tuple[Layer, ...] = ()
     shares: bool = False  # whether it is a view of another, or another of it
@@ -268,7 +268,7 @@ def dropout(input, p=0.5, training=True, inplace=False):
 
 
 def view(name: str) -> Callable:
-    """A rule of a view with the same numbers of each sample in the same order: of the inputs, or of one output alone."""
+    """A rule of a view, of the inputs or of one output, with each sample's numbers in the same order."""
     method = getattr(torch.Tensor, name)
 
     def seen(input, *arguments, **named):
