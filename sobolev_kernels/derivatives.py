@@ -64,12 +64,14 @@ def jvp(
     is fused, what differentiates it again is the reference), so any loss can stand on top, and any other call around.
 
     Args:
-        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
-        x: inputs [N, D], floating point, of the student's dtype and device.
+        student: a module from [N, D] to [N, O], or [N] if O is 1; fused if it is an MLP of the activation table (see
+            `explain`).
+        x: inputs [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and
+            device.
         v: directions [P, N, D], or a `Directions`: of v [P, D] for all of the batch `Directions.given(v)`. A tensor
             of two dimensions is refused, since it may be one direction for each sample: `v[None]`.
-        wrt: the W input columns that are differentiated, by default all D. Directions have W numbers then, in this
-            order.
+        wrt: the W input columns that are differentiated, by default all D, or a Boolean mask of an input's shape.
+            Directions have W numbers then, in this order.
         backend: forces one by name; it never falls back.
 
     Returns:

@@ -52,8 +52,9 @@ def sobolev_loss(
     loss and all its gradients; `backward` only scales them.
 
     Args:
-        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
-        inputs: x [N, D], floating point, of the student's dtype and device. Gets a gradient if it asks for one;
+        student: a module from [N, D] to [N, O], or [N] if O is 1; fused if it is an MLP of the activation table (see
+            `explain`).
+        inputs: x [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and device. Gets a gradient if it asks for one;
             the targets are constants then.
         targets: see `Targets`.
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
@@ -63,7 +64,8 @@ def sobolev_loss(
             with a module as ReLU in it, whose second derivative is 0 almost everywhere; a plain function, or a forward
             that calls relu as one, cannot be looked into, and its second derivatives are silently 0.
         wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
-            by default all. Directions, Jacobian and Hessian have W columns then, in this order.
+            by default all; or a Boolean mask of an input's shape, the only way to name them where inputs are [N, …].
+            Directions, Jacobian and Hessian have W columns then, in this order.
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
             numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
             "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these; |a|² and |t|² must be numbers

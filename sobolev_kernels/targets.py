@@ -23,7 +23,8 @@ class Targets:
 
     Args:
         values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
-        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns.
+        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns. Where inputs
+            are of another shape [N, …], it stands for D in all of this.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
         directions: those of `tangents` and `seconds`, a `Directions` or a tensor [P, N, D]; the call must not name
             others.
