@@ -34,6 +34,8 @@ def evaluate(
     else:
         projections = kind.of(vectors, name)
         given, offset = projections.values, projections.offset
+        of_rows = given is None or given.dim() < 4 or getattr(x, "ndim", 0) > 2
+        need(of_rows, name, f"a tensor [P, N, D] or a sobolev_kernels.{kind.__name__}", given)
         settings = settings_with(**settings, **{kind.NAME: projections})
     rows = are_rows(x, settings)
     if not rows:

@@ -54,8 +54,8 @@ def sobolev_loss(
     Args:
         student: a module from [N, D] to [N, O], or [N] if O is 1; fused if it is an MLP of the activation table (see
             `explain`).
-        inputs: x [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and device. Gets a gradient if it asks for one;
-            the targets are constants then.
+        inputs: x [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and
+            device. Gets a gradient if it asks for one; the targets are constants then.
         targets: see `Targets`.
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
         cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
