@@ -38,7 +38,7 @@ struct Directions {
   Distribution distribution = Distribution::kGiven;
   Strided given;  // [P, N, W], or [P, N, O] for cotangents
   std::uint64_t seed = 0;
-  std::uint32_t offset = 0;
+  std::uint64_t place = 0;                // the seed's offset in the lower half, the first sample's number in the upper
   const std::int64_t* seed_at = nullptr;  // on a device: where both are, instead of the numbers above
   bool shared = false;
   double magnitude = 1;

@@ -108,7 +108,7 @@ def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool,
     targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN, None)
     given = found.given if found.accepted.given else None
     operands = Operands(
-        x, [], given, projections.draw_seed(x.device), *targets, weights=call.request.settings.numbers(problem.W)[:2]
+        x, [], given, projections.draw_seed(x.device, len(x)), *targets, weights=call.request.settings.numbers(problem.W)[:2]
     )
     evaluated = evaluated._replace(looked=int(known.told), own=known.own)
     return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
@@ -169,7 +169,7 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x, known)
-    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)

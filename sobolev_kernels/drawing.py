@@ -32,10 +32,10 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         return out
     if torch._C._functorch.is_batchedtensor(seed):
         raise NotProvided(IN_VMAP)
-    key, offset = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
+    key, place = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)
-    return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.magnitude, *where)
+    return draw(drawing.distribution, key, place, *shape, drawing.shared, drawing.magnitude, *where)
 
 
 def draw_eager(seed: torch.Tensor, N: int, drawing: str) -> torch.Tensor:

@@ -95,10 +95,9 @@ def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands
     if teacher is None and prepared.teacher is not None:
         return None
     drawn = projections is not None and projections.distribution != GIVEN
-    seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
     return Kept(
         call.settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
-        step, teacher, taught[: len(teacher.outputs) if teacher else 0], views, drawn, seed, finished, fresh,
+        step, teacher, taught[: len(teacher.outputs) if teacher else 0], views, drawn, finished, fresh,
         differentiable=torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
     )  # fmt: skip
 

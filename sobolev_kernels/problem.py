@@ -189,7 +189,7 @@ class Operands(NamedTuple):
     x: torch.Tensor  # [N, D]
     parameters: list[torch.Tensor]
     given: torch.Tensor | None = None  # [P, N, W] or [P, W]: directions; of O numbers if they are cotangents
-    seed: torch.Tensor | None = None  # [2] int64 on the CPU: or what they are drawn from
+    seed: torch.Tensor | None = None  # [2] int64 on the CPU, key and place: or what they are drawn from
     values: torch.Tensor | None = None  # [N, O]: targets, or cotangents of y
     derivative: torch.Tensor | None = None  # the same, dense [N, O, W], or projected [P, N, O] ([P, N, W])
     second: torch.Tensor | None = None  # the same, dense [N, O, W, W], or projected [P, N, O], or collapsed [N, O]

@@ -75,9 +75,9 @@ def set_directions(step, projection: str, drawing: Drawing, given: torch.Tensor 
         P, N, n = given.stride() if given.dim() == 3 else (given.stride(0), 0, given.stride(1))
         step.directions(kind, CODES["Distribution"][GIVEN], (given.data_ptr(), P, N, n), 0, 0, False, 1.0)
     elif seed is not None:
-        key, offset, *_ = told(seed)
+        key, place, *_ = told(seed)
         distribution = CODES["Distribution"][drawing.distribution]
-        step.directions(kind, distribution, None, key, offset, drawing.shared, drawing.magnitude)
+        step.directions(kind, distribution, None, key, place, drawing.shared, drawing.magnitude)
 
 
 def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:

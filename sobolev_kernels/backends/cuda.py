@@ -134,11 +134,11 @@ class Launch(NamedTuple):
     def __call__(self, reads: list[int], made: list[torch.Tensor], *seed: int) -> None:
         self.at(reads, [tensor.data_ptr() for tensor in made], *seed)
 
-    def at(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> None:
+    def at(self, reads: list[int], writes: list[int], key: int, place: int, seed_at: int = 0) -> None:
         """Pack, step and finish, on the device's current stream. Scratch comes from torch, so a CUDA graph can capture
         it."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8, device=self.device)
-        start(self, (reads, writes, key, offset, seed_at), scratch)
+        start(self, (reads, writes, key, place, seed_at), scratch)
 
 
 def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> None:
