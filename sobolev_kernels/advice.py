@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .boundary import PLAIN
 from .directions import Projections
 from .errors import SobolevWarning
 from .parts import drawing_modules
@@ -122,7 +123,8 @@ def advise_of_fresh(
 
 def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[float, ...]:
     """A few of inputs and parameters: fused optimizers, and who writes to `.data`, leave the versions as they are."""
-    tensors = (torch.atleast_1d(tensor.detach())[:1] for tensor in (x, *parameters[:2], *parameters[-2:]))
+    whole = [tensor for tensor in (x, *parameters[:2], *parameters[-2:]) if type(tensor) in PLAIN]  # and not sharded
+    tensors = (torch.atleast_1d(tensor.detach())[:1] for tensor in whole)
     return tuple(number for row in tensors for number in row.flatten()[:4].tolist())
 
 

@@ -107,9 +107,8 @@ def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool,
         projections = replace(projections, offset=found.offset)
     targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN, None)
     given = found.given if found.accepted.given else None
-    operands = Operands(
-        x, [], given, projections.draw_seed(x.device, len(x)), *targets, weights=call.request.settings.numbers(problem.W)[:2]
-    )
+    seed, weights = projections.draw_seed(x.device, len(x)), call.request.settings.numbers(problem.W)[:2]
+    operands = Operands(x, [], given, seed, *targets, weights=weights)
     evaluated = evaluated._replace(looked=int(known.told), own=known.own)
     return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
 

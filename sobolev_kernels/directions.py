@@ -159,7 +159,7 @@ class Projections:
         return replace(self, first=first)
 
     def first_sample(self, N: int) -> int:
-        """The number of the first of N samples; of a process among others, which train on as many each, its rank · N."""
+        """The number of the first of N samples: of a process among others, which take as many each, its rank · N."""
         if self.first is not None:
             return self.first
         if distributed.is_available() and distributed.is_initialized():

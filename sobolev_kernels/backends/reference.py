@@ -34,7 +34,7 @@ Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 def supports(problem: Problem) -> str | None:
-    return None
+    return problem.once or None
 
 
 def plan(problem: Problem, N: int) -> Plan:
