@@ -36,10 +36,9 @@ def better(name: str, problem: Problem) -> str | None:
     return gives_way(problem) if gives_way is not None else None
 
 
-def free(problem: Problem) -> str | None:
-    """The backend of a free choice, if there is one."""
-    fit = (name for name in BACKENDS if refusal(name, problem) is None and better(name, problem) is None)
-    return next(fit, None)
+def free(problem: Problem) -> str:
+    """The backend of a free choice."""
+    return next(name for name in BACKENDS if refusal(name, problem) is None and better(name, problem) is None)
 
 
 def choose(problem: Problem, backend: str | None) -> Problem:
@@ -49,9 +48,8 @@ def choose(problem: Problem, backend: str | None) -> Problem:
         NotImplementedError: the forced backend refuses; nothing else is tried then.
     """
     name = requested(backend)
-    if name is None and (name := free(problem)) is None:
-        expected = f"one that pairs of a value and its tangents flow through, since {problem.once}"
-        need(False, "student", expected, f"a refusal: {refusal('streams', problem)}", NotProvided)
+    if name is None:
+        name = free(problem)
     reason = refusal(name, problem)
     missing = getattr(BACKENDS[name], "MISSING", None)
     if missing and reason and missing not in reason:  # it could not have been taken with other tensors either

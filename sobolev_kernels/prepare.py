@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from operator import index
 
 import torch
-from torch import distributed
 from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch
@@ -20,7 +19,6 @@ from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import refuse
 from .math.directions import GIVEN
-from .parts import modules_of
 from .paths import known_of
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
@@ -210,18 +208,7 @@ def problem_of(
         given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
-        once=once_of(student) if student.reason else "",
     )
-
-
-def once_of(student: Unrecognised) -> str:
-    """Why gradients of a function cannot be differentiated again: hooks of FSDP know of one backward."""
-    if torch.compiler.is_compiling() or not (distributed.is_available() and distributed.is_initialized()):
-        return ""
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    sharded = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in modules_of(student.function))
-    return "FSDP, which shards it, frees its parameters after a run of it and a backward" if sharded else ""
 
 
 def kinds_of(request: Request, projections: Projections | None) -> Sequence[str]:
@@ -247,7 +234,7 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     asked = replace(request, result=DERIVATIVES, student=function, inputs=inputs, targets=None)
     problem = problem_of(asked, teacher, prepared.projections, None)
     problem = replace(problem, order=prepared.problem.order)
-    problem = replace(problem, backend=dispatch.free(problem) or "reference" if backend == "streams" else backend)
+    problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
     if dispatch.refusal(problem.backend, problem) is not None:
         problem = replace(problem, backend="reference")
     return replace(prepared, request=asked, student=teacher, problem=problem)

@@ -96,7 +96,6 @@ class Problem:
     backend: str = "cpu"
     unrecognised: str = ""
     unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
-    once: str = ""  # why its gradients cannot be differentiated again
     mixed: bool = False  # whether its samples were seen to see each other
 
     def __hash__(self) -> int:

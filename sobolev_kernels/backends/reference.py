@@ -34,7 +34,7 @@ Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 def supports(problem: Problem) -> str | None:
-    return problem.once or None
+    return None
 
 
 def plan(problem: Problem, N: int) -> Plan:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from torch import distributed
 from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
 
@@ -162,37 +160,6 @@ def told(attribute: str) -> Callable:
     return getattr(torch.Tensor, attribute).__get__
 
 
-def asks(input: Flowing) -> bool:
-    """Whether it asks for a gradient. What does FSDP would hand to an autograd.Function, to learn when a module's
-    gradients are there; of what does not it waits for the end of the backward."""
-    return input.asks() and not (distributed.is_available() and distributed.is_initialized() and asked_by_fsdp())
-
-
-def asked_by_fsdp() -> bool:
-    frame, inputs = sys._getframe(2), "_register_post_backward_hook"
-    for _ in range(6):
-        if frame is None or frame.f_code.co_name == inputs:
-            break
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == inputs
-
-
-def register_hook(input: Flowing, hook: Callable) -> None:
-    """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
-    home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
-    if not home.startswith("torch.distributed.fsdp"):
-        input.run.stop("a hook of a tensor in it")
-    input.run.hooks.append(hook)
-
-
-def attach(hooks: list[Callable], results: Iterable[torch.Tensor | None]) -> None:
-    """Called before gradients come to what the results were computed of."""
-    for result in results:
-        if hooks and result is not None and result.requires_grad:
-            for hook in hooks:
-                result.register_hook(hook)
-
-
 def dtype_of(input: Flowing) -> torch.dtype:
     if input.run.cast:
         input.run.stop("its dtype is asked for in autocast")
@@ -213,7 +180,7 @@ ABOUT: dict[Callable, Callable] = {
     told("dtype"): dtype_of,
     told("device"): lambda input: input.run.device,
     told("ndim"): lambda input: len(input.sizes),
-    told("requires_grad"): asks,
+    told("requires_grad"): lambda input: input.asks(),
     told("_base"): lambda input: None,
     told("layout"): lambda input: torch.strided,
     told("is_cuda"): lambda input: input.run.device.type == "cuda",
@@ -227,7 +194,6 @@ ABOUT: dict[Callable, Callable] = {
     **dict.fromkeys(spelt("__len__"), lambda input: input.sizes[0]),
     **dict.fromkeys(spelt("is_floating_point"), lambda input: True),
     **dict.fromkeys(spelt("is_complex"), lambda input: False),
-    **dict.fromkeys(spelt("register_hook"), register_hook),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, asks, register_hook, spelt, told
+from .flowing import SPACES, Flowing, Run, spelt, told
 
 RULES: dict[Callable, Callable] = {}
 
@@ -123,8 +123,7 @@ for what in (
     "shape dtype device ndim layout is_cuda is_cpu is_nested is_sparse is_quantized is_meta is_mkldnn itemsize"
 ).split():
     RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
-RULES[told("requires_grad")] = asks
-RULES |= dict.fromkeys(spelt("register_hook"), register_hook)
+RULES[told("requires_grad")] = lambda input: input.asks()
 RULES[told("_base")] = lambda input: None
 
 
