@@ -73,6 +73,9 @@ def jvp(
         ValueError: a wrong shape, dtype or device, naming the argument, what was expected and what came.
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
 
+    Warns:
+        SobolevWarning: once a student, where it goes to the reference since an operation of it has no rule.
+
     Example:
         >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 5, 2))
         >>> dy.shape

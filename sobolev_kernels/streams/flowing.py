@@ -62,7 +62,7 @@ class Run:
     def need_graph(self) -> None:
         """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            self.stop("a part of it is run without gradients, or in an autograd.Function")
+            self.stop("a part of it is run without gradients, in an autograd.Function, or with hooks of its backward")
         if self.casting() != self.cast:
             self.stop("a part of it is run in another autocast")
 

@@ -10,10 +10,9 @@ from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
 from ..paths import NUMBERS, Flow, known_of, unseen
+from ..problem import LAZY, UNSEEN
 from .flowing import NotFollowed, casting
 from .whole import is_traced
-
-UNSEEN = Flow("its forward was not looked at")
 
 
 def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Flow:
@@ -22,14 +21,14 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     It is looked at again if its parameters have other shapes, or its outputs are not as many as someone expects.
     """
     if type(x) not in PLAIN or is_traced(x) or str(x.dtype).removeprefix("torch.") not in DTYPES or not x.numel():
-        return UNSEEN
+        return Flow(UNSEEN)
     if casting(x.device.type) is not None:
-        return UNSEEN._replace(unfollowed="it is run in autocast")
+        return Flow("it is run in autocast")
     modules = list(modules_of(function))
     if isinstance(function, torch.jit.ScriptFunction) or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
-        return UNSEEN._replace(unfollowed="a part of it is scripted")
+        return Flow("a part of it is scripted")
     if any(isinstance(m, LazyModuleMixin) for m in modules):
-        return UNSEEN._replace(unfollowed="a part of it has no parameters yet")
+        return Flow(LAZY)
     known = known_of(function, x)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
