@@ -324,6 +324,7 @@ def test_what_is_no_chain_is_not_taken_for_one(name):
             torch.testing.assert_close(g, e, **(ROUNDED_WITHIN if name == "float32 within" else ANOTHER_WAY))
 
 
+@pytest.mark.filterwarnings("ignore:student. something keeps what flows:sobolev_kernels.SobolevWarning")
 def test_what_is_kept_is_a_tensor():
     student = Keeping()
     hidden, runs = student.hidden, student.runs

@@ -37,7 +37,7 @@ FRESH = (
 )
 WITHOUT_RULE = (
     "student: {}, so the reference takes its derivatives, which is slower than tangents that are carried along with "
-    'the values; write that part in operations that have rules (sk.explain counts them), or say backend="reference"'
+    'the values; change that part (sk.explain counts operations that have rules), or say backend="reference"'
 )
 
 

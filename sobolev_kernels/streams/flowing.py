@@ -63,7 +63,7 @@ class Run:
         """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             self.stop("a part of it is run without gradients, in an autograd.Function, or with hooks of its backward")
-        if self.casting() != self.cast:
+        if not self.bodies and self.casting() != self.cast:  # whose layers would be of several precisions
             self.stop("a part of it is run in another autocast")
 
     def is_held(self) -> bool:

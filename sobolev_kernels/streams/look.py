@@ -22,26 +22,26 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     """
     if type(x) not in PLAIN or is_traced(x) or str(x.dtype).removeprefix("torch.") not in DTYPES or not x.numel():
         return Flow(UNSEEN)
-    if casting(x.device.type) is not None:
-        return Flow("it is run in autocast")
     modules = list(modules_of(function))
     if isinstance(function, torch.jit.ScriptFunction) or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         return Flow("a part of it is scripted")
     if any(isinstance(m, LazyModuleMixin) for m in modules):
         return Flow(LAZY)
-    known = known_of(function, x)
+    known, cast = known_of(function, x), casting(x.device.type)
+    flow = known.flows.get(cast)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
-    if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
+    if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
         held, counts, others = held_of(modules, x), {}, {}
         try:
             with unseen():
                 y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
-            known.flow = Flow(None, y.shape[1], counts, others, shapes)
+            flow = Flow(None, y.shape[1], counts, others, shapes)
         except NotFollowed as reason:
-            known.flow = Flow(str(reason), 0, counts, others, shapes)
+            flow = Flow(str(reason), 0, counts, others, shapes)
         finally:
             held.restore()
-    return known.flow
+        known.flows[cast] = flow
+    return flow
 
 
 def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
@@ -56,6 +56,8 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
 
 def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
     """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
-    known = known_of(function, x)
-    known.flow = None if reason == OUTPUTS or known.flow is None else known.flow._replace(unfollowed=reason)
+    known, cast = known_of(function, x), casting(x.device.type)
+    flow = known.flows.pop(cast, None)
+    if reason != OUTPUTS and flow is not None:
+        known.flows[cast] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)

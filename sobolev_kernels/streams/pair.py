@@ -30,6 +30,7 @@ class Pair(Flowing):
 def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] | None = None) -> Pair:
     if not v.is_floating_point() or t.shape[1:] != v.shape:
         run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
+    t = t if t.dtype == v.dtype else t.to(v.dtype)
     pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
     pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
     pair.family = [] if family is None else family
