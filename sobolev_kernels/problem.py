@@ -100,6 +100,7 @@ class Problem:
     unrecognised: str = ""
     unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
+    sharded: bool = False  # whether its parameters are there in its forward and one backward only
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

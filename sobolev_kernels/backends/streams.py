@@ -10,7 +10,7 @@ from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
-from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
+from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
@@ -88,4 +88,7 @@ def propagated(
     del result
     if run.is_held():
         raise NotFollowed("something keeps what flows through it")
-    return (y, tangents) if kept else (without_graph(y), without_graph(tangents))
+    if not kept:
+        return without_graph(y), without_graph(tangents)
+    attach(run.hooks, (y, tangents))
+    return y, tangents

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -112,7 +113,19 @@ class Flowing(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        run_of((*args, *(kwargs or {}).values())).stop(f"{name_of(function)} in it, past torch's functions")
+        what = f"{CHECKPOINT} in it" if asked_by(CHECKPOINT) else f"{name_of(function)} in it, past torch's functions"
+        run_of((*args, *(kwargs or {}).values())).stop(what)
+
+
+CHECKPOINT = "torch.utils.checkpoint"
+
+
+def asked_by(module: str) -> bool:
+    """Whether a function of this module of Python is running."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    return frame is not None
 
 
 def run_of(arguments: tuple) -> Run:
@@ -197,6 +210,22 @@ ABOUT: dict[Callable, Callable] = {
 }
 
 
+def register_hook(input: Flowing, hook: Callable) -> None:
+    """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
+    home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
+    if not home.startswith("torch.distributed.fsdp"):
+        input.run.stop("a hook of a tensor in it")
+    input.run.hooks.append(hook)
+
+
+def attach(hooks: list[Callable], results: Iterable[torch.Tensor | None]) -> None:
+    """Call them before the gradients of results go on to the weights."""
+    for result in results:
+        if hooks and result is not None and result.requires_grad:
+            for hook in hooks:
+                result.register_hook(hook)
+
+
 def is_of_checkpoint(error: Exception) -> bool:
     """Whether torch.utils.checkpoint ends what it runs again, since it has all that it wanted."""
-    return type(error).__module__ == "torch.utils.checkpoint"
+    return type(error).__module__ == CHECKPOINT

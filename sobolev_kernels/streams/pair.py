@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, spelt, told
+from .flowing import SPACES, Flowing, Run, register_hook, spelt, told
 
 RULES: dict[Callable, Callable] = {}
 
@@ -126,6 +126,7 @@ for what in (
     RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
 RULES[told("requires_grad")] = lambda input: input.asks()
 RULES[told("_base")] = lambda input: None
+RULES[torch.Tensor.register_hook] = register_hook
 
 
 # Without a derivative: what a tensor is, a number that jumps, another tensor like it.
