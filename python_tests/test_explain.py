@@ -144,6 +144,13 @@ def test_of_derivatives(kind, name, backend, monkeypatch):
         assert got["streams"] == "refused: fft_rfft in it has no rule" and "linear 2" in got["operations"]
 
 
+def test_inputs_of_any_shape():
+    student, images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(5, 1, 4, 4)
+    for of, directions in (("loss", None), ("jvp", images[None])):
+        got = lines(student, images, directions, of=of)
+        assert got["student"] == "Sequential of 16 features, float32 on cpu" and "conv2d 1" in got["operations"]
+
+
 def test_of_refusals():
     asked = lambda **more: sk.explain(STUDENT, X, of="jvp", **more)  # noqa: E731
     for more, error, said in (

@@ -106,7 +106,8 @@ DRESSES = {
     "classes": lambda: Labelled().double(),
     "compiled within": lambda: Call(lambda x, net: torch.compile(net, backend="eager")(x) * x[:, :2], blocks()),
     "saved elsewhere": lambda: Call(on_cpu, blocks()),
-    "asks for a tensor": lambda: Call(lambda x, n: n(torch.as_tensor(x) if isinstance(x, torch.Tensor) else 0), blocks()),
+    "asks for a tensor": lambda: Call(lambda x, n: n(x) if isinstance(x, torch.Tensor) else None, blocks()),
+    "makes a tensor": lambda: Call(lambda x, net: net(torch.as_tensor(x)), blocks()),
     "asks for a sign": lambda: Call(lambda x, net: net(x) if x.sum() > 0 else -net(x), blocks()),
     "bilinear": lambda: Call(lambda x, a, b: b(a(x), x), nn.Linear(D, 3), nn.Bilinear(3, D, 2)).double(),
     "U, a decoder": lambda: Call(

@@ -15,6 +15,7 @@ from .errors import nearest, need, one_of
 from .prepare import prepare, undo
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
+from .rows import are_rows, behind, derivatives_on_rows
 from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 
@@ -52,9 +53,10 @@ def explain(
     """
     call = prepare(asked(student, x, directions, of, derivative_target, settings))
     undo(call.followed)
+    student, x = call.request.student, call.request.inputs
     problem, N, exact = call.problem, x.shape[0], call.request.settings.derivatives == EXACT
     if problem.unrecognised:
-        what = f"{type(student).__name__} of {problem.D} features"
+        what = f"{type(behind(student)).__name__} of {problem.D} features"
     else:
         what = f"{' -> '.join(map(str, problem.widths))} ({', '.join(map(str, problem.activations))})"
     dtype = str(x.dtype).removeprefix("torch.")
@@ -104,6 +106,8 @@ def asked(
     known = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if known.reduction == "none" else LOSS
+    if not are_rows(x, known):
+        student, x, known, given, _ = derivatives_on_rows(student, x, known, given)
     return Request(result, student, x, known, given, kinds=(derivative_target, derivative_target))
 
 
