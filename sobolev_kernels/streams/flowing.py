@@ -117,15 +117,17 @@ class Flowing(torch.Tensor):
         run_of((*args, *(kwargs or {}).values())).stop(what)
 
 
-CHECKPOINT = "torch.utils.checkpoint"
+CHECKPOINT, FSDP = "torch.utils.checkpoint", "torch.distributed.fsdp"
 
 
-def asked_by(module: str) -> bool:
-    """Whether a function of this module of Python is running."""
+def asked_by(package: str, name: str = "") -> bool:
+    """Whether a function of this package, with such a name, is running."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != module:
+    while frame is not None:
+        if name in frame.f_code.co_name and frame.f_globals.get("__name__", "").startswith(package):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def run_of(arguments: tuple) -> Run:
@@ -210,10 +212,15 @@ ABOUT: dict[Callable, Callable] = {
 }
 
 
+def requires_grad(input: Flowing) -> bool:
+    """FSDP would ask to be told by an autograd.Function when a backward is over; else it looks at its end."""
+    return input.asks() and not (FSDP in sys.modules and asked_by(FSDP, "post_backward"))
+
+
 def register_hook(input: Flowing, hook: Callable) -> None:
     """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
     home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
-    if not home.startswith("torch.distributed.fsdp"):
+    if not home.startswith(FSDP):
         input.run.stop("a hook of a tensor in it")
     input.run.hooks.append(hook)
 

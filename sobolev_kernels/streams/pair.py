@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, register_hook, spelt, told
+from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, spelt, told
 
 RULES: dict[Callable, Callable] = {}
 
@@ -124,7 +124,7 @@ for what in (
     "shape dtype device ndim layout is_cuda is_cpu is_nested is_sparse is_quantized is_meta is_mkldnn itemsize"
 ).split():
     RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
-RULES[told("requires_grad")] = lambda input: input.asks()
+RULES[told("requires_grad")] = requires_grad
 RULES[told("_base")] = lambda input: None
 RULES[torch.Tensor.register_hook] = register_hook
 
