@@ -76,8 +76,12 @@ OPERATIONS = {
     "variance beside a mean": lambda h: (h + 16).var(-1, keepdim=True).sqrt() * h,
     "norms": lambda h: F.layer_norm(h, (8,)) + F.group_norm(h[..., None], 2)[..., 0] + h.logsumexp(-1, True),
     "another autocast": lambda h: h + products(h.float()).to(h.dtype),
-    "back and forth": lambda h: h.half().bfloat16().float().sin().to(h.dtype),
+    "in place": lambda h: (h * 1).add_(WHOLE).mul_(WHOLE),
+    "back and forth": lambda h: h.half().bfloat16().float().tanh().to(h.dtype),
 }
+
+
+WHOLE = torch.linspace(1, 2, 8)
 
 
 def products(h):
@@ -90,6 +94,7 @@ def products(h):
 def test_operations(name, mode):
     """What is a sum or a quotient is rounded once; results are of the inputs' dtype."""
     own, cast = MODES[mode]
+    torch.manual_seed(0)
     student = Call(lambda x, net: OPERATIONS[name](net(x)), nn.Linear(5, 8)).to(own)
     x, v = numbers(N, 5).to(bf16).to(own), numbers(2, N, 5, seed=1).to(bf16).to(own)
     with torch.no_grad():  # beside a mean a variance has hardly a digit left if anything before it is rounded

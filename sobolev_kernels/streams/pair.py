@@ -107,9 +107,9 @@ def written(pair: Pair, after: Pair) -> Pair:
         after.run.stop("it is written into an ordinary tensor")
     if sum(reference() is not None for reference in pair.family) > 1:
         pair.run.stop("a part of it is written to that is seen elsewhere")
-    if after.v.shape != pair.v.shape or after.v.dtype != pair.v.dtype:
-        pair.run.stop("an operation in place that changes a shape or dtype")
-    pair.v, pair.d = after.v, after.d
+    if after.v.shape != pair.v.shape:
+        pair.run.stop("an operation in place that changes a shape")
+    pair.v, pair.d = after.v.to(pair.v.dtype), after.d.to(pair.v.dtype)
     return pair
 
 
