@@ -108,7 +108,7 @@ def found_by(probe: Probe) -> Found:
 
 def coarsest(y: torch.Tensor) -> torch.dtype:
     """The dtype that y was rounded to, perhaps on its way only, as in a region of autocast."""
-    met = {about.dtype for node in nodes_of(y) for about in node._input_metadata} | {y.dtype}
+    met = {about.dtype for node in nodes_of(y) for about in getattr(node, "_input_metadata", ())} | {y.dtype}
     return max(filter(attrgetter("is_floating_point"), met), key=lambda dtype: torch.finfo(dtype).eps)
 
 
