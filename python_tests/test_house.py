@@ -78,7 +78,7 @@ def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY and n not in tensors}
     assert keywords == {field.name: field.default for field in fields(Settings)}
     assert set(inspect.signature(sk.SobolevLoss).parameters) == {*names, "input_scale", "output_weight"}
-    assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "derivative_target"}
+    assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "of", "derivative_target"}
     for function in (sk.SobolevLoss, lambda **k: sk.explain(sk.MLP(2, 1), torch.zeros(3, 2), **k)):
         with pytest.raises(TypeError, match="reductoin"):
             function(reductoin="sum")

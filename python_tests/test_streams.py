@@ -3,6 +3,8 @@
 The oracle knows no rule: tangents are central differences of the module in float64, and autograd differentiates these.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -122,7 +124,7 @@ CASES = {
     "expand": lambda h: (
         h[:, :1].expand(-1, 2, -1).contiguous() * h[:, :1].expand_as(h) + torch.broadcast_to(h[:, :1], h.shape)
     ),
-    "to": lambda h: h.to(f64).double().type_as(C).clone() + h.float().to(h.dtype).clone() * 0,
+    "to": lambda h: h.to(f64).double().type_as(C).clone() + h.float().half().bfloat16().to(h.dtype).clone() * 0,
     "sum": lambda h: (
         h.sum() + h.sum(-1, keepdim=True) + h.mean((1, 2), True) + h.mean(dim=-1)[..., None] + torch.sum(h, (0, 1))
     ),
@@ -286,6 +288,7 @@ UNUSED = {
     # in test_streams_more.py
     *"broadcast_tensors positive linalg_norm linalg_det det linalg_slogdet slogdet logdet linalg_solve".split(),
     *"gru lstm rnn_tanh rnn_relu rnn_relu_cell".split(),
+    "register_hook",  # FSDP's, in test_chain.py
 }  # fmt: skip
 
 
@@ -465,7 +468,7 @@ def test_losses_of_networks(name):
                 torch.testing.assert_close(g, e, **ANOTHER_WAY)
     with torch.no_grad():
         y, tangents = sk.jvp(module, x, v)
-    assert not tangents.requires_grad and known_of(module, x).flow.unfollowed is None
+    assert not tangents.requires_grad and known_of(module, x).flows[None].unfollowed is None
     assert_within_rule("y", y, module(x))
 
 
@@ -569,9 +572,10 @@ def test_what_changes_its_way_goes_by_the_reference():
     x, v = numbers(6, 3), numbers(2, 6, 3, seed=1)
     sk.jvp(student, x[:3], v[:, :3])
     results = []
-    for backend in (None, "reference"):
+    for backend, warned in (None, pytest.warns(sk.SobolevWarning, match="rrelu")), ("reference", nullcontext()):
         torch.manual_seed(0)
-        results.append(sk.jvp(student, x, v, backend=backend)[1])
+        with warned:
+            results.append(sk.jvp(student, x, v, backend=backend)[1])
     assert torch.equal(*results)
     student = call_of(student.function, Gated(2))
     sk.jvp(student, x[:3], v[:, :3], backend="streams")
@@ -610,6 +614,7 @@ def test_the_first_run_leaves_no_trace():
         assert student.calls == calls
 
 
+@pytest.mark.filterwarnings("ignore:student. torch.utils.checkpoint in it:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("wrap", ["checkpoint", "functional_call", "torch.compile", "forward hook", "MLP"])
 def test_wrapped(wrap):
     net = Blocks(2).double()

@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from .boundary import PLAIN
 from .directions import Projections
-from .errors import SobolevWarning
+from .errors import SobolevWarning, clipped
 from .parts import drawing_modules
+from .planner import few_outputs
+from .problem import LAZY, UNSEEN, Problem
 from .request import Request
 from .rows import behind
 from .settings import Settings
@@ -34,6 +37,10 @@ TEACHER = (
 FRESH = (
     "directions: {}, each time along others, so that its loss and gradients are not those of one function; a line "
     'search, as that of L-BFGS, goes astray by it. Give seed= to the directions, or derivatives="exact"'
+)
+WITHOUT_RULE = (
+    "student: {}, so the reference takes its derivatives, which is slower than tangents that are carried along with "
+    'the values; change that part (sk.explain counts operations that have rules), or say backend="reference"'
 )
 
 
@@ -80,6 +87,13 @@ def advise_of_teacher(student: object, function: object, teacher: Student | Unre
         drawing = next(map(type, drawing_modules(function)), None)
         if drawing is not None:
             warn(student, TEACHER, drawing.__name__)
+
+
+def advise_of_reference(student: object, problem: Problem) -> None:
+    """Of a module that takes the reference where tangents would cost less, had all of its operations a rule."""
+    unknown = problem.unfollowed in (None, UNSEEN, LAZY) or torch.compiler.is_compiling()
+    if not unknown and isinstance(behind(student), nn.Module) and few_outputs(problem) is None:
+        warn(student, WITHOUT_RULE, clipped(problem.unfollowed, 300))
 
 
 def looked_at_again(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops
-from .advice import looked_at_again
+from .advice import advise_of_reference, looked_at_again
 from .backends import reference, running, streams
 from .backends.exact import tracked
 from .checks import tensors_of
@@ -25,7 +25,7 @@ from .finite import faults_of_finite, one_if_finite
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
-from .problem import Operands, Problem
+from .problem import UNSEEN, Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
@@ -147,9 +147,10 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
     except NotFollowed as error:
         held.restore()
         flows_no_more(function, call.request.inputs, str(error))
-        if requested(call.request.settings.backend) is not None:
+        if requested(call.request.settings.backend) is not None or call.problem.sharded:
             raise NotProvided(f"backend: streams does not support this student: {error}") from None
-    return run_on(replace(call, problem=replace(call.problem, backend="reference")), inputs)
+        why = UNSEEN if str(error) == streams.OUTPUTS else str(error)  # which is looked at again
+    return run_on(replace(call, problem=replace(call.problem, backend="reference", unfollowed=why)), inputs)
 
 
 def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
@@ -168,6 +169,7 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x, known)
+        advise_of_reference(request.student, call.problem)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:

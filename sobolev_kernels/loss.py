@@ -105,8 +105,9 @@ def sobolev_loss(
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
 
     Warns:
-        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, and of the same inputs and
-            parameters evaluated again along fresh directions, as by L-BFGS.
+        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, of the same inputs and
+            parameters evaluated again along fresh directions, as by L-BFGS, and of a student that goes to the reference
+            since an operation of it has no rule (see `explain`).
 
     Example:
         >>> from sobolev_kernels import MLP, Directions, Targets

@@ -67,7 +67,7 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
-    flow: Flow | None = None  # how pairs flow through it
+    flows: dict[torch.dtype | None, Flow] = field(default_factory=dict)  # of pairs, by autocast's dtype
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
@@ -205,7 +205,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flow, known.graphs, known.number = None, Graphs(), next(NUMBERS)
+        known.flows, known.graphs, known.number = {}, Graphs(), next(NUMBERS)
     return known
 
 

@@ -75,7 +75,7 @@ def few_outputs(problem: Problem) -> str | None:
     """Of a function of `outputs`: why pairs of value and tangents cost more than the gradient of each output, which
     are no derivatives along directions where samples are mixed."""
     O, P, costs = problem.outputs, problem.P, sides_of_function(problem)
-    if costs is None or problem.mixed or costs[GRADIENTS] > costs[TANGENTS]:
+    if costs is None or problem.mixed or problem.sharded or costs[GRADIENTS] > costs[TANGENTS]:
         return None
     return f"{O} gradient{'s cost' if O > 1 else ' costs'} less than {P} tangent{'s' if P > 1 else ''}"
 

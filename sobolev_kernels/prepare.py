@@ -17,7 +17,7 @@ from .checks import faults_again, faults_of, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
-from .errors import refuse
+from .errors import NotProvided, refuse
 from .math.directions import GIVEN
 from .paths import known_of
 from .problem import DERIVATIVES, LOSS, Problem
@@ -26,7 +26,7 @@ from .settings import Settings
 from .steps import Layout
 from .streams.look import flow_of
 from .streams.whole import Followed, followed
-from .student import Student, Unrecognised, recognise
+from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -208,6 +208,7 @@ def problem_of(
         given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
+        sharded=bool(student.reason) and is_sharded(request.student),
     )
 
 
@@ -237,4 +238,6 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
     if dispatch.refusal(problem.backend, problem) is not None:
         problem = replace(problem, backend="reference")
+        if (reason := dispatch.refusal("reference", problem)) is not None:
+            raise NotProvided(f"teacher: {reason}")
     return replace(prepared, request=asked, student=teacher, problem=problem)

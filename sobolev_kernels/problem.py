@@ -30,6 +30,9 @@ DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second de
 DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
 DIFFERENTIABLE = (DERIVATIVES, DERIVATIVES_GRADIENTS)  # of which all outputs can be differentiated
 
+# Why nobody knows how pairs of value and tangents flow through a student, or not yet.
+UNSEEN, LAZY = "its forward was not looked at", "a part of it has no parameters yet"
+
 RESIDUALS_OF = {
     DERIVATIVES: NO_RESIDUALS, LOSS: RESIDUALS_OF_LOSS, PER_SAMPLE: RESIDUALS_OF_LOSS,
     PER_SAMPLE_GRADIENTS: RESIDUALS_OF_LOSS, DERIVATIVES_GRADIENTS: RESIDUALS_GIVEN,
@@ -95,8 +98,9 @@ class Problem:
     precision: str = "ieee"
     backend: str = "cpu"
     unrecognised: str = ""
-    unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
+    unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
+    sharded: bool = False  # whether its parameters are there in its forward and one backward only
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses import FakeTensor
 from torch.jit import ScriptModule
 from torch.nn.modules import module as everywhere
@@ -128,6 +128,14 @@ def takes_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm, perhaps a scripted one, that uses the mean and deviation of its batch."""
     scripted = isinstance(module, ScriptModule) and kind_of(module) in BATCH_NORMS
     return (scripted or isinstance(module, _BatchNorm)) and (module.training or module.running_mean is None)
+
+
+def is_sharded(function: object) -> bool:
+    """Whether FSDP, of either kind, keeps a part of it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    kinds = {base.__name__ for module in submodules(function) for base in type(module).__mro__}
+    return not kinds.isdisjoint(("FSDPModule", "FullyShardedDataParallel"))
 
 
 def has_hooks(module: nn.Module) -> bool:

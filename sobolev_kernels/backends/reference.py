@@ -20,7 +20,7 @@ from ..math.activations import activation_jet
 from ..math.losses import coupled, is_coupled, residual
 from ..math.table import Formula
 from ..planner import side_of_function
-from ..problem import DERIVATIVES, LOSS, Operands, Plan, Problem
+from ..problem import DERIVATIVES, LOSS, UNSEEN, Operands, Plan, Problem
 from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
 from .exact import ExactNorms, graphs, tracked
@@ -33,8 +33,16 @@ MSE = Formula("mse")
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
+SHARDED = (
+    "FSDP frees a student's parameters after a backward, and this takes several; first derivatives along directions, "
+    "which go through streams, take one"
+)
+
+
 def supports(problem: Problem) -> str | None:
-    return None
+    if not problem.sharded:
+        return None
+    return SHARDED if problem.unfollowed in (None, UNSEEN) else f"{SHARDED}, but {problem.unfollowed}"
 
 
 def plan(problem: Problem, N: int) -> Plan:

@@ -10,15 +10,15 @@ from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
-from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
+from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
-from ..student import widened
+from ..student import COMPUTE_DTYPE, widened
 from .exact import graphs, tracked
-from .reference import loss_of, vectors_of, without_graph
+from .reference import loss_of, uncast, vectors_of, without_graph
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 OUTPUTS = "it gives another number of outputs than before"
 
 
@@ -30,7 +30,7 @@ def supports(problem: Problem) -> str | None:
     if not problem.P:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
-        return f"pairs are computed in {' and '.join(DTYPES)}"
+        return f"pairs are computed in {', '.join(DTYPES)}"
     return problem.unfollowed
 
 
@@ -55,9 +55,11 @@ def run(
     y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
+    y, tangents = widened(y), widened(tangents)
     if problem.result == DERIVATIVES:
         return y, tangents
-    return loss_of(problem, operands, widened(vectors), (y, tangents, None))
+    with uncast(x):
+        return loss_of(problem, operands, widened(vectors), (y, tangents, None))
 
 
 def propagated(
@@ -82,9 +84,13 @@ def propagated(
     y, tangents = result.v, result.d
     if y.dim() == 1:
         y, tangents = y[:, None], tangents[..., None]
-    if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or y.dtype != x.dtype:
+    alike = {COMPUTE_DTYPE.get(t.dtype, t.dtype) for t in (x, y)}
+    if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or len(alike) > 1:
         raise NotFollowed(f"what it gives is {y.dtype} {list(y.shape)}")
     del result
     if run.is_held():
         raise NotFollowed("something keeps what flows through it")
-    return (y, tangents) if kept else (without_graph(y), without_graph(tangents))
+    if not kept:
+        return without_graph(y), without_graph(tangents)
+    attach(run.hooks, (y, tangents))
+    return y, tangents

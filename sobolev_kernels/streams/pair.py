@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, spelt, told
+from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, spelt, told
 
 RULES: dict[Callable, Callable] = {}
 
@@ -30,6 +30,7 @@ class Pair(Flowing):
 def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] | None = None) -> Pair:
     if not v.is_floating_point() or t.shape[1:] != v.shape:
         run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
+    t = t if t.dtype == v.dtype else t.to(v.dtype)
     pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
     pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
     pair.family = [] if family is None else family
@@ -106,9 +107,9 @@ def written(pair: Pair, after: Pair) -> Pair:
         after.run.stop("it is written into an ordinary tensor")
     if sum(reference() is not None for reference in pair.family) > 1:
         pair.run.stop("a part of it is written to that is seen elsewhere")
-    if after.v.shape != pair.v.shape or after.v.dtype != pair.v.dtype:
-        pair.run.stop("an operation in place that changes a shape or dtype")
-    pair.v, pair.d = after.v, after.d
+    if after.v.shape != pair.v.shape:
+        pair.run.stop("an operation in place that changes a shape")
+    pair.v, pair.d = after.v.to(pair.v.dtype), after.d.to(pair.v.dtype)
     return pair
 
 
@@ -123,8 +124,9 @@ for what in (
     "shape dtype device ndim layout is_cuda is_cpu is_nested is_sparse is_quantized is_meta is_mkldnn itemsize"
 ).split():
     RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
-RULES[told("requires_grad")] = lambda input: input.asks()
+RULES[told("requires_grad")] = requires_grad
 RULES[told("_base")] = lambda input: None
+RULES[torch.Tensor.register_hook] = register_hook
 
 
 # Without a derivative: what a tensor is, a number that jumps, another tensor like it.

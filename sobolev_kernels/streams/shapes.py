@@ -95,8 +95,9 @@ def to(input, *arguments, **named):
     return viewed(input, v, input.d.to(v.dtype).to(v.device)) if v.is_floating_point() else v
 
 
-rule("float")(lambda input: to(input, torch.float32))
-rule("double")(lambda input: to(input, torch.float64))
+for name, dtype in (("float", torch.float32), ("double", torch.float64), ("half", torch.float16)):
+    rule(name)(lambda input, dtype=dtype: to(input, dtype))
+rule("bfloat16")(lambda input: to(input, torch.bfloat16))
 
 
 @rule("positive", "__pos__")
