@@ -484,6 +484,7 @@ def test_sharded_students_are_refused_by_the_reference(name, one_process):
     assert_within_rule("tangents", tangents, sk.jvp(net(nn.LayerNorm(H)), X, many)[1])
     for refused in (
         lambda: sk.jvp(student, X, V, backend="reference"),
+        lambda: sk.vjp(lambda x: student(x).sin(), X, sk.Cotangents.basis()),
         lambda: sk.vjp(student, X, sk.Cotangents.basis()),
         lambda: sk.sobolev_loss(net(), X, sk.Targets(teacher=student)),
     ):

@@ -17,6 +17,7 @@ from .errors import Fault, NotProvided
 from .math.activations import is_curved
 from .math.table import Formula
 from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
+from .parts import modules_of
 
 # Half precision is computed in float32.
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -134,7 +135,7 @@ def is_sharded(function: object) -> bool:
     """Whether FSDP, of either kind, keeps a part of it."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    kinds = {base.__name__ for module in submodules(function) for base in type(module).__mro__}
+    kinds = {base.__name__ for module in modules_of(function) for base in type(module).__mro__}
     return not kinds.isdisjoint(("FSDPModule", "FullyShardedDataParallel"))
 
 
