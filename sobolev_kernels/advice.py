@@ -18,6 +18,7 @@ from torch import nn
 
 from .directions import Projections
 from .errors import SobolevWarning
+from .heads import inner_of
 from .request import Request
 from .settings import Settings
 from .student import Student, Unrecognised
@@ -127,6 +128,7 @@ def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[f
 
 def seen_of(student: object) -> Seen:
     """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
+    student = inner_of(student)
     key = id(student)
     seen = SEEN.get(key)
     if seen is None or seen.student() is not student:

@@ -14,7 +14,7 @@ from . import keeping, kept, ops
 from .advice import looked_at_again
 from .backends import reference, running, streams
 from .backends.exact import tracked
-from .checks import tensors_of
+from .checks import faults_of_labels, tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .dispatch import requested
@@ -254,6 +254,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
     request, problem = call.request, call.problem
     targets = request.targets
+    if targets is not None:
+        refuse(faults_of_labels(request.settings, targets, request.residual_weights, O))
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
     each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
@@ -275,7 +277,9 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
     values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
-    if values is not None and values.dim() == 1:
+    if targets.has_classes:
+        values = probabilities_of(values, call)
+    elif values is not None and values.dim() == 1:
         values = values[:, None]
     values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:
@@ -288,6 +292,14 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
         derivative, second = of_dense(call, targets, derivative, second)
     first = None if call.projections is None else derivative
     return values, first, second if call.problem.order == 2 else None
+
+
+def probabilities_of(classes: torch.Tensor, call: Prepared) -> torch.Tensor:
+    """Those [N, O] of classes [N]; NaN of what is no class, which only numbers tell."""
+    dtype, O = getattr(torch, call.problem.dtype), call.problem.O
+    there = torch.arange(O, device=classes.device) == classes[:, None]
+    some = ((classes >= 0) & (classes < O))[:, None]
+    return torch.where(some, there.to(COMPUTE_DTYPE.get(dtype, dtype)), torch.nan)
 
 
 def of_dense(

@@ -12,6 +12,9 @@ from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
+from .math.heads import gives_logarithms
+from .math.losses import is_likelihood
+from .math.table import Formula
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
@@ -20,6 +23,7 @@ from .weights import Weights
 
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROUNDED = 1e-3  # what a probability may be more than 1 by, and its logarithm more than 0
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
@@ -48,10 +52,11 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
     if projections is not None:
         yield from projections.faults(inputs, O if isinstance(projections, Cotangents) else W, given)
     if targets is not None:
-        yield from faults_of_targets(targets, inputs, O, W, projections)
+        yield from faults_of_targets(targets, inputs, O, W, projections, settings.value_loss)
         yield from faults_of_weight("sample_weight", request.sample_weight, inputs.shape[0], inputs)
         yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
         yield from faults_of_derivative_weight(request, "O" if O is None else O, W, projections)
+        yield from faults_of_labels(settings, targets, request.residual_weights, O)
         yield from faults_of_units(request, targets, projections)
         if teacher is not None and given is not None and given.requires_grad and torch.is_grad_enabled():
             yield Fault(projections.NAME, CONSTANT_BESIDE_TEACHER, given)
@@ -66,6 +71,8 @@ def faults_again(
     """Of a request like one that was accepted: numbers, and a teacher who was not known by what he is made of."""
     yield from request.columns.faults(request.inputs)
     yield from faults_of_ranges(request.residual_weights)
+    if request.targets is not None:
+        yield from faults_of_labels(request.settings, request.targets, request.residual_weights, student.O)
     if teacher is not None:
         yield from faults_of_teacher(request.targets.teacher, teacher, student, request.inputs, request.settings.order)
     yield from faults_of_numbers(request, given)
@@ -172,7 +179,7 @@ def outputs_of(request: Request, student: Layers) -> int | None:
     if student.O is not None or request.targets is None:
         return student.O
     values, jacobian = request.targets.values, request.targets.jacobian
-    if values is not None and 0 < values.dim() <= 2:
+    if values is not None and 0 < values.dim() <= 2 and not request.targets.has_classes:
         return values.shape[1] if values.dim() == 2 else 1
     if jacobian is not None and 1 < jacobian.dim() <= 3:
         return jacobian.shape[1] if jacobian.dim() == 3 else 1
@@ -195,7 +202,7 @@ def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
 
 
 def faults_of_targets(
-    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None
+    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None, value_loss: Formula
 ) -> Iterator[Fault]:
     N, some, one = inputs.shape[0], "O" if O is None else O, O in (None, 1)
     P = None if projections is None else projections.count(some if isinstance(projections, Cotangents) else W)
@@ -210,8 +217,41 @@ def faults_of_targets(
     for name, tensor in targets.tensors().items():
         if tensor.requires_grad:
             yield Fault(name, CONSTANT, tensor)
-        if projections is not None or name in ("values", "jacobian", "hessian"):
+        if name == "values" and targets.has_classes:
+            yield from faults_of_classes(tensor, value_loss, inputs)
+        elif projections is not None or name in ("values", "jacobian", "hessian"):
             yield from faults_of_shape(name, tensor, shapes[name], inputs)
+
+
+def faults_of_classes(values: torch.Tensor, value_loss: Formula, inputs: torch.Tensor) -> Iterator[Fault]:
+    """Of values that are whole numbers [N], which only cross_entropy takes, as classes."""
+    N = inputs.shape[0]
+    if value_loss.name != "cross_entropy":
+        hint = f'{converted(values, inputs, "values")}; classes are for value_loss="cross_entropy"'
+        yield Fault("values", f"{inputs.dtype} on {inputs.device}, as the inputs are", values, hint=hint)
+    if values.dtype != torch.int64 or values.shape != (N,) or values.device != inputs.device:
+        hint = "values.long() are classes" if values.shape == (N,) and values.dtype != torch.int64 else ""
+        yield Fault("values", f"classes, torch.int64 [{N}] on {inputs.device}, or probabilities", values, hint=hint)
+
+
+def faults_of_labels(settings: Settings, targets: Targets, weights: Weights, O: int | None) -> Iterator[Fault]:
+    """Of what a likelihood is told, and counts: no classes, probabilities or logarithms of these."""
+    values, loss = targets.values, settings.value_loss
+    if values is None or not (is_likelihood(loss) and values.numel() and settings.numbers(1)[0]):
+        return
+    if targets.has_classes:
+        counting, least, most, expected = weights.sample, 0, O, f"classes from 0 to {O and O - 1}"
+        counting = None if counting is None else counting != 0
+        hint = "a sample without a class has sample_weight 0"
+    elif loss.name == "kl" and gives_logarithms(settings.head):
+        counting, least, most, hint = weights.counting("values", values), -math.inf, ROUNDED, "values.log() are some"
+        expected = f"logarithms of probabilities, as head={str(settings.head)!r} gives"
+    else:
+        counting, least, most, hint = weights.counting("values", values), 0.0, 1 + ROUNDED, ""
+        expected = f"probabilities with value_loss={loss.name!r}"
+    known = None if O is None else range_of(values if counting is None else torch.where(counting, values, 0))
+    if known is not None and not (least <= known[0] and known[1] < most):
+        yield Fault("values", expected, f"numbers from {known[0]:.3g} to {known[1]:.3g}", hint=hint)
 
 
 def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.Tensor) -> Iterator[Fault]:
@@ -290,6 +330,8 @@ def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.
     named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
     named = {name: tensor for name, tensor in named.items() if tensor is not None}
     for name in targets:
+        if not named[name].is_floating_point():
+            continue
         counting = request.residual_weights.counting(name, named[name])
         if counting is not None:
             named[name] = torch.where(counting, named[name], 0.0)

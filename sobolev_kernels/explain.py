@@ -11,6 +11,8 @@ from .backends import on_device_of
 from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
+from .heads import with_head
+from .math.heads import APART
 from .prepare import prepare, undo
 from .problem import LOSS, PER_SAMPLE
 from .request import Request
@@ -44,8 +46,9 @@ def explain(
     need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target, hint=hint)
     asked = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
     given = given_of(directions, settings.get("cotangents"))
+    function = with_head(student, None, settings["head"] if asked.head == APART else None)[0]
     result = PER_SAMPLE if asked.reduction == "none" else LOSS
-    call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
+    call = prepare(Request(result, function, x, asked, given, kinds=(derivative_target, derivative_target)))
     undo(call.followed)
     problem, N = call.problem, x.shape[0]
     if problem.unrecognised:
@@ -55,6 +58,7 @@ def explain(
     dtype = str(x.dtype).removeprefix("torch.")
     computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
     lines = [f"student     {what}, {dtype}{computed} on {problem.device}"]
+    lines += [f"head        {asked.head}"] if asked.head is not None else []
     some = f"{problem.P or 'O'} x {problem.distribution}{', shared' if problem.shared else ''}"
     some = "none" if call.projections is None else some
     some += f", order {problem.order}" if problem.order > 1 else ""
@@ -68,7 +72,7 @@ def explain(
             if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
-        flow = flow_of(student, x) if problem.backend == "streams" else None
+        flow = flow_of(function, x) if problem.backend == "streams" else None
         if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
             said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
             mixed = "; samples see each other, so not by gradients" if problem.mixed else ""

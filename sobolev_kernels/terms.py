@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from . import call
 from .errors import need
+from .heads import with_head
 from .problem import LOSS, PER_SAMPLE
 from .settings import Settings
 from .targets import Targets
@@ -30,11 +32,16 @@ class SobolevTerms(NamedTuple):
 
 def loss_of(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
-    weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None,
+    weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None, head: Callable | None = None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-    """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
+    """The loss of these settings, of the inputs' dtype, with its terms if the settings return them.
+
+    A `head` that is given is one that is a callable, of which the settings know no more.
+    """
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if head is not None:
+        student, targets = with_head(student, targets, head)
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
     (loss, *terms), known = call.evaluate(
         result, student, inputs, settings, given, targets, weights, input_scale, offset=offset

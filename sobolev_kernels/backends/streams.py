@@ -8,6 +8,7 @@ import torch
 
 from ..columns import Columns
 from ..enums import DIRECTIONS
+from ..math.heads import value
 from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
@@ -16,7 +17,7 @@ from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
 from ..student import widened
 from .exact import graphs, tracked
-from .reference import loss_of, vectors_of, without_graph
+from .reference import behind_head, loss_of, vectors_of, without_graph
 
 DTYPES = ("float32", "float64")
 OUTPUTS = "it gives another number of outputs than before"
@@ -55,9 +56,10 @@ def run(
     y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
+    jet = behind_head(problem, (y, tangents, None))
     if problem.result == DERIVATIVES:
-        return y, tangents
-    return loss_of(problem, operands, widened(vectors), (y, tangents, None))
+        return y if problem.head is None else value(problem.head, y), jet[1]
+    return loss_of(problem, operands, widened(vectors), jet)
 
 
 def propagated(
