@@ -44,7 +44,7 @@ class Tile : private Heads<T> {
     }
     if (step_.headed()) Base::fill(workspace_.head_q, size(step_.O), T(0));
     load_rows(step_.x, 0, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
-    step_.in_lockstep() ? forward() : values_forward();
+    step_.in_lockstep() ? forward() : forward_values();
     this->store_panels(values(), step_.y, 0, step_.O);
     if (two_sweeps_) {
       measuring_ = true;
@@ -89,7 +89,7 @@ class Tile : private Heads<T> {
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
   }
 
-  void values_forward() {
+  void forward_values() {
     this->value_forward();
     if (step_.headed()) this->head_values();
   }
