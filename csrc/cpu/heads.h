@@ -1,4 +1,4 @@
-// Heads of a tile's outputs (docs/math.md, section 13): values, tangents, cotangents, and what these owe the outputs.
+// Heads of a tile's outputs (docs/math.md, section 14): values, tangents, cotangents, and what these owe the outputs.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 // What a head is a function of, a = z / temperature; of one that is normalised less its log-sum-exp, and s = e^a

@@ -121,7 +121,7 @@ def derivatives_along(
 
 
 def behind_head(problem: Problem, jet: Jets) -> Jets:
-    """Outputs as they are, and the derivatives of their head: docs/math.md, section 13."""
+    """Outputs as they are, and the derivatives of their head: docs/math.md, section 14."""
     return jet if problem.head is None else (jet[0], *heads.derivatives(problem.head, *jet))
 
 

@@ -3,7 +3,7 @@
 A head is a function of a = z / temperature, each output's own or, of those that are normalised over a sample's outputs,
 of a less its log-sum-exp. It returns its value, Dh[t] of a tangent t, Dhᵀu of a cotangent u, and what the first owes
 the values, the derivative of u·Dh[t] in a; all in units of a. Written like the activations (see there), and printed as
-C++ by the same generator; docs/math.md, section 13.
+C++ by the same generator; docs/math.md, section 14.
 """
 
 from __future__ import annotations
