@@ -87,9 +87,10 @@ def centred(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def centred_of(v: torch.Tensor) -> torch.Tensor:
-    """The same, from normals."""
+    """The same, from normals; centred twice because of rounding, which is large beside numbers that are nearly equal."""
     v = v - v.mean(-1, keepdim=True)
-    return v / v.square().sum(-1, keepdim=True).sqrt()
+    v = v / v.square().sum(-1, keepdim=True).sqrt()
+    return v - v.mean(-1, keepdim=True)
 
 
 def rademacher(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
