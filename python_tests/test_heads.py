@@ -465,3 +465,19 @@ def test_explained(capsys):
     text = sk.explain(student(), random(12, D).double(), head=("log_softmax", 2.0), value_loss="kl")
     assert "head        log_softmax(2)" in text
     assert "head        a callable" in sk.explain(student(), random(12, D).double(), head=lambda y: y * y)
+
+
+@pytest.mark.parametrize("kind, n", [(sk.Directions, D), (sk.Cotangents, O)])
+def test_vectors_that_ask_for_their_gradient(kind, n):
+    net, x, v = student(), random(11, D).double(), random(P, 11, n).double().requires_grad_()
+    along = {"tangents": random(P, 11, O)} if kind is sk.Directions else {"vjps": random(P, 11, D)}
+    targets = sk.Targets(values=random(11, O).double(), **{kind.NAME: kind.given(v)}, **as_doubles(along))
+    for head in HEADS:
+        both = (
+            sk.sobolev_loss(net, x, targets, head=(head, T), backend=backend, reduction="none") for backend in BACKENDS
+        )
+        same(*(torch.autograd.grad(loss.sum(), [v, *net.parameters()]) for loss in both))
+
+
+def as_doubles(named):
+    return {name: tensor.double() for name, tensor in named.items()}
