@@ -14,7 +14,7 @@ from . import keeping, kept, ops
 from .advice import looked_at_again
 from .backends import reference, running, streams
 from .backends.exact import tracked
-from .checks import faults_of_labels, tensors_of
+from .checks import tensors_of
 from .columns import Columns
 from .directions import Cotangents
 from .dispatch import requested
@@ -22,6 +22,7 @@ from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
 from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
+from .labels import faults_of_labels, probabilities_of
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
@@ -279,7 +280,7 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
     if targets.has_classes:
-        values = probabilities_of(values, call)
+        values = probabilities_of(values, call.problem)
     elif values is not None and values.dim() == 1:
         values = values[:, None]
     values, derivative, second = widened(values), widened(derivative), widened(second)
@@ -293,14 +294,6 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
         derivative, second = of_dense(call, targets, derivative, second)
     first = None if call.projections is None else derivative
     return values, first, second if call.problem.order == 2 else None
-
-
-def probabilities_of(classes: torch.Tensor, call: Prepared) -> torch.Tensor:
-    """Those [N, O] of classes [N]; NaN of what is no class, which only numbers tell."""
-    dtype, O = getattr(torch, call.problem.dtype), call.problem.O
-    there = torch.arange(O, device=classes.device) == classes[:, None]
-    some = ((classes >= 0) & (classes < O))[:, None]
-    return torch.where(some, there.to(COMPUTE_DTYPE.get(dtype, dtype)), torch.nan)
 
 
 def of_dense(

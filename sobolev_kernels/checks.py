@@ -12,8 +12,8 @@ from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
-from .math.heads import gives_logarithms
-from .math.losses import is_likelihood
+from .heads import inner_of
+from .labels import faults_of_classes, faults_of_labels
 from .math.table import Formula
 from .request import Request
 from .rows import behind
@@ -24,7 +24,6 @@ from .weights import Weights
 
 Layers = Student | Unrecognised
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-ROUNDED = 1e-3  # what a probability may be more than 1 by, and its logarithm more than 0
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
@@ -217,37 +216,6 @@ def faults_of_targets(
             yield from faults_of_shape(name, tensor, shapes[name], inputs)
 
 
-def faults_of_classes(values: torch.Tensor, value_loss: Formula, inputs: torch.Tensor) -> Iterator[Fault]:
-    """Of values that are whole numbers [N], which only cross_entropy takes, as classes."""
-    N = inputs.shape[0]
-    if value_loss.name != "cross_entropy":
-        hint = f'{converted(values, inputs, "values")}; classes are for value_loss="cross_entropy"'
-        yield Fault("values", f"{inputs.dtype} on {inputs.device}, as the inputs are", values, hint=hint)
-    if values.dtype != torch.int64 or values.shape != (N,) or values.device != inputs.device:
-        hint = "values.long() are classes" if values.shape == (N,) and values.dtype != torch.int64 else ""
-        yield Fault("values", f"classes, torch.int64 [{N}] on {inputs.device}, or probabilities", values, hint=hint)
-
-
-def faults_of_labels(settings: Settings, targets: Targets, weights: Weights, O: int | None) -> Iterator[Fault]:
-    """Of what a likelihood is told, and counts: no classes, probabilities or logarithms of these."""
-    values, loss = targets.values, settings.value_loss
-    if values is None or not (is_likelihood(loss) and values.numel() and settings.numbers(1)[0]):
-        return
-    if targets.has_classes:
-        counting, least, most, expected = weights.sample, 0, O, f"classes from 0 to {O and O - 1}"
-        counting = None if counting is None else counting != 0
-        hint = "a sample without a class has sample_weight 0"
-    elif loss.name == "kl" and gives_logarithms(settings.head):
-        counting, least, most, hint = weights.counting("values", values), -math.inf, ROUNDED, "values.log() are some"
-        expected = f"logarithms of probabilities, as head={str(settings.head)!r} gives"
-    else:
-        counting, least, most, hint = weights.counting("values", values), 0.0, 1 + ROUNDED, ""
-        expected = f"probabilities with value_loss={loss.name!r}"
-    known = None if O is None else range_of(values if counting is None else torch.where(counting, values, 0))
-    if known is not None and not (least <= known[0] and known[1] < most):
-        yield Fault("values", expected, f"numbers from {known[0]:.3g} to {known[1]:.3g}", hint=hint)
-
-
 def faults_of_weight(name: str, weight: object, count: int | str, inputs: torch.Tensor) -> Iterator[Fault]:
     """Of a weight for each sample or output."""
     if weight is None:
@@ -323,7 +291,8 @@ def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.
     """All tensors of a request, by name, and 0 for what does not count."""
     targets, named = {} if request.targets is None else request.targets.tensors(), request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {f"student.{name}": p for name, p in getattr(behind(request.student), "named_parameters", list)()}
+    student = inner_of(behind(request.student))
+    named |= {f"student.{name}": p for name, p in getattr(student, "named_parameters", list)()}
     named = {name: tensor for name, tensor in named.items() if tensor is not None}
     for name in targets:
         if not named[name].is_floating_point():

@@ -24,9 +24,10 @@ from . import ops
 from .advice import looked_at_again
 from .backends import core
 from .boundary import PLAIN
-from .checks import faults_of_labels, faults_of_ranges
+from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
+from .labels import faults_of_labels
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .parts import roots_of
 from .paths import Known, known_of

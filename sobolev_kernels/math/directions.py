@@ -87,7 +87,7 @@ def centred(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def centred_of(v: torch.Tensor) -> torch.Tensor:
-    """The same, from normals; centred twice because of rounding, which is large beside numbers that are nearly equal."""
+    """The same, from normals; centred twice because of rounding, large beside what almost equal numbers differ by."""
     v = v - v.mean(-1, keepdim=True)
     v = v / v.square().sum(-1, keepdim=True).sqrt()
     return v - v.mean(-1, keepdim=True)
