@@ -88,6 +88,10 @@ struct StepBuilder {
     need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
          "sizes must not be negative, nor W more than D");
     need(step.order == 1 || step.order == 2, "order must be 1 or 2");
+    need(!step.headed() || step.order == 1, "a head has first derivatives only");
+    constexpr int kResiduals = sk::kCountOfLoss + sk::kCountOfCoupled;
+    need(step.headed() || step.loss[0].row < kResiduals, "a likelihood must have a head");
+    need(step.loss[1].row < kResiduals && step.loss[2].row < kResiduals, "a likelihood is a loss of values");
     std::int64_t n = step.D;
     for (const auto& layer : layers) {
       need(layer.n_in == n && layer.n_out >= 0, "a layer must take what the one before gives");
@@ -166,6 +170,7 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 
 sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
                                    Address scratch) {
+  need(!step.headed(), "a head must be none on a GPU");
   auto a = sk::cuda::prepare(step, precision, limit);
   sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
   return a;
@@ -258,13 +263,16 @@ PYBIND11_MODULE(_C, m) {
           [](StepBuilder& self, const py::list& terms, bool per_sample) {
             for (std::size_t i = 0; i < terms.size() && i < sk::kMaxTerms; ++i) {
               const auto t = py::cast<py::tuple>(terms[i]);
-              self.step.loss[i] = formula(t[0], sk::kCountOfLoss + sk::kCountOfCoupled, "loss");
+              constexpr int kCount = sk::kCountOfLoss + sk::kCountOfCoupled + sk::kCountOfLikelihood;
+              self.step.loss[i] = formula(t[0], kCount, "loss");
               self.step.weight[i] = py::cast<double>(t[1]);
               self.step.share[i] = py::cast<double>(t[2]);
             }
             self.step.per_sample = per_sample;
           },
           "terms: (formula, weight, share) of each")
+      .def("head",
+           [](StepBuilder& self, const py::tuple& head) { self.step.head = formula(head, sk::kCountOfHead, "head"); })
       .def("outputs",
            [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
               const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx,

@@ -19,6 +19,7 @@ from torch import nn
 from .boundary import PLAIN
 from .directions import Projections
 from .errors import SobolevWarning, clipped
+from .heads import inner_of
 from .parts import drawing_modules
 from .planner import few_outputs
 from .problem import LAZY, UNSEEN, Problem
@@ -144,7 +145,7 @@ def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[f
 
 def seen_of(student: object) -> Seen:
     """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
-    student = behind(student)
+    student = inner_of(behind(student))
     key = id(student)
     seen = SEEN.get(key)
     if seen is None or seen.student() is not student:

@@ -22,6 +22,7 @@ from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
 from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
+from .labels import faults_of_labels, probabilities_of
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
@@ -256,6 +257,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
     request, problem = call.request, call.problem
     targets = request.targets
+    if targets is not None:
+        refuse(faults_of_labels(request.settings, targets, request.residual_weights, O))
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
     each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
@@ -277,7 +280,9 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
     values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
-    if values is not None and values.dim() == 1:
+    if targets.has_classes:
+        values = probabilities_of(values, call.problem)
+    elif values is not None and values.dim() == 1:
         values = values[:, None]
     values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:

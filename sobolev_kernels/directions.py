@@ -25,7 +25,7 @@ from .errors import (
     one_of,
     refuse,
 )
-from .math.directions import DISTRIBUTIONS, GIVEN, MASK32, place_of, told, unbiased_magnitude
+from .math.directions import CENTRED, DISTRIBUTIONS, GIVEN, MASK32, place_of, told, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
@@ -58,7 +58,7 @@ class Projections:
 
     def _faults(self) -> Iterator[Fault]:
         distribution, P, seed, offset, values = self.distribution, self.P, self.seed, self.offset, self.values
-        if not one_of(distribution, NAMES):
+        if not one_of(distribution, self.ALSO + NAMES):
             yield Fault("distribution", f"one of {', '.join(NAMES)}", distribution, hint=nearest(distribution, NAMES))
         if not (type(P) is int and P >= 1) and distribution not in ("basis", GIVEN):
             yield Fault("P", f"a whole number of {self.NAME}, at least 1", P)
@@ -201,6 +201,8 @@ class Projections:
         """Why these do not suit `like` [N, ...]: vectors of n numbers (None: not known yet), given ones its dtype."""
         if n is not None and self.distribution == "orthonormal" and self.P > n:
             yield Fault(self.NAME, f"at most {self.LETTER} = {n} orthonormal {self.NAME}", f"P = {self.P}")
+        if n is not None and n < 2 and self.distribution == CENTRED:
+            yield Fault(self.NAME, "at least two outputs for centred ones, whose sum over outputs is 0", f"O = {n}")
         if given is None and self.distribution == GIVEN:
             yield Fault(self.NAME, f"{type(self).__name__}.given(tensor)", self)
         if given is not None:
@@ -315,6 +317,7 @@ class Directions(Projections):
     """
 
     NAME, LETTER, MOST = "directions", "D", 64  # the dims that a tensor of them may have
+    ALSO = ()
 
 
 class Cotangents(Projections):
@@ -322,7 +325,8 @@ class Cotangents(Projections):
 
     The distributions and arguments of `Directions`, in output space: for cotangents of unit length
     E[|Jᵀu|²] = |J|² / O, with `unbiased=True` (or `normal`, `rademacher`) |J|². One of them gives a scalar student
-    its whole gradient.
+    its whole gradient. Those of `sphere(centred=True)` have the sum 0 over the outputs: along them the gradients of
+    log-softmax outputs are those of the logits.
 
     Example:
         >>> Cotangents.sphere(2).tensor(torch.zeros(10, 5)).shape
@@ -330,6 +334,16 @@ class Cotangents(Projections):
     """
 
     NAME, LETTER, MOST = "cotangents", "O", 3
+    ALSO = (CENTRED,)
+
+    @classmethod
+    @in_words
+    def sphere(
+        cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False, centred: bool = False
+    ):
+        """P independent ones, uniform on the unit sphere (the paper's), or on its vectors of sum 0 if `centred`."""
+        need(type(centred) is bool, "centred", "True or False", centred)
+        return cls(CENTRED if centred else "sphere", P, shared, seed, unbiased=unbiased)
 
 
 def is_capturing(device: torch.device) -> bool:

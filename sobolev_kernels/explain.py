@@ -12,6 +12,8 @@ from .derivatives import ASKED, request_of
 from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
+from .heads import inner_of, with_head
+from .math.heads import APART
 from .prepare import prepare, undo
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
@@ -56,13 +58,15 @@ def explain(
     student, x = call.request.student, call.request.inputs
     problem, N, exact = call.problem, x.shape[0], call.request.settings.derivatives == EXACT
     if problem.unrecognised:
-        what = f"{type(behind(student)).__name__} of {problem.D} features"
+        what = f"{type(inner_of(behind(student))).__name__} of {problem.D} features"
     else:
         what = f"{' -> '.join(map(str, problem.widths))} ({', '.join(map(str, problem.activations))})"
     dtype = str(x.dtype).removeprefix("torch.")
     computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
     lines = [] if of == LOSS else [f"call        {of}"]
     lines += [f"student     {what}, {dtype}{computed} on {problem.device}"]
+    if (head := call.request.settings.head) is not None:
+        lines += [f"head        {head}"]
     some = f"{problem.P or 'O'} x {problem.distribution}{', shared' if problem.shared else ''}"
     some = "none" if call.projections is None else some
     some += f", order {problem.order}{', summed' if problem.collapsed else ''}" if problem.order > 1 else ""
@@ -106,6 +110,7 @@ def asked(
     known = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
     given = given_of(directions, settings.get("cotangents"))
     result = PER_SAMPLE if known.reduction == "none" else LOSS
+    student, _ = with_head(student, None, settings["head"] if known.head == APART else None)
     if not are_rows(x, known):
         student, x, known, given, _ = derivatives_on_rows(student, x, known, given)
     return Request(result, student, x, known, given, kinds=(derivative_target, derivative_target))

@@ -27,6 +27,7 @@ from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
+from .labels import faults_of_labels
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .parts import roots_of
 from .paths import Known, known_of
@@ -75,6 +76,7 @@ class Kept:
     finished: bool  # a loss whose terms nobody asks for: all that its backward needs is there
     fresh: bool
     differentiable: bool
+    labelled: bool  # whether the target values are labels, which are looked at
 
     def fits(self, call: Call) -> bool:
         """Whether a call's tensors are like those; then it is known where they are."""
@@ -152,6 +154,8 @@ class Call:
         kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if self.weights is not UNWEIGHTED:
             refuse(faults_of_ranges(self.weights))
+        if kept.labelled:
+            refuse(faults_of_labels(self.settings, self.targets, self.weights, kept.problem.O))
         if kept.fresh:
             looked_at_again(self.student, x, parameters, self.settings, self.targets)
         if kept.drawn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
-from .math.directions import DISTRIBUTIONS
+from .math.directions import ROWS
 from .problem import Problem
 
 # FLOPs of a multiply that take as long as loading one number of a direction, and as projecting one of a gradient with
@@ -43,7 +43,7 @@ def flops(problem: Problem, N: int, streams: int | None = None) -> int:
 def cost(problem: Problem, taken: str) -> float:
     """What a sample costs from one side, in FLOPs of a multiply."""
     products = flops(problem, 1, chains(problem)[taken])
-    row = DISTRIBUTIONS.get(problem.distribution)
+    row = ROWS.get(problem.distribution)
     numbers = problem.P * problem.W * (row.cost if row else LOADED)
     if taken == TANGENTS:
         return products + numbers

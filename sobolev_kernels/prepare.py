@@ -19,6 +19,9 @@ from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
 from .errors import NotProvided, refuse
 from .math.directions import GIVEN
+from .math.heads import APART, gives_logarithms
+from .math.losses import OF_LOG, is_likelihood
+from .math.table import Formula
 from .paths import known_of
 from .problem import DERIVATIVES, LOSS, Problem
 from .request import Request
@@ -199,8 +202,9 @@ def problem_of(
         collapsed=request.collapsed,
         derivative_target=first,
         second_target=second if request.order == 2 else NONE,
-        value_loss=settings.value_loss if loss else None,
+        value_loss=value_loss_of(request) if loss else None,
         derivative_loss=settings.derivative_loss if loss else None,
+        head=None if settings.head == APART else settings.head,
         reduction=settings.reduction,
         gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
         terms=loss and settings.return_terms,
@@ -210,6 +214,15 @@ def problem_of(
         unrecognised=student.reason,
         sharded=bool(student.reason) and is_sharded(request.student),
     )
+
+
+def value_loss_of(request: Request) -> Formula:
+    """Of likelihoods that of what the targets are: kl has the head's, the others labels or a teacher's."""
+    loss, head, targets = request.settings.value_loss, request.settings.head, request.targets
+    if not (is_likelihood(loss) and gives_logarithms(head)):
+        return loss
+    taught = targets is not None and targets.values is None
+    return Formula(f"{loss.name}{OF_LOG}") if taught or loss.name == "kl" else loss
 
 
 def kinds_of(request: Request, projections: Projections | None) -> Sequence[str]:

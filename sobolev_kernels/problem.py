@@ -90,6 +90,7 @@ class Problem:
     second_target: str = NONE
     value_loss: Formula | None = None
     derivative_loss: Formula | None = None
+    head: Formula | None = None  # what values and derivatives are compared behind
     reduction: str = "mean"
     gradients: bool = False
     terms: bool = False  # each is asked for, and can be differentiated
@@ -183,7 +184,8 @@ class Problem:
         problem = dict(zip(cls.__dataclass_fields__, fields, strict=True))
         problem["activations"] = tuple(map(formula, problem["activations"]))
         problem["value_loss"] = formula(problem["value_loss"])
-        problem["derivative_loss"] = formula(problem["derivative_loss"])
+        for name in ("derivative_loss", "head"):
+            problem[name] = formula(problem[name])
         return cls(**problem)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..columns import Columns
 from ..enums import DIRECTIONS
+from ..math.heads import value
 from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
@@ -16,7 +17,7 @@ from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
 from ..student import COMPUTE_DTYPE, widened
 from .exact import graphs, tracked
-from .reference import loss_of, uncast, vectors_of, without_graph
+from .reference import behind_head, loss_of, uncast, vectors_of, without_graph
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 OUTPUTS = "it gives another number of outputs than before"
@@ -55,11 +56,11 @@ def run(
     y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
-    y, tangents = widened(y), widened(tangents)
-    if problem.result == DERIVATIVES:
-        return y, tangents
     with uncast(x):
-        return loss_of(problem, operands, widened(vectors), (y, tangents, None))
+        jet = behind_head(problem, (widened(y), widened(tangents), None))
+        if problem.result == DERIVATIVES:
+            return jet[0] if problem.head is None else value(problem.head, jet[0]), jet[1]
+        return loss_of(problem, operands, widened(vectors), jet)
 
 
 def propagated(

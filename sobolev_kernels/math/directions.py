@@ -87,6 +87,18 @@ def sphere(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
     return v / v.square().sum(-1, keepdim=True).sqrt()
 
 
+def centred(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uniform on the unit vectors whose numbers have the sum 0."""
+    return centred_of(normal(w, D, dtype))
+
+
+def centred_of(v: torch.Tensor) -> torch.Tensor:
+    """The same, from normals; centred twice because of rounding, large beside what almost equal numbers differ by."""
+    v = v - v.mean(-1, keepdim=True)
+    v = v / v.square().sum(-1, keepdim=True).sqrt()
+    return v - v.mean(-1, keepdim=True)
+
+
 def rademacher(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
     """Independent signs, from the top bit."""
     return ((w[..., :D] >> 31) * 2 - 1).to(dtype)
@@ -142,17 +154,21 @@ DISTRIBUTIONS = {
     "orthonormal": Distribution(orthonormal, unit_length=True, dependent=True, cost=360, in_kernels=True),
     "basis": Distribution(basis, unit_length=True, in_kernels=True, random=False),
 }
+# Of cotangents alone, by `Cotangents.sphere(centred=True)`, of D >= 2 numbers
+CENTRED = "centred"
+ROWS = DISTRIBUTIONS | {CENTRED: Distribution(centred, unit_length=True, cost=180)}
 GIVEN = "given"
 IN_KERNELS = (*(name for name, row in DISTRIBUTIONS.items() if row.in_kernels), GIVEN)
 
 
 def is_dependent(distribution: str) -> bool:
-    return distribution != GIVEN and DISTRIBUTIONS[distribution].dependent
+    return distribution != GIVEN and ROWS[distribution].dependent
 
 
 def unbiased_magnitude(distribution: str, D: int) -> float:
-    """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius)."""
-    return math.sqrt(D) if DISTRIBUTIONS[distribution].unit_length else 1.0
+    """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius); of centred ones I less
+    what is the same in all D numbers."""
+    return math.sqrt(D - (distribution == CENTRED)) if ROWS[distribution].unit_length else 1.0
 
 
 def draw(
@@ -160,6 +176,6 @@ def draw(
     magnitude: float, dtype: torch.dtype, device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
     """Directions [P, N, D] in plain PyTorch; a seed that only the device knows is two scalars there."""
-    row = DISTRIBUTIONS[distribution]
+    row = ROWS[distribution]
     w = words(seed, place, P, N, D if row.random else 0, shared, device)
     return row.draw(w, D, dtype) * magnitude
