@@ -65,7 +65,7 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
-    flow: Flow | None = None  # how pairs flow through it
+    flows: dict[int, Flow] = field(default_factory=dict)  # how pairs flow through it, by the order of derivatives
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
@@ -203,7 +203,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flow, known.graphs, known.number = None, Graphs(), next(NUMBERS)
+        known.flows, known.graphs, known.number = {}, Graphs(), next(NUMBERS)
     return known
 
 

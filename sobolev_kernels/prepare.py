@@ -159,10 +159,10 @@ def prepared_of(
 
 def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
     """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
-    wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
+    wanted = requested(request.settings.backend) in (None, "streams") and problem.P
     if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
         return problem
-    flow = flow_of(request.student, request.inputs, outputs_of(request, student))
+    flow = flow_of(request.student, request.inputs, problem.order, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
     return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)

@@ -16,7 +16,7 @@ from .whole import is_traced
 UNSEEN = Flow("its forward was not looked at")
 
 
-def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Flow:
+def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None = None) -> Flow:
     """What is known of a function of x; at first by one run along a direction of zeros, of which nothing is left.
 
     It is looked at again if its parameters have other shapes, or its outputs are not as many as someone expects.
@@ -32,17 +32,19 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
         return UNSEEN._replace(unfollowed="a part of it has no parameters yet")
     known = known_of(function, x)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
-    if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
+    flow = known.flows.get(order)
+    if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
         held, counts, others = held_of(modules, x), {}, {}
         try:
             with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
-            known.flow = Flow(None, y.shape[1], counts, others, shapes)
+                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others, order)
+            flow = Flow(None, y.shape[1], counts, others, shapes)
         except NotFollowed as reason:
-            known.flow = Flow(str(reason), 0, counts, others, shapes)
+            flow = Flow(str(reason), 0, counts, others, shapes)
         finally:
             held.restore()
-    return known.flow
+        known.flows[order] = flow
+    return flow
 
 
 def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
@@ -55,8 +57,10 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
     return held_of(list(modules_of(function)), x, buffers=False)
 
 
-def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
+def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
     """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
     known = known_of(function, x)
-    known.flow = None if reason == OUTPUTS or known.flow is None else known.flow._replace(unfollowed=reason)
+    flow = known.flows.pop(order, None)
+    if reason != OUTPUTS and flow is not None:
+        known.flows[order] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)

@@ -1,6 +1,6 @@
 """The whole table of rules of pairs."""
 
 from . import matrices, norms, pointwise, products, recurrent, shapes
-from .pair import RULES
+from .pair import RULES, TWICE
 
-__all__ = ["RULES", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]
+__all__ = ["RULES", "TWICE", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from .flowing import spelt
+from .flowing import name_of, spelt
 from .pair import Pair, first, is_pair, new
+from .twice import is_twice
 
 NAMES = """
     cumprod logcumsumexp prod atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp
@@ -37,6 +38,8 @@ def by_jvp(function: Callable) -> Callable:
         leaves, tree = torch.utils._pytree.tree_flatten((arguments, named), is_leaf=is_pair)
         places = [i for i, leaf in enumerate(leaves) if is_pair(leaf)]
         like = first(*leaves)
+        if is_twice(like):
+            like.run.stop(f"{name_of(function)} in it {like.run.lacks}")
 
         def at(*values):
             given = list(leaves)
