@@ -110,7 +110,7 @@ def power(input, exponent):
         return by_jvp(torch.pow)(input, exponent)
     if exponent == 0:
         return torch.ones_like(input.v)
-    z, again = input.v, exponent * (exponent - 1)
+    z, again = input.v, float(exponent * (exponent - 1))
     curvature = None if again == 0 else lambda: again if exponent == 2 else again * z ** (exponent - 2)
     return pointwise(input, z**exponent, exponent * z ** (exponent - 1), curvature)
 

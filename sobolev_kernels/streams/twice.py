@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import Function
 
 from .flowing import Run
 from .pair import Pair, broadcast, new
@@ -52,16 +53,16 @@ def tangents(pair: Pair) -> torch.Tensor:
     return pair.d if len(pair.d) == pair.run.P else pair.d[: pair.run.P]
 
 
-def summed(run: Twice, bent: torch.Tensor) -> torch.Tensor:
+def summed(P: int, S: int, bent: torch.Tensor) -> torch.Tensor:
     """What is added to second derivatives, of each direction [P, ...], as they are carried."""
-    return bent if run.S == 2 * run.P else bent.sum(0, keepdim=True)
+    return bent if S == 2 * P else bent.sum(0, keepdim=True)
 
 
 def curved(like: Pair, v: torch.Tensor, t: torch.Tensor, bent: torch.Tensor) -> Pair:
     """Of streams t, mapped by the derivative of what gave v, and of what it is curved by along each direction."""
     run, t, bent = like.run, broadcast(t, v), broadcast(bent, v)
     first, *seconds = t.split([run.P, len(t) - run.P]) if len(t) > run.P else (t,)
-    bent = summed(run, bent)
+    bent = summed(run.P, run.S, bent)
     return new(like, v, torch.cat([first, seconds[0] + bent if seconds else bent]))
 
 
@@ -72,6 +73,31 @@ def pointwise(
     run, d = input.run, input.d
     if curvature is None or not is_twice(input):
         return new(input, y, slope * d)
-    first, *seconds = d.split([run.P, len(d) - run.P]) if len(d) > run.P else (d,)
-    bent = curvature() * summed(run, first * first)
-    return new(input, y, torch.cat([slope * first, torch.addcmul(bent, slope, seconds[0]) if seconds else bent]))
+    return new(input, y, Pointwise.apply(d, slope, curvature(), run.P, run.S))
+
+
+class Pointwise(Function):
+    """Streams d of z [P or S, ...] as streams [S, ...] of f(z), in one piece; its backward can be differentiated."""
+
+    @staticmethod
+    def forward(ctx, d: torch.Tensor, slope: torch.Tensor, curvature: torch.Tensor | float, P: int, S: int):
+        of_numbers = isinstance(curvature, float)
+        ctx.save_for_backward(d, slope, *(() if of_numbers else (curvature,)))
+        ctx.of = P, S, curvature if of_numbers else None
+        streams, squares = d.new_empty(S, *d.shape[1:]), summed(P, S, d[:P] * d[:P])
+        torch.mul(slope, d, out=streams[: len(d)])
+        if len(d) == S:
+            streams[P:].add_(curvature * squares) if of_numbers else streams[P:].addcmul_(curvature, squares)
+        else:
+            torch.mul(squares, curvature, out=streams[P:])
+        return streams
+
+    @staticmethod
+    def backward(ctx, g: torch.Tensor):
+        (d, slope, *rest), (P, S, number) = ctx.saved_tensors, ctx.of
+        first, second = d[:P], g[P:]
+        of_d = slope * g[: len(d)]
+        of_d[:P].addcmul_(first * (rest[0] if rest else number), second, value=2)
+        of_slope = (d * g[: len(d)]).sum(0) if ctx.needs_input_grad[1] else None
+        of_curvature = (summed(P, S, first * first) * second).sum(0) if ctx.needs_input_grad[2] else None
+        return of_d, of_slope, of_curvature, None, None
