@@ -13,7 +13,7 @@ from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
 from .boundary import is_sound
-from .checks import faults_again, faults_of, outputs_of
+from .checks import faults_again, faults_of, faults_of_order, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
@@ -77,6 +77,7 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     """
     student = recognise(request.student) if chain is None else chain.student
     if not student.reason and requested(request.settings.backend) == "streams":
+        refuse(faults_of_order(student, request.settings.order, "student"))
         student = Unrecognised("he is taken as he is", request.student)
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)

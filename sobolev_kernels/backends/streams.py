@@ -13,7 +13,7 @@ from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
-from ..streams.trusted import TRUSTED
+from ..streams.trusted import TRUSTED, TRUSTED_TWICE
 from ..streams.twice import LACKS, Twice, whole
 from ..student import widened
 from .exact import graphs, tracked
@@ -74,7 +74,8 @@ def propagated(
     if order == 1:
         run = Run(RULES, x.dtype, x.device, trusted=TRUSTED, **told)
     else:
-        run = Twice(TWICE, x.dtype, x.device, lacks=LACKS, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
+        told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS}
+        run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), torch.compiler.set_stance("force_eager"):

@@ -166,7 +166,7 @@ def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     if dtype is not None or not is_pair(x):
         first(x).run.stop("a norm in another dtype")
     if ord != 2:
-        return by_jvp(torch.linalg.vector_norm)(x, ord, dim, keepdim)
+        return by_jvp(torch.linalg.vector_norm, linear=ord in (1, math.inf))(x, ord, dim, keepdim)
     dims = tuple(range(x.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(d if d < 0 else d - x.v.dim() for d in dims)
     y = torch.linalg.vector_norm(x.v, 2, dims, True)

@@ -54,7 +54,7 @@ BY_AUTOGRAD = (
     "sinc", "expit", "logit", "lgamma", "nan_to_num", "arctan", "arcsin", "arccos", "arcsinh", "arctanh",
 )  # fmt: skip
 
-# Of order 2 by the table of formulas, which overflows nowhere and takes as long as PyTorch's derivatives, or less; those
+# Of order 2 by the table of formulas, which overflows nowhere and takes as long as PyTorch's derivatives or less. Those
 # of elu and softplus, whose formulas choose between branches, take a third of it.
 BY_TABLE = ("gelu", "silu", "mish", "softsign")
 

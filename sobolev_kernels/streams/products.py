@@ -8,9 +8,20 @@ import torch
 from torch.nn import functional
 
 from .pair import (
-    RULES, TWICE, Pair, broadcast, first, in_place, is_pair, lifted, need_constant, new, rule, value
+    RULES,
+    TWICE,
+    Pair,
+    broadcast,
+    first,
+    in_place,
+    is_pair,
+    lifted,
+    need_constant,
+    new,
+    rule,
+    value,
 )  # fmt: skip
-from .trusted import by_jvp
+from .trusted import by_jvp, elementwise
 from .twice import curved, is_twice, levelled, pointwise, tangents
 
 
@@ -41,6 +52,21 @@ def matmul(input, other):
     if value(input).dim() == 1:
         return matmul(input.unsqueeze(0), other).squeeze(-2)
     return product(torch.matmul, input, other)
+
+
+@rule("mv", twice=True)
+def mv(input, vec):
+    return matmul(input, vec)
+
+
+@rule("dot", "vdot", twice=True)
+def dot(input, other):
+    return (input * other).sum()
+
+
+@rule("outer", "ger", twice=True)
+def outer(input, vec2):
+    return input.unsqueeze(-1) * vec2
 
 
 @rule("__rmatmul__", twice=True)
@@ -107,7 +133,7 @@ def rdiv(input, other):
 @rule("pow", "__pow__", twice=True)
 def power(input, exponent):
     if is_pair(exponent) or not is_pair(input) or isinstance(exponent, torch.Tensor):
-        return by_jvp(torch.pow)(input, exponent)
+        return power_of(input, exponent)
     if exponent == 0:
         return torch.ones_like(input.v)
     z, again = input.v, float(exponent * (exponent - 1))
@@ -115,9 +141,13 @@ def power(input, exponent):
     return pointwise(input, z**exponent, exponent * z ** (exponent - 1), curvature)
 
 
-@rule("__rpow__")
+@rule("__rpow__", twice=True)
 def rpow(input, other):
-    return by_jvp(torch.pow)(other, input)
+    return power_of(other, input)
+
+
+def power_of(base, exponent) -> Pair:
+    return (elementwise if is_twice(first(base, exponent)) else by_jvp)(torch.pow)(base, exponent)
 
 
 @rule("einsum", twice=True)
@@ -125,7 +155,7 @@ def einsum(equation, *operands):
     operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     like, v = first(*operands), value(list(operands))
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
-        return by_jvp(torch.einsum)(equation, *operands)
+        return by_jvp(torch.einsum, linear=1)(equation, *operands)
     ins, out = equation.replace(" ", "").split("->")
     ins, z, y = ins.split(","), next(c for c in "zyxwvu" if c not in equation), torch.einsum(equation, v)
 

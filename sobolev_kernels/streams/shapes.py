@@ -10,7 +10,20 @@ from torch.nn import functional
 
 from .flowing import told
 from .pair import (
-    RULES, TWICE, Pair, first, is_pair, lifted, need_constant, new, past, pasts, rule, value, viewed, written,
+    RULES,
+    TWICE,
+    Pair,
+    first,
+    is_pair,
+    lifted,
+    need_constant,
+    new,
+    past,
+    pasts,
+    rule,
+    value,
+    viewed,
+    written,
 )  # fmt: skip
 from .twice import levelled
 
@@ -29,8 +42,12 @@ def transpose(input, dim0, dim1):
     return viewed(input, input.v.transpose(dim0, dim1), input.d.transpose(past(dim0), past(dim1)))
 
 
-RULES[told("mT")] = TWICE[told("mT")] = lambda input: transpose(input, -2, -1)
-RULES[told("T")] = TWICE[told("T")] = lambda input: transpose(input, 0, 1) if input.v.dim() == 2 else input.run.stop("T in it")
+def transposed(input):
+    return transpose(input, 0, 1) if input.v.dim() == 2 else input.run.stop("T in it")
+
+
+for table in (RULES, TWICE):
+    table |= {told("mT"): lambda input: transpose(input, -2, -1), told("T"): transposed}
 
 
 @rule("t")
@@ -157,7 +174,6 @@ for name in ("chunk", "split", "split_with_sizes", "tensor_split"):
 @rule("split", spaces=(torch.functional,))
 def split(tensor, split_size_or_sections, dim=0):
     return parted("split")(tensor, split_size_or_sections, dim)
-
 
 
 @rule("narrow")

@@ -1,9 +1,10 @@
 """Second derivatives of a pair, beside the first: one along each direction, or the sum of all in one stream.
 
 Along a direction a value h has the derivatives h' and h''. A linear function maps each of them as it maps h, so that
-its rule need not know which is which: they are stacked, h'' [P or 1, ...] behind h' [P, ...]. Any other rule maps all of
-them by its own derivative and adds what it is curved by, which is quadratic in the h': f'' h'², and 2 h' g' of a product.
-What is added is summed over the directions where their sum alone is asked for. While all h'' are 0, none are there.
+its rule need not know which is which: they are stacked, h'' [P or 1, ...] behind h' [P, ...]. Any other rule maps all
+of them by its own derivative and adds what it is curved by, which is quadratic in the h': f'' h'², and 2 h' g' of a
+product. What is added is summed over the directions where their sum alone is asked for. While all h'' are 0, none is
+there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from torch.autograd import Function
 
 from .flowing import Run
 from .pair import Pair, broadcast, new
-
 
 LACKS = "has no rule for second derivatives"
 
