@@ -13,7 +13,9 @@ import sobolev_kernels as sk
 from python_tests.students import Call
 from python_tests.test_streams import (
     CASES,
+    INDEX,
     KERNEL,
+    MASK,
     NETWORKS,
     POINTWISE,
     UNUSED,
@@ -30,6 +32,7 @@ from python_tests.test_streams import (
     f64,
     network,
     numbers,
+    put,
 )  # fmt: skip
 from python_tests.test_streams_more import PROVED, RECURRENT, like, linalg, recurrent, special
 from sobolev_kernels.backends.streams import propagated
@@ -332,3 +335,37 @@ def test_wrapped(wrap):
         results.append([second, *torch.autograd.grad(second.sin().sum(), [z])])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, **(ANOTHER_WAY if dtype == f64 else {"rtol": 1e-3, "atol": 1e-4}))
+
+
+# Of a [N, 2, 4], which is linear in the inputs and has no second derivatives, and b, which has some.
+UNLIKE = {
+    "sums": lambda a, b: (a + b) * (b - 2 * a) + torch.add(a, b, alpha=3) + (b + 1).sub_(a) + a.clone().add_(b),
+    "products": lambda a, b: (
+        a * b + b / (3 + a) + a / (3 + b) + torch.addcmul(a, a, b) + (a @ b.mT) @ b + (b @ a.mT) @ a
+    ),
+    "einsum": lambda a, b: torch.einsum("nij,nij->nij", a, b) + torch.einsum("nij,nij,nij->nij", b, a, a),
+    "choices": lambda a, b: (
+        torch.where(MASK, a, b) + torch.where(MASK, b, a) + torch.maximum(a, b + 1) + torch.fmin(b, a) + b.max(a)
+    ),
+    "joined": lambda a, b: (
+        torch.cat([a, b, a], 2) * torch.stack([b, a, b], 2).flatten(2) + torch.cat([C.expand_as(a), a, b], 2)
+    ),
+    "written": lambda a, b: put(a, (..., INDEX), b[..., :3]) * put(b, (..., 0), a[..., 1]),
+    "numbers": lambda a, b: torch.atan2(a, b * b + 1) + torch.lerp(a, b, a) + torch.hypot(b, a + 3) + (b * b + 1) ** a,
+    "pieces": lambda a, b: torch.hstack([a, b]) + torch.fmod(b, a + 9).repeat(1, 2, 1),
+    "cell": lambda a, b: torch.gru_cell(a[:, 0], b[:, 1], B.repeat(3, 1), B.repeat(3, 1) / 2),
+    "attention": lambda a, b: F.scaled_dot_product_attention(a, b, a) + a.softmax(-1) + F.layer_norm(a, (4,)),
+    "straight": lambda a, b: F.relu(a) + a.abs() + F.leaky_relu(a).cumsum(1) + 0 * b,
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_where_one_has_no_second_derivatives(case):
+    """Of one direction, too, whose streams broadcast."""
+
+    def function(x):
+        a = (x @ WEIGHT).view(len(x), 2, 4)
+        return UNLIKE[case](a, (x[:, :1, None] * a).sin()).reshape(len(x), -1)
+
+    for P, collapsed in ((1, False), (3, False), (2, True)):
+        assert_right(function, numbers(N, D, seed=16), numbers(P, N, D, seed=6), [WEIGHT, B], collapsed)
