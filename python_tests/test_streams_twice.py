@@ -41,7 +41,7 @@ from sobolev_kernels.streams.flowing import NotFollowed, name_of
 from sobolev_kernels.streams.pair import CONSTANT
 from sobolev_kernels.streams.rules import TWICE
 from sobolev_kernels.streams.trusted import TRUSTED_TWICE
-from sobolev_kernels.streams.twice import Pointwise
+from sobolev_kernels.streams.twice import Pointwise, Product
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCES
 
 X = numbers(N, D, seed=11)  # from which no step goes over a kink
@@ -266,6 +266,8 @@ def test_one_piece_is_differentiable_again(S, rows):
     assert torch.autograd.gradcheck(number, (d, z)) and torch.autograd.gradgradcheck(number, (d, z))
     both = lambda d, z: Pointwise.apply(d, z.sin(), z.cos(), P, S)  # noqa: E731
     assert torch.autograd.gradcheck(both, (d, z)) and torch.autograd.gradgradcheck(both, (d, z))
+    product = lambda d, z: Product.apply(d, z, d.cos(), z.exp(), P, S)  # noqa: E731
+    assert torch.autograd.gradcheck(product, (d, z)) and torch.autograd.gradgradcheck(product, (d, z))
 
 
 @pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")

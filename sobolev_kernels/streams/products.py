@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -22,7 +23,7 @@ from .pair import (
     value,
 )  # fmt: skip
 from .trusted import by_jvp, elementwise
-from .twice import curved, is_twice, levelled, pointwise, tangents
+from .twice import Product, curved, is_twice, levelled, pointwise, tangents
 
 
 def product(function, a, b) -> Pair:
@@ -40,8 +41,15 @@ def product(function, a, b) -> Pair:
     return curved(a, v, t, 2 * function(lifted(tangents(a), n), lifted(tangents(b), n)))
 
 
+def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
 @rule("mul", "__mul__", "__rmul__", "multiply", twice=True)
 def mul(input, other):
+    if is_pair(input) and is_pair(other) and is_twice(input) and alike(input.v, other.v):
+        (a, b), run = levelled(input, other), input.run
+        return new(input, input.v * other.v, Product.apply(a, input.v, b, other.v, run.P, run.S))
     return product(torch.mul, input, other)
 
 
@@ -166,7 +174,7 @@ def einsum(equation, *operands):
 
     places = [i for i, x in enumerate(operands) if is_pair(x)]
     each = levelled(*(operands[i] for i in places))
-    t = sum(along({i: d}) for i, d in zip(places, each, strict=True))
+    t = reduce(torch.add, [along({i: d}) for i, d in zip(places, each, strict=True)])
     if not is_twice(like) or len(places) == 1:
         return new(like, y, t)
     pairs = combinations(((i, tangents(operands[i])) for i in places), 2)

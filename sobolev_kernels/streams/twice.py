@@ -101,3 +101,28 @@ class Pointwise(Function):
         of_slope = (d * g[: len(d)]).sum(0) if ctx.needs_input_grad[1] else None
         of_curvature = (summed(P, S, first * first) * second).sum(0) if ctx.needs_input_grad[2] else None
         return of_d, of_slope, of_curvature, None, None
+
+
+class Product(Function):
+    """Streams of a·b [S, ...] from those of a and b, of one shape, likewise."""
+
+    @staticmethod
+    def forward(ctx, da: torch.Tensor, a: torch.Tensor, db: torch.Tensor, b: torch.Tensor, P: int, S: int):
+        ctx.save_for_backward(da, a, db, b)
+        ctx.P, n = P, len(da)
+        streams, both = da.new_empty(S, *da.shape[1:]), summed(P, S, da[:P] * db[:P])
+        torch.mul(da, b, out=streams[:n]).addcmul_(a, db)
+        if n == S:
+            streams[P:].add_(both, alpha=2)
+        else:
+            torch.mul(both, 2, out=streams[P:])
+        return streams
+
+    @staticmethod
+    def backward(ctx, g: torch.Tensor):
+        (da, a, db, b), P = ctx.saved_tensors, ctx.P
+        second, g = g[P:], g[: len(da)]
+        of_da, of_db = b * g, a * g
+        of_da[:P].addcmul_(db[:P], second, value=2)
+        of_db[:P].addcmul_(da[:P], second, value=2)
+        return of_da, (db * g).sum(0), of_db, (da * g).sum(0), None, None
