@@ -76,6 +76,11 @@ def pointwise(
     return new(input, y, Pointwise.apply(d, slope, curvature(), run.P, run.S))
 
 
+def room(S: int, factor: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """For streams of the dtype of factor·d."""
+    return d.new_empty(S, *d.shape[1:], dtype=torch.result_type(factor, d))
+
+
 class Pointwise(Function):
     """Streams d of z [P or S, ...] as streams [S, ...] of f(z), in one piece; its backward can be differentiated."""
 
@@ -84,7 +89,7 @@ class Pointwise(Function):
         of_numbers = isinstance(curvature, float)
         ctx.save_for_backward(d, slope, *(() if of_numbers else (curvature,)))
         ctx.of = P, S, curvature if of_numbers else None
-        streams, squares = d.new_empty(S, *d.shape[1:]), summed(P, S, d[:P] * d[:P])
+        streams, squares = room(S, slope, d), summed(P, S, d[:P] * d[:P])
         torch.mul(slope, d, out=streams[: len(d)])
         if len(d) == S:
             streams[P:].add_(curvature * squares) if of_numbers else streams[P:].addcmul_(curvature, squares)
@@ -110,7 +115,7 @@ class Product(Function):
     def forward(ctx, da: torch.Tensor, a: torch.Tensor, db: torch.Tensor, b: torch.Tensor, P: int, S: int):
         ctx.save_for_backward(da, a, db, b)
         ctx.P, n = P, len(da)
-        streams, both = da.new_empty(S, *da.shape[1:]), summed(P, S, da[:P] * db[:P])
+        streams, both = room(S, b, da), summed(P, S, da[:P] * db[:P])
         torch.mul(da, b, out=streams[:n]).addcmul_(a, db)
         if n == S:
             streams[P:].add_(both, alpha=2)
