@@ -179,7 +179,7 @@ def test_two_of_what_is_linear_in_each():
             propagated(lambda x, f=f: f((x @ WEIGHT).view(len(x), 2, 4)), X, numbers(1, N, D), order=2)
 
 
-@pytest.mark.parametrize("P, O, collapsed", [(1, 10, False), (4, 1, False), (3, 1, True)])
+@pytest.mark.parametrize("P, O, collapsed", [(1, 10, False), (4, 1, True)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name, P, O, collapsed):
     module, x, v = network(name, O)
@@ -192,7 +192,7 @@ def test_recurrent_layers(name):
     assert_right(student, numbers(N, 12), numbers(2, N, 12, seed=6), list(student.parameters()))
 
 
-@pytest.mark.parametrize("name", ["residual MLP", "Fourier features", "gated product", "skips"])
+@pytest.mark.parametrize("name", ["residual MLP", "Fourier features", "gated product"])
 def test_losses_and_derivatives_of_networks(name):
     """Of a free choice and forced, beside the reference: given and drawn directions, columns, units, weights."""
     module, x, v = network(name, 2)
