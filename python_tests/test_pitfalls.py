@@ -123,7 +123,7 @@ def test_dresses(name):
     student, x, v = DRESSES[name](), numbers(N, D), numbers(2, N, D, seed=1)
     assert_right(student, x, v, [p for p in student.parameters() if p.requires_grad], BY_DIFFERENCES["a network"])
     sk.jvp(student, x, v)
-    assert known_of(student, x).flows[None].unfollowed is None
+    assert known_of(student, x).flows[1, None].unfollowed is None
 
 
 @pytest.mark.parametrize("backend", [None, "streams", "reference"])

@@ -147,7 +147,7 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         return run_on(call, inputs)
     except NotFollowed as error:
         held.restore()
-        flows_no_more(function, call.request.inputs, str(error))
+        flows_no_more(function, call.request.inputs, call.problem.order, str(error))
         if requested(call.request.settings.backend) is not None or call.problem.sharded:
             raise NotProvided(f"backend: streams does not support this student: {error}") from None
         why = UNSEEN if str(error) == streams.OUTPUTS else str(error)  # which is looked at again

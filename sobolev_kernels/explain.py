@@ -80,7 +80,7 @@ def explain(
             if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
-        flow = flow_of(student, x) if problem.unfollowed != UNSEEN else None
+        flow = flow_of(student, x, problem.order) if problem.unfollowed != UNSEEN else None
         if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
             said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
             mixed = "; samples see each other, so not by gradients" if problem.mixed else ""

@@ -67,7 +67,8 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
-    flows: dict[torch.dtype | None, Flow] = field(default_factory=dict)  # of pairs, by autocast's dtype
+    # of pairs, by the order of derivatives and autocast's dtype
+    flows: dict[tuple[int, torch.dtype | None], Flow] = field(default_factory=dict)
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 

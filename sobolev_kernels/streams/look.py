@@ -15,7 +15,7 @@ from .flowing import NotFollowed, casting
 from .whole import is_traced
 
 
-def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Flow:
+def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None = None) -> Flow:
     """What is known of a function of x; at first by one run along a direction of zeros, of which nothing is left.
 
     It is looked at again if its parameters have other shapes, or its outputs are not as many as someone expects.
@@ -28,19 +28,21 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     if any(isinstance(m, LazyModuleMixin) for m in modules):
         return Flow(LAZY)
     known, cast = known_of(function, x), casting(x.device.type)
-    flow = known.flows.get(cast)
+    if order > 1 and cast is not None:
+        return Flow("second derivatives of it are asked for in autocast")
+    flow = known.flows.get((order, cast))
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
         held, counts, others = held_of(modules, x), {}, {}
         try:
             with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
+                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others, order)
             flow = Flow(None, y.shape[1], counts, others, shapes)
         except NotFollowed as reason:
             flow = Flow(str(reason), 0, counts, others, shapes)
         finally:
             held.restore()
-        known.flows[cast] = flow
+        known.flows[order, cast] = flow
     return flow
 
 
@@ -54,10 +56,10 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
     return held_of(list(modules_of(function)), x, buffers=False)
 
 
-def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
+def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
     """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
     known, cast = known_of(function, x), casting(x.device.type)
-    flow = known.flows.pop(cast, None)
+    flow = known.flows.pop((order, cast), None)
     if reason != OUTPUTS and flow is not None:
-        known.flows[cast] = flow._replace(unfollowed=reason)
+        known.flows[order, cast] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)

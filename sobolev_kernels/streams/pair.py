@@ -14,10 +14,15 @@ import torch
 from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, spelt, told
 
 RULES: dict[Callable, Callable] = {}
+# Those of them that hold of second derivatives, too (twice.py).
+TWICE: dict[Callable, Callable] = {}
 
 
 class Pair(Flowing):
-    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory."""
+    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory.
+
+    In a run of order 2 the second derivatives follow the P first ones in d, unless they are all 0 (twice.py).
+    """
 
     v: torch.Tensor
     d: torch.Tensor
@@ -40,11 +45,12 @@ def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] 
     return pair
 
 
-def rule(*names: str, spaces: tuple = SPACES) -> Callable[[Callable], Callable]:
-    """For the functions and methods of PyTorch by these names."""
+def rule(*names: str, spaces: tuple = SPACES, twice: bool = False) -> Callable[[Callable], Callable]:
+    """For the functions and methods of PyTorch by these names; `twice`, if it holds of second derivatives, too."""
 
     def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(spelt(*names, spaces=spaces), function))
+        for table in (RULES, TWICE) if twice else (RULES,):
+            table.update(dict.fromkeys(spelt(*names, spaces=spaces), function))
         return function
 
     return register
@@ -115,9 +121,11 @@ def written(pair: Pair, after: Pair) -> Pair:
 
 def in_place(name: str) -> None:
     """A row for the method that writes what the function of this name gives."""
-    rules = [RULES[function] for function in spelt(name) if function in RULES]
     others = spelt(f"{name}_", f"__i{name}__")
-    RULES.update(dict.fromkeys(others, lambda input, *a, **k: written(input, rules[0](input, *a, **k))))
+    for table in (RULES, TWICE):
+        rules = [table[function] for function in spelt(name) if function in table]
+        if rules:
+            table.update(dict.fromkeys(others, lambda input, *a, of=rules[0], **k: written(input, of(input, *a, **k))))
 
 
 for what in (
@@ -145,3 +153,4 @@ def constant_of(function: Callable) -> Callable:
 
 for function in spelt(*CONSTANT.split()):
     RULES[function] = constant_of(function)
+TWICE.update(RULES)

@@ -2,6 +2,6 @@
 
 from . import matrices, norms, pointwise, products, recurrent, shapes  # noqa: I001
 from . import half  # after those that it makes others of
-from .pair import RULES
+from .pair import RULES, TWICE
 
-__all__ = ["RULES", "half", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]
+__all__ = ["RULES", "TWICE", "half", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]
