@@ -76,12 +76,21 @@ def explain(
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
             if counts:
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
+        if flow and flow.fused:
+            lines += [f"segments    {segments_in_words(flow.fused)}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
     text = "\n".join(lines)
     print(text)
     return text
+
+
+def segments_in_words(fused: dict[tuple[int, str], int]) -> str:
+    """Chains of so many linear layers each."""
+    many = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"  # noqa: E731
+    counts = ", ".join(f"{many(n, 'segment')} of {many(layers, 'layer')}" for (layers, _), n in fused.items())
+    return f"{counts}, fused by {' and '.join(sorted({backend for _, backend in fused}))}"
 
 
 def sides_of(problem, N: int, exact: bool) -> list[str]:

@@ -97,6 +97,7 @@ class Problem:
     unrecognised: str = ""
     unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
+    ends: tuple[int, ...] | None = None  # where chains of layers within it end (streams/segments.py), if any is fused
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

@@ -13,6 +13,7 @@ from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
+from ..streams.segments import SEGMENTED, Segments
 from ..streams.trusted import TRUSTED
 from ..student import widened
 from .exact import graphs, tracked
@@ -44,15 +45,16 @@ def plan(problem: Problem, N: int) -> Plan:
 
 
 def run(
-    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """As `reference.run` of a function.
+    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor],
+    segments: Segments | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.run` of a function; `segments`: how chains of layers within it are fused.
 
     Raises:
         NotFollowed: it does something that has no rule.
     """
     x, vectors = operands.x, vectors_of(problem, operands)
-    y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
+    y, tangents = propagated(function, x, columns.embed(vectors, problem.D), segments=segments)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
     if problem.result == DERIVATIVES:
@@ -62,24 +64,27 @@ def run(
 
 def propagated(
     function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None,
-    without_rule: dict[str, int] | None = None,
+    without_rule: dict[str, int] | None = None, segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """y [N, O] and its tangents [P, N, O] along v [P, N, D]."""
-    run = Run(RULES, x.dtype, x.device, bodies=True, trusted=TRUSTED, counts=counts, without_rule=without_rule)
+    rules = RULES if segments is None else SEGMENTED
+    told = {"bodies": True, "trusted": TRUSTED, "counts": counts, "without_rule": without_rule, "segments": segments}
+    run = Run(rules, x.dtype, x.device, **told)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), torch.compiler.set_stance("force_eager"):
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
+            numbers = (result.v, result.d) if isinstance(result, Pair) and result.run is run else None
     except Exception as error:  # whatever it is: run as it is, the function says it himself
         if is_of_checkpoint(error):
             raise
         raise NotFollowed(run.reason or f"{type(error).__name__} in it: {error}") from error
     if run.reason:
         raise NotFollowed(run.reason)
-    if not isinstance(result, Pair) or result.run is not run:
+    if numbers is None:
         raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
-    y, tangents = result.v, result.d
+    y, tangents = numbers
     if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or y.dtype != x.dtype:
         raise NotFollowed(f"what it gives is {y.dtype} {list(y.shape)}")
     del result

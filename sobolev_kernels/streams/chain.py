@@ -247,8 +247,10 @@ PARAMETERS = {
     "softplus": ("beta", "threshold"), "silu": (), "softsign": (), "mish": (),
 }  # fmt: skip
 assert {*PARAMETERS, "gelu", "gelu_tanh", "sin", "identity"} == {*ACTIVATIONS}, "every activation has its functions"
-for name, parameters in PARAMETERS.items():
-    activation(name)(of_table(name, *parameters))
+# By a function's name: the formula of its arguments after the first.
+FORMULAS = {name: of_table(name, *parameters) for name, parameters in PARAMETERS.items()} | {"gelu": gelu, "sin": sin}
+for name in PARAMETERS:
+    activation(name)(FORMULAS[name])
 
 
 @rule("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d")

@@ -48,6 +48,7 @@ class Run:
     counts: dict[str, int] | None = None  # of the functions that were called, by name
     without_rule: dict[str, int] | None = None  # those of them that went by their body, or by a jvp
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
+    segments: object | None = None  # how chains of layers are put off (segments.py), if they are
 
     def __post_init__(self):
         self.cast = self.casting()

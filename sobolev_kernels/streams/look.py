@@ -11,6 +11,8 @@ from ..boundary import PLAIN
 from ..held import Held
 from ..paths import NUMBERS, Flow, known_of, unseen
 from .flowing import NotFollowed, casting
+from .fused import segments_of
+from .segments import CHANGED, Segments
 from .whole import is_traced
 
 UNSEEN = Flow("its forward was not looked at")
@@ -33,16 +35,28 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     known = known_of(function, x)
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
-        held, counts, others = held_of(modules, x), {}, {}
-        try:
-            with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
-            known.flow = Flow(None, y.shape[1], counts, others, shapes)
-        except NotFollowed as reason:
-            known.flow = Flow(str(reason), 0, counts, others, shapes)
-        finally:
-            held.restore()
+        held = held_of(modules, x)
+        known.flow = looked_at(function, x, held, segments_of((), careful=True))
+        if known.flow.unfollowed == CHANGED:
+            known.flow = looked_at(function, x, held)
+        elif known.flow.ends:  # with them other chains are fused
+            known.flow = looked_at(function, x, held, segments_of(known.flow.ends, careful=True))
+        known.flow = known.flow._replace(shapes=shapes)
     return known.flow
+
+
+def looked_at(function: object, x: torch.Tensor, held: Held, segments: Segments | None = None) -> Flow:
+    counts, others, of_chains = {}, {}, {}
+    try:
+        with unseen():
+            y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others, segments)
+        if segments is not None:
+            of_chains = {"fused": segments.fused, "ends": segments.found()}
+        return Flow(None, y.shape[1], counts, others, **of_chains)
+    except NotFollowed as reason:
+        return Flow(str(reason), 0, counts, others)
+    finally:
+        held.restore()
 
 
 def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
@@ -56,7 +70,8 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
 
 
 def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
-    """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
+    """It met something without a rule after all; or gives another number of outputs, or writes to its weights, and is
+    looked at again."""
     known = known_of(function, x)
-    known.flow = None if reason == OUTPUTS or known.flow is None else known.flow._replace(unfollowed=reason)
+    known.flow = None if reason in (OUTPUTS, CHANGED) or known.flow is None else known.flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)
