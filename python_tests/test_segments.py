@@ -142,8 +142,8 @@ def test_every_activation(name):
     act = row.kind(*parameters.get(name, ()), **dict(row.arguments))
     student, x, v = net_of(lambda x, a, b: b(act(a(x.exp()))).exp(), nn.Linear(D, 4), nn.Linear(4, 2))
     assert_right(student, x, v, list(student.parameters()))
-    # a Sine multiplies first
-    assert chains(through(student, x, v)[2]) == ({} if name in ("sin", "identity") else {2: 1})
+
+    assert chains(through(student, x, v)[2]) == ({} if name == "identity" else {2: 1})
 
 
 def written(h, change):
@@ -195,6 +195,16 @@ CASES = {
         1,
     ),
     "two activations": (lambda x, a, b: b(a(x).tanh().sigmoid()), 1),
+    "by hand": (lambda x, a, b: (x @ a.weight.T + a.bias).tanh() @ b.weight.t() + b.bias, 1),
+    "by hand, the other way round": (lambda x, a, b: a.bias + torch.add(b.bias[:4], torch.mm(x, b.weight), alpha=1), 0),
+    "two biases": (lambda x, a, b: b(F.gelu(F.linear(x, a.weight) + a.bias + a.bias)), 0),
+    "a bias and a skip": (
+        lambda x, a, b: (lambda h: F.linear(F.gelu(h + a.bias), b.weight) + h[:, :1])(x @ a.weight.T),
+        0,
+    ),
+    "a sine": (lambda x, a, b: b(torch.sin(3 * a(x) * 2.0)) * b(sk.Sine(1.5)(a(x))), 2),
+    "scaled": (lambda x, a, b: 0.5 * b(F.gelu(a(x))) + b(2 * a(x)) + b((2 * a(x)).tanh()) + b(0.0 * a(x)), 1),
+    "scaled before its bias": (lambda x, a, b: b(F.gelu(2 * (x @ a.weight.T) + a.bias)), 0),
     "no activation": (lambda x, a, b: b(a(x)).square(), 0),
     "prelu, which no table has": (lambda x, a, b: b(F.prelu(a(x), a.bias)) + b(F.celu(a(x))), 0),
     "dropout in eval": (lambda x, a, b: b(F.dropout(a(x).tanh(), 0.5, training=False)), 1),

@@ -17,10 +17,10 @@ import torch
 
 from ..boundary import PLAIN
 from ..math.table import Formula
-from ..modules import number
+from ..modules import IDENTITY, number
 from . import products
 from .chain import FORMULAS, Layer
-from .flowing import ABOUT, Run, spelt
+from .flowing import ABOUT, Run, is_finite, spelt
 from .pair import Pair, is_pair, start, wrapper
 from .rules import RULES
 
@@ -29,21 +29,24 @@ Numbers = tuple[torch.Tensor, torch.Tensor]  # a value [..., n], its derivatives
 
 
 class Step:
-    """A value with its derivatives; or a layer or an activation that gives them of those of the step before."""
+    """A value with its derivatives; or an operation that gives them of those of the step before.
 
-    __slots__ = ("before", "marks", "numbers", "own", "part", "place")
+    `layer` is what the operation makes of the last linear layer, which `begins` with it or is that of the step before.
+    """
+
+    __slots__ = ("before", "begins", "layer", "marks", "numbers", "own", "place")
 
     def __init__(
-        self, before: Step | None, part: Layer | Formula | None, place: int, own: Callable[..., Numbers] | None = None,
-        marks: Sequence[tuple] = (), numbers: Numbers | None = None,
+        self, before: Step | None, layer: Layer | None, place: int, own: Callable[[Numbers], Numbers] | None = None,
+        begins: bool = False, marks: Sequence[tuple] = (), numbers: Numbers | None = None,
     ):  # fmt: skip
-        self.before, self.part, self.place, self.own = before, part, place, own
-        self.marks, self.numbers = marks, numbers
+        self.before, self.layer, self.place, self.own = before, layer, place, own
+        self.begins, self.marks, self.numbers = begins, marks, numbers
 
     def settle(self) -> None:
         """Its numbers by its own operation."""
-        if isinstance(self.part, Layer):
-            self.numbers = products.layer(*self.before.numbers, self.part.weight, self.part.bias)
+        if self.begins:
+            self.numbers = products.layer(*self.before.numbers, self.layer.weight, self.layer.bias)
         else:
             self.numbers = self.own(*self.before.numbers)
         self.before = None
@@ -87,7 +90,10 @@ class Segments:
             chain.insert(0, before)
         if not all(map(Step.holds, chain)):
             run.stop(CHANGED)
-        while chain and not isinstance(chain[0].part, Layer):  # its linear layer was asked for already
+        if step.layer.factor != 1.0:  # which no sine has followed
+            self.settle(run, chain.pop().before)
+            chain = [step]
+        while chain and not chain[0].begins:  # its linear layer has its numbers already
             chain.pop(0).settle()
         if chain and not self.through(step, chain):
             for part in chain:
@@ -96,12 +102,7 @@ class Segments:
 
     def through(self, step: Step, chain: list[Step]) -> bool:
         """Whether one fused call gave the numbers of the last step of a chain."""
-        layers: list[Layer] = []
-        for part in (each.part for each in chain):
-            if isinstance(part, Layer):
-                layers.append(part)
-            else:
-                layers[-1] = layers[-1]._replace(activation=part)
+        layers = [part.layer for part, after in itertools.pairwise([*chain, None]) if after is None or after.begins]
         found = self.fuse(layers, *chain[0].before.numbers)
         if found is None:
             return False
@@ -153,13 +154,13 @@ def pending(run: Run, sizes: tuple[int, ...], step: Step) -> Pending:
 
 
 def step_of(input: Pair) -> Step:
-    """What a function of it follows."""
+    """What a linear layer of it follows."""
     if not isinstance(input, Pending):
         return known(input.v, input.d)
-    segments = input.run.segments
-    if input.step.place in segments.ends:
-        segments.settle(input.run, input.step)
-    return input.step
+    step, segments = input.step, input.run.segments
+    if step.place in segments.ends or (step.layer is not None and step.layer.factor != 1.0):
+        segments.settle(input.run, step)
+    return step
 
 
 def is_layer(input: Pair, weight: object, bias: object) -> bool:
@@ -183,39 +184,88 @@ def fits(run: Run, tensor: object, dims: int) -> bool:
     return plain and tensor.dtype is run.dtype and tensor.device == run.device and tensor.dim() == dims
 
 
+def marks_of(segments: Segments, *tensors: torch.Tensor) -> list[tuple]:
+    return [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
+
+
 def linear(input, weight, bias=None):
     if not is_pair(input) or not is_layer(input, weight, bias):
         return products.linear(input, weight, bias)
-    run, tensors = input.run, (weight,) if bias is None else (weight, bias)
-    segments = run.segments
-    marks = [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
-    step = Step(step_of(input), Layer(weight, bias), next(segments.places), marks=marks)
+    run, segments = input.run, input.run.segments
+    marks = marks_of(segments, weight) if bias is None else marks_of(segments, weight, bias)
+    step = Step(step_of(input), Layer(weight, bias), next(segments.places), begins=True, marks=marks)
     return pending(run, (*input.sizes[:-1], weight.shape[0]), step)
 
 
+def matmul(input, other):
+    if is_pair(input) and isinstance(other, torch.Tensor) and not is_pair(other) and other.dim() == 2:
+        weight = other.t()
+        if is_layer(input, weight, None):
+            return linear(input, weight)
+    return products.matmul(input, other)
+
+
+def open_layer(input: object) -> Layer | None:
+    """The linear layer that gave a pair which has no numbers yet, and no activation has followed."""
+    if not isinstance(input, Pending) or input.step.numbers is not None:
+        return None
+    is_open = input.step.layer.activation is IDENTITY and input.step.place not in input.run.segments.ends
+    return input.step.layer if is_open else None
+
+
+def following(input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
+    """What an operation makes of a layer, by itself `plain(input, …)`."""
+    run = input.run
+
+    def own(v, d):
+        after = plain(start(run, v, d), *arguments, **named)
+        return after.v, after.d
+
+    return Step(input.step, layer, next(run.segments.places), own)
+
+
 def activation(plain: Callable, formula_of: Callable[..., Formula]) -> Callable:
-    """The rule of an activation: after a layer that was put off it is a part of that one's step."""
+    """The rule of an activation: after a layer that was put off it is put off, too."""
     default = told(formula_of, (), {})
 
     def applied(input, *arguments, inplace=False, **named):
-        formula = None
-        if isinstance(input, Pending) and step_of(input).numbers is None and isinstance(input.step.part, Layer):
+        layer, formula = open_layer(input), None
+        if layer is not None:
             formula = told(formula_of, arguments, named) if arguments or named else default
-        if formula is None:
+        if formula is None or not (layer.factor == 1.0 or formula.name == "sin"):
             return plain(input, *arguments, **named, **({"inplace": True} if inplace else {}))
-        run = input.run
-
-        def own(v, d):
-            after = plain(start(run, v, d), *arguments, **named)
-            return after.v, after.d
-
-        step = Step(input.step, formula, next(run.segments.places), own)
+        if formula.name == "sin":
+            formula, layer = Formula("sin", (layer.factor,)), layer._replace(factor=1.0)
+        step = following(input, layer._replace(activation=formula), plain, *arguments, **named)
         if not inplace:
-            return pending(run, input.sizes, step)
+            return pending(input.run, input.sizes, step)
         input.step = step
         return input
 
     return applied
+
+
+def mul(input, other):
+    """By a number: a sine that follows has it for its own."""
+    pair, factor = (input, other) if is_pair(input) else (other, input)
+    layer = open_layer(pair) if is_finite(factor) else None
+    if layer is None or not is_finite(layer.factor * factor):
+        return products.mul(input, other)
+    step = following(pair, layer._replace(factor=float(layer.factor * factor)), products.mul, factor)
+    return pending(pair.run, pair.sizes, step)
+
+
+def add(input, other, *, alpha=1):
+    """Of a product with a weight: its bias."""
+    pair, bias = (input, other) if is_pair(input) else (other, input)
+    layer = open_layer(pair) if alpha == 1 and isinstance(bias, torch.Tensor) and not is_pair(bias) else None
+    if layer is None or layer.bias is not None or layer.factor != 1.0 or not fits(pair.run, bias, 1):
+        return products.add(input, other, alpha=alpha)
+    if bias.shape != layer.weight.shape[:1]:
+        return products.add(input, other, alpha=alpha)
+    step = following(pair, layer._replace(bias=bias), products.add, bias)
+    step.marks = marks_of(pair.run.segments, bias)
+    return pending(pair.run, pair.sizes, step)
 
 
 def told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
@@ -242,7 +292,10 @@ def unasked(about: Callable, plain: Callable) -> Callable:
 # The rules of pairs where chains of layers are put off.
 SEGMENTED: dict[Callable, Callable] = dict(RULES)
 SEGMENTED |= {function: unasked(ABOUT[function], RULES[function]) for function in ABOUT.keys() & RULES.keys()}
-SEGMENTED |= dict.fromkeys(spelt("linear"), linear)
+for function in (linear, matmul, mul, add):
+    SEGMENTED |= {
+        spelling: function for spelling, plain in RULES.items() if plain is getattr(products, function.__name__)
+    }
 for name, formula_of in FORMULAS.items():
     for function in spelt(name):
         SEGMENTED[function] = activation(RULES[function], formula_of)
