@@ -399,3 +399,41 @@ def test_compiled():
         compiled = step(x)
     for got, expected in zip(compiled, sk.jvp(student, x, v, backend="streams"), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["the layer", "the activation", "what asks"])
+def test_amid_autocast(where):
+    """In the precision of each operation, or not followed: as it is where nothing is put off."""
+    student, x, v = net_of(lambda x, a, b: b(in_part(a, x, where)).float(), nn.Linear(D, 8), nn.Linear(8, 2))
+    student, x, v, results = student.float(), x.float(), v.float(), []
+    for segments in (segments_of(()), None):
+        try:
+            results.append(propagated(student, x, v, segments=segments))
+        except NotFollowed as reason:
+            results.append(str(reason))
+    if isinstance(results[1], str):
+        assert results[0] == results[1]
+    else:
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def in_part(a, x, where):
+    cast = lambda part: torch.autocast("cpu", torch.bfloat16, enabled=where == part)  # noqa: E731
+    with cast("the layer"):
+        h = a(x)
+    with cast("the activation"):
+        h = F.gelu(h)
+    with cast("what asks"):
+        return (h + 1).float()
+
+
+class FSDPModule:
+    """What FSDP makes a module a subclass of."""
+
+
+def test_sharded_students():
+    """Whose weights are freed after their layer's forward: nothing is put off."""
+    student, x, v = net_of(lambda x, a, b: b(F.gelu(a(x))), nn.Linear(D, 8), nn.Linear(8, 2))
+    student.parts[0].__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})
+    sk.jvp(student, x, v, backend="streams")
+    assert known_of(student, x).flow.ends is None and not known_of(student, x).flow.fused

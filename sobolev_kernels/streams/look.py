@@ -36,13 +36,19 @@ def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Fl
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
         held = held_of(modules, x)
-        known.flow = looked_at(function, x, held, segments_of((), careful=True))
+        known.flow = looked_at(function, x, held, segments_of(None if are_sharded(modules) else (), careful=True))
         if known.flow.unfollowed == CHANGED:
             known.flow = looked_at(function, x, held)
         elif known.flow.ends:  # with them other chains are fused
             known.flow = looked_at(function, x, held, segments_of(known.flow.ends, careful=True))
         known.flow = known.flow._replace(shapes=shapes)
     return known.flow
+
+
+def are_sharded(modules: list) -> bool:
+    """Whether FSDP keeps a part of them, whose weights are gone when their forward is over."""
+    kinds = {base.__name__ for module in modules for base in type(module).__mro__}
+    return not kinds.isdisjoint(("FSDPModule", "FullyShardedDataParallel"))
 
 
 def looked_at(function: object, x: torch.Tensor, held: Held, segments: Segments | None = None) -> Flow:

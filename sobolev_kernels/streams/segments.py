@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -82,23 +83,27 @@ class Segments:
         return tuple(sorted(self.ends | (self.asked & self.passed)))
 
     def settle(self, run: Run, step: Step) -> Numbers:
+        """The numbers of a step, computed in the precision that it was put off in."""
         self.asked.add(step.place)
-        if step.numbers is not None:
-            return step.numbers
+        if step.numbers is None:
+            with torch.autocast(run.device.type, enabled=False) if run.casting() else nullcontext():
+                self.compute(run, step)
+        return step.numbers
+
+    def compute(self, run: Run, step: Step) -> None:
         chain = [step]
         while (before := chain[0].before).numbers is None:
             chain.insert(0, before)
         if not all(map(Step.holds, chain)):
             run.stop(CHANGED)
         if step.layer.factor != 1.0:  # which no sine has followed
-            self.settle(run, chain.pop().before)
+            self.settle(run, step.before)
             chain = [step]
         while chain and not chain[0].begins:  # its linear layer has its numbers already
             chain.pop(0).settle()
         if chain and not self.through(step, chain):
             for part in chain:
                 part.settle()
-        return step.numbers
 
     def through(self, step: Step, chain: list[Step]) -> bool:
         """Whether one fused call gave the numbers of the last step of a chain."""
@@ -170,7 +175,7 @@ def is_layer(input: Pair, weight: object, bias: object) -> bool:
         return False
     if bias is not None and not (fits(run, bias, 1) and bias.shape == weight.shape[:1]):
         return False
-    if max(weight.shape) > run.segments.widest:
+    if max(weight.shape) > run.segments.widest or run.casting():
         return False
     # of one that is put off it is known
     return isinstance(input, Pending) or (input.v.dtype is run.dtype and input.v.device == run.device)
