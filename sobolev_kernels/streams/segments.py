@@ -79,7 +79,7 @@ class Segments:
     fused: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def found(self) -> tuple[int, ...]:
-        """The places that were passed over by a fused call, and asked for as well."""
+        """The places that were passed over, or could have been, and asked for as well."""
         return tuple(sorted(self.ends | (self.asked & self.passed)))
 
     def settle(self, run: Run, step: Step) -> Numbers:
@@ -101,6 +101,7 @@ class Segments:
             chain = [step]
         while chain and not chain[0].begins:  # its linear layer has its numbers already
             chain.pop(0).settle()
+        self.passed.update([each.place for each in chain[:-1]])
         if chain and not self.through(step, chain):
             for part in chain:
                 part.settle()
@@ -113,7 +114,6 @@ class Segments:
             return False
         backend, step.numbers = found
         step.before = None
-        self.passed.update(each.place for each in chain[:-1])
         kind = len(layers), backend
         self.fused[kind] = self.fused.get(kind, 0) + 1
         return True
