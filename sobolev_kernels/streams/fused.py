@@ -15,7 +15,6 @@ from ..math.table import Formula
 from ..modules import IDENTITY
 from ..problem import DERIVATIVES, Operands, Problem
 from .chain import Layer
-from .pointwise import SLOPES
 from .segments import Numbers, Segments
 
 # A chain is fused where it has at most so many multiplies for each number that an activation is applied to, by whether
@@ -30,7 +29,7 @@ from .segments import Numbers, Segments
 #
 # and 0.82 to 0.98 of one linear layer alone. With one thread as much, but 64→64 relu 0.89 to 1.29.
 MULTIPLIES = {(False, False): 32, (False, True): 256, (True, False): 256, (True, True): 512}
-WIDEST = 512
+WIDEST, CHEAP = 512, {"relu", "tanh", "sigmoid", "sin"}
 # In float64 the core has these from the C library, lane by lane; of more samples than so, 64→128→64, P = 1, N = 1024:
 # tanh 0.67, sin 0.61, elu 0.79, gelu 0.92, and 1.2 to 2.3 of the others; tanh with N = 64 1.18.
 BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
@@ -88,6 +87,6 @@ def problem_of(
 def pays(widths: tuple[int, ...], activations: tuple[Formula, ...]) -> bool:
     multiplies = sum(a * b for a, b in pairwise(widths))
     activated = [(n, a) for n, a in zip(widths[1:], activations, strict=True) if a != IDENTITY]
-    dear = any(a.name not in SLOPES for _, a in activated)
+    dear = any(a.name not in CHEAP for _, a in activated)
     most = MULTIPLIES[len(widths) > 2, dear] * sum(n for n, _ in activated)
     return max(widths) <= WIDEST and 0 < multiplies <= most
