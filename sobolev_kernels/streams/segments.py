@@ -214,8 +214,9 @@ def open_layer(input: object) -> Layer | None:
     """The linear layer that gave a pair which has no numbers yet, and no activation has followed."""
     if not isinstance(input, Pending) or input.step.numbers is not None:
         return None
-    is_open = input.step.layer.activation is IDENTITY and input.step.place not in input.run.segments.ends
-    return input.step.layer if is_open else None
+    step, run = input.step, input.run
+    is_open = step.layer.activation is IDENTITY and step.place not in run.segments.ends and not run.casting()
+    return step.layer if is_open else None
 
 
 def following(input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
