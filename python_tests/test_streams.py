@@ -590,7 +590,7 @@ def test_dropout_has_one_mask_for_all():
     y, tangents = sk.jvp(student, x, v, backend="streams")
     assert torch.equal(y == 0, (tangents == 0).all(0))
     torch.set_rng_state(state)
-    assert torch.equal(y, student(x))
+    assert torch.allclose(y, student(x))
 
 
 def test_the_first_run_leaves_no_trace():

@@ -30,7 +30,9 @@ from .problem import UNSEEN, Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
+from .streams.fused import segments_of
 from .streams.look import before_flow, flows_no_more
+from .streams.segments import CHANGED
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights, by_projection
@@ -148,6 +150,8 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
     except NotFollowed as error:
         held.restore()
         flows_no_more(function, call.request.inputs, call.problem.order, str(error))
+        if str(error) == CHANGED:  # so another run would give other numbers
+            raise NotProvided(f"student: {CHANGED}, as in no call before; the next one looks at him again") from None
         if requested(call.request.settings.backend) is not None or call.problem.sharded:
             raise NotProvided(f"backend: streams does not support this student: {error}") from None
         why = UNSEEN if str(error) == streams.OUTPUTS else str(error)  # which is looked at again
@@ -209,7 +213,8 @@ def compute(
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "streams":
-        return streams.run(problem, operands, columns, request.student), problem, operands
+        segments = segments_of(problem.ends)
+        return streams.run(problem, operands, columns, request.student, segments), problem, operands
     try:
         return computed(problem, operands, columns, ran)
     except RuntimeError as error:

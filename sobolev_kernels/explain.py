@@ -88,6 +88,8 @@ def explain(
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
             if counts:
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
+        if flow and flow.fused:
+            lines += [f"segments    {segments_in_words(flow.fused)}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
@@ -114,6 +116,13 @@ def asked(
     if not are_rows(x, known):
         student, x, known, given, _ = derivatives_on_rows(student, x, known, given)
     return Request(result, student, x, known, given, kinds=(derivative_target, derivative_target))
+
+
+def segments_in_words(fused: dict[tuple[int, str], int]) -> str:
+    """Chains of so many linear layers each."""
+    many = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"  # noqa: E731
+    counts = ", ".join(f"{many(n, 'segment')} of {many(layers, 'layer')}" for (layers, _), n in fused.items())
+    return f"{counts}, fused by {' and '.join(sorted({backend for _, backend in fused}))}"
 
 
 def sides_of(problem, N: int, exact: bool) -> list[str]:

@@ -52,6 +52,8 @@ class Flow(NamedTuple):
     counts: dict[str, int] = {}  # noqa: RUF012
     without_rule: dict[str, int] = {}  # noqa: RUF012  # those by their own body or by a jvp
     shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
+    fused: dict[tuple[int, str], int] = {}  # noqa: RUF012  # chains within it, by their layers and backend
+    ends: tuple[int, ...] | None = None  # as a Problem has them
 
 
 NUMBERS = count()

@@ -169,7 +169,8 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
     flow = flow_of(request.student, request.inputs, problem.order, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)
+    mixed = found is not None and not found.own
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, ends=flow.ends)
 
 
 def problem_of(

@@ -102,6 +102,7 @@ class Problem:
     unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
     sharded: bool = False  # whether its parameters are there in its forward and one backward only
+    ends: tuple[int, ...] | None = None  # where chains of layers within it end (streams/segments.py), if any is fused
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

@@ -14,6 +14,7 @@ from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
+from ..streams.segments import SEGMENTED, Segments
 from ..streams.trusted import TRUSTED, TRUSTED_TWICE
 from ..streams.twice import LACKS, Twice, whole
 from ..student import COMPUTE_DTYPE, widened
@@ -50,16 +51,18 @@ def plan(problem: Problem, N: int) -> Plan:
 
 
 def run(
-    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """As `reference.run` of a function.
+    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor],
+    segments: Segments | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.run` of a function; `segments`: how chains of layers within it are fused.
 
     Raises:
         NotFollowed: it does something that has no rule.
     """
     x, vectors = operands.x, vectors_of(problem, operands)
     v = columns.embed(vectors, problem.D)
-    y, streams = propagated(function, x, v, order=problem.order, collapsed=problem.collapsed)
+    of_order = {"order": problem.order, "collapsed": problem.collapsed, "segments": segments}
+    y, streams = propagated(function, x, v, **of_order)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
     with uncast(x):
@@ -75,12 +78,14 @@ def run(
 def propagated(
     function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None,
     without_rule: dict[str, int] | None = None, order: int = 1, collapsed: bool = False,
+    segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """y [N, O] and its tangents [P, N, O] along v [P, N, D]; of order 2 behind them second derivatives [P, N, O], or
     their sum [1, N, O] alone."""
     told = {"bodies": True, "counts": counts, "without_rule": without_rule}
     if order == 1:
-        run = Run(RULES, x.dtype, x.device, trusted=TRUSTED, **told)
+        rules = RULES if segments is None else SEGMENTED
+        run = Run(rules, x.dtype, x.device, trusted=TRUSTED, segments=segments, **told)
     else:
         told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS}
         run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
@@ -89,15 +94,18 @@ def propagated(
         with graphs(), torch.compiler.set_stance("force_eager"):
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
+            numbers = None
+            if isinstance(result, Pair) and result.run is run:
+                numbers = result.v, result.d if order == 1 else whole(result)
     except Exception as error:  # whatever it is: run as it is, the function says it himself
         if is_of_checkpoint(error):
             raise
         raise NotFollowed(run.reason or f"{type(error).__name__} in it: {error}") from error
     if run.reason:
         raise NotFollowed(run.reason)
-    if not isinstance(result, Pair) or result.run is not run:
+    if numbers is None:
         raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
-    y, tangents = result.v, result.d if order == 1 else whole(result)
+    y, tangents = numbers
     if y.dim() == 1:
         y, tangents = y[:, None], tangents[..., None]
     alike = {COMPUTE_DTYPE.get(t.dtype, t.dtype) for t in (x, y)}

@@ -50,6 +50,7 @@ class Run:
     without_rule: dict[str, int] | None = None  # those of them that went by their body, or by a jvp
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
     lacks: str = "has no rule"  # what is said of a function that is in none of its tables
+    segments: object | None = None  # how chains of layers are put off (segments.py), if they are
 
     def __post_init__(self):
         self.cast = self.casting()

@@ -11,7 +11,10 @@ from ..held import Held
 from ..parts import modules_of
 from ..paths import NUMBERS, Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
+from ..student import is_sharded
 from .flowing import NotFollowed, casting
+from .fused import segments_of
+from .segments import CHANGED, Segments
 from .whole import is_traced
 
 
@@ -33,17 +36,33 @@ def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None =
     flow = known.flows.get((order, cast))
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
-        held, counts, others = held_of(modules, x), {}, {}
-        try:
-            with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others, order)
-            flow = Flow(None, y.shape[1], counts, others, shapes)
-        except NotFollowed as reason:
-            flow = Flow(str(reason), 0, counts, others, shapes)
-        finally:
-            held.restore()
-        known.flows[order, cast] = flow
+        held, segments = held_of(modules, x), None
+        if order == 1:
+            segments = segments_of(None if is_sharded(function) else (), careful=True)
+        flow = looked_at(function, x, held, order, segments)
+        if flow.unfollowed == CHANGED:
+            flow = looked_at(function, x, held, order)
+        elif flow.ends:  # with them other chains are fused
+            flow = looked_at(function, x, held, order, segments_of(flow.ends, careful=True))
+        flow = known.flows[order, cast] = flow._replace(shapes=shapes)
     return flow
+
+
+def looked_at(
+    function: object, x: torch.Tensor, held: Held, order: int, segments: Segments | None = None
+) -> Flow:  # fmt: skip
+    counts, others, of_chains = {}, {}, {}
+    try:
+        with unseen():
+            v = torch.zeros_like(x)[None]
+            y, _ = propagated(function, x.detach(), v, counts, others, order, segments=segments)
+        if segments is not None:
+            of_chains = {"fused": segments.fused, "ends": segments.found()}
+        return Flow(None, y.shape[1], counts, others, **of_chains)
+    except NotFollowed as reason:
+        return Flow(str(reason), 0, counts, others)
+    finally:
+        held.restore()
 
 
 def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
@@ -57,9 +76,10 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
 
 
 def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
-    """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
+    """It met something without a rule after all; or gives another number of outputs, or writes to its weights, and is
+    looked at again."""
     known, cast = known_of(function, x), casting(x.device.type)
     flow = known.flows.pop((order, cast), None)
-    if reason != OUTPUTS and flow is not None:
+    if reason not in (OUTPUTS, CHANGED) and flow is not None:
         known.flows[order, cast] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)

@@ -36,9 +36,18 @@ def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] 
     if not v.is_floating_point() or t.shape[1:] != v.shape:
         run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
     t = t if t.dtype == v.dtype else t.to(v.dtype)
-    pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
-    pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
-    pair.family = [] if family is None else family
+    pair = wrapper(Pair, run, v.shape, v.dtype, v.device, family)
+    pair.v, pair.d = v, t
+    return pair
+
+
+def wrapper(
+    kind: type[Pair], run: Run, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device,
+    family: list[weakref.ref] | None = None,
+) -> Pair:  # fmt: skip
+    """A pair whose numbers are still to be told."""
+    pair = torch.Tensor._make_wrapper_subclass(kind, sizes, dtype=dtype, device=device, requires_grad=True)
+    pair.run, pair.sizes, pair.family = run, sizes, [] if family is None else family
     reference = weakref.ref(pair)
     pair.family.append(reference)
     run.made.append(reference)

@@ -85,7 +85,12 @@ def rmatmul(input, other):
 @rule("linear", twice=True)
 def linear(input, weight, bias=None):
     need_constant(first(input, weight, bias).run, weight, bias)
-    return new(input, functional.linear(input.v, weight, bias), functional.linear(input.d, weight))
+    return new(input, *layer(input.v, input.d, weight, bias))
+
+
+def layer(v, d, weight, bias) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a linear layer makes of a value and of its derivatives."""
+    return functional.linear(v, weight, bias), functional.linear(d, weight)
 
 
 @rule("addmm", "baddbmm", twice=True)
