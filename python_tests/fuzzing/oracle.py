@@ -318,7 +318,7 @@ COUPLED = {
 
 
 def log_softmax(a: torch.Tensor) -> torch.Tensor:
-    """In single steps: vmap over the second derivatives of torch's own warns that it resizes an output."""
+    """In single steps, as log_sigmoid: vmap over second derivatives of torch's own warns that it resizes an output."""
     a = a - a.amax(-1, keepdim=True).detach()
     return a - a.exp().sum(-1, keepdim=True).log()
 
@@ -327,7 +327,7 @@ HEADS = {
     "softmax": lambda a: log_softmax(a).exp(),
     "log_softmax": lambda a: log_softmax(a),
     "sigmoid": torch.sigmoid,
-    "log_sigmoid": torch.nn.functional.logsigmoid,
+    "log_sigmoid": lambda a: a.clamp(max=0) - torch.log1p(torch.exp(-a.abs())),
 }
 # Of logarithms of probabilities, or of logits, and of probabilities.
 LIKELY = {
