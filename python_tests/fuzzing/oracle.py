@@ -315,11 +315,19 @@ COUPLED = {
     "relative_mse": lambda rr, aa, at, tt, ww, eps=1e-8: rr / (tt + eps),
     "cosine": lambda rr, aa, at, tt, ww, eps=1e-12: torch.where(ww == 0, 0.0, 1 - at / (aa * tt + eps).sqrt()),
 }
+
+
+def log_softmax(a: torch.Tensor) -> torch.Tensor:
+    """In single steps, as log_sigmoid: vmap over second derivatives of torch's own warns that it resizes an output."""
+    a = a - a.amax(-1, keepdim=True).detach()
+    return a - a.exp().sum(-1, keepdim=True).log()
+
+
 HEADS = {
-    "softmax": lambda a: torch.softmax(a, -1),
-    "log_softmax": lambda a: torch.log_softmax(a, -1),
+    "softmax": lambda a: log_softmax(a).exp(),
+    "log_softmax": lambda a: log_softmax(a),
     "sigmoid": torch.sigmoid,
-    "log_sigmoid": torch.nn.functional.logsigmoid,
+    "log_sigmoid": lambda a: a.clamp(max=0) - torch.log1p(torch.exp(-a.abs())),
 }
 # Of logarithms of probabilities, or of logits, and of probabilities.
 LIKELY = {
@@ -339,7 +347,7 @@ def behind(case, net: nn.Module) -> Student:
 def logits(case, y: torch.Tensor) -> torch.Tensor:
     """What likelihoods are of."""
     a = y / (*case.head, 1.0)[1]
-    return torch.log_softmax(a, -1) if "softmax" in case.head[0] else a
+    return log_softmax(a) if "softmax" in case.head[0] else a
 
 
 def probabilities(case, y: torch.Tensor) -> torch.Tensor:
