@@ -9,7 +9,7 @@ import torch
 from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..planner import few_outputs
-from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES
@@ -18,7 +18,8 @@ from ..student import COMPUTE_DTYPE, widened
 from .exact import graphs, tracked
 from .reference import loss_of, uncast, vectors_of, without_graph
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+HALVES = ("bfloat16", "float16")
+DTYPES = ("float32", "float64", *HALVES)
 OUTPUTS = "it gives another number of outputs than before"
 
 
@@ -31,6 +32,8 @@ def supports(problem: Problem) -> str | None:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
         return f"pairs are computed in {', '.join(DTYPES)}"
+    if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:
+        return "an MLP in half precision is computed in float32, which the other backends do"
     return problem.unfollowed
 
 
