@@ -119,3 +119,9 @@ def test_in_and_out_of_autocast():
                 sk.jvp(student, x, v, backend="streams")
     assert runs == [torch.float32, torch.float32, bf16, bf16, *[torch.float32, bf16] * 2]
     assert [flow.unfollowed for flow in known_of(student, x).flows.values()] == [None, None]
+
+
+def test_an_mlp_is_computed_in_float32():
+    student, x = sk.MLP(3, 2, width=4, dtype=bf16), numbers(N, 3).to(bf16)
+    with pytest.raises(sk.NotProvided, match="an MLP in half precision is computed in float32"):
+        sk.jvp(student, x, x[None], backend="streams")

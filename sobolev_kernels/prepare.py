@@ -23,7 +23,7 @@ from .math.heads import APART, gives_logarithms
 from .math.losses import OF_LOG, is_likelihood
 from .math.table import Formula
 from .paths import known_of
-from .problem import DERIVATIVES, LOSS, Problem
+from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
@@ -81,7 +81,7 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     student = recognise(request.student) if chain is None else chain.student
     if not student.reason and requested(request.settings.backend) == "streams":
         refuse(faults_of_order(student, request.settings.order, "student"))
-        student = Unrecognised("he is taken as he is", request.student)
+        student = Unrecognised(AS_HE_IS, request.student)
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))

@@ -30,6 +30,8 @@ DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second de
 DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
 DIFFERENTIABLE = (DERIVATIVES, DERIVATIVES_GRADIENTS)  # of which all outputs can be differentiated
 
+# Why an MLP is no MLP to who forces streams on him.
+AS_HE_IS = "he is taken as he is"
 # Why nobody knows how pairs of value and tangents flow through a student, or not yet.
 UNSEEN, LAZY = "its forward was not looked at", "a part of it has no parameters yet"
 

@@ -10,7 +10,7 @@ from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..math.heads import value
 from ..planner import few_outputs
-from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
@@ -21,8 +21,9 @@ from ..student import COMPUTE_DTYPE, widened
 from .exact import graphs, tracked
 from .reference import behind_head, loss_of, uncast, vectors_of, without_graph
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-CURVED = DTYPES[:2]  # of order 2
+HALVES = ("bfloat16", "float16")
+CURVED = ("float32", "float64")  # of order 2
+DTYPES = (*CURVED, *HALVES)
 OUTPUTS = "it gives another number of outputs than before"
 
 
@@ -37,6 +38,8 @@ def supports(problem: Problem) -> str | None:
         return f"pairs are computed in {', '.join(DTYPES)}"
     if problem.order > 1 and problem.dtype not in CURVED:
         return f"pairs with second derivatives are computed in {' and '.join(CURVED)}"
+    if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:
+        return "an MLP in half precision is computed in float32, which the other backends do"
     return problem.unfollowed
 
 
