@@ -318,6 +318,7 @@ def test_a_student_that_is_flat_is_refused_by_streams_too():
             sk.jet(sk.MLP(3, 2, activation="relu"), torch.randn(N, 3), torch.randn(1, N, 3), backend=backend)
 
 
+@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("wrap", ["checkpoint", "functional_call", "torch.compile", "MLP", "float32"])
 def test_wrapped(wrap):
     net = Blocks(2).double()
