@@ -283,7 +283,7 @@ def test_every_row_of_the_table_has_a_case():
 
 # Other spellings of what has a case, or what a case calls by another name
 UNUSED = {
-    "absolute", "dropout1d", "dropout3d", "expit", "feature_alpha_dropout", "log_sigmoid", "round", "threshold",
+    "absolute", "dropout1d", "dropout3d", "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round", "threshold",
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
     *"broadcast_tensors positive linalg_norm linalg_det det linalg_slogdet slogdet logdet linalg_solve".split(),

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..math.activations import activation_jet
+from ..student import widened
 from . import twice
 from .chain import FORMULAS
 from .flowing import spelt
@@ -70,8 +71,8 @@ def pointwise(function: Callable, slope: Callable | None, curvature: Callable | 
             d1 = slope(y, z)
             d2 = curvature and partial(curvature, y, z, d1)
         elif of_table is not None and is_twice(input):
-            y, d1, d2, _ = activation_jet(of_table(*arguments, **named), z)
-            d2 = (lambda c=d2: c) if isinstance(d2, torch.Tensor) else None
+            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z))[:3])
+            d2 = lambda: c  # noqa: E731
         else:
             y, d1, d2 = by_autograd(lambda z: function(z, *arguments, **named), z, is_twice(input))
         after = twice.pointwise(input, y, d1, d2)
