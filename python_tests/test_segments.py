@@ -24,6 +24,8 @@ from sobolev_kernels.streams.fused import segments_of
 from sobolev_kernels.streams.segments import CHANGED
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCES
 
+# of those who go by the reference
+pytestmark = pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
 N, D = 3, 5
 f64 = torch.float64
 
@@ -286,7 +288,6 @@ class Swapped(nn.Module):
         return self.second(h)
 
 
-@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("how", ["another tensor", "its numbers", "a buffer", "later"])
 def test_weights_that_change_after_they_were_used(how):
     """They are noticed, and nothing of such a student is put off; one who begins with it is refused once."""
