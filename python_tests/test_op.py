@@ -305,8 +305,14 @@ def test_every_plan(how, monkeypatch):
         compare(numbers, directions_of("given", shape), derivative_loss=loss)
         compare(numbers, cotangents_of("given", shape), derivative_loss=loss, wrt=range(4))
     compare(numbers, directions_of("orthonormal", shape), reduction="none", wrt=range(10))
+    scalar = data(replace(shape, O=1))
     with computed_from("gradients"):
         compare(numbers, directions_of("sphere", shape))
+        asked = prepared(scalar.student, scalar.x, directions_of("given", shape), kinds=("dense", "none")).problem
+        with threads(2):  # one stream is all of them
+            assert dict(cpu.plan(asked, shape.N).choices).get("gather", False) == (gathered > 0)
+        for loss in ("mse", "relative_mse"):
+            compare(scalar, directions_of("sphere", shape), derivative_loss=loss, wrt=range(10))
     compare(numbers, directions_of("given", shape), ("values", "tangents", "seconds"), order=2)
     vectors, double = random(3, 70, 35), numbers.to(torch.float64)
     jvp = sk.jvp(numbers.student, numbers.x, vectors)[1]

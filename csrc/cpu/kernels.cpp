@@ -130,7 +130,7 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
       for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
         if (term == kSecond && l == 0) continue;  // the input has no ḧ
         Samples<T>* of_p = end;
-        end = kept.append(step, Term(term), l, term == kValue ? 1 : step.P, M, end);
+        end = kept.append(step, Term(term), l, term == kValue || step.by_one_gradient() ? 1 : step.P, M, end);
         for (; of_p < end; ++of_p) {
           of_p->z = of_part(of_p->z, p, workspace_bytes);
           of_p->h = of_part(of_p->h, p, workspace_bytes);

@@ -39,6 +39,11 @@ TOGETHER = 20480
 #     0.5   32, 8→128×5→1, exact       147    113        0.5   the same, one thread          176    166
 #     0.9   60, 20→128×3→1, P=1        116    104        1.5   48, 10→64×3→2, P=1             38     38
 #     1.4   32, 100→256×3→50, P=10    1155   1209        2     128, 42→128×2→1, exact        144    164
+#
+# The same of the gradient of an only output, for directions, on another day:
+#
+#     0.5   24, 8→100×4→1, P=8          80     60        0.6   43, 123→141×4→1, P=8          290    250
+#     0.8   50, 20→128×3→1, P=4        130    110        2     128, 16→128×3→1, P=4          220    230
 GATHERED = 1
 
 # Weights are read where they lie in students narrower than this, of which a thread has at most so many tiles: packing
@@ -83,8 +88,10 @@ def own_gradient_of_given(problem: Problem) -> str | None:
 
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
-    alone = problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS)
-    derivatives = (0 if alone else problem.P), problem.order
+    together = problem.P
+    if problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS):
+        together = int(not problem.collapsed and problem.O == 1 and problem.P > 0)  # the only output's gradient
+    derivatives = together, problem.order
     return _plan(max(problem.widths), *derivatives, side, N, torch.get_num_threads(), core.instruction_set())
 
 
