@@ -241,9 +241,10 @@ def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: to
 
 
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
-    """What a student that is not looked into gives for x [N, D]: [N, O]."""
+    """What a student that is not looked into gives for x [N, D]: [N, O]; [N] is of one output."""
     y, N = function(x.clone()), x.shape[0]  # which it may write to
     need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
+    y = y[:, None] if y.dim() == 1 else y
     need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
     need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
     need(y.shape[1] > 0, "student", "to return at least one output", y)
