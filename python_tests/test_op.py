@@ -246,6 +246,7 @@ def test_threads_follow_torch():
     for count in (1, 2):
         with threads(count):
             assert dict(cpu.plan(problem, 1000).choices)["threads"] == count
+            assert dict(cpu.plan(problem, 2).choices)["threads"] == 1  # of which each would wait for the other
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -64,6 +64,15 @@ IN_PLACE = (1024, 2)
 #     0     48, 2→256×2→1, P=1, one thread     217    235    0     32, 64→128×4→32, P=4, one thread   335    349
 LOCKSTEP = 0.1
 
+# A step of less work, in FLOPs of a multiply, of which an activation of a stream takes so many, is not shared out:
+# threads would wait for each other longer, and where another process has one of the cores, for their turn on it, 9 ms
+# were measured. µs, two threads and one:
+#
+#     9, 1→122×1→1, exact             8.8    5.8         107, 1→13×1→1, exact           6.4    7.1
+#     8, 4→16×2→1, P=1                4.9    3.2         10, 67→24×3→1, exact           8.2    8.1
+#     more: 64, 4→16×2→1, P=1         6.8    8.3         44, 10→10×2→18, P=2           11.1   12.7
+ALONE, ACTIVATED = 1e6, 300
+
 
 def supports(problem: Problem) -> str | None:
     if core.MISSING:
@@ -91,8 +100,14 @@ def plan(problem: Problem, N: int) -> Plan:
     together = problem.P
     if problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS):
         together = int(not problem.collapsed and problem.O == 1 and problem.P > 0)  # the only output's gradient
-    derivatives = together, problem.order
-    return _plan(max(problem.widths), *derivatives, side, N, torch.get_num_threads(), core.instruction_set())
+    derivatives, threads = (together, problem.order), torch.get_num_threads() if work(problem, N, side) > ALONE else 1
+    return _plan(max(problem.widths), *derivatives, side, N, threads, core.instruction_set())
+
+
+def work(problem: Problem, N: int, side: str) -> float:
+    """What a step costs, in FLOPs of a multiply."""
+    streams = 1 + planner.chains(problem)[side]
+    return N * (planner.cost(problem, side) + ACTIVATED * streams * sum(problem.widths[1:]))
 
 
 @lru_cache(maxsize=256)
