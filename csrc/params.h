@@ -91,9 +91,13 @@ struct Step {
   bool at_once() const {  // all streams of derivatives
     return !collapsed && (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
   }
+  bool by_one_gradient() const {  // the only output's, for all directions
+    return !collapsed && projection == Projection::kDirections && side == Side::kGradients && P > 0 && O == 1;
+  }
   // They can be if a part has one tile, whose streams go all at once.
   bool gathers() const {
-    return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && at_once();
+    const bool whole = at_once() || by_one_gradient();
+    return gather && gradients && residuals != Residuals::kNone && 0 < N && tiles() <= threads && whole;
   }
   // They can if neither waits for a whole pass of the other; the adjoint of directions is made on the other way alone.
   bool in_lockstep() const {

@@ -1,6 +1,7 @@
 """The op: its registration, torch.compile, determinism, threads, instruction sets, working memory."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, PE
 from sobolev_kernels.request import Request
 from sobolev_kernels.settings import Settings
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import compare, computed_from, step
+from sobolev_kernels.testing.compare import compare, computed_from, forget, step
 from sobolev_kernels.testing.problems import (
     CURVED,
     Shape,
@@ -245,6 +246,7 @@ def test_threads_follow_torch():
     for count in (1, 2):
         with threads(count):
             assert dict(cpu.plan(problem, 1000).choices)["threads"] == count
+            assert dict(cpu.plan(problem, 2).choices)["threads"] == 1  # of which each would wait for the other
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -304,8 +306,14 @@ def test_every_plan(how, monkeypatch):
         compare(numbers, directions_of("given", shape), derivative_loss=loss)
         compare(numbers, cotangents_of("given", shape), derivative_loss=loss, wrt=range(4))
     compare(numbers, directions_of("orthonormal", shape), reduction="none", wrt=range(10))
+    scalar = data(replace(shape, O=1))
     with computed_from("gradients"):
         compare(numbers, directions_of("sphere", shape))
+        asked = prepared(scalar.student, scalar.x, directions_of("given", shape), kinds=("dense", "none")).problem
+        with threads(2):  # one stream is all of them
+            assert dict(cpu.plan(asked, shape.N).choices).get("gather", False) == (gathered > 0)
+        for loss in ("mse", "relative_mse"):
+            compare(scalar, directions_of("sphere", shape), derivative_loss=loss, wrt=range(10))
     compare(numbers, directions_of("given", shape), ("values", "tangents", "seconds"), order=2)
     vectors, double = random(3, 70, 35), numbers.to(torch.float64)
     jvp = sk.jvp(numbers.student, numbers.x, vectors)[1]
@@ -319,10 +327,13 @@ STRIDES = (lambda a: a, lambda a: a.mT.contiguous().mT, lambda a: torch.stack([a
 @pytest.mark.parametrize("isa", ISAS)
 def test_weights_and_jacobians_of_any_strides(isa, monkeypatch):
     monkeypatch.setenv("SOBOLEV_ISA", isa)
-    shape = Shape(21, 35, 21, 2, 3, 3, "weights that are read where they lie, and many directions of each Jacobian")
+    monkeypatch.setattr(cpu, "_plan", cpu._plan.__wrapped__)
+    shape = Shape(21, 35, 75, 2, 3, 3, "weights read where they lie or packed in parts, many directions of a Jacobian")
     for projections in (directions_of("given", shape), cotangents_of("given", shape)):
         results = []
-        for strides in STRIDES:
+        for strides, narrower in product(STRIDES, (1000, 0)):
+            monkeypatch.setattr(cpu, "IN_PLACE", (narrower, 2))
+            forget()
             numbers = data(shape)
             for parameter in numbers.student.parameters():
                 if parameter.dim() == 2:

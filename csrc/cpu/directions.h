@@ -27,14 +27,19 @@ SK_INLINE Pair multiply_lower(Pair a, std::uint32_t b) {
   return (a & 0xFFFFFFFFu) * b;
 }
 
-template <class T>
-SK_INLINE Words<T> philox(const Directions& directions, std::int64_t sample, std::uint32_t p, std::uint32_t block) {
+// Of `count` blocks from `block` on. They wait for nobody else: each round of one waits for the multiplies of the last.
+template <class T, int count = 1>
+SK_INLINE void philox(const Directions& directions, std::int64_t sample, std::uint32_t p, std::uint32_t block,
+                      Words<T> (&c)[count]) {
   using Word = typename Words<T>::word;
   using Pair = typename Words<T>::pair;
   constexpr std::uint64_t kLower = 0xFFFFFFFFu;
-  Words<T> c{{{}, Word{} + p, Word{} + block, Word{} + std::uint32_t(directions.place)}};
   const auto first = std::uint32_t(directions.place >> 32) + std::uint32_t(sample);
-  for (int m = 0; m < kPanel<T> && !directions.shared; ++m) c.w[0][m] = first + std::uint32_t(m);
+  Word samples{};
+  for (int m = 0; m < kPanel<T> && !directions.shared; ++m) samples[m] = first + std::uint32_t(m);
+  const Word offset = Word{} + std::uint32_t(directions.place);
+#pragma GCC unroll 2
+  for (int i = 0; i < count; ++i) c[i] = {{samples, Word{} + p, Word{} + (block + i), offset}};
   std::uint32_t k0 = std::uint32_t(directions.seed), k1 = std::uint32_t(directions.seed >> 32);
   // high ^ the word after ^ key, and low, of the products of two words
   const auto turn = [](Word& from, Word& after, std::uint32_t by, std::uint32_t key) {
@@ -43,11 +48,13 @@ SK_INLINE Words<T> philox(const Directions& directions, std::int64_t sample, std
     from = Word((even & kLower) | (odd << 32));
   };
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-    turn(c.w[2], c.w[1], 0xCD9E8D57u, k0);
-    turn(c.w[0], c.w[3], 0xD2511F53u, k1);
-    c = {{c.w[1], c.w[2], c.w[3], c.w[0]}};
+#pragma GCC unroll 2
+    for (int i = 0; i < count; ++i) {
+      turn(c[i].w[2], c[i].w[1], 0xCD9E8D57u, k0);
+      turn(c[i].w[0], c[i].w[3], 0xD2511F53u, k1);
+      c[i] = {{c[i].w[1], c[i].w[2], c[i].w[3], c[i].w[0]}};
+    }
   }
-  return c;
 }
 
 // The upper 23 bits as the middle of one of 2^23 intervals of (0, 1): exact in float32
@@ -58,38 +65,48 @@ SK_INLINE Vec<T> uniform(typename Words<T>::word w) {
   return (number + Vec<T>(0.5)) * Vec<T>(1.0 / 8388608.0);
 }
 
-// v[D][kPanel] of independent standard normals, by Box and Muller
+// v[d ... d + 4 * count or D][kPanel] of independent standard normals, by Box and Muller
+template <class T, int count>
+SK_INLINE void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t d,
+                           std::int64_t D, T* v) {
+  Words<T> c[count];
+  philox<T, count>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4), c);
+  for (std::int64_t pair = 0; pair < 2 * count && d + 2 * pair < D; ++pair) {
+    const Words<T>& words = c[pair / 2];
+    const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(words.w[pair % 2 * 2])));
+    const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(words.w[pair % 2 * 2 + 1]) - Vec<T>(0.5));
+    T* to = v + (d + 2 * pair) * kPanel<T>;
+    const SinCos<T> turned = sincos_near(angle);
+    (radius * turned.cos).store(to);
+    if (d + 2 * pair + 1 < D) (radius * turned.sin).store(to + kPanel<T>);
+  }
+}
+
 template <class T>
 void draw_normal(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
-  for (std::int64_t d = 0; d < D; d += 4) {
-    const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4));
-    for (std::int64_t pair = 0; pair < 2 && d + 2 * pair < D; ++pair) {
-      const Vec<T> radius = sqrt(Vec<T>(-2.0) * log(uniform<T>(c.w[2 * pair])));
-      const Vec<T> angle = Vec<T>(6.283185307179586) * (uniform<T>(c.w[2 * pair + 1]) - Vec<T>(0.5));
-      T* to = v + (d + 2 * pair) * kPanel<T>;
-      const SinCos<T> turned = sincos_near(angle);
-      (radius * turned.cos).store(to);
-      if (d + 2 * pair + 1 < D) (radius * turned.sin).store(to + kPanel<T>);
-    }
-  }
+  std::int64_t d = 0;
+  for (; d + 4 < D; d += 8) draw_normal<T, 2>(directions, sample, p, d, D, v);
+  if (d < D) draw_normal<T, 1>(directions, sample, p, d, D, v);
 }
 
 template <class T>
 void draw_rademacher(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
   for (std::int64_t d = 0; d < D; d += 4) {
-    const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4));
+    Words<T> c[1];
+    philox<T>(directions, sample, std::uint32_t(p), std::uint32_t(d / 4), c);
     for (std::int64_t i = 0; i < 4 && d + i < D; ++i) {
-      for (int m = 0; m < kPanel<T>; ++m) v[(d + i) * kPanel<T> + m] = (c.w[i][m] >> 31) ? T(1) : T(-1);
+      for (int m = 0; m < kPanel<T>; ++m) v[(d + i) * kPanel<T> + m] = (c[0].w[i][m] >> 31) ? T(1) : T(-1);
     }
   }
 }
 
 template <class T>
 void draw_coordinate(const Directions& directions, std::int64_t sample, std::int64_t p, std::int64_t D, T* v) {
-  const Words<T> c = philox<T>(directions, sample, std::uint32_t(p), 0);
+  Words<T> c[1];
+  philox<T>(directions, sample, std::uint32_t(p), 0, c);
   for (std::int64_t d = 0; d < D; ++d) {
     for (int m = 0; m < kPanel<T>; ++m) {
-      v[d * kPanel<T> + m] = std::int64_t((std::uint64_t(c.w[0][m]) * std::uint64_t(D)) >> 32) == d ? T(1) : T(0);
+      v[d * kPanel<T> + m] = std::int64_t((std::uint64_t(c[0].w[0][m]) * std::uint64_t(D)) >> 32) == d ? T(1) : T(0);
     }
   }
 }

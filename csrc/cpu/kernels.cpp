@@ -37,6 +37,9 @@ constexpr int kRows = SK_ROWS;
 
 namespace {
 
+// A block of rows ends within a line, of which the next one has the rest: lines of so many k stay in the cache.
+constexpr std::int64_t kPackedAtOnce = 64;
+
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
@@ -46,9 +49,12 @@ void pack(const Step& step, void* base, int part, int parts) {
     const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
     const RowBlocks cut(to.rows);
     const Range mine(cut.blocks, part, parts);
-    for (std::int64_t b = mine.begin; b < mine.end; ++b) {
-      const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
-      pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, const_cast<T*>(to.data));
+    for (std::int64_t k = 0; k < to.K; k += kPackedAtOnce) {
+      const Range some(k, std::min(k + kPackedAtOnce, to.K));
+      for (std::int64_t b = mine.begin; b < mine.end; ++b) {
+        const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
+        pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, some, const_cast<T*>(to.data));
+      }
     }
   };
   for (std::int64_t l = 0; l < step.L; ++l) {
@@ -65,12 +71,21 @@ void pack(const Step& step, void* base, int part, int parts) {
   }
 }
 
+// A part's samples: a tile if there is one for each, else as many whole panels as the others have, or samples in
+// lockstep. (With whole tiles one of two threads had up to a tenth more to do than the other.)
+template <class T>
+Range samples_of(const Step& step, int part, int parts) {
+  const std::int64_t each = step.tiles() <= parts ? step.tile : step.in_lockstep() ? 1 : kPanel<T>;
+  const Range mine((step.N + each - 1) / each, part, parts);
+  return {mine.begin * each, std::min(mine.end * each, step.N)};
+}
+
 template <class T>
 void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
   for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
-  const Range mine(step.tiles(), part, parts);
+  const Range mine = samples_of<T>(step, part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
     // the first tile that goes back sets the gradient of a weight
@@ -80,9 +95,8 @@ void tiles(const Step& step, void* base, void* workspace_base, int part, int par
     for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
   }
   Tile<T> tile(step, shared, workspace);
-  for (std::int64_t i = mine.begin; i < mine.end; ++i) {
-    const std::int64_t first = i * step.tile, left = step.N - first;
-    tile.run(first, left < step.tile ? left : step.tile);
+  for (std::int64_t first = mine.begin; first < mine.end; first += step.tile) {
+    tile.run(first, std::min(step.tile, mine.end - first));
   }
 }
 
@@ -117,7 +131,7 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
       for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
         if (term == kSecond && l == 0) continue;  // the input has no ḧ
         Samples<T>* of_p = end;
-        end = kept.append(step, Term(term), l, term == kValue ? 1 : step.P, M, end);
+        end = kept.append(step, Term(term), l, term == kValue || step.by_one_gradient() ? 1 : step.P, M, end);
         for (; of_p < end; ++of_p) {
           of_p->z = of_part(of_p->z, p, workspace_bytes);
           of_p->h = of_part(of_p->h, p, workspace_bytes);
@@ -128,6 +142,20 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
   }
 }
 
+// Some rows of the strip from column j on of a part's gradient, put or added to those of the layer's
+template <class T>
+void add_strip(const Layer& layer, const T* strips, const Range& rows, std::int64_t j, bool first) {
+  const std::int64_t width = strip<T>(layer.n_in, j), count = std::min(width, layer.n_in - j);
+  for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+    const T* from = strips + j * layer.n_out + i * width;
+    T* to = static_cast<T*>(layer.dweight) + i * layer.n_in + j;
+    for (std::int64_t k = 0; k < count; ++k) to[k] = first ? from[k] : to[k] + from[k];
+  }
+}
+
+// Rows of a strip lie one after the other: so many of them are read at once.
+constexpr std::int64_t kRowsAtOnce = 16;
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
   const Private<T> workspace(step, workspace_base);
@@ -136,15 +164,15 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
     const Layer& layer = step.layers[l];
     const Range mine(layer.n_out, part, parts);
     T* dbias = static_cast<T*>(layer.dbias);
-    for (std::int64_t i = mine.begin; i < mine.end; ++i) {
-      T* to = static_cast<T*>(layer.dweight) + i * layer.n_in;
-      for (int p = 0; workspace.dweight[l] && p < parts; ++p) {
-        for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
-          const std::int64_t width = strip<T>(layer.n_in, j), end = std::min(j + width, layer.n_in);
-          const T* from = of_part(workspace.dweight[l], p, workspace_bytes) + j * layer.n_out + i * width - j;
-          for (std::int64_t k = j; k < end; ++k) to[k] = p ? to[k] + from[k] : from[k];
+    for (std::int64_t i = mine.begin; workspace.dweight[l] && i < mine.end; i += kRowsAtOnce) {
+      const Range rows(i, std::min(i + kRowsAtOnce, mine.end));
+      for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
+        for (int p = 0; p < parts; ++p) {
+          add_strip(layer, of_part(workspace.dweight[l], p, workspace_bytes), rows, j, p == 0);
         }
       }
+    }
+    for (std::int64_t i = mine.begin; i < mine.end; ++i) {
       for (int p = 0; dbias && p < parts; ++p) {
         const T term = of_part(workspace.dbias[l], p, workspace_bytes)[i];
         dbias[i] = p ? dbias[i] + term : term;

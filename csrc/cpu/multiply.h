@@ -32,27 +32,28 @@ struct RowBlocks {
 
 // A (any strides) copied so that a row block is [K][R]: what `product` broadcasts is then one contiguous stream.
 // Whole vectors where A is contiguous one way or the other. What they write beyond R numbers is written again by what
-// follows, so the last k, behind which another block lies, go number by number.
+// follows, so the last k, behind which another block lies, go number by number. Only those in `some`, one range after
+// the other.
 template <class T>
 void pack_rows(const T* a, std::int64_t stride_row, std::int64_t stride_k, std::int64_t K, std::int64_t row0,
-               std::int64_t R, T* packed) {
+               std::int64_t R, const Range& some, T* packed) {
   constexpr std::int64_t kLanes = Vec<T>::kLanes;
   T* out = packed + row0 * K;
   a += row0 * stride_row;
   const std::int64_t last = (R - 1) / kLanes * kLanes, written = last + kLanes;
-  std::int64_t k = 0;
+  std::int64_t k = some.begin;
   if (stride_k == 1) {
-    for (; (K - k - kLanes + 1) * R >= written; k += kLanes) {
+    for (; k < some.end && (K - k - kLanes + 1) * R >= written; k += kLanes) {
       for (std::int64_t i = last; i >= 0; i -= kLanes) {
         transpose_square(a + i * stride_row + k, stride_row, R - i, out + k * R + i, R);
       }
     }
   } else if (stride_row == 1 && stride_k >= written) {
-    for (; k < K - 1 && (K - k) * R >= written; ++k) {
+    for (; k < some.end && k < K - 1 && (K - k) * R >= written; ++k) {
       for (std::int64_t i = 0; i < R; i += kLanes) Vec<T>::load(a + k * stride_k + i).store(out + k * R + i);
     }
   }
-  for (; k < K; ++k) {
+  for (; k < some.end; ++k) {
     for (std::int64_t i = 0; i < R; ++i) out[k * R + i] = a[i * stride_row + k * stride_k];
   }
 }

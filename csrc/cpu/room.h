@@ -207,7 +207,7 @@ struct Private {
       partial[term] = arena.take<double>(tile * 3);
     }
     const std::int64_t streams_of_all = step.gathers() ? step.tiles() * (1 + step.order * group) : group;
-    samples = arena.take<Samples<T>>(back ? streams_of_all * tile / kPanel<T> : 0);
+    samples = arena.take<Samples<T>>(back ? streams_of_all : 0);
     bytes = arena.used();
   }
 
@@ -217,12 +217,10 @@ struct Private {
     const std::int64_t ld = l ? ld_rows : term == kValue ? ld_x : ld_v;
     const T *z = z_of[term][l], *h = rows_of[term][l];
     if (step.in_lockstep()) return append_columns(step, term, l, M, to);
-    for (std::int64_t stream = 0; stream < streams; ++stream) {
-      for (std::int64_t m = 0; m < M; m += kPanel<T>) {
-        *to++ = {z, h, ld, M - m < kPanel<T> ? M - m : kPanel<T>, kPanel<T>};
-        z += step.layers[l].n_out * kPanel<T>;
-        h += kPanel<T> * ld;
-      }
+    const std::int64_t n = step.layers[l].n_out, next = (n - 1) * kPanel<T>, whole = round_up(M, kPanel<T>);
+    const std::int64_t parts = whole == M ? 1 : streams;  // of panels that are not full each stream's are a part
+    for (std::int64_t s = 0; s < parts; ++s) {
+      *to++ = {z + s * whole * n, h + s * whole * ld, ld, streams / parts * M, kPanel<T>, next};
     }
     return to;
   }
@@ -230,11 +228,11 @@ struct Private {
   // All columns at once, as those of the values; of the first layer each stream has rows of its own
   Samples<T>* append_columns(const Step& step, Term term, std::int64_t l, std::int64_t M, Samples<T>* to) const {
     const T *z = columns_z[l], *h = rows_of[term][l];
-    if (l > 0 && term == kValue) *to++ = {z, h, ld_rows, (1 + step.P) * M, ld_columns};
+    if (l > 0 && term == kValue) *to++ = {z, h, ld_rows, (1 + step.P) * M, ld_columns, 0};
     if (l > 0) return to;
-    if (term == kValue) *to++ = {z, h, ld_x, M, ld_columns};
+    if (term == kValue) *to++ = {z, h, ld_x, M, ld_columns, 0};
     for (std::int64_t p = 0; term == kFirst && p < step.P; ++p) {
-      *to++ = {z + (1 + p) * M, h + p * round_up(M, kPanel<T>) * ld_v, ld_v, M, ld_columns};
+      *to++ = {z + (1 + p) * M, h + p * round_up(M, kPanel<T>) * ld_v, ld_v, M, ld_columns, 0};
     }
     return to;
   }

@@ -17,15 +17,12 @@ GIVES_GIVEN = True  # the gradient of given vectors, in the same pass as all oth
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
 # a tile's arrays should stay there, but above 256 the weights leave it anyway and want more samples for each read.
+# Above 512 those of 64 samples are as good, and the arrays smaller. ms, two threads of a Xeon with 2 MiB each, medians
+# of three processes, tiles of 128 with 256 columns and of 64 with 128:
 #
-# And samples times directions (or cotangents) that go side by side. In a small batch they fill the registers and a
-# gradient is read and written once for all of them; in a large one only their arrays grow. µs, two threads of a Xeon
-# with AVX-512 and 2 MiB each, medians of an idle machine, before (one at a time) and with this:
+#     256, 64→1024×3→16, P=4      55.0  54.2        700, 8→768×2→3, P=3         30.8  30.5
 #
-#     32, 100→256×3→50, P=10       2326   1473        20, 2→256×2→1, P=1             196   175
-#     32, 64→128×4→32, P=4          421    284        32, 8→128×5→1, exact           229   189
-#     24, 8→128×3→4, P=1            112     95        33, 8→256×3→8, P=4            1054   988
-TILES = ((256, 64, 160), (float("inf"), 128, 256))
+TILES = ((256, 64, 160), (512, 128, 256), (float("inf"), 64, 128))
 
 # A narrow student's arrays grow less: numbers that one of those side by side may have. µs, 160 columns and so many:
 #
@@ -42,6 +39,11 @@ TOGETHER = 20480
 #     0.5   32, 8→128×5→1, exact       147    113        0.5   the same, one thread          176    166
 #     0.9   60, 20→128×3→1, P=1        116    104        1.5   48, 10→64×3→2, P=1             38     38
 #     1.4   32, 100→256×3→50, P=10    1155   1209        2     128, 42→128×2→1, exact        144    164
+#
+# The same of the gradient of an only output, for directions, on another day:
+#
+#     0.5   24, 8→100×4→1, P=8          80     60        0.6   43, 123→141×4→1, P=8          290    250
+#     0.8   50, 20→128×3→1, P=4        130    110        2     128, 16→128×3→1, P=4          220    230
 GATHERED = 1
 
 # Weights are read where they lie in students narrower than this, of which a thread has at most so many tiles: packing
@@ -61,6 +63,15 @@ IN_PLACE = (1024, 2)
 #     0.12  56, 8→128×3→4, P=1, one thread     147    140    0.12  100, 2→256×2→1, P=1    305    288
 #     0     48, 2→256×2→1, P=1, one thread     217    235    0     32, 64→128×4→32, P=4, one thread   335    349
 LOCKSTEP = 0.1
+
+# A step of less work, in FLOPs of a multiply, of which an activation of a stream takes so many, is not shared out:
+# threads would wait for each other longer, and where another process has one of the cores, for their turn on it, 9 ms
+# were measured. µs, two threads and one:
+#
+#     9, 1→122×1→1, exact             8.8    5.8         107, 1→13×1→1, exact           6.4    7.1
+#     8, 4→16×2→1, P=1                4.9    3.2         10, 67→24×3→1, exact           8.2    8.1
+#     more: 64, 4→16×2→1, P=1         6.8    8.3         44, 10→10×2→18, P=2           11.1   12.7
+ALONE, ACTIVATED = 1e6, 300
 
 
 def supports(problem: Problem) -> str | None:
@@ -88,9 +99,17 @@ def own_gradient_of_given(problem: Problem) -> str | None:
 
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
-    alone = problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS)
-    derivatives = (0 if alone else problem.P), problem.order
-    return _plan(max(problem.widths), *derivatives, side, N, torch.get_num_threads(), core.instruction_set())
+    together = problem.P
+    if problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS):
+        together = int(not problem.collapsed and problem.O == 1 and problem.P > 0)  # the only output's gradient
+    derivatives, threads = (together, problem.order), torch.get_num_threads() if work(problem, N, side) > ALONE else 1
+    return _plan(max(problem.widths), *derivatives, side, N, threads, core.instruction_set())
+
+
+def work(problem: Problem, N: int, side: str) -> float:
+    """What a step costs, in FLOPs of a multiply."""
+    streams = 1 + planner.chains(problem)[side]
+    return N * (planner.cost(problem, side) + ACTIVATED * streams * sum(problem.widths[1:]))
 
 
 @lru_cache(maxsize=256)
