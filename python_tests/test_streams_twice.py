@@ -374,10 +374,8 @@ def test_where_one_has_no_second_derivatives(case):
         assert_right(function, numbers(N, D, seed=16), numbers(P, N, D, seed=6), [WEIGHT, B], collapsed)
 
 
-@pytest.mark.parametrize(
-    "norm", [lambda x: F.layer_norm(x, (D,)), lambda x: F.rms_norm(x, (D,)), lambda x: x.softmax(1)]
-)
-def test_norms_of_a_value_in_half_precision(norm):
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "softmax"])
+def test_norms_of_a_value_in_half_precision(name):
     """As of first derivatives, they are computed in float32 and rounded once, last."""
     norm = lambda x: getattr(F, name)(x, 1 if name == "softmax" else (D,))  # noqa: E731
     x, v = numbers(N, D).bfloat16(), numbers(2, N, D, seed=1).bfloat16()
