@@ -372,3 +372,12 @@ def test_where_one_has_no_second_derivatives(case):
 
     for P, collapsed in ((1, False), (3, False), (2, True)):
         assert_right(function, numbers(N, D, seed=16), numbers(P, N, D, seed=6), [WEIGHT, B], collapsed)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "softmax"])
+def test_norms_of_a_value_in_half_precision(name):
+    """As of first derivatives, they are computed in float32 and rounded once, last."""
+    norm = lambda x: getattr(F, name)(x, 1 if name == "softmax" else (D,))  # noqa: E731
+    x, v = numbers(N, D).bfloat16(), numbers(2, N, D, seed=1).bfloat16()
+    got, exact = (propagated(norm, x.to(dtype), v.to(dtype), order=2)[1] for dtype in (torch.bfloat16, f64))
+    assert (got - exact).abs().max() <= torch.finfo(torch.bfloat16).eps / 2 * exact.abs().max()

@@ -8,7 +8,7 @@ import torch
 
 from ..student import COMPUTE_DTYPE
 from .flowing import spelt
-from .pair import RULES, Pair, is_pair, viewed
+from .pair import RULES, TWICE, Pair, is_pair, viewed
 
 NAMES = """
     layer_norm rms_norm group_norm batch_norm instance_norm softmax log_softmax logsumexp var std
@@ -35,5 +35,5 @@ def converted(pair: Pair, dtype: torch.dtype) -> Pair:
     return pair if pair.v.dtype is dtype else viewed(pair, pair.v.to(dtype), pair.d.to(dtype))
 
 
-for table in (RULES,):
+for table in (RULES, TWICE):
     table.update({function: in_float32(table[function]) for function in spelt(*NAMES) if function in table})
