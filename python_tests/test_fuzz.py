@@ -33,12 +33,12 @@ def test_every_loss_is_written_out_in_the_oracle():
 def test_every_argument_of_the_loss_is_tried():
     asked = set(inspect.signature(sk.sobolev_loss).parameters)
     named = {"student", "reduction", "return_terms", "value_loss", "derivative_loss", "weights", "order", "wrt"}
-    named |= {"input_scale", "sample_weight", "output_weight", "derivative_weight"}
+    named |= {"input_scale", "sample_weight", "output_weight", "derivative_weight", "head"}
     assert named <= {field.name for field in fields(Case)}
     # x and targets have many fields, the three projections one, and every backend is tried
     several = {"inputs", "targets", "directions", "cotangents", "derivatives", "backend"}
     # looked at by tests of their own
-    assert asked - named - several == {"precision", "check_finite"}
+    assert asked - named - several == {"precision", "check_finite", "input_jacobian"}
 
 
 MOST = 12
