@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops
-from .advice import looked_at_again
+from .advice import advise_of_reference, looked_at_again
 from .backends import reference, running, streams
 from .backends.exact import tracked
 from .checks import tensors_of
@@ -22,14 +22,17 @@ from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
 from .errors import NotProvided, need, refuse
 from .finite import faults_of_finite, one_if_finite
+from .labels import faults_of_labels, probabilities_of
 from .math.directions import GIVEN, IN_KERNELS
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
-from .problem import Operands, Problem
+from .problem import UNSEEN, Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
+from .streams.fused import segments_of
 from .streams.look import before_flow, flows_no_more
+from .streams.segments import CHANGED
 from .student import COMPUTE_DTYPE, widened
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights, by_projection
@@ -107,9 +110,8 @@ def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool,
         projections = replace(projections, offset=found.offset)
     targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN, None)
     given = found.given if found.accepted.given else None
-    operands = Operands(
-        x, [], given, projections.draw_seed(x.device), *targets, weights=call.request.settings.numbers(problem.W)[:2]
-    )
+    seed, weights = projections.draw_seed(x.device, len(x)), call.request.settings.numbers(problem.W)[:2]
+    operands = Operands(x, [], given, seed, *targets, weights=weights)
     evaluated = evaluated._replace(looked=int(known.told), own=known.own)
     return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
 
@@ -147,10 +149,13 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         return run_on(call, inputs)
     except NotFollowed as error:
         held.restore()
-        flows_no_more(function, call.request.inputs, str(error))
-        if requested(call.request.settings.backend) is not None:
+        flows_no_more(function, call.request.inputs, call.problem.order, str(error))
+        if str(error) == CHANGED:  # so another run would give other numbers
+            raise NotProvided(f"student: {CHANGED}, as in no call before; the next one looks at him again") from None
+        if requested(call.request.settings.backend) is not None or call.problem.sharded:
             raise NotProvided(f"backend: streams does not support this student: {error}") from None
-    return run_on(replace(call, problem=replace(call.problem, backend="reference")), inputs)
+        why = UNSEEN if str(error) == streams.OUTPUTS else str(error)  # which is looked at again
+    return run_on(replace(call, problem=replace(call.problem, backend="reference", unfollowed=why)), inputs)
 
 
 def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
@@ -169,7 +174,8 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x, known)
-    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
+        advise_of_reference(request.student, call.problem)
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         targets = targets_of(call, request.targets, columns, seed)
@@ -207,7 +213,8 @@ def compute(
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "streams":
-        return streams.run(problem, operands, columns, request.student), problem, operands
+        segments = segments_of(problem.ends)
+        return streams.run(problem, operands, columns, request.student, segments), problem, operands
     try:
         return computed(problem, operands, columns, ran)
     except RuntimeError as error:
@@ -255,6 +262,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
     request, problem = call.request, call.problem
     targets = request.targets
+    if targets is not None:
+        refuse(faults_of_labels(request.settings, targets, request.residual_weights, O))
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
     each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
@@ -276,7 +285,9 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.T
     values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
-    if values is not None and values.dim() == 1:
+    if targets.has_classes:
+        values = probabilities_of(values, call.problem)
+    elif values is not None and values.dim() == 1:
         values = values[:, None]
     values, derivative, second = widened(values), widened(derivative), widened(second)
     if call.teacher is not None:

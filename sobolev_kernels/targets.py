@@ -22,7 +22,9 @@ class Targets:
     """Target values, one kind of target derivative, and for order 2 one of second derivatives: constants of the loss.
 
     Args:
-        values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
+        values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero. Behind a head,
+            they and all derivatives are those of its output; of the value loss "cross_entropy" they are probabilities
+            [N, O] or classes, int64 [N], of "bce" probabilities.
         jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns. Where inputs
             are of another shape [N, …], it stands for D in all of this.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
@@ -65,6 +67,11 @@ class Targets:
         for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, kind.of(getattr(self, name), name))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.values is not None and not (self.values.is_floating_point() or self.values.is_complex())
 
     @property
     def kind(self) -> str:

@@ -48,7 +48,8 @@ def native_layer_norm(input, normalized_shape, weight, bias, eps):
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    # PyTorch's own is that of the dtype it computes in
+    eps = torch.finfo(torch.float32 if input.dtype in HALF else input.dtype).eps if eps is None else eps
     return affine(standardised(input, dims, eps, centred=False), weight, None, input.dtype)
 
 
@@ -105,17 +106,18 @@ DEPENDING = {*WRITTEN, *BATCH_NORMS, functional.scaled_dot_product_attention}
 class ExactNorms(TorchFunctionMode):
     """Norms are written out in steps that autograd differentiates any number of times, or refused.
 
-    `met`: something was run that depends on the contexts it is run in.
+    `met`: something was run that depends on the contexts it is run in; `checkpointed`: a part of it will be run again.
     """
 
     def __init__(self):
         super().__init__()
-        self.met = False
+        self.met = self.checkpointed = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not torch.compiler.is_compiling():
-            self.met = recompute_alike() or self.met or function in DEPENDING
+            self.checkpointed = recompute_alike() or self.checkpointed
+            self.met = self.met or self.checkpointed or function in DEPENDING
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
             raise NotProvided(STATISTICS)
         return WRITTEN.get(function, function)(*args, **kwargs)

@@ -16,11 +16,12 @@ from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS, DENSE, GRADIENTS
 from ..errors import NotProvided
+from ..math import heads
 from ..math.activations import activation_jet
-from ..math.losses import coupled, is_coupled, residual
+from ..math.losses import coupled, is_coupled, is_likelihood, is_summed, likelihood, residual
 from ..math.table import Formula
 from ..planner import side_of_function
-from ..problem import DERIVATIVES, LOSS, Operands, Plan, Problem
+from ..problem import DERIVATIVES, LOSS, UNSEEN, Operands, Plan, Problem
 from ..student import widened
 from .dependence import SILENT, Evaluated, refuse_dependence, refuse_slope
 from .exact import ExactNorms, graphs, tracked
@@ -33,8 +34,16 @@ MSE = Formula("mse")
 Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
+SHARDED = (
+    "FSDP frees a student's parameters after a backward, and this takes several; first derivatives along directions, "
+    "which go through streams, take one"
+)
+
+
 def supports(problem: Problem) -> str | None:
-    return None
+    if not problem.sharded:
+        return None
+    return SHARDED if problem.unfollowed in (None, UNSEEN) else f"{SHARDED}, but {problem.unfollowed}"
 
 
 def plan(problem: Problem, N: int) -> Plan:
@@ -53,6 +62,7 @@ def run(
     with nullcontext() if ran is not None and by_transforms() else uncast(x):
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
+        y = y if problem.head is None else heads.value(problem.head, y)
         results = tuple(result for result in (y, first, second) if result is not None)
         return results if ran is not None else tuple(tied(result, operands) for result in results)
     with uncast(x):
@@ -95,22 +105,37 @@ def uncast(x: torch.Tensor) -> AbstractContextManager:
 def derivatives_along(
     problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor | None
 ) -> Jets:
-    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
+    """y [N, O], projected derivatives, and second derivatives or None; of collapsed ones the second alone. Derivatives
+    are those of the head of y, if there is one.
 
     A function that computes in half precision has rounded each of them; nothing else is rounded before the result is.
     """
     x, parameters = operands.x, operands.parameters
     if problem.projection == COTANGENTS:
-        y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
+        if ran is None:
+            y, gradients = mlp_vjp(problem, parameters, x, vectors, problem.head)
+        else:
+            y, gradients = vjps(ran, seeds(problem.head, ran.y, vectors))
         return widened(y), columns.restrict(widened(gradients)), None
     if vectors is None:
         y, rows = vjps(ran, units(ran.y))
         tangents = columns.restrict(widened(rows)).permute(2, 1, 0)
-        return widened(y), tangents if problem.magnitude == 1 else problem.magnitude * tangents, None
+        tangents = tangents if problem.magnitude == 1 else problem.magnitude * tangents
+        return behind_head(problem, (widened(y), tangents, None))
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
-    y, first, second = map(widened, jet)
+    y, first, second = behind_head(problem, tuple(map(widened, jet)))
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
+
+
+def behind_head(problem: Problem, jet: Jets) -> Jets:
+    """Outputs as they are, and the derivatives of their head: docs/math.md, section 14."""
+    return jet if problem.head is None else (jet[0], *heads.derivatives(problem.head, *jet))
+
+
+def seeds(head: Formula | None, y: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The cotangents of outputs y that those of their head are."""
+    return u if head is None else heads.pulled(head, widened(y), widened(u)).to(y.dtype)
 
 
 def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
@@ -123,6 +148,9 @@ def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
 def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
     """(loss, terms): the loss differentiable as often as needed."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
+    if problem.head is not None:
+        of_value = heads.logits if is_likelihood(problem.value_loss) else heads.value
+        predictions = (of_value(problem.head, predictions[0]), *predictions[1:])
     if is_plain(problem, operands):
         return plain_loss_of(problem, operands, predictions)
     y, derivative, second = predictions[0], operands.derivative, operands.second
@@ -173,14 +201,16 @@ def mlp_jet(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, v
     return h, h_dot, h_ddot
 
 
-def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor):
-    """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O]: docs/math.md, section 4."""
+def mlp_vjp(
+    problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor, head: Formula | None = None
+):  # fmt: skip
+    """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O] of y, or its head: docs/math.md, section 4."""
     h, below = x, []
     for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
         h, d1, *_ = activation_jet(activation, z if bias is None else z + bias)
         below.append((weight, d1))
-    a = u
+    a = seeds(head, h, u)
     for weight, d1 in reversed(below):
         a = (d1 * a) @ weight
     return h, a
@@ -388,30 +418,36 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain(problem: Problem, operands: Operands) -> bool:
-    """Whether the terms, both of which count, are means over all numbers."""
-    if problem.result != LOSS or problem.order > 1 or problem.terms or problem.derivative_target == DENSE:
+    """Whether the terms, all of which count, are means over all numbers."""
+    if problem.result != LOSS or problem.terms or DENSE in (problem.derivative_target, problem.second_target):
         return False
-    if operands.values is None or operands.derivative is None or not operands.derivative.numel():
+    targets = operands.values, operands.derivative, operands.second
+    if any(target is None or not target.numel() for target in targets[: 1 + problem.order]):
         return False
     if any(weights is not None for weights in (operands.sample_weight, operands.output_weight)):
         return False
     if operands.derivative_weight is not None or not all(operands.weights):
         return False
-    return not (is_coupled(problem.value_loss) or is_coupled(problem.derivative_loss))
+    return not (is_summed(problem.value_loss) or is_coupled(problem.derivative_loss))
 
 
 def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets):
     """The same loss, each term in one operation where that is possible; of the terms the numbers."""
-    values = term_of_all(problem.value_loss, predictions[0], operands.values)
-    derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
-    w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
-    parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
-    return parts[0] + parts[1], factor * torch.stack((values.detach(), derivative.detach()))
+    losses = problem.value_loss, problem.derivative_loss, problem.derivative_loss
+    targets = operands.values, operands.derivative, operands.second
+    each = zip(losses[: 1 + problem.order], predictions, targets, strict=False)
+    terms = [term_of_all(*of_term) for of_term in each]
+    factor = 1 if problem.reduction == "mean" else len(operands.x)
+    weights = [factor * w for w in operands.weights]
+    loss = sum(term if w == 1 else w * term for w, term in zip(weights, terms, strict=True))
+    return loss, factor * torch.stack([term.detach() for term in terms])
 
 
 def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The mean of the terms of all samples, of a pointwise loss without weights."""
     need_alike(prediction, target)
+    if is_likelihood(loss):
+        return likelihood(loss, prediction, target).mean()
     # which is the row of the table in one operation
     return mse_loss(prediction, target) if loss == MSE else residual(loss, prediction - target)[0].mean()
 
@@ -428,8 +464,8 @@ def term(
 ) -> torch.Tensor:  # fmt: skip
     """A term for each sample [N], from [N, O], [P, N, O] or [R, N, D]; `weight` broadcasts over the residuals.
 
-    Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same; by
-    `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
+    Pointwise, the mean of ρ over everything but the samples, or the sum (`is_summed`); of a coupled loss, ρ of the sums
+    over the same; by `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
     """
     need_alike(prediction, target)
     dims = (-1,) if prediction.dim() == 2 else (0, -1)
@@ -442,6 +478,9 @@ def term(
         r = a - t
         products = (r * r, a * a, a * t, t * t, torch.ones_like(t))
         each = coupled(loss, *((w * product).sum(dims) for product in products)).to(prediction.dtype)
+    elif is_likelihood(loss):
+        each = w * likelihood(loss, prediction, target)
+        each = each.sum(dims) if is_summed(loss) else each.mean(dims)
     else:
         each = (w * residual(loss, prediction - target)[0]).mean(dims)
     if sample is None:

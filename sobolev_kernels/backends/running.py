@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .dependence import Alike, Evaluated, Samples
 from .exact import ExactNorms, exactly, graphs, tracked
-from .graph import leads_elsewhere, nodes_of, refuse_inexact
+from .graph import leads_elsewhere, nodes_of, places_of, refuse_inexact
 from .standard import OWN
 
 MOST = 64
@@ -30,12 +30,14 @@ class Graphs:
     plain: bool = False  # whether the run before needed none of the contexts
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
-    samples: dict[tuple, Samples] = field(default_factory=dict)  # by the shape of the inputs, too
+    samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
 
-    def samples_of(self, kinds: tuple, x: torch.Tensor) -> Samples:
-        if len(self.samples) > MOST or len(self.seen) > MOST:  # of one that is another each time
-            self.samples, self.seen = {}, {}
-        return self.samples.setdefault((kinds, x.shape), Samples())
+    def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
+        if len(self.seen) > MOST:  # of one that is another each time
+            self.seen = {}
+        if len(self.samples) > MOST:
+            self.samples = {}
+        return self.samples.setdefault((kinds, places, x.shape), Samples())
 
 
 def by_transforms() -> bool:
@@ -73,7 +75,9 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
         seen.plain = not contexts.met and seen.unlike < UNLIKE
-    samples = None if seen is None else seen.samples_of(kinds, x)
+    samples = None
+    if seen is not None:
+        samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
     return Evaluated(function, x, y, kept, alike=alike if kept else None, samples=samples)
 
 
@@ -84,13 +88,14 @@ def run_plainly(function: Callable, x: torch.Tensor, seen: Graphs) -> Evaluated 
     with graphs(), torch.compiler.set_stance("force_eager"):
         x = leaf(x, kept)
         y = function(x)
-    kinds = tuple(map(kind_of, nodes_of(y)))
+    nodes = nodes_of(y)
+    kinds = tuple(map(kind_of, nodes))
     alike = seen.seen.get(kinds)
     if alike is None or not (wanted and (kept or alike.elsewhere)):
         seen.plain, seen.unlike = False, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    return Evaluated(function, x, y, True, alike=alike, samples=seen.samples_of(kinds, x))
+    return Evaluated(function, x, y, True, alike=alike, samples=seen.samples_of(kinds, places_of(y, nodes), x))
 
 
 def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
