@@ -34,12 +34,12 @@ SK_INLINE void philox(const Directions& directions, std::int64_t sample, std::ui
   using Word = typename Words<T>::word;
   using Pair = typename Words<T>::pair;
   constexpr std::uint64_t kLower = 0xFFFFFFFFu;
-  const auto first = std::uint32_t(directions.place >> 32) + std::uint32_t(sample);
   Word samples{};
+  const auto first = std::uint32_t(directions.place >> 32) + std::uint32_t(sample);
   for (int m = 0; m < kPanel<T> && !directions.shared; ++m) samples[m] = first + std::uint32_t(m);
-  const Word offset = Word{} + std::uint32_t(directions.place);
+  const auto offset = std::uint32_t(directions.place);
 #pragma GCC unroll 2
-  for (int i = 0; i < count; ++i) c[i] = {{samples, Word{} + p, Word{} + (block + i), offset}};
+  for (int i = 0; i < count; ++i) c[i] = {{samples, Word{} + p, Word{} + (block + i), Word{} + offset}};
   std::uint32_t k0 = std::uint32_t(directions.seed), k1 = std::uint32_t(directions.seed >> 32);
   // high ^ the word after ^ key, and low, of the products of two words
   const auto turn = [](Word& from, Word& after, std::uint32_t by, std::uint32_t key) {

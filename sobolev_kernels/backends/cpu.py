@@ -22,6 +22,13 @@ GIVES_GIVEN = True  # the gradient of given vectors, in the same pass as all oth
 #
 #     256, 64→1024×3→16, P=4      55.0  54.2        700, 8→768×2→3, P=3         30.8  30.5
 #
+# And samples times directions (or cotangents) that go side by side. In a small batch they fill the registers and a
+# gradient is read and written once for all of them; in a large one only their arrays grow. µs, two threads of a Xeon
+# with AVX-512 and 2 MiB each, medians of an idle machine, before (one at a time) and with this:
+#
+#     32, 100→256×3→50, P=10       2326   1473        20, 2→256×2→1, P=1             196   175
+#     32, 64→128×4→32, P=4          421    284        32, 8→128×5→1, exact           229   189
+#     24, 8→128×3→4, P=1            112     95        33, 8→256×3→8, P=4            1054   988
 TILES = ((256, 64, 160), (512, 128, 256), (float("inf"), 64, 128))
 
 # A narrow student's arrays grow less: numbers that one of those side by side may have. µs, 160 columns and so many:
