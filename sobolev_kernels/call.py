@@ -12,7 +12,8 @@ import torch
 
 from . import keeping, kept, ops
 from .advice import looked_at_again
-from .backends import reference, running, streams
+from .backends import functions, reference, running, streams
+from .backends.dependence import Evaluated
 from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
@@ -133,7 +134,7 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> Ran:
         ran = run_at(call, x)
         return ran.results
 
-    results = reference.differentiably(results_at, inputs)
+    results = functions.differentiably(results_at, inputs)
     return ran._replace(results=results)
 
 
@@ -180,9 +181,7 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     return Ran(results, targets, problem, operands)
 
 
-def looked_at(
-    role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor, known: Known | None = None
-) -> reference.Evaluated:
+def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known: Known | None = None) -> Evaluated:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
@@ -194,7 +193,7 @@ def looked_at(
 
 def compute(
     call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
-    ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
+    ran: Evaluated | None = None, targets: Targeted = UNTARGETED,
 ) -> tuple[Results, Problem, Operands]:  # fmt: skip
     """The results, and what they were computed of."""
     request, problem = call.request, call.problem
@@ -219,7 +218,7 @@ def compute(
 
 
 def computed(
-    problem: Problem, operands: Operands, columns: Columns, ran: reference.Evaluated | None
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None
 ) -> tuple[Results, Problem, Operands]:
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran), problem, operands
@@ -334,7 +333,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             ran = looked_at("teacher", teacher, ran, x, known)
             return compute(teacher, x, columns, seed, ran)[0]
 
-        results = reference.differentiably(results_at, inputs)
+        results = functions.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))

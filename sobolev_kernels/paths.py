@@ -24,7 +24,7 @@ from .advice import drawing_modules, modules_of, warn
 from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
-from .backends.reference import tangent_of
+from .backends.functions import tangent_of
 from .backends.running import Graphs
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped

@@ -11,6 +11,8 @@ import torch
 from ..errors import NotProvided
 from .exact import exactly
 
+# y [N, O], derivatives, second derivatives
+Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 LOOK_FOR = (
     "look for a forward that detaches its input, runs under torch.no_grad() or leaves PyTorch (NumPy), and for an "
     "autograd.Function whose backward is no part of the graph"

@@ -16,7 +16,9 @@ from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
 from ..student import widened
 from .exact import graphs, tracked
-from .reference import loss_of, vectors_of, without_graph
+from .functions import without_graph
+from .reference import vectors_of
+from .residuals import loss_of
 
 DTYPES = ("float32", "float64")
 OUTPUTS = "it gives another number of outputs than before"
