@@ -319,6 +319,9 @@ PYBIND11_MODULE(_C, m) {
       py::arg("step"), py::arg("isa") = "");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"modules", fast(sk::reading::modules), METH_FASTCALL,
+       "(roots, plain, kinds, parameters): what they are made of"},
+      {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},
       {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
       {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
        "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},

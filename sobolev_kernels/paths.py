@@ -66,6 +66,7 @@ class Known:
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
     flow: Flow | None = None  # how pairs flow through it
+    traced: str | None = None  # what a compiler is told of it (traced.py)
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
@@ -189,9 +190,13 @@ def named(what: str, places: list[int]) -> str:
 
 def known_of(function: object, x: torch.Tensor) -> Known:
     """What is kept of a function; one that is made anew each time is the same if it is made of the same."""
-    parts, constants = [], []
-    made_of(function, parts, constants)
-    modules = [part for part in parts if isinstance(part, nn.Module)]
+    if isinstance(function, nn.Module):
+        parts = modules = [function]
+        constants = []
+    else:
+        parts, constants = [], []
+        made_of(function, parts, constants)
+        modules = [part for part in parts if isinstance(part, nn.Module)]
     states = (x.dtype, x.shape[1], *((m.training, type(m), id(vars(m).get("forward"))) for m in modules))
     key = (*map(id, parts), *constants)
     known = KNOWN.get(key)
@@ -203,7 +208,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flow, known.graphs, known.number = None, Graphs(), next(NUMBERS)
+        known.flow, known.graphs, known.number, known.traced = None, Graphs(), next(NUMBERS), None
     return known
 
 

@@ -59,8 +59,9 @@ class Targets:
         need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
             given = [name for name in kinds if getattr(self, name) is not None]
-            expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
-            need(len(given) <= 1, "targets", expected, " and ".join(given))
+            if len(given) > 1:
+                expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
+                need(False, "targets", expected, " and ".join(given))
         for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, kind.of(getattr(self, name), name))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
@@ -10,15 +11,17 @@ from torch.autograd import forward_ad
 from ..enums import GRADIENTS
 from ..planner import side_of_function
 from .dependence import Evaluated, Jets, refuse_dependence, refuse_slope
-from .exact import graphs, tracked
+from .exact import graphs, keeps_graphs, tracked
 from .graph import leads_to, nodes_of, refuse_inexact
 from .running import are_own, by_transforms, with_graph
-from .transformed import of_each, transformed_jet, transformed_vjps
+from .transformed import given_out, of_each, transformed_jet, transformed_vjps
+
+ENGINE, NOTHING = torch.autograd.Variable._execution_engine, nullcontext()
 
 
-def differentiably(function: Callable, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """function(x), where derivatives can be taken of what is run in it."""
-    if by_transforms():
+def differentiably(function: Callable, x: torch.Tensor, breaks: bool = False) -> tuple[torch.Tensor, ...]:
+    """function(x), where derivatives can be taken of what is run in it; it `breaks` where transforms are taken."""
+    if by_transforms() and not breaks:
         return function(x)
     if torch.compiler.is_compiling():
         from .uncompiled import uncompiled
@@ -40,16 +43,20 @@ def without_graph(result: torch.Tensor) -> torch.Tensor:
     return result.detach() if forward_ad._current_level < 0 else result.clone()
 
 
+def where_graphs() -> AbstractContextManager:
+    return NOTHING if keeps_graphs() else graphs()
+
+
 def vjps(ran: Evaluated, u: torch.Tensor):
     """y and its gradients Jᵀu."""
     if by_transforms():
         return ran.y, transformed_vjps(ran, u)
-    with graphs():
+    with where_graphs():
         gradients = of_each(gradients_of(ran, tracked(u)), ran.x)
     return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
 
 
-def gradients_of(ran: Evaluated, u: torch.Tensor) -> list[torch.Tensor]:
+def gradients_of(ran: Evaluated, u: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
     x, y = ran.x, ran.y
     gradients = [gradient(y, x, cotangent) for cotangent in u]
     if gradients and gradients[0] is None:
@@ -87,6 +94,8 @@ def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch
     """Jᵀu, differentiable; None where no path leads from y to x."""
     if not y.requires_grad:
         return None
+    if type(y) is type(cotangent) is torch.Tensor:  # as torch.autograd.grad does, without a look at arguments of ours
+        return ENGINE.run_backward((y,), (cotangent,), True, True, (x,), True, accumulate_grad=False)[0]
     return torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)[0]
 
 
@@ -96,12 +105,14 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     Not torch.func.jvp, which many operations do not support.
     """
     if by_transforms():
+        if order == 1 and by_gradients(ran, len(v)):
+            return ran.y, given_out(along_gradients(v, transformed_vjps(ran, units(ran.y)))), None
         return transformed_jet(ran, v, order)
     x, y, kept = ran.x, ran.y, ran.kept
-    with graphs():
+    with where_graphs():
         v, seconds = tracked(v), None
-        if order == 1 and side_of_function(len(v), y.shape[1]) == GRADIENTS and are_own(ran):
-            results = y, along_by_gradients(ran, v), None
+        if order == 1 and by_gradients(ran, len(v)):
+            results = y, along_gradients(v, gradients_of(ran, units(y))), None
             return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
         if order == 2:
@@ -111,18 +122,22 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     return results if kept else tuple(r if r is None else without_graph(r) for r in results)
 
 
-def along_by_gradients(ran: Evaluated, v: torch.Tensor) -> torch.Tensor:
+def by_gradients(ran: Evaluated, P: int) -> bool:
+    """Whether derivatives along P directions are projections of the gradient of each output, and these are fewer."""
+    return side_of_function(P, ran.y.shape[1]) == GRADIENTS and are_own(ran)
+
+
+def along_gradients(v: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """The derivatives of y along each direction, as projections of the gradient of each output."""
-    gradients = gradients_of(ran, units(ran.y))
     if len(gradients) == 1:
         return (v * gradients[0]).sum(-1, keepdim=True)
-    return torch.einsum("ond,pnd->pno", torch.stack(gradients), v)
+    return torch.einsum("ond,pnd->pno", torch.stack([*gradients]), v)
 
 
-def units(y: torch.Tensor) -> torch.Tensor:
+def units(y: torch.Tensor) -> list[torch.Tensor] | torch.Tensor:
     """The cotangents [O, N, O] of each output alone."""
     if y.shape[1] == 1:
-        return torch.ones_like(y)[None]
+        return [torch.ones_like(y)]
     return torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)
 
 

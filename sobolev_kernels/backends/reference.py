@@ -9,15 +9,14 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from ..columns import Columns
 from ..drawing import drawn, over_samples
-from ..enums import COTANGENTS, GRADIENTS
+from ..enums import COTANGENTS
 from ..math.activations import activation_jet
-from ..planner import side_of_function
 from ..problem import DERIVATIVES, Operands, Plan, Problem
 from ..student import widened
 from .dependence import Evaluated, Jets
-from .functions import function_jet, units, vjps
+from .functions import by_gradients, function_jet, units, vjps
 from .residuals import loss_of
-from .running import are_own, by_transforms
+from .running import by_transforms
 
 
 def supports(problem: Problem) -> str | None:
@@ -37,16 +36,17 @@ def run(
     """
     x = operands.x
     vectors = None if has_rows(problem, ran) else vectors_of(problem, operands)
-    with nullcontext() if ran is not None and by_transforms() else uncast(x):
+    around = uncast(x)
+    with nullcontext() if ran is not None and by_transforms() else around:
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
         results = tuple(result for result in (y, first, second) if result is not None)
         return results if ran is not None else tuple(tied(result, operands) for result in results)
-    with uncast(x):
-        loss, terms = loss_of(problem, operands, widened(vectors), (y, first, second))
+    with around:
+        loss, *terms = loss_of(problem, operands, widened(vectors), (y, first, second))
     if ran is not None:
-        return loss, terms
-    return tied(loss, operands), tied(terms, operands) if terms.requires_grad else terms
+        return loss, *terms
+    return tied(loss, operands), *(tied(each, operands) if each.requires_grad else each for each in terms)
 
 
 def vectors_of(problem: Problem, operands: Operands) -> torch.Tensor:
@@ -104,7 +104,7 @@ def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
     """Whether derivatives along the basis are the entries of the gradient of each output, which nobody projects."""
     if ran is None or problem.distribution != "basis" or problem.projection == COTANGENTS or problem.order > 1:
         return False
-    return side_of_function(problem.P, ran.y.shape[1]) == GRADIENTS and are_own(ran)
+    return by_gradients(ran, problem.P)
 
 
 def layer_by_layer(problem: Problem, parameters: list[torch.Tensor]):

@@ -15,8 +15,10 @@ from .finish import finish
 MSE = Formula("mse")
 
 
-def loss_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets):
-    """(loss, terms): the loss differentiable as often as needed."""
+def loss_of(
+    problem: Problem, operands: Operands, vectors: torch.Tensor | None, predictions: Jets
+) -> tuple[torch.Tensor, ...]:
+    """(loss, terms): the loss differentiable as often as needed; without terms where nobody asks for them."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
     if is_plain(problem, operands):
         return plain_loss_of(problem, operands, predictions)
@@ -74,13 +76,13 @@ def is_plain(problem: Problem, operands: Operands) -> bool:
     return not (is_coupled(problem.value_loss) or is_coupled(problem.derivative_loss))
 
 
-def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets):
-    """The same loss, each term in one operation where that is possible; of the terms the numbers."""
+def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets) -> tuple[torch.Tensor]:
+    """The same loss, each term in one operation where that is possible, without the terms."""
     values = term_of_all(problem.value_loss, predictions[0], operands.values)
     derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
     w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
     parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
-    return parts[0] + parts[1], factor * torch.stack((values.detach(), derivative.detach()))
+    return (parts[0] + parts[1],)
 
 
 def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -6,18 +6,18 @@ looked at, the next run is without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .dependence import Alike, Evaluated, Samples
-from .exact import ExactNorms, exactly, graphs, tracked
+from .exact import Eagerly, exactly, graphs, keeps_graphs, tracked
 from .graph import leads_elsewhere, nodes_of, refuse_inexact
 from .standard import OWN
+from .transformed import transformed
 
 MOST = 64
 UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is run exactly each time
@@ -39,16 +39,15 @@ class Graphs:
 
 
 def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    """Whether derivatives are those of torch.func, which dynamo can follow."""
+    return torch.compiler.is_compiling()
 
 
 def evaluate(function: Callable, x: torch.Tensor, seen: Graphs | None = None, again: bool = False) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens; `again`, if what is made of it
     has other inputs that ask for a gradient."""
     if by_transforms():
-        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-            return Evaluated(function, x, function(x))
+        return transformed(function, x)
     return with_graph(function, x, None if again else seen, again)
 
 
@@ -56,14 +55,14 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     """y = function(x) of an x that asks for its gradient."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         seen = None
-    if seen is not None and seen.plain and (ran := run_plainly(function, x, seen)) is not None:
+    if seen is not None and seen.plain and keeps_graphs() and (ran := run_plainly(function, x, seen)) is not None:
         return ran
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly() as contexts:
         x = leaf(x, kept)
         y = function(x)
     nodes = nodes_of(y)
-    kinds = tuple(map(kind_of, nodes))
+    kinds = kinds_of(nodes)
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
@@ -78,15 +77,19 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
 
 
 def run_plainly(function: Callable, x: torch.Tensor, seen: Graphs) -> Evaluated | None:
-    """The same without the contexts; None where the graph is of other kinds than those before."""
-    wanted, kept = torch.is_grad_enabled(), x.requires_grad
-    before = torch.get_rng_state()
-    with graphs(), torch.compiler.set_stance("force_eager"):
-        x = leaf(x, kept)
-        y = function(x)
-    kinds = tuple(map(kind_of, nodes_of(y)))
+    """The same without the contexts; None where the graph is of other kinds than those before, or there is none."""
+    kept, before = x.requires_grad, torch.get_rng_state()
+    x = leaf(x, kept)
+    try:
+        with Eagerly():
+            y = function(x)
+        kinds = kinds_of(nodes_of(y))
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+        kinds = None
     alike = seen.seen.get(kinds)
-    if alike is None or not (wanted and (kept or alike.elsewhere)):
+    if alike is None or not (kept or alike.elsewhere):
         seen.plain, seen.unlike = False, seen.unlike + 1
         torch.set_rng_state(before)
         return None
@@ -101,6 +104,18 @@ def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
     elif not kept:
         x = tracked(x).detach()
     return x if x.requires_grad else x.requires_grad_()
+
+
+def kinds_of(nodes: Iterable[Node]) -> tuple:
+    """The kinds of nodes in order."""
+    kinds = tuple(map(type, nodes))
+    if not SIMPLE.issuperset(kinds):
+        SIMPLE.update(type(node) for node in nodes if tells(node) and "BatchNorm" not in type(node).__name__)
+        kinds = tuple(map(kind_of, nodes))
+    return kinds
+
+
+SIMPLE: set[type] = set()  # those that were met which are all that there is to be told of a node, of PyTorch's and ours
 
 
 def kind_of(node: Node) -> type | tuple[type, bool]:
@@ -125,6 +140,8 @@ def are_own(ran: Evaluated) -> bool:
     rounding, and those of others are the same.
     """
     samples = ran.samples
+    if by_transforms():
+        return ran.own
     if not ran.own or samples is None or samples.mixed:
         return False
     samples.calls = calls = samples.calls + 1

@@ -15,7 +15,7 @@ from ..streams.pair import Pair, start
 from ..streams.rules import RULES
 from ..streams.trusted import TRUSTED
 from ..student import widened
-from .exact import graphs, tracked
+from .exact import Eagerly, graphs, tracked
 from .functions import without_graph
 from .reference import vectors_of
 from .residuals import loss_of
@@ -70,7 +70,7 @@ def propagated(
     run = Run(RULES, x.dtype, x.device, bodies=True, trusted=TRUSTED, counts=counts, without_rule=without_rule)
     kept = torch.is_grad_enabled()
     try:
-        with graphs(), torch.compiler.set_stance("force_eager"):
+        with graphs(), Eagerly():
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
     except Exception as error:  # whatever it is: run as it is, the function says it himself

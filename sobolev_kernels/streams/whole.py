@@ -12,7 +12,7 @@ from torch.nn.modules import dropout
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..advice import draws, modules_of
-from ..backends.exact import graphs
+from ..backends.exact import Eagerly, graphs
 from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
 from ..held import Held
@@ -100,7 +100,7 @@ def may_be_part(module: nn.Module) -> bool:
 def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
     """The student that a function is at x, or why it is no chain of layers."""
     try:
-        with graphs(), torch.compiler.set_stance("force_eager"):
+        with graphs(), Eagerly():
             result = function(Chain.make(run, x.shape))
             if isinstance(result, Chain) and result.run is run and result.layers and not run.reason:
                 student = student_of(result)
