@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops, traced
-from .advice import looked_at_again
 from .backends import functions, reference, running, streams
 from .backends.dependence import Evaluated
 from .backends.exact import tracked
@@ -22,6 +21,7 @@ from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
 from .errors import NotProvided, refuse
 from .finite import faults_of_finite, one_if_finite
+from .known_function import run_function
 from .math.directions import GIVEN, IN_KERNELS
 from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .paths import Known, known_of, need_paths
@@ -37,7 +37,6 @@ from .targets import Targets
 from .weights import UNWEIGHTED, Weights
 
 Results = tuple[torch.Tensor, ...]
-PLAIN = Columns()
 
 
 class Ran(NamedTuple):
@@ -91,26 +90,6 @@ def evaluate(
         if chain is not None:
             chain.held.restore()
         raise
-
-
-def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool, ...]] | None:
-    """The same of a function that the reference runs, of which no path is cut; None if it gives other outputs."""
-    student, x, (problem, projections) = found.student, found.tensors[0], (call.problem, call.projections)
-    if found.accepted.fresh:
-        looked_at_again(student, x, found.made_of.parameters, found.settings, found.targets)
-    known = found.known.found[1]
-    evaluated = running.evaluate(lambda x: outputs_of(student, x), x, found.known.graphs, problem.given_gradient)
-    if evaluated.y.shape[1] != problem.O:
-        return None
-    if found.offset not in (None, projections.offset):
-        projections = replace(projections, offset=found.offset)
-    targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN)
-    given = found.given if found.accepted.given else None
-    operands = Operands(
-        x, [], given, projections.draw_seed(x.device), *targets, weights=call.request.settings.numbers(problem.W)[:2]
-    )
-    evaluated = evaluated._replace(looked=int(known.told), own=known.own)
-    return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
 
 
 def run(call: Prepared) -> Ran:

@@ -47,12 +47,12 @@ def where_graphs() -> AbstractContextManager:
     return NOTHING if keeps_graphs() else graphs()
 
 
-def vjps(ran: Evaluated, u: torch.Tensor):
+def vjps(ran: Evaluated, u: Sequence[torch.Tensor] | torch.Tensor):
     """y and its gradients Jᵀu."""
     if by_transforms():
         return ran.y, transformed_vjps(ran, u)
     with where_graphs():
-        gradients = of_each(gradients_of(ran, tracked(u)), ran.x)
+        gradients = of_each(gradients_of(ran, u if isinstance(u, list) else tracked(u)), ran.x)
     return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
 
 

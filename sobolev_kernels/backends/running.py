@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 
 from .dependence import Alike, Evaluated, Samples
-from .exact import Eagerly, exactly, graphs, keeps_graphs, tracked
+from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
 from .graph import leads_elsewhere, nodes_of, refuse_inexact
 from .standard import OWN
 from .transformed import transformed
@@ -27,7 +27,7 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 class Graphs:
     """What was seen of a function's graphs, by the kinds of their nodes in order, for as long as he lives."""
 
-    plain: bool = False  # whether the run before needed none of the contexts
+    needs: Needs | None = None  # those of the contexts that the run before did; None: all
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by the shape of the inputs, too
@@ -47,7 +47,7 @@ def evaluate(function: Callable, x: torch.Tensor, seen: Graphs | None = None, ag
     """Run a function, so that it is known what it gives before anything else happens; `again`, if what is made of it
     has other inputs that ask for a gradient."""
     if by_transforms():
-        return transformed(function, x)
+        return transformed(on_copy(function), x)
     return with_graph(function, x, None if again else seen, again)
 
 
@@ -55,14 +55,16 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     """y = function(x) of an x that asks for its gradient."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         seen = None
-    if seen is not None and seen.plain and keeps_graphs() and (ran := run_plainly(function, x, seen)) is not None:
-        return ran
+    if seen is not None and seen.needs is not None and keeps_graphs():
+        ran = run_again(function, x, seen)
+        if ran is not None:
+            return ran
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly() as contexts:
-        x = leaf(x, kept)
-        y = function(x)
+        x, copying = leaf(x, kept), on_copy(function)
+        y = copying(x)
     nodes = nodes_of(y)
-    kinds = kinds_of(nodes)
+    kinds = kinds_of(nodes if kept else without_copy(nodes, x))
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
@@ -71,29 +73,41 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
         if seen is not None and kept and all(map(tells, nodes)):
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
-        seen.plain = not contexts.met and seen.unlike < UNLIKE
+        seen.needs = contexts.needs if seen.unlike < UNLIKE else None
     samples = None if seen is None else seen.samples_of(kinds, x)
-    return Evaluated(function, x, y, kept, alike=alike if kept else None, samples=samples)
+    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples)
 
 
-def run_plainly(function: Callable, x: torch.Tensor, seen: Graphs) -> Evaluated | None:
-    """The same without the contexts; None where the graph is of other kinds than those before, or there is none."""
+def on_copy(function: Callable) -> Callable:
+    """The function of a copy of its inputs, which it may write to."""
+    return lambda x: function(x.clone())
+
+
+def run_again(
+    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False
+) -> Evaluated | None:  # fmt: skip
+    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
     kept, before = x.requires_grad, torch.get_rng_state()
-    x = leaf(x, kept)
+    # of what is no copy autograd says it where it is written to
+    x = x if kept else x.detach().clone().requires_grad_()
     try:
-        with Eagerly():
-            y = function(x)
+        with Contexts(seen.needs) if any(seen.needs) else Eagerly():
+            y = function(x.clone() if kept else x)
         kinds = kinds_of(nodes_of(y))
     except RuntimeError as error:
-        if "Inference tensors" not in str(error):
+        if not any(told in str(error) for told in EXACTLY):
             raise
         kinds = None
     alike = seen.seen.get(kinds)
     if alike is None or not (kept or alike.elsewhere):
-        seen.plain, seen.unlike = False, seen.unlike + 1
+        seen.needs, seen.unlike = None, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    return Evaluated(function, x, y, True, alike=alike, samples=seen.samples_of(kinds, x))
+    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=seen.samples_of(kinds, x))
+
+
+# What autograd says of a function that must be run in the contexts, or on a copy.
+EXACTLY = "Inference tensors", "a leaf Variable that requires grad"
 
 
 def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
@@ -104,6 +118,12 @@ def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
     elif not kept:
         x = tracked(x).detach()
     return x if x.requires_grad else x.requires_grad_()
+
+
+def without_copy(nodes: dict[Node, None], x: torch.Tensor) -> list[Node]:
+    """The nodes without that of the copy of x which a function is given: as they are where it is given x."""
+    leaf = get_gradient_edge(x).node
+    return [node for node in nodes if not (node.name() == "CloneBackward0" and node.next_functions[0][0] is leaf)]
 
 
 def kinds_of(nodes: Iterable[Node]) -> tuple:

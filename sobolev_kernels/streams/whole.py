@@ -64,9 +64,9 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
 
 def followed_again(function: object, x: torch.Tensor, backend: str | None, known: Known) -> Followed | None:
     """The same of one that was a chain at a call before, where nobody traces the call."""
-    if requested(backend) in ("streams", "reference"):
+    if not known.is_chain or requested(backend) in ("streams", "reference"):
         return None
-    return run_on_chain(function, x, list(modules_of(function)), known) if known.is_chain else None
+    return run_on_chain(function, x, list(modules_of(function)), known)
 
 
 def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:
