@@ -29,6 +29,7 @@ from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
 CPU = torch.device("cpu")
+GIVEN_ONES = {"distribution": GIVEN, "seed": None, "offset": 0, "unbiased": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,10 @@ class Projections:
     def given(cls, values: torch.Tensor):
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
         refuse(cls._faults_of_given(values))
+        if not torch.compiler.is_compiling():  # without the checks of what else may be said
+            made, P, shared = object.__new__(cls), values.shape[0], values.dim() == 2
+            made.__dict__.update(GIVEN_ONES, P=P, shared=shared, values=values, said=(GIVEN, P, shared, None, False))
+            return made
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import index
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,7 +22,7 @@ def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
     """The words for a module, or none of what is no module, which a compiler hands to nobody; and a refusal, or ""."""
     if not isinstance(function, nn.Module):
         return "", ""
-    told, _, refusal = look(function, int(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
+    told, _, refusal = look(function, index(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
     return told, refusal
 
 
