@@ -73,7 +73,7 @@ def test_the_package_needs_nothing_of_its_users():
 
 def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     names = [field.name for field in fields(Settings)]
-    tensors = ["input_scale", "sample_weight", "output_weight", "derivative_weight"]
+    tensors = ["input_scale", "input_jacobian", "sample_weight", "output_weight", "derivative_weight"]
     signature = inspect.signature(sk.sobolev_loss).parameters
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY and n not in tensors}
     assert keywords == {field.name: field.default for field in fields(Settings)}

@@ -10,15 +10,16 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from .directions import Projections
 from .errors import SobolevWarning
+from .parts import drawing_modules
 from .request import Request
+from .rows import behind
 from .settings import Settings
 from .student import Student, Unrecognised
 from .targets import Targets
@@ -84,7 +85,7 @@ def looked_at_again(
     student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets
 ) -> None:
     """`advise_of_fresh` of a call like one before; other inputs than those of the last call need no look."""
-    seen = SEEN.get(id(student))
+    seen = SEEN.get(id(behind(student)))
     if seen is None or seen.last == id(x):
         advise_of_fresh(student, x, parameters, settings, targets)
     else:
@@ -127,6 +128,7 @@ def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[f
 
 def seen_of(student: object) -> Seen:
     """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
+    student = behind(student)
     key = id(student)
     seen = SEEN.get(key)
     if seen is None or seen.student() is not student:
@@ -162,41 +164,3 @@ def inside_lbfgs() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def drawing_modules(function: object) -> Iterator[nn.Module]:
-    """The modules of a function that draw random numbers in train mode."""
-    return (module for module in modules_of(function) if module.training and draws(module))
-
-
-def modules_of(function: object) -> Iterator[nn.Module]:
-    """A module and all below it, or those of what a function encloses, has for a default or takes from its globals."""
-    for root in roots_of(function):
-        yield from root.modules()
-
-
-def roots_of(function: object) -> list[nn.Module]:
-    """The modules of a function that are not below others, a scripted one too."""
-    if isinstance(function, nn.Module) and "__closure__" not in vars(function):
-        return [function]
-    cells = getattr(function, "__closure__", None) or ()
-    roots = [function, getattr(function, "__self__", None), *(enclosed(cell) for cell in cells)]
-    roots += getattr(function, "__defaults__", None) or ()
-    code = getattr(function, "__code__", None)
-    roots += [function.__globals__.get(name) for name in code.co_names] if code else []
-    return [root for root in roots if isinstance(root, nn.Module)]
-
-
-def enclosed(cell) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing in it yet
-        return None
-
-
-def draws(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    if isinstance(module, nn.RReLU):
-        return module.lower < module.upper
-    return isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0

@@ -13,6 +13,7 @@ from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
 from .request import Request
+from .rows import behind
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
 from .student import Student, Unrecognised
 from .targets import CONSTANT, Targets
@@ -40,7 +41,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
         yield from faults_of_kinds(request, targets)
     yield from faults_of_inputs(inputs, student, "student")
     yield from faults_of_parameters(request.student, student, inputs, "student")
-    yield from faults_of_statistics(student, "student")
+    yield from student.faults_of_statistics("student")
     yield from faults_of_order(student, settings.order, "student")
     yield from request.columns.faults(inputs)
     W, O = request.columns.count(inputs.shape[1]), outputs_of(request, student)
@@ -151,13 +152,6 @@ def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -
     return f"{data} (and so the targets), or {student}" if data and student else ""
 
 
-def faults_of_statistics(student: Layers, name: str) -> Iterator[Fault]:
-    coupled = student.coupled()
-    if coupled is not None:
-        what = "each sample's outputs to be its own, since no derivative is provided through statistics of the batch"
-        yield Fault(name, what, coupled, NotProvided)
-
-
 def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
     """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
     flat = student.flat() if order == 2 else None
@@ -238,7 +232,9 @@ def faults_of_derivative_weight(
     name, weight, inputs = "derivative_weight", request.derivative_weight, request.inputs
     if weight is None:
         return
-    N, basis = inputs.shape[0], projections is None or projections.distribution == "basis"
+    N, basis = inputs.shape[0], projections is None or projections.entries
+    if basis and isinstance(projections, Directions):
+        W = projections.count(W)
     entries = f" or [{N}, {O}, {W}]" if basis and request.order == 1 else ""
     expected = f"{inputs.dtype} [{N}], [{N}, {O}]{entries}, or a mask of columns, torch.bool [{N}, {W}]"
     if not isinstance(weight, torch.Tensor):
@@ -277,7 +273,7 @@ def faults_of_teacher(
 ) -> Iterator[Fault]:
     yield from faults_of_inputs(inputs, teacher, "teacher")
     yield from faults_of_parameters(function, teacher, inputs, "teacher")
-    yield from faults_of_statistics(teacher, "teacher")
+    yield from teacher.faults_of_statistics("teacher")
     yield from faults_of_order(teacher, order, "teacher")
     if None not in (teacher.O, student.O) and teacher.O != student.O:
         yield Fault("teacher", f"{student.O} outputs, as the student has", f"{teacher.O}")
@@ -287,7 +283,7 @@ def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.
     """All tensors of a request, by name, and 0 for what does not count."""
     targets, named = {} if request.targets is None else request.targets.tensors(), request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {f"student.{name}": p for name, p in getattr(request.student, "named_parameters", list)()}
+    named |= {f"student.{name}": p for name, p in getattr(behind(request.student), "named_parameters", list)()}
     named = {name: tensor for name, tensor in named.items() if tensor is not None}
     for name in targets:
         counting = request.residual_weights.counting(name, named[name])

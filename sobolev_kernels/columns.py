@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from .errors import Fault, as_tensor, converted, range_of
+
+
+class Mask(NamedTuple):
+    """Which numbers of an input are differentiated, said by a Boolean tensor of its shape: `columns` of its row."""
+
+    shape: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> Mask:
+        return cls(tuple(mask.shape), tuple(mask.flatten().nonzero()[:, 0].tolist()))
 
 
 @dataclass(frozen=True, eq=False)

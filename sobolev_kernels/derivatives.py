@@ -12,7 +12,8 @@ from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .errors import in_words, need, refuse
 from .problem import DERIVATIVES
-from .settings import Settings, settings_with
+from .rows import are_rows, derivatives_on_rows
+from .settings import Settings, as_columns, settings_with
 from .student import widened
 
 NAMES = str, type(None)
@@ -33,10 +34,17 @@ def evaluate(
     else:
         projections = kind.of(vectors, name)
         given, offset = projections.values, projections.offset
+        of_rows = given is None or given.dim() < 4 or getattr(x, "ndim", 0) > 2
+        need(of_rows, name, f"a tensor [P, N, D] or a sobolev_kernels.{kind.__name__}", given)
         settings = settings_with(**settings, **{kind.NAME: projections})
+    rows = are_rows(x, settings)
+    if not rows:
+        student, x, settings, given, shape = derivatives_on_rows(student, x, settings, given)
     results, _ = call.evaluate(
         DERIVATIVES, student, x, settings, given, collapsed=collapsed, offset=offset, check=check
     )
+    if not rows and kind is Cotangents:
+        results = results[0], results[1].unflatten(2, shape)
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
@@ -58,12 +66,14 @@ def jvp(
     is fused, what differentiates it again is the reference), so any loss can stand on top, and any other call around.
 
     Args:
-        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
-        x: inputs [N, D], floating point, of the student's dtype and device.
+        student: a module from [N, D] to [N, O], or [N] if O is 1; fused if it is an MLP of the activation table (see
+            `explain`).
+        x: inputs [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and
+            device.
         v: directions [P, N, D], or a `Directions`: of v [P, D] for all of the batch `Directions.given(v)`. A tensor
             of two dimensions is refused, since it may be one direction for each sample: `v[None]`.
-        wrt: the W input columns that are differentiated, by default all D. Directions have W numbers then, in this
-            order.
+        wrt: the W input columns that are differentiated, by default all D, or a Boolean mask of an input's shape.
+            Directions have W numbers then, in this order.
         backend: forces one by name; it never falls back.
 
     Returns:
@@ -173,7 +183,8 @@ def laplacian(
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return y, total if summed else total / directions.count(x.shape[1] if wrt is None else len(wrt))
+        columns = x.shape[1:].numel() if wrt is None else len(as_columns(wrt))
+        return y, total if summed else total / directions.count(columns)
 
     return evaluate(student, x, directions, Directions, "v", True, mean, wrt=wrt, backend=backend, order=2)
 

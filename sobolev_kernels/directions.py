@@ -29,7 +29,6 @@ from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
 CPU = torch.device("cpu")
-GIVEN_ONES = {"distribution": GIVEN, "seed": None, "offset": 0, "unbiased": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +45,13 @@ class Projections:
     offset: int = 0
     unbiased: bool = False
     values: torch.Tensor | None = field(default=None, repr=False)
+    entries: bool = field(default=False, repr=False)  # whether each residual is that of an entry of a Jacobian
 
     def __post_init__(self):
         refuse(self._faults())
         # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
-        said = self.distribution, self.P, self.shared, self.seed, self.unbiased
+        object.__setattr__(self, "entries", self.entries or self.distribution == "basis")
+        said = self.distribution, self.P, self.shared, self.seed, self.unbiased, self.entries
         object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:
@@ -65,7 +66,7 @@ class Projections:
             yield Fault("offset", "an integer in [0, 2^32)", offset)
         if not (type(self.shared) is bool and type(self.unbiased) is bool):
             yield Fault("shared and unbiased", "True or False", (self.shared, self.unbiased))
-        if values is not None and (distribution != GIVEN or len(values) != P or values.dim() != 3 - self.shared):
+        if values is not None and (distribution != GIVEN or len(values) != P or self.shared != (values.dim() == 2)):
             yield Fault("values", f"those of {type(self).__name__}.given(tensor)", values)
 
     @classmethod
@@ -107,12 +108,9 @@ class Projections:
     @classmethod
     @in_words
     def given(cls, values: torch.Tensor):
-        """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch."""
+        """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch; directions of
+        inputs [N, …] are [P, N, …]."""
         refuse(cls._faults_of_given(values))
-        if not torch.compiler.is_compiling():  # without the checks of what else may be said
-            made, P, shared = object.__new__(cls), values.shape[0], values.dim() == 2
-            made.__dict__.update(GIVEN_ONES, P=P, shared=shared, values=values, said=(GIVEN, P, shared, None, False))
-            return made
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
 
     @classmethod
@@ -121,7 +119,7 @@ class Projections:
         if not isinstance(values, torch.Tensor):
             yield Fault(name, shape, values, TypeError, as_tensor(values))
         yield from faults_of_memory(name, values)
-        if values.dim() not in (2, 3):
+        if not 1 < values.dim() <= cls.MOST:
             yield Fault(name, shape, values)
         if not values.shape[0]:
             yield Fault(name, f"at least one {name[:-1]} (P >= 1)", values)
@@ -135,6 +133,7 @@ class Projections:
         if isinstance(values, cls):
             return values
         if type(values) is torch.Tensor and values.dim() == 3:
+            refuse(faults_of_memory(name, values))
             return cls.given(values)
         count, v = ("R", "u") if cls.LETTER == "O" else ("P", "v")
         expected = f"a tensor [{count}, N, {cls.LETTER}] or a sobolev_kernels.{cls.__name__}"
@@ -144,7 +143,7 @@ class Projections:
         hint = f"for one a sample give {v}[None], for the same at every sample {cls.__name__}.given({v})"
         need(values.dim() != 2, name, expected, values, hint=hint)
         hint = f"for the same at every sample {cls.__name__}.given({v}[None])" if values.dim() == 1 else ""
-        need(values.dim() == 3, name, expected, values, hint=hint)
+        need(2 < values.dim() <= cls.MOST, name, expected, values, hint=hint)
         return cls.given(values)
 
     @classmethod
@@ -238,8 +237,8 @@ class Projections:
         return ROOM.numbers.random_(0, 2**62).tolist(), None
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
-        """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D], or for
-        cotangents the student's outputs [N, O].
+        """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D] (of inputs
+        [N, …] directions [P, N, …]), or for cotangents the student's outputs [N, O].
 
         They are of the dtype that the call computes in: that of `like`, or float32 for half precision.
         Without a seed this takes the next draw of torch's default generator, exactly as a call does.
@@ -247,13 +246,18 @@ class Projections:
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
         need_tensor(like, name, f"a tensor {shape}")
         refuse(faults_of_memory(name, like))
-        floating = like.dim() == 2 and like.is_floating_point()
+        floating = 1 < like.dim() < self.MOST and like.is_floating_point()
         need(floating, name, f"a floating tensor {shape}", like)
-        N, n = like.shape
+        N, *sizes = like.shape
+        n = like.shape[1:].numel()
+        if self.values is not None and self.values.dim() > 3:
+            need(self.values.shape[1:] == like.shape, self.NAME, f"[P, {', '.join(map(str, like.shape))}]", self.values)
+            return self.values
         refuse(self.faults(like, n, self.values))
         if self.values is not None:
             return over_samples(self.values, N)
-        return drawn(self.drawing(n, like), self.draw_seed(like.device), N)
+        vectors = drawn(self.drawing(n, like), self.draw_seed(like.device), N)
+        return vectors if len(sizes) == 1 else vectors.unflatten(2, sizes)
 
     def drawing(self, n: int, like: torch.Tensor) -> Drawing:
         """How they are drawn: n numbers each, in the dtype that a step computes in, on the device of `like`."""
@@ -294,7 +298,7 @@ class Directions(Projections):
         torch.Size([4, 10, 3])
     """
 
-    NAME, LETTER = "directions", "D"
+    NAME, LETTER, MOST = "directions", "D", 64  # the dims that a tensor of them may have
 
 
 class Cotangents(Projections):
@@ -309,7 +313,7 @@ class Cotangents(Projections):
         torch.Size([2, 10, 5])
     """
 
-    NAME, LETTER = "cotangents", "O"
+    NAME, LETTER, MOST = "cotangents", "O", 3
 
 
 def is_capturing(device: torch.device) -> bool:

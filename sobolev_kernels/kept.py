@@ -21,13 +21,14 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
-from .advice import looked_at_again, roots_of
+from .advice import looked_at_again
 from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
+from .parts import roots_of
 from .paths import Known, known_of
 from .prepare import Accepted
 from .problem import Operands, Problem

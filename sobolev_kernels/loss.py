@@ -32,6 +32,7 @@ def sobolev_loss(
     derivative_loss: LossName = "mse",
     weights: Sequence[float] | str | None = None,
     input_scale: torch.Tensor | None = None,
+    input_jacobian: torch.Tensor | None = None,
     sample_weight: torch.Tensor | None = None,
     output_weight: torch.Tensor | None = None,
     derivative_weight: torch.Tensor | None = None,
@@ -51,9 +52,10 @@ def sobolev_loss(
     loss and all its gradients; `backward` only scales them.
 
     Args:
-        student: a module from [N, D] to [N, O]; fused if it is an MLP of the activation table (see `explain`).
-        inputs: x [N, D], floating point, of the student's dtype and device. Gets a gradient if it asks for one;
-            the targets are constants then.
+        student: a module from [N, D] to [N, O], or [N] if O is 1; fused if it is an MLP of the activation table (see
+            `explain`).
+        inputs: x [N, D], or of any shape [N, …], which D stands for below; floating point, of the student's dtype and
+            device. Gets a gradient if it asks for one; the targets are constants then.
         targets: see `Targets`.
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
         cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
@@ -62,7 +64,8 @@ def sobolev_loss(
             with a module as ReLU in it, whose second derivative is 0 almost everywhere; a plain function, or a forward
             that calls relu as one, cannot be looked into, and its second derivatives are silently 0.
         wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
-            by default all. Directions, Jacobian and Hessian have W columns then, in this order.
+            by default all; or a Boolean mask of an input's shape, the only way to name them where inputs are [N, …].
+            Directions, Jacobian and Hessian have W columns then, in this order.
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
             numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
             "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these; |a|² and |t|² must be numbers
@@ -71,6 +74,9 @@ def sobolev_loss(
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
             `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.
+        input_jacobian: ∂x/∂q [N, D, K]: derivatives are those with respect to K numbers q that the inputs were made of
+            (positions of atoms, of descriptors): directions have K numbers, a target Jacobian is [N, O, K], of forces
+            [N, K]; `input_scale` and masks are of K. Of order 1, along directions, or "exact".
         sample_weight: [N], multiplies ρ of all residuals of a sample; `output_weight`: [O], of an output (of a coupled
             loss, its part in the sums). The numbers that means divide by stay what they are. A residual of weight 0
             counts as 0 whatever its target, NaN too: so are missing labels marked (inputs are numbers all the same, or
@@ -115,12 +121,12 @@ def sobolev_loss(
     )  # fmt: skip
     each = weights_of(sample_weight, output_weight, derivative_weight)
     given, offset = given_of(directions, cotangents), offset_of(directions, cotangents)
-    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset)
+    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset, input_jacobian)
 
 
 class SobolevLoss(torch.nn.Module):
     """A Sobolev loss with its settings, called as
-    `loss_fn(student, inputs, targets, sample_weight=None, derivative_weight=None)`.
+    `loss_fn(student, inputs, targets, sample_weight=None, derivative_weight=None, input_jacobian=None)`.
 
     The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters;
     `input_scale`, `output_weight`, and the tensor of directions or cotangents that were given, are buffers, which move
@@ -151,9 +157,10 @@ class SobolevLoss(torch.nn.Module):
     def forward(
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
+        input_jacobian: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-        weights = weights_of(sample_weight, self.output_weight, derivative_weight)
-        return loss_of(self.settings, student, inputs, targets, self.given, weights, self.input_scale)
+        weights, scale = weights_of(sample_weight, self.output_weight, derivative_weight), self.input_scale
+        return loss_of(self.settings, student, inputs, targets, self.given, weights, scale, None, input_jacobian)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))

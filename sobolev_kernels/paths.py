@@ -20,7 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.autograd import forward_ad
 
-from .advice import drawing_modules, modules_of, warn
+from .advice import warn
 from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
@@ -29,6 +29,8 @@ from .backends.running import Graphs
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
+from .parts import drawing_modules, modules_of
+from .rows import Rows
 
 OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
@@ -214,6 +216,9 @@ def known_of(function: object, x: torch.Tensor) -> Known:
 
 def made_of(function: object, parts: list[object], constants: list[object], depth: int = 0) -> None:
     """Appends the code and whatever else of a function can be called, and the constants it was made with."""
+    if type(function) is Rows:
+        constants.append(function.shape)
+        function = function.student
     if isinstance(function, types.MethodType):
         parts.append(function.__self__)
         function = function.__func__
@@ -223,7 +228,7 @@ def made_of(function: object, parts: list[object], constants: list[object], dept
         return
     enclosed = [cell.cell_contents for cell in function.__closure__ or () if cell_is_full(cell)]
     for value in (*enclosed, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        if isinstance(value, SIMPLE):
+        if isinstance(value, SIMPLE) or (isinstance(value, tuple) and all(isinstance(v, SIMPLE) for v in value)):
             constants.append(value)
         elif callable(value):
             made_of(value, parts, constants, depth + 1)

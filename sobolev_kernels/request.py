@@ -57,10 +57,7 @@ class Request:
 
     def asked(self) -> dict[str, Projections | str]:
         """All that says what to project derivatives on, by the argument that says it."""
-        named = {name: getattr(self.settings, name) for name in ("directions", "cotangents", "derivatives")}
-        if self.targets is not None:
-            named |= {f"{name} in targets": getattr(self.targets, name) for name in ("directions", "cotangents")}
-        return {name: value for name, value in named.items() if value is not None}
+        return self.settings.asked() | ({} if self.targets is None else self.targets.asked())
 
     def tensors(self) -> dict[str, torch.Tensor | None]:
         """Inputs, targets and weights by the argument that gave them."""

@@ -10,10 +10,12 @@ from functools import lru_cache
 
 import torch
 
+from .boundary import faults_of_memory
+from .columns import Mask
 from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .enums import PRECISIONS
-from .errors import Fault, by_shape, nearest, need_known, one_of, refuse
+from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, refuse
 from .math.losses import choose_loss
 from .math.table import Formula, is_number, specialised
 
@@ -61,7 +63,12 @@ class Settings:
         for name in ("value_loss", "derivative_loss"):
             put(name, choose_loss(name, getattr(self, name)))
         put("weights", weights)
-        put("wrt", None if self.wrt is None else tuple(self.wrt))
+        put("wrt", as_columns(self.wrt))
+
+    def asked(self) -> dict[str, Projections | str]:
+        """What it says to project derivatives on, by the argument that says it."""
+        named = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
+        return {name: value for name, value in named.items() if value is not None}
 
     def numbers(self, W: int) -> tuple[float, ...]:
         """The weights, in numbers, of a loss with W differentiated columns."""
@@ -76,9 +83,7 @@ class Settings:
         for name in ("return_terms", "check_finite"):
             if type(getattr(self, name)) is not bool:
                 yield Fault(name, "True or False", getattr(self, name))
-        several = isinstance(self.wrt, Iterable) and not isinstance(self.wrt, (str, bytes)) and not by_shape(self.wrt)
-        if self.wrt is not None and not several:
-            yield Fault("wrt", "columns of the inputs, a sequence of whole numbers", self.wrt)
+        yield from faults_of_columns(self.wrt)
         if learned is not None:
             yield Fault("weights", "plain numbers (no gradient to weights is provided)", learned)
         if isinstance(weights, str):
@@ -99,11 +104,25 @@ class Settings:
                 yield Fault(name, expected, value, TypeError, kind.hint(value))
         if self.derivatives is not None and not one_of(self.derivatives, (EXACT,)):
             yield Fault("derivatives", f"None or {EXACT!r}", self.derivatives, hint=nearest(self.derivatives, [EXACT]))
-        asked = {name: getattr(self, name) for name in ("directions", "cotangents", "derivatives")}
-        yield from faults_of_projections(self.order, {n: value for n, value in asked.items() if value is not None})
+        yield from faults_of_projections(self.order, self.asked())
         if self.precision is not None and not one_of(self.precision, PRECISIONS):
             expected, hint = f"None or one of {', '.join(PRECISIONS)}", nearest(self.precision, PRECISIONS)
             yield Fault("precision", expected, self.precision, hint=hint)
+
+
+def faults_of_columns(wrt: object) -> Iterator[Fault]:
+    if isinstance(wrt, torch.Tensor):
+        yield from faults_of_memory("wrt", wrt)
+        if wrt.dtype is not torch.bool or wrt.dim() == 0 or not wrt.any():
+            yield Fault("wrt", "a Boolean mask of one input's shape, or columns as whole numbers", wrt)
+    elif wrt is not None and (not isinstance(wrt, Iterable) or isinstance(wrt, (str, bytes)) or by_shape(wrt)):
+        yield Fault("wrt", "columns of the inputs, a sequence of whole numbers, or a mask", wrt, hint=as_tensor(wrt))
+
+
+def as_columns(wrt: object) -> tuple[int, ...] | Mask | None:
+    if isinstance(wrt, torch.Tensor):
+        return Mask.of(wrt)
+    return wrt if wrt is None or type(wrt) is Mask else tuple(wrt)
 
 
 def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> Iterator[Fault]:
@@ -150,6 +169,9 @@ def settings_of(*values: object) -> Settings:
     directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others = values
     if not (wrt is weights is None and type(value_loss) is type(derivative_loss) is str):
         wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
+        if isinstance(wrt, torch.Tensor):
+            refuse(faults_of_columns(wrt))
+            wrt = Mask.of(wrt)
         if not are_plain(wrt, weights, value_loss, derivative_loss):
             return Settings(*values)
     try:
@@ -162,8 +184,9 @@ def settings_of(*values: object) -> Settings:
 
 def are_plain(wrt: object, weights: object, *losses: object) -> bool:
     """Whether all numbers and names in them are ones that are the same if they are equal."""
-    if not (type(wrt) in SEQUENCES and type(weights) in SEQUENCES):
+    if not (type(wrt) in (*SEQUENCES, Mask) and type(weights) in SEQUENCES):
         return False
+    wrt = wrt.columns if type(wrt) is Mask else wrt
     parts = [*(wrt or ()), *(weights or ())]
     for loss in losses:
         parts += loss if type(loss) is tuple else ()

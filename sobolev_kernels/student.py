@@ -13,7 +13,7 @@ from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .boundary import PLAIN
-from .errors import Fault
+from .errors import Fault, NotProvided
 from .math.activations import is_curved
 from .math.table import Formula
 from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
@@ -56,8 +56,9 @@ class Student:
         """An input or a parameter in the dtype that the layers are computed in."""
         return widened(tensor)
 
-    def coupled(self) -> None:
+    def faults_of_statistics(self, name: str) -> Iterator[Fault]:
         """Nothing in it couples the samples of a batch."""
+        return iter(())
 
     def flat(self) -> str | None:
         """An activation whose second derivative is 0 almost everywhere."""
@@ -90,6 +91,14 @@ class Unrecognised:
         """A module like ReLU in it. A function called relu cannot be seen."""
         modules = submodules(self.function)
         return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
+
+    def faults_of_statistics(self, name: str) -> Iterator[Fault]:
+        coupled = self.coupled()
+        if coupled is not None:
+            what = (
+                "each sample's outputs to be its own, since no derivative is provided through statistics of the batch"
+            )
+            yield Fault(name, what, coupled, NotProvided)
 
     def coupled(self) -> str | None:
         """A batch norm in it that would take its statistics from the batch, and what to do about it."""

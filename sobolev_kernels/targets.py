@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .directions import Cotangents, Directions
+from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
 from .errors import Fault, as_tensor, in_words, refuse
 
@@ -23,7 +23,8 @@ class Targets:
 
     Args:
         values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
-        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns.
+        jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns. Where inputs
+            are of another shape [N, …], it stands for D in all of this.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
         directions: those of `tangents` and `seconds`, a `Directions` or a tensor [P, N, D]; the call must not name
             others.
@@ -84,6 +85,11 @@ class Targets:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that there are, by name."""
         return {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
+
+    def asked(self) -> dict[str, Projections]:
+        """What their derivatives are projected on, by the argument that says it."""
+        named = {f"{name} in targets": getattr(self, name) for name in ("directions", "cotangents")}
+        return {name: value for name, value in named.items() if value is not None}
 
     @property
     def derivative(self) -> torch.Tensor | None:

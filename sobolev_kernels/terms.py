@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 
 from . import call
+from .coordinates import loss_of_coordinates
 from .errors import need
 from .problem import LOSS, PER_SAMPLE
+from .rows import are_rows, loss_on_rows
 from .settings import Settings
 from .targets import Targets
 from .weights import Weights
@@ -31,10 +33,20 @@ class SobolevTerms(NamedTuple):
 def loss_of(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
     weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None,
+    input_jacobian: torch.Tensor | None = None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
     """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if input_jacobian is not None:
+        of_all = loss_of_coordinates(
+            settings, student, inputs, targets, given, weights, input_scale, offset, input_jacobian
+        )
+        settings, student, inputs, targets, given, weights = of_all
+        input_scale = offset = None
+    elif not are_rows(inputs, settings):
+        of_all = loss_on_rows(settings, student, inputs, targets, given, weights, input_scale)
+        settings, student, inputs, targets, given, weights, input_scale = of_all
     result = PER_SAMPLE if settings.reduction == "none" else LOSS
     (loss, *terms), known = call.evaluate(
         result, student, inputs, settings, given, targets, weights, input_scale, offset=offset

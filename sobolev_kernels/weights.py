@@ -26,7 +26,7 @@ class Weights(NamedTuple):
         """Whether it is the directions that have masked columns."""
         if self.derivative is None or self.derivative.dtype != torch.bool or self.derivative.dim() != 2:
             return False
-        return isinstance(projections, Directions) and projections.distribution != "basis"
+        return isinstance(projections, Directions) and not projections.entries
 
     def operands(self, problem: Problem, projections: Projections | None) -> Sequence[torch.Tensor | None]:
         """Of samples [2, N], in values and in derivatives; of outputs [O]; of derivatives [P, N, O] or [P, N, W]."""

@@ -82,6 +82,8 @@ def propagated(
     if not isinstance(result, Pair) or result.run is not run:
         raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
     y, tangents = result.v, result.d
+    if y.dim() == 1:
+        y, tangents = y[:, None], tangents[..., None]
     if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or y.dtype != x.dtype:
         raise NotFollowed(f"what it gives is {y.dtype} {list(y.shape)}")
     del result

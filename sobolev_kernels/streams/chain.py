@@ -36,9 +36,10 @@ class Layer(NamedTuple):
 
 
 class Chain(Flowing):
-    """[N, n]: what the layers make of the input."""
+    """[N, n]: what the layers make of the input; [N, …] before them, [N] after a last one of one output."""
 
     layers: tuple[Layer, ...] = ()
+    shares: bool = False  # whether it is a view of another, or another of it
 
     def longer(self, *layers: Layer) -> Chain:
         """The same with these layers more."""
@@ -56,6 +57,11 @@ class Chain(Flowing):
     def asks(self) -> bool:
         weights = (tensor for layer in self.layers for tensor in layer[:2] if tensor is not None)
         return self.run.wanted or any(tensor.requires_grad for tensor in weights)
+
+    @property
+    def n(self) -> int:
+        """Of numbers of a sample."""
+        return self.sizes[1] if len(self.sizes) > 1 else 1
 
     @property
     def last(self) -> Layer:
@@ -105,8 +111,8 @@ def numbers_for(chain: Chain, tensor: torch.Tensor) -> torch.Tensor:
 
 def row(chain: Chain, tensor: torch.Tensor) -> torch.Tensor:
     """[n], the same for all samples."""
-    n, shape = chain.sizes[1], tuple(numbers_for(chain, tensor).shape)
-    if shape not in ((), (1,), (n,), (1, 1), (1, n)):
+    n, shape = chain.n, tuple(numbers_for(chain, tensor).shape)
+    if shape not in ((), (1,)) and (len(chain.sizes) == 1 or shape not in ((n,), (1, 1), (1, n))):
         chain.run.stop("a tensor in it that is not the same for all samples")
     return tensor.reshape(-1).expand(n)
 
@@ -115,7 +121,7 @@ def row(chain: Chain, tensor: torch.Tensor) -> torch.Tensor:
 def linear(input, weight, bias=None):
     chain = chained(input, weight, bias)
     numbers_for(chain, weight)
-    if weight.dim() != 2 or weight.shape[1] != chain.sizes[1]:
+    if weight.dim() != 2 or weight.shape[1:] != chain.sizes[1:]:
         chain.run.stop("a weight that is not [n_out, n_in]")
     if bias is not None and numbers_for(chain, bias).shape != weight.shape[:1]:
         chain.run.stop("a bias that is not [n_out]")
@@ -171,7 +177,7 @@ def add(input, other, *, alpha=1):
         chain, other = other if alpha == 1 else mul(other, alpha), input
     layer = chained(chain, other).last.whole()
     if is_finite(other):
-        added = layer.weight.new_full((chain.sizes[1],), other)
+        added = layer.weight.new_full((chain.n,), other)
     elif isinstance(other, torch.Tensor):
         added = row(chain, other)
     else:
@@ -215,6 +221,8 @@ def activated(chain: Chain, formula: Formula, inplace: bool) -> Chain:
     after = chain.changed(layer.whole()._replace(activation=Formula(formula.name, parameters)))
     if not inplace:
         return after
+    if chain.shares:
+        chain.run.stop("an operation in place on what is seen elsewhere")
     chain.layers = after.layers
     return chain
 
@@ -259,28 +267,45 @@ def dropout(input, p=0.5, training=True, inplace=False):
     return chain
 
 
-def unchanged(name: str) -> Callable:
-    """A rule of a view that may change nothing."""
+def view(name: str) -> Callable:
+    """A rule of a view, of the inputs or of one output, with each sample's numbers in the same order."""
     method = getattr(torch.Tensor, name)
 
-    def same(input, *arguments, **named):
+    def seen(input, *arguments, **named):
         chain = chained(input, *arguments)
         before = torch.empty(chain.sizes, dtype=chain.run.dtype, device="meta")
         after = method(before, *arguments, **named)
-        if after.shape != before.shape or after.dtype != before.dtype:
+        if after.shape == before.shape and after.dtype == before.dtype:
+            return chain
+        N, *sizes = chain.sizes
+        kept = after.dtype == before.dtype and after.shape[:1] == (N,) and after.numel() == before.numel()
+        if not kept or (chain.layers and (sizes != [1] or after.dim() != 1)):
             chain.run.stop(f"{name} to another shape")
-        return chain
+        another = Chain.make(chain.run, after.shape)
+        another.layers = chain.layers
+        another.shares = chain.shares = True
+        return another
 
-    return same
+    return seen
 
 
-for name in ("view", "reshape", "flatten", "expand", "squeeze", "contiguous"):
-    rule(name)(unchanged(name))
+for name in ("view", "reshape", "flatten", "unflatten", "expand", "squeeze", "contiguous"):
+    rule(name)(view(name))
 
 
 @rule("view_as", "reshape_as", "expand_as")
 def like(input, other):
-    return unchanged("view")(input, other.sizes if isinstance(other, Chain) else other.shape)
+    return view("view")(input, other.sizes if isinstance(other, Chain) else other.shape)
+
+
+@rule("__getitem__")
+def column(input, key):
+    """That of one output."""
+    chain = chained(input)
+    of_column = type(key) is tuple and len(key) == 2 and key[0] in (slice(None), ...) and type(key[1]) is int
+    if not (chain.layers and chain.sizes[1:] == (1,) and of_column and key[1] in (0, -1)):
+        chain.run.stop("a part of it")
+    return view("view")(chain, (chain.sizes[0],))
 
 
 @rule("to", "type_as")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..advice import modules_of
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
+from ..parts import modules_of
 from ..paths import NUMBERS, Flow, known_of, unseen
 from .flowing import NotFollowed, casting
 from .whole import is_traced

@@ -11,12 +11,12 @@ from torch.autograd import forward_ad
 from torch.nn.modules import dropout
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..advice import draws, modules_of
 from ..backends.exact import Eagerly, graphs
 from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
 from ..held import Held
 from ..modules import KINDS
+from ..parts import draws, modules_of
 from ..paths import Known, known_of, unseen
 from ..student import Student
 from .chain import RULES, Chain, student_of
