@@ -192,7 +192,7 @@ def named(what: str, places: list[int]) -> str:
 
 def known_of(function: object, x: torch.Tensor) -> Known:
     """What is kept of a function; one that is made anew each time is the same if it is made of the same."""
-    if isinstance(function, nn.Module):
+    if isinstance(function, nn.Module) and type(function) is not Rows:
         parts = modules = [function]
         constants = []
     else:
