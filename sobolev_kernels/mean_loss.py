@@ -16,7 +16,7 @@ from .enums import DTYPES
 from .ops import is_one
 from .problem import Operands, Problem
 
-MOST = 1 << 17  # numbers of derivatives, from which on PyTorch's own threads are worth their cost
+MOST = 1 << 19  # numbers of derivatives, from which on PyTorch's own threads are worth their cost
 
 
 def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: torch.Tensor | None, count: int) -> bool:
