@@ -89,6 +89,10 @@ struct StepBuilder {
     need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
          "sizes must not be negative, nor W more than D");
     need(step.order == 1 || step.order == 2, "order must be 1 or 2");
+    need(!step.headed() || step.order == 1, "a head has first derivatives only");
+    constexpr int kResiduals = sk::kCountOfLoss + sk::kCountOfCoupled;
+    need(step.headed() || step.loss[0].row < kResiduals, "a likelihood must have a head");
+    need(step.loss[1].row < kResiduals && step.loss[2].row < kResiduals, "a likelihood is a loss of values");
     std::int64_t n = step.D;
     for (const auto& layer : layers) {
       need(layer.n_in == n && layer.n_out >= 0, "a layer must take what the one before gives");
@@ -131,7 +135,7 @@ struct StepBuilder {
 
   // The same of a step that is kept, ready to be run, which this is a copy of.
   void again(const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-             std::uint32_t offset, Address seed_at = 0) {
+             std::uint64_t place, Address seed_at = 0) {
     std::size_t read = 0, written = 0;
     const auto next = [](const std::vector<Address>& places, std::size_t& i) {
       need(i < places.size() && places[i], "a step must be given all of its addresses");
@@ -140,7 +144,7 @@ struct StepBuilder {
     at([&] { return next(reads, read); }, [&] { return next(writes, written); });
     need(read == reads.size() && written == writes.size(), "a step must be given no more addresses than it has");
     step.directions.seed = seed;
-    step.directions.offset = offset;
+    step.directions.place = place;
     step.directions.seed_at = reinterpret_cast<const std::int64_t*>(seed_at);
     run();
   }
@@ -167,6 +171,7 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 
 sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
                                    Address scratch) {
+  need(!step.headed(), "a head must be none on a GPU");
   auto a = sk::cuda::prepare(step, precision, limit);
   sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
   return a;
@@ -197,7 +202,7 @@ PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count
     self.at([&] { return reads.number(); }, [&] { return writes.address(); });
     need(reads.all() && writes.all(), "a step must be given as many addresses as it has");
     self.step.directions.seed = py::cast<std::uint64_t>(py::handle(arguments[4]));
-    self.step.directions.offset = py::cast<std::uint32_t>(py::handle(arguments[5]));
+    self.step.directions.place = py::cast<std::uint64_t>(py::handle(arguments[5]));
     const auto& step = self.run();
     py::gil_scoped_release release;
     sk::cpu::mlp_sobolev(kernels, step);
@@ -259,10 +264,10 @@ PYBIND11_MODULE(_C, m) {
       .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
       .def("directions",
            [](StepBuilder& self, int projection, int distribution, const py::object& given, std::uint64_t seed,
-              std::uint32_t offset, bool shared, double magnitude) {
+              std::uint64_t place, bool shared, double magnitude) {
              self.step.projection = choice<sk::Projection>(projection, "projection");
              const auto drawn = choice<sk::Distribution>(distribution, "distribution");
-             self.step.directions = {drawn, strided(given), seed, offset, nullptr, shared, magnitude};
+             self.step.directions = {drawn, strided(given), seed, place, nullptr, shared, magnitude};
            })
       .def(
           "residuals",
@@ -282,13 +287,16 @@ PYBIND11_MODULE(_C, m) {
           [](StepBuilder& self, const py::list& terms, bool per_sample) {
             for (std::size_t i = 0; i < terms.size() && i < sk::kMaxTerms; ++i) {
               const auto t = py::cast<py::tuple>(terms[i]);
-              self.step.loss[i] = formula(t[0], sk::kCountOfLoss + sk::kCountOfCoupled, "loss");
+              constexpr int kCount = sk::kCountOfLoss + sk::kCountOfCoupled + sk::kCountOfLikelihood;
+              self.step.loss[i] = formula(t[0], kCount, "loss");
               self.step.weight[i] = py::cast<double>(t[1]);
               self.step.share[i] = py::cast<double>(t[2]);
             }
             self.step.per_sample = per_sample;
           },
           "terms: (formula, weight, share) of each")
+      .def("head",
+           [](StepBuilder& self, const py::tuple& head) { self.step.head = formula(head, sk::kCountOfHead, "head"); })
       .def("outputs",
            [](StepBuilder& self, bool gradients, const py::object& y, const py::object& derivatives,
               const py::object& second, const py::object& loss, const py::object& terms, const py::object& dx,
@@ -362,7 +370,7 @@ PYBIND11_MODULE(_C, m) {
       {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},
       {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
       {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
-       "(step, isa, addresses, tensors, seed, offset): a kept step, of what is at these and into those"},
+       "(step, isa, addresses, tensors, seed, place): a kept step, of what is at these and into those"},
       {"mean_loss", fast(mean_loss), METH_FASTCALL,
        "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
       {nullptr, nullptr, 0, nullptr},
@@ -407,9 +415,9 @@ PYBIND11_MODULE(_C, m) {
       "cuda_arguments_at",
       [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int,
          const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-         std::uint32_t offset, Address seed_at, Address scratch) -> py::object {
+         std::uint64_t place, Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
-        self.again(reads, writes, seed, offset, seed_at);
+        self.again(reads, writes, seed, place, seed_at);
         const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
         const auto size = [](const sk::cuda::Grid& grid) { return py::make_tuple(grid.columns, grid.rows); };
         const bool finishes = sk::cuda::finishes(a);
@@ -418,15 +426,15 @@ PYBIND11_MODULE(_C, m) {
       },
       "what cuda_step_at would launch: the kernels' one argument, and the grids of the first and of the last of them",
       py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
-      py::arg("writes"), py::arg("seed"), py::arg("offset"), py::arg("seed_at"), py::arg("scratch"));
+      py::arg("writes"), py::arg("seed"), py::arg("place"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA
   m.def(
       "cuda_step_at",
       [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int device,
          const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-         std::uint32_t offset, Address seed_at, Address scratch, Address stream) {
+         std::uint64_t place, Address seed_at, Address scratch, Address stream) {
         StepBuilder self = kept;
-        self.again(reads, writes, seed, offset, seed_at);
+        self.again(reads, writes, seed, place, seed_at);
         const auto rounded = choice<sk::Precision>(precision, "precision");
         const auto a = cuda_arguments(self.step, rounded, limit, blocks, scratch);
         py::gil_scoped_release release;
@@ -434,7 +442,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "a step on a device, on its stream, at other addresses than it was told", py::arg("step"), py::arg("precision"),
       py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"), py::arg("writes"), py::arg("seed"),
-      py::arg("offset"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
+      py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
       [](int precision, std::uint64_t shared, int device) {

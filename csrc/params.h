@@ -38,7 +38,7 @@ struct Directions {
   Distribution distribution = Distribution::kGiven;
   Strided given;  // [P, N, W], or [P, N, O] for cotangents
   std::uint64_t seed = 0;
-  std::uint32_t offset = 0;
+  std::uint64_t place = 0;                // the seed's offset in the lower half, the first sample's number in the upper
   const std::int64_t* seed_at = nullptr;  // on a device: where both are, instead of the numbers above
   bool shared = false;
   double magnitude = 1;
@@ -61,6 +61,7 @@ struct Step {
   Residuals residuals = Residuals::kNone;
   Target target[kMaxTerms];  // with kCotangents the cotangents of y, of its derivatives, of its second derivatives
   Formula loss[kMaxTerms];
+  Formula head{-1};  // what values and derivatives are those of; no row: the outputs as they are
   double weight[kMaxTerms] = {0, 0, 0};
   double share[kMaxTerms] = {0, 0, 0};  // what makes a sum of residuals the term
   Strided sample_weight;                // [2, N], of values and of derivatives
@@ -98,6 +99,7 @@ struct Step {
   bool in_lockstep() const {
     return lockstep && P > 0 && order == 1 && projection == Projection::kDirections && at_once() && !dgiven;
   }
+  bool headed() const { return head.row >= 0; }
   // numbers of one direction or cotangent
   std::int64_t drawn() const { return projection == Projection::kCotangents ? O : W; }
 };

@@ -34,6 +34,29 @@ auto with_coupled(int row, F f) {
   }
 }
 
-inline bool is_coupled(const Formula& loss) { return loss.row >= kPointwise; }
+// A loss of what a head is a function of; its rows go on further
+template <class F>
+auto with_likelihood(int row, F f) {
+  switch (row) {
+    SK_LIKELIHOODS(SK_CASE)
+    default:
+      throw std::invalid_argument("a likelihood that this core was not built with");
+  }
+}
+
+// A head of each output by itself, or of all outputs of a sample, whose rows go on where those end
+template <class F>
+auto with_head(int row, F f) {
+  switch (row) {
+    SK_SEPARATE(SK_CASE)
+    SK_NORMALISED(SK_CASE)
+    default:
+      throw std::invalid_argument("a head that this core was not built with");
+  }
+}
+
+inline bool is_coupled(const Formula& loss) { return loss.row >= kPointwise && loss.row < kResidual; }
+inline bool is_likelihood(const Formula& loss) { return loss.row >= kResidual; }
+inline bool is_normalised(const Formula& head) { return head.row >= kSeparate; }
 
 #undef SK_CASE

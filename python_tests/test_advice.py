@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from python_tests.students import Call
 from sobolev_kernels import advice
 from sobolev_kernels.testing.problems import random
 
@@ -218,3 +219,45 @@ def test_parameters_written_through_their_data():
                 parameter.data -= 0.1 * gradient
 
     assert warned(descend) == []
+
+
+def spectrum(x, net):
+    return torch.fft.rfft(net(x)).abs()
+
+
+def counted(x, net):
+    return net(x) * (1 + 0 * x.sum().item())
+
+
+WITHOUT_RULE = {"fft_rfft": spectrum, "item": counted}
+
+
+@pytest.mark.parametrize("name", WITHOUT_RULE)
+def test_a_student_that_goes_to_the_reference(name):
+    """Unasked, where tangents would cost less: once, by the name of the operation."""
+    s = Call(WITHOUT_RULE[name], dropping(0.0))
+    call = lambda s, **more: sk.sobolev_loss(s, X, TARGETS, directions=sk.Directions.sphere(1, seed=1), **more)  # noqa: E731
+    assert warned(lambda: call(s, backend="reference")) == []
+    (text,) = warned(lambda: [call(s) for _ in range(4)])
+    assert text.startswith(f"student: {name} in it has no rule") and 'backend="reference"' in text and len(text) < 600
+    assert warned(lambda: [sk.jvp(s, X, X[None]), sk.explain(s, X)]) == []
+    assert len(warned(lambda: call(Call(WITHOUT_RULE[name], student())))) == 1
+
+
+def test_students_that_do_not():
+    """None has an operation without a rule, or it is not by streams that its derivatives would be taken."""
+    v, item = X[None], WITHOUT_RULE["item"]
+    assert warned(lambda: sk.jvp(dropping(0.0), X, v)) == []
+    assert warned(lambda: sk.jvp(lambda x: item(x, GLOBAL.eval()), X, v)) == []
+    assert warned(lambda: sk.vjp(Call(item, student()), X, torch.ones(1, 6, 2))) == []
+    few = Call(lambda x, net: spectrum(x, net)[:, :1] + x[:, :1], dropping(0.0))  # by the gradient of its one output
+    assert warned(lambda: [sk.jvp(few, X, torch.stack([X] * 4)) for _ in range(2)]) == []
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LayerNorm(4), nn.Linear(4, 2))
+    assert warned(lambda: [sk.jvp(lazy, X, v) for _ in range(2)]) == []
+
+
+def test_one_that_goes_there_later():
+    s = Call(lambda x, net: net(x) if len(x) == 6 else counted(x, net), dropping(0.0))
+    assert warned(lambda: sk.jvp(s, X, X[None])) == []
+    (text,) = warned(lambda: [sk.jvp(s, X[:4], X[None, :4]) for _ in range(2)])
+    assert "item" in text

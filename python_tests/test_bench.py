@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, estimates, jax_worker, planner, readme, timing
+from bench import check, estimates, jax_worker, planner, readme, timing, twice
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
 from bench.cases import (
     CASES,
@@ -404,3 +404,9 @@ def test_estimates_for_gpus():
     assert all(row["CUDA launches"] == 3 for row in fused)
     assert all(row["CUDA µs"] > 0 and "tile of" in row["CUDA"] and "on chip" in row["Triton"] for row in fused)
     assert all(row["CUDA"] == "refused" and "layer by layer" in row["Triton"] for row in refused)
+
+
+@pytest.mark.parametrize("kind", twice.KINDS)
+def test_second_derivatives_of_any_student(kind):
+    """All ways give the same before anything is timed."""
+    assert twice.measured("residual MLP", kind, 4, 2, 2, rounds=2, seconds=0).keys() == twice.WAYS.keys()

@@ -324,6 +324,7 @@ def test_what_is_no_chain_is_not_taken_for_one(name):
             torch.testing.assert_close(g, e, **(ROUNDED_WITHIN if name == "float32 within" else ANOTHER_WAY))
 
 
+@pytest.mark.filterwarnings("ignore:student. something keeps what flows:sobolev_kernels.SobolevWarning")
 def test_what_is_kept_is_a_tensor():
     student = Keeping()
     hidden, runs = student.hidden, student.runs
@@ -431,7 +432,17 @@ def test_order_two_of_a_function_called_relu_is_refused():
         sk.jet(Call(lambda x, a, b: b(F.relu(a(x))), *LINEAR), X, V)
 
 
+def sharded_by_layers(module):
+    """As large models are: each layer's weights are there while it is run."""
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in module:
+        if [*layer.parameters()]:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    return fully_shard(module, mesh=mesh)
+
+
 WRAPPERS = {
+    "FSDP of each layer": sharded_by_layers,
     "DDP": lambda module: nn.parallel.DistributedDataParallel(module),
     "FSDP": lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,))),
     "FSDP of old": lambda module: FullyShardedDataParallel(
@@ -440,20 +451,42 @@ WRAPPERS = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-def test_distributed_students(tmp_path):
-    """Of one process: gradients come into `.grad` as those of the bare network do."""
+@pytest.fixture
+def one_process(tmp_path):
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        for wrap in WRAPPERS.values():
-            bare, student = net(), wrap(net())
-            for _ in range(3):
-                for module in (bare, student):
-                    module.zero_grad()
-                    sk.sobolev_loss(module, X, TARGETS, directions=sk.Directions.given(V)).backward()
-                assert known_of(student, X).is_chain
-                for a, b in zip(bare.parameters(), student.parameters(), strict=True):
-                    gradient = b.grad.full_tensor() if hasattr(b.grad, "full_tensor") else b.grad
-                    assert_within_rule("gradient", gradient, a.grad)
-    finally:
-        distributed.destroy_process_group()
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [net, lambda: net(nn.LayerNorm(H))], ids=["an MLP", "no MLP"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_distributed_students(name, make, one_process):
+    """Gradients come into `.grad` as those of the bare network do."""
+    bare, student = make(), WRAPPERS[name](make())
+    for _ in range(3):
+        for module in (bare, student):
+            module.zero_grad()
+            sk.sobolev_loss(module, X, TARGETS, directions=sk.Directions.given(V)).backward()
+        assert known_of(student, X).is_chain == (make is net and name != "FSDP of each layer")
+        for a, b in zip(bare.parameters(), student.parameters(), strict=True):
+            gradient = b.grad.full_tensor() if hasattr(b.grad, "full_tensor") else b.grad
+            assert_within_rule("gradient", gradient, a.grad)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["FSDP", "FSDP of each layer", "FSDP of old"])
+def test_sharded_students_are_refused_by_the_reference(name, one_process):
+    """Few outputs are no reason to go there, and what only it computes is refused in words."""
+    student = WRAPPERS[name](net(nn.LayerNorm(H)))
+    many = torch.stack([X] * 5)
+    tangents = sk.jvp(student, X, many)[1]
+    assert_within_rule("tangents", tangents, sk.jvp(net(nn.LayerNorm(H)), X, many)[1])
+    for refused in (
+        lambda: sk.jvp(student, X, V, backend="reference"),
+        lambda: sk.vjp(lambda x: student(x).sin(), X, sk.Cotangents.basis()),
+        lambda: sk.vjp(student, X, sk.Cotangents.basis()),
+        lambda: sk.sobolev_loss(net(), X, sk.Targets(teacher=student)),
+    ):
+        with pytest.raises(sk.NotProvided, match="FSDP frees a student's parameters"):
+            refused()

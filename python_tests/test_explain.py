@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from sobolev_kernels import dispatch
 from sobolev_kernels.backends import core, cpu
 
 X = torch.zeros(10, 2)
@@ -102,6 +103,67 @@ def test_a_forced_backend(forced, monkeypatch):
 def test_a_forced_backend_that_refuses():
     with pytest.raises(NotImplementedError, match="got a refusal: LayerNorm is not one of Linear"):
         sk.explain(LAYER_NORM, X, backend="cpu")
+
+
+V, U = torch.ones(3, 10, 2), sk.Cotangents.basis()
+FUNCTIONS = {
+    "jvp": (lambda s, x, **more: sk.jvp(s, x, V, **more), V, "3 x given, N = 10"),
+    "vjp": (
+        lambda s, x, **more: sk.vjp(s, x, sk.Cotangents.basis(), **more),
+        sk.Cotangents.basis(),
+        "1 x basis, N = 10",
+    ),
+    "jet": (lambda s, x, **more: sk.jet(s, x, V, **more), V, "3 x given, order 2, N = 10"),
+    "laplacian": (lambda s, x, **more: sk.laplacian(s, x, **more), None, "2 x basis, order 2, summed, N = 10"),
+    "hvp": (lambda s, x, **more: sk.hvp(s, x, V, V, **more), V, "6 x given, order 2, N = 10"),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "reference", "streams"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", ["MLP", "LayerNorm", "fft"])
+def test_of_derivatives(kind, name, backend, monkeypatch):
+    """What is said is what the function does: its backend, and its refusal."""
+    student = {
+        "MLP": STUDENT, "LayerNorm": nn.Sequential(LAYER_NORM[0], nn.LayerNorm(4), nn.Linear(4, 3)),
+        "fft": lambda x: torch.fft.rfft(LAYER_NORM(x).expand(-1, 8).sin()).abs(),
+    }[kind]  # fmt: skip
+    call, vectors, said = FUNCTIONS[name]
+    ran, choose = [], dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda *a: ran.append(choose(*a)) or ran[-1])
+    try:
+        call(student, X, backend=backend)
+    except NotImplementedError as error:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            sk.explain(student, X, vectors, of=name, backend=backend)
+        return
+    got = lines(student, X, vectors, of=name, backend=backend)
+    assert got["call"] == name and ran[0] == ran[1] and got["->"].startswith(ran[0].backend)
+    assert kind != "MLP" or said == got["cotangents" if name == "vjp" else "directions"]
+    if kind == "fft" and name == "jvp" and backend is None:
+        assert got["streams"] == "refused: fft_rfft in it has no rule" and "linear 2" in got["operations"]
+
+
+def test_inputs_of_any_shape():
+    student, images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(5, 1, 4, 4)
+    for of, directions in (("loss", None), ("jvp", images[None])):
+        got = lines(student, images, directions, of=of)
+        assert got["student"] == "Sequential of 16 features, float32 on cpu" and "conv2d 1" in got["operations"]
+
+
+def test_of_refusals():
+    asked = lambda **more: sk.explain(STUDENT, X, of="jvp", **more)  # noqa: E731
+    for more, error, said in (
+        ({}, TypeError, "v: expected a tensor [P, N, D]"),
+        ({"directions": V, "order": 2}, TypeError, "explain of jvp: takes no argument 'order'"),
+        ({"directions": V, "derivative_target": "projected"}, ValueError, "derivative_target: expected none"),
+        ({"directions": V[..., :1]}, ValueError, "directions: expected torch.float32 [P, 10, 2]"),
+    ):
+        with pytest.raises(error, match=re.escape(said)):
+            asked(**more)
+    with pytest.raises(ValueError, match=re.escape("of: expected one of loss, jvp, vjp, jet, laplacian, hvp, got jv")):
+        sk.explain(STUDENT, X, V, of="jv")
+    assert "order 1" not in sk.explain(STUDENT, X, V, of="jet", order=1, wrt=[1, 0])
 
 
 def work(*arguments, **options):

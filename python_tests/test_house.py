@@ -13,6 +13,7 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import core
+from sobolev_kernels.math.losses import LIKELIHOODS
 from sobolev_kernels.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY and n not in tensors}
     assert keywords == {field.name: field.default for field in fields(Settings)}
     assert set(inspect.signature(sk.SobolevLoss).parameters) == {*names, "input_scale", "output_weight"}
-    assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "derivative_target"}
+    assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "of", "derivative_target"}
     for function in (sk.SobolevLoss, lambda **k: sk.explain(sk.MLP(2, 1), torch.zeros(3, 2), **k)):
         with pytest.raises(TypeError, match="reductoin"):
             function(reductoin="sum")
@@ -262,7 +263,7 @@ def test_numbers_that_the_core_does_not_know_are_refused():
         lambda: core._C.Step(2, 1, 1, 1, 0, 1, 1, False),
         lambda: step.layers([(1, 1, (len(sk.ACTIVATIONS),), core.SOMEWHERE, None, None, None)]),
         lambda: step.layers([(1, 1, (-1,), core.SOMEWHERE, None, None, None)]),
-        lambda: step.loss([((len(sk.LOSSES) + len(sk.COUPLED),), 1.0, 1.0)], False),
+        lambda: step.loss([((len(LIKELIHOODS) + len(sk.LOSSES) + len(sk.COUPLED),), 1.0, 1.0)], False),
         lambda: step.directions(2, 0, None, 0, 0, False, 1.0),
         lambda: step.directions(0, len(core.TABLES["Distribution"]), None, 0, 0, False, 1.0),
         lambda: step.residuals(3, [], None, None, None),

@@ -296,6 +296,7 @@ CHANGES_WITH_A_TEACHER = {
 EVERY_CHANGE = [(False, name) for name in CHANGES] + [(True, name) for name in CHANGES_WITH_A_TEACHER]
 
 
+@pytest.mark.filterwarnings("ignore:student. .* with hooks of its backward:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("taught, change", EVERY_CHANGE, ids=[f"{n}, taught" if t else n for t, n in EVERY_CHANGE])
 def test_whatever_is_changed_between_two_calls(taught, change, request):
     asked = Asked(taught=taught)

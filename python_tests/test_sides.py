@@ -135,6 +135,38 @@ def test_samples_that_are_mixed_after_some_calls(name, O):
             torch.testing.assert_close(sk.sobolev_loss(student, x, targets, backend=backend), expected, **ANOTHER_WAY)
 
 
+ORDERS = torch.stack([torch.arange(N), torch.arange(N).roll(1)])
+# Of no sample but its own where k = 0, by the same operations and of the same shapes as where k = 1.
+PLACES = {
+    "roll": lambda x, k: x.roll(k, 0),
+    "roll along another dim": lambda x, k: x.roll(1, 1 - k),
+    "slices": lambda x, k: torch.cat([x[k:], x[:k]]),
+    "a slice": lambda x, k: torch.cat([x, x])[k : N + k],
+    "flip": lambda x, k: x.flip(1 - k),
+    "select": lambda x, k: torch.stack([x, x.roll(1, 0)])[k],
+    "index": lambda x, k: x[ORDERS[k]],
+    "index of a list": lambda x, k: x[[*ORDERS[k].tolist()]],
+    "index_select": lambda x, k: x.index_select(0, ORDERS[k]),
+    "softmax": lambda x, k: x.softmax(1 - k),
+    "cumsum": lambda x, k: x.cumsum(1 - k),
+    "rot90": lambda x, k: x.rot90(2 * k, (0, 1)),
+    "as_strided": lambda x, k: torch.cat([x, x]).as_strided((N, D), (D, 1), k * D),
+    "unbind": lambda x, k: torch.stack([x, x.flip(0)]).unbind(0)[k],
+    "chunk": lambda x, k: torch.cat([x, x.flip(0)]).chunk(2)[k],
+    "rows": lambda x, k: torch.stack([*x.unbind(0)[k:], *x.unbind(0)[:k]]),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_samples_that_are_mixed_by_other_numbers(place):
+    """The same operations on tensors of the same shapes, at a call that is not the 1st, 2nd, 4th, 8th."""
+    module, of, x, v = net(1), [0], numbers(N, D), numbers(3, N, D, seed=3)
+    student = Call(lambda x, net: net(PLACES[place](x, of[0])) * x[:, :1], module)
+    for of[0] in (0, 0, 0, 0, 0, 1, 1, 0, 1):
+        expected = torch.stack([torch.func.jvp(student, (x,), (d,))[1] for d in v])
+        torch.testing.assert_close(sk.jvp(student, x, v)[1], expected, **ANOTHER_WAY)
+
+
 def test_what_is_refused_is_refused_after_some_calls():
     x, targets = numbers(N, D), sk.Targets(values=numbers(N, 1), tangents=numbers(2, N, 1), directions=numbers(2, N, D))
     student = Switched()

@@ -3,6 +3,8 @@
 The oracle knows no rule: tangents are central differences of the module in float64, and autograd differentiates these.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -122,7 +124,7 @@ CASES = {
     "expand": lambda h: (
         h[:, :1].expand(-1, 2, -1).contiguous() * h[:, :1].expand_as(h) + torch.broadcast_to(h[:, :1], h.shape)
     ),
-    "to": lambda h: h.to(f64).double().type_as(C).clone() + h.float().to(h.dtype).clone() * 0,
+    "to": lambda h: h.to(f64).double().type_as(C).clone() + h.float().half().bfloat16().to(h.dtype).clone() * 0,
     "sum": lambda h: (
         h.sum() + h.sum(-1, keepdim=True) + h.mean((1, 2), True) + h.mean(dim=-1)[..., None] + torch.sum(h, (0, 1))
     ),
@@ -281,11 +283,13 @@ def test_every_row_of_the_table_has_a_case():
 
 # Other spellings of what has a case, or what a case calls by another name
 UNUSED = {
-    "absolute", "dropout1d", "dropout3d", "expit", "feature_alpha_dropout", "log_sigmoid", "round", "threshold",
+    "absolute", "dropout1d", "dropout3d", "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round", "threshold",
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
     *"broadcast_tensors positive linalg_norm linalg_det det linalg_slogdet slogdet logdet linalg_solve".split(),
     *"gru lstm rnn_tanh rnn_relu rnn_relu_cell".split(),
+    *"dot vdot mv outer ger".split(),  # in test_streams_twice.py
+    "register_hook",  # FSDP's, in test_chain.py
 }  # fmt: skip
 
 
@@ -465,7 +469,7 @@ def test_losses_of_networks(name):
                 torch.testing.assert_close(g, e, **ANOTHER_WAY)
     with torch.no_grad():
         y, tangents = sk.jvp(module, x, v)
-    assert not tangents.requires_grad and known_of(module, x).flow.unfollowed is None
+    assert not tangents.requires_grad and known_of(module, x).flows[1, None].unfollowed is None
     assert_within_rule("y", y, module(x))
 
 
@@ -475,7 +479,7 @@ def chosen(student, x, **settings):
 
 
 def test_the_cheaper_side():
-    """Not more outputs than half the directions go by gradients, all else by pairs; cotangents and order 2, too."""
+    """Not more outputs than half the directions go by gradients, all else by pairs, order 2 too; cotangents not."""
     few, many = Blocks(1).double(), Blocks(10).double()
     x = numbers(N, 6)
     assert chosen(few, x, directions=sk.Directions.sphere(4)) == "reference"
@@ -484,7 +488,7 @@ def test_the_cheaper_side():
     assert chosen(Blocks(2).double(), x, directions=sk.Directions.sphere(2)) == "streams"
     assert chosen(many, x, directions=sk.Directions.sphere(4)) == "streams"
     assert chosen(many, x, cotangents=sk.Cotangents.sphere(1)) == "reference"
-    assert chosen(many, x, order=2) == "reference"
+    assert chosen(few, x, order=2) == "streams"
     v = numbers(4, N, 6, seed=1)
     results = [sk.jvp(few, x, v, backend=backend)[1] for backend in ("streams", "reference")]
     torch.testing.assert_close(*results, **ANOTHER_WAY)
@@ -569,9 +573,10 @@ def test_what_changes_its_way_goes_by_the_reference():
     x, v = numbers(6, 3), numbers(2, 6, 3, seed=1)
     sk.jvp(student, x[:3], v[:, :3])
     results = []
-    for backend in (None, "reference"):
+    for backend, warned in (None, pytest.warns(sk.SobolevWarning, match="rrelu")), ("reference", nullcontext()):
         torch.manual_seed(0)
-        results.append(sk.jvp(student, x, v, backend=backend)[1])
+        with warned:
+            results.append(sk.jvp(student, x, v, backend=backend)[1])
     assert torch.equal(*results)
     student = call_of(student.function, Gated(2))
     sk.jvp(student, x[:3], v[:, :3], backend="streams")
@@ -586,7 +591,7 @@ def test_dropout_has_one_mask_for_all():
     y, tangents = sk.jvp(student, x, v, backend="streams")
     assert torch.equal(y == 0, (tangents == 0).all(0))
     torch.set_rng_state(state)
-    assert torch.equal(y, student(x))
+    assert torch.allclose(y, student(x))
 
 
 def test_the_first_run_leaves_no_trace():
@@ -610,6 +615,7 @@ def test_the_first_run_leaves_no_trace():
         assert student.calls == calls
 
 
+@pytest.mark.filterwarnings("ignore:student.*the reference takes:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("wrap", ["checkpoint", "functional_call", "torch.compile", "forward hook", "MLP"])
 def test_wrapped(wrap):
     net = Blocks(2).double()

@@ -14,10 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
+from .boundary import PLAIN
 from .directions import Projections
-from .errors import SobolevWarning
+from .errors import SobolevWarning, clipped
+from .heads import inner_of
 from .parts import drawing_modules
+from .planner import few_outputs
+from .problem import LAZY, UNSEEN, Problem
 from .request import Request
 from .rows import behind
 from .settings import Settings
@@ -33,6 +38,10 @@ TEACHER = (
 FRESH = (
     "directions: {}, each time along others, so that its loss and gradients are not those of one function; a line "
     'search, as that of L-BFGS, goes astray by it. Give seed= to the directions, or derivatives="exact"'
+)
+WITHOUT_RULE = (
+    "student: {}, so the reference takes its derivatives, which is slower than tangents that are carried along with "
+    'the values; change that part (sk.explain counts operations that have rules), or say backend="reference"'
 )
 
 
@@ -81,6 +90,13 @@ def advise_of_teacher(student: object, function: object, teacher: Student | Unre
             warn(student, TEACHER, drawing.__name__)
 
 
+def advise_of_reference(student: object, problem: Problem) -> None:
+    """Of a module that takes the reference where tangents would cost less, had all of its operations a rule."""
+    unknown = problem.unfollowed in (None, UNSEEN, LAZY) or torch.compiler.is_compiling()
+    if not unknown and isinstance(behind(student), nn.Module) and few_outputs(problem) is None:
+        warn(student, WITHOUT_RULE, clipped(problem.unfollowed, 300))
+
+
 def looked_at_again(
     student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets
 ) -> None:
@@ -122,13 +138,14 @@ def advise_of_fresh(
 
 def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[float, ...]:
     """A few of inputs and parameters: fused optimizers, and who writes to `.data`, leave the versions as they are."""
-    tensors = (torch.atleast_1d(tensor.detach())[:1] for tensor in (x, *parameters[:2], *parameters[-2:]))
+    whole = [tensor for tensor in (x, *parameters[:2], *parameters[-2:]) if type(tensor) in PLAIN]  # and not sharded
+    tensors = (torch.atleast_1d(tensor.detach())[:1] for tensor in whole)
     return tuple(number for row in tensors for number in row.flatten()[:4].tolist())
 
 
 def seen_of(student: object) -> Seen:
     """What is kept of a student for as long as he lives; of one that cannot be referred to weakly, nothing."""
-    student = behind(student)
+    student = inner_of(behind(student))
     key = id(student)
     seen = SEEN.get(key)
     if seen is None or seen.student() is not student:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import keeping, kept, ops, traced
+from .advice import advise_of_reference
 from .backends import functions, reference, running, streams
 from .backends.dependence import Evaluated
 from .backends.exact import tracked
@@ -26,11 +27,13 @@ from .math.directions import GIVEN, IN_KERNELS
 from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
-from .problem import Operands, Problem
+from .problem import UNSEEN, Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
+from .streams.fused import segments_of
 from .streams.look import before_flow, flows_no_more
+from .streams.segments import CHANGED
 from .student import COMPUTE_DTYPE, widened
 from .targeted import UNTARGETED, Targeted, targets_of, taught
 from .targets import Targets
@@ -126,10 +129,13 @@ def run_at(call: Prepared, inputs: torch.Tensor) -> Ran:
         return run_on(call, inputs)
     except NotFollowed as error:
         held.restore()
-        flows_no_more(function, call.request.inputs, str(error))
-        if requested(call.request.settings.backend) is not None:
+        flows_no_more(function, call.request.inputs, call.problem.order, str(error))
+        if str(error) == CHANGED:  # so another run would give other numbers
+            raise NotProvided(f"student: {CHANGED}, as in no call before; the next one looks at him again") from None
+        if requested(call.request.settings.backend) is not None or call.problem.sharded:
             raise NotProvided(f"backend: streams does not support this student: {error}") from None
-    return run_on(replace(call, problem=replace(call.problem, backend="reference")), inputs)
+        why = UNSEEN if str(error) == streams.OUTPUTS else str(error)  # which is looked at again
+    return run_on(replace(call, problem=replace(call.problem, backend="reference", unfollowed=why)), inputs)
 
 
 def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
@@ -148,7 +154,8 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
         evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
         call = knowing_outputs(call, index(evaluated.y.shape[1]))
         evaluated = looked_at("student", call, evaluated, x, known)
-    seed = None if call.projections is None else call.projections.draw_seed(inputs.device)
+        advise_of_reference(request.student, call.problem)
+    seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
         of_teacher = None if call.teacher is None else of_teacher_along(call, columns, seed)
@@ -190,7 +197,8 @@ def compute(
     of_each = of_each.operands(problem, call.projections) if request.targets is not None else (None,) * 3
     operands = Operands(x, parameters, given, seed, *targets, *of_each, weights)
     if problem.backend == "streams":
-        return streams.run(problem, operands, columns, request.student), problem, operands
+        segments = segments_of(problem.ends)
+        return streams.run(problem, operands, columns, request.student, segments), problem, operands
     try:
         return computed(problem, operands, columns, ran)
     except RuntimeError as error:

@@ -12,6 +12,9 @@ from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
+from .heads import inner_of
+from .labels import faults_of_classes, faults_of_labels
+from .math.table import Formula
 from .request import Request
 from .rows import behind
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
@@ -49,10 +52,11 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
     if projections is not None:
         yield from projections.faults(inputs, O if isinstance(projections, Cotangents) else W, given)
     if targets is not None:
-        yield from faults_of_targets(targets, inputs, O, W, projections)
+        yield from faults_of_targets(targets, inputs, O, W, projections, settings.value_loss)
         yield from faults_of_weight("sample_weight", request.sample_weight, inputs.shape[0], inputs)
         yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
         yield from faults_of_derivative_weight(request, "O" if O is None else O, W, projections)
+        yield from faults_of_labels(settings, targets, request.residual_weights, O)
         yield from faults_of_units(request, targets, projections)
         if teacher is not None and given is not None and given.requires_grad and torch.is_grad_enabled():
             yield Fault(projections.NAME, CONSTANT_BESIDE_TEACHER, given)
@@ -67,6 +71,8 @@ def faults_again(
     """Of a request like one that was accepted: numbers, and a teacher who was not known by what he is made of."""
     yield from request.columns.faults(request.inputs)
     yield from faults_of_ranges(request.residual_weights)
+    if request.targets is not None:
+        yield from faults_of_labels(request.settings, request.targets, request.residual_weights, student.O)
     if teacher is not None:
         yield from faults_of_teacher(request.targets.teacher, teacher, student, request.inputs, request.settings.order)
     yield from faults_of_numbers(request, given)
@@ -166,7 +172,7 @@ def outputs_of(request: Request, student: Layers) -> int | None:
     if student.O is not None or request.targets is None:
         return student.O
     values, jacobian = request.targets.values, request.targets.jacobian
-    if values is not None and 0 < values.dim() <= 2:
+    if values is not None and 0 < values.dim() <= 2 and not request.targets.has_classes:
         return values.shape[1] if values.dim() == 2 else 1
     if jacobian is not None and 1 < jacobian.dim() <= 3:
         return jacobian.shape[1] if jacobian.dim() == 3 else 1
@@ -189,7 +195,7 @@ def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
 
 
 def faults_of_targets(
-    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None
+    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None, value_loss: Formula
 ) -> Iterator[Fault]:
     N, some, one = inputs.shape[0], "O" if O is None else O, O in (None, 1)
     P = None if projections is None else projections.count(some if isinstance(projections, Cotangents) else W)
@@ -204,7 +210,9 @@ def faults_of_targets(
     for name, tensor in targets.tensors().items():
         if tensor.requires_grad:
             yield Fault(name, CONSTANT, tensor)
-        if projections is not None or name in ("values", "jacobian", "hessian"):
+        if name == "values" and targets.has_classes:
+            yield from faults_of_classes(tensor, value_loss, inputs)
+        elif projections is not None or name in ("values", "jacobian", "hessian"):
             yield from faults_of_shape(name, tensor, shapes[name], inputs)
 
 
@@ -283,9 +291,12 @@ def tensors_of(request: Request, given: torch.Tensor | None) -> dict[str, torch.
     """All tensors of a request, by name, and 0 for what does not count."""
     targets, named = {} if request.targets is None else request.targets.tensors(), request.tensors()
     named |= {name: given for name in ("directions", "cotangents") if name in " ".join(request.asked())}
-    named |= {f"student.{name}": p for name, p in getattr(behind(request.student), "named_parameters", list)()}
+    student = inner_of(behind(request.student))
+    named |= {f"student.{name}": p for name, p in getattr(student, "named_parameters", list)()}
     named = {name: tensor for name, tensor in named.items() if tensor is not None}
     for name in targets:
+        if not named[name].is_floating_point():
+            continue
         counting = request.residual_weights.counting(name, named[name])
         if counting is not None:
             named[name] = torch.where(counting, named[name], 0.0)

@@ -124,6 +124,6 @@ def faults_of_projected(of_q: Request, chosen: Projections, given: torch.Tensor 
     K = q.shape[1]
     chosen = Directions.basis() if chosen.entries else chosen
     yield from chosen.faults(q, K, given)
-    yield from faults_of_targets(targets, q, O, K, chosen)
+    yield from faults_of_targets(targets, q, O, K, chosen, of_q.settings.value_loss)
     yield from faults_of_derivative_weight(of_q, "O" if O is None else O, K, chosen)
     yield from faults_of_units(of_q, targets, chosen)

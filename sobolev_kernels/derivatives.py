@@ -10,8 +10,9 @@ import torch
 from . import call
 from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
-from .errors import in_words, need, refuse
+from .errors import in_words, need, need_known, refuse
 from .problem import DERIVATIVES
+from .request import Request
 from .rows import are_rows, derivatives_on_rows
 from .settings import Settings, as_columns, settings_with
 from .student import widened
@@ -55,6 +56,39 @@ def such(kind: type[Projections], P: int, **settings: object) -> Settings:
     return settings_with(**settings, **{kind.NAME: kind("given", P)})
 
 
+# What each function of this file takes for vectors, and its keywords beside them.
+ASKED: dict[str, tuple[type[Projections], str, tuple[str, ...]]] = {
+    "jvp": (Directions, "v", ("wrt", "backend")),
+    "vjp": (Cotangents, "u", ("wrt", "backend")),
+    "jet": (Directions, "v", ("wrt", "backend", "order")),
+    "laplacian": (Directions, "v", ("wrt", "backend")),
+    "hvp": (Directions, "v", ("wrt", "backend")),
+}
+
+
+def request_of(
+    function: str, student: object, x: torch.Tensor, vectors: torch.Tensor | Projections | None, **settings
+) -> Request:
+    """What the function by this name asks for, of an HVP along v and vectors like it."""
+    kind, name, known = ASKED[function]
+    need_known(settings, known, f"explain of {function}")
+    if function == "laplacian":
+        vectors = directions_of_sum(vectors)
+    elif function == "hvp":
+        v = vectors_of(vectors, name)
+        refuse(faults_of_memory(name, v))
+        vectors = Directions.given(torch.cat([v, v]))
+    projections = kind.of(vectors, name)
+    if function not in ("jvp", "vjp"):
+        settings.setdefault("order", 2)
+    asked = settings_with(**settings, **{kind.NAME: projections})
+    given = projections.values
+    if not are_rows(x, asked):
+        student, x, asked, given, _ = derivatives_on_rows(student, x, asked, given)
+    collapsed = function == "laplacian"
+    return Request(DERIVATIVES, student, x, asked, given, collapsed=collapsed, offset=projections.offset)
+
+
 @in_words
 def jvp(
     student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Sequence[int] | None = None,
@@ -82,6 +116,9 @@ def jvp(
     Raises:
         ValueError: a wrong shape, dtype or device, naming the argument, what was expected and what came.
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
+
+    Warns:
+        SobolevWarning: once a student, where it goes to the reference since an operation of it has no rule.
 
     Example:
         >>> y, dy = jvp(torch.nn.Linear(2, 1), torch.zeros(5, 2), torch.ones(1, 5, 2))
@@ -175,11 +212,7 @@ def laplacian(
         >>> laplacian(student, torch.zeros(5, 2))[1].shape
         torch.Size([5, 1])
     """
-    if v is None:
-        directions = Directions.basis()
-    else:
-        whole = isinstance(v, torch.Tensor) and not v.is_nested and v.dim() == 2
-        directions = Directions.given(v) if whole else Directions.of(v, "v")
+    directions = directions_of_sum(v)
     summed = directions.distribution in ("basis", "given") and not directions.unbiased
 
     def mean(y: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,6 +220,14 @@ def laplacian(
         return y, total if summed else total / directions.count(columns)
 
     return evaluate(student, x, directions, Directions, "v", True, mean, wrt=wrt, backend=backend, order=2)
+
+
+def directions_of_sum(v: torch.Tensor | Directions | None) -> Directions:
+    """Those of a Laplacian: all of a basis, or also [P, D] for all of the batch."""
+    if v is None:
+        return Directions.basis()
+    whole = isinstance(v, torch.Tensor) and not v.is_nested and v.dim() == 2
+    return Directions.given(v) if whole else Directions.of(v, "v")
 
 
 def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from operator import index
 
 import torch
+from torch import distributed
 
 from .boundary import faults_of_memory
 from .drawing import IN_VMAP, Drawing, drawn, over_samples
@@ -24,7 +25,7 @@ from .errors import (
     one_of,
     refuse,
 )
-from .math.directions import DISTRIBUTIONS, GIVEN, told, unbiased_magnitude
+from .math.directions import CENTRED, DISTRIBUTIONS, GIVEN, MASK32, place_of, told, unbiased_magnitude
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
@@ -45,18 +46,19 @@ class Projections:
     offset: int = 0
     unbiased: bool = False
     values: torch.Tensor | None = field(default=None, repr=False)
+    first: int | None = None
     entries: bool = field(default=False, repr=False)  # whether each residual is that of an entry of a Jacobian
 
     def __post_init__(self):
         refuse(self._faults())
         # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
         object.__setattr__(self, "entries", self.entries or self.distribution == "basis")
-        said = self.distribution, self.P, self.shared, self.seed, self.unbiased, self.entries
+        said = self.distribution, self.P, self.shared, self.seed, self.unbiased, self.entries, self.first
         object.__setattr__(self, "said", said)
 
     def _faults(self) -> Iterator[Fault]:
         distribution, P, seed, offset, values = self.distribution, self.P, self.seed, self.offset, self.values
-        if not one_of(distribution, NAMES):
+        if not one_of(distribution, self.ALSO + NAMES):
             yield Fault("distribution", f"one of {', '.join(NAMES)}", distribution, hint=nearest(distribution, NAMES))
         if not (type(P) is int and P >= 1) and distribution not in ("basis", GIVEN):
             yield Fault("P", f"a whole number of {self.NAME}, at least 1", P)
@@ -64,6 +66,8 @@ class Projections:
             yield Fault("seed", "None or an integer in [0, 2^63)", seed)
         if not (type(offset) is int and 0 <= offset < 2**32):
             yield Fault("offset", "an integer in [0, 2^32)", offset)
+        if self.first is not None and not (type(self.first) is int and 0 <= self.first < 2**31):
+            yield Fault("first", "None or an integer in [0, 2^31)", self.first)
         if not (type(self.shared) is bool and type(self.unbiased) is bool):
             yield Fault("shared and unbiased", "True or False", (self.shared, self.unbiased))
         if values is not None and (distribution != GIVEN or len(values) != P or self.shared != (values.dim() == 2)):
@@ -160,6 +164,18 @@ class Projections:
         object.__setattr__(moved, "known", self.bare())
         return moved
 
+    def numbered_from(self, first: int):
+        """The same for a batch whose samples are numbers first, first + 1, … of a larger one: its part of the draw."""
+        return replace(self, first=first)
+
+    def first_sample(self, N: int) -> int:
+        """The number of the first of N samples: of a process among others, which take as many each, its rank · N."""
+        if self.first is not None:
+            return self.first
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank() * N
+        return 0
+
     def without_values(self):
         """What is known of given ones beside their tensor."""
         return replace(self, values=None)
@@ -195,6 +211,8 @@ class Projections:
         """Why these do not suit `like` [N, ...]: vectors of n numbers (None: not known yet), given ones its dtype."""
         if n is not None and self.distribution == "orthonormal" and self.P > n:
             yield Fault(self.NAME, f"at most {self.LETTER} = {n} orthonormal {self.NAME}", f"P = {self.P}")
+        if n is not None and n < 2 and self.distribution == CENTRED:
+            yield Fault(self.NAME, "at least two outputs for centred ones, whose sum over outputs is 0", f"O = {n}")
         if given is None and self.distribution == GIVEN:
             yield Fault(self.NAME, f"{type(self).__name__}.given(tensor)", self)
         if given is not None:
@@ -210,8 +228,8 @@ class Projections:
     def magnitude(self, n: int) -> float:
         return unbiased_magnitude(self.distribution, n) if self.unbiased else 1.0
 
-    def draw_seed(self, device: torch.device = CPU) -> torch.Tensor | None:
-        """(seed, offset) of one call, int64 [2] on the CPU; None for given ones.
+    def draw_seed(self, device: torch.device = CPU, N: int = 0) -> torch.Tensor | None:
+        """Key and place of a call with N samples, int64 [2] on the CPU; None for given ones.
 
         While a graph is captured it is a tensor of the device: its generator moves on at each replay, so that each
         draws anew.
@@ -219,22 +237,32 @@ class Projections:
         if self.distribution == "given":
             return None
         if self.seed is not None:
-            return torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
-        try:
-            where = device if is_capturing(device) else "cpu"
-            return torch.randint(2**62, (2,), dtype=torch.int64, device=where)
-        except RuntimeError as error:
-            if "randomness" not in str(error):
-                raise
-            raise NotProvided(IN_VMAP) from error
+            seed = torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
+        else:
+            try:
+                where = device if is_capturing(device) else "cpu"
+                seed = torch.randint(2**62, (2,), dtype=torch.int64, device=where)
+                seed[1] &= MASK32
+            except RuntimeError as error:
+                if "randomness" not in str(error):
+                    raise
+                raise NotProvided(IN_VMAP) from error
+        if not (type(first := self.first_sample(N)) is int and first == 0):
+            seed[1] += first << 32
+        return seed
 
-    def draw_numbers(self, device: torch.device) -> tuple[Sequence[int], torch.Tensor | None]:
-        """The same of a call without a seed, as kernels are told it, where no transform of torch.func is around; with
-        the tensor, where only the device knows it."""
+    def draw_numbers(
+        self, device: torch.device, N: int, offset: int | None
+    ) -> tuple[Sequence[int], torch.Tensor | None]:  # fmt: skip
+        """The same as kernels are told it, where no transform of torch.func is around; with the tensor, where only the
+        device knows it. `offset`: where it is another than theirs."""
+        if self.seed is not None:
+            return (self.seed, place_of(self.offset if offset is None else offset, self.first_sample(N))), None
         if is_capturing(device):
-            seed = self.draw_seed(device)
+            seed = self.draw_seed(device, N)
             return told(seed), seed
-        return ROOM.numbers.random_(0, 2**62).tolist(), None
+        key, offset = ROOM.numbers.random_(0, 2**62).tolist()
+        return (key, place_of(offset, self.first_sample(N))), None
 
     def tensor(self, like: torch.Tensor) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D] (of inputs
@@ -256,7 +284,7 @@ class Projections:
         refuse(self.faults(like, n, self.values))
         if self.values is not None:
             return over_samples(self.values, N)
-        vectors = drawn(self.drawing(n, like), self.draw_seed(like.device), N)
+        vectors = drawn(self.drawing(n, like), self.draw_seed(like.device, N), N)
         return vectors if len(sizes) == 1 else vectors.unflatten(2, sizes)
 
     def drawing(self, n: int, like: torch.Tensor) -> Drawing:
@@ -299,6 +327,7 @@ class Directions(Projections):
     """
 
     NAME, LETTER, MOST = "directions", "D", 64  # the dims that a tensor of them may have
+    ALSO = ()
 
 
 class Cotangents(Projections):
@@ -306,7 +335,8 @@ class Cotangents(Projections):
 
     The distributions and arguments of `Directions`, in output space: for cotangents of unit length
     E[|Jᵀu|²] = |J|² / O, with `unbiased=True` (or `normal`, `rademacher`) |J|². One of them gives a scalar student
-    its whole gradient.
+    its whole gradient. Those of `sphere(centred=True)` have the sum 0 over the outputs: along them the gradients of
+    log-softmax outputs are those of the logits.
 
     Example:
         >>> Cotangents.sphere(2).tensor(torch.zeros(10, 5)).shape
@@ -314,6 +344,16 @@ class Cotangents(Projections):
     """
 
     NAME, LETTER, MOST = "cotangents", "O", 3
+    ALSO = (CENTRED,)
+
+    @classmethod
+    @in_words
+    def sphere(
+        cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False, centred: bool = False
+    ):
+        """P independent ones, uniform on the unit sphere (the paper's), or on its vectors of sum 0 if `centred`."""
+        need(type(centred) is bool, "centred", "True or False", centred)
+        return cls(CENTRED if centred else "sphere", P, shared, seed, unbiased=unbiased)
 
 
 def is_capturing(device: torch.device) -> bool:

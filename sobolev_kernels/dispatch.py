@@ -38,7 +38,8 @@ def better(name: str, problem: Problem) -> str | None:
 
 def free(problem: Problem) -> str:
     """The backend of a free choice."""
-    return next(name for name in BACKENDS if refusal(name, problem) is None and better(name, problem) is None)
+    fit = (name for name in BACKENDS if refusal(name, problem) is None and better(name, problem) is None)
+    return next(fit, "reference")
 
 
 def choose(problem: Problem, backend: str | None) -> Problem:
@@ -55,6 +56,6 @@ def choose(problem: Problem, backend: str | None) -> Problem:
     if missing and reason and missing not in reason:  # it could not have been taken with other tensors either
         reason = f"{missing}; and {reason}"
     # of streams it is an operation that no derivative is provided of, not a backend for others
-    kind = NotProvided if name == "streams" else NotImplementedError
+    kind = NotProvided if name in ("streams", "reference") else NotImplementedError
     need(reason is None, "backend", f"{name} to support this problem", f"a refusal: {reason}", kind)
     return replace(problem, backend=name)

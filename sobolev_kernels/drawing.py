@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .backends import core
 from .errors import NotProvided
-from .math.directions import draw, in_memory_of_device
+from .math.directions import CENTRED, centred_of, draw, in_memory_of_device
 from .problem import Drawing
 
 IN_VMAP = "directions and cotangents: within torch.func.vmap none are drawn at random; give a seed, or tensors"
@@ -25,6 +27,9 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
     """Vectors [P, N, n] of one call, by the core where it computes the step: bit for bit its own."""
     if torch.compiler.is_compiling():
         return torch.ops.sobolev_kernels.draw_directions(seed, N, drawing.to_string())
+    if drawing.distribution == CENTRED:  # no kernel draws them, but normals
+        normals = replace(drawing, distribution="normal", magnitude=1.0)
+        return centred_of(drawn(normals, seed, N)) * drawing.magnitude
     # in a transform of torch.func a new tensor has no memory of its own to fill
     if core.draws(drawing) and not torch._C._are_functorch_transforms_active():
         out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype), device=drawing.device)
@@ -32,10 +37,10 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         return out
     if torch._C._functorch.is_batchedtensor(seed):
         raise NotProvided(IN_VMAP)
-    key, offset = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
+    key, place = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)
-    return draw(drawing.distribution, key, offset, *shape, drawing.shared, drawing.magnitude, *where)
+    return draw(drawing.distribution, key, place, *shape, drawing.shared, drawing.magnitude, *where)
 
 
 def draw_eager(seed: torch.Tensor, N: int, drawing: str) -> torch.Tensor:

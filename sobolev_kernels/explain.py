@@ -8,27 +8,35 @@ import torch
 
 from . import dispatch, planner
 from .backends import on_device_of
+from .derivatives import ASKED, request_of
 from .directions import Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
+from .heads import inner_of, with_head
+from .math.heads import APART
 from .prepare import prepare, undo
-from .problem import LOSS, PER_SAMPLE
+from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
+from .rows import are_rows, behind, derivatives_on_rows
 from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 
 
 def explain(
-    student: torch.nn.Module, x: torch.Tensor, directions: Directions | None = None, *, derivative_target: str = DENSE,
-    **settings,
+    student: torch.nn.Module, x: torch.Tensor, directions: Directions | torch.Tensor | None = None, *,
+    of: str = "loss", derivative_target: str = DENSE, **settings,
 ) -> str:  # fmt: skip
-    """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D].
+    """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D]; or `jvp` and its like.
 
+    It names the backend and why the others refuse, and what either side would cost; of a student that is no plain MLP
+    also the operations that pairs of a value and its tangents meet, with the one that has no rule, if there is one.
     Nothing is computed, and no random number is drawn; the forward of a student that is no plain MLP may be run on
     something that stands for its input, and leaves no trace.
 
     Args:
         student, x, directions, …: as for `sobolev_loss`. Those of its arguments that are tensors change nothing.
+        of: "loss", or "jvp", "vjp", "jet", "laplacian", "hvp". Then `directions` are the vectors that this function
+            takes, v or u, of an HVP v alone; and the other keywords are those that it has too.
         derivative_target: "dense" or "projected", for the count of bytes.
 
     Raises:
@@ -39,25 +47,29 @@ def explain(
         >>> text = explain(MLP(2, 1, width=16), torch.zeros(8, 2), backend="reference")
         student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
         ...
+        >>> text = explain(MLP(2, 1, width=16), torch.zeros(8, 2), of="laplacian", backend="reference")
+        call        laplacian
+        student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
+        directions  2 x basis, order 2, summed, N = 8
+        ...
     """
-    known, hint = one_of(derivative_target, (DENSE, PROJECTED)), nearest(derivative_target, (DENSE, PROJECTED))
-    need(known, "derivative_target", f"one of {DENSE}, {PROJECTED}", derivative_target, hint=hint)
-    asked = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
-    given = given_of(directions, settings.get("cotangents"))
-    result = PER_SAMPLE if asked.reduction == "none" else LOSS
-    call = prepare(Request(result, student, x, asked, given, kinds=(derivative_target, derivative_target)))
+    call = prepare(asked(student, x, directions, of, derivative_target, settings))
     undo(call.followed)
-    problem, N = call.problem, x.shape[0]
+    student, x = call.request.student, call.request.inputs
+    problem, N, exact = call.problem, x.shape[0], call.request.settings.derivatives == EXACT
     if problem.unrecognised:
-        what = f"{type(student).__name__} of {problem.D} features"
+        what = f"{type(inner_of(behind(student))).__name__} of {problem.D} features"
     else:
         what = f"{' -> '.join(map(str, problem.widths))} ({', '.join(map(str, problem.activations))})"
     dtype = str(x.dtype).removeprefix("torch.")
     computed = "" if dtype == problem.dtype else f" computed in {problem.dtype}"
-    lines = [f"student     {what}, {dtype}{computed} on {problem.device}"]
+    lines = [] if of == LOSS else [f"call        {of}"]
+    lines += [f"student     {what}, {dtype}{computed} on {problem.device}"]
+    if (head := call.request.settings.head) is not None:
+        lines += [f"head        {head}"]
     some = f"{problem.P or 'O'} x {problem.distribution}{', shared' if problem.shared else ''}"
     some = "none" if call.projections is None else some
-    some += f", order {problem.order}" if problem.order > 1 else ""
+    some += f", order {problem.order}{', summed' if problem.collapsed else ''}" if problem.order > 1 else ""
     some += f", of {problem.W} of {problem.D} inputs" if problem.wrt else ""
     lines += [f"{problem.projection:<11} {some}, N = {N}"]
     with on_device_of(x):
@@ -68,7 +80,7 @@ def explain(
             if reason is None and not taken.strip() and (reason := dispatch.better(name, problem)) is not None:
                 said = f"{said} (not taken: {reason})"
             lines.append(f"{taken}{name:<11}{said}")
-        flow = flow_of(student, x) if problem.backend == "streams" else None
+        flow = flow_of(student, x, problem.order) if problem.unfollowed != UNSEEN else None
         if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
             said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
             mixed = "; samples see each other, so not by gradients" if problem.mixed else ""
@@ -76,12 +88,41 @@ def explain(
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
             if counts:
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
+        if flow and flow.fused:
+            lines += [f"segments    {segments_in_words(flow.fused)}"]
         if not problem.unrecognised:
-            lines += [f"work        {line}" for line in sides_of(problem, N, asked.derivatives == EXACT)]
+            lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
     text = "\n".join(lines)
     print(text)
     return text
+
+
+def asked(
+    student: object, x: torch.Tensor, directions: object, of: str, derivative_target: str, settings: dict[str, object]
+) -> Request:  # fmt: skip
+    """What the loss, or the function by this name, would be asked for."""
+    for name, value, names in (
+        ("of", of, (LOSS, *ASKED)), ("derivative_target", derivative_target, (DENSE, PROJECTED))
+    ):  # fmt: skip
+        need(one_of(value, names), name, f"one of {', '.join(names)}", value, hint=nearest(value, names))
+    if of != LOSS:
+        need(derivative_target == DENSE, "derivative_target", f"none, since {of} has no targets", derivative_target)
+        return request_of(of, student, x, directions, **settings)
+    known = settings_named("explain", {"directions": directions, **settings}, also=("derivative_target",))
+    given = given_of(directions, settings.get("cotangents"))
+    result = PER_SAMPLE if known.reduction == "none" else LOSS
+    student, _ = with_head(student, None, settings["head"] if known.head == APART else None)
+    if not are_rows(x, known):
+        student, x, known, given, _ = derivatives_on_rows(student, x, known, given)
+    return Request(result, student, x, known, given, kinds=(derivative_target, derivative_target))
+
+
+def segments_in_words(fused: dict[tuple[int, str], int]) -> str:
+    """Chains of so many linear layers each."""
+    many = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"  # noqa: E731
+    counts = ", ".join(f"{many(n, 'segment')} of {many(layers, 'layer')}" for (layers, _), n in fused.items())
+    return f"{counts}, fused by {' and '.join(sorted({backend for _, backend in fused}))}"
 
 
 def sides_of(problem, N: int, exact: bool) -> list[str]:
@@ -93,7 +134,7 @@ def sides_of(problem, N: int, exact: bool) -> list[str]:
         counts, taken = {TANGENTS: problem.W, GRADIENTS: problem.O}, projected
     elif "side" not in choices:
         counts = {taken: counts[taken]}
-    again = ", and thrice that in a backward" if problem.result == PER_SAMPLE else ""
+    again = ", and thrice that in a backward" if problem.result in (PER_SAMPLE, DERIVATIVES) else ""
     lines = []
     for side in sorted(counts, key=lambda side: side != taken):
         n, flops = counts[side], planner.flops(problem, N, counts[side])

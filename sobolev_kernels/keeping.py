@@ -12,6 +12,7 @@ import torch
 from . import ops
 from .kept import KEPT, Call, Kept
 from .math.directions import GIVEN
+from .math.losses import is_likelihood
 from .paths import Known
 from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
@@ -68,6 +69,8 @@ def function_of(call: Call, prepared: Prepared) -> Prepared | None:
     special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
     if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
         return None
+    if is_likelihood(settings.value_loss) and call.targets is not None and call.targets.values is not None:
+        return None  # they are looked at
     if not torch.is_grad_enabled() or any(tensor.is_inference() for tensor in call.tensors):
         return None
     return replace(prepared, request=replace(prepared.request, student=None, inputs=None, targets=None), given=None)
@@ -95,11 +98,11 @@ def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands
     if teacher is None and prepared.teacher is not None:
         return None
     drawn = projections is not None and projections.distribution != GIVEN
-    seed = (0, 0) if not drawn else None if projections.seed is None else (projections.seed, projections.offset)
     return Kept(
         call.settings, problem, projections, operands.weights, tuple(t is not None for t in targeted),
-        step, teacher, taught[: len(teacher.outputs) if teacher else 0], views, drawn, seed, finished, fresh,
+        step, teacher, taught[: len(teacher.outputs) if teacher else 0], views, drawn, finished, fresh,
         differentiable=torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
+        labelled=call.targets is not None and call.targets.values is not None and is_likelihood(problem.value_loss),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
 from .errors import refuse
+from .labels import faults_of_labels
 from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
 from .parts import roots_of
 from .paths import Known, known_of
@@ -72,10 +73,10 @@ class Kept:
     taught: tuple[int | None, ...]  # as which of the tensors each of the teacher's results is read
     views: tuple[Callable | None, ...]  # each optional operand as one of the tensors, or what it is seen as
     drawn: bool
-    seed: tuple[int, int] | None  # and offset, where two calls draw the same
     finished: bool  # a loss whose terms nobody asks for: all that its backward needs is there
     fresh: bool
     differentiable: bool
+    labelled: bool  # whether the target values are labels, which are looked at
 
     def fits(self, call: Call) -> bool:
         """Whether a call's tensors are like those; then it is known where they are."""
@@ -150,15 +151,15 @@ class Call:
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """The results, as `call.run` has them."""
-        kept, x, parameters, seed = self.kept, self.tensors[0], self.made_of.parameters, self.kept.seed
+        kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if self.weights is not UNWEIGHTED:
             refuse(faults_of_ranges(self.weights))
+        if kept.labelled:
+            refuse(faults_of_labels(self.settings, self.targets, self.weights, kept.problem.O))
         if kept.fresh:
             looked_at_again(self.student, x, parameters, self.settings, self.targets)
-        if seed is not None:
-            self.seed = seed if self.offset is None else (seed[0], self.offset)
-        else:
-            self.seed, self.drawn = kept.projections.draw_numbers(x.device)
+        if kept.drawn:
+            self.seed, self.drawn = kept.projections.draw_numbers(x.device, len(x), self.offset)
         if kept.teacher is not None:
             self.ask_teacher()
         if kept.finished:

@@ -14,14 +14,13 @@ import torch
 from .advice import looked_at_again
 from .backends import reference, running
 from .backends.functions import by_gradients, gradients_of, units
-from .backends.residuals import loss_of
 from .columns import Columns
 from .enums import COTANGENTS, DIRECTIONS
 from .kept import Call
 from .mean_loss import computes, mean_loss
 from .outputs import outputs_of
 from .prepare import Prepared
-from .problem import DERIVATIVES, LOSS, Operands, Problem
+from .problem import LOSS, Operands, Problem
 from .targeted import UNTARGETED, targets_of
 
 PLAIN = Columns()
@@ -39,22 +38,22 @@ def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...],
         projections = replace(projections, offset=found.offset)
     targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN)
     given, weights = found.given if found.accepted.given else None, call.request.settings.numbers(problem.W)[:2]
-    operands = Operands(x, [], given, projections.draw_seed(x.device), *targets, weights=weights)
+    operands = Operands(x, [], given, projections.draw_seed(x.device, len(x)), *targets, weights=weights)
     known = tuple([tensor is not None for tensor in targets])
-    vectors = None if reference.has_rows(problem, ran) else reference.vectors_of(problem, operands)
-    wanted = of_gradients(problem, operands, ran, vectors) if problem.result == LOSS else None
+    wanted = of_gradients(problem, operands, ran)
     if wanted is not None:
         return (mean_loss(problem, *wanted),), known
-    y, first, _ = jets = reference.derivatives_along(problem, operands, PLAIN, ran, vectors)
-    results = (y, first) if problem.result == DERIVATIVES else loss_of(problem, operands, vectors, jets)
-    return results, known
+    return reference.run(problem, operands, PLAIN, ran), known
 
 
-def of_gradients(
-    problem: Problem, operands: Operands, ran: running.Evaluated, vectors: torch.Tensor | None
-) -> tuple | None:  # fmt: skip
+def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated) -> tuple | None:
     """What `mean_loss` is of, if it computes the loss: operands, vectors to be projected on, values and gradients."""
-    if not ran.kept or problem.given_gradient or (vectors is None and problem.magnitude != 1):
+    if problem.result != LOSS or problem.head is not None or problem.given_gradient or not ran.kept:
+        return None
+    vectors = None
+    if not reference.has_rows(problem, ran):
+        vectors = reference.vectors_of(problem, operands)
+    elif problem.magnitude != 1:
         return None
     if problem.projection == COTANGENTS:
         vectors, u = None, vectors

@@ -11,7 +11,8 @@ import torch
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
-from .settings import LossName, Settings, keywords, settings_named, settings_of
+from .math.heads import APART
+from .settings import HeadName, LossName, Settings, keywords, settings_named, settings_of
 from .targets import Targets
 from .terms import SobolevTerms, loss_of
 from .weights import weights_of
@@ -30,6 +31,7 @@ def sobolev_loss(
     wrt: Sequence[int] | None = None,
     value_loss: LossName = "mse",
     derivative_loss: LossName = "mse",
+    head: HeadName = None,
     weights: Sequence[float] | str | None = None,
     input_scale: torch.Tensor | None = None,
     input_jacobian: torch.Tensor | None = None,
@@ -69,7 +71,13 @@ def sobolev_loss(
         value_loss, derivative_loss: "mse", "l1", "huber" or ("huber", delta), "log_cosh"; or a loss of all the
             numbers of a sample in a term, "relative_mse" or ("relative_mse", eps): |a - t|² / (|t|² + eps), and
             "cosine": 1 - a·t / (|a| |t|). The mean is over the samples alone for these; |a|² and |t|² must be numbers
-            of float64.
+            of float64. Of values behind a head, computed from what comes before it: "kl", target ‖ student, and
+            "cross_entropy" of probabilities or classes, with a softmax or log_softmax, the sum over outputs; "bce",
+            with a sigmoid or log_sigmoid, the mean.
+        head: what the outputs of student and teacher go through before they are compared: "softmax", "log_softmax",
+            "sigmoid", "log_sigmoid", of the outputs divided by a temperature as ("log_softmax", 2.0); or any callable
+            of the outputs [N, O]. All targets, directions and cotangents belong to what it gives. With a name an MLP is
+            fused on the CPU, of order 1.
         weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
             `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
@@ -105,8 +113,9 @@ def sobolev_loss(
         NotImplementedError: the forced backend refuses, or a derivative is not provided.
 
     Warns:
-        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, and of the same inputs and
-            parameters evaluated again along fresh directions, as by L-BFGS.
+        SobolevWarning: once a student, of a teacher that draws random numbers in train mode, of the same inputs and
+            parameters evaluated again along fresh directions, as by L-BFGS, and of a student that goes to the reference
+            since an operation of it has no rule (see `explain`).
 
     Example:
         >>> from sobolev_kernels import MLP, Directions, Targets
@@ -115,13 +124,14 @@ def sobolev_loss(
         >>> loss = sobolev_loss(MLP(2, 1, width=16), x, Targets(teacher=f), directions=Directions.sphere(4))
         >>> loss.backward()
     """
+    apart = head if callable(head) and not isinstance(head, type) else None
     settings = settings_of(
         directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, reduction, precision,
-        backend, return_terms, check_finite,
+        backend, return_terms, check_finite, head if apart is None else APART,
     )  # fmt: skip
     each = weights_of(sample_weight, output_weight, derivative_weight)
     given, offset = given_of(directions, cotangents), offset_of(directions, cotangents)
-    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset, input_jacobian)
+    return loss_of(settings, student, inputs, targets, given, each, input_scale, offset, input_jacobian, apart)
 
 
 class SobolevLoss(torch.nn.Module):
@@ -145,6 +155,7 @@ class SobolevLoss(torch.nn.Module):
     ):
         super().__init__()
         self.settings = settings_named("SobolevLoss", settings, also=("input_scale", "output_weight"))
+        self.head = settings["head"] if self.settings.head == APART else None
         refuse(faults_of_scale(self.settings, input_scale))
         given = given_of(settings.get("directions"), settings.get("cotangents"))
         for name, tensor in (("input_scale", input_scale), ("output_weight", output_weight)):
@@ -160,7 +171,9 @@ class SobolevLoss(torch.nn.Module):
         input_jacobian: torch.Tensor | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
         weights, scale = weights_of(sample_weight, self.output_weight, derivative_weight), self.input_scale
-        return loss_of(self.settings, student, inputs, targets, self.given, weights, scale, None, input_jacobian)
+        return loss_of(
+            self.settings, student, inputs, targets, self.given, weights, scale, None, input_jacobian, self.head
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))

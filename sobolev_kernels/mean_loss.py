@@ -13,6 +13,7 @@ from .backends.functions import along_gradients
 from .backends.residuals import is_plain, plain_loss_of
 from .backends.transformed import of_each
 from .enums import DTYPES
+from .math.losses import LOSSES
 from .ops import is_one
 from .problem import Operands, Problem
 
@@ -24,6 +25,8 @@ def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: tor
     compared themselves."""
     x, values, derivative = operands.x, operands.values, operands.derivative
     if core.MISSING is not None or not x.is_cpu or not y.requires_grad or not is_plain(problem, operands):
+        return False
+    if problem.order > 1 or not (problem.value_loss.name in LOSSES and problem.derivative_loss.name in LOSSES):
         return False
     shape = (count, *x.shape) if vectors is None else (len(vectors), *y.shape)
     if not (values.dtype == derivative.dtype == y.dtype == x.dtype and problem.dtype in DTYPES):

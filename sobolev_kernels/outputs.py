@@ -10,6 +10,7 @@ import torch
 
 from .directions import Cotangents
 from .errors import Fault, need, refuse
+from .labels import faults_of_labels
 from .prepare import Prepared
 
 
@@ -36,6 +37,8 @@ def knowing_outputs(call: Prepared, O: int) -> Prepared:
     """The call of a student that only running him told the outputs of, checked for what they are compared with."""
     request, problem = call.request, call.problem
     targets = request.targets
+    if targets is not None:
+        refuse(faults_of_labels(request.settings, targets, request.residual_weights, O))
     jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
     each = request.derivative_weight
     each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each

@@ -52,6 +52,8 @@ class Flow(NamedTuple):
     counts: dict[str, int] = {}  # noqa: RUF012
     without_rule: dict[str, int] = {}  # noqa: RUF012  # those by their own body or by a jvp
     shapes: tuple[torch.Size, ...] = ()  # of its parameters, by which another head is noticed
+    fused: dict[tuple[int, str], int] = {}  # noqa: RUF012  # chains within it, by their layers and backend
+    ends: tuple[int, ...] | None = None  # as a Problem has them
 
 
 NUMBERS = count()
@@ -67,8 +69,9 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
-    flow: Flow | None = None  # how pairs flow through it
     traced: str | None = None  # what a compiler is told of it (traced.py)
+    # of pairs, by the order of derivatives and autocast's dtype
+    flows: dict[tuple[int, torch.dtype | None], Flow] = field(default_factory=dict)
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
@@ -210,7 +213,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flow, known.graphs, known.number, known.traced = None, Graphs(), next(NUMBERS), None
+        known.flows, known.graphs, known.number, known.traced = {}, Graphs(), next(NUMBERS), None
     return known
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
-from .math.directions import DISTRIBUTIONS
+from .math.directions import ROWS
 from .problem import Problem
 
 # FLOPs of a multiply that take as long as loading one number of a direction, and as projecting one of a gradient with
@@ -43,7 +43,7 @@ def flops(problem: Problem, N: int, streams: int | None = None) -> int:
 def cost(problem: Problem, taken: str) -> float:
     """What a sample costs from one side, in FLOPs of a multiply."""
     products = flops(problem, 1, chains(problem)[taken])
-    row = DISTRIBUTIONS.get(problem.distribution)
+    row = ROWS.get(problem.distribution)
     numbers = problem.P * problem.W * (row.cost if row else LOADED)
     if taken == TANGENTS:
         return products + numbers
@@ -65,7 +65,11 @@ def side_of_function(P: int, O: int) -> str:
 
 def sides_of_function(problem: Problem) -> dict[str, int] | None:
     """What first derivatives of a function cost from both sides, in values or tangents of a pair; None of others, and
-    of one whose outputs are not known."""
+    of one whose outputs are not known.
+
+    Of order 2 no other side costs less: the reference took 1.2 to 7 times as long as pairs (the same students without
+    the transformer, one core, N = 128 and 1024, O = 1 and 10, P = 1 and 4 and a Laplacian).
+    """
     if problem.projection == COTANGENTS or problem.order > 1 or not problem.P or problem.outputs is None:
         return None
     return {TANGENTS: 1 + problem.P, GRADIENTS: STREAM_GRADIENT * problem.outputs}
@@ -75,7 +79,7 @@ def few_outputs(problem: Problem) -> str | None:
     """Of a function of `outputs`: why pairs of value and tangents cost more than the gradient of each output, which
     are no derivatives along directions where samples are mixed."""
     O, P, costs = problem.outputs, problem.P, sides_of_function(problem)
-    if costs is None or problem.mixed or costs[GRADIENTS] > costs[TANGENTS]:
+    if costs is None or problem.mixed or problem.sharded or costs[GRADIENTS] > costs[TANGENTS]:
         return None
     return f"{O} gradient{'s cost' if O > 1 else ' costs'} less than {P} tangent{'s' if P > 1 else ''}"
 

@@ -13,20 +13,23 @@ from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
 from .boundary import is_sound
-from .checks import faults_again, faults_of, outputs_of
+from .checks import faults_again, faults_of, faults_of_order, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
 from .enums import COTANGENTS, DENSE, DIRECTIONS, NONE, PROJECTED
-from .errors import refuse
+from .errors import NotProvided, refuse
 from .math.directions import GIVEN
+from .math.heads import APART, gives_logarithms
+from .math.losses import OF_LOG, is_likelihood
+from .math.table import Formula
 from .paths import known_of
-from .problem import DERIVATIVES, LOSS, Problem
+from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
 from .streams.look import flow_of
 from .streams.whole import Followed, followed
-from .student import Student, Unrecognised, recognise
+from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
 
 AUTOCAST_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -77,7 +80,8 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     """
     student = recognise(request.student) if chain is None else chain.student
     if not student.reason and requested(request.settings.backend) == "streams":
-        student = Unrecognised("he is taken as he is", request.student)
+        refuse(faults_of_order(student, request.settings.order, "student"))
+        student = Unrecognised(AS_HE_IS, request.student)
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
@@ -159,13 +163,14 @@ def prepared_of(
 
 def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
     """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
-    wanted = requested(request.settings.backend) in (None, "streams") and problem.P and problem.order == 1
+    wanted = requested(request.settings.backend) in (None, "streams") and problem.P
     if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
         return problem
-    flow = flow_of(request.student, request.inputs, outputs_of(request, student))
+    flow = flow_of(request.student, request.inputs, problem.order, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=found is not None and not found.own)
+    mixed = found is not None and not found.own
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, ends=flow.ends)
 
 
 def problem_of(
@@ -199,8 +204,9 @@ def problem_of(
         collapsed=request.collapsed,
         derivative_target=first,
         second_target=second if request.order == 2 else NONE,
-        value_loss=settings.value_loss if loss else None,
+        value_loss=value_loss_of(request) if loss else None,
         derivative_loss=settings.derivative_loss if loss else None,
+        head=None if settings.head == APART else settings.head,
         reduction=settings.reduction,
         gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
         terms=loss and settings.return_terms,
@@ -208,7 +214,17 @@ def problem_of(
         given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),
         precision=precision_of(settings.precision, x.device.type),
         unrecognised=student.reason,
+        sharded=bool(student.reason) and is_sharded(request.student),
     )
+
+
+def value_loss_of(request: Request) -> Formula:
+    """Of likelihoods that of what the targets are: kl has the head's, the others labels or a teacher's."""
+    loss, head, targets = request.settings.value_loss, request.settings.head, request.targets
+    if not (is_likelihood(loss) and gives_logarithms(head)):
+        return loss
+    taught = targets is not None and targets.values is None
+    return Formula(f"{loss.name}{OF_LOG}") if taught or loss.name == "kl" else loss
 
 
 def kinds_of(request: Request, projections: Projections | None) -> Sequence[str]:
@@ -237,4 +253,6 @@ def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:
     problem = replace(problem, backend=dispatch.free(problem) if backend == "streams" else backend)
     if dispatch.refusal(problem.backend, problem) is not None:
         problem = replace(problem, backend="reference")
+        if (reason := dispatch.refusal("reference", problem)) is not None:
+            raise NotProvided(f"teacher: {reason}")
     return replace(prepared, request=asked, student=teacher, problem=problem)

@@ -30,6 +30,11 @@ DERIVATIVES = "derivatives"  # y [N, O], its projected derivatives and second de
 DERIVATIVES_GRADIENTS = "derivatives_gradients"  # all gradients, given cotangents of these
 DIFFERENTIABLE = (DERIVATIVES, DERIVATIVES_GRADIENTS)  # of which all outputs can be differentiated
 
+# Why an MLP is no MLP to who forces streams on him.
+AS_HE_IS = "he is taken as he is"
+# Why nobody knows how pairs of value and tangents flow through a student, or not yet.
+UNSEEN, LAZY = "its forward was not looked at", "a part of it has no parameters yet"
+
 RESIDUALS_OF = {
     DERIVATIVES: NO_RESIDUALS, LOSS: RESIDUALS_OF_LOSS, PER_SAMPLE: RESIDUALS_OF_LOSS,
     PER_SAMPLE_GRADIENTS: RESIDUALS_OF_LOSS, DERIVATIVES_GRADIENTS: RESIDUALS_GIVEN,
@@ -87,6 +92,7 @@ class Problem:
     second_target: str = NONE
     value_loss: Formula | None = None
     derivative_loss: Formula | None = None
+    head: Formula | None = None  # what values and derivatives are compared behind
     reduction: str = "mean"
     gradients: bool = False
     terms: bool = False  # each is asked for, and can be differentiated
@@ -95,8 +101,10 @@ class Problem:
     precision: str = "ieee"
     backend: str = "cpu"
     unrecognised: str = ""
-    unfollowed: str | None = "its forward was not looked at"  # why pairs do not flow through it
+    unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
+    sharded: bool = False  # whether its parameters are there in its forward and one backward only
+    ends: tuple[int, ...] | None = None  # where chains of layers within it end (streams/segments.py), if any is fused
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""
@@ -179,7 +187,8 @@ class Problem:
         problem = dict(zip(cls.__dataclass_fields__, fields, strict=True))
         problem["activations"] = tuple(map(formula, problem["activations"]))
         problem["value_loss"] = formula(problem["value_loss"])
-        problem["derivative_loss"] = formula(problem["derivative_loss"])
+        for name in ("derivative_loss", "head"):
+            problem[name] = formula(problem[name])
         return cls(**problem)
 
 
@@ -189,7 +198,7 @@ class Operands(NamedTuple):
     x: torch.Tensor  # [N, D]
     parameters: list[torch.Tensor]
     given: torch.Tensor | None = None  # [P, N, W] or [P, W]: directions; of O numbers if they are cotangents
-    seed: torch.Tensor | None = None  # [2] int64 on the CPU: or what they are drawn from
+    seed: torch.Tensor | None = None  # [2] int64 on the CPU, key and place: or what they are drawn from
     values: torch.Tensor | None = None  # [N, O]: targets, or cotangents of y
     derivative: torch.Tensor | None = None  # the same, dense [N, O, W], or projected [P, N, O] ([P, N, W])
     second: torch.Tensor | None = None  # the same, dense [N, O, W, W], or projected [P, N, O], or collapsed [N, O]

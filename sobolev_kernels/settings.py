@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +16,8 @@ from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .enums import PRECISIONS
 from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, refuse
-from .math.losses import choose_loss
+from .math.heads import choose_head
+from .math.losses import HEADS_OF, choose_loss
 from .math.table import Formula, is_number, specialised
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -24,6 +25,7 @@ EXACT = "exact"
 SEQUENCES, PLAIN = (tuple, str, type(None)), (int, float, str)
 DIFFERENTIAL_ML = "differential-ml"
 LossName = str | tuple | Formula
+HeadName = str | tuple | Formula | Callable | None
 WEIGHTS = ("two numbers (value, derivative)", "three numbers (value, derivative, second derivative)")
 
 
@@ -32,8 +34,8 @@ class Settings:
     """What a Sobolev loss is, but for the numbers it is of: one value without tensors, hashable, equal by value.
 
     The fields are the keywords of `sobolev_loss`, and are explained there. They are checked when a Settings is made;
-    then losses are formulas, `weights` are numbers or a name, `wrt` is a tuple, and directions or cotangents that were
-    given have lost their tensor, which goes beside the Settings.
+    then losses and head are formulas, `weights` are numbers or a name, `wrt` is a tuple, and directions or cotangents
+    that were given have lost their tensor, which goes beside the Settings, as does a head that is a callable.
 
     Raises:
         TypeError, ValueError: as `sobolev_loss`.
@@ -52,6 +54,7 @@ class Settings:
     backend: str | None = None
     return_terms: bool = False
     check_finite: bool = False
+    head: HeadName = None
 
     def __post_init__(self):
         weights, learned = numbers_of(self.weights, self.order)
@@ -62,6 +65,8 @@ class Settings:
             put(name, bare(getattr(self, name)))
         for name in ("value_loss", "derivative_loss"):
             put(name, choose_loss(name, getattr(self, name)))
+        put("head", choose_head(self.head))
+        refuse(faults_of_head(self.value_loss, self.head))
         put("weights", weights)
         put("wrt", as_columns(self.wrt))
 
@@ -135,6 +140,14 @@ def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> It
         yield Fault("order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
 
 
+def faults_of_head(value_loss: Formula, head: Formula | None) -> Iterator[Fault]:
+    """Of a likelihood without a head that gives what it compares."""
+    heads = HEADS_OF.get(value_loss.name)
+    if heads is not None and (head is None or head.name not in heads):
+        expected = f"head={heads[0]!r} or {heads[1]!r} with {value_loss.name!r}, computed from what comes before it"
+        yield Fault("value_loss", expected, "no head" if head is None else f"head={head}")
+
+
 def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str, torch.Tensor | None]:
     """Weights as numbers (none of what are none), or a name; and a tensor among them that asks for gradients."""
     if isinstance(weights, str):
@@ -167,12 +180,13 @@ def settings_of(*values: object) -> Settings:
     if torch.compiler.is_compiling():
         return Settings(*values)
     directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others = values
-    if not (wrt is weights is None and type(value_loss) is type(derivative_loss) is str):
+    head = others[-1]
+    if not (wrt is weights is head is None and type(value_loss) is type(derivative_loss) is str):
         wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
         if isinstance(wrt, torch.Tensor):
             refuse(faults_of_columns(wrt))
             wrt = Mask.of(wrt)
-        if not are_plain(wrt, weights, value_loss, derivative_loss):
+        if not are_plain(wrt, weights, value_loss, derivative_loss, head):
             return Settings(*values)
     try:
         directions = directions.bare() if isinstance(directions, Projections) else directions
@@ -182,14 +196,14 @@ def settings_of(*values: object) -> Settings:
         return Settings(*values)
 
 
-def are_plain(wrt: object, weights: object, *losses: object) -> bool:
+def are_plain(wrt: object, weights: object, *formulas: object) -> bool:
     """Whether all numbers and names in them are ones that are the same if they are equal."""
     if not (type(wrt) in (*SEQUENCES, Mask) and type(weights) in SEQUENCES):
         return False
     wrt = wrt.columns if type(wrt) is Mask else wrt
     parts = [*(wrt or ()), *(weights or ())]
-    for loss in losses:
-        parts += loss if type(loss) is tuple else ()
+    for formula in formulas:
+        parts += formula if type(formula) is tuple else ()
     return all([type(part) in PLAIN for part in parts]) and not (wrt and set(map(type, wrt)) - {int})
 
 

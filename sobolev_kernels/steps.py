@@ -14,7 +14,7 @@ from torch._C._dynamo.guards import TensorGuards
 from .backends import core
 from .boundary import entering
 from .dispatch import BACKENDS
-from .math.directions import MASK32, told
+from .math.directions import told
 from .problem import DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS, Operands, Problem
 
 BACKWARDS = (DERIVATIVES_GRADIENTS, PER_SAMPLE_GRADIENTS)
@@ -48,7 +48,7 @@ class Step:
     """A step of a backend, and what the tensors that it reads must be like. Two threads may run the same one."""
 
     layout: Layout
-    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, offset, or 0, 0, their address)
+    launch: Callable[..., None]  # (addresses that are read, tensors to be filled, key, place, or 0, 0, their address)
     outputs: tuple[torch.Tensor, ...]  # like them, of one number
     gradients: bool  # and whether those of the parameters are computed
 
@@ -58,8 +58,7 @@ class Step:
 
     def run(self, addresses: list[int], made: list[torch.Tensor], seed: Sequence[int]) -> None:
         """Fill what was made, outputs and gradients."""
-        key, offset, *at = seed
-        self.launch(addresses, made, key, offset & MASK32, *at)
+        self.launch(addresses, made, *seed)
 
 
 def addresses_of(tensors: list[torch.Tensor]) -> list[int]:

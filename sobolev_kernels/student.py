@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses import FakeTensor
 from torch.jit import ScriptModule
 from torch.nn.modules import module as everywhere
@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .boundary import PLAIN
 from .errors import Fault, NotProvided
+from .heads import inner_of
 from .math.activations import is_curved
 from .math.table import Formula
 from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
+from .parts import modules_of
 
 # Half precision is computed in float32.
 COMPUTE_DTYPE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -81,7 +83,7 @@ class Unrecognised:
 
     @property
     def parameters(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self.function, "parameters", tuple)())
+        return tuple(getattr(inner_of(self.function), "parameters", tuple)())
 
     def computed(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """As it is: only the function knows how it computes in half precision."""
@@ -89,7 +91,7 @@ class Unrecognised:
 
     def flat(self) -> str | None:
         """A module like ReLU in it. A function called relu cannot be seen."""
-        modules = submodules(self.function)
+        modules = submodules(inner_of(self.function))
         return next((type(module).__name__ for module in modules if isinstance(module, FLAT_MODULES)), None)
 
     def faults_of_statistics(self, name: str) -> Iterator[Fault]:
@@ -102,10 +104,11 @@ class Unrecognised:
 
     def coupled(self) -> str | None:
         """A batch norm in it that would take its statistics from the batch, and what to do about it."""
-        found = next(filter(takes_statistics, submodules(self.function)), None)
+        function = inner_of(self.function)
+        found = next(filter(takes_statistics, submodules(function)), None)
         if found is None:
             return None
-        path = next(path for path, module in self.function.named_modules() if module is found)
+        path = next(path for path, module in function.named_modules() if module is found)
         what = f"{kind_of(found)} {path!r}" if path else kind_of(found)
         if found.running_mean is None:
             return f"{what} without running statistics; LayerNorm and GroupNorm need none"
@@ -128,6 +131,14 @@ def takes_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm, perhaps a scripted one, that uses the mean and deviation of its batch."""
     scripted = isinstance(module, ScriptModule) and kind_of(module) in BATCH_NORMS
     return (scripted or isinstance(module, _BatchNorm)) and (module.training or module.running_mean is None)
+
+
+def is_sharded(function: object) -> bool:
+    """Whether FSDP, of either kind, keeps a part of it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    kinds = {base.__name__ for module in modules_of(function) for base in type(module).__mro__}
+    return not kinds.isdisjoint(("FSDPModule", "FullyShardedDataParallel"))
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 from .columns import Columns
 from .directions import Cotangents
+from .labels import probabilities_of
 from .prepare import Prepared
 from .student import widened
 from .targets import Targets
@@ -21,7 +22,9 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, of_teacher: T
     values, derivative, second = targets.values, targets.derivative, targets.second
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
-    if values is not None and values.dim() == 1:
+    if targets.has_classes:
+        values = probabilities_of(values, call.problem)
+    elif values is not None and values.dim() == 1:
         values = values[:, None]
     values, derivative, second = widened(values), widened(derivative), widened(second)
     if of_teacher is not None:

@@ -22,7 +22,9 @@ class Targets:
     """Target values, one kind of target derivative, and for order 2 one of second derivatives: constants of the loss.
 
     Args:
-        values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero.
+        values: f(x) [N, O] ([N] if O is 1). May be left out with a teacher, or if their weight is zero. Behind a head,
+            they and all derivatives are those of its output; of the value loss "cross_entropy" they are probabilities
+            [N, O] or classes, int64 [N], of "bce" probabilities.
         jacobian: ∂f/∂x [N, O, D] ([N, D] if O is 1); the kernel projects it. With `wrt`, its W columns. Where inputs
             are of another shape [N, …], it stands for D in all of this.
         tangents: D f(x)[v_p] [P, N, O], along `directions`.
@@ -71,6 +73,11 @@ class Targets:
             if len(given) > 1:
                 expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
                 yield Fault("targets", expected, " and ".join(given))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.values is not None and not (self.values.is_floating_point() or self.values.is_complex())
 
     @property
     def kind(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from . import call
 from .coordinates import loss_of_coordinates
 from .errors import need
+from .heads import with_head
 from .problem import LOSS, PER_SAMPLE
 from .rows import are_rows, loss_on_rows
 from .settings import Settings
@@ -33,11 +35,16 @@ class SobolevTerms(NamedTuple):
 def loss_of(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
     weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None,
-    input_jacobian: torch.Tensor | None = None,
+    input_jacobian: torch.Tensor | None = None, head: Callable | None = None,
 ) -> torch.Tensor | SobolevTerms:  # fmt: skip
-    """The loss of these settings, of the inputs' dtype; with its terms if the settings return them."""
+    """The loss of these settings, of the inputs' dtype, with its terms if the settings return them.
+
+    A `head` that is given is one that is a callable, of which the settings know no more.
+    """
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if head is not None:
+        student, targets = with_head(student, targets, head)
     if input_jacobian is not None:
         of_all = loss_of_coordinates(
             settings, student, inputs, targets, given, weights, input_scale, offset, input_jacobian

@@ -32,8 +32,9 @@ SK_INLINE Words<T> philox(const Directions& directions, std::int64_t sample, std
   using Word = typename Words<T>::word;
   using Pair = typename Words<T>::pair;
   constexpr std::uint64_t kLower = 0xFFFFFFFFu;
-  Words<T> c{{{}, Word{} + p, Word{} + block, Word{} + directions.offset}};
-  for (int m = 0; m < kPanel<T> && !directions.shared; ++m) c.w[0][m] = std::uint32_t(sample + m);
+  Words<T> c{{{}, Word{} + p, Word{} + block, Word{} + std::uint32_t(directions.place)}};
+  const auto first = std::uint32_t(directions.place >> 32) + std::uint32_t(sample);
+  for (int m = 0; m < kPanel<T> && !directions.shared; ++m) c.w[0][m] = first + std::uint32_t(m);
   std::uint32_t k0 = std::uint32_t(directions.seed), k1 = std::uint32_t(directions.seed >> 32);
   // high ^ the word after ^ key, and low, of the products of two words
   const auto turn = [](Word& from, Word& after, std::uint32_t by, std::uint32_t key) {

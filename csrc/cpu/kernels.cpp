@@ -32,6 +32,7 @@ constexpr int kRows = SK_ROWS;
 #include "streams.h"
 #include "lockstep.h"
 #include "residuals.h"
+#include "heads.h"
 #include "step.h"
 
 namespace {

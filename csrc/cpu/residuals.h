@@ -36,6 +36,22 @@ void pointwise(const T* prediction, const T* target, std::int64_t n, const Weigh
   (V::load(terms) + total).store(terms);
 }
 
+// The same of a loss of what a head is a function of and of what is its target, which are not subtracted
+template <class L, class T>
+void likelihood(const T* prediction, const T* target, std::int64_t n, const Weights<T>& weights,
+                const double* parameters, T* slope, T* terms) {
+  using V = Vec<T>;
+  V total(0.0);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t j = i * kPanel<T>;
+    const V w = weights.at(i), a = weights.counted(V::load(prediction + j), w);
+    const Residual<V> rho = L::call(a, weights.counted(V::load(target + j), w), parameters);
+    total = total + w * rho.value;
+    if (slope) (w * rho.slope * V::load(weights.factor)).store(slope + j);
+  }
+  (V::load(terms) + total).store(terms);
+}
+
 // The same in double, for losses that couple: there no product of floats is infinite or 0.
 template <class T>
 struct Compared {

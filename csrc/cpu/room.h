@@ -98,11 +98,14 @@ struct Private {
   T *columns_x, *columns[kMaxLayers];  // what is given, and h and ḣ
   T* columns_z[kMaxLayers];            // adjoints of z, by turns or kept to be gathered
   T *block, *values;                   // of a block of rows: a product, and its values alone
-  T* terms[kMaxTerms];                 // [1] sums of residuals
-  double* sums[kMaxTerms];             // [5] sums of a coupled loss
-  double* partial[kMaxTerms];          // [3] its partial derivatives
-  Samples<T>* samples;                 // what is summed at once: all streams at hand, or what all parts kept
-  T* dweight[kMaxLayers];              // in strips, null if gathered
+  // Of a head [O]: what it is a function of, with the exponentials of one that is normalised; its values; what its
+  // derivatives owe the outputs; and its tangents at hand, or the cotangents of it
+  T *head_a, *head_s, *head_value, *head_q, *head_tangent;
+  T* terms[kMaxTerms];         // [1] sums of residuals
+  double* sums[kMaxTerms];     // [5] sums of a coupled loss
+  double* partial[kMaxTerms];  // [3] its partial derivatives
+  Samples<T>* samples;         // what is summed at once: all streams at hand, or what all parts kept
+  T* dweight[kMaxLayers];      // in strips, null if gathered
   T* dbias[kMaxLayers];
   double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u, ld_columns;
@@ -196,6 +199,8 @@ struct Private {
     across = arena.take<T>(projected ? ld_v * kPanel<T> : 0);
     along = arena.take<T>(projected ? step.O * kPanel<T> : 0);
     weight = panels(step.derivative_weight.data, most);
+    for (T** of_head : {&head_a, &head_s, &head_value, &head_q}) *of_head = panels(step.headed(), step.O);
+    head_tangent = streams(step.headed() && projected, step.O);
     for (int term = 0; term < kMaxTerms; ++term) {
       terms[term] = panels(true, 1);
       sums[term] = arena.take<double>(tile * 5);

@@ -8,7 +8,7 @@ T at(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0, s
 }
 
 template <class T>
-class Tile : private Lockstep<T> {
+class Tile : private Heads<T> {
   using Base = Streams<T>;
   using V = Vec<T>;
   using Base::first_;
@@ -20,9 +20,11 @@ class Tile : private Lockstep<T> {
   using Base::step_;
   using Base::streams_;
   using Base::workspace_;
+  using Heads<T>::tangents;
+  using Heads<T>::values;
 
  public:
-  Tile(const Step& step, const Shared<T>& shared, const Private<T>& workspace) : Lockstep<T>(step, shared, workspace) {
+  Tile(const Step& step, const Shared<T>& shared, const Private<T>& workspace) : Heads<T>(step, shared, workspace) {
     bool predicted = false, coupled = false;
     for (int term = 0; term < step.count_terms(); ++term) {
       if (step.residuals != Residuals::kLoss || !is_coupled(step.loss[term])) continue;
@@ -40,9 +42,10 @@ class Tile : private Lockstep<T> {
     for (std::int64_t l = 0; l <= last(); ++l) {
       if (workspace_.q[l]) Base::fill(workspace_.q[l], size(step_.layers[l].n_out), T(0));
     }
+    if (step_.headed()) Base::fill(workspace_.head_q, size(step_.O), T(0));
     load_rows(step_.x, 0, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
-    step_.in_lockstep() ? forward() : this->value_forward();
-    this->store_panels(workspace_.h[last()], step_.y, 0, step_.O);
+    step_.in_lockstep() ? forward() : forward_values();
+    this->store_panels(values(), step_.y, 0, step_.O);
     if (two_sweeps_) {
       measuring_ = true;
       sweep();
@@ -79,9 +82,16 @@ class Tile : private Lockstep<T> {
     }
     if (step_.residuals == Residuals::kNone) return;
     load_plain(kValue, step_.O);
-    adjoint(kValue, 0, workspace_.h[last()], step_.O, {shared_.output_weight, 1, false},
+    const bool likely = step_.residuals == Residuals::kLoss && is_likelihood(step_.loss[kValue]);
+    adjoint(kValue, 0, likely ? workspace_.head_a : values(), step_.O, {shared_.output_weight, 1, false},
             workspace_.z_of[kValue][last()]);
+    if (step_.headed() && backward()) this->head_backward(likely);
     for (int term = 0; term < step_.count_terms(); ++term) finish_coupled(term);
+  }
+
+  void forward_values() {
+    this->value_forward();
+    if (step_.headed()) this->head_values();
   }
 
   // Values and the tangents of all directions
@@ -89,7 +99,11 @@ class Tile : private Lockstep<T> {
     streams_ = step_.P;
     for (std::int64_t p = 0; p < step_.P; ++p) direction(p, p);
     this->forward_in_lockstep();
-    store_derivatives(workspace_.tangent[last()], step_.derivatives, 0, step_.O);
+    if (step_.headed()) {
+      this->head_values();
+      this->head_tangents();
+    }
+    store_derivatives(tangents(), step_.derivatives, 0, step_.O);
     streams_ = 1;
   }
 
@@ -97,7 +111,7 @@ class Tile : private Lockstep<T> {
   void slopes() {
     streams_ = step_.P;
     tangent_target(0, 0, step_.O);
-    tangent_adjoints(kFirst, 0, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
+    tangent_adjoints(kFirst, 0, tangents(), workspace_.z_of[kFirst][last()]);
     streams_ = 1;
   }
 
@@ -107,7 +121,8 @@ class Tile : private Lockstep<T> {
     for (std::int64_t s = 0; s < streams_; ++s) direction(p + s, s);
     if (predicting()) {
       this->tangent_forward();
-      store_derivatives(workspace_.tangent[last()], step_.derivatives, p, step_.O);
+      if (step_.headed()) this->head_tangents();
+      store_derivatives(tangents(), step_.derivatives, p, step_.O);
       if (step_.order == 2) {
         this->second_forward();
         store_derivatives(workspace_.second[last()], step_.second, p, step_.O);
@@ -120,7 +135,7 @@ class Tile : private Lockstep<T> {
       if (backward()) this->second_backward();
     }
     tangent_target(p, 0, step_.O);
-    tangent_adjoints(kFirst, p, workspace_.tangent[last()], workspace_.z_of[kFirst][last()]);
+    tangent_adjoints(kFirst, p, tangents(), workspace_.z_of[kFirst][last()]);
     if (backward()) this->tangent_backward(p);
   }
 
@@ -128,6 +143,9 @@ class Tile : private Lockstep<T> {
     for (std::int64_t s = 0; s < streams_; ++s) {
       adjoint(term, s, prediction, step_.O, weights(p + s, 0, step_.O, shared_.output_weight, 1), slope);
     }
+    if (!step_.headed() || !backward()) return;
+    this->head_owes(workspace_.tangent[last()], slope);
+    this->head_pulls(slope, slope);
   }
 
   void store_derivatives(const T* streams, void* to, std::int64_t p, std::int64_t n) {
@@ -160,6 +178,7 @@ class Tile : private Lockstep<T> {
       drawn(r + s, step_.O, workspace_.ld_u, row_of(workspace_.u_rows, workspace_.ld_u, s, 0),
             workspace_.u + s * size(step_.O));
     }
+    if (step_.headed()) this->head_seeds();
     if (predicting()) {
       this->output_gradient();
       store_derivatives(workspace_.gradient, step_.derivatives, r, step_.W);
@@ -173,7 +192,9 @@ class Tile : private Lockstep<T> {
     }
     if (!backward()) return;
     this->gradient_backward();
-    store_derivatives(workspace_.tangent[last()], step_.dgiven, r, step_.O);
+    if (step_.headed()) this->head_owes(workspace_.tangent[last()], workspace_.head_tangent);
+    if (step_.headed() && step_.dgiven) this->head_tangents();
+    store_derivatives(tangents(), step_.dgiven, r, step_.O);
   }
 
   // One output: its gradient g, whose projections g·v are the tangents of all directions; their slopes make its adjoint
@@ -181,6 +202,7 @@ class Tile : private Lockstep<T> {
     for (std::int64_t i = 0; i < size(step_.O); ++i) {
       workspace_.u[i] = i % (step_.O * kPanel<T>) / kPanel<T> == o ? T(1) : T(0);
     }
+    if (step_.headed()) this->head_seeds();
     if (predicting()) this->output_gradient();
     for (std::int64_t p = 0; p < step_.P; ++p) {
       direction(p, 0);
@@ -205,7 +227,9 @@ class Tile : private Lockstep<T> {
         }
       });
     }
-    if (backward()) this->gradient_backward();
+    if (!backward()) return;
+    this->gradient_backward();
+    if (step_.headed()) this->head_owes(workspace_.tangent[last()], workspace_.head_tangent);
   }
 
   // f(first number of a panel in an array [W], and in one [1])
@@ -448,7 +472,9 @@ class Tile : private Lockstep<T> {
       const T* target = targets + at;
       T* to = slope ? slope + at : nullptr;
       if (!coupled) {
-        const auto run = with_loss(loss.row, [](auto l) { return &pointwise<decltype(l), T>; });
+        const auto run = is_likelihood(loss)
+                             ? with_likelihood(loss.row, [](auto l) { return &likelihood<decltype(l), T>; })
+                             : with_loss(loss.row, [](auto l) { return &pointwise<decltype(l), T>; });
         run(prediction + at, target, n, weight, loss.parameters, to, workspace_.terms[term] + panel * kPanel<T>);
         continue;
       }

@@ -55,7 +55,7 @@ struct Layout {
   std::int32_t rho_columns = 0;
   std::uint32_t jacobian = kAbsent;  // [D, jacobian_columns], if P directions read it
   std::int32_t jacobian_columns = 0;
-  std::uint32_t seed = 0;             // key and offset
+  std::uint32_t seed = 0;             // key, offset and first sample
   std::uint32_t sums = 0;             // [2, kSums] doubles: of the block's samples, of each term
   std::uint32_t gradients = kAbsent;  // else in the block's slot in global memory
   std::uint32_t packed = kAbsent;     // else they are read where they were packed

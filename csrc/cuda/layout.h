@@ -80,7 +80,7 @@ inline void place(Arguments& a, const Way& way, Precision precision, std::uint64
   }
   to.rho_columns = 1 + (a.from == From::kCotangents && to.inputs > to.outputs ? to.inputs : to.outputs);
   to.rho = cursor.take(T * to.rho_columns * 4);
-  to.seed = cursor.take(3 * sizeof(std::uint32_t));
+  to.seed = cursor.take(4 * sizeof(std::uint32_t));
   to.sums = cursor.take(kSumsBytes);
   to.gradient_floats = a.gradients ? std::uint32_t(gradient_floats) : 0;
   to.slot_floats = to.gradient_floats + kSumsBytes / 4;

@@ -5,12 +5,13 @@
 
 namespace sk::cuda {
 
-// Key and offset, in shared memory, since registers are few. Known when the step is launched, or, so that a graph draws
+// Key, offset and first sample, in shared memory, since registers are few. Known when the step is launched, or, so that a graph draws
 // anew at each replay, read from the device's memory.
 SK_INLINE void store_seed(const Directions& from, std::uint32_t* to) {
   const std::uint64_t key = from.seed_at ? std::uint64_t(from.seed_at[0]) : from.seed;
   to[0] = std::uint32_t(key), to[1] = std::uint32_t(key >> 32);
-  to[2] = from.seed_at ? std::uint32_t(from.seed_at[1]) : from.offset;
+  const std::uint64_t place = from.seed_at ? std::uint64_t(from.seed_at[1]) : from.place;
+  to[2] = std::uint32_t(place), to[3] = std::uint32_t(place >> 32);
 }
 
 SK_INLINE uint4 philox(const std::uint32_t* seed, std::uint32_t sample, std::uint32_t p, std::uint32_t block) {

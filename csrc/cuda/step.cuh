@@ -175,7 +175,7 @@ struct Tile {
 #pragma unroll
           for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, first + row, column + i) : 0.0f;
         } else {
-          const std::uint32_t sample = from.shared ? 0u : std::uint32_t(first + row);
+          const std::uint32_t sample = from.shared ? 0u : seed()[3] + std::uint32_t(first + row);
           const float4 drawn = draw(from.distribution, seed(), sample, p, column, n);
           of[0] = drawn.x, of[1] = drawn.y, of[2] = drawn.z, of[3] = drawn.w;
         }

@@ -31,6 +31,8 @@ inline constexpr int kCountOf<Distribution> = 7;
 constexpr int kCountOfActivation = 13;
 constexpr int kCountOfLoss = 4;
 constexpr int kCountOfCoupled = 2;
+constexpr int kCountOfLikelihood = 6;
+constexpr int kCountOfHead = 4;
 
 }  // namespace sk
 
@@ -38,6 +40,8 @@ constexpr int kCountOfCoupled = 2;
   _("Activation", "identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu", "gelu_tanh", "sin", "softsign", "mish") \
   _("Loss", "mse", "l1", "huber", "log_cosh") \
   _("Coupled", "relative_mse", "cosine") \
+  _("Likelihood", "kl", "cross_entropy", "bce", "kl_of_log", "cross_entropy_of_log", "bce_of_log") \
+  _("Head", "sigmoid", "log_sigmoid", "softmax", "log_softmax") \
   _("Dtype", "float32", "float64") \
   _("Projection", "directions", "cotangents") \
   _("TargetKind", "none", "dense", "projected") \

@@ -255,3 +255,108 @@ struct CoupledCosine {
 #define SK_COUPLED(row) \
   row(4, CoupledRelativeMse) \
   row(5, CoupledCosine)
+
+constexpr int kResidual = 6;
+
+struct LikelyKl {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  const auto some = t > T(0.0);
+  const auto rest = where(t < T(0.0), sqrt(t), T(0.0) * t);
+  return Residual<T>{where(some, t * (log(where(some, t, T(1.0))) - a), rest), -t};
+ }
+};
+
+struct LikelyCrossEntropy {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  return Residual<T>{where(t > T(0.0), -t * a, where(t < T(0.0), sqrt(t), T(0.0) * t)), -t};
+ }
+};
+
+struct LikelyBce {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  const auto above = a > T(0.0);
+  const auto e = exp(where(above, -a, a));
+  return Residual<T>{where(above, a, T(0.0)) + log1p(e) - t * a, sigmoid(a) - t};
+ }
+};
+
+struct LikelyKlOfLog {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  const auto p = exp(t);
+  return Residual<T>{where(p > T(0.0), p * (t - a), T(0.0) * p), -p};
+ }
+};
+
+struct LikelyCrossEntropyOfLog {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  const auto p = exp(t);
+  return Residual<T>{where(p > T(0.0), -p * a, T(0.0) * p), -p};
+ }
+};
+
+struct LikelyBceOfLog {
+ template <class T> static SK_INLINE Residual<T> call(T a, T t, const double*) {
+  const auto above = a > T(0.0);
+  const auto e = exp(where(above, -a, a));
+  const auto p = exp(t);
+  const auto near = where(above, -a * expm1(t), -a * p);
+  return Residual<T>{near + log1p(e), sigmoid(a) - p};
+ }
+};
+
+#define SK_LIKELIHOODS(row) \
+  row(6, LikelyKl) \
+  row(7, LikelyCrossEntropy) \
+  row(8, LikelyBce) \
+  row(9, LikelyKlOfLog) \
+  row(10, LikelyCrossEntropyOfLog) \
+  row(11, LikelyBceOfLog)
+
+struct HeadSigmoid {
+ static constexpr int kArguments = 3;
+ template <class T> static SK_INLINE Headed<T> call([[maybe_unused]] T a, [[maybe_unused]] T t, [[maybe_unused]] T u, const double*) {
+  const auto s = sigmoid(a);
+  const auto d1 = s * sigmoid(-a);
+  return Headed<T>{s, d1 * t, d1 * u, d1 * (T(1.0) - T(2.0) * s) * t * u};
+ }
+};
+
+struct HeadLogSigmoid {
+ static constexpr int kArguments = 3;
+ template <class T> static SK_INLINE Headed<T> call([[maybe_unused]] T a, [[maybe_unused]] T t, [[maybe_unused]] T u, const double*) {
+  const auto above = a > T(0.0);
+  const auto e = exp(where(above, -a, a));
+  const auto d1 = sigmoid(-a);
+  return Headed<T>{where(above, T(0.0), a) - log1p(e), d1 * t, d1 * u, -d1 * sigmoid(a) * t * u};
+ }
+};
+
+#define SK_SEPARATE(row) \
+  row(0, HeadSigmoid) \
+  row(1, HeadLogSigmoid)
+
+constexpr int kHeadSigmoidRow = 0;
+constexpr int kHeadLogSigmoidRow = 1;
+
+constexpr int kSeparate = 2;
+
+struct HeadSoftmax {
+ static constexpr int kArguments = 8;
+ template <class T> static SK_INLINE Headed<T> call([[maybe_unused]] T a, [[maybe_unused]] T s, [[maybe_unused]] T t, [[maybe_unused]] T u, [[maybe_unused]] T st, [[maybe_unused]] T su, [[maybe_unused]] T stu, [[maybe_unused]] T uu, const double*) {
+  return Headed<T>{s, s * (t - st), s * (u - su), s * ((u - su) * (t - st) - (stu - su * st))};
+ }
+};
+
+struct HeadLogSoftmax {
+ static constexpr int kArguments = 8;
+ template <class T> static SK_INLINE Headed<T> call([[maybe_unused]] T a, [[maybe_unused]] T s, [[maybe_unused]] T t, [[maybe_unused]] T u, [[maybe_unused]] T st, [[maybe_unused]] T su, [[maybe_unused]] T stu, [[maybe_unused]] T uu, const double*) {
+  return Headed<T>{a, t - st, u - uu * s, -uu * s * (t - st)};
+ }
+};
+
+#define SK_NORMALISED(row) \
+  row(2, HeadSoftmax) \
+  row(3, HeadLogSoftmax)
+
+constexpr int kHeadSoftmaxRow = 2;
+constexpr int kHeadLogSoftmaxRow = 3;

@@ -10,6 +10,12 @@ struct Residual {
   T value, slope;
 };
 
+// What a head gives for a tangent t and a cotangent u: its value, Dh[t], Dhᵀu, and the derivative of u·Dh[t]
+template <class T>
+struct Headed {
+  T value, tangent, pulled, owed;
+};
+
 // A loss of the sums of r², a², a·t, t² and weights over a sample's numbers, and its partial derivatives
 template <class T>
 struct Coupled {

@@ -201,7 +201,10 @@ def aim(built: Built, numbers: Numbers) -> None:
         if kind in shapes:
             name, shape = shapes[kind]
             flat = name == "jacobian" and O == 1 and numbers.number("flat") % 2
-            targets[name] = numbers.tensor("targets", name, *((N, W) if flat else shape))
+            target = numbers.normal(name, *((N, W) if flat else shape))
+            if name == "values":
+                target = oracle.label(case, target)
+            targets[name] = numbers.view("targets", name, target)
     if case.first in ("teacher", "function"):
         teacher = nn.Sequential(
             nn.Linear(case.D, 5, dtype=numbers.dtype), nn.Tanh(), nn.Linear(5, O, dtype=numbers.dtype)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 
 import sobolev_kernels as sk
 from sobolev_kernels.math.directions import DISTRIBUTIONS
+from sobolev_kernels.math.heads import HEADS
+from sobolev_kernels.math.losses import HEADS_OF
 from sobolev_kernels.testing.problems import CURVED
 
 FLAT = tuple(name for name in sk.ACTIVATIONS if name not in CURVED)
@@ -55,6 +57,7 @@ class Case:
     second: str = "hessian"
     value_loss: tuple = ("mse",)
     derivative_loss: tuple = ("mse",)
+    head: tuple | None = None
     weights: tuple[float, ...] | str | None = None
     sample_weight: bool = False
     output_weight: bool = False
@@ -107,7 +110,8 @@ def case_of(seed: int, number: int) -> Case:
     while True:
         case = replace(drawn(rng, call), seed=seed, number=number)
         if not faults(case):
-            return case
+            # by numbers of its own, so that those before it stayed what they were
+            return behind_head(random.Random(f"{seed}/{number}/head"), case) if call == "loss" else case
 
 
 def chance(rng: random.Random, probability: float) -> bool:
@@ -194,6 +198,17 @@ def loss(rng: random.Random, case: Case) -> Case:
     return replace(choices, second="teacher" if taught and case.order == 2 else choices.second)
 
 
+def behind_head(rng: random.Random, case: Case) -> Case:
+    """The case, or one behind a head, perhaps with a loss of its values that needs it."""
+    if not chance(rng, 0.25):
+        return case
+    name = rng.choice(tuple(HEADS))
+    head = (name, rng.uniform(0.5, 3)) if chance(rng, 0.7) else (name,)
+    losses = [loss for loss, heads in HEADS_OF.items() if name in heads]
+    value_loss = (rng.choice(losses),) if chance(rng, 0.6) else case.value_loss
+    return replace(case, head=head, value_loss=value_loss)
+
+
 def formula(rng: random.Random) -> tuple:
     name = rng.choice((*sk.LOSSES, *sk.COUPLED))
     parameters = {"huber": rng.uniform(0.2, 2), "relative_mse": 10 ** rng.uniform(-8, 0)}
@@ -237,7 +252,9 @@ def faults_of_loss(case: Case) -> dict[str, bool]:
     mixed = case.projection == "cotangents" and case.distribution != "basis"
     unequal = case.first == "tangents" or second == "seconds"
     balanced = case.weights == "differential-ml"
+    heads = HEADS_OF.get(case.value_loss[0])
     return {
+        "likelihood": heads is not None and (case.head is None or case.head[0] not in heads),
         "number of weights": len(numbers) != 1 + case.order,
         "balance": balanced and (case.order == 2 or case.first != "jacobian" or case.input_scale),
         "values": case.values == "none" and not taught and numbers[0] != 0,

@@ -198,6 +198,7 @@ def call_loss(built: Built, backend: str | None) -> Named:
     case = built.case
     settings = {
         "order": case.order, "wrt": case.wrt, "value_loss": case.value_loss, "derivative_loss": case.derivative_loss,
+        "head": case.head,
         "weights": case.weights, "reduction": case.reduction, "return_terms": case.return_terms, "backend": backend,
     }  # fmt: skip
     if case.projection == "exact":

@@ -97,9 +97,12 @@ def kink_distance(net: nn.Module, x: torch.Tensor) -> float:
 
 @dataclass
 class Student:
-    """A module as a function of its parameters, and its derivatives for each sample."""
+    """A module as a function of its parameters, and its derivatives for each sample, behind the head of a case. Its
+    values are those before the head, where likelihoods are of these."""
 
     net: nn.Module
+    head: Callable = lambda y: y
+    before: bool = False
 
     @property
     def parameters(self) -> tuple[torch.Tensor, ...]:
@@ -108,21 +111,23 @@ class Student:
     def derivatives(self, parameters, x: torch.Tensor, order: int) -> list[torch.Tensor]:
         """y [N, O], J [N, O, D] and, of order 2, H [N, O, D, D]."""
         named = dict(zip((name for name, _ in self.net.named_parameters()), parameters, strict=True))
-        f = lambda x: functional_call(self.net, named, (x,))  # noqa: E731
+        plain = lambda x: functional_call(self.net, named, (x,))  # noqa: E731
+        f = lambda x: self.head(plain(x))  # noqa: E731
+        value = plain if self.before else f
         if not len(x):
-            y = f(x)
+            y = value(x)
             nothing = x.sum() + sum(p.sum() for p in parameters)
             shapes = [(0, y.shape[1], *[x.shape[1]] * n) for n in range(1, 1 + order)]
             return [y, *(x.new_zeros(shape) + 0 * nothing for shape in shapes)]
         one = lambda x: f(x[None])[0]  # noqa: E731
         jacobian = jacfwd(one) if f(x[:1]).shape[1] > x.shape[1] else jacrev(one)
-        return [f(x), vmap(jacobian)(x), *[vmap(hessian(one))(x)] * (order == 2)]
+        return [value(x), vmap(jacobian)(x), *[vmap(hessian(one))(x)] * (order == 2)]
 
 
 def evaluate(built) -> tuple[Named, Callable[[Named], Named], float]:
     """Results by name, all gradients as a function of the results' cotangents, and the least distance of a residual to
     a kink of its loss."""
-    student = Student(built.twin)
+    student = behind(built.case, built.twin)
     function = loss if built.case.call == "loss" else outputs
 
     def results(parameters, x):
@@ -173,6 +178,8 @@ def loss(built, jets: list[torch.Tensor]):
             continue
         dims = (1,) if term == 0 else (1, 2) if case.projection == "exact" else (0, 2)
         samples, weight = weights_of(built, term)
+        if rho[0] in LIKELY:
+            prediction = logits(case, prediction)
         each, distance = residual_term(rho, prediction, target, weight, dims)
         each = each * samples
         each = each / max(1, N) if case.reduction == "mean" else each
@@ -225,11 +232,12 @@ def targets_of(built, columns: list[int], scale: torch.Tensor | None) -> list[to
     case, N, O, W = built.case, built.case.N, built.case.O, built.case.W
     given = {name: exact(t).nan_to_num() for name, t in built.targets.items() if isinstance(t, torch.Tensor)}
     values = given["values"].reshape(N, O) if "values" in given else None
+    values = values.exp() if values is not None and labels_are_logarithms(case) else values
     if built.teacher_twin is not None:
-        teacher = Student(built.teacher_twin)
+        teacher = behind(built.case, built.teacher_twin)
         jets = teacher.derivatives(teacher.parameters, exact(built.x), case.order)
         y, *rest = seen(built, [jets[0], *restricted(jets[1:], columns, scale)])
-        return [y if values is None else values, *rest]
+        return [probabilities(case, y) if values is None else values, *rest]
     unit = torch.ones(W, dtype=torch.float64) if scale is None else scale
     nothing = torch.zeros(N, O, W, dtype=torch.float64), torch.zeros(N, O, W, W, dtype=torch.float64)
     J = given["jacobian"].reshape(N, O, W) * unit if "jacobian" in given else nothing[0]
@@ -307,12 +315,70 @@ COUPLED = {
     "relative_mse": lambda rr, aa, at, tt, ww, eps=1e-8: rr / (tt + eps),
     "cosine": lambda rr, aa, at, tt, ww, eps=1e-12: torch.where(ww == 0, 0.0, 1 - at / (aa * tt + eps).sqrt()),
 }
+
+
+def log_softmax(a: torch.Tensor) -> torch.Tensor:
+    """In single steps, as log_sigmoid: vmap over second derivatives of torch's own warns that it resizes an output."""
+    a = a - a.amax(-1, keepdim=True).detach()
+    return a - a.exp().sum(-1, keepdim=True).log()
+
+
+HEADS = {
+    "softmax": lambda a: log_softmax(a).exp(),
+    "log_softmax": lambda a: log_softmax(a),
+    "sigmoid": torch.sigmoid,
+    "log_sigmoid": lambda a: a.clamp(max=0) - torch.log1p(torch.exp(-a.abs())),
+}
+# Of logarithms of probabilities, or of logits, and of probabilities.
+LIKELY = {
+    "kl": lambda a, p: torch.xlogy(p, p) - p * a,
+    "cross_entropy": lambda a, p: -p * a,
+    "bce": lambda a, p: torch.nn.functional.softplus(a, threshold=800.0) - p * a,
+}
+
+
+def behind(case, net: nn.Module) -> Student:
+    if case.head is None:
+        return Student(net)
+    name, temperature = (*case.head, 1.0)[:2]
+    return Student(net, lambda y: HEADS[name](y / temperature), case.value_loss[0] in LIKELY)
+
+
+def logits(case, y: torch.Tensor) -> torch.Tensor:
+    """What likelihoods are of."""
+    a = y / (*case.head, 1.0)[1]
+    return log_softmax(a) if "softmax" in case.head[0] else a
+
+
+def probabilities(case, y: torch.Tensor) -> torch.Tensor:
+    """Those of a teacher's outputs, if his values are looked at as such."""
+    if case.value_loss[0] not in LIKELY:
+        return y
+    a = logits(case, y)
+    return a.exp() if "softmax" in case.head[0] else torch.sigmoid(a)
+
+
+def labels_are_logarithms(case) -> bool:
+    return case.value_loss[0] == "kl" and case.head[0] == "log_softmax"
+
+
+def label(case, target: torch.Tensor) -> torch.Tensor:
+    """Numbers as labels, which no dtype rounds."""
+    if case.value_loss[0] not in LIKELY:
+        return target
+    return -target.abs() if labels_are_logarithms(case) else target.abs().clamp(max=1)
+
+
 JUMPS = {"l1": lambda r: r.abs(), "huber": lambda r, delta=1.0: (r.abs() - delta).abs()}
 
 
 def residual_term(rho: tuple, a: torch.Tensor, t: torch.Tensor, w: torch.Tensor, dims: tuple[int, ...]):
     """A term for each sample [N], over the dimensions `dims` of its numbers, and the least distance to a kink of ρ."""
     name, *parameters = rho
+    if name in LIKELY:
+        each = w * LIKELY[name](a, t)
+        each = each.mean(dims) if name == "bce" else each.sum(dims)
+        return each, torch.tensor(float("inf"), dtype=torch.float64)
     r = a - t
     if name in COUPLED:
         sums = ((w * product).sum(dims) for product in (r * r, a * a, a * t, t * t, torch.ones_like(t)))

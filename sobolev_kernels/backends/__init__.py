@@ -2,7 +2,7 @@
 
 A fused one has `run(problem, operands, outputs, gradients)`, which the op calls; the reference has none, because it is
 plain PyTorch that autograd differentiates. One that has `kept`, of the same arguments, gives what runs such a step
-again, `launch(addresses, made, key, offset[, seed_at])`, told where it reads and which tensors it fills; and the
+again, `launch(addresses, made, key, place[, seed_at])`, told where it reads and which tensors it fills; and the
 addresses that this one reads and writes. `supports` and `plan` are asked on the tensors' device.
 """
 

@@ -11,16 +11,18 @@ import torch
 from ..enums import DENSE, DIRECTIONS, ENUMS
 from ..math.activations import ACTIVATIONS
 from ..math.directions import GIVEN, IN_KERNELS, told
-from ..math.losses import COUPLED, LOSSES, is_coupled
+from ..math.heads import HEADS
+from ..math.losses import COUPLED, LIKELIHOODS, LOSSES, is_summed
 from ..math.table import Formula
 from ..problem import PER_SAMPLE, Drawing, Operands, Problem
 
 TABLES = {
     "Activation": tuple(ACTIVATIONS), "Loss": tuple(LOSSES), "Coupled": tuple(COUPLED),
+    "Likelihood": tuple(LIKELIHOODS), "Head": tuple(HEADS),
     "Distribution": IN_KERNELS, **ENUMS,
 }  # fmt: skip
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
-CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"])}
+CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"] + TABLES["Likelihood"])}
 # What a call that is like one before asks of it.
 AT_EVERY_STEP = ("read", "modules", "nodes", "addresses", "mlp_sobolev_at", "mean_loss")
 # An address, and strides, in the place of every tensor, where only shapes are asked for.
@@ -66,7 +68,10 @@ def formula(table: str, choice: Formula | None) -> tuple:
 
 def new_step(problem: Problem, N: int):
     shape = (problem.D, problem.O, problem.P, problem.W)
-    return _C.Step(CODES["Dtype"][problem.dtype], N, *shape, problem.order, problem.collapsed)
+    step = _C.Step(CODES["Dtype"][problem.dtype], N, *shape, problem.order, problem.collapsed)
+    if problem.head is not None:
+        step.head(formula("Head", problem.head))
+    return step
 
 
 def set_directions(step, projection: str, drawing: Drawing, given: torch.Tensor | None, seed) -> None:
@@ -75,9 +80,9 @@ def set_directions(step, projection: str, drawing: Drawing, given: torch.Tensor 
         P, N, n = given.stride() if given.dim() == 3 else (given.stride(0), 0, given.stride(1))
         step.directions(kind, CODES["Distribution"][GIVEN], (given.data_ptr(), P, N, n), 0, 0, False, 1.0)
     elif seed is not None:
-        key, offset, *_ = told(seed)
+        key, place, *_ = told(seed)
         distribution = CODES["Distribution"][drawing.distribution]
-        step.directions(kind, distribution, None, key, offset, drawing.shared, drawing.magnitude)
+        step.directions(kind, distribution, None, key, place, drawing.shared, drawing.magnitude)
 
 
 def set_layers(step, problem: Problem, parameters: list, gradients: list) -> None:
@@ -100,7 +105,7 @@ def terms_of(problem: Problem, N: int, weights: tuple[float, ...]) -> list[tuple
     for order, weight in enumerate(weights):
         loss = problem.derivative_loss if order else problem.value_loss
         numbers = problem.P * problem.derived if order else problem.O
-        count = 1 if loss is not None and is_coupled(loss) else max(1, numbers)
+        count = 1 if is_summed(loss) else max(1, numbers)
         terms.append((formula("Loss", loss), weight, 1 / (samples * count)))
     return terms
 

@@ -74,6 +74,8 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not one of {', '.join(DTYPES)}"
     if len(problem.widths) - 1 > MOST_LAYERS:
         return f"{len(problem.widths) - 1} linear layers are more than {MOST_LAYERS}"
+    if problem.head is not None and problem.order == 2:
+        return f"second derivatives of a head, {problem.head}"
     return own_gradient_of_given(problem)
 
 

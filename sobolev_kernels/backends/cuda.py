@@ -28,6 +28,7 @@ def supports(problem: Problem) -> str | None:
         "PyTorch is built for AMD GPUs": torch.version.hip,
         "PyTorch finds no GPU that it can use": not torch.cuda.is_available(),
         f"dtype {problem.dtype} is not float32": problem.dtype != "float32",
+        f"a head, {problem.head}": problem.head,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     return reason or refusal_while_traced(problem.to_string(), torch.cuda.current_device())
@@ -134,11 +135,11 @@ class Launch(NamedTuple):
     def __call__(self, reads: list[int], made: list[torch.Tensor], *seed: int) -> None:
         self.at(reads, [tensor.data_ptr() for tensor in made], *seed)
 
-    def at(self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0) -> None:
+    def at(self, reads: list[int], writes: list[int], key: int, place: int, seed_at: int = 0) -> None:
         """Pack, step and finish, on the device's current stream. Scratch comes from torch, so a CUDA graph can capture
         it."""
         scratch = torch.empty(self.scratch, dtype=torch.uint8, device=self.device)
-        start(self, (reads, writes, key, offset, seed_at), scratch)
+        start(self, (reads, writes, key, place, seed_at), scratch)
 
 
 def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scratch: torch.Tensor) -> None:

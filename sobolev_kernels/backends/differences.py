@@ -7,11 +7,13 @@ small part of it as well, they tell the derivative; at a kink or on a staircase 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 
 from .exact import HALF, exactly, graphs, tracked
+from .graph import nodes_of
 
 ROWS = 64  # samples that are looked at
 ROOMY = 8  # outputs whose gradients are all looked at; of more, those that give cause for it
@@ -104,6 +106,12 @@ def found_by(probe: Probe) -> Found:
     return Found(cut, other, draws, settled, own=own)
 
 
+def coarsest(y: torch.Tensor) -> torch.dtype:
+    """The dtype that y was rounded to, perhaps on its way only, as in a region of autocast."""
+    met = {about.dtype for node in nodes_of(y) for about in getattr(node, "_input_metadata", ())} | {y.dtype}
+    return max(filter(attrgetter("is_floating_point"), met), key=lambda dtype: torch.finfo(dtype).eps)
+
+
 class Probe:
     """A function at rows of its inputs. What is compared is [N, O] of float64 on the CPU."""
 
@@ -113,8 +121,7 @@ class Probe:
         self.here, self.function, (self.N, self.D) = self.x.cpu(), function, x.shape
         self.inputs, self.y, self.drew = self.run()
         self.O, self.values = self.y.shape[1], numbers(self.y)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.y.dtype
+        dtype = coarsest(self.y)
         self.half = dtype in HALF or x.dtype in HALF
         self.eps, self.stirred = max(eps, torch.finfo(x.dtype).eps), False
         self.of_values = max(torch.finfo(dtype).eps, self.eps)

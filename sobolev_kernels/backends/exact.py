@@ -51,7 +51,8 @@ def native_layer_norm(input, normalized_shape, weight, bias, eps):
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    # PyTorch's own is that of the dtype it computes in
+    eps = torch.finfo(torch.float32 if input.dtype in HALF else input.dtype).eps if eps is None else eps
     return affine(standardised(input, dims, eps, centred=False), weight, None, input.dtype)
 
 
@@ -116,19 +117,19 @@ DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
 class ExactNorms(TorchFunctionMode):
     """Norms are written out in steps that autograd differentiates any number of times, or refused.
 
-    `norms`, `attention`: one was run, or what may run one.
+    `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again.
     """
 
     def __init__(self):
         super().__init__()
-        self.norms = self.attention = False
+        self.norms = self.attention = self.checkpointed = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_compiling():
             if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
                 return args[0].unflatten(*args[1:], **(kwargs or {}))
         elif saving(True) is not None and recompute_alike():
-            self.norms = self.attention = True
+            self.norms = self.attention = self.checkpointed = True
         if function not in DEPENDING:
             return function(*args, **kwargs) if kwargs else function(*args)
         kwargs = kwargs or {}
@@ -164,6 +165,7 @@ class Eagerly:
     """Within it nothing is compiled, as by `torch.compiler.set_stance("force_eager")` in a tenth of its time."""
 
     stance, backend, skip_guard_eval_unsafe = "force_eager", None, False
+    checkpointed = False
 
     def __enter__(self) -> Eagerly:
         frames = frames_of_dynamo()
@@ -223,6 +225,10 @@ class Contexts:
         enter(Eagerly())  # nor has what AOTAutograd compiles
         self.mode = enter(ExactNorms()) if known.norms else None
         return self
+
+    @property
+    def checkpointed(self) -> bool:
+        return self.mode is not None and self.mode.checkpointed
 
     def __exit__(self, *raised) -> bool | None:
         if self.known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 
 import torch
 from torch.autograd.graph import Node, get_gradient_edge
@@ -65,3 +66,54 @@ def fault_of(node: Node, again: bool) -> str | None:
     if "CompiledFunction" in name:
         return f"{name}: what AOTAutograd compiled has no second derivative; pass the function itself"
     return None
+
+
+# Where an operation goes, as its node of the graph has it: of a roll or a slice along the samples these tell whether it
+# mixes them. A convolution's steps and the like are none of these.
+PLACES = """
+    dim dims dim0 dim1 dim2 dimension start end step shifts index indices offset storage_offset diagonal k pad
+    split_size split_sizes repeats
+""".split()
+# Of those that save tensors for places, which take whole rows; of those that give several tensors, which give rows.
+BY_TENSORS, IN_PARTS = ("IndexBackward0", "IndexSelectBackward0"), ("Unbind", "Split", "UnsafeSplit")
+MOST_ROWS = 1 << 16
+
+
+@lru_cache(maxsize=1024)
+def places_in(kind: type[Node]) -> tuple[str, ...]:
+    """What a kind of node saves of places: numbers, and tensors in a few."""
+    found = [f"_saved_{place}" for place in PLACES if hasattr(kind, f"_saved_{place}")]
+    whole = [name for name in found if not hasattr(kind, f"_raw{name}")]
+    if "_saved_storage_offset" in whole:
+        whole.append("_saved_stride")
+    return tuple(found if kind.__name__ in BY_TENSORS else whole)
+
+
+def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) -> tuple:
+    """All of these in the order of the nodes of y's graph, and which of several rows are used.
+
+    Tensors are only read if they may be: under a checkpoint they would be computed again.
+    """
+    telling = {kind: names for kind in set(map(type, nodes)) if (names := places_in(kind))}
+    if not tensors:
+        telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS}
+    if not telling:
+        return ()
+    several = {kind for kind in telling if kind.__name__.startswith(IN_PARTS)}
+    places = [place_of(node, name) for node in nodes if (names := telling.get(type(node))) for name in names]
+    if several and any(type(node) in several and node._saved_dim == 0 for node in nodes):
+        places += [y.output_nr, *(i for node in nodes for _, i in node.next_functions)]
+    return tuple(places)
+
+
+def place_of(node: Node, name: str) -> object:
+    """Numbers, or what stands for those of the first tensor of places, if it is not far to them."""
+    try:
+        place = getattr(node, name)
+    except RuntimeError:  # one that was written to since, which its backward will not take either
+        return None
+    if name == "_saved_indices":
+        place = place[0]
+    if not isinstance(place, torch.Tensor):
+        return place
+    return hash(place.numpy().tobytes()) if place.is_cpu and place.numel() <= MOST_ROWS else None

@@ -10,17 +10,26 @@ from torch.amp.autocast_mode import is_autocast_available
 from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS
+from ..math import heads
 from ..math.activations import activation_jet
-from ..problem import DERIVATIVES, Operands, Plan, Problem
+from ..math.table import Formula
+from ..problem import DERIVATIVES, UNSEEN, Operands, Plan, Problem
 from ..student import widened
 from .dependence import Evaluated, Jets
 from .functions import by_gradients, function_jet, units, vjps
 from .residuals import loss_of
 from .running import by_transforms
 
+SHARDED = (
+    "FSDP frees a student's parameters after a backward, and this takes several; first derivatives along directions, "
+    "which go through streams, take one"
+)
+
 
 def supports(problem: Problem) -> str | None:
-    return None
+    if not problem.sharded:
+        return None
+    return SHARDED if problem.unfollowed in (None, UNSEEN) else f"{SHARDED}, but {problem.unfollowed}"
 
 
 def plan(problem: Problem, N: int) -> Plan:
@@ -40,6 +49,7 @@ def run(
     with nullcontext() if ran is not None and by_transforms() else around:
         y, first, second = derivatives_along(problem, operands, columns, ran, vectors)
     if problem.result == DERIVATIVES:
+        y = y if problem.head is None else heads.value(problem.head, y)
         results = tuple(result for result in (y, first, second) if result is not None)
         return results if ran is not None else tuple(tied(result, operands) for result in results)
     with around:
@@ -82,22 +92,37 @@ def uncast(x: torch.Tensor) -> AbstractContextManager:
 def derivatives_along(
     problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None, vectors: torch.Tensor | None
 ) -> Jets:
-    """y [N, O], its projected derivatives, and second derivatives or None; of collapsed ones the second alone.
+    """y [N, O], projected derivatives, and second derivatives or None; of collapsed ones the second alone. Derivatives
+    are those of the head of y, if there is one.
 
     A function that computes in half precision has rounded each of them; nothing else is rounded before the result is.
     """
     x, parameters = operands.x, operands.parameters
     if problem.projection == COTANGENTS:
-        y, gradients = mlp_vjp(problem, parameters, x, vectors) if ran is None else vjps(ran, vectors)
+        if ran is None:
+            y, gradients = mlp_vjp(problem, parameters, x, vectors, problem.head)
+        else:
+            y, gradients = vjps(ran, seeds(problem.head, ran.y, vectors))
         return widened(y), columns.restrict(widened(gradients)), None
     if vectors is None:
         y, rows = vjps(ran, units(ran.y))
         tangents = columns.restrict(widened(rows)).permute(2, 1, 0)
-        return widened(y), tangents if problem.magnitude == 1 else problem.magnitude * tangents, None
+        tangents = tangents if problem.magnitude == 1 else problem.magnitude * tangents
+        return behind_head(problem, (widened(y), tangents, None))
     v = columns.embed(vectors, problem.D)
     jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
-    y, first, second = map(widened, jet)
+    y, first, second = behind_head(problem, tuple(map(widened, jet)))
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
+
+
+def behind_head(problem: Problem, jet: Jets) -> Jets:
+    """Outputs as they are, and the derivatives of their head: docs/math.md, section 14."""
+    return jet if problem.head is None else (jet[0], *heads.derivatives(problem.head, *jet))
+
+
+def seeds(head: Formula | None, y: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The cotangents of outputs y that those of their head are."""
+    return u if head is None else heads.pulled(head, widened(y), widened(u)).to(y.dtype)
 
 
 def has_rows(problem: Problem, ran: Evaluated | None) -> bool:
@@ -129,14 +154,16 @@ def mlp_jet(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, v
     return h, h_dot, h_ddot
 
 
-def mlp_vjp(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor):
-    """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O]: docs/math.md, section 4."""
+def mlp_vjp(
+    problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, u: torch.Tensor, head: Formula | None = None
+):  # fmt: skip
+    """y [N, O] and gradients Jᵀu [R, N, D] for cotangents u [R, N, O] of y, or its head: docs/math.md, section 4."""
     h, below = x, []
     for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
         h, d1, *_ = activation_jet(activation, z if bias is None else z + bias)
         below.append((weight, d1))
-    a = u
+    a = seeds(head, h, u)
     for weight, d1 in reversed(below):
         a = (d1 * a) @ weight
     return h, a

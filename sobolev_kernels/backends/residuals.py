@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import mse_loss
 
 from ..enums import COTANGENTS, DENSE
-from ..math.losses import coupled, is_coupled, residual
+from ..math import heads
+from ..math.losses import coupled, is_coupled, is_likelihood, is_summed, likelihood, residual
 from ..math.table import Formula
 from ..problem import LOSS, Operands, Problem
 from .dependence import Jets
@@ -20,6 +21,9 @@ def loss_of(
 ) -> tuple[torch.Tensor, ...]:
     """(loss, terms): the loss differentiable as often as needed; without terms where nobody asks for them."""
     cotangents, outputs, N = problem.projection == COTANGENTS, operands.output_weight, operands.x.shape[0]
+    if problem.head is not None:
+        of_value = heads.logits if is_likelihood(problem.value_loss) else heads.value
+        predictions = (of_value(problem.head, predictions[0]), *predictions[1:])
     if is_plain(problem, operands):
         return plain_loss_of(problem, operands, predictions)
     y, derivative, second = predictions[0], operands.derivative, operands.second
@@ -64,30 +68,36 @@ def project_twice(hessian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain(problem: Problem, operands: Operands) -> bool:
-    """Whether the terms, both of which count, are means over all numbers."""
-    if problem.result != LOSS or problem.order > 1 or problem.terms or problem.derivative_target == DENSE:
+    """Whether the terms, all of which count, are means over all numbers."""
+    if problem.result != LOSS or problem.terms or DENSE in (problem.derivative_target, problem.second_target):
         return False
-    if operands.values is None or operands.derivative is None or not operands.derivative.numel():
+    targets = operands.values, operands.derivative, operands.second
+    if any(target is None or not target.numel() for target in targets[: 1 + problem.order]):
         return False
     if any(weights is not None for weights in (operands.sample_weight, operands.output_weight)):
         return False
     if operands.derivative_weight is not None or not all(operands.weights):
         return False
-    return not (is_coupled(problem.value_loss) or is_coupled(problem.derivative_loss))
+    return not (is_summed(problem.value_loss) or is_coupled(problem.derivative_loss))
 
 
 def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets) -> tuple[torch.Tensor]:
     """The same loss, each term in one operation where that is possible, without the terms."""
-    values = term_of_all(problem.value_loss, predictions[0], operands.values)
-    derivative = term_of_all(problem.derivative_loss, predictions[1], operands.derivative)
-    w, factor = operands.weights, 1 if problem.reduction == "mean" else len(operands.x)
-    parts = [p if c == 1 else c * p for c, p in ((factor * w[0], values), (factor * w[1], derivative))]
-    return (parts[0] + parts[1],)
+    losses = problem.value_loss, problem.derivative_loss, problem.derivative_loss
+    targets = operands.values, operands.derivative, operands.second
+    each = zip(losses[: 1 + problem.order], predictions, targets, strict=False)
+    terms = [term_of_all(*of_term) for of_term in each]
+    factor = 1 if problem.reduction == "mean" else len(operands.x)
+    weights = [factor * w for w in operands.weights]
+    loss = sum(term if w == 1 else w * term for w, term in zip(weights, terms, strict=True))
+    return (loss,)
 
 
 def term_of_all(loss: Formula, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The mean of the terms of all samples, of a pointwise loss without weights."""
     need_alike(prediction, target)
+    if is_likelihood(loss):
+        return likelihood(loss, prediction, target).mean()
     # which is the row of the table in one operation
     return mse_loss(prediction, target) if loss == MSE else residual(loss, prediction - target)[0].mean()
 
@@ -104,8 +114,8 @@ def term(
 ) -> torch.Tensor:  # fmt: skip
     """A term for each sample [N], from [N, O], [P, N, O] or [R, N, D]; `weight` broadcasts over the residuals.
 
-    Pointwise, the mean of ρ over everything but the samples; of a coupled loss, ρ of the sums over the same; by
-    `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
+    Pointwise, the mean of ρ over everything but the samples, or the sum (`is_summed`); of a coupled loss, ρ of the sums
+    over the same; by `sample` [N]. What has weight 0 is selected, not multiplied: its target may be NaN.
     """
     need_alike(prediction, target)
     dims = (-1,) if prediction.dim() == 2 else (0, -1)
@@ -118,6 +128,9 @@ def term(
         r = a - t
         products = (r * r, a * a, a * t, t * t, torch.ones_like(t))
         each = coupled(loss, *((w * product).sum(dims) for product in products)).to(prediction.dtype)
+    elif is_likelihood(loss):
+        each = w * likelihood(loss, prediction, target)
+        each = each.sum(dims) if is_summed(loss) else each.mean(dims)
     else:
         each = (w * residual(loss, prediction - target)[0]).mean(dims)
     if sample is None:

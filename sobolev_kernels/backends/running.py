@@ -15,7 +15,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from .dependence import Alike, Evaluated, Samples
 from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
-from .graph import leads_elsewhere, nodes_of, refuse_inexact
+from .graph import leads_elsewhere, nodes_of, places_of, refuse_inexact
 from .standard import OWN
 from .transformed import transformed
 
@@ -30,12 +30,14 @@ class Graphs:
     needs: Needs | None = None  # those of the contexts that the run before did; None: all
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
-    samples: dict[tuple, Samples] = field(default_factory=dict)  # by the shape of the inputs, too
+    samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
 
-    def samples_of(self, kinds: tuple, x: torch.Tensor) -> Samples:
-        if len(self.samples) > MOST or len(self.seen) > MOST:  # of one that is another each time
-            self.samples, self.seen = {}, {}
-        return self.samples.setdefault((kinds, x.shape), Samples())
+    def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
+        if len(self.seen) > MOST:  # of one that is another each time
+            self.seen = {}
+        if len(self.samples) > MOST:
+            self.samples = {}
+        return self.samples.setdefault((kinds, places, x.shape), Samples())
 
 
 def by_transforms() -> bool:
@@ -64,7 +66,8 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
         x, copying = leaf(x, kept), on_copy(function)
         y = copying(x)
     nodes = nodes_of(y)
-    kinds = kinds_of(nodes if kept else without_copy(nodes, x))
+    told = nodes if kept else without_copy(nodes, x)
+    kinds = kinds_of(told)
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
@@ -74,7 +77,9 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
         seen.needs = contexts.needs if seen.unlike < UNLIKE else None
-    samples = None if seen is None else seen.samples_of(kinds, x)
+    samples = None
+    if seen is not None:
+        samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
     return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples)
 
 
@@ -91,9 +96,10 @@ def run_again(
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     try:
-        with Contexts(seen.needs) if any(seen.needs) else Eagerly():
+        with Contexts(seen.needs) if any(seen.needs) else Eagerly() as contexts:
             y = function(x.clone() if kept else x)
-        kinds = kinds_of(nodes_of(y))
+        nodes = nodes_of(y)
+        kinds = kinds_of(nodes)
     except RuntimeError as error:
         if not any(told in str(error) for told in EXACTLY):
             raise
@@ -103,7 +109,8 @@ def run_again(
         seen.needs, seen.unlike = None, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=seen.samples_of(kinds, x))
+    samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.

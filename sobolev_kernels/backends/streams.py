@@ -8,31 +8,40 @@ import torch
 
 from ..columns import Columns
 from ..enums import DIRECTIONS
+from ..math.heads import value
 from ..planner import few_outputs
-from ..problem import DERIVATIVES, Operands, Plan, Problem
-from ..streams.flowing import NotFollowed, Run, is_of_checkpoint
+from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
+from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
-from ..streams.rules import RULES
-from ..streams.trusted import TRUSTED
-from ..student import widened
+from ..streams.rules import RULES, TWICE
+from ..streams.segments import SEGMENTED, Segments
+from ..streams.trusted import TRUSTED, TRUSTED_TWICE
+from ..streams.twice import LACKS, Twice, whole
+from ..student import COMPUTE_DTYPE, widened
 from .exact import Eagerly, graphs, tracked
 from .functions import without_graph
-from .reference import vectors_of
+from .reference import behind_head, uncast, vectors_of
 from .residuals import loss_of
 
-DTYPES = ("float32", "float64")
+HALVES = ("bfloat16", "float16")
+CURVED = ("float32", "float64")  # of order 2
+DTYPES = (*CURVED, *HALVES)
 OUTPUTS = "it gives another number of outputs than before"
 
 
 def supports(problem: Problem) -> str | None:
     if not problem.unrecognised:
         return "the student is an MLP, which the other backends know"
-    if problem.projection != DIRECTIONS or problem.order != 1:
-        return "pairs are of first derivatives along directions"
+    if problem.projection != DIRECTIONS:
+        return "pairs are of derivatives along directions"
     if not problem.P:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
-        return f"pairs are computed in {' and '.join(DTYPES)}"
+        return f"pairs are computed in {', '.join(DTYPES)}"
+    if problem.order > 1 and problem.dtype not in CURVED:
+        return f"pairs with second derivatives are computed in {' and '.join(CURVED)}"
+    if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:
+        return "an MLP in half precision is computed in float32, which the other backends do"
     return problem.unfollowed
 
 
@@ -42,51 +51,75 @@ def gives_way(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return Plan("streams", "a value and its tangents by rules")
+    what = "tangents" if problem.order == 1 else "first and second derivatives"
+    return Plan("streams", f"a value and its {what} by rules")
 
 
 def run(
-    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """As `reference.run` of a function.
+    problem: Problem, operands: Operands, columns: Columns, function: Callable[[torch.Tensor], torch.Tensor],
+    segments: Segments | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.run` of a function; `segments`: how chains of layers within it are fused.
 
     Raises:
         NotFollowed: it does something that has no rule.
     """
     x, vectors = operands.x, vectors_of(problem, operands)
-    y, tangents = propagated(function, x, columns.embed(vectors, problem.D))
+    v = columns.embed(vectors, problem.D)
+    of_order = {"order": problem.order, "collapsed": problem.collapsed, "segments": segments}
+    y, streams = propagated(function, x, v, **of_order)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
-    if problem.result == DERIVATIVES:
-        return y, tangents
-    return loss_of(problem, operands, widened(vectors), (y, tangents, None))
+    with uncast(x):
+        first, second = (streams, None) if problem.order == 1 else streams.split([len(v), len(streams) - len(v)])
+        jet = behind_head(problem, (widened(y), widened(first), widened(second)))
+        if problem.result != DERIVATIVES:
+            return loss_of(problem, operands, widened(vectors), jet)
+    y, first, second = jet
+    y = y if problem.head is None else value(problem.head, y)
+    return (y, second[0]) if problem.collapsed else (y, first) if second is None else (y, first, second)
 
 
 def propagated(
     function: Callable, x: torch.Tensor, v: torch.Tensor, counts: dict[str, int] | None = None,
-    without_rule: dict[str, int] | None = None,
+    without_rule: dict[str, int] | None = None, order: int = 1, collapsed: bool = False,
+    segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """y [N, O] and its tangents [P, N, O] along v [P, N, D]."""
-    run = Run(RULES, x.dtype, x.device, bodies=True, trusted=TRUSTED, counts=counts, without_rule=without_rule)
+    """y [N, O] and its tangents [P, N, O] along v [P, N, D]; of order 2 behind them second derivatives [P, N, O], or
+    their sum [1, N, O] alone."""
+    told = {"bodies": True, "counts": counts, "without_rule": without_rule}
+    if order == 1:
+        rules = RULES if segments is None else SEGMENTED
+        run = Run(rules, x.dtype, x.device, trusted=TRUSTED, segments=segments, **told)
+    else:
+        told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS}
+        run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), Eagerly():
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
+            numbers = None
+            if isinstance(result, Pair) and result.run is run:
+                numbers = result.v, result.d if order == 1 else whole(result)
     except Exception as error:  # whatever it is: run as it is, the function says it himself
         if is_of_checkpoint(error):
             raise
         raise NotFollowed(run.reason or f"{type(error).__name__} in it: {error}") from error
     if run.reason:
         raise NotFollowed(run.reason)
-    if not isinstance(result, Pair) or result.run is not run:
+    if numbers is None:
         raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
-    y, tangents = result.v, result.d
+    y, tangents = numbers
     if y.dim() == 1:
         y, tangents = y[:, None], tangents[..., None]
-    if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or y.dtype != x.dtype:
+    alike = {COMPUTE_DTYPE.get(t.dtype, t.dtype) for t in (x, y)}
+    if y.dim() != 2 or y.shape[0] != x.shape[0] or not y.shape[1] or len(alike) > 1:
         raise NotFollowed(f"what it gives is {y.dtype} {list(y.shape)}")
     del result
     if run.is_held():
         raise NotFollowed("something keeps what flows through it")
-    return (y, tangents) if kept else (without_graph(y), without_graph(tangents))
+    if not kept:
+        return without_graph(y), without_graph(tangents)
+    attach(run.hooks, (y, tangents))
+    return y, tangents

@@ -1,7 +1,8 @@
 """Random directions: where the tangents start from, drawn by a counter-based generator.
 
 The generator is Philox-4x32-10 (Salmon et al., SC 2011) with the key (seed) and the counter (sample, direction, block
-of four columns, offset), so nothing is stored and every backend draws the same integers. Each distribution is one
+of four columns, offset), so nothing is stored and every backend draws the same integers. Samples are numbered from that
+of a batch's first one, which lies with the offset in one number, `place`: in its upper half. Each distribution is one
 function of those integers; `csrc/cpu/directions.h` has the same functions for a SIMD register.
 """
 
@@ -41,23 +42,28 @@ def in_memory_of_device(seed: torch.Tensor) -> bool:
 
 
 def told(seed: torch.Tensor | None) -> tuple[int, ...]:
-    """A seed as kernels are told it, (key, offset), or (0, 0, its address) if only the device knows it."""
+    """A seed as kernels are told it, (key, place), or (0, 0, its address) if only the device knows it."""
     if seed is None:
         return 0, 0
     if in_memory_of_device(seed):
         return 0, 0, seed.data_ptr()
-    key, offset = seed.tolist()
-    return key, offset & MASK32
+    return tuple(seed.tolist())
+
+
+def place_of(offset: int, first: int) -> int:
+    """An offset and the number of a batch's first sample in one number."""
+    return offset & MASK32 | first << 32
 
 
 def words(
-    seed: int | torch.Tensor, offset: int | torch.Tensor, P: int, N: int, D: int, shared: bool, device: torch.device
+    seed: int | torch.Tensor, place: int | torch.Tensor, P: int, N: int, D: int, shared: bool, device: torch.device
 ) -> torch.Tensor:
     """The integers behind the directions: [P, N, ceil(D / 4) * 4], int64 below 2^32."""
     arange = lambda n: torch.arange(n, dtype=torch.int64, device=device)  # noqa: E731
-    sample = arange(N) * (not shared)
+    sample = arange(N) + torch.as_tensor(place >> 32, dtype=torch.int64, device=device)
+    sample = (sample & MASK32) * (not shared)
     blocks = (D + 3) // 4
-    last = torch.as_tensor(offset & MASK32, dtype=torch.int64, device=device)
+    last = torch.as_tensor(place & MASK32, dtype=torch.int64, device=device)
     w = philox([sample[None, :, None], arange(P)[:, None, None], arange(blocks), last], seed)
     return w.reshape(P, N, 4 * blocks)
 
@@ -79,6 +85,18 @@ def sphere(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
     """Uniform on the unit sphere."""
     v = normal(w, D, dtype)
     return v / v.square().sum(-1, keepdim=True).sqrt()
+
+
+def centred(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
+    """Uniform on the unit vectors whose numbers have the sum 0."""
+    return centred_of(normal(w, D, dtype))
+
+
+def centred_of(v: torch.Tensor) -> torch.Tensor:
+    """The same, from normals; centred twice because of rounding, large beside what almost equal numbers differ by."""
+    v = v - v.mean(-1, keepdim=True)
+    v = v / v.square().sum(-1, keepdim=True).sqrt()
+    return v - v.mean(-1, keepdim=True)
 
 
 def rademacher(w: torch.Tensor, D: int, dtype: torch.dtype) -> torch.Tensor:
@@ -136,24 +154,28 @@ DISTRIBUTIONS = {
     "orthonormal": Distribution(orthonormal, unit_length=True, dependent=True, cost=360, in_kernels=True),
     "basis": Distribution(basis, unit_length=True, in_kernels=True, random=False),
 }
+# Of cotangents alone, by `Cotangents.sphere(centred=True)`, of D >= 2 numbers
+CENTRED = "centred"
+ROWS = DISTRIBUTIONS | {CENTRED: Distribution(centred, unit_length=True, cost=180)}
 GIVEN = "given"
 IN_KERNELS = (*(name for name, row in DISTRIBUTIONS.items() if row.in_kernels), GIVEN)
 
 
 def is_dependent(distribution: str) -> bool:
-    return distribution != GIVEN and DISTRIBUTIONS[distribution].dependent
+    return distribution != GIVEN and ROWS[distribution].dependent
 
 
 def unbiased_magnitude(distribution: str, D: int) -> float:
-    """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius)."""
-    return math.sqrt(D) if DISTRIBUTIONS[distribution].unit_length else 1.0
+    """What to multiply a direction by so that E[v vᵀ] = I, and so E[|J v|²] = |J|² (Frobenius); of centred ones I less
+    what is the same in all D numbers."""
+    return math.sqrt(D - (distribution == CENTRED)) if ROWS[distribution].unit_length else 1.0
 
 
 def draw(
-    distribution: str, seed: int | torch.Tensor, offset: int | torch.Tensor, P: int, N: int, D: int, shared: bool,
+    distribution: str, seed: int | torch.Tensor, place: int | torch.Tensor, P: int, N: int, D: int, shared: bool,
     magnitude: float, dtype: torch.dtype, device: torch.device,
 ) -> torch.Tensor:  # fmt: skip
     """Directions [P, N, D] in plain PyTorch; a seed that only the device knows is two scalars there."""
-    row = DISTRIBUTIONS[distribution]
-    w = words(seed, offset, P, N, D if row.random else 0, shared, device)
+    row = ROWS[distribution]
+    w = words(seed, place, P, N, D if row.random else 0, shared, device)
     return row.draw(w, D, dtype) * magnitude

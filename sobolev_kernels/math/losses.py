@@ -3,7 +3,7 @@
 Written like the activations (see there), and printed as C++ by the same generator.
 """
 
-from ..errors import describe
+from ..errors import describe, one_of
 from . import primitives as m
 from .table import Formula, choose, table
 
@@ -64,6 +64,65 @@ def cosine(rr, aa, at, tt, ww, eps=1e-12):
 COUPLED = table(relative_mse, cosine, arguments=5)
 
 
+# Losses of values alone, of what a head is a function of: a, the logarithm of a probability, or of bce its logit, and
+# t, the probability that is the target, or its logarithm. Each returns ρ and its derivative with respect to a. A
+# negative probability makes NaN of the first two.
+
+
+def kl(a, t):
+    some = t > 0.0
+    rest = m.where(t < 0.0, m.sqrt(t), 0.0 * t)
+    return m.where(some, t * (m.log(m.where(some, t, 1.0)) - a), rest), -t
+
+
+def cross_entropy(a, t):
+    return m.where(t > 0.0, -t * a, m.where(t < 0.0, m.sqrt(t), 0.0 * t)), -t
+
+
+def bce(a, t):
+    # log(1 + e^a) - t a; the branches meet at 0, where the lower one has the slope
+    above = a > 0.0
+    e = m.exp(m.where(above, -a, a))
+    return m.where(above, a, 0.0) + m.log1p(e) - t * a, m.sigmoid(a) - t
+
+
+def kl_of_log(a, t):
+    p = m.exp(t)
+    return m.where(p > 0.0, p * (t - a), 0.0 * p), -p
+
+
+def cross_entropy_of_log(a, t):
+    p = m.exp(t)
+    return m.where(p > 0.0, -p * a, 0.0 * p), -p
+
+
+def bce_of_log(a, t):
+    # log(1 + e^a) - e^t a, whose terms do not cancel where both are near 0
+    above = a > 0.0
+    e = m.exp(m.where(above, -a, a))
+    p = m.exp(t)
+    near = m.where(above, -a * m.expm1(t), -a * p)
+    return near + m.log1p(e), m.sigmoid(a) - p
+
+
+LIKELIHOODS = table(kl, cross_entropy, bce, kl_of_log, cross_entropy_of_log, bce_of_log, arguments=2)
+OF_LOG = "_of_log"
+# Those that a user names, and the heads that give what they compare.
+VALUE_LOSSES = {name: row for name, row in LIKELIHOODS.items() if not name.endswith(OF_LOG)}
+HEADS_OF = {
+    "kl": ("log_softmax", "softmax"), "cross_entropy": ("log_softmax", "softmax"), "bce": ("sigmoid", "log_sigmoid"),
+}  # fmt: skip
+
+
+def is_likelihood(loss: Formula | None) -> bool:
+    return loss is not None and loss.name in LIKELIHOODS
+
+
+def is_summed(loss: Formula | None) -> bool:
+    """Whether a term is the sum over a sample's numbers, or one number of them, and not their mean."""
+    return loss is not None and loss.name in COUPLED | LIKELIHOODS and not loss.name.startswith("bce")
+
+
 def is_coupled(loss: Formula) -> bool:
     return loss.name in COUPLED
 
@@ -78,9 +137,19 @@ def coupled(loss: Formula, rr, aa, at, tt, ww):
     return COUPLED[loss.name].function(rr, aa, at, tt, ww, *loss.parameters)[0]
 
 
+def likelihood(loss: Formula, a, t):
+    """ρ of torch tensors, of a loss of values alone."""
+    return LIKELIHOODS[loss.name].function(a, t)[0]
+
+
 def choose_loss(argument: str, choice: str | tuple | Formula) -> Formula:
     """A loss by name, with its parameters; those are widths, so they must be positive and finite."""
-    loss = choose(LOSSES | COUPLED, argument, choice)
+    of_values = argument == "value_loss"
+    name = choice[0] if isinstance(choice, tuple) and choice else getattr(choice, "name", choice)
+    if not of_values and one_of(name, VALUE_LOSSES):
+        expected = f"a loss of residuals, {', '.join(LOSSES | COUPLED)}"
+        raise ValueError(f"{argument}: expected {expected}, got {name!r}, which is a value_loss")
+    loss = choose(LOSSES | COUPLED | (VALUE_LOSSES if of_values else {}), argument, choice)
     if not all(0 < parameter < float("inf") for parameter in loss.parameters):
         raise ValueError(f"{argument}: expected finite parameters > 0, got {describe(choice)}")
     return loss

@@ -16,7 +16,7 @@ from ..math.activations import ACTIVATIONS
 from ..math.table import Formula
 from ..modules import IDENTITY, number
 from ..student import Student
-from .flowing import ABOUT, Flowing, is_finite, spelt
+from .flowing import ABOUT, Flowing, is_finite, register_hook, spelt
 
 RULES: dict[Callable, Callable] = dict(ABOUT)
 
@@ -255,8 +255,10 @@ PARAMETERS = {
     "softplus": ("beta", "threshold"), "silu": (), "softsign": (), "mish": (),
 }  # fmt: skip
 assert {*PARAMETERS, "gelu", "gelu_tanh", "sin", "identity"} == {*ACTIVATIONS}, "every activation has its functions"
-for name, parameters in PARAMETERS.items():
-    activation(name)(of_table(name, *parameters))
+# By a function's name: the formula of its arguments after the first.
+FORMULAS = {name: of_table(name, *parameters) for name, parameters in PARAMETERS.items()} | {"gelu": gelu, "sin": sin}
+for name in PARAMETERS:
+    activation(name)(FORMULAS[name])
 
 
 @rule("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d")
@@ -324,13 +326,7 @@ for name, dtype in (("float", torch.float32), ("double", torch.float64), ("bfloa
     rule(name)(lambda input, dtype=dtype: to(input, dtype))
 
 
-@rule("register_hook")
-def register_hook(input, hook):
-    """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
-    home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
-    if not home.startswith("torch.distributed.fsdp"):
-        input.run.stop("a hook of a tensor in it")
-    input.run.hooks.append(hook)
+rule("register_hook")(register_hook)
 
 
 @rule("clone")

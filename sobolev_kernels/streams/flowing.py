@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -48,6 +49,8 @@ class Run:
     counts: dict[str, int] | None = None  # of the functions that were called, by name
     without_rule: dict[str, int] | None = None  # those of them that went by their body, or by a jvp
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
+    lacks: str = "has no rule"  # what is said of a function that is in none of its tables
+    segments: object | None = None  # how chains of layers are put off (segments.py), if they are
 
     def __post_init__(self):
         self.cast = self.casting()
@@ -62,8 +65,8 @@ class Run:
     def need_graph(self) -> None:
         """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            self.stop("a part of it is run without gradients, or in an autograd.Function")
-        if self.casting() != self.cast:
+            self.stop("a part of it is run without gradients, in an autograd.Function, or with hooks of its backward")
+        if not self.bodies and self.casting() != self.cast:  # whose layers would be of several precisions
             self.stop("a part of it is run in another autocast")
 
     def is_held(self) -> bool:
@@ -96,7 +99,7 @@ class Flowing(torch.Tensor):
         if rule is None and run.bodies:
             rule, counts = body(function) or run.trusted.get(function), run.without_rule
         if rule is None:
-            run.stop(f"{name_of(function)} in it has no rule")
+            run.stop(f"{name_of(function)} in it {run.lacks}")
         run.need_graph()
         if counts is not None:
             name = name_of(function)
@@ -112,7 +115,21 @@ class Flowing(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        run_of((*args, *(kwargs or {}).values())).stop(f"{name_of(function)} in it, past torch's functions")
+        what = f"{CHECKPOINT} in it" if asked_by(CHECKPOINT) else f"{name_of(function)} in it, past torch's functions"
+        run_of((*args, *(kwargs or {}).values())).stop(what)
+
+
+CHECKPOINT, FSDP = "torch.utils.checkpoint", "torch.distributed.fsdp"
+
+
+def asked_by(package: str, name: str = "") -> bool:
+    """Whether a function of this package, with such a name, is running."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if name in frame.f_code.co_name and frame.f_globals.get("__name__", "").startswith(package):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_of(arguments: tuple) -> Run:
@@ -197,6 +214,27 @@ ABOUT: dict[Callable, Callable] = {
 }
 
 
+def requires_grad(input: Flowing) -> bool:
+    """FSDP would ask to be told by an autograd.Function when a backward is over; else it looks at its end."""
+    return input.asks() and not (FSDP in sys.modules and asked_by(FSDP, "post_backward"))
+
+
+def register_hook(input: Flowing, hook: Callable) -> None:
+    """FSDP only wants to know that a backward begins, before any gradient comes to its weights."""
+    home = getattr(getattr(hook, "func", hook), "__module__", "") or ""
+    if not home.startswith(FSDP):
+        input.run.stop("a hook of a tensor in it")
+    input.run.hooks.append(hook)
+
+
+def attach(hooks: list[Callable], results: Iterable[torch.Tensor | None]) -> None:
+    """Call them before the gradients of results go on to the weights."""
+    for result in results:
+        if hooks and result is not None and result.requires_grad:
+            for hook in hooks:
+                result.register_hook(hook)
+
+
 def is_of_checkpoint(error: Exception) -> bool:
     """Whether torch.utils.checkpoint ends what it runs again, since it has all that it wanted."""
-    return type(error).__module__ == "torch.utils.checkpoint"
+    return type(error).__module__ == CHECKPOINT

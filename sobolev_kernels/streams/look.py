@@ -10,39 +10,59 @@ from ..boundary import PLAIN
 from ..held import Held
 from ..parts import modules_of
 from ..paths import NUMBERS, Flow, known_of, unseen
+from ..problem import LAZY, UNSEEN
+from ..student import is_sharded
 from .flowing import NotFollowed, casting
+from .fused import segments_of
+from .segments import CHANGED, Segments
 from .whole import is_traced
 
-UNSEEN = Flow("its forward was not looked at")
 
-
-def flow_of(function: object, x: torch.Tensor, outputs: int | None = None) -> Flow:
+def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None = None) -> Flow:
     """What is known of a function of x; at first by one run along a direction of zeros, of which nothing is left.
 
     It is looked at again if its parameters have other shapes, or its outputs are not as many as someone expects.
     """
     if type(x) not in PLAIN or is_traced(x) or str(x.dtype).removeprefix("torch.") not in DTYPES or not x.numel():
-        return UNSEEN
-    if casting(x.device.type) is not None:
-        return UNSEEN._replace(unfollowed="it is run in autocast")
+        return Flow(UNSEEN)
     modules = list(modules_of(function))
     if isinstance(function, torch.jit.ScriptFunction) or any(isinstance(m, torch.jit.ScriptModule) for m in modules):
-        return UNSEEN._replace(unfollowed="a part of it is scripted")
+        return Flow("a part of it is scripted")
     if any(isinstance(m, LazyModuleMixin) for m in modules):
-        return UNSEEN._replace(unfollowed="a part of it has no parameters yet")
-    known = known_of(function, x)
+        return Flow(LAZY)
+    known, cast = known_of(function, x), casting(x.device.type)
+    if order > 1 and cast is not None:
+        return Flow("second derivatives of it are asked for in autocast")
+    flow = known.flows.get((order, cast))
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
-    if known.flow is None or known.flow.shapes != shapes or outputs not in (None, known.flow.outputs or outputs):
-        held, counts, others = held_of(modules, x), {}, {}
-        try:
-            with unseen():
-                y, _ = propagated(function, x.detach(), torch.zeros_like(x)[None], counts, others)
-            known.flow = Flow(None, y.shape[1], counts, others, shapes)
-        except NotFollowed as reason:
-            known.flow = Flow(str(reason), 0, counts, others, shapes)
-        finally:
-            held.restore()
-    return known.flow
+    if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
+        held, segments = held_of(modules, x), None
+        if order == 1:
+            segments = segments_of(None if is_sharded(function) else (), careful=True)
+        flow = looked_at(function, x, held, order, segments)
+        if flow.unfollowed == CHANGED:
+            flow = looked_at(function, x, held, order)
+        elif flow.ends:  # with them other chains are fused
+            flow = looked_at(function, x, held, order, segments_of(flow.ends, careful=True))
+        flow = known.flows[order, cast] = flow._replace(shapes=shapes)
+    return flow
+
+
+def looked_at(
+    function: object, x: torch.Tensor, held: Held, order: int, segments: Segments | None = None
+) -> Flow:  # fmt: skip
+    counts, others, of_chains = {}, {}, {}
+    try:
+        with unseen():
+            v = torch.zeros_like(x)[None]
+            y, _ = propagated(function, x.detach(), v, counts, others, order, segments=segments)
+        if segments is not None:
+            of_chains = {"fused": segments.fused, "ends": segments.found()}
+        return Flow(None, y.shape[1], counts, others, **of_chains)
+    except NotFollowed as reason:
+        return Flow(str(reason), 0, counts, others)
+    finally:
+        held.restore()
 
 
 def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
@@ -55,8 +75,11 @@ def before_flow(function: object, x: torch.Tensor) -> Held:
     return held_of(list(modules_of(function)), x, buffers=False)
 
 
-def flows_no_more(function: object, x: torch.Tensor, reason: str) -> None:
-    """It met something without a rule after all, or gives another number of outputs, which is looked at again."""
-    known = known_of(function, x)
-    known.flow = None if reason == OUTPUTS or known.flow is None else known.flow._replace(unfollowed=reason)
+def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
+    """It met something without a rule after all; or gives another number of outputs, or writes to its weights, and is
+    looked at again."""
+    known, cast = known_of(function, x), casting(x.device.type)
+    flow = known.flows.pop((order, cast), None)
+    if reason not in (OUTPUTS, CHANGED) and flow is not None:
+        known.flows[order, cast] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)

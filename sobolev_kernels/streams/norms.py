@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional
 
 from ..backends.graph import STATISTICS
-from .pair import RULES, Pair, first, is_pair, need_constant, new, rule, written
+from .pair import RULES, TWICE, Pair, first, is_pair, need_constant, new, rule, written
 from .trusted import by_jvp
+from .twice import curved, is_twice, tangents
 
 
 def masked_alike(name: str):
@@ -27,39 +28,46 @@ def masked_alike(name: str):
 
 
 for name in ("dropout", "dropout1d", "dropout2d", "dropout3d"):
-    rule(name)(masked_alike(name))
+    rule(name, twice=True)(masked_alike(name))
 for name in ("alpha_dropout", "feature_alpha_dropout"):
-    rule(name)(
+    rule(name, twice=True)(
         lambda input, p=0.5, training=False, inplace=False: input.run.stop("alpha dropout") if training else input
     )
 
 
-def standardised(v, t, dims: tuple[int, ...], eps: float, centred: bool = True):
+def standardised(input: Pair, dims: tuple[int, ...], eps: float, centred: bool = True) -> Pair:
     """Without its mean and of mean square 1 over dims counted from the end."""
+    v, t, mean = input.v, input.d, lambda a: a.mean(dims, keepdim=True)
     if centred:
-        v, t = v - v.mean(dims, keepdim=True), t - t.mean(dims, keepdim=True)
-    r = (v.square().mean(dims, keepdim=True) + eps).rsqrt()
+        v, t = v - mean(v), t - mean(t)
+    r = (mean(v.square()) + eps).rsqrt()
     n = v * r
-    return n, r * (t - n * (n * t).mean(dims, keepdim=True))
+    along = mean(n * t)
+    d = r * (t - n * along)
+    if not is_twice(input):
+        return new(input, n, d)
+    c, first, along = (a[: input.run.P] for a in (t, d, along))
+    return curved(input, n, d, -r * (2 * along * first + n * mean(first * c)))
 
 
-def affine(input: Pair, v, t, weight, bias) -> Pair:
+def affine(input: Pair, weight, bias) -> Pair:
     need_constant(input.run, weight, bias)
+    v, t = input.v, input.d
     if weight is not None:
         v, t = v * weight, t * weight
     return new(input, v if bias is None else v + bias, t)
 
 
-@rule("layer_norm")
+@rule("layer_norm", twice=True)
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     dims = tuple(range(-len(normalized_shape), 0))
-    return affine(input, *standardised(input.v, input.d, dims, eps), weight, bias)
+    return affine(standardised(input, dims, eps), weight, bias)
 
 
-@rule("rms_norm")
+@rule("rms_norm", twice=True)
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     dims, eps = tuple(range(-len(normalized_shape), 0)), torch.finfo(input.v.dtype).eps if eps is None else eps
-    return affine(input, *standardised(input.v, input.d, dims, eps, centred=False), weight, None)
+    return affine(standardised(input, dims, eps, centred=False), weight, None)
 
 
 def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -67,15 +75,15 @@ def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.view(-1, *[1] * (input.v.dim() - 2))
 
 
-@rule("group_norm")
+@rule("group_norm", twice=True)
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     v, t = input.v.unflatten(1, (num_groups, -1)).flatten(2), input.d.unflatten(2, (num_groups, -1)).flatten(3)
-    n, d = standardised(v, t, (-1,), eps)
-    weight, bias = channelled(input, weight), channelled(input, bias)
-    return affine(input, n.reshape(input.v.shape), d.reshape(input.d.shape), weight, bias)
+    n = standardised(new(input, v, t), (-1,), eps)
+    n = new(input, n.v.reshape(input.v.shape), n.d.reshape(-1, *input.v.shape))
+    return affine(n, channelled(input, weight), channelled(input, bias))
 
 
-@rule("batch_norm")
+@rule("batch_norm", twice=True)
 def batch_norm(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):  # fmt: skip
@@ -83,13 +91,13 @@ def batch_norm(
         input.run.stop(STATISTICS)
     scale = channelled(input, (running_var + eps).rsqrt())
     v, t = (input.v - channelled(input, running_mean)) * scale, input.d * scale
-    return affine(input, v, t, channelled(input, weight), channelled(input, bias))
+    return affine(new(input, v, t), channelled(input, weight), channelled(input, bias))
 
 
-RULES.pop(torch.batch_norm)  # whose arguments come in another order
+RULES.pop(torch.batch_norm), TWICE.pop(torch.batch_norm)  # whose arguments come in another order
 
 
-@rule("instance_norm", spaces=(functional,))
+@rule("instance_norm", spaces=(functional,), twice=True)
 def instance_norm(
     input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
 ):
@@ -98,25 +106,38 @@ def instance_norm(
     return group_norm(input, input.v.shape[1], weight, bias, eps)
 
 
-@rule("softmax")
+@rule("softmax", twice=True)
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.softmax(d)
-    t = y * input.d
-    return new(input, y, t - y * t.sum(d, keepdim=True))
+    mean, spread = along_weights(input, y, d)
+    t = y * (input.d - mean)
+    return new(input, y, t) if spread is None else curved(input, y, t, spread - y * spread.sum(d, keepdim=True))
 
 
-@rule("log_softmax")
+@rule("log_softmax", twice=True)
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.log_softmax(d)
-    return new(input, y, input.d - (y.exp() * input.d).sum(d, keepdim=True))
+    mean, spread = along_weights(input, y.exp(), d)
+    t = input.d - mean
+    return new(input, y, t) if spread is None else curved(input, y, t, -spread.sum(d, keepdim=True))
 
 
-@rule("logsumexp")
+@rule("logsumexp", twice=True)
 def logsumexp(input, dim, keepdim=False):
     d = needed(input, dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim, None)
-    return new(input, input.v.logsumexp(d, keepdim), (input.v.softmax(d) * input.d).sum(d, keepdim))
+    mean, spread = along_weights(input, input.v.softmax(d), d)
+    y, t = input.v.logsumexp(d, keepdim), mean if keepdim else mean.squeeze(d)
+    return new(input, y, t) if spread is None else curved(input, y, t, spread.sum(d, keepdim))
+
+
+def along_weights(input: Pair, y: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The mean over d, by the weights y of a softmax, of derivatives h; of order 2 also y (h' - mean)²."""
+    mean = (y * input.d).sum(d, keepdim=True)
+    if not is_twice(input):
+        return mean, None
+    return mean, y * (tangents(input) - mean[: input.run.P]).square()
 
 
 def needed(input: Pair, dim, dtype) -> int:
@@ -126,7 +147,7 @@ def needed(input: Pair, dim, dtype) -> int:
     return dim if dim < 0 else dim - input.v.dim()
 
 
-@rule("scaled_dot_product_attention")
+@rule("scaled_dot_product_attention", twice=True)
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
@@ -140,21 +161,25 @@ def scaled_dot_product_attention(
     return functional.dropout(scores.softmax(-1), dropout_p, dropout_p > 0) @ value
 
 
-@rule("vector_norm", spaces=(torch.linalg,))
+@rule("vector_norm", spaces=(torch.linalg,), twice=True)
 def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     if dtype is not None or not is_pair(x):
         first(x).run.stop("a norm in another dtype")
     if ord != 2:
-        return by_jvp(torch.linalg.vector_norm)(x, ord, dim, keepdim)
+        return by_jvp(torch.linalg.vector_norm, linear=ord in (1, math.inf))(x, ord, dim, keepdim)
     dims = tuple(range(x.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(d if d < 0 else d - x.v.dim() for d in dims)
     y = torch.linalg.vector_norm(x.v, 2, dims, True)
     slope = torch.where(y == 0, 0.0, x.v / torch.where(y == 0, 1.0, y))
     t = (slope * x.d).sum(dims, keepdim=True)
-    return new(x, y if keepdim else y.squeeze(dims), t if keepdim else t.squeeze(dims))
+    if not is_twice(x):
+        return new(x, y if keepdim else y.squeeze(dims), t if keepdim else t.squeeze(dims))
+    across = tangents(x) - slope * t[: x.run.P]
+    n = curved(x, y, t, across.square().sum(dims, keepdim=True) / torch.where(y == 0, torch.inf, y))
+    return n if keepdim else new(x, n.v.squeeze(dims), n.d.squeeze(dims))
 
 
-@rule("norm", spaces=(torch.linalg,))
+@rule("norm", spaces=(torch.linalg,), twice=True)
 def linalg_norm(A, ord=None, dim=None, keepdim=False, *, dtype=None):
     if ord is not None and not isinstance(dim, int) and (dim is not None or A.dim() > 1):
         first(A).run.stop("a norm of matrices")
@@ -165,8 +190,8 @@ def norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
     return vector_norm(input, 2 if p == "fro" else p, dim, keepdim, dtype=dtype)
 
 
-RULES[torch.Tensor.norm] = norm
-RULES[torch.norm] = RULES[torch.Tensor.norm]
+for table in (RULES, TWICE):
+    table.update(dict.fromkeys((torch.Tensor.norm, torch.norm), norm))
 
 
 def variance(root: bool):
@@ -183,5 +208,5 @@ def variance(root: bool):
     return found
 
 
-rule("var")(variance(False))
-rule("std")(variance(True))
+rule("var", twice=True)(variance(False))
+rule("std", twice=True)(variance(True))

@@ -11,13 +11,18 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, spelt, told
+from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, spelt, told
 
 RULES: dict[Callable, Callable] = {}
+# Those of them that hold of second derivatives, too (twice.py).
+TWICE: dict[Callable, Callable] = {}
 
 
 class Pair(Flowing):
-    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory."""
+    """v [...] and its derivatives d [P, ...]; `family` is what may share its memory.
+
+    In a run of order 2 the second derivatives follow the P first ones in d, unless they are all 0 (twice.py).
+    """
 
     v: torch.Tensor
     d: torch.Tensor
@@ -30,20 +35,31 @@ class Pair(Flowing):
 def start(run: Run, v: torch.Tensor, t: torch.Tensor, family: list[weakref.ref] | None = None) -> Pair:
     if not v.is_floating_point() or t.shape[1:] != v.shape:
         run.stop(f"a value of {v.dtype} {list(v.shape)} with a derivative {list(t.shape)}")
-    pair = torch.Tensor._make_wrapper_subclass(Pair, v.shape, dtype=v.dtype, device=v.device, requires_grad=True)
-    pair.run, pair.sizes, pair.v, pair.d = run, v.shape, v, t
-    pair.family = [] if family is None else family
+    t = t if t.dtype == v.dtype else t.to(v.dtype)
+    pair = wrapper(Pair, run, v.shape, v.dtype, v.device, family)
+    pair.v, pair.d = v, t
+    return pair
+
+
+def wrapper(
+    kind: type[Pair], run: Run, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device,
+    family: list[weakref.ref] | None = None,
+) -> Pair:  # fmt: skip
+    """A pair whose numbers are still to be told."""
+    pair = torch.Tensor._make_wrapper_subclass(kind, sizes, dtype=dtype, device=device, requires_grad=True)
+    pair.run, pair.sizes, pair.family = run, sizes, [] if family is None else family
     reference = weakref.ref(pair)
     pair.family.append(reference)
     run.made.append(reference)
     return pair
 
 
-def rule(*names: str, spaces: tuple = SPACES) -> Callable[[Callable], Callable]:
-    """For the functions and methods of PyTorch by these names."""
+def rule(*names: str, spaces: tuple = SPACES, twice: bool = False) -> Callable[[Callable], Callable]:
+    """For the functions and methods of PyTorch by these names; `twice`, if it holds of second derivatives, too."""
 
     def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(spelt(*names, spaces=spaces), function))
+        for table in (RULES, TWICE) if twice else (RULES,):
+            table.update(dict.fromkeys(spelt(*names, spaces=spaces), function))
         return function
 
     return register
@@ -106,25 +122,28 @@ def written(pair: Pair, after: Pair) -> Pair:
         after.run.stop("it is written into an ordinary tensor")
     if sum(reference() is not None for reference in pair.family) > 1:
         pair.run.stop("a part of it is written to that is seen elsewhere")
-    if after.v.shape != pair.v.shape or after.v.dtype != pair.v.dtype:
-        pair.run.stop("an operation in place that changes a shape or dtype")
-    pair.v, pair.d = after.v, after.d
+    if after.v.shape != pair.v.shape:
+        pair.run.stop("an operation in place that changes a shape")
+    pair.v, pair.d = after.v.to(pair.v.dtype), after.d.to(pair.v.dtype)
     return pair
 
 
 def in_place(name: str) -> None:
     """A row for the method that writes what the function of this name gives."""
-    rules = [RULES[function] for function in spelt(name) if function in RULES]
     others = spelt(f"{name}_", f"__i{name}__")
-    RULES.update(dict.fromkeys(others, lambda input, *a, **k: written(input, rules[0](input, *a, **k))))
+    for table in (RULES, TWICE):
+        rules = [table[function] for function in spelt(name) if function in table]
+        if rules:
+            table.update(dict.fromkeys(others, lambda input, *a, of=rules[0], **k: written(input, of(input, *a, **k))))
 
 
 for what in (
     "shape dtype device ndim layout is_cuda is_cpu is_nested is_sparse is_quantized is_meta is_mkldnn itemsize"
 ).split():
     RULES[told(what)] = lambda input, what=what: getattr(input.v, what)
-RULES[told("requires_grad")] = lambda input: input.asks()
+RULES[told("requires_grad")] = requires_grad
 RULES[told("_base")] = lambda input: None
+RULES[torch.Tensor.register_hook] = register_hook
 
 
 # Without a derivative: what a tensor is, a number that jumps, another tensor like it.
@@ -143,3 +162,4 @@ def constant_of(function: Callable) -> Callable:
 
 for function in spelt(*CONSTANT.split()):
     RULES[function] = constant_of(function)
+TWICE.update(RULES)

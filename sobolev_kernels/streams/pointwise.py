@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional
 
+from ..math.activations import activation_jet
+from ..student import widened
+from . import twice
+from .chain import FORMULAS
 from .flowing import spelt
-from .pair import RULES, is_pair, need_constant, new, rule, written
+from .pair import RULES, is_pair, need_constant, rule, written
+from .twice import is_twice
 
 
-def by_autograd(function: Callable, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slope as PyTorch has it, which can be differentiated again."""
+def by_autograd(function: Callable, z: torch.Tensor, twice: bool) -> tuple[torch.Tensor, torch.Tensor, Callable | None]:
+    """Value, slope and curvature as PyTorch has them, which can be differentiated again."""
     z = z if z.requires_grad else z.detach().requires_grad_()
     y = function(z)
-    return y, torch.autograd.grad(y, z, torch.ones_like(y), create_graph=True)[0]
+    slope = slope_of(y, z)
+    curvature = slope_of(slope, z) if twice and slope.requires_grad else None
+    return y, slope, None if curvature is None else lambda: curvature
 
 
-# By hand where it is a number or two more of what is there already: (slope of y and z)
-SLOPES: dict[str, Callable] = {
-    "relu": lambda y, z: (z > 0).to(z.dtype),
-    "tanh": lambda y, z: 1 - y * y,
-    "sigmoid": lambda y, z: y * (1 - y),
-    "exp": lambda y, z: y,
-    "sin": lambda y, z: z.cos(),
-    "cos": lambda y, z: -z.sin(),
-    "square": lambda y, z: 2 * z,
-    "sqrt": lambda y, z: 0.5 / y,
-    "rsqrt": lambda y, z: -0.5 * y / z,
-    "log": lambda y, z: 1 / z,
-    "abs": lambda y, z: z.sign(),
-    "hardsigmoid": lambda y, z: (z.abs() < 3).to(z.dtype) / 6,  # PyTorch has no second derivative of it
+def slope_of(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
+    return torch.autograd.grad(y, z, torch.ones_like(y), create_graph=True, allow_unused=True)[0]
+
+
+# By hand where it is a number or two more of what is there already: the slope of y and z, and the curvature of these
+# and of the slope, None where it is 0.
+BY_HAND: dict[str, tuple[Callable, Callable | None]] = {
+    "relu": (lambda y, z: (z > 0).to(z.dtype), None),
+    "tanh": (lambda y, z: 1 - y * y, lambda y, z, d: -2 * y * d),
+    "sigmoid": (lambda y, z: y * (1 - y), lambda y, z, d: d * (1 - 2 * y)),
+    "exp": (lambda y, z: y, lambda y, z, d: y),
+    "sin": (lambda y, z: z.cos(), lambda y, z, d: -y),
+    "cos": (lambda y, z: -z.sin(), lambda y, z, d: -y),
+    "square": (lambda y, z: 2 * z, lambda y, z, d: 2.0),
+    "sqrt": (lambda y, z: 0.5 / y, lambda y, z, d: -0.5 * d / z),
+    "rsqrt": (lambda y, z: -0.5 * y / z, lambda y, z, d: -1.5 * d / z),
+    "reciprocal": (lambda y, z: -y * y, lambda y, z, d: -2 * y * d),
+    "log": (lambda y, z: 1 / z, lambda y, z, d: -d * d),
+    "abs": (lambda y, z: z.sign(), None),
+    # PyTorch has no second derivative of it
+    "hardsigmoid": (lambda y, z: (z.abs() < 3).to(z.dtype) / 6, None),
 }
 BY_AUTOGRAD = (
     "gelu", "silu", "softplus", "elu", "selu", "celu", "leaky_relu", "mish", "softsign", "logsigmoid", "hardswish",
@@ -40,43 +55,51 @@ BY_AUTOGRAD = (
     "sinc", "expit", "logit", "lgamma", "nan_to_num", "arctan", "arcsin", "arccos", "arcsinh", "arctanh",
 )  # fmt: skip
 
+# Of order 2 by the table of formulas, which overflows nowhere and takes as long as PyTorch's derivatives or less. Those
+# of elu and softplus, whose formulas choose between branches, take a third of it.
+BY_TABLE = ("gelu", "silu", "mish", "softsign")
 
-def pointwise(function: Callable, slope: Callable | None) -> Callable:
+
+def pointwise(function: Callable, slope: Callable | None, curvature: Callable | None, of_table: Callable | None):
     def applied(input, *arguments, inplace=False, **named):
         if not is_pair(input):
             raise TypeError("another argument than the first depends on the inputs")
         need_constant(input.run, *arguments, *named.values())
-        at = lambda z: function(z, *arguments, **named)  # noqa: E731
-        if slope is None:
-            y, d = by_autograd(at, input.v)
+        z = input.v
+        if slope is not None:
+            y = function(z, *arguments, **named)
+            d1 = slope(y, z)
+            d2 = curvature and partial(curvature, y, z, d1)
+        elif of_table is not None and is_twice(input):
+            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z))[:3])
+            d2 = lambda: c  # noqa: E731
         else:
-            y = at(input.v)
-            d = slope(y, input.v)
-        after = new(input, y, d * input.d)
+            y, d1, d2 = by_autograd(lambda z: function(z, *arguments, **named), z, is_twice(input))
+        after = twice.pointwise(input, y, d1, d2)
         return written(input, after) if inplace else after
 
     return applied
 
 
-def register(name: str, slope: Callable | None = None) -> None:
+def register(name: str, slope: Callable | None = None, curvature: Callable | None = None) -> None:
     spellings = spelt(name)
     if not spellings:
         return
     plain = getattr(torch, name, None) or getattr(functional, name, None) or getattr(torch.special, name, None)
-    found = pointwise(plain or getattr(torch.Tensor, name), slope)
-    RULES.update(dict.fromkeys(spellings, found))
-    RULES.update(dict.fromkeys(spelt(f"{name}_"), lambda input, *a, **k: written(input, found(input, *a, **k))))
+    plain = plain or getattr(torch.Tensor, name)
+    found = pointwise(plain, slope, curvature, FORMULAS[name] if name in BY_TABLE else None)
+    rule(name, twice=True)(found)
+    rule(f"{name}_", twice=True)(lambda input, *a, **k: written(input, found(input, *a, **k)))
 
 
-for name, slope in SLOPES.items():
-    register(name, slope)
+for name, (slope, curvature) in BY_HAND.items():
+    register(name, slope, curvature)
 for name in BY_AUTOGRAD:
     register(name)
-for function in spelt("__abs__", "absolute"):
-    RULES[function] = RULES[torch.abs]
+rule("__abs__", "absolute", twice=True)(RULES[torch.abs])
 
 
-@rule("prelu")
+@rule("prelu", twice=True)
 def prelu(input, weight):
     need_constant(input.run, weight)
     if weight.numel() > 1:
@@ -84,7 +107,7 @@ def prelu(input, weight):
     return torch.where(input.v > 0, input, input * weight)
 
 
-@rule("glu")
+@rule("glu", twice=True)
 def glu(input, dim=-1):
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()

@@ -97,5 +97,5 @@ def layers(name: str) -> Callable:
 
 
 for name in CELLS:
-    rule(f"{name}_cell")(single(name))
-    rule(name, spaces=(torch,))(layers(name))
+    rule(f"{name}_cell", twice=True)(single(name))
+    rule(name, spaces=(torch,), twice=True)(layers(name))

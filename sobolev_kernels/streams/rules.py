@@ -1,6 +1,7 @@
 """The whole table of rules of pairs."""
 
-from . import matrices, norms, pointwise, products, recurrent, shapes
-from .pair import RULES
+from . import matrices, norms, pointwise, products, recurrent, shapes  # noqa: I001
+from . import half  # after those that it makes others of
+from .pair import RULES, TWICE
 
-__all__ = ["RULES", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]
+__all__ = ["RULES", "TWICE", "half", "matrices", "norms", "pointwise", "products", "recurrent", "shapes"]

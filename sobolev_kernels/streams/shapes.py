@@ -1,14 +1,33 @@
-"""Rules of what is the same linear function of a value and of each of its derivatives."""
+"""Rules of what is the same linear function of a value and of each of its derivatives, also of second ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional
 
 from .flowing import told
-from .pair import RULES, Pair, first, is_pair, lifted, need_constant, new, past, pasts, rule, value, viewed, written
+from .pair import (
+    RULES,
+    TWICE,
+    Pair,
+    first,
+    is_pair,
+    lifted,
+    need_constant,
+    new,
+    past,
+    pasts,
+    rule,
+    value,
+    viewed,
+    written,
+)  # fmt: skip
+from .twice import levelled
+
+rule = partial(rule, twice=True)
 
 
 def each(like: Pair, v, t):
@@ -23,8 +42,12 @@ def transpose(input, dim0, dim1):
     return viewed(input, input.v.transpose(dim0, dim1), input.d.transpose(past(dim0), past(dim1)))
 
 
-RULES[told("mT")] = lambda input: transpose(input, -2, -1)
-RULES[told("T")] = lambda input: transpose(input, 0, 1) if input.v.dim() == 2 else input.run.stop("T in it")
+def transposed(input):
+    return transpose(input, 0, 1) if input.v.dim() == 2 else input.run.stop("T in it")
+
+
+for table in (RULES, TWICE):
+    table |= {told("mT"): lambda input: transpose(input, -2, -1), told("T"): transposed}
 
 
 @rule("t")
@@ -95,8 +118,9 @@ def to(input, *arguments, **named):
     return viewed(input, v, input.d.to(v.dtype).to(v.device)) if v.is_floating_point() else v
 
 
-rule("float")(lambda input: to(input, torch.float32))
-rule("double")(lambda input: to(input, torch.float64))
+for name, dtype in (("float", torch.float32), ("double", torch.float64), ("half", torch.float16)):
+    rule(name)(lambda input, dtype=dtype: to(input, dtype))
+rule("bfloat16")(lambda input: to(input, torch.bfloat16))
 
 
 @rule("positive", "__pos__")
@@ -136,7 +160,7 @@ def unbind(input, dim=0):
     return each(input, input.v.unbind(dim), input.d.unbind(past(dim)))
 
 
-RULES[torch.Tensor.__iter__] = lambda input: iter(unbind(input))
+RULES[torch.Tensor.__iter__] = TWICE[torch.Tensor.__iter__] = lambda input: iter(unbind(input))
 
 
 def parted(name: str) -> Callable:
@@ -146,9 +170,11 @@ def parted(name: str) -> Callable:
 
 for name in ("chunk", "split", "split_with_sizes", "tensor_split"):
     rule(name)(parted(name))
-RULES[torch.functional.split] = lambda tensor, split_size_or_sections, dim=0: parted("split")(
-    tensor, split_size_or_sections, dim
-)
+
+
+@rule("split", spaces=(torch.functional,))
+def split(tensor, split_size_or_sections, dim=0):
+    return parted("split")(tensor, split_size_or_sections, dim)
 
 
 @rule("narrow")
@@ -215,9 +241,10 @@ def setitem(input, index, other):
     run = first(input, other).run
     if not is_pair(input) or several:
         run.stop("it is written into an ordinary tensor, or by several indices")
-    v, t = input.v.clone(), input.d.clone()
+    t, *others = levelled(input, other) if is_pair(other) else levelled(input)
+    v, t = input.v.clone(), t.clone()
     v[i] = value(other)
-    t[(slice(None), *i)] = lifted(other.d, input.v[i].dim()) if is_pair(other) else 0
+    t[(slice(None), *i)] = lifted(others[0], input.v[i].dim()) if others else 0
     written(input, new(input, v, t))
 
 
@@ -225,8 +252,13 @@ def joined(function: Callable) -> Callable:
     def join(tensors, dim=0, axis=None):
         dim, like = dim if axis is None else axis, first(*tensors)
         v = function(value(list(tensors)), dim)
-        P = like.d.shape[0]
-        parts = [x.d if is_pair(x) else x.new_zeros((1,) * (x.dim() + 1)).expand(P, *x.shape) for x in tensors]
+        each = iter(levelled(*filter(is_pair, tensors)))
+        parts = [next(each) if is_pair(x) else None for x in tensors]
+        S = next(len(part) for part in parts if part is not None)
+        parts = [
+            x.new_zeros((1,) * (x.dim() + 1)).expand(S, *x.shape) if part is None else part
+            for x, part in zip(tensors, parts, strict=True)
+        ]
         return new(like, v, function([part.to(v.dtype) for part in parts], past(dim)))
 
     return join

@@ -6,17 +6,19 @@ tangents and gradients with differences (test_streams_more.py). All give new ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 
-from .flowing import spelt
-from .pair import Pair, first, is_pair, new
+from .flowing import name_of, spelt
+from .pair import Pair, broadcast, is_pair, lifted, new
+from .twice import curved, is_twice, levelled
 
 NAMES = """
     cumprod logcumsumexp prod atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp
-    mv dot inner outer vdot addmv addr cross linalg_cross kron tensordot trace
+    inner addmv addr cross linalg_cross kron tensordot trace
     float_power ldexp fmod remainder frac copysign rad2deg deg2rad
     cummax cummin sort topk median kthvalue msort nansum nanmean diff
     scatter scatter_add index_add index_copy index_fill masked_scatter masked_select take
@@ -27,44 +29,102 @@ NAMES = """
     bilinear cosine_similarity pairwise_distance mse_loss smooth_l1_loss huber_loss l1_loss binary_cross_entropy
     binary_cross_entropy_with_logits kl_div cross_entropy_loss nll_loss_nd
 """.split()
+# Those of them that are linear in all that depends on the inputs together, but for kinks and jumps: what maps first
+# derivatives maps second ones.
+LINEAR = """
+    trace cummax cummin sort topk median kthvalue msort nansum nanmean diff aminmax scatter scatter_add index_add
+    index_copy index_fill masked_scatter masked_select take vstack hstack dstack column_stack block_diag l1_loss
+""".split()
+# Those that are linear, or affine, in each argument while the others stay.
+IN_EACH = """
+    inner addmv addr cross linalg_cross kron tensordot multi_dot addbmm bilinear
+    trapezoid cumulative_trapezoid quantile nll_loss_nd
+""".split()
+# Of each number by itself, and of those in its place of other arguments: by autograd, twice.
+ELEMENTWISE = """
+    atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp ldexp fmod remainder frac copysign rad2deg deg2rad
+    i0 i0e i1 digamma polygamma erfcx ndtr log_ndtr entr xlog1py addcdiv
+""".split()
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special, torch.linalg, torch._C._VariableFunctions)
 
 
-def by_jvp(function: Callable) -> Callable:
-    """The rule of a function of pairs, wherever among its arguments they are, also in a list."""
+def called(function: Callable, arguments: tuple, named: dict) -> tuple[list[Pair], Callable]:
+    """The pairs, wherever among the arguments they are, also in a list; and the function of what is in their places."""
+    leaves, tree = torch.utils._pytree.tree_flatten((arguments, named), is_leaf=is_pair)
+    places = [i for i, leaf in enumerate(leaves) if is_pair(leaf)]
+
+    def at(*values):
+        given = list(leaves)
+        for place, value in zip(places, values, strict=True):
+            given[place] = value
+        arguments, named = torch.utils._pytree.tree_unflatten(given, tree)
+        return function(*arguments, **named)
+
+    return [leaves[i] for i in places], at
+
+
+def by_jvp(function: Callable, linear: float = 0) -> Callable:
+    """The rule of a function of pairs; of second derivatives where it is `linear` in as many of them together."""
 
     def applied(*arguments, **named):
-        leaves, tree = torch.utils._pytree.tree_flatten((arguments, named), is_leaf=is_pair)
-        places = [i for i, leaf in enumerate(leaves) if is_pair(leaf)]
-        like = first(*leaves)
+        pairs, of_values = called(function, arguments, named)
+        like = pairs[0]
+        if is_twice(like) and len(pairs) > linear:
+            like.run.stop(f"{name_of(function)} in it {like.run.lacks}")
 
         def at(*values):
-            given = list(leaves)
-            for place, value in zip(places, values, strict=True):
-                given[place] = value
-            arguments, named = torch.utils._pytree.tree_unflatten(given, tree)
-            results = function(*arguments, **named)
+            results = of_values(*values)
             parts = [results] if isinstance(results, torch.Tensor) else list(results)
             kinds.append(type(results))
             return [p for p in parts if p.is_floating_point()], [p for p in parts if not p.is_floating_point()]
 
         kinds: list[type] = []
-        values = tuple(leaves[i].v for i in places)
+        values = tuple(pair.v for pair in pairs)
         results, others = at(*values)
         # one direction after the other, since many of these cannot be mapped
-        each = (
-            torch.func.jvp(at, values, d, has_aux=True)[1] for d in zip(*(leaves[i].d for i in places), strict=True)
-        )
+        each = (torch.func.jvp(at, values, d, has_aux=True)[1] for d in zip(*levelled(*pairs), strict=True))
         derivatives = [torch.stack(part) for part in zip(*each, strict=True)]
-        pairs: list[Pair] = [new(like, v, t) for v, t in zip(results, derivatives, strict=True)]
-        if kinds[0] is torch.Tensor and pairs:
-            return pairs[0]
+        made = [new(like, v, t) for v, t in zip(results, derivatives, strict=True)]
+        if kinds[0] is torch.Tensor and made:
+            return made[0]
         # values come before their places, in all that give both
-        return kinds[0]((*pairs, *others))
+        return kinds[0]((*made, *others))
 
     return applied
 
 
+def elementwise(function: Callable) -> Callable:
+    """The rule of second derivatives of a function of numbers, of which one or two in each place are a pair's."""
+
+    def applied(*arguments, **named):
+        pairs, at = called(function, arguments, named)
+        like = pairs[0]
+        y = at(*(pair.v for pair in pairs))
+        values = [pair.v.expand(y.shape) for pair in pairs]
+        values = [z if z.requires_grad else z.detach().requires_grad_() for z in values]
+        y = at(*values)
+        slopes = slopes_of(y, values)
+        streams = [lifted(d, y.dim()) for d in levelled(*pairs)]
+        t = sum(slope * d for slope, d in zip(slopes, streams, strict=True))
+        firsts, bent = [d[: like.run.P] for d in streams], 0
+        for slope, first in zip(slopes, firsts, strict=True):
+            if slope.requires_grad:
+                bent = bent + sum(c * first * d for c, d in zip(slopes_of(slope, values), firsts, strict=True))
+        return curved(like, y, t, bent) if isinstance(bent, torch.Tensor) else new(like, y, broadcast(t, y))
+
+    return applied
+
+
+def slopes_of(y: torch.Tensor, values: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(y, values, torch.ones_like(y), create_graph=True, materialize_grads=True)
+
+
 TRUSTED: dict[Callable, Callable] = {
     function: by_jvp(function) for name in NAMES for function in spelt(name, spaces=SPACES)
+}
+TRUSTED_TWICE: dict[Callable, Callable] = {
+    function: elementwise(function) if names is ELEMENTWISE else by_jvp(function, math.inf if names is LINEAR else 1)
+    for names in (LINEAR, IN_EACH, ELEMENTWISE)
+    for name in names
+    for function in spelt(name, spaces=SPACES)
 }

@@ -20,7 +20,7 @@ from ..parts import draws, modules_of
 from ..paths import Known, known_of, unseen
 from ..student import Student
 from .chain import RULES, Chain, student_of
-from .flowing import Run, is_of_checkpoint
+from .flowing import Run, attach, is_of_checkpoint
 
 # Modules of torch.nn that may be parts of a chain. Of others it is known without a run that they are none.
 PARTS = {nn.Module, nn.Linear, nn.Flatten, nn.Identity, *KINDS}
@@ -36,10 +36,7 @@ class Followed(NamedTuple):
     hooks: list[Callable]  # to be called before gradients come to the weights
 
     def attach(self, results: Iterable[torch.Tensor | None]) -> None:
-        for result in results:
-            if self.hooks and result is not None and result.requires_grad:
-                for hook in self.hooks:
-                    result.register_hook(hook)
+        attach(self.hooks, results)
 
 
 def followed(function: object, x: torch.Tensor) -> Followed | None:

@@ -30,7 +30,7 @@ DRAWS, UNITS = 8, 4
 ANOTHER_WAY = {"rtol": 1e-9, "atol": 1e-11}
 ROUNDED_WITHIN = {"rtol": 1e-5, "atol": 1e-6}  # the same, of a function that rounds to float32 on its way
 # Of float64 beside central differences of fourth order: what is left of the step, in numbers of about 1.
-BY_DIFFERENCES = {"a rule": 1e-7, "a network": 1e-6}
+BY_DIFFERENCES = {"a rule": 1e-7, "a network": 1e-6, "second derivatives": 1e-5}
 BY_DIFFERENCE = {"rtol": 1e-6, "atol": 1e-7}  # the same, for `torch.testing.assert_close`
 IN_HALF = 0.05  # of a result's largest number, computed in half precision by a chain of calls
 ODD = 0x2545F4914F6CDD1D  # of xorshift64*, a multiplier that mixes well

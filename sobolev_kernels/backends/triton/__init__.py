@@ -56,6 +56,8 @@ def supports(problem: Problem) -> str | None:
         return f"tensors are on {problem.device}, not on a GPU (TRITON_INTERPRET=1 interprets the kernels there)"
     if problem.dtype != "float32":
         return f"dtype {problem.dtype} is not float32"
+    if problem.head is not None:
+        return f"a head, {problem.head}"
     if problem.given_gradient and (problem.result not in DIFFERENTIABLE or problem.order == 2):
         return f"{problem.projection} that require grad, other than those of jvp and vjp"
     return unable() if problem.device == "cuda" else None

@@ -27,7 +27,8 @@ class Distribution(NamedTuple):
 class Vectors(NamedTuple):
     """In a kernel, given directions or cotangents [P, N, columns] with their strides, or the key of those drawn.
 
-    The key is a number, or in a CUDA graph, which draws anew at each replay, two of the device's memory, SEED.
+    The key is two numbers, or in a CUDA graph, which draws anew at each replay, two of the device's memory, SEED: the
+    seed, and the place, its offset in the lower half and the first sample's number in the upper one.
     """
 
     V: tl.tensor
@@ -35,7 +36,7 @@ class Vectors(NamedTuple):
     by_sample: tl.tensor
     by_column: tl.tensor
     seed: tl.tensor
-    offset: tl.tensor
+    place: tl.tensor
     SEED: tl.tensor
     in_memory: tl.tensor
 
@@ -81,8 +82,8 @@ def key_of(vectors, p):
     """Read anew for each vector, or it is kept in registers."""
     at, here = vectors.SEED + (p >> 30), vectors.in_memory
     seed = tl.load(at, mask=here, other=0).to(tl.uint64)
-    offset = tl.load(at + 1, mask=here, other=0).to(tl.uint32)
-    return tl.where(here, seed, vectors.seed), tl.where(here, offset, vectors.offset)
+    place = tl.where(here, tl.load(at + 1, mask=here, other=0).to(tl.uint64), vectors.place)
+    return tl.where(here, seed, vectors.seed), place.to(tl.uint32), (place >> 32).to(tl.uint32)
 
 
 @triton.jit
@@ -92,8 +93,10 @@ def direction(distribution, vectors, sample, valid, p, d, W):
     if distribution.KIND == GIVEN:
         at = p * vectors.by_vector + sample[:, None] * vectors.by_sample + d[None, :] * vectors.by_column
         return tl.load(vectors.V + at, mask=within, other=0.0)
-    seed, offset = key_of(vectors, p)
+    seed, offset, first = key_of(vectors, p)
     rows = (0 * sample if distribution.SHARED else sample)[:, None].to(tl.uint32)
+    if not distribution.SHARED:
+        rows += first
     columns = d[None, :].to(tl.uint32)
     if distribution.KIND == SPHERE or distribution.KIND == NORMAL:
         v = tl.where(within, normal(rows, p, columns, seed, offset), 0.0)

@@ -18,7 +18,7 @@ from .finishing import AT_ONCE, Slots
 from .formulas import activation_of
 from .launches import LINEAR, OUTER, WIDEST_DRAWN
 from .parameters import OPERANDS
-from .script import IN_MEMORY, KEY, OFFSET, SEED, At, Script, by_layer
+from .script import IN_MEMORY, KEY, PLACE, SEED, At, Script, by_layer
 
 BLOCK = 1024
 
@@ -123,7 +123,7 @@ class Layers:
             "start_kernel", (triton.cdiv(self.N, block), streams), x, at.given,
             SEED, out, copy, self.N, 0 if W == 0 else problem.P, n, W,
             *(operands.x.stride()), *((0, 0, 0) if given is None else over_samples(given, self.N).stride()),
-            KEY, OFFSET, IN_MEMORY, Distribution(kind, shared, problem.magnitude), BLOCK=block,
+            KEY, PLACE, IN_MEMORY, Distribution(kind, shared, problem.magnitude), BLOCK=block,
             COLUMNS=columns,
         )  # fmt: skip
         self.vectors = out

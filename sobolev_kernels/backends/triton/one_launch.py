@@ -20,7 +20,7 @@ from .finishing import AT_ONCE, Slots, finish, terms_of
 from .formulas import activation_of, loss_of
 from .launches import launch_of, tile_of
 from .parameters import OPERANDS, SOME, Packed, Sizes, places_of
-from .script import IN_MEMORY, KEY, OFFSET, SEED, Script, by_layer
+from .script import IN_MEMORY, KEY, PLACE, SEED, Script, by_layer
 from .step import step_kernel  # noqa: F401 -- launched by its name
 
 one_launch = sys.modules[__name__]
@@ -133,7 +133,7 @@ def step(script: Script, problem: Problem, operands: Operands, at: Operands, pac
         one_launch, "step_kernel", (programs,),
         at.x, at.given, at.values, at.derivative, at.sample_weight, at.output_weight, at.derivative_weight,
         SEED, packed, room, N, problem.P, problem.D, problem.W, problem.O, len(problem.widths) - 2, *strides, KEY,
-        OFFSET, IN_MEMORY, common, Distribution(kind, shared, problem.magnitude),
+        PLACE, IN_MEMORY, common, Distribution(kind, shared, problem.magnitude),
         activation_of(problem.activations[0]), activation_of(problem.activations[-1]), value, first, chains,
         FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
         OF_EACH=problem.result == PER_SAMPLE, TILE=tile_of(problem, launch), **launch.options,

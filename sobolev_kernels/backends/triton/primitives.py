@@ -4,7 +4,7 @@ those that coupled losses are made of for float64 too."""
 import triton
 import triton.language as tl
 
-__all__ = ["abs", "clamp", "cos", "erf", "exp", "expm1", "log1p", "sigmoid", "sin", "sqrt", "tanh", "where"]
+__all__ = ["abs", "clamp", "cos", "erf", "exp", "expm1", "log", "log1p", "sigmoid", "sin", "sqrt", "tanh", "where"]
 
 
 # Triton's own, wrapped: its interpreter knows the names of `tl` only.
@@ -76,6 +76,11 @@ def tanh(x):
 def expm1(x):
     t = tanh(0.5 * tl.where(x > 0.5, 0.0, x))
     return tl.where(x > 0.5, tl.exp(x) - 1.0, 2.0 * t / (1.0 - t))
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
 
 
 @triton.jit

@@ -34,7 +34,7 @@ class At(NamedTuple):
 
 
 # Its numbers, or an address in a device's memory where they are, and whether they are there
-SEED, IN_MEMORY, KEY, OFFSET = At(-4), At(-3), At(-2), At(-1)
+SEED, IN_MEMORY, KEY, PLACE = At(-4), At(-3), At(-2), At(-1)
 
 
 class Launch:
@@ -122,21 +122,21 @@ class Script:
         for i in self.copies:
             reads[i] = reads[i].contiguous()
         came = [*reads, *made]
-        key, offset, *at = told(seed)
+        key, place, *at = told(seed)
         seed_at = at[0] if at else 0
-        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], key, offset, seed_at, came):
+        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], key, place, seed_at, came):
             with on_device(self.device):
-                self.by_jit(came, key, offset, seed if seed_at else None)
+                self.by_jit(came, key, place, seed if seed_at else None)
 
-    def fill(self, reads: list[int], made: list[torch.Tensor], key: int, offset: int, seed_at: int = 0) -> None:
+    def fill(self, reads: list[int], made: list[torch.Tensor], key: int, place: int, seed_at: int = 0) -> None:
         """The same, told where it reads, and its seed."""
-        if not self.again(reads, [t.data_ptr() for t in made], key, offset, seed_at):
+        if not self.again(reads, [t.data_ptr() for t in made], key, place, seed_at):
             came = [*[Placed(address, torch.float32) for address in reads], *made]
             with on_device(self.device):
-                self.by_jit(came, key, offset, Placed(seed_at, torch.int64) if seed_at else None)
+                self.by_jit(came, key, place, Placed(seed_at, torch.int64) if seed_at else None)
 
     def again(
-        self, reads: list[int], writes: list[int], key: int, offset: int, seed_at: int = 0,
+        self, reads: list[int], writes: list[int], key: int, place: int, seed_at: int = 0,
         came: list[torch.Tensor] | None = None,
     ) -> bool:  # fmt: skip
         """The launches of a step like one before, on the device's current stream, told where it reads and writes.
@@ -151,7 +151,7 @@ class Script:
         room = torch.empty(self.bytes, dtype=torch.uint8, device=self.device)
         base = room.data_ptr()
         addresses = came_at + [base + offset for offset in self.offsets]
-        addresses += (seed_at, int(seed_at != 0), key, offset)
+        addresses += (seed_at, int(seed_at != 0), key, place)
         with on_device(self.device):
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             for action, done in zip(self.actions, compiled, strict=True):
@@ -168,11 +168,11 @@ class Script:
         (shape, dtype), offset = self.rooms[index - self.came], self.offsets[index - self.came]
         return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def by_jit(self, came: list[torch.Tensor], key: int, offset: int, seed: torch.Tensor | None) -> None:
+    def by_jit(self, came: list[torch.Tensor], key: int, place: int, seed: torch.Tensor | None) -> None:
         """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
         rooms = [empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.rooms]
         where = torch.empty(2, dtype=torch.int64, device=self.device) if seed is None else seed  # read if it is there
-        arrays, compiled = [*came, *rooms, where, int(seed is not None), key, offset], []
+        arrays, compiled = [*came, *rooms, where, int(seed is not None), key, place], []
         for action in self.actions:
             if isinstance(action, Launch):
                 compiled.append(action.by_jit(arrays))

@@ -8,12 +8,12 @@ from .draws import Vectors, direction
 
 @triton.jit(
     do_not_specialize=[
-        "N", "D", "W", "sx_n", "sx_d", "sv_p", "sv_n", "sv_k", "seed", "offset", "seed_in_memory"
+        "N", "D", "W", "sx_n", "sx_d", "sv_p", "sv_n", "sv_k", "seed", "place", "seed_in_memory"
     ],
     do_not_specialize_on_alignment=["X", "V", "SEED"],
 )  # fmt: skip
 def start_kernel(
-    X, V, SEED, OUT, COPY, N, P, D, W, sx_n, sx_d, sv_p, sv_n, sv_k, seed: tl.uint64, offset: tl.uint32, seed_in_memory,
+    X, V, SEED, OUT, COPY, N, P, D, W, sx_n, sx_d, sv_p, sv_n, sv_k, seed: tl.uint64, place: tl.uint64, seed_in_memory,
     distribution, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """OUT [streams, N, D]: X [N, D], if it is there, then P vectors of W numbers, given or drawn, then zeros; and the
@@ -29,7 +29,7 @@ def start_kernel(
             numbers = tl.load(X + at, mask=within, other=0.0)
     if (p >= 0) & (p < P):
         vectors = Vectors(
-            V, sv_p.to(tl.int64), sv_n, sv_k.to(tl.int64), seed.to(tl.uint64), offset.to(tl.uint32), SEED,
+            V, sv_p.to(tl.int64), sv_n, sv_k.to(tl.int64), seed.to(tl.uint64), place.to(tl.uint64), SEED,
             seed_in_memory != 0,
         )  # fmt: skip
         numbers = direction(distribution, vectors, sample, valid, p, d, W) + numbers

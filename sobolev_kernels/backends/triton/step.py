@@ -99,7 +99,7 @@ def samples_of(t, unknown, N, TILE):
 @triton.jit(
     do_not_specialize=[
         "N", "P", "D", "W", "O", "hidden_layers", "sx_n", "sx_d", "sv_p", "sv_n", "sv_k", "sy_n", "sy_o",
-        "st_p", "st_n", "st_k", "st_column", "sw_p", "sw_n", "sw_k", "seed", "offset", "seed_in_memory",
+        "st_p", "st_n", "st_k", "st_column", "sw_p", "sw_n", "sw_k", "seed", "place", "seed_in_memory",
     ],
     do_not_specialize_on_alignment=[
         "X", "V", "Y", "T", "WEIGHT_OF_SAMPLE", "WEIGHT_OF_OUTPUT", "WEIGHT_OF_EACH", "SEED",
@@ -108,7 +108,7 @@ def samples_of(t, unknown, N, TILE):
 def step_kernel(
     X, V, Y, T, WEIGHT_OF_SAMPLE, WEIGHT_OF_OUTPUT, WEIGHT_OF_EACH, SEED, packed, room,
     N, P, D, W, O, hidden_layers, sx_n, sx_d, sv_p, sv_n, sv_k, sy_n, sy_o, st_p, st_n, st_k, st_column,
-    sw_p, sw_n, sw_k, seed: tl.uint64, offset: tl.uint32, seed_in_memory, common, distribution, activation, last, value,
+    sw_p, sw_n, sw_k, seed: tl.uint64, place: tl.uint64, seed_in_memory, common, distribution, activation, last, value,
     first, chains, FROM: tl.constexpr, DENSE: tl.constexpr, GRADIENTS: tl.constexpr,
     OF_EACH: tl.constexpr, TILE,
 ):  # fmt: skip
@@ -121,7 +121,7 @@ def step_kernel(
     projected on all P directions: the same numbers as from tangents.
     """
     vectors = Vectors(
-        V, sv_p.to(tl.int64), sv_n, sv_k, seed.to(tl.uint64), offset.to(tl.uint32), SEED, seed_in_memory != 0
+        V, sv_p.to(tl.int64), sv_n, sv_k, seed.to(tl.uint64), place.to(tl.uint64), SEED, seed_in_memory != 0
     )
     target = Target(T, st_p.to(tl.int64), st_n, st_k, st_column)
     each = Each(WEIGHT_OF_EACH, sw_p.to(tl.int64), sw_n, sw_k)

@@ -1,0 +1,309 @@
+"""Chains of linear layers and activations of the table within any forward: each is put off, and is one fused call then.
+
+A pair that such a function gives has no numbers yet. They come when something else asks for them: by one fused call
+from the last value that has some, or by one operation after the other where that would cost less. A value that was
+passed over, and is asked for as well, is computed by itself; it is an end of its chain in the runs after the first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from ..boundary import PLAIN
+from ..math.table import Formula
+from ..modules import IDENTITY, number
+from . import products
+from .chain import FORMULAS, Layer
+from .flowing import ABOUT, Run, is_finite, spelt
+from .pair import Pair, is_pair, start, wrapper
+from .rules import RULES
+
+CHANGED = "a weight in it is another after it was used"
+Numbers = tuple[torch.Tensor, torch.Tensor]  # a value [..., n], its derivatives [P, ..., n]
+
+
+class Step:
+    """A value with its derivatives; or an operation that gives them of those of the step before.
+
+    `layer` is what the operation makes of the last linear layer, which `begins` with it or is that of the step before.
+    """
+
+    __slots__ = ("before", "begins", "layer", "marks", "numbers", "own", "place")
+
+    def __init__(
+        self, before: Step | None, layer: Layer | None, place: int, own: Callable[[Numbers], Numbers] | None = None,
+        begins: bool = False, marks: Sequence[tuple] = (), numbers: Numbers | None = None,
+    ):  # fmt: skip
+        self.before, self.layer, self.place, self.own = before, layer, place, own
+        self.begins, self.marks, self.numbers = begins, marks, numbers
+
+    def settle(self) -> None:
+        """Its numbers by its own operation."""
+        if self.begins:
+            self.numbers = products.layer(*self.before.numbers, self.layer.weight, self.layer.bias)
+        else:
+            self.numbers = self.own(*self.before.numbers)
+        self.before = None
+
+    def holds(self) -> bool:
+        """Whether its weights are those that it was made with."""
+        return all(
+            tensor._version == version and tensor.data_ptr() == address
+            and (copy is None or torch.equal(tensor.detach(), copy))
+            for tensor, version, address, copy in self.marks
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Segments:
+    """The chains of one run of a forward: how they are fused, and what became of them.
+
+    `fuse` gives the name of a backend and its numbers, or None where none of them does it, or it costs more. A run that
+    is `careful` compares weights with copies, since what is written to `weight.data` is not seen otherwise.
+    """
+
+    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor], tuple[str, Numbers] | None]
+    ends: frozenset[int] = frozenset()
+    careful: bool = False
+    widest: float = math.inf  # features of a layer that may be fused
+    places: Iterator[int] = field(default_factory=itertools.count)
+    asked: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)
+    fused: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def found(self) -> tuple[int, ...]:
+        """The places that were passed over, or could have been, and asked for as well."""
+        return tuple(sorted(self.ends | (self.asked & self.passed)))
+
+    def settle(self, run: Run, step: Step) -> Numbers:
+        """The numbers of a step, computed in the precision that it was put off in."""
+        self.asked.add(step.place)
+        if step.numbers is None:
+            with torch.autocast(run.device.type, enabled=False) if run.casting() else nullcontext():
+                self.compute(run, step)
+        return step.numbers
+
+    def compute(self, run: Run, step: Step) -> None:
+        chain = [step]
+        while (before := chain[0].before).numbers is None:
+            chain.insert(0, before)
+        if not all(map(Step.holds, chain)):
+            run.stop(CHANGED)
+        if step.layer.factor != 1.0:  # which no sine has followed
+            self.settle(run, step.before)
+            chain = [step]
+        while chain and not chain[0].begins:  # its linear layer has its numbers already
+            chain.pop(0).settle()
+        self.passed.update([each.place for each in chain[:-1]])
+        if chain and not self.through(step, chain):
+            for part in chain:
+                part.settle()
+
+    def through(self, step: Step, chain: list[Step]) -> bool:
+        """Whether one fused call gave the numbers of the last step of a chain."""
+        layers = [part.layer for part, after in itertools.pairwise([*chain, None]) if after is None or after.begins]
+        found = self.fuse(layers, *chain[0].before.numbers)
+        if found is None:
+            return False
+        backend, step.numbers = found
+        step.before = None
+        kind = len(layers), backend
+        self.fused[kind] = self.fused.get(kind, 0) + 1
+        return True
+
+
+class Pending(Pair):
+    """A pair whose numbers are computed when they are asked for."""
+
+    step: Step
+
+    @property
+    def v(self) -> torch.Tensor:
+        return self.run.segments.settle(self.run, self.step)[0]
+
+    @v.setter
+    def v(self, value: torch.Tensor) -> None:
+        self.step = known(value, self.d)
+
+    @property
+    def d(self) -> torch.Tensor:
+        return self.run.segments.settle(self.run, self.step)[1]
+
+    @d.setter
+    def d(self, value: torch.Tensor) -> None:
+        self.step = known(self.v, value)
+
+    def asks(self) -> bool:
+        at, asks = self.step, False
+        while at.numbers is None:
+            asks = asks or any(tensor.requires_grad for tensor, *_ in at.marks)
+            at = at.before
+        return asks or any(tensor.requires_grad for tensor in at.numbers)
+
+
+def known(v: torch.Tensor, d: torch.Tensor) -> Step:
+    return Step(None, None, -1, numbers=(v, d))
+
+
+def pending(run: Run, sizes: tuple[int, ...], step: Step) -> Pending:
+    pair = wrapper(Pending, run, sizes, run.dtype, run.device)
+    pair.step = step
+    return pair
+
+
+def step_of(input: Pair) -> Step:
+    """What a linear layer of it follows."""
+    if not isinstance(input, Pending):
+        return known(input.v, input.d)
+    step, segments = input.step, input.run.segments
+    if step.place in segments.ends or (step.layer is not None and step.layer.factor != 1.0):
+        segments.settle(input.run, step)
+    return step
+
+
+def is_layer(input: Pair, weight: object, bias: object) -> bool:
+    """Whether these are the weight and the bias of a layer that a fused call may have for its own."""
+    run = input.run
+    if not fits(run, weight, 2) or not input.sizes or weight.shape[1] != input.sizes[-1]:
+        return False
+    if bias is not None and not (fits(run, bias, 1) and bias.shape == weight.shape[:1]):
+        return False
+    if max(weight.shape) > run.segments.widest or run.casting():
+        return False
+    # of one that is put off it is known
+    return isinstance(input, Pending) or (input.v.dtype is run.dtype and input.v.device == run.device)
+
+
+def fits(run: Run, tensor: object, dims: int) -> bool:
+    """Whether kernels may read it, now or a little later."""
+    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_inference()
+    # others, as buffers, a forward may rightly write to
+    plain = plain and (tensor.requires_grad or type(tensor) is torch.nn.Parameter)
+    return plain and tensor.dtype is run.dtype and tensor.device == run.device and tensor.dim() == dims
+
+
+def marks_of(segments: Segments, *tensors: torch.Tensor) -> list[tuple]:
+    return [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
+
+
+def linear(input, weight, bias=None):
+    if not is_pair(input) or not is_layer(input, weight, bias):
+        return products.linear(input, weight, bias)
+    run, segments = input.run, input.run.segments
+    marks = marks_of(segments, weight) if bias is None else marks_of(segments, weight, bias)
+    step = Step(step_of(input), Layer(weight, bias), next(segments.places), begins=True, marks=marks)
+    return pending(run, (*input.sizes[:-1], weight.shape[0]), step)
+
+
+def matmul(input, other):
+    if is_pair(input) and isinstance(other, torch.Tensor) and not is_pair(other) and other.dim() == 2:
+        weight = other.t()
+        if is_layer(input, weight, None):
+            return linear(input, weight)
+    return products.matmul(input, other)
+
+
+def open_layer(input: object) -> Layer | None:
+    """The linear layer that gave a pair which has no numbers yet, and no activation has followed."""
+    if not isinstance(input, Pending) or input.step.numbers is not None:
+        return None
+    step, run = input.step, input.run
+    is_open = step.layer.activation is IDENTITY and step.place not in run.segments.ends and not run.casting()
+    return step.layer if is_open else None
+
+
+def following(input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
+    """What an operation makes of a layer, by itself `plain(input, …)`."""
+    run = input.run
+
+    def own(v, d):
+        after = plain(start(run, v, d), *arguments, **named)
+        return after.v, after.d
+
+    return Step(input.step, layer, next(run.segments.places), own)
+
+
+def activation(plain: Callable, formula_of: Callable[..., Formula]) -> Callable:
+    """The rule of an activation: after a layer that was put off it is put off, too."""
+    default = told(formula_of, (), {})
+
+    def applied(input, *arguments, inplace=False, **named):
+        layer, formula = open_layer(input), None
+        if layer is not None:
+            formula = told(formula_of, arguments, named) if arguments or named else default
+        if formula is None or not (layer.factor == 1.0 or formula.name == "sin"):
+            return plain(input, *arguments, **named, **({"inplace": True} if inplace else {}))
+        if formula.name == "sin":
+            formula, layer = Formula("sin", (layer.factor,)), layer._replace(factor=1.0)
+        step = following(input, layer._replace(activation=formula), plain, *arguments, **named)
+        if not inplace:
+            return pending(input.run, input.sizes, step)
+        input.step = step
+        return input
+
+    return applied
+
+
+def mul(input, other):
+    """By a number: a sine that follows has it for its own."""
+    pair, factor = (input, other) if is_pair(input) else (other, input)
+    layer = open_layer(pair) if is_finite(factor) else None
+    if layer is None or not is_finite(layer.factor * factor):
+        return products.mul(input, other)
+    step = following(pair, layer._replace(factor=float(layer.factor * factor)), products.mul, factor)
+    return pending(pair.run, pair.sizes, step)
+
+
+def add(input, other, *, alpha=1):
+    """Of a product with a weight: its bias."""
+    pair, bias = (input, other) if is_pair(input) else (other, input)
+    layer = open_layer(pair) if alpha == 1 and isinstance(bias, torch.Tensor) and not is_pair(bias) else None
+    if layer is None or layer.bias is not None or layer.factor != 1.0 or not fits(pair.run, bias, 1):
+        return products.add(input, other, alpha=alpha)
+    if bias.shape != layer.weight.shape[:1]:
+        return products.add(input, other, alpha=alpha)
+    step = following(pair, layer._replace(bias=bias), products.add, bias)
+    step.marks = marks_of(pair.run.segments, bias)
+    return pending(pair.run, pair.sizes, step)
+
+
+def told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
+    """The formula that such arguments tell, if all its parameters are finite numbers."""
+    try:
+        formula = formula_of(*arguments, **named)
+    except TypeError:  # others than the table knows
+        return None
+    parameters = tuple(map(number, formula.parameters))
+    finite = all(p is not None and math.isfinite(p) for p in parameters)
+    return Formula(formula.name, parameters) if finite else None
+
+
+def unasked(about: Callable, plain: Callable) -> Callable:
+    """The rule of what a tensor is, for which one that is put off need have no numbers."""
+
+    def answered(input, *arguments, **named):
+        rule = about if isinstance(input, Pending) else plain
+        return rule(input, *arguments, **named)
+
+    return answered
+
+
+# The rules of pairs where chains of layers are put off.
+SEGMENTED: dict[Callable, Callable] = dict(RULES)
+SEGMENTED |= {function: unasked(ABOUT[function], RULES[function]) for function in ABOUT.keys() & RULES.keys()}
+for function in (linear, matmul, mul, add):
+    SEGMENTED |= {
+        spelling: function for spelling, plain in RULES.items() if plain is getattr(products, function.__name__)
+    }
+for name, formula_of in FORMULAS.items():
+    for function in spelt(name):
+        SEGMENTED[function] = activation(RULES[function], formula_of)
+    for function in spelt(f"{name}_"):
+        SEGMENTED[function] = partial(activation(RULES[function], formula_of), inplace=True)
