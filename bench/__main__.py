@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .any import add_options, measure_any
 from .cases import EVERY, FIRST, GROUPS, SMALL, Case, draw_cases
 from .check import RedCheck, prepare
 from .jax_baseline import idleness
@@ -32,7 +33,6 @@ from .report import (
     print_summary,
     write_csv,
 )  # fmt: skip
-from .students import KINDS, STUDENTS, measure_any
 from .timing import SGEMM, TURN, interleave, quartiles, sgemm
 from .variants import OURS, PLAIN, left_out, variants_of
 
@@ -102,9 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="leave out JAX and what torch.compile makes")
     parser.add_argument("--overhead", action="store_true", help="only: what small calls cost, piece by piece")
     parser.add_argument("--planner", action="store_true", help="only: whether the planner takes the faster side")
-    parser.add_argument("--any", nargs="*", choices=STUDENTS, metavar="STUDENT", help="only: students that are no MLPs")
-    parser.add_argument("--match", nargs="+", choices=KINDS, default=KINDS, help="of --any, what is matched")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="of --any, N")
+    add_options(parser)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -127,8 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure_sides(SHAPES, options.rounds, options.seconds, options.results, console)
         return 0
     if options.any is not None:
-        names = options.any or STUDENTS
-        measure_any(names, options.match, options.batch, options.rounds, options.seconds, console)
+        measure_any(options, console)
         return 0
     settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile)
     return benchmark(cases_of(options), settings, options.results, console)

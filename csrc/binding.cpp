@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/mean_loss.h"
 #include "cuda/layout.h"
 #include "math/enums.h"
 #include "reading.h"
@@ -215,6 +216,29 @@ PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count
   Py_RETURN_NONE;
 }
 
+// mean_loss(loss, tensors that are read, tensors that are filled)
+PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    need(count == 3 && PyList_Check(arguments[1]) && PyList_Check(arguments[2]), "three arguments, two of them lists");
+    const auto& loss = py::cast<const sk::cpu::MeanLoss&>(py::handle(arguments[0]));
+    sk::reading::Each reads(arguments[1]), writes(arguments[2]);
+    std::vector<const void*> read(std::size_t(loss.gradients() + 3 + loss.projected));
+    std::vector<void*> written(std::size_t(loss.gradients() + 2));
+    for (auto& place : read) place = reinterpret_cast<const void*>(reads.address());
+    for (auto& place : written) place = reinterpret_cast<void*>(writes.address());
+    need(reads.all() && writes.all(), "a loss must be given as many tensors as it has");
+    py::gil_scoped_release release;
+    sk::cpu::mean_loss(loss, read, written);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -325,11 +349,30 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
+  py::class_<sk::cpu::MeanLoss>(m, "MeanLoss", "weighted means of pointwise terms of values and derivatives")
+      .def(py::init([](bool wide, const py::tuple& losses, double values, double derivatives,
+                       const std::vector<std::int64_t>& sizes, bool projected) {
+             sk::cpu::MeanLoss loss;
+             loss.wide = wide;
+             for (std::size_t i = 0; i < 2; ++i) loss.losses[i] = formula(losses[i], sk::kCountOfLoss, "loss");
+             loss.weights[0] = values, loss.weights[1] = derivatives;
+             need(sizes.size() == 4, "N, O, D and P");
+             loss.N = sizes[0], loss.O = sizes[1], loss.D = sizes[2], loss.P = sizes[3];
+             loss.projected = projected;
+             return loss;
+           }),
+           py::arg("wide"), py::arg("losses"), py::arg("values"), py::arg("derivatives"), py::arg("sizes"),
+           py::arg("projected"));
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"modules", fast(sk::reading::modules), METH_FASTCALL,
+       "(roots, plain, kinds, parameters): what they are made of"},
+      {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},
       {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
       {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,
        "(step, isa, addresses, tensors, seed, place): a kept step, of what is at these and into those"},
+      {"mean_loss", fast(mean_loss), METH_FASTCALL,
+       "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();

@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include <cstddef>
+#include <unordered_set>
 #include <vector>
 
 namespace sk::reading {
@@ -22,6 +23,8 @@ struct Names {
   PyObject* bias = name("bias");
   PyObject* hooks[4] = {name("_forward_hooks"), name("_forward_pre_hooks"), name("_backward_hooks"),
                         name("_backward_pre_hooks")};
+  PyObject* training = name("training");
+  PyObject* next_functions = name("next_functions");
   PyObject* data_ptr = name("data_ptr");
   PyObject* untyped_storage = name("untyped_storage");
   PyObject* nbytes = name("nbytes");
@@ -152,6 +155,79 @@ inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const Rules rules{PyTuple_GET_ITEM(told, 0), PyTuple_GET_ITEM(told, 1), PyTuple_GET_ITEM(told, 2)};
   const Answer answer = Reader(rules, arguments[2], arguments[3]).read(arguments[0]);
   return answer < 0 ? nullptr : PyBool_FromLong(answer);
+}
+
+// modules(roots, plain, kinds, parameters): adds the class and the mode of each of these modules and of all below them,
+// and their parameters, to two lists, each once. False where a module keeps them in another way, or a parameter's class
+// is not among the `plain` ones.
+inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) || !PyList_Check(arguments[2]) ||
+      !PyList_Check(arguments[3])) {
+    PyErr_SetString(PyExc_TypeError, "modules(list of modules, plain classes, kinds, parameters)");
+    return nullptr;
+  }
+  // none of which can go meanwhile, since nobody's code runs
+  std::vector<PyObject*> waiting;
+  std::unordered_set<PyObject*> seen;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[0]); ++i) waiting.push_back(PyList_GET_ITEM(arguments[0], i));
+  while (!waiting.empty()) {
+    PyObject* module = waiting.back();
+    waiting.pop_back();
+    if (module == Py_None || !seen.insert(module).second) continue;
+    const Owned inside(PyObject_GenericGetDict(module, nullptr));
+    if (!inside) return nullptr;
+    PyObject* training = PyDict_GetItemWithError(inside.get(), names().training);
+    PyObject* children = training ? PyDict_GetItemWithError(inside.get(), names().modules) : nullptr;
+    PyObject* own = children ? PyDict_GetItemWithError(inside.get(), names().parameters) : nullptr;
+    if (PyErr_Occurred()) return nullptr;
+    if (!own || !PyDict_Check(children) || !PyDict_Check(own)) Py_RETURN_FALSE;
+    auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
+    if (PyList_Append(arguments[2], kind) || PyList_Append(arguments[2], training)) return nullptr;
+    PyObject *key, *value;
+    Py_ssize_t place = 0;
+    while (PyDict_Next(children, &place, &key, &value)) waiting.push_back(value);
+    place = 0;
+    while (PyDict_Next(own, &place, &key, &value)) {
+      if (value == Py_None) continue;
+      bool plain = false;
+      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments[1]); ++i) {
+        plain = plain || PyTuple_GET_ITEM(arguments[1], i) == reinterpret_cast<PyObject*>(Py_TYPE(value));
+      }
+      if (!plain) Py_RETURN_FALSE;
+      if (seen.insert(value).second && PyList_Append(arguments[3], value)) return nullptr;
+    }
+  }
+  Py_RETURN_TRUE;
+}
+
+// nodes(list of nodes of autograd's, or None): a dict whose keys are these and all that they lead to, each once, in an
+// order that is the same in graphs that are alike.
+inline PyObject* nodes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 1 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "nodes(list of nodes)");
+    return nullptr;
+  }
+  const Owned waiting(PyList_GetSlice(arguments[0], 0, PyList_GET_SIZE(arguments[0])));
+  Owned found(PyDict_New());
+  if (!waiting || !found) return nullptr;
+  for (Py_ssize_t last; (last = PyList_GET_SIZE(waiting.get()) - 1) >= 0;) {
+    PyObject* top = PyList_GET_ITEM(waiting.get(), last);
+    Py_INCREF(top);
+    const Owned node(top);
+    if (PyList_SetSlice(waiting.get(), last, last + 1, nullptr)) return nullptr;
+    if (node.get() == Py_None) continue;
+    const int known = PyDict_Contains(found.get(), node.get());
+    if (known < 0 || (!known && PyDict_SetItem(found.get(), node.get(), Py_None))) return nullptr;
+    if (known) continue;
+    const Owned next(PyObject_GetAttr(node.get(), names().next_functions));
+    if (!next || !PyTuple_Check(next.get())) return nullptr;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(next.get()); ++i) {
+      PyObject* edge = PyTuple_GET_ITEM(next.get(), i);
+      if (PyList_Append(waiting.get(), PyTuple_GET_ITEM(edge, 0))) return nullptr;
+    }
+  }
+  Py_INCREF(found.get());
+  return found.get();
 }
 
 // A number that an object's method returns; -1 and an exception if there is none.

@@ -248,7 +248,8 @@ def test_a_core_of_other_tables_is_missing(other, table):
 
 
 def test_a_core_without_what_each_step_asks_is_missing():
-    reason = "the compiled core is of another version (it has no read, addresses, mlp_sobolev_at); build it again"
+    lacking = ", ".join(core.AT_EVERY_STEP)
+    reason = f"the compiled core is of another version (it has no {lacking}); build it again"
     assert core.why_missing(OtherCore()) == reason
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, vmap
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends import reference
+from sobolev_kernels.backends import functions, reference, residuals, running
 from sobolev_kernels.math.losses import choose_loss
 from sobolev_kernels.student import recognise
 from sobolev_kernels.testing import assert_within_rule
@@ -31,17 +31,17 @@ def test_every_form_against_nested_torch_func(activation):
     parameters = list(layers.parameters)
     by_rows, by_columns = (vmap(jacobian(student))(x) for jacobian in (jacrev, jacfwd))
     assert_within_rule("jacobian", by_rows, by_columns)
-    tangents, gradients = reference.project(by_columns, v), reference.pull(by_rows, u)
-    second = reference.project_twice(vmap(hessian(student))(x), v)
+    tangents, gradients = residuals.project(by_columns, v), residuals.pull(by_rows, u)
+    second = residuals.project_twice(vmap(hessian(student))(x), v)
     for form, y, *got in (
         ("mlp_vjp", *reference.mlp_vjp(layers, parameters, x, u)),
-        ("function_vjp", *reference.vjps(reference.with_graph(student, x), u)),
+        ("function_vjp", *functions.vjps(running.with_graph(student, x), u)),
     ):
         assert_within_rule(f"y of {form}", y, student(x))
         assert_within_rule(form, *got, gradients)
     for form, jet in (
         ("mlp_jet", lambda order: reference.mlp_jet(layers, parameters, x, v, order)),
-        ("function_jet", lambda order: reference.function_jet(reference.with_graph(student, x), v, order)),
+        ("function_jet", lambda order: functions.function_jet(running.with_graph(student, x), v, order)),
     ):
         y, first, none = jet(1)
         assert none is None
@@ -59,11 +59,11 @@ def test_projections_of_a_dense_target():
     v, u = random_vectors(4, 3), random_vectors(5, 2)
     for n in range(6):
         for p in range(4):
-            assert_within_rule("project", reference.project(jacobian, v)[p, n], jacobian[n] @ v[p, n])
+            assert_within_rule("project", residuals.project(jacobian, v)[p, n], jacobian[n] @ v[p, n])
             twice = torch.stack([v[p, n] @ curvature[n, o] @ v[p, n] for o in range(2)])
-            assert_within_rule("project_twice", reference.project_twice(curvature, v)[p, n], twice)
+            assert_within_rule("project_twice", residuals.project_twice(curvature, v)[p, n], twice)
         for r in range(5):
-            assert_within_rule("pull", reference.pull(jacobian, u)[r, n], jacobian[n].T @ u[r, n])
+            assert_within_rule("pull", residuals.pull(jacobian, u)[r, n], jacobian[n].T @ u[r, n])
 
 
 def test_no_projections_at_all():
@@ -73,12 +73,12 @@ def test_no_projections_at_all():
     for order in (1, 2):
         for _, *derivatives in (
             reference.mlp_jet(layers, list(layers.parameters), x, v, order),
-            reference.function_jet(reference.with_graph(student, x), v, order),
+            functions.function_jet(running.with_graph(student, x), v, order),
         ):
             assert all(t.shape == (0, SHAPE.N, SHAPE.O) for t in derivatives[:order])
     for _, gradients in (
         reference.mlp_vjp(layers, list(layers.parameters), x, u),
-        reference.vjps(reference.with_graph(student, x), u),
+        functions.vjps(running.with_graph(student, x), u),
     ):
         assert gradients.shape == (0, SHAPE.N, SHAPE.D)
 
@@ -86,7 +86,7 @@ def test_no_projections_at_all():
 @pytest.mark.parametrize("function", [lambda x: x[:, :2] * 0 + 1, lambda x: torch.ones(6, 2).double(), lambda x: x @ A])
 def test_functions_without_a_derivative_have_zeros(function):
     x = torch.randn(6, 3, dtype=torch.float64)
-    y, first, second = reference.function_jet(reference.with_graph(function, x), random_vectors(4, 3), 2)
+    y, first, second = functions.function_jet(running.with_graph(function, x), random_vectors(4, 3), 2)
     assert not second.any() and second.shape == (4, 6, 2)
     assert first.any() == y.detach().std().gt(0)
 
@@ -108,7 +108,7 @@ def test_terms_sample_by_sample(loss, weighted, dims):
     """A coupled loss of all the numbers of a sample, a pointwise one the mean over them."""
     a, t = torch.randn(2, *dims, dtype=torch.float64)
     weight = torch.tensor([0.5, 2.0], dtype=torch.float64) if weighted else torch.ones(2, dtype=torch.float64)
-    got = reference.term(choose_loss("loss", loss), a, t, weight if weighted else None)
+    got = residuals.term(choose_loss("loss", loss), a, t, weight if weighted else None)
     for n in range(6):
         numbers = (tensor[..., n, :].flatten() for tensor in (a, t, weight.expand(dims)))
         expected = WRITTEN[loss](*numbers)

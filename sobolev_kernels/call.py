@@ -10,20 +10,21 @@ from typing import NamedTuple
 
 import torch
 
-from . import keeping, kept, ops
-from .advice import advise_of_reference, looked_at_again
-from .backends import reference, running, streams
+from . import keeping, kept, ops, traced
+from .advice import advise_of_reference
+from .backends import functions, reference, running, streams
+from .backends.dependence import Evaluated
 from .backends.exact import tracked
 from .checks import tensors_of
 from .columns import Columns
-from .directions import Cotangents
 from .dispatch import requested
 from .drawing import drawn, over_samples
 from .enums import COTANGENTS, NONE
-from .errors import NotProvided, need, refuse
+from .errors import NotProvided, refuse
 from .finite import faults_of_finite, one_if_finite
-from .labels import faults_of_labels, probabilities_of
+from .known_function import run_function
 from .math.directions import GIVEN, IN_KERNELS
+from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import UNSEEN, Operands, Problem
@@ -34,14 +35,11 @@ from .streams.fused import segments_of
 from .streams.look import before_flow, flows_no_more
 from .streams.segments import CHANGED
 from .student import COMPUTE_DTYPE, widened
+from .targeted import UNTARGETED, Targeted, targets_of, taught
 from .targets import Targets
-from .weights import UNWEIGHTED, Weights, by_projection
+from .weights import UNWEIGHTED, Weights
 
 Results = tuple[torch.Tensor, ...]
-# Of values, derivatives and second derivatives; None where there is no target.
-Targeted = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-UNTARGETED: Targeted = (None, None, None)
-PLAIN = Columns()
 
 
 class Ran(NamedTuple):
@@ -97,25 +95,6 @@ def evaluate(
         raise
 
 
-def run_function(found: kept.Call, call: Prepared) -> tuple[Results, tuple[bool, ...]] | None:
-    """The same of a function that the reference runs, of which no path is cut; None if it gives other outputs."""
-    student, x, (problem, projections) = found.student, found.tensors[0], (call.problem, call.projections)
-    if found.accepted.fresh:
-        looked_at_again(student, x, found.made_of.parameters, found.settings, found.targets)
-    known = found.known.found[1]
-    evaluated = running.evaluate(lambda x: outputs_of(student, x), x, found.known.graphs, problem.given_gradient)
-    if evaluated.y.shape[1] != problem.O:
-        return None
-    if found.offset not in (None, projections.offset):
-        projections = replace(projections, offset=found.offset)
-    targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN, None)
-    given = found.given if found.accepted.given else None
-    seed, weights = projections.draw_seed(x.device, len(x)), call.request.settings.numbers(problem.W)[:2]
-    operands = Operands(x, [], given, seed, *targets, weights=weights)
-    evaluated = evaluated._replace(looked=int(known.told), own=known.own)
-    return reference.run(problem, operands, PLAIN, evaluated), tuple(tensor is not None for tensor in targets)
-
-
 def run(call: Prepared) -> Ran:
     request = call.request
     ran = (run_differentiably if call.student.reason else run_at)(call, request.inputs)
@@ -135,7 +114,8 @@ def run_differentiably(call: Prepared, inputs: torch.Tensor) -> Ran:
         ran = run_at(call, x)
         return ran.results
 
-    results = reference.differentiably(results_at, inputs)
+    breaks = torch.compiler.is_compiling() and traced.told_of(call.request.student, inputs)[0] == traced.BREAKS
+    results = functions.differentiably(results_at, inputs, breaks)
     return ran._replace(results=results)
 
 
@@ -178,7 +158,8 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
     if request.targets is not None:
-        targets = targets_of(call, request.targets, columns, seed)
+        of_teacher = None if call.teacher is None else of_teacher_along(call, columns, seed)
+        targets = targets_of(call, request.targets, columns, of_teacher)
         if request.settings.check_finite and not torch.compiler.is_compiling():
             for name, tensor in taught(call, targets).items():
                 refuse(faults_of_finite(name, tensor))
@@ -186,12 +167,15 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     return Ran(results, targets, problem, operands)
 
 
-def looked_at(
-    role: str, call: Prepared, ran: reference.Evaluated, x: torch.Tensor, known: Known | None = None
-) -> reference.Evaluated:
+def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known: Known | None = None) -> Evaluated:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
+    if torch.compiler.is_compiling():
+        told, refusal = traced.told_of(call.request.student, x) if role == "student" else ("", "")
+        if refusal:
+            raise NotProvided(refusal)
+        return ran._replace(looked=int(traced.LOOKED in told), own=traced.OWN in told)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
     looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known)
@@ -200,7 +184,7 @@ def looked_at(
 
 def compute(
     call: Prepared, x: torch.Tensor, columns: Columns, seed: torch.Tensor | None,
-    ran: reference.Evaluated | None = None, targets: Targeted = UNTARGETED,
+    ran: Evaluated | None = None, targets: Targeted = UNTARGETED,
 ) -> tuple[Results, Problem, Operands]:  # fmt: skip
     """The results, and what they were computed of."""
     request, problem = call.request, call.problem
@@ -226,7 +210,7 @@ def compute(
 
 
 def computed(
-    problem: Problem, operands: Operands, columns: Columns, ran: reference.Evaluated | None
+    problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None
 ) -> tuple[Results, Problem, Operands]:
     if problem.backend == "reference":
         return reference.run(problem, operands, columns, ran), problem, operands
@@ -247,90 +231,10 @@ def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: to
     return torch.where(call.request.derivative_weight, v, 0.0)
 
 
-def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
-    """What a student that is not looked into gives for x [N, D]: [N, O]; [N] is of one output."""
-    y, N = function(x.clone()), x.shape[0]  # which it may write to
-    need(isinstance(y, torch.Tensor), "student", f"to return a tensor [{N}, O]", y, TypeError)
-    y = y[:, None] if y.dim() == 1 else y
-    need(y.dim() == 2 and y.shape[0] == N, "student", f"to return a tensor [{N}, O]", y)
-    need(y.is_floating_point(), "student", f"to return real floating numbers [{N}, O]", y)
-    need(y.shape[1] > 0, "student", "to return at least one output", y)
-    return y
-
-
-def knowing_outputs(call: Prepared, O: int) -> Prepared:
-    """The call of a student that only running him told the outputs of, checked for what they are compared with."""
-    request, problem = call.request, call.problem
-    targets = request.targets
-    if targets is not None:
-        refuse(faults_of_labels(request.settings, targets, request.residual_weights, O))
-    jacobian = None if targets is None or targets.jacobian is None or targets.jacobian.dim() == 2 else targets.jacobian
-    each = request.derivative_weight
-    each = None if each is None or each.dim() == 1 or (each.dim() == 2 and each.dtype == torch.bool) else each
-    of_outputs = ("output_weight", request.output_weight, 0), ("derivative_weight", each, 1)
-    for name, tensor, dim in (("jacobian", jacobian, 1), *of_outputs):
-        fits = tensor is None or tensor.shape[dim] == O
-        need(fits, name, f"{O} outputs, as the student has", tensor)
-    if problem.outputs == O:
-        return call
-    problem = replace(problem, widths=(problem.D, O))
-    if isinstance(call.projections, Cotangents):
-        refuse(call.projections.faults(request.inputs, O, call.given))
-        problem = replace(problem, P=index(call.projections.count(O)), magnitude=call.projections.magnitude(O))
-    return replace(call, problem=problem)
-
-
-def targets_of(call: Prepared, targets: Targets, columns: Columns, seed: torch.Tensor | None) -> Targeted:
-    """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
-    values, derivative, second = targets.values, targets.derivative, targets.second
-    if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
-        derivative = derivative[:, None, :]
-    if targets.has_classes:
-        values = probabilities_of(values, call.problem)
-    elif values is not None and values.dim() == 1:
-        values = values[:, None]
-    values, derivative, second = widened(values), widened(derivative), widened(second)
-    if call.teacher is not None:
-        of_teacher, derivative, second = of_teacher_along(call, targets.teacher, columns, seed)
-        values = of_teacher if values is None else values
-    elif columns.scale is not None:
-        derivative = None if derivative is None else derivative * columns.scale
-        second = None if second is None else second * columns.scale * columns.scale[:, None]
-    if call.teacher is None and call.projections is not None:
-        derivative, second = of_dense(call, targets, derivative, second)
-    first = None if call.projections is None else derivative
-    return values, first, second if call.problem.order == 2 else None
-
-
-def of_dense(
-    call: Prepared, targets: Targets, jacobian: torch.Tensor | None, hessian: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A Jacobian [N, O, W] and a Hessian [N, O, W, W] for the backends; other targets as they are.
-
-    Along the basis they are projections already, and nothing is summed. Where the directions have masked columns
-    theirs are 0.
-    """
-    projections, mask = call.projections, Weights(derivative=call.request.derivative_weight)
-    magnitude, rows = call.problem.magnitude, isinstance(projections, Cotangents)
-    if projections.distribution == "basis":
-        if targets.jacobian is not None:
-            jacobian = by_projection(jacobian, rows)
-            jacobian = jacobian if magnitude == 1.0 else magnitude * jacobian
-        if targets.hessian is not None:
-            hessian = by_projection(hessian.diagonal(dim1=2, dim2=3), rows)
-            hessian = hessian if magnitude == 1.0 else magnitude * magnitude * hessian
-    elif mask.masks(projections):
-        if targets.jacobian is not None:
-            jacobian = torch.where(mask.counting("jacobian", jacobian), jacobian, 0.0)
-        if targets.hessian is not None:
-            hessian = torch.where(mask.counting("hessian", hessian), hessian, 0.0)
-    return jacobian, hessian
-
-
 @torch.no_grad()
-def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed: torch.Tensor | None) -> Targeted:
+def of_teacher_along(call: Prepared, columns: Columns, seed: torch.Tensor | None) -> Targeted:
     """The teacher's values and derivatives, projected as the student's, in the dtype that the student computes in."""
-    teacher, outputs = call.teacher, call.problem.outputs
+    teacher, outputs, function = call.teacher, call.problem.outputs, call.request.targets.teacher
     inputs = teacher.student.computed(teacher.request.inputs)
     if not teacher.student.reason:
         results, *_ = compute(teacher, inputs, columns, seed)
@@ -346,36 +250,7 @@ def of_teacher_along(call: Prepared, function: Callable, columns: Columns, seed:
             ran = looked_at("teacher", teacher, ran, x, known)
             return compute(teacher, x, columns, seed, ran)[0]
 
-        results = reference.differentiably(results_at, inputs)
+        results = functions.differentiably(results_at, inputs)
     dtype = getattr(torch, call.problem.dtype)
     dtype = COMPUTE_DTYPE.get(dtype, dtype)
     return *(result.to(dtype) for result in results), *[None] * (3 - len(results))
-
-
-def taught(call: Prepared, targets: Targeted) -> dict[str, torch.Tensor]:
-    """What a teacher's results are compared as, by name, and 0 for what does not count."""
-    if call.teacher is None:
-        return {}
-    weights, named = call.request.residual_weights, {}
-    if weights.masks(call.projections):
-        weights = weights._replace(derivative=None)
-    derivative = "vjps" if isinstance(call.projections, Cotangents) else "tangents"
-    for kind, what, tensor in zip(
-        ("values", derivative, "seconds"), ("values", "derivatives", "second derivatives"), targets, strict=True
-    ):
-        if tensor is not None and (kind != "values" or call.request.targets.values is None):
-            counting = weights.counting(kind, tensor)
-            named[f"teacher: {what}"] = tensor if counting is None else torch.where(counting, tensor, 0.0)
-    return named
-
-
-def outputs_of_teacher(function: Callable, x: torch.Tensor, outputs: int | None) -> torch.Tensor:
-    """[N, O] as the student's; a teacher of one output may return [N]."""
-    y = function(x.clone())
-    need(isinstance(y, torch.Tensor), "teacher", "a function that returns a tensor [N, O]", y, TypeError)
-    y = y[:, None] if y.dim() == 1 else y
-    outputs = outputs or y.shape[-1]
-    need(y.shape == (len(x), outputs), "teacher", f"values [{len(x)}, {outputs}], one row for each input", y)
-    cast = torch.is_autocast_enabled(x.device.type)
-    need(cast or y.dtype == x.dtype, "teacher", f"values of {x.dtype}, as the inputs are", y)
-    return y

@@ -114,12 +114,19 @@ class Projections:
     def given(cls, values: torch.Tensor):
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch; directions of
         inputs [N, …] are [P, N, …]."""
-        name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
-        need_tensor(values, name, shape)
-        refuse(faults_of_memory(name, values))
-        need(1 < values.dim() <= cls.MOST, name, shape, values)
-        need(values.shape[0] > 0, name, f"at least one {name[:-1]} (P >= 1)", values)
+        refuse(cls._faults_of_given(values))
         return cls("given", values.shape[0], shared=values.dim() == 2, values=values)
+
+    @classmethod
+    def _faults_of_given(cls, values: object) -> Iterator[Fault]:
+        name, shape = cls.NAME, f"a tensor [P, N, {cls.LETTER}] or [P, {cls.LETTER}]"
+        if not isinstance(values, torch.Tensor):
+            yield Fault(name, shape, values, TypeError, as_tensor(values))
+        yield from faults_of_memory(name, values)
+        if not 1 < values.dim() <= cls.MOST:
+            yield Fault(name, shape, values)
+        if not values.shape[0]:
+            yield Fault(name, f"at least one {name[:-1]} (P >= 1)", values)
 
     @classmethod
     def of(cls, values: object, name: str):
@@ -129,6 +136,9 @@ class Projections:
         """
         if isinstance(values, cls):
             return values
+        if type(values) is torch.Tensor and values.dim() == 3:
+            refuse(faults_of_memory(name, values))
+            return cls.given(values)
         count, v = ("R", "u") if cls.LETTER == "O" else ("P", "v")
         expected = f"a tensor [{count}, N, {cls.LETTER}] or a sobolev_kernels.{cls.__name__}"
         need(isinstance(values, torch.Tensor), name, expected, values, TypeError, cls.hint(values))

@@ -226,23 +226,10 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
 def read_function(function: object, known: Known) -> tuple[list, list[torch.Tensor]] | None:
     """What a function that is not looked into is known by, and the parameters of its modules, each once; None if one of
     these is out of the ordinary."""
-    kinds, found, modules = [Known, known.number], {}, roots_of(function)
-    if torch.jit.ScriptModule in map(type, modules):
+    kinds, parameters, roots = [Known, known.number], [], roots_of(function)
+    if torch.jit.ScriptModule in map(type, roots) or not core._C.modules(roots, PLAIN, kinds, parameters):
         return None
-    seen = set()
-    while modules:
-        module = modules.pop()
-        if module is None or id(module) in seen:
-            continue
-        seen.add(id(module))
-        kinds += type(module), module.training
-        modules += module._modules.values()
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                if type(parameter) not in PLAIN:
-                    return None
-                found[id(parameter)] = parameter
-    return kinds, list(found.values())
+    return kinds, parameters
 
 
 def look(

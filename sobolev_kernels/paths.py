@@ -24,7 +24,7 @@ from .advice import warn
 from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
-from .backends.reference import tangent_of
+from .backends.functions import tangent_of
 from .backends.running import Graphs
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
@@ -69,6 +69,7 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
+    traced: str | None = None  # what a compiler is told of it (traced.py)
     # of pairs, by the order of derivatives and autocast's dtype
     flows: dict[tuple[int, torch.dtype | None], Flow] = field(default_factory=dict)
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
@@ -194,9 +195,13 @@ def named(what: str, places: list[int]) -> str:
 
 def known_of(function: object, x: torch.Tensor) -> Known:
     """What is kept of a function; one that is made anew each time is the same if it is made of the same."""
-    parts, constants = [], []
-    made_of(function, parts, constants)
-    modules = [part for part in parts if isinstance(part, nn.Module)]
+    if isinstance(function, nn.Module) and type(function) is not Rows:
+        parts = modules = [function]
+        constants = []
+    else:
+        parts, constants = [], []
+        made_of(function, parts, constants)
+        modules = [part for part in parts if isinstance(part, nn.Module)]
     states = (x.dtype, x.shape[1], *((m.training, type(m), id(vars(m).get("forward"))) for m in modules))
     key = (*map(id, parts), *constants)
     known = KNOWN.get(key)
@@ -208,7 +213,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         KNOWN[key] = known
     if known.states != states:
         known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flows, known.graphs, known.number = {}, Graphs(), next(NUMBERS)
+        known.flows, known.graphs, known.number, known.traced = {}, Graphs(), next(NUMBERS), None
     return known
 
 

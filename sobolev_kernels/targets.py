@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
-from .errors import in_words, need, need_tensor
+from .errors import Fault, as_tensor, in_words, refuse
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
@@ -54,19 +54,25 @@ class Targets:
     seconds: torch.Tensor | None = None
 
     def __post_init__(self):
-        for name in TENSORS:
-            tensor = getattr(self, name)
-            if tensor is not None:
-                need_tensor(tensor, name, "a tensor")
-                need(not tensor.requires_grad, name, CONSTANT, tensor)
-        need(self.teacher is None or callable(self.teacher), "teacher", "a callable", self.teacher, TypeError)
+        refuse(self._faults())
+        if self.directions is not None:
+            object.__setattr__(self, "directions", Directions.of(self.directions, "directions"))
+        if self.cotangents is not None:
+            object.__setattr__(self, "cotangents", Cotangents.of(self.cotangents, "cotangents"))
+
+    def _faults(self) -> Iterator[Fault]:
+        for name, tensor in self.tensors().items():
+            if not isinstance(tensor, torch.Tensor):
+                yield Fault(name, "a tensor", tensor, TypeError, as_tensor(tensor))
+            if tensor.requires_grad:
+                yield Fault(name, CONSTANT, tensor)
+        if not (self.teacher is None or callable(self.teacher)):
+            yield Fault("teacher", "a callable", self.teacher, TypeError)
         for kinds in (KINDS, SECOND_KINDS):
             given = [name for name in kinds if getattr(self, name) is not None]
-            expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
-            need(len(given) <= 1, "targets", expected, " and ".join(given))
-        for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, kind.of(getattr(self, name), name))
+            if len(given) > 1:
+                expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
+                yield Fault("targets", expected, " and ".join(given))
 
     @property
     def has_classes(self) -> bool:
@@ -85,8 +91,7 @@ class Targets:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those that there are, by name."""
-        named = {name: getattr(self, name) for name in TENSORS}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
 
     def asked(self) -> dict[str, Projections]:
         """What their derivatives are projected on, by the argument that says it."""

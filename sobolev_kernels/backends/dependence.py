@@ -11,6 +11,8 @@ import torch
 from ..errors import NotProvided
 from .exact import exactly
 
+# y [N, O], derivatives, second derivatives
+Jets = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 LOOK_FOR = (
     "look for a forward that detaches its input, runs under torch.no_grad() or leaves PyTorch (NumPy), and for an "
     "autograd.Function whose backward is no part of the graph"
@@ -26,8 +28,8 @@ class Evaluated(NamedTuple):
 
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one. `looked` is the
     order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
-    is known that each sample's outputs depend on its inputs alone; `alike` and `samples`, what is known of graphs like
-    that of y.
+    is known that each sample's outputs depend on its inputs alone; `pull`, its VJP
+    where transforms are followed; `alike` and `samples`, what is known of graphs like that of y.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -36,6 +38,7 @@ class Evaluated(NamedTuple):
     kept: bool = False
     looked: int = 0
     own: bool = False
+    pull: Callable | None = None
     alike: Alike | None = None
     samples: Samples | None = None
 

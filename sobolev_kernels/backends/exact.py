@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -100,27 +103,46 @@ for name in (
     BATCH_NORMS |= set(spellings(name))
 
 
-DEPENDING = {*WRITTEN, *BATCH_NORMS, functional.scaled_dot_product_attention}
+class Needs(NamedTuple):
+    """Of the contexts of `exactly`, those that something needs which was run in them."""
+
+    norms: bool = True
+    attention: bool = True
+
+
+ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
+DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
 
 
 class ExactNorms(TorchFunctionMode):
     """Norms are written out in steps that autograd differentiates any number of times, or refused.
 
-    `met`: something was run that depends on the contexts it is run in; `checkpointed`: a part of it will be run again.
+    `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again.
     """
 
     def __init__(self):
         super().__init__()
-        self.met = self.checkpointed = False
+        self.norms = self.attention = self.checkpointed = False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if torch.compiler.is_compiling():
+            if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
+                return args[0].unflatten(*args[1:], **(kwargs or {}))
+        elif saving(True) is not None and recompute_alike():
+            self.norms = self.attention = self.checkpointed = True
+        if function not in DEPENDING:
+            return function(*args, **kwargs) if kwargs else function(*args)
         kwargs = kwargs or {}
-        if not torch.compiler.is_compiling():
-            self.checkpointed = recompute_alike() or self.checkpointed
-            self.met = self.met or self.checkpointed or function in DEPENDING
+        if function in ATTENTION:
+            self.attention = True
+            return function(*args, **kwargs)
+        self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
             raise NotProvided(STATISTICS)
         return WRITTEN.get(function, function)(*args, **kwargs)
+
+
+saving = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def recompute_alike() -> bool:
@@ -139,6 +161,39 @@ def recompute_alike() -> bool:
     return True
 
 
+class Eagerly:
+    """Within it nothing is compiled, as by `torch.compiler.set_stance("force_eager")` in a tenth of its time."""
+
+    stance, backend, skip_guard_eval_unsafe = "force_eager", None, False
+    checkpointed = False
+
+    def __enter__(self) -> Eagerly:
+        frames = frames_of_dynamo()
+        self.prior, frames._stance = frames._stance, self
+        # that of a region that is compiled in part, of which this is run as it is
+        self.callback = get_eval_frame_callback()
+        if self.callback is not None:
+            set_eval_frame(None)
+        return self
+
+    def __exit__(self, *_) -> None:
+        frames_of_dynamo()._stance = self.prior
+        if self.callback is not None:
+            set_eval_frame(self.callback)
+
+
+def frames_of_dynamo() -> ModuleType:
+    """Whose import takes a second, the first time."""
+    from torch._dynamo import eval_frame
+
+    return eval_frame
+
+
+def keeps_graphs() -> bool:
+    """Whether autograd keeps a graph in the mode that the call came in."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 @contextmanager
 def graphs() -> Iterator[None]:
     """In which autograd keeps a graph, whatever mode the call came in."""
@@ -153,16 +208,39 @@ def graphs() -> Iterator[None]:
             ) from error
 
 
+class Contexts:
+    """In which a function is run, so that its graph can be differentiated again and again; or those of them that it is
+    known to need, where autograd keeps a graph anyway. `needs`, which it did."""
+
+    def __init__(self, known: Needs | None = None):
+        self.known, self.needs = known, Needs()
+
+    def __enter__(self) -> Contexts:
+        self.stack, known = ExitStack(), self.known or Needs()
+        enter = self.stack.enter_context
+        if self.known is None:
+            enter(graphs())
+        if known.attention:  # the other kernels of it have no second derivative
+            enter(sdpa_kernel(SDPBackend.MATH))
+        enter(Eagerly())  # nor has what AOTAutograd compiles
+        self.mode = enter(ExactNorms()) if known.norms else None
+        return self
+
+    @property
+    def checkpointed(self) -> bool:
+        return self.mode is not None and self.mode.checkpointed
+
+    def __exit__(self, *raised) -> bool | None:
+        if self.known is None:
+            self.needs = Needs(self.mode.norms, self.mode.attention)
+        return self.stack.__exit__(*raised)
+
+
 @contextmanager
-def exactly() -> Iterator[ExactNorms]:
-    """In which a function is run, so that its graph can be differentiated again and again."""
-    with ExitStack() as stack:
-        stack.enter_context(graphs())
-        # the other kernels of attention have no second derivative
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # nor has what AOTAutograd compiles
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield stack.enter_context(ExactNorms())
+def exactly() -> Iterator[Contexts]:
+    """All of them, also as a decorator."""
+    with Contexts() as contexts:
+        yield contexts
 
 
 def tracked(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import Node, get_gradient_edge
 
 from ..errors import NotProvided
+from . import core
 
 STATISTICS = (
     "batch_norm: no derivative is provided through statistics of the batch, which couple the samples; call eval() on "
@@ -19,6 +20,8 @@ STATISTICS = (
 def nodes_of(*results: torch.Tensor) -> dict[Node, None]:
     """All nodes of the graph that gave the results, in an order that is the same in graphs that are alike."""
     nodes, seen = [result.grad_fn for result in results], {}
+    if core.MISSING is None:
+        return core._C.nodes(nodes)
     while nodes:
         node = nodes.pop()
         if node is not None and node not in seen:

@@ -6,18 +6,18 @@ looked at, the next run is without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.graph import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.autograd.graph import Node, get_gradient_edge
 
 from .dependence import Alike, Evaluated, Samples
-from .exact import ExactNorms, exactly, graphs, tracked
+from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
 from .graph import leads_elsewhere, nodes_of, places_of, refuse_inexact
 from .standard import OWN
+from .transformed import transformed
 
 MOST = 64
 UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is run exactly each time
@@ -27,7 +27,7 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 class Graphs:
     """What was seen of a function's graphs, by the kinds of their nodes in order, for as long as he lives."""
 
-    plain: bool = False  # whether the run before needed none of the contexts
+    needs: Needs | None = None  # those of the contexts that the run before did; None: all
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
@@ -41,16 +41,15 @@ class Graphs:
 
 
 def by_transforms() -> bool:
-    """Whether derivatives are those of torch.func, which dynamo can follow: of results without a gradient."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    """Whether derivatives are those of torch.func, which dynamo can follow."""
+    return torch.compiler.is_compiling()
 
 
 def evaluate(function: Callable, x: torch.Tensor, seen: Graphs | None = None, again: bool = False) -> Evaluated:
     """Run a function, so that it is known what it gives before anything else happens; `again`, if what is made of it
     has other inputs that ask for a gradient."""
     if by_transforms():
-        with sdpa_kernel(SDPBackend.MATH), ExactNorms():
-            return Evaluated(function, x, function(x))
+        return transformed(on_copy(function), x)
     return with_graph(function, x, None if again else seen, again)
 
 
@@ -58,14 +57,17 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     """y = function(x) of an x that asks for its gradient."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         seen = None
-    if seen is not None and seen.plain and (ran := run_plainly(function, x, seen)) is not None:
-        return ran
+    if seen is not None and seen.needs is not None and keeps_graphs():
+        ran = run_again(function, x, seen)
+        if ran is not None:
+            return ran
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly() as contexts:
-        x = leaf(x, kept)
-        y = function(x)
+        x, copying = leaf(x, kept), on_copy(function)
+        y = copying(x)
     nodes = nodes_of(y)
-    kinds = tuple(map(kind_of, nodes))
+    told = nodes if kept else without_copy(nodes, x)
+    kinds = kinds_of(told)
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
@@ -74,28 +76,45 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
         if seen is not None and kept and all(map(tells, nodes)):
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
-        seen.plain = not contexts.met and seen.unlike < UNLIKE
+        seen.needs = contexts.needs if seen.unlike < UNLIKE else None
     samples = None
     if seen is not None:
-        samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
-    return Evaluated(function, x, y, kept, alike=alike if kept else None, samples=samples)
+        samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
+    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples)
 
 
-def run_plainly(function: Callable, x: torch.Tensor, seen: Graphs) -> Evaluated | None:
-    """The same without the contexts; None where the graph is of other kinds than those before."""
-    wanted, kept = torch.is_grad_enabled(), x.requires_grad
-    before = torch.get_rng_state()
-    with graphs(), torch.compiler.set_stance("force_eager"):
-        x = leaf(x, kept)
-        y = function(x)
-    nodes = nodes_of(y)
-    kinds = tuple(map(kind_of, nodes))
+def on_copy(function: Callable) -> Callable:
+    """The function of a copy of its inputs, which it may write to."""
+    return lambda x: function(x.clone())
+
+
+def run_again(
+    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False
+) -> Evaluated | None:  # fmt: skip
+    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
+    kept, before = x.requires_grad, torch.get_rng_state()
+    # of what is no copy autograd says it where it is written to
+    x = x if kept else x.detach().clone().requires_grad_()
+    try:
+        with Contexts(seen.needs) if any(seen.needs) else Eagerly() as contexts:
+            y = function(x.clone() if kept else x)
+        nodes = nodes_of(y)
+        kinds = kinds_of(nodes)
+    except RuntimeError as error:
+        if not any(told in str(error) for told in EXACTLY):
+            raise
+        kinds = None
     alike = seen.seen.get(kinds)
-    if alike is None or not (wanted and (kept or alike.elsewhere)):
-        seen.plain, seen.unlike = False, seen.unlike + 1
+    if alike is None or not (kept or alike.elsewhere):
+        seen.needs, seen.unlike = None, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    return Evaluated(function, x, y, True, alike=alike, samples=seen.samples_of(kinds, places_of(y, nodes), x))
+    samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples)
+
+
+# What autograd says of a function that must be run in the contexts, or on a copy.
+EXACTLY = "Inference tensors", "a leaf Variable that requires grad"
 
 
 def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
@@ -106,6 +125,24 @@ def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
     elif not kept:
         x = tracked(x).detach()
     return x if x.requires_grad else x.requires_grad_()
+
+
+def without_copy(nodes: dict[Node, None], x: torch.Tensor) -> list[Node]:
+    """The nodes without that of the copy of x which a function is given: as they are where it is given x."""
+    leaf = get_gradient_edge(x).node
+    return [node for node in nodes if not (node.name() == "CloneBackward0" and node.next_functions[0][0] is leaf)]
+
+
+def kinds_of(nodes: Iterable[Node]) -> tuple:
+    """The kinds of nodes in order."""
+    kinds = tuple(map(type, nodes))
+    if not SIMPLE.issuperset(kinds):
+        SIMPLE.update(type(node) for node in nodes if tells(node) and "BatchNorm" not in type(node).__name__)
+        kinds = tuple(map(kind_of, nodes))
+    return kinds
+
+
+SIMPLE: set[type] = set()  # those that were met which are all that there is to be told of a node, of PyTorch's and ours
 
 
 def kind_of(node: Node) -> type | tuple[type, bool]:
@@ -130,6 +167,8 @@ def are_own(ran: Evaluated) -> bool:
     rounding, and those of others are the same.
     """
     samples = ran.samples
+    if by_transforms():
+        return ran.own
     if not ran.own or samples is None or samples.mixed:
         return False
     samples.calls = calls = samples.calls + 1

@@ -18,8 +18,10 @@ from ..streams.segments import SEGMENTED, Segments
 from ..streams.trusted import TRUSTED, TRUSTED_TWICE
 from ..streams.twice import LACKS, Twice, whole
 from ..student import COMPUTE_DTYPE, widened
-from .exact import graphs, tracked
-from .reference import behind_head, loss_of, uncast, vectors_of, without_graph
+from .exact import Eagerly, graphs, tracked
+from .functions import without_graph
+from .reference import behind_head, uncast, vectors_of
+from .residuals import loss_of
 
 HALVES = ("bfloat16", "float16")
 CURVED = ("float32", "float64")  # of order 2
@@ -94,7 +96,7 @@ def propagated(
         run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
     kept = torch.is_grad_enabled()
     try:
-        with graphs(), torch.compiler.set_stance("force_eager"):
+        with graphs(), Eagerly():
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
             numbers = None

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import dropout
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..backends.exact import graphs
+from ..backends.exact import Eagerly, graphs
 from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
 from ..held import Held
@@ -61,9 +61,9 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
 
 def followed_again(function: object, x: torch.Tensor, backend: str | None, known: Known) -> Followed | None:
     """The same of one that was a chain at a call before, where nobody traces the call."""
-    if requested(backend) in ("streams", "reference"):
+    if not known.is_chain or requested(backend) in ("streams", "reference"):
         return None
-    return run_on_chain(function, x, list(modules_of(function)), known) if known.is_chain else None
+    return run_on_chain(function, x, list(modules_of(function)), known)
 
 
 def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:
@@ -97,7 +97,7 @@ def may_be_part(module: nn.Module) -> bool:
 def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
     """The student that a function is at x, or why it is no chain of layers."""
     try:
-        with graphs(), torch.compiler.set_stance("force_eager"):
+        with graphs(), Eagerly():
             result = function(Chain.make(run, x.shape))
             if isinstance(result, Chain) and result.run is run and result.layers and not run.reason:
                 student = student_of(result)

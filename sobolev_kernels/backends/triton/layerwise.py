@@ -18,7 +18,7 @@ from ...enums import COTANGENTS, DENSE
 from ...math.directions import is_dependent
 from ...math.losses import is_coupled
 from ...problem import DERIVATIVES, DERIVATIVES_GRADIENTS, PER_SAMPLE, Operands, Problem
-from .. import reference
+from ..residuals import project, project_twice, pull
 from .elementwise import activate_kernel, adjoint_kernel, along_g_bar_kernel, delta_kernel, residual_kernel  # noqa: F401
 from .finishing import finish, terms_of
 from .formulas import loss_of
@@ -178,7 +178,7 @@ def derivatives(layers: Layers) -> list[tuple[At, tuple] | None]:
 
 def projected(cotangents: bool, name: str, first: int, terms: int) -> Callable:
     """The same by PyTorch, whose products are faster where each number is a long sum."""
-    function = reference.project_twice if name == "second" else reference.pull if cotangents else reference.project
+    function = project_twice if name == "second" else pull if cotangents else project
 
     def fill(target, vectors, out):
         out.copy_(function(target, vectors[first : first + len(out), :, :terms]))

@@ -1,0 +1,87 @@
+"""Any student: `python -m bench --any`, our step against what its author could write with PyTorch, in turns."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .students import NORMED, STUDENTS
+from .timing import TURN, interleave, quartiles
+from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, data_of, ways_of
+
+Step = Callable[[], tuple[torch.Tensor, ...]]
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--any", nargs="*", choices=STUDENTS, metavar="STUDENT", help="only: students that are no MLPs")
+    parser.add_argument("--match", nargs="+", choices=KINDS, default=KINDS, help="of --any, what is matched")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="of --any, N")
+    parser.add_argument("--outputs", type=int, nargs="+", default=[1, 10], help="of --any, O")
+    parser.add_argument("--along", type=int, nargs="+", default=[1, 4], help="of --any, P")
+    parser.add_argument("--compiled", action="store_true", help="of --any: each way by torch.compile")
+    parser.add_argument("--peak", action="store_true", help="of --any: also the memory of each way, and no times")
+
+
+def steps_of(name: str, kind: str, N: int, O: int, P: int, compiled: bool) -> dict[str, Step]:
+    """A step with the gradients of all parameters, by way; losses and gradients are compared first.
+
+    The forward is compiled, and with it what autograd does backward; nobody captures a graph of launches.
+    """
+    torch.manual_seed(0)
+    student = STUDENTS[name](O)
+    data, parameters, steps, found = data_of(kind, N, student.D, O, P), tuple(student.parameters()), {}, {}
+    for way, function in ways_of(student, kind, compiled).items():
+        loss = lambda data, way=function: way(student, data, kind)  # noqa: E731
+        if compiled:
+            torch.compiler.reset()
+            loss = torch.compile(loss, fullgraph=True, dynamic=False)
+        steps[way] = lambda loss=loss: torch.autograd.grad(loss(data), parameters)
+        found[way] = [loss(data).detach(), *steps[way]()]
+        right = way != BACKWARD or not isinstance(student, NORMED)
+        for got, expected in zip(found[way] if right else found[way][:1], found[OURS], strict=right):
+            size = float(expected.abs().max())
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * size, msg=lambda m, w=way: f"{w}: {m}")
+    return steps
+
+
+def peak_of(step: Step) -> int:
+    """Bytes that PyTorch had allocated at most in a step, beyond what it had before; the gradients are of these."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def measure_any(options: Namespace, console: Console) -> None:
+    """Run and print: milliseconds of each way, and of others over ours; or megabytes."""
+    how = "compiled" if options.compiled else "eager"
+    what = "peak MB" if options.peak else "ms"
+    table = Table(title=f"A step of any student, {what}, {how}; † has wrong gradients", title_justify="left")
+    for column in ("student", "matched", "N", "O", "P", *WAYS, "backward ÷ ours", "best right ÷ ours"):
+        table.add_column(column, justify="left" if column in ("student", "matched") else "right")
+    sizes = product(options.any or STUDENTS, options.match, options.batch, options.outputs, options.along)
+    for name, kind, N, O, P in sizes:
+        if kind == EXACT and P != options.along[0]:
+            continue
+        steps = steps_of(name, kind, N, O, P, options.compiled)
+        if options.peak:
+            found = {way: peak_of(step) / 1e6 for way, step in steps.items()}
+        else:
+            times = interleave(steps, options.rounds, options.seconds, TURN)
+            found = {way: 1e3 * quartiles(each).median for way, each in times.items()}
+        wrong = {BACKWARD} if WRITTEN in found else set()
+        numbers = [f"{found[way]:.2f}{'†' * (way in wrong)}" if way in found else "-" for way in WAYS]
+        best = min(number for way, number in found.items() if way != OURS and way not in wrong)
+        ratios = [f"{number / found[OURS]:.2f}" for number in (found[BACKWARD], best)]
+        table.add_row(name, kind, str(N), str(O), "D" if kind == EXACT else str(P), *numbers, *ratios)
+    console.print(table)

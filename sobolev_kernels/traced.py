@@ -1,0 +1,57 @@
+"""What is looked at of a student while a compiler traces the call: on numbers of our own, since the inputs are none."""
+
+from __future__ import annotations
+
+from operator import index
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .backends import constant_while_traced
+from .backends.exact import ExactNorms
+from .paths import known_of, look_times, message_of, untouched
+
+ROWS = 8
+# What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
+# at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it.
+LOOKED, OWN, BREAKS = "looked", "own", "breaks"
+
+
+def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
+    """The words for a module, or none of what is no module, which a compiler hands to nobody; and a refusal, or ""."""
+    if not isinstance(function, nn.Module):
+        return "", ""
+    told, _, refusal = look(function, index(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
+    return told, refusal
+
+
+@constant_while_traced
+def look(function: nn.Module, D: int, dtype: str, device: str) -> str:
+    """What is told of a function of x [N, D], looked at once."""
+    drawn = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
+    x = drawn.to(device, getattr(torch, dtype.removeprefix("torch.")))
+    known = known_of(function, x)
+    if known.traced is None:
+        known.traced = looked_at(function, x)
+    return known.traced
+
+
+def looked_at(function: nn.Module, x: torch.Tensor) -> str:
+    with untouched(function), torch.random.fork_rng(), torch.enable_grad():
+        try:
+            y = function(x)
+        except Exception:  # it may know its number of samples; what else it is, it says where it is traced
+            return ""
+        try:
+            with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+                torch.func.vjp(function, x)[1](torch.ones_like(y))
+        except Exception:
+            return BREAKS
+    try:
+        found = look_times(function, function, x, 1)
+    except Exception:
+        return ""
+    words = [word for word, told in ((LOOKED, found.told), (OWN, found.own)) if told]
+    refusal = f"\n{message_of('student', found.cut, 1)}" if found.cut.any() else ""
+    return " ".join(words) + refusal
