@@ -360,6 +360,7 @@ EVERYWHERE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:student.*hooks of its backward:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("register, hook", EVERYWHERE.values(), ids=EVERYWHERE)
 def test_hooks_of_all_modules_are_called(register, hook):
     student = NUMBERS.to(torch.float64).student

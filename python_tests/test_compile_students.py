@@ -154,14 +154,14 @@ def test_what_torch_func_does_not_take_breaks_the_graph():
     torch.testing.assert_close(torch.autograd.grad(got, parameters), torch.autograd.grad(expected, parameters))
 
 
-def test_a_step_whose_backward_is_compiled_too(monkeypatch):
+def test_a_step_whose_backward_is_compiled_too():
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this version of PyTorch compiles no backward into the step")
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
     student, x, y = made(Normed, 1), numbers(5, D), numbers(5, 1)
     along(student, x, y, backend="reference").backward()
     expected = [p.grad for p in student.parameters()]
     student.zero_grad()
-    torch.compile(lambda: along(student, x, y).backward(), fullgraph=True, backend="aot_eager")()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch.compile(lambda: along(student, x, y).backward(), fullgraph=True, backend="aot_eager")()
     for parameter, gradient in zip(student.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)

@@ -790,7 +790,8 @@ def test_order_2_of_a_teacher_with_a_flat_activation(teacher, flat, backend):
 def test_order_2_of_a_curved_module_that_is_not_recognised():
     student = forward_on(STUDENT, nn.Hardswish())
     assert sk.jet(student, X, V)[2].abs().max() > 0
-    assert loss(student, targets=sk.Targets(teacher=student), order=2) == 0
+    same = loss(student, targets=sk.Targets(teacher=student), order=2)  # he by streams, the teacher by the reference
+    assert same < torch.finfo(torch.float32).eps
 
 
 NOT_FINITE = "expected finite numbers, got 1 that are not, in a tensor float32"

@@ -208,7 +208,13 @@ def test_jvp_of_an_unrecognised_student():
     rows = [torch.autograd.grad(student(x)[:, o].sum(), x, create_graph=True)[0] for o in range(2)]
     expected = torch.einsum("nod,pnd->pno", torch.stack(rows, 1), v)
     assert_within_rule("tangents", tangents, expected)
-    assert_same_gradients(tangents.square().sum(), expected.square().sum(), (x, *student.parameters()))
+    # a last bias within a fused segment gets zeros, as that of a fused student does
+    how = {"allow_unused": True, "materialize_grads": True}
+    got, wanted = (
+        torch.autograd.grad(t.square().sum(), (x, *student.parameters()), **how) for t in (tangents, expected)
+    )
+    for i, (g, e) in enumerate(zip(got, wanted, strict=True)):
+        assert_within_rule(f"gradient {i}", g, e)
 
 
 @pytest.mark.parametrize(

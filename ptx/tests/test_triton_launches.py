@@ -93,7 +93,7 @@ def test_a_seed_in_memory_is_of_the_same_variant(path, monkeypatch):
     kernels = {"step_kernel": one_launch.step_kernel, "start_kernel": layerwise.start_kernel}
     (drawing,) = [launched for launched in driver.launches if launched.kernel in kernels]
     of = dict(zip(kernels[drawing.kernel].arg_names, drawing.arguments, strict=True))
-    assert of["SEED"] != 0 and (of["seed_in_memory"], of["seed"], of["offset"]) == (1, 0, 0)
+    assert of["SEED"] != 0 and (of["seed_in_memory"], of["seed"], of["place"]) == (1, 0, 0)
 
 
 ONCE = {"start_kernel", "along_kernel", "residual_kernel", "adjoint_kernel", "outer_kernel", "finish_kernel"}

@@ -129,7 +129,8 @@ def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
 
 def without_copy(nodes: dict[Node, None], x: torch.Tensor) -> list[Node]:
     """The nodes without that of the copy of x which a function is given: as they are where it is given x."""
-    leaf = get_gradient_edge(x).node
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = get_gradient_edge(x).node
     return [node for node in nodes if not (node.name() == "CloneBackward0" and node.next_functions[0][0] is leaf)]
 
 
