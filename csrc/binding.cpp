@@ -414,8 +414,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_arguments_at",
       [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int,
-         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-         std::uint64_t place, Address seed_at, Address scratch) -> py::object {
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed, std::uint64_t place,
+         Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
         self.again(reads, writes, seed, place, seed_at);
         const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
@@ -431,8 +431,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_step_at",
       [](const StepBuilder& kept, int precision, std::uint64_t limit, int blocks, int device,
-         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed,
-         std::uint64_t place, Address seed_at, Address scratch, Address stream) {
+         const std::vector<Address>& reads, const std::vector<Address>& writes, std::uint64_t seed, std::uint64_t place,
+         Address seed_at, Address scratch, Address stream) {
         StepBuilder self = kept;
         self.again(reads, writes, seed, place, seed_at);
         const auto rounded = choice<sk::Precision>(precision, "precision");

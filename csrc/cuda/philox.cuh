@@ -5,8 +5,8 @@
 
 namespace sk::cuda {
 
-// Key, offset and first sample, in shared memory, since registers are few. Known when the step is launched, or, so that a graph draws
-// anew at each replay, read from the device's memory.
+// Key, offset and first sample, in shared memory, since registers are few. Known when the step is launched, or, so that
+// a graph draws anew at each replay, read from the device's memory.
 SK_INLINE void store_seed(const Directions& from, std::uint32_t* to) {
   const std::uint64_t key = from.seed_at ? std::uint64_t(from.seed_at[0]) : from.seed;
   to[0] = std::uint32_t(key), to[1] = std::uint32_t(key >> 32);
