@@ -22,7 +22,7 @@ from sobolev_kernels.streams import look
 from sobolev_kernels.streams.flowing import NotFollowed
 from sobolev_kernels.streams.fused import segments_of
 from sobolev_kernels.streams.segments import CHANGED
-from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCES
+from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE, BY_DIFFERENCES
 
 # of those who go by the reference
 pytestmark = pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
@@ -235,7 +235,7 @@ def test_within_a_forward(name):
             [tangents, *torch.autograd.grad(tangents.sin().sum(), [z, *student.parameters()], materialize_grads=True)]
         )
     for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got, expected, **BY_DIFFERENCE)
 
 
 WEIGHTS = {
@@ -302,7 +302,7 @@ def test_weights_that_change_after_they_were_used(how):
         w = student.used.sign() if how == "another tensor" else student.used
         plain = lambda x, w=w: student.second(F.gelu(F.linear(x, w)))  # noqa: E731
         torch.testing.assert_close(y, plain(x), **ANOTHER_WAY)
-        torch.testing.assert_close(tangents, differences(plain, x, v), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(tangents, differences(plain, x, v), **BY_DIFFERENCE)
     assert not known_of(student, x).flows[1, None].fused
 
 
@@ -332,7 +332,7 @@ def test_dropout_in_training():
         torch.set_rng_state(state)
         return student(x)
 
-    torch.testing.assert_close(t, differences(again, x, v), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(t, differences(again, x, v), **BY_DIFFERENCE)
 
 
 def test_derivatives_of_gradients():
