@@ -1,4 +1,4 @@
-"""The command `sobolev-kernels`, or `python -m sobolev_kernels`: what is there, whether it is right, and what it does."""
+"""The command `sobolev-kernels`, or `python -m sobolev_kernels`: what is here, whether it is right, what it does."""
 
 from __future__ import annotations
 
