@@ -1,7 +1,7 @@
 """What can run on this machine, each beside the reference in float64 by the one rule.
 
-Of every backend and instruction set, in each dtype and precision that it has: losses and derivatives of every kind, with
-all gradients, and whether a second run gives the same bits.
+Of every backend and instruction set, in each dtype and precision that it has: losses and derivatives of every kind,
+with all gradients, and whether a second run gives the same bits.
 """
 
 from __future__ import annotations
