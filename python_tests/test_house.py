@@ -73,6 +73,12 @@ def test_the_package_needs_nothing_of_its_users():
             assert above or not any(".testing" in module for module in found), name
 
 
+def test_one_version():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {sk.__version__}\n" in cited
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     names = [field.name for field in fields(Settings)]
     tensors = ["input_scale", "input_jacobian", "sample_weight", "output_weight", "derivative_weight"]

@@ -209,6 +209,7 @@ def verify() -> Iterator[Row]:
                     yield checked(place, name, check)
             if place.backend != "streams":
                 yield row_of_bits(place)
+    yield from row_of_threads()
 
 
 def checked(place: Place, name: str, check: Check) -> Row:
@@ -234,3 +235,15 @@ def row_of_bits(place: Place) -> Row:
     except Exception as error:
         return Row(place, name, FAILED, note=f"{type(error).__name__}: {error}")
     return Row(place, name, RIGHT if same else WRONG, note="" if same else "two runs differ")
+
+
+def row_of_threads() -> Iterator[Row]:
+    """Whether the core and PyTorch share one pool of threads: two libraries of it would each keep all cores busy."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as lines:
+            paths = {line.split()[-1] for line in lines if "libgomp" in line.rpartition("/")[2]}
+    except OSError:
+        return
+    if core.MISSING is None:
+        note = "" if len(paths) < 2 else f"several libraries of threads: {', '.join(sorted(paths))}"
+        yield Row(Place("cpu", "threads"), "one pool of threads", WRONG if note else RIGHT, note=note)
