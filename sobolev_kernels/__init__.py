@@ -4,6 +4,7 @@ Glossary, the same in every language: N samples, D input features, H width, O ou
 P directions on the input side, R cotangents on the output side.
 """
 
+from .dataset import SobolevDataset
 from .derivatives import hvp, jet, jvp, laplacian, vjp
 from .directions import Cotangents, Directions
 from .errors import NotProvided, SobolevWarning
@@ -25,6 +26,7 @@ __all__ = [
     "Directions",
     "NotProvided",
     "Sine",
+    "SobolevDataset",
     "SobolevLoss",
     "SobolevTerms",
     "SobolevWarning",

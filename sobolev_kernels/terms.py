@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from . import call
+from .alone import along_samples
 from .coordinates import loss_of_coordinates
 from .errors import need
 from .heads import with_head
@@ -43,9 +44,12 @@ def loss_of(
     """
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if targets.samples is not None:
+        settings, targets, offset = along_samples(settings, targets, inputs, offset, input_jacobian)
     if head is not None:
         student, targets = with_head(student, targets, head)
     if input_jacobian is not None:
+        targets = targets.like(inputs)
         of_all = loss_of_coordinates(
             settings, student, inputs, targets, given, weights, input_scale, offset, input_jacobian
         )
