@@ -141,3 +141,11 @@ def joined(name: str, tensors: Sequence[torch.Tensor], axis: int) -> torch.Tenso
 def vectors_for(projections: Projections, samples: torch.Tensor | None, like: torch.Tensor) -> Projections:
     """As given ones, for what is shaped as `like`, of samples of these numbers; those that are no sample's own stay."""
     return type(projections).given(projections.tensor(like, samples)) if is_numbered(projections) else projections
+
+
+def like_columns(x: torch.Tensor, wrt: object) -> torch.Tensor:
+    """Of inputs [N, …] what has the shape of those numbers that are differentiated, [N, W] of named columns."""
+    if wrt is None:
+        return x
+    W = int(wrt.sum()) if isinstance(wrt, torch.Tensor) else len(tuple(wrt))
+    return x.new_empty(()).expand(len(x), W)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from .arrays import tensor_of
 from .boundary import FLOATING, faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
-from .errors import Fault, as_tensor, describe, in_words, need, need_tensor, refuse
+from .errors import Fault, as_tensor, describe, in_words, need, need_known, need_tensor, refuse
 from .sampled import (
     AXIS,
     as_index,
@@ -18,6 +19,7 @@ from .sampled import (
     is_numbered,
     joined,
     joined_vectors,
+    like_columns,
     numbers_of,
     picked,
     vectors_at,
@@ -101,7 +103,8 @@ class Targets:
     def __setattr__(self, name: str, value: object):
         raise AttributeError(f"{name}: targets do not change; targets.replace({name}=...) are others")
 
-    __delattr__ = None
+    def __delattr__(self, name: str):
+        raise AttributeError(f"{name}: targets do not change; targets.replace({name}=None) are others")
 
     def _faults(self) -> Iterator[Fault]:
         for name, tensor in self.tensors().items():
@@ -119,6 +122,29 @@ class Targets:
             if len(given) > 1:
                 expected = f"one of {', '.join(list(kinds)[:-1])} and {list(kinds)[-1]}"
                 yield Fault("targets", expected, " and ".join(given))
+
+    @classmethod
+    def from_numpy(cls, *arrays: object, dtype: torch.dtype | None = None, device: object = None, **named: object):
+        """Targets of NumPy's arrays, or what it makes one of, in the arguments of `Targets`.
+
+        They share the memory of the arrays, unless they are of another `dtype` or at another `device`. Values that are
+        whole numbers are classes.
+
+        Example:
+            >>> import numpy
+            >>> Targets.from_numpy(numpy.zeros((8, 1)), numpy.zeros((8, 1, 2)), dtype=torch.float32)
+            Targets(values: float32 [8, 1] on cpu, jacobian: float32 [8, 1, 2] on cpu)
+        """
+        need(len(arrays) < len(FIELDS), "from_numpy", f"at most {len(FIELDS) - 1} arrays", len(arrays), TypeError)
+        need_known(named, FIELDS, "Targets.from_numpy")
+        fields = dict(zip(FIELDS, arrays, strict=False))
+        twice = next((name for name in named if name in fields), None)
+        need(twice is None, "from_numpy", "each argument once", twice, TypeError)
+        fields |= named
+        for name, value in fields.items():
+            kept = value is None or name == "teacher" or isinstance(value, (torch.Tensor, Projections))
+            fields[name] = value if kept else tensor_of(name, value)
+        return cls(**fields).to(device, dtype)
 
     def replace(self, **fields: object) -> Targets:
         """The same with other fields, which are checked as those of any targets."""
@@ -237,6 +263,7 @@ class Targets:
         stays where he is."""
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         copy = kwargs.get("copy", False)
+        need(dtype is None or dtype in FLOATING, "dtype", f"one of {', '.join(map(str, FLOATING))}", dtype)
         more = {} if memory_format is None else {"memory_format": memory_format}
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -288,8 +315,7 @@ class Targets:
         refuse(faults_of_memory("x", x))
         fields = {}
         if self.directions is not None:
-            like = x if wrt is None else x.new_empty(()).expand(len(x), count_of(wrt))
-            fields["directions"] = vectors_for(self.directions, self.samples, like)
+            fields["directions"] = vectors_for(self.directions, self.samples, like_columns(x, wrt))
         if is_numbered(self.cotangents):
             O = self._outputs(x.dim() if wrt is None else 2)
             need(O is not None, "cotangents", "values [N, O], which tell O, beside a seed", self.cotangents)
@@ -328,10 +354,6 @@ class Targets:
     @property
     def second(self) -> torch.Tensor | None:
         return self.hessian if self.hessian is not None else self.seconds
-
-
-def count_of(wrt: object) -> int:
-    return int(wrt.sum()) if isinstance(wrt, torch.Tensor) else len(tuple(wrt))
 
 
 Targets.__init__ = in_words(Targets.__init__)
