@@ -1,4 +1,4 @@
-"""`SobolevLoss.at(step)`: one function for all evaluations of a step, another at the next, for the price of a number."""
+"""`SobolevLoss.at(step)`: one function for all evaluations of a step, another at the next; it costs a number more."""
 
 import copy
 import pickle
@@ -130,7 +130,7 @@ def test_other_shapes_and_what_inputs_were_made_of():
     assert first == again != second
     targets = sk.Targets(values=TARGETS.values, jacobian=random(N, O, 4))
     along = lambda step: loss_fn.at(step)(s.double(), X.double(), targets, input_jacobian=q)  # noqa: E731
-    with pytest.raises(ValueError, match="input_jacobian: expected torch.float64"):
+    with pytest.raises(ValueError, match=r"input_jacobian: expected torch\.float64"):
         along(0)
     s, x = s.float(), X
     along = lambda step: loss_fn.at(step)(s, x, targets, input_jacobian=q).item()  # noqa: E731

@@ -195,7 +195,8 @@ class SobolevLoss(torch.nn.Module):
 
         Example:
             >>> from sobolev_kernels import MLP
-            >>> student, loss_fn, x = MLP(2, 1, width=16), SobolevLoss(directions=Directions.sphere(4)), torch.rand(8, 2)
+            >>> student, loss_fn = MLP(2, 1, width=16), SobolevLoss(directions=Directions.sphere(4))
+            >>> x = torch.rand(8, 2)
             >>> targets = Targets(values=x.sum(1, keepdim=True), jacobian=torch.ones(8, 1, 2))
             >>> optimizer = torch.optim.LBFGS(student.parameters(), line_search_fn="strong_wolfe")
             >>> for step in range(3):

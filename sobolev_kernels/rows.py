@@ -26,7 +26,7 @@ class Rows(nn.Module):
     of the inputs as they came."""
 
     def __init__(
-        self, student: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int], inputs: torch.Tensor | None
+        self, student: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int], inputs: torch.Tensor | None = None
     ):
         super().__init__()
         self.student, self.shape = student, tuple(shape)
