@@ -23,7 +23,7 @@ NAMES = """
     cummax cummin sort topk median kthvalue msort nansum nanmean diff
     scatter scatter_add scatter_reduce index_add index_copy index_fill masked_scatter masked_select take put
     diagonal_scatter select_scatter slice_scatter diagflat max_unpool1d max_unpool2d max_unpool3d gradient trapz
-    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve matrix_exp svdvals qr
+    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
     inv_ex cholesky_ex vecdot
     cov corrcoef cumulative_trapezoid trapezoid quantile addbmm addcdiv block_diag std_mean var_mean aminmax
     vstack hstack dstack column_stack renorm
@@ -112,9 +112,9 @@ def elementwise(function: Callable) -> Callable:
         if not is_twice(like):
             return new(like, y, broadcast(t, y))
         firsts, bent = [d[: like.run.P] for d in streams], 0
-        for slope, first in zip(slopes, firsts, strict=True):
+        for slope, along in zip(slopes, firsts, strict=True):
             if slope.requires_grad:
-                bent = bent + sum(c * first * d for c, d in zip(slopes_of(slope, values), firsts, strict=True))
+                bent = bent + sum(c * along * d for c, d in zip(slopes_of(slope, values), firsts, strict=True))
         return curved(like, y, t, bent) if isinstance(bent, torch.Tensor) else new(like, y, broadcast(t, y))
 
     return applied
