@@ -25,8 +25,7 @@ from .reference import behind_head, uncast, vectors_of
 from .residuals import loss_of
 
 HALVES = ("bfloat16", "float16")
-CURVED = ("float32", "float64")  # of order 2
-DTYPES = (*CURVED, *HALVES)
+DTYPES = ("float32", "float64", *HALVES)
 OUTPUTS = "it gives another number of outputs than before"
 
 
@@ -39,8 +38,6 @@ def supports(problem: Problem) -> str | None:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
         return f"pairs are computed in {', '.join(DTYPES)}"
-    if problem.order > 1 and problem.dtype not in CURVED:
-        return f"pairs with second derivatives are computed in {' and '.join(CURVED)}"
     if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:
         return "an MLP in half precision is computed in float32, which the other backends do"
     return problem.unfollowed
