@@ -108,6 +108,8 @@ class Flowing(torch.Tensor):
             return rule(*args, **(kwargs or {}))
         except NotFollowed:
             raise
+        except RecursionError:  # a body in Python that calls itself, past all rules
+            run.stop(f"{name_of(function)} in it {run.lacks}")
         except Exception as error:  # arguments that the rule does not know
             if is_of_checkpoint(error):
                 raise
