@@ -69,10 +69,11 @@ class Segments:
     is `careful` compares weights with copies, since what is written to `weight.data` is not seen otherwise.
     """
 
-    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor], tuple[str, Numbers] | None]
+    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor, dict | None, int], tuple[str, Numbers] | None]
     ends: frozenset[int] = frozenset()
     careful: bool = False
     widest: float = math.inf  # features of a layer that may be fused
+    known: dict | None = None  # what is known of the fused calls of runs like it, by their places
     places: Iterator[int] = field(default_factory=itertools.count)
     asked: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
@@ -109,7 +110,7 @@ class Segments:
     def through(self, step: Step, chain: list[Step]) -> bool:
         """Whether one fused call gave the numbers of the last step of a chain."""
         layers = [part.layer for part, after in itertools.pairwise([*chain, None]) if after is None or after.begins]
-        found = self.fuse(layers, *chain[0].before.numbers)
+        found = self.fuse(layers, *chain[0].before.numbers, self.known, step.place)
         if found is None:
             return False
         backend, step.numbers = found
