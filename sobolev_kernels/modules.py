@@ -12,6 +12,7 @@ from .boundary import PLAIN
 from .errors import Fault, describe, in_words, need, whole
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose, is_number
+from .typed import ActivationName
 
 IDENTITY = Formula("identity")
 
@@ -126,8 +127,9 @@ class MLP(nn.Sequential):
 
     @in_words
     def __init__(
-        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
-        last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
+        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: ActivationName = "tanh",
+        last_activation: ActivationName = "identity", bias: bool = True,
+        device: torch.device | str | int | None = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
         D, O, width, depth = map(whole, (D, O, width, depth))
         for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
