@@ -134,7 +134,7 @@ def check_targets(
         >>> check_targets(x, y, dy).ok
         True
         >>> check_targets(x, y, dy[:, [1, 0]]).faults
-        ('columns 0 and 1 are in each other's place',)
+        ("columns 0 and 1 are in each other's place",)
     """
     function = values if callable(values) and not isinstance(values, (torch.Tensor, Targets)) else None
     x, y, jacobian, raw = of_rows(x, values, jacobian, function)

@@ -95,7 +95,9 @@ class DerivativeError:
             ax.plot(shown, place, "o", color=COLOURS[row.kind], ms=8 if whole else 5)
             r = "" if math.isnan(row.correlation) else f", r = {row.correlation:.3f}"
             beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-            ax.annotate(f"{row.error:.2g}{r}", (shown, place), (7, 0), **beside)
+            text = "all targets are 0 " if math.isinf(row.error) else f"{row.error:.2g}{r}"
+            place_of_text = ((-7, 6), "right") if math.isinf(row.error) else ((7, 0), "left")
+            ax.annotate(text, (shown, place), place_of_text[0], ha=place_of_text[1], **beside)
         ax.set_yticks(places, [name_of(row) for row in self.rows], fontsize=9)
         ax.set(xscale="log", xlim=(low, high), ylim=(places[-1] + 0.6, 0.4), xlabel="relative error |a - t| / |t|")
         ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
