@@ -1,6 +1,10 @@
 """Two processes, each with half of a batch, have the gradients that one has of the whole; their directions too."""
 
 import queue
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +154,14 @@ def test_steps_of_a_part_go_along_its_part(distribution, backend):
 def test_no_number_of_a_sample(first):
     with pytest.raises(ValueError, match="first: expected None or an integer in"):
         sk.Directions.sphere(1).numbered_from(first)
+
+
+def test_the_example():
+    example = Path(__file__).parent.parent / "examples" / "ddp.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}", str(example)]
+    run = subprocess.run([*command, "--steps", "4", "--samples", "16"], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert f"{WORLD} processes (" in run.stdout and "8 samples of a batch in each" in run.stdout
+    assert float(re.search(r"gradients: within (\S+) of", run.stdout)[1]) < 64 * torch.finfo(torch.float32).eps
+    alone = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=200)
+    assert alone.returncode == 2 and "torchrun --nproc-per-node=2" in alone.stderr
