@@ -4,8 +4,8 @@
 
 The student learns sin(3 x_1) x_2 and its gradient. Nothing but DDP's own mean of gradients is communicated, although
 directions are drawn afresh at each step: every process draws for its own samples, which it numbers from rank · N, so
-that together they draw what one process draws for the whole batch (docs/distributed.md). That its gradients are theirs is
-looked at before the first step and after the last. NCCL where each process has a GPU, gloo elsewhere.
+that together they draw what one process draws for the whole batch (docs/distributed.md). That its gradients are theirs
+is looked at before the first step and after the last. NCCL where each process has a GPU, gloo elsewhere.
 """
 
 from __future__ import annotations
