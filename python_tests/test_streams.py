@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import sobolev_kernels as sk
-from python_tests.students import Call, Reversed, Straight
+from python_tests.students import Call, Counting, Reversed, Straight
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
@@ -684,16 +684,8 @@ def test_dropout_has_one_mask_for_all():
 def test_the_first_run_leaves_no_trace():
     """It counts as no call, and draws no number."""
 
-    class Counting(Gated):
-        def __init__(self):
-            super().__init__(2)
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-        def forward(self, x):
-            self.calls += 1
-            return super().forward(x) * torch.rand(())
-
-    student, x, v = Counting().double(), numbers(N, 3), numbers(2, N, 3, seed=1)
+    student, x, v = Counting(Gated(2), lambda y: y * torch.rand(())), numbers(N, 3), numbers(2, N, 3, seed=1)
+    student = student.double()
     state = torch.get_rng_state()
     sk.explain(student, x)
     assert student.calls == 0 and torch.equal(torch.get_rng_state(), state)
