@@ -561,12 +561,13 @@ def chosen(student, x, **settings):
 
 
 def test_the_cheaper_side():
-    """Not more outputs than half the directions go by gradients, all else by pairs, order 2 too; cotangents not."""
+    """An output with several directions goes by gradients, as many or more by pairs, order 2 too; cotangents not."""
     few, many = Blocks(1).double(), Blocks(10).double()
     x = numbers(N, 6)
     assert chosen(few, x, directions=sk.Directions.sphere(4)) == "reference"
-    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "reference"
-    assert "5 by tangents, 2 by gradients" in sk.explain(few, x, directions=sk.Directions.sphere(4))
+    assert chosen(few, x, directions=sk.Directions.sphere(2)) == "reference"
+    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "streams"
+    assert "5 by tangents, 2.2 by gradients" in sk.explain(few, x, directions=sk.Directions.sphere(4))
     assert chosen(Blocks(2).double(), x, directions=sk.Directions.sphere(2)) == "streams"
     assert chosen(many, x, directions=sk.Directions.sphere(4)) == "streams"
     assert chosen(many, x, cotangents=sk.Cotangents.sphere(1)) == "reference"

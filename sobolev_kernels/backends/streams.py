@@ -62,14 +62,29 @@ def run(
     Raises:
         NotFollowed: it does something that has no rule.
     """
-    x, vectors = operands.x, vectors_of(problem, operands)
+    vectors = vectors_of(problem, operands)
     v = columns.embed(vectors, problem.D)
+    return finished(problem, operands, vectors, *streams_of(problem, operands.x, v, function, segments))
+
+
+def streams_of(
+    problem: Problem, x: torch.Tensor, v: torch.Tensor, function: Callable, segments: Segments | None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What `propagated` gives of a function with as many outputs as the problem says."""
     of_order = {"order": problem.order, "collapsed": problem.collapsed, "segments": segments}
     y, streams = propagated(function, x, v, **of_order)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
-    with uncast(x):
-        first, second = (streams, None) if problem.order == 1 else streams.split([len(v), len(streams) - len(v)])
+    return y, streams
+
+
+def finished(
+    problem: Problem, operands: Operands, vectors: torch.Tensor, y: torch.Tensor, streams: torch.Tensor
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """The results of outputs y and what else the streams carry."""
+    P = len(vectors)
+    with uncast(operands.x):
+        first, second = (streams, None) if problem.order == 1 else streams.split([P, len(streams) - P])
         jet = behind_head(problem, (widened(y), widened(first), widened(second)))
         if problem.result != DERIVATIVES:
             return loss_of(problem, operands, widened(vectors), jet)
