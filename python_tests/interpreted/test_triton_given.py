@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from python_tests.test_nested import network, taken
+from python_tests.test_nested import network, of_all, taken
 from sobolev_kernels.testing import assert_within_rule
 
 
@@ -44,6 +44,30 @@ def test_gradients_of_given_vectors_of_a_loss(name):
         targets = sk.Targets(values=torch.zeros(5, 2).to(v), directions=sk.Directions.given(v), **make(v))
         loss = sk.sobolev_loss(student, x, targets, backend=backend, **settings)
         return [loss, *torch.autograd.grad(loss, [x, v, *student.parameters()])]
+
+    exact, plain = gradients("reference", torch.float64), gradients("reference", torch.float32)
+    for i, (g, e, p) in enumerate(zip(gradients("triton", torch.float32), exact, plain, strict=True)):
+        assert_within_rule(f"number {i}", g, e, p)
+
+
+NESTED = {
+    "Laplacian of a Laplacian": lambda energy, x, v, **b: sk.laplacian(lambda x: sk.laplacian(energy, x, **b)[1], x),
+    "tangents of forces": lambda energy, x, v, **b: sk.jvp(
+        lambda x: sk.vjp(energy, x, torch.ones(1, len(x), 1).to(x), **b)[1][0], x, v
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
+@pytest.mark.parametrize("name", NESTED)
+def test_fused_calls_of_fused_calls(name):
+    def gradients(backend, dtype):
+        energy = network(1, widths=(8,)).to(dtype)
+        torch.manual_seed(1)
+        x, v = (tensor.to(dtype).requires_grad_() for tensor in (torch.randn(4, 3), torch.randn(2, 4, 3)))
+        results = NESTED[name](energy, x, v, backend=backend)
+        asked = [x, v, *energy.parameters()]
+        return [*results, *torch.autograd.grad(of_all(results), asked, materialize_grads=True)]
 
     exact, plain = gradients("reference", torch.float64), gradients("reference", torch.float32)
     for i, (g, e, p) in enumerate(zip(gradients("triton", torch.float32), exact, plain, strict=True)):
