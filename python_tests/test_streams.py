@@ -616,6 +616,8 @@ PITFALLS = {
     "numpy": (lambda x, net: net(x) * float(x.detach().numpy().sum() > -1e9), "detach"),
     "a number": (lambda x, net: net(x) * float(x.sum() > -1e9) + float(x[0, 0] * 0), "__float__"),
     "complex numbers": (lambda x, net: torch.fft.rfft(net(x)).abs(), "fft_rfft"),
+    "to complex numbers": (lambda x, net: net(net(x)[:, :1] * x).to(torch.complex128).real * net(x), "complex"),
+    "by complex numbers": (lambda x, net: torch.kron(net(x), torch.ones(1, 1) * (1 + 0j)).real * net(x), "complex"),
     "no rule": (lambda x, net: F.pdist(net(x)).sum() * net(x), "pdist"),
     "a product that is scattered": (
         lambda x, net: net(x).scatter_reduce(1, torch.zeros(len(x), 2, dtype=torch.int64), net(x), "prod"),

@@ -119,6 +119,8 @@ def to(input, *arguments, **named):
     if not is_pair(input):
         return input.to(*value(arguments), **named)
     v = input.v.to(*value(arguments), **named)
+    if v.is_complex():
+        input.run.stop("complex numbers")
     return viewed(input, v, input.d.to(v.dtype).to(v.device)) if v.is_floating_point() else v
 
 
