@@ -364,7 +364,7 @@ def test_every_row_of_the_table_has_a_case():
 
 # Other spellings of what has a case, or what a case calls by another name
 UNUSED = {
-    "absolute", "cuda", "dropout1d", "dropout3d",  "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round",
+    "absolute", "dropout1d", "dropout3d",  "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round",
     "threshold",
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
