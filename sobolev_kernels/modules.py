@@ -70,6 +70,11 @@ def to_module(formula: Formula) -> nn.Module:
     return row.kind(*formula.parameters, **dict(row.arguments))
 
 
+def kind_of(module: nn.Module) -> str:
+    """What a module is called by; of a scripted one, what was scripted."""
+    return getattr(module, "original_name", type(module).__name__)
+
+
 def from_module(module: nn.Module) -> Formula | str | Fault:
     """The row of the activation table that a module is, with its parameters; or why it is none.
 
@@ -86,7 +91,7 @@ def from_module(module: nn.Module) -> Formula | str | Fault:
                     return f"{name} is {describe(value)}, not a number"
                 return Fault("student", f"{name} to be a number", value, TypeError)
             return Formula(name, tuple(numbers))
-    return f"{type(module).__name__} is not one of Linear and {', '.join(kind.__name__ for kind in KINDS)}"
+    return f"{kind_of(module)} is not one of Linear and {', '.join(kind.__name__ for kind in KINDS)}"
 
 
 def number(value: object) -> float | None:
