@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
 
 import torch
 from torch import distributed
 
 from .boundary import faults_of_memory
+from .changed import replace
 from .drawing import IN_VMAP, Drawing, drawn, drawn_for_samples, over_samples
 from .errors import (
     Fault,
