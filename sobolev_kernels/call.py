@@ -4,7 +4,6 @@ seed, the targets, the backend."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from operator import index
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from .backends import functions, reference, running, streams
 from .backends.dependence import Evaluated
 from .backends.exact import tracked
 from .backends.residuals import loss_of
+from .changed import replace
 from .checks import tensors_of
 from .columns import Columns
 from .dispatch import requested

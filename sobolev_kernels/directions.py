@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from .boundary import faults_of_memory
+from .changed import replace
 from .drawing import IN_VMAP, Drawing, drawn, drawn_for_samples, over_samples
 from .errors import (
     Fault,
