@@ -12,6 +12,8 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .scaled import Scaled
+from .scaler import Scaler
 from .targets import Targets
 from .terms import SobolevTerms
 
@@ -24,6 +26,8 @@ __all__ = [
     "Cotangents",
     "Directions",
     "NotProvided",
+    "Scaled",
+    "Scaler",
     "Sine",
     "SobolevLoss",
     "SobolevTerms",
