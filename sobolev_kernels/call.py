@@ -71,6 +71,8 @@ def evaluate(
             accepted = None if found is None else found.accepted
             if accepted is not None and accepted.whole is not None and (ran := run_function(found, accepted.whole)):
                 return ran
+            if targets is not None and accepted is None and (cast := targets.like(inputs)) is not targets:
+                return evaluate(result, student, inputs, settings, given, cast, weights, input_scale, offset=offset)
             if check is not None and accepted is None:
                 check()
             inputs = inputs if chain is None else chain.inputs_of(inputs)
