@@ -18,6 +18,9 @@ from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
 from .terms import SobolevTerms
+from .training.fit import fit
+from .training.history import History
+from .training.weighting import GradNorm, Uncertainty
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "MLP",
     "Cotangents",
     "Directions",
+    "GradNorm",
+    "History",
     "NotProvided",
     "Scaled",
     "Scaler",
@@ -36,7 +41,9 @@ __all__ = [
     "SobolevTerms",
     "SobolevWarning",
     "Targets",
+    "Uncertainty",
     "explain",
+    "fit",
     "hvp",
     "jet",
     "jvp",

@@ -154,8 +154,8 @@ class Call:
         same = zip(made_of[1:], self.made_of[1:], strict=True)
         return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)
 
-    def run(self) -> tuple[torch.Tensor, ...]:
-        """The results, as `call.run` has them."""
+    def ready(self) -> None:
+        """Look at what may change from call to call, draw, and ask the teacher."""
         kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if self.weights is not UNWEIGHTED:
             refuse(faults_of_ranges(self.weights))
@@ -167,6 +167,16 @@ class Call:
             self.seed, self.drawn = kept.projections.draw_numbers(x.device, len(x), self.offset)
         if kept.teacher is not None:
             self.ask_teacher()
+
+    def finish(self) -> list[torch.Tensor]:
+        """The loss and the gradients of the parameters, of one that is finished, without autograd."""
+        self.ready()
+        return self.compute()
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """The results, as `call.run` has them."""
+        self.ready()
+        kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if kept.finished:
             if kept.differentiable:
                 given = self.given if kept.problem.given_gradient else None

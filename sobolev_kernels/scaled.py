@@ -34,7 +34,7 @@ class Scaled(nn.Module):
         scaler: see `Scaler`.
 
     Example:
-        >>> from .modules import MLP
+        >>> from sobolev_kernels import MLP, Targets
         >>> x = torch.rand(64, 2) * 100
         >>> scaler = Scaler().fit(x, Targets(values=x.sum(1)))
         >>> y = Scaled(MLP(2, 1, width=16), scaler)(x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -52,7 +51,7 @@ class Scaler(nn.Module):
 
     @in_words
     @torch.no_grad()
-    def fit(self, x: torch.Tensor, targets: Targets, *, wrt: Sequence[int] | None = None) -> Scaler:
+    def fit(self, x: torch.Tensor, targets: Targets = None, *, wrt: Sequence[int] | None = None) -> Scaler:
         """Find the units of data, in float64.
 
         Args:
@@ -66,7 +65,7 @@ class Scaler(nn.Module):
         Raises:
             ValueError, TypeError: x or targets are not such; numbers in them are not finite; values are classes.
         """
-        need(isinstance(self, Scaler), "Scaler.fit", "an instance", self, TypeError, "Scaler().fit(x, targets)")
+        need(isinstance(self, Scaler), "Scaler.fit", "an instance", self, TypeError, "Scaler().fit(x, targets) has one")
         refuse(faults_of_data(x, targets, wrt))
         dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
         mean, scale = mean_and_deviation(x)
@@ -101,7 +100,7 @@ class Scaler(nn.Module):
 
         Raises:
             ValueError, TypeError: they are not data of the shapes that this one was fit on; values are classes; or
-                directions or cotangents of the targets are drawn, whose distribution is not that of other units.
+                directions or cotangents of the targets are fresh ones, whose distribution is not that of other units.
         """
         return self._moved(x, targets, wrt, inverse=False)
 
@@ -114,6 +113,8 @@ class Scaler(nn.Module):
         return self._moved(x, targets, wrt, inverse=True)
 
     def _moved(self, x: torch.Tensor, targets: Targets | None, wrt: object, inverse: bool):
+        if isinstance(targets, Targets) and isinstance(x, torch.Tensor) and x.dim() > 1:
+            targets = targets.along(x, wrt)
         refuse(self._faults(x, targets, wrt))
         mean, scale = (unit.to(x.device) for unit in (self.x_mean, self.x_scale))
         u = (x * scale + mean if inverse else (x - mean) / scale).to(x.dtype)
@@ -155,7 +156,7 @@ class Scaler(nn.Module):
             moved["cotangents"] = Cotangents.given((u.values * t).to(u.values.dtype))
         if targets.teacher is not None:
             moved["teacher"] = Taught(targets.teacher, self)
-        return replace(targets, **moved)
+        return targets.replace(**moved)
 
     @property
     def is_fit(self) -> bool:
