@@ -68,9 +68,13 @@ class FusedAdam:
     def __init__(self, optimizer: Adam, parameters: list[torch.Tensor]):
         self.group, state = optimizer.param_groups[0], optimizer.state
         self.parameters = parameters
-        self.averages, self.squares, self.steps = (
+        self.averages, self.squares, steps = (
             [state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
         )
+        self.count = torch.stack(steps)  # of which the steps are parts, so that one operation counts all of them
+        self.steps = list(self.count.unbind())
+        for parameter, step in zip(parameters, self.steps, strict=True):
+            state[parameter]["step"] = step
         decoupled = type(optimizer) is AdamW or self.group.get("decoupled_weight_decay", False)
         self.update: Callable = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
@@ -82,7 +86,7 @@ class FusedAdam:
             return None
         group, parameters = optimizer.param_groups[0], list(parameters)
         plain = not (group["amsgrad"] or group["differentiable"] or group["capturable"]) and group["fused"]
-        numbers = all(isinstance(group[name], float) for name in ("lr", "eps", "weight_decay"))
+        numbers = all(isinstance(group[name], (int, float)) for name in ("lr", "eps", "weight_decay"))
         own = getattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched", "step" not in vars(optimizer))
         if not (plain and numbers and own) or [*map(id, group["params"])] != [*map(id, parameters)]:
             return None
@@ -95,7 +99,7 @@ class FusedAdam:
     def __call__(self, gradients: list[torch.Tensor]) -> None:
         group = self.group
         beta1, beta2 = group["betas"]
-        torch._foreach_add_(self.steps, 1)
+        self.count.add_(1)
         self.update(
             self.parameters, gradients, self.averages, self.squares, [], self.steps, lr=group["lr"], beta1=beta1,
             beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,

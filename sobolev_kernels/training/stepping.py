@@ -9,6 +9,7 @@ from .. import kept
 from ..loss import SobolevLoss
 from ..problem import LOSS
 from ..rows import are_rows
+from ..steps import addresses_of
 from ..terms import SobolevTerms, loss_of
 from ..weights import weights_of
 from .batches import Data
@@ -78,17 +79,40 @@ class Direct(Stepper):
         self.found: list[torch.Tensor] = []  # gradients of parameters that ask for them
         self.adam: FusedAdam | None = None
         self.direct = False
+        self.first: tuple | None = None  # of the call that an epoch begins with, what all others are like
+        self.asking: list[torch.Tensor] = []
 
     def begin(self, loss: SobolevLoss) -> None:
         super().begin(loss)
-        self.calls.clear()
-        self.adam = None
+        self.begun, self.adam = True, None
 
     def call_of(self, batch: Data) -> kept.Call | None:
-        """What is kept of the call of a batch. Where only we change the parameters, in place, it is looked for once."""
-        call = self.calls.get(id(batch))
+        """What is kept of the call of a batch.
+
+        Where only we change the parameters, in place, it is looked for once, and again if the first one of an epoch is
+        of another student, of other settings, or of parameters that lie elsewhere.
+        """
+        call = None if self.begun else self.calls.get(id(batch))
         if call is not None:
             return call
+        call = self.looked_for(batch)
+        if call is None:
+            return None
+        parameters = call.made_of.parameters
+        if self.begun or self.adam is None:
+            self.asking = [p for p in parameters if p.requires_grad]
+            self.adam = FusedAdam.of(self.optimizer, self.asking)
+        if self.begun:
+            first = call.kept, [*map(id, parameters)], addresses_of(parameters), [p.requires_grad for p in parameters]
+            if self.first != first:
+                self.calls.clear()
+            self.first, self.begun = first, False
+        if self.adam is not None and call.kept.teacher is None:
+            self.calls[id(batch)] = call
+        return call
+
+    def looked_for(self, batch: Data) -> kept.Call | None:
+        """None of a call that is not kept, or whose gradients are not all that is needed."""
         loss = self.loss
         if loss.settings.return_terms or loss.head is not None or not are_rows(batch.x, loss.settings):
             return None
@@ -101,19 +125,14 @@ class Direct(Stepper):
         usual = call is not None and call.kept is not None and call.chain is None and call.fold is None
         if not usual or not (call.kept.finished and call.kept.differentiable):
             return None
-        if call.kept.problem.input_gradient or call.kept.problem.given_gradient:
-            return None
-        asking = [p for p in call.made_of.parameters if p.requires_grad]
-        if self.adam is None or [*map(id, self.adam.parameters)] != [*map(id, asking)]:
-            self.adam = FusedAdam.of(self.optimizer, asking)
-        if self.adam is not None and call.kept.teacher is None:
-            self.calls[id(batch)] = call
-        return call
+        problem = call.kept.problem
+        return None if problem.input_gradient or problem.given_gradient else call
 
     def gradients(self, batch: Data) -> torch.Tensor:
         call = self.call_of(batch)
         self.direct = call is not None
         if call is None:
+            self.calls.clear()
             return super().gradients(batch)
         loss, *gradients = call.finish()
         pairs = zip(call.made_of.parameters, gradients, strict=True)
