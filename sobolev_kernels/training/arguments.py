@@ -14,6 +14,7 @@ from ..loss import SobolevLoss
 from ..math.losses import is_likelihood
 from ..scaled import Scaled
 from ..scaler import Scaler
+from ..settings import EXACT
 from ..student import widened
 from ..targets import Targets
 from ..teaching import from_teacher
@@ -150,3 +151,28 @@ def balanced(loss: SobolevLoss, data: Data) -> SobolevLoss:
     refuse(columns.faults_of_balance())
     W = jacobian.shape[-1]
     return with_scale(with_settings(loss, weights=settings.numbers(W)), columns.scale)
+
+
+def in_weights(loss: SobolevLoss, data: Data) -> tuple[SobolevLoss, Data]:
+    """The same loss with its units of derivatives as weights of entries, which kernels read as they are; where that is
+    the same: ρ(λ r) = λ² ρ(r), or λ ρ(r)."""
+    settings, scale, jacobian = loss.settings, loss.input_scale, data.targets.jacobian
+    power = {"mse": 2, "l1": 1}.get(settings.derivative_loss.name)
+    projections = settings.directions or settings.cotangents
+    entries = settings.derivatives == EXACT or (projections is not None and projections.entries)
+    plain = settings.order == 1 and data.x.dim() == 2 and data.x.dtype in (torch.float32, torch.float64)
+    if scale is None or jacobian is None or data.derivative_weight is not None or not (power and entries and plain):
+        return loss, data
+    jacobian = jacobian[:, None] if jacobian.dim() == 2 else jacobian
+    if jacobian.shape[-1:] != scale.shape:
+        return loss, data  # which the loss refuses
+    weight = (scale.to(data.x) ** power).expand(len(data.x), *jacobian.shape[1:])
+    return with_scale(loss, None), data._replace(derivative_weight=weight)
+
+
+def counted(loss: SobolevLoss, data: Data) -> Data:
+    """Without the derivatives that a loss gives no weight."""
+    if any(loss.settings.weights[1:]) or data.targets.values is None or data.targets.teacher is not None:
+        return data
+    nothing = dict.fromkeys(("jacobian", "tangents", "vjps", "hessian", "seconds", "directions", "cotangents"))
+    return data._replace(targets=data.targets.replace(**nothing), derivative_weight=None)

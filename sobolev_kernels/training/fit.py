@@ -20,7 +20,7 @@ from ..scaler import Scaler
 from ..settings import DIFFERENTIAL_ML, Settings
 from ..targets import Targets
 from . import checkpoint as files
-from .arguments import balanced, data_of, faults, held_out, split_of, validation_of
+from .arguments import balanced, counted, data_of, faults, held_out, in_weights, split_of, validation_of
 from .batches import Batches, Data
 from .captured import Captured, stepper_of
 from .history import History
@@ -150,7 +150,7 @@ class Training:
         self.scaler = None
         if scale is not False:
             data, held = self._scaled(scale, data, held, loss)
-        self._weigh(loss, weights, data)
+        data = self._weigh(loss, weights, data)
         more = [] if self.learned is None else [p for p in self.learned.parameters() if p.requires_grad]
         if self.learned is not None:
             self.learned.to(device)
@@ -182,8 +182,9 @@ class Training:
 
         return moved(data), None if held is None else moved(held)
 
-    def _weigh(self, loss: SobolevLoss, weights: object, data: Data) -> None:
-        """The loss with its weights, and what changes them: a `rule` at each epoch, a module that `learned` is."""
+    def _weigh(self, loss: SobolevLoss, weights: object, data: Data) -> Data:
+        """The loss with its weights, and what changes them: a `rule` at each epoch, a module that `learned` is; and the
+        data, with what the loss needs of them."""
         self.rule, self.learned = None, None
         loss = with_settings(loss, return_terms=False)
         if isinstance(weights, nn.Module):
@@ -196,7 +197,8 @@ class Training:
         if loss.settings.weights == DIFFERENTIAL_ML:
             need(loss.input_scale is None, "weights", "numbers together with an input_scale", DIFFERENTIAL_ML)
             loss = balanced(loss, data)
-        self.loss = loss
+        self.loss, data = in_weights(loss, data)
+        return data if callable(weights) else counted(self.loss, data)
 
     def _seed(self, before: dict | None) -> None:
         """Of directions that an optimizer meets more than once a step."""

@@ -31,7 +31,7 @@ def known(settings: Settings) -> Settings:
     return KNOWN.setdefault(settings, settings)
 
 
-def with_scale(loss: SobolevLoss, scale: torch.Tensor) -> SobolevLoss:
+def with_scale(loss: SobolevLoss, scale: torch.Tensor | None) -> SobolevLoss:
     other = copy.copy(loss)
     other._buffers = {**loss._buffers, "input_scale": scale}
     return other

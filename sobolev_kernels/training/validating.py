@@ -11,7 +11,7 @@ from torch import nn
 from ..loss import SobolevLoss
 from ..math.losses import is_likelihood
 from .batches import Data
-from .settings import with_settings
+from .settings import with_scale, with_settings
 
 MOST = 4096  # samples at a time
 ERRORS = ("value_error", "derivative_error", "second_error")
@@ -35,6 +35,7 @@ class Validation:
         if targets.jacobian is not None and settings.order == 1:
             changes |= {"derivatives": "exact", "directions": None, "cotangents": None}
         self.loss = with_settings(along_a_seed(loss), **changes, return_terms=True, check_finite=False)
+        self.loss = with_scale(self.loss, None)
         if "derivatives" in changes:
             self.loss._buffers["given"] = None
         self.known = [w > 0 for w in weights]
