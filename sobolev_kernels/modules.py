@@ -159,6 +159,12 @@ def own(kind: type, method: str) -> object:
 CONTAINERS = (nn.Sequential, MLP)
 FORWARDS = {kind: own(kind, "forward") for kind in (*CONTAINERS, nn.Linear, *KINDS)}
 CALL, CALL_IMPL = own(nn.Module, "__call__"), own(nn.Module, "_call_impl")
+# What a module of each class is asked for: of activations the attributes that make it the row of the table that it is.
+ATTRIBUTES: dict[type, object] = {nn.Linear: None, **dict.fromkeys(CONTAINERS, "children")}
+for row in MODULES.values():
+    ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
+# As the core is told it (csrc/reading.h).
+RULES = {kind: (FORWARDS[kind], asked) for kind, asked in ATTRIBUTES.items()}, CALL, CALL_IMPL
 
 
 def patched(kind: type) -> bool:
