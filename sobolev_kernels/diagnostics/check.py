@@ -152,7 +152,9 @@ def check_targets(
     sums = sums_of(differences.dx, gradient, differences.dy, differences.samples)
     if not sums.square > 0:
         rows = tuple(ColumnRow(d, math.nan, 0.0, NOT_TOLD) for d in range(W))
-        return TargetCheck(None, (), rows, math.nan, by)
+        moving = bool(torch.einsum("mow,mw->mo", gradient, differences.dx).any())
+        faults += ["the values are the same everywhere, and their derivatives are not 0"] if moving else []
+        return TargetCheck(not faults, tuple(faults), rows, float(moving), by)
     found, B, left = faults_in(sums)
     unexplained = left / sums.square
     told = unexplained < EXPLAINED
@@ -224,11 +226,12 @@ def nearest_of(x: torch.Tensor, asked: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def of_neighbours(x: torch.Tensor, y: torch.Tensor) -> Differences:
-    asked = some_of(len(x), QUERIES)
-    k = min(NEIGHBOURS, len(x) - 1)
-    i, j = asked.repeat_interleave(k), nearest_of(x, asked, k).flatten()
-    apart = (x[i] != x[j]).any(1)
-    i, j = i[apart], j[apart]
+    # of samples at one place the first, or all neighbours of some would be there
+    places, of = torch.unique(x, dim=0, return_inverse=True)
+    numbers = torch.arange(len(x))
+    numbers = torch.full((len(places),), len(x)).scatter_reduce(0, of, numbers, "amin").sort().values
+    asked, k = some_of(len(numbers), QUERIES), min(NEIGHBOURS, len(numbers) - 1)
+    i, j = numbers[asked.repeat_interleave(k)], numbers[nearest_of(x[numbers], asked, k).flatten()]
     return Differences(x[j] - x[i], y[j] - y[i], torch.stack([i, j], 1), len(asked))
 
 
