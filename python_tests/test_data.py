@@ -361,6 +361,12 @@ WHOLE = {
     "first": lambda i: SEEDED.numbered_from(i(4)).tensor(X),
     "order": lambda i: each(X, OWN["order 2"][0], {"order": i(2)}),
     "wrt": lambda i: each(X, sk.Targets(Y, J[..., [2, 0]]), {"wrt": [i(2), i(0)], "directions": SEEDED}),
+    "wrt, an array": lambda i: torch.stack(
+        [
+            each(X, sk.Targets(Y, J[..., [2, 0]]), {"wrt": np.array([2, 0], dtype=i), "directions": SEEDED}),
+            sk.jvp(STUDENT, X, sk.Directions.sphere(1, seed=2), wrt=np.array([2, 0], dtype=i))[0][:, 0],
+        ]
+    ),
     "SobolevLoss": lambda i: sk.SobolevLoss(order=i(2), reduction="none")(STUDENT, X, OWN["order 2"][0]),
     "jet": lambda i: torch.cat(sk.jet(STUDENT, X, SEEDED, order=i(2))[1:]),
     "laplacian": lambda i: sk.laplacian(STUDENT, X, wrt=(i(1),))[1],
