@@ -40,6 +40,10 @@ OWN = {
     "vjps of given ones": (sk.Targets(Y, vjps=G, cotangents=UP.tensor(Y)), {}),
     "a jacobian along a seed": (sk.Targets(Y, J, directions=SEEDED), {}),
     "a teacher along a seed": (sk.Targets(Y, teacher=TEACHER, directions=SEEDED), {}),
+    "vjps alone": (sk.Targets(vjps=G), {"cotangents": UP, "weights": (0, 1)}),
+    "classes beside vjps": (
+        sk.Targets(torch.arange(N) % O, vjps=G, cotangents=UP), {"head": "log_softmax", "value_loss": "cross_entropy"},
+    ),
     "order 2": (sk.Targets(Y, tangents=T, seconds=SECOND, directions=SEEDED), {"order": 2}),
     "shared": (sk.Targets(Y, J, directions=sk.Directions.given(torch.eye(D).double())), {}),
     "basis": (sk.Targets(Y, J, directions=sk.Directions.basis()), {}),
@@ -64,7 +68,8 @@ def test_no_sample_meets_the_directions_of_another(targets, settings):
     assert_same(each(X[some], targets[ORDER][3:9], settings), whole[some])
     both, numbers = sk.Targets.cat([targets[some], targets[some[:0]], targets[2]]), torch.tensor([*some, 2])
     assert_same(each(X[numbers], both, settings), whole[numbers])
-    for x, batch in DataLoader(sk.SobolevDataset(X, targets), batch_size=5, shuffle=True):
+    data = sk.SobolevDataset(X, targets.along(X, outputs=O) if "head" in settings else targets)
+    for x, batch in DataLoader(data, batch_size=5, shuffle=True):
         if not settings or "derivatives" in settings or "order" in settings:
             places = [int((X == row).all(1).nonzero()) for row in x]
             assert_same(each(x, batch, settings), whole[places])
@@ -137,6 +142,10 @@ def test_counts_and_truth():
         sk.Targets(Y, J[:4])[:2]
     with pytest.raises(ValueError, match="those of 12 samples"):
         sk.SobolevDataset(X, sk.Targets(Y[:4], J[:4]))
+    with pytest.raises(ValueError, match="those of 12 samples"):
+        each(X, sk.Targets(Y, tangents=T, directions=SEEDED)[:4], {})
+    with pytest.raises(ValueError, match="outputs=O"):
+        sk.SobolevDataset(X, sk.Targets(vjps=G, cotangents=UP))
 
 
 BAD_CATS = {

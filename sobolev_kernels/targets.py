@@ -11,7 +11,7 @@ from .arrays import tensor_of
 from .boundary import FLOATING, faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
-from .errors import Fault, as_tensor, describe, in_words, need, need_known, need_tensor, refuse
+from .errors import Fault, as_tensor, describe, in_words, need, need_known, need_tensor, refuse, whole
 from .sampled import (
     AXIS,
     as_index,
@@ -312,21 +312,33 @@ class Targets:
                 return tensor.shape[1]
         return None
 
-    def along(self, x: torch.Tensor, wrt: Sequence[int] | torch.Tensor | None = None) -> Targets:
+    def along(
+        self, x: torch.Tensor, wrt: Sequence[int] | torch.Tensor | None = None, outputs: int | None = None
+    ) -> Targets:  # fmt: skip
         """The same with seeded directions or cotangents as tensors: those that a call with these inputs x uses, whose
-        differentiated columns are `wrt`. Directions without a seed, which are fresh at each call, stay.
+        differentiated columns are `wrt`. Directions without a seed, which are fresh at each call, stay. `outputs` is O,
+        where neither values nor a Jacobian tell.
 
         Raises:
             ValueError: cotangents of outputs whose number the targets do not tell.
         """
         need_tensor(x, "x", "the inputs [N, D]")
         refuse(faults_of_memory("x", x))
-        fields = {}
+        N, fields = None if self.samples is None else len(self.samples), {}
+        need(N in (None, len(x)), "targets", f"those of {len(x)} samples, as there are inputs", f"{N}")
         if self.directions is not None:
             fields["directions"] = vectors_for(self.directions, self.samples, like_columns(x, wrt))
         if is_numbered(self.cotangents):
-            O = self._outputs(x.dim() if wrt is None else 2)
-            need(O is not None, "cotangents", "values [N, O], which tell O, beside a seed", self.cotangents)
+            O = self._outputs(x.dim() if wrt is None else 2) or whole(outputs)
+            expected, hint = "values [N, O], which tell O, beside a seed", "targets.along(x, outputs=O) says it"
+            need(type(O) is int and O > 0, "cotangents", expected, self.cotangents, hint=hint)
+                type(O) is int and O > 0,
+                "cotangents",
+                "values [N, O], which tell O, beside a seed",
+                self.cotangents,
+                ValueError,
+                hint,
+            )
             fields["cotangents"] = vectors_for(self.cotangents, self.samples, x.new_empty(()).expand(len(x), O))
         given = any(new is not getattr(self, name) for name, new in fields.items())
         return self._with(**fields, samples=None) if given else self

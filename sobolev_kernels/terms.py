@@ -63,7 +63,9 @@ def loss_of(
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
     if targets.samples is not None:
-        settings, targets, offset = along_samples(settings, targets, inputs, offset, input_jacobian)
+        settings, targets, offset = along_samples(
+            settings, None if head else student, targets, inputs, offset, input_jacobian
+        )
     if head is not None:
         student, targets = with_head(student, targets, head)
     if input_jacobian is not None:
