@@ -332,13 +332,6 @@ class Targets:
             O = self._outputs(x.dim() if wrt is None else 2) or whole(outputs)
             expected, hint = "values [N, O], which tell O, beside a seed", "targets.along(x, outputs=O) says it"
             need(type(O) is int and O > 0, "cotangents", expected, self.cotangents, hint=hint)
-                type(O) is int and O > 0,
-                "cotangents",
-                "values [N, O], which tell O, beside a seed",
-                self.cotangents,
-                ValueError,
-                hint,
-            )
             fields["cotangents"] = vectors_for(self.cotangents, self.samples, x.new_empty(()).expand(len(x), O))
         given = any(new is not getattr(self, name) for name, new in fields.items())
         return self._with(**fields, samples=None) if given else self
