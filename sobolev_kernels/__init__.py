@@ -17,8 +17,13 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .scaled import Scaled
+from .scaler import Scaler
 from .targets import Targets
 from .terms import SobolevTerms
+from .training.fit import fit
+from .training.history import History
+from .training.weighting import GradNorm, Uncertainty
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,16 +33,22 @@ __all__ = [
     "MLP",
     "Cotangents",
     "Directions",
+    "GradNorm",
+    "History",
     "NotProvided",
+    "Scaled",
+    "Scaler",
     "Sine",
     "SobolevDataset",
     "SobolevLoss",
     "SobolevTerms",
     "SobolevWarning",
     "Targets",
+    "Uncertainty",
     "check_targets",
     "derivative_error",
     "explain",
+    "fit",
     "hvp",
     "jet",
     "jvp",
