@@ -116,7 +116,35 @@ def test_lbfgs(search):
     s = student()
     optimizer = torch.optim.LBFGS(s.parameters(), line_search_fn=search)
     (text,) = warned(lambda: train(optimizer, lambda: FRESH["targets made anew"](s), 3))
-    assert "L-BFGS" in text and "seed=" in text and '"exact"' in text
+    assert "L-BFGS" in text and "loss_fn.at(step)" in text and "seed=" in text and '"exact"' in text
+
+
+IMAGES = random(6, 1, 3)
+OTHER_SHAPES = {
+    "an MLP behind Flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 2)),
+    "any": lambda: nn.Sequential(nn.LayerNorm(3), nn.Flatten(), nn.Linear(3, 2)),
+}
+SHAPED = {
+    "images": (IMAGES, sk.Targets(values=Y, jacobian=J[:, :, None]), {}),
+    "not contiguous": (random(6, 3, 1).mT, sk.Targets(teacher=lambda x: x[:, 0, :2].sin()), {}),
+    "coordinates": (IMAGES, sk.Targets(values=Y, jacobian=J), {"input_jacobian": random(6, 1, 3, 3)}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SHAPES)
+@pytest.mark.parametrize("name", SHAPED)
+def test_inputs_of_any_shape(name, kind):
+    x, targets, more = SHAPED[name]
+    call = lambda s: sk.sobolev_loss(s, x, targets, **more)  # noqa: E731
+    (text,) = warned(lambda: [call(s := OTHER_SHAPES[kind]()), call(s), call(s)])
+    assert "evaluated again" in text
+    s = OTHER_SHAPES[kind]()
+    (text,) = warned(lambda: train(torch.optim.LBFGS(s.parameters(), lr=0.1), lambda: call(s), 2))
+    assert "L-BFGS" in text
+    s = OTHER_SHAPES[kind]()
+    assert warned(lambda: train(torch.optim.Adam(s.parameters()), lambda: call(s), 20)) == []
+    others = lambda s: sk.sobolev_loss(s, x.clone(), targets, **more)  # noqa: E731
+    assert warned(lambda: [others(s) for _ in range(3)]) == []
 
 
 def test_lbfgs_after_another_optimizer():

@@ -20,11 +20,11 @@ from .boundary import PLAIN
 from .directions import Projections
 from .errors import SobolevWarning, clipped
 from .heads import inner_of
-from .parts import drawing_modules
+from .parts import drawing_modules, roots_of
 from .planner import few_outputs
 from .problem import LAZY, UNSEEN, Problem
 from .request import Request
-from .rows import behind
+from .rows import behind, inputs_behind
 from .settings import Settings
 from .student import Student, Unrecognised
 from .targets import Targets
@@ -37,7 +37,8 @@ TEACHER = (
 )
 FRESH = (
     "directions: {}, each time along others, so that its loss and gradients are not those of one function; a line "
-    'search, as that of L-BFGS, goes astray by it. Give seed= to the directions, or derivatives="exact"'
+    "search, as that of L-BFGS, goes astray by it. Evaluate loss_fn.at(step) of a SobolevLoss, give seed= to the "
+    'directions (and .at(step)), or derivatives="exact"'
 )
 WITHOUT_RULE = (
     "student: {}, so the reference takes its derivatives, which is slower than tangents that are carried along with "
@@ -62,7 +63,7 @@ class Seen:
 
     def targeted(self, targets: Targets | None, tensors: tuple[torch.Tensor | None, ...]) -> bool:
         """Whether these were the targets too."""
-        same = len(tensors) == len(self.targets) and self.teacher == (targets and id(targets.teacher))
+        same = len(tensors) == len(self.targets) and self.teacher == (targets and id(behind(targets.teacher)))
         return same and all(t is (ref and ref()) for t, ref in zip(tensors, self.targets, strict=True))
 
 
@@ -101,17 +102,17 @@ def looked_at_again(
     student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets
 ) -> None:
     """`advise_of_fresh` of a call like one before; other inputs than those of the last call need no look."""
-    seen = SEEN.get(id(behind(student)))
-    if seen is None or seen.last == id(x):
+    seen, came = SEEN.get(id(behind(student))), inputs_behind(student, x)
+    if seen is None or seen.last == id(came):
         advise_of_fresh(student, x, parameters, settings, targets)
     else:
-        seen.last = id(x)
+        seen.last = id(came)
 
 
 def advise_of_fresh(
     student: object, x: torch.Tensor, parameters: Sequence[torch.Tensor], settings: Settings, targets: Targets | None
 ) -> None:
-    seen = seen_of(student)
+    seen, x = seen_of(student), inputs_behind(student, x)
     seen.last = id(x)
     if FRESH in seen.warned:
         return
@@ -119,7 +120,7 @@ def advise_of_fresh(
         versions = (x._version, *map(version, parameters))
     except RuntimeError:  # tensors of inference mode have none
         return
-    tensors = () if targets is None else (targets.values, targets.jacobian)
+    tensors = () if targets is None else (targets.values, came_as(targets.jacobian))
     if seen.inputs() is not x:
         seen.inputs, seen.times = weakref.ref(x), 0
     elif x.requires_grad or any(p.requires_grad for p in parameters):
@@ -133,7 +134,22 @@ def advise_of_fresh(
             warn(student, FRESH, "L-BFGS evaluates the same inputs again and again")
     seen.versions, seen.settings, seen.times = versions, settings, seen.times + 1
     seen.targets = [None if tensor is None else weakref.ref(tensor) for tensor in tensors]
-    seen.teacher = targets and id(targets.teacher)
+    seen.teacher = targets and id(behind(targets.teacher))
+
+
+def advise_of_function(
+    student: object, x: torch.Tensor, settings: Settings, targets: Targets, projections: Projections
+) -> None:
+    """`advise_of_fresh` of what is not planned yet."""
+    if projections.fixed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    parameters = [parameter for module in roots_of(student) for parameter in module.parameters()]
+    advise_of_fresh(student, x, parameters, settings, targets)
+
+
+def came_as(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """What a tensor is a view of, as rows are of what has another shape."""
+    return tensor if tensor is None or tensor._base is None else tensor._base
 
 
 def some_numbers(x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from .advice import advise_of_function
 from .boundary import faults_of_memory
 from .checks import faults_of_derivative_weight, faults_of_kinds, faults_of_targets, faults_of_units, outputs_of
 from .columns import Mask
@@ -43,7 +44,7 @@ def loss_of_coordinates(
     need_tensor(inputs, "inputs", "a tensor [N, D]")
     need_tensor(input_jacobian, "input_jacobian", "a tensor [N, D, K]")
     shape = inputs.shape[1:]
-    inputs, student = inputs_on_rows(inputs), function_on_rows(student, shape)
+    student, inputs = function_on_rows(student, shape, inputs), inputs_on_rows(inputs)
     refuse(faults_of_coordinates(settings, inputs, shape, targets, input_jacobian))
     columns = input_jacobian.flatten(1, -2)
     of_q = Request(
@@ -62,6 +63,7 @@ def loss_of_coordinates(
         if size != 1.0:
             directions, tangents = directions * size, None if tangents is None else tangents * size
     else:
+        advise_of_function(student, inputs, settings, targets, chosen)
         w = chosen.tensor(columns[:, 0]) if given is None else over_samples(given, len(columns))
         if weights.masks(chosen):  # a derivative that is not known is not gone along
             w = torch.where(weights.derivative, w, 0.0)

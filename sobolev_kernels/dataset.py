@@ -128,6 +128,11 @@ def flatten_vectors(vectors: Projections) -> tuple[list[Any], Projections]:
     return ([], vectors) if vectors.values is None else ([vectors.values], vectors.without_values())
 
 
+def flatten_vectors_with_keys(vectors: Projections) -> tuple[list[tuple], Projections]:
+    leaves, context = flatten_vectors(vectors)
+    return [(_pytree.GetAttrKey("values"), leaf) for leaf in leaves], context
+
+
 def unflatten_vectors(leaves: Sequence[Any], context: Projections) -> Projections:
     made = object.__new__(type(context))
     for name, value in vars(context).items():
@@ -137,9 +142,11 @@ def unflatten_vectors(leaves: Sequence[Any], context: Projections) -> Projection
     return made
 
 
-_pytree.register_pytree_node(
-    Targets, flatten, unflatten, serialized_type_name="sobolev_kernels.Targets", flatten_with_keys_fn=flatten_with_keys
-)
-for kind in (Directions, Cotangents):
+NODES = {
+    Targets: (flatten, unflatten, flatten_with_keys),
+    Directions: (flatten_vectors, unflatten_vectors, flatten_vectors_with_keys),
+    Cotangents: (flatten_vectors, unflatten_vectors, flatten_vectors_with_keys),
+}
+for kind, (apart, together, with_keys) in NODES.items():
     name = f"sobolev_kernels.{kind.__name__}"
-    _pytree.register_pytree_node(kind, flatten_vectors, unflatten_vectors, serialized_type_name=name)
+    _pytree.register_pytree_node(kind, apart, together, serialized_type_name=name, flatten_with_keys_fn=with_keys)

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import torch
 
+from .at_step import LossAtStep, Steps, at_step, faults_of_step, with_steps
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
@@ -136,12 +137,12 @@ def sobolev_loss(
 
 class SobolevLoss(torch.nn.Module):
     """A Sobolev loss with its settings, called as
-    `loss_fn(student, inputs, targets, sample_weight=None, derivative_weight=None, input_jacobian=None)`.
+    `loss_fn(student, inputs, targets, sample_weight=None, derivative_weight=None, input_jacobian=None, step=None)`.
 
     The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters;
     `input_scale`, `output_weight`, and the tensor of directions or cotangents that were given, are buffers, which move
     with `.to(device)`. The state of a loss with `input_scale` or `output_weight` is loaded by one without, and the
-    other way round.
+    other way round. For optimizers that evaluate it several times a step there is `at`.
 
     Example:
         >>> from sobolev_kernels import MLP
@@ -150,6 +151,8 @@ class SobolevLoss(torch.nn.Module):
         >>> targets = Targets(values=x.sum(1, keepdim=True), jacobian=torch.ones(8, 1, 2))
         >>> loss_fn(MLP(2, 1, width=16), x, targets).backward()
     """
+
+    steps: Steps | None = None  # what `at` has found
 
     def __init__(
         self, *, input_scale: torch.Tensor | None = None, output_weight: torch.Tensor | None = None, **settings
@@ -179,12 +182,46 @@ class SobolevLoss(torch.nn.Module):
     def forward(
         self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
-        input_jacobian: torch.Tensor | None = None,
+        input_jacobian: torch.Tensor | None = None, step: int | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip
         weights, scale = weights_of(sample_weight, self.output_weight, derivative_weight), self.input_scale
+        settings, offset = self.settings, None
+        if step is not None:
+            settings, targets, offset = at_step(self, targets, step)
         return loss_of(
-            self.settings, student, inputs, targets, self.given, weights, scale, None, input_jacobian, self.head
+            settings, student, inputs, targets, self.given, weights, scale, offset, input_jacobian, self.head
         )
+
+    def at(self, step: int) -> LossAtStep:
+        """The same loss with the same directions, or cotangents, at all evaluations of a step, and others at the next:
+        one function for the line search of L-BFGS.
+
+        They are those of the seed at the place `step` of its stream, as `directions.at(step)`. Directions without a
+        seed get one for all steps, drawn once by torch's generator; what is given, a basis and "exact" are the same at
+        all steps. What is kept of calls, and the buffers, are those of this loss: another step is another number.
+
+        Raises:
+            ValueError: step is no integer in [0, 2^32).
+            NotImplementedError: torch.compile would have to draw the seed.
+
+        Example:
+            >>> from sobolev_kernels import MLP
+            >>> student, loss_fn = MLP(2, 1, width=16), SobolevLoss(directions=Directions.sphere(4))
+            >>> x = torch.rand(8, 2)
+            >>> targets = Targets(values=x.sum(1, keepdim=True), jacobian=torch.ones(8, 1, 2))
+            >>> optimizer = torch.optim.LBFGS(student.parameters(), line_search_fn="strong_wolfe")
+            >>> for step in range(3):
+            ...     def closure():
+            ...         optimizer.zero_grad()
+            ...         loss = loss_fn.at(step)(student, x, targets)
+            ...         loss.backward()
+            ...         return loss
+            ...     loss = optimizer.step(closure)
+        """
+        refuse(faults_of_step(step))
+        if not torch.compiler.is_compiling():
+            with_steps(self)
+        return LossAtStep(self, step)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self.settings, field.name)}" for field in fields(Settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,11 +22,15 @@ from .weights import Weights
 
 
 class Rows(nn.Module):
-    """A function of inputs [N, …] as one of rows [N, D], made for a call: what is known, is known of the function."""
+    """A function of inputs [N, …] as one of rows [N, D], made for a call: what is known, is known of the function, and
+    of the inputs as they came."""
 
-    def __init__(self, student: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int]):
+    def __init__(
+        self, student: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int], inputs: torch.Tensor | None = None
+    ):
         super().__init__()
         self.student, self.shape = student, tuple(shape)
+        self.inputs = inputs if inputs is None else weakref.ref(inputs)
         if not isinstance(student, nn.Module):
             self.parts = nn.ModuleList(roots_of(student))
 
@@ -38,17 +43,23 @@ def behind(function: object) -> object:
     return function.student if type(function) is Rows else function
 
 
+def inputs_behind(function: object, x: torch.Tensor) -> torch.Tensor:
+    """The inputs that the user gave."""
+    came = function.inputs if type(function) is Rows else None
+    return x if came is None else came()
+
+
 def are_rows(inputs: object, settings: Settings) -> bool:
     """Whether they come as rows, or as something that is refused, and the columns by their numbers."""
     return type(settings.wrt) is not Mask and (not isinstance(inputs, torch.Tensor) or inputs.dim() <= 2)
 
 
-def function_on_rows(function: object, shape: Sequence[int]) -> object:
+def function_on_rows(function: object, shape: Sequence[int], inputs: torch.Tensor | None = None) -> object:
     """What cannot be called is left for the checks."""
     if len(shape) == 1 or not callable(function) or isinstance(function, type):
         return function
     if not torch.compiler.is_compiling():
-        return Rows(function, shape)
+        return Rows(function, shape, inputs)
     refuse(Unrecognised("", function).faults_of_statistics("student"))  # which a compiler sees in a module alone
     return lambda x: function(x.unflatten(1, tuple(shape)))
 
@@ -144,8 +155,8 @@ def loss_on_rows(
     """What a loss is of, as it came, on rows."""
     shape = inputs.shape[1:]
     settings = settings_on_rows(settings, shape)
+    student, named = function_on_rows(student, shape, inputs), settings.wrt is not None
     inputs = inputs_on_rows(inputs)
-    student, named = function_on_rows(student, shape), settings.wrt is not None
     if not named:
         given = given if settings.cotangents is not None else directions_on_rows(given, shape)
         weights = weights_on_rows(weights, shape)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from .directions import Projections
+from .directions import Directions, Projections
 from .drawing import over_samples
 from .errors import Fault, describe, need, refuse, whole
 
@@ -102,8 +102,8 @@ def with_tensor(projections: Projections, function) -> Projections:
 
 
 def numbers_of(projections: Projections | None, N: int) -> torch.Tensor:
-    """The numbers of N samples in a draw, int64 [N]."""
-    return torch.arange(N) + (0 if projections is None else projections.first_sample(N))
+    """The numbers of N samples in a draw, int64 [N]; of one that only a call names, those of its process."""
+    return torch.arange(N) + (Directions.basis() if projections is None else projections).first_sample(N)
 
 
 def joined_vectors(name: str, each: Sequence[Projections | None], counts: Sequence[int]) -> Projections | None:

@@ -226,10 +226,8 @@ class Targets:
         first, counts = targets[0], []
         for one in targets:
             need(isinstance(one, Targets), "targets", "a list of sobolev_kernels.Targets", one, TypeError)
-            said = [
-                {name for name in FIELDS if getattr(t, name) is not None and name != "samples"} for t in (first, one)
-            ]
-            need(said[0] == said[1], "targets", f"{', '.join(sorted(said[0]))} in all of them", sorted(said[1]))
+            here, there = ([name for name in FIELDS[:-1] if getattr(t, name) is not None] for t in (first, one))
+            need(here == there, "targets", f"{', '.join(here)} in all of them", ", ".join(there))
             need(one.teacher is first.teacher, "teacher", "the same one in all of them", one.teacher)
             counts.append(one._count())
         if len(targets) == 1 or counts[0] is None:
@@ -241,10 +239,8 @@ class Targets:
             fields[name] = joined_vectors(name, [getattr(one, name) for one in targets], counts)
         own = next(iter(first._vectors().values()), None)
         if any(one.samples is not None for one in targets) or is_numbered(own):
-            each = [
-                numbers_of(own, N) if t.samples is None else t.samples for t, N in zip(targets, counts, strict=True)
-            ]
-            fields["samples"] = joined("samples", each, 0)
+            each = zip(targets, counts, strict=True)
+            fields["samples"] = torch.cat([numbers_of(own, N) if t.samples is None else t.samples for t, N in each])
         return first._with(**fields)
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor], floating: bool = False) -> Targets:
@@ -261,8 +257,8 @@ class Targets:
     def to(self, *args, **kwargs) -> Targets:
         """At another device or of another floating dtype, as `torch.Tensor.to`; classes stay whole numbers. A teacher
         stays where he is."""
+        copy = kwargs.pop("copy", False)
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        copy = kwargs.get("copy", False)
         need(dtype is None or dtype in FLOATING, "dtype", f"one of {', '.join(map(str, FLOATING))}", dtype)
         more = {} if memory_format is None else {"memory_format": memory_format}
 
