@@ -70,6 +70,15 @@ def test_no_sample_meets_the_directions_of_another(targets, settings):
             assert_same(each(x, batch, settings), whole[places])
 
 
+def test_projected_targets_keep_their_directions_at_every_step():
+    targets, loss = OWN["tangents along a seed"][0], sk.SobolevLoss()
+    assert loss.at(5)(TEACHER, X, targets) < 1e-20
+    assert_same(loss.at(5)(STUDENT, X[ORDER], targets[ORDER]), loss(STUDENT, X, targets))
+    moving = sk.Targets(Y, J, directions=SEEDED)
+    each_of = sk.SobolevLoss(reduction="none").at(4)
+    assert_same(each_of(STUDENT, X[ORDER], moving[ORDER]), each_of(STUDENT, X, moving)[ORDER])
+
+
 INDICES = {
     "a slice": slice(2, 9, 3), "backwards": slice(9, 2, -2), "numbers": torch.tensor([3, 0, -1]),
     "of int32": torch.tensor([3, 0], dtype=torch.int32), "an array": np.array([5, 1]), "a list": [4, 4],
@@ -159,6 +168,16 @@ def test_loaders(wrapped):
     assert_same(each(x, targets, {}), whole)
     kept = next(iter(DataLoader(data, batch_size=4, collate_fn=list)))  # what a user's own collate is handed
     assert len(kept) == 4 and kept[1].inputs.shape == (D,)
+
+
+def test_one_sample_of_a_data_set():
+    data = sk.SobolevDataset(X, sk.Targets(Y, J))
+    for index in (3, np.int64(3), 3 - N):
+        x, targets = data[index]
+        assert torch.equal(x, X[3]) and torch.equal(targets.jacobian, J[3:4])
+    assert len(data[[1, 2]].inputs) == len(data[2:4].targets) == 2
+    with pytest.raises(IndexError, match="index: expected a sample from -12 to 11"):
+        data[N]
 
 
 def test_workers_take_it():
@@ -345,6 +364,7 @@ WHOLE = {
     "SobolevLoss": lambda i: sk.SobolevLoss(order=i(2), reduction="none")(STUDENT, X, OWN["order 2"][0]),
     "jet": lambda i: torch.cat(sk.jet(STUDENT, X, SEEDED, order=i(2))[1:]),
     "laplacian": lambda i: sk.laplacian(STUDENT, X, wrt=(i(1),))[1],
+    "step": lambda i: sk.SobolevLoss(directions=SEEDED).at(i(2))(STUDENT, X, sk.Targets(Y, J)),
     "MLP": lambda i: torch.tensor([p.numel() for p in sk.MLP(i(2), i(1), width=i(3), depth=i(1)).parameters()]),
 }
 

@@ -7,6 +7,9 @@ P directions on the input side, R cotangents on the output side.
 from . import teaching  # noqa: F401 (which gives Targets their from_teacher)
 from .dataset import SobolevDataset
 from .derivatives import hvp, jet, jvp, laplacian, vjp
+from .diagnostics.balance import term_gradients
+from .diagnostics.check import check_targets
+from .diagnostics.errors import derivative_error
 from .directions import Cotangents, Directions
 from .errors import NotProvided, SobolevWarning
 from .explain import explain
@@ -42,6 +45,8 @@ __all__ = [
     "SobolevWarning",
     "Targets",
     "Uncertainty",
+    "check_targets",
+    "derivative_error",
     "explain",
     "fit",
     "hvp",
@@ -49,5 +54,6 @@ __all__ = [
     "jvp",
     "laplacian",
     "sobolev_loss",
+    "term_gradients",
     "vjp",
 ]

@@ -91,14 +91,22 @@ class Targets:
         seconds: torch.Tensor | None = None,
         samples: torch.Tensor | None = None,
     ):
-        given = values, jacobian, tangents, directions, teacher, vjps, cotangents, hessian, seconds, samples
-        for name, value in zip(FIELDS, given, strict=True):
-            object.__setattr__(self, name, value)
+        put = object.__setattr__
+        put(self, "values", values)
+        put(self, "jacobian", jacobian)
+        put(self, "tangents", tangents)
+        put(self, "directions", directions)
+        put(self, "teacher", teacher)
+        put(self, "vjps", vjps)
+        put(self, "cotangents", cotangents)
+        put(self, "hessian", hessian)
+        put(self, "seconds", seconds)
+        put(self, "samples", samples)
         refuse(self._faults())
         if directions is not None:
-            object.__setattr__(self, "directions", Directions.of(directions, "directions"))
+            put(self, "directions", Directions.of(directions, "directions"))
         if cotangents is not None:
-            object.__setattr__(self, "cotangents", Cotangents.of(cotangents, "cotangents"))
+            put(self, "cotangents", Cotangents.of(cotangents, "cotangents"))
 
     def __setattr__(self, name: str, value: object):
         raise AttributeError(f"{name}: targets do not change; targets.replace({name}=...) are others")
@@ -211,8 +219,12 @@ class Targets:
     def _is_numbered(self) -> bool:
         """Whether samples have directions of their own by their number, in these targets or in a call with them."""
         vectors = self._vectors().values()
-        projected = self.tangents is not None or self.seconds is not None or self.vjps is not None
-        return any(map(is_numbered, vectors)) or (projected and not vectors)
+        return any(map(is_numbered, vectors)) or (self.is_projected and not vectors)
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether they are derivatives along directions or cotangents, and so belong to these."""
+        return self.tangents is not None or self.seconds is not None or self.vjps is not None
 
     @classmethod
     def cat(cls, targets: Sequence[Targets]) -> Targets:
