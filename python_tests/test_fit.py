@@ -3,6 +3,7 @@
 import csv
 import warnings
 
+import numpy
 import pytest
 import torch
 
@@ -396,6 +397,7 @@ REFUSED = {
     "weights: expected two numbers": lambda: trained(student(), weights=(1.0,)),
     "weights: expected numbers or": lambda: trained(student(), weights="differentialml"),
     "validation: expected a part": lambda: trained(student(), validation=2.0),
+    "validation: expected finite": lambda: trained(student(), validation=(X[:9] / 0, TARGETS[:9])),
     "progress: expected True": lambda: trained(student(), progress="yes"),
     "generator: expected a torch.Generator": lambda: trained(student(), generator=0),
     "scale: expected no input_scale": lambda: trained(
@@ -425,6 +427,9 @@ def test_refusals_come_before_anything_is_drawn(words):
 
 
 def test_modes_and_generators_are_as_before():
+    """A batch norm in eval() stays so, and is trained."""
+    norm = torch.nn.Sequential(torch.nn.Linear(D, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    assert trained(norm.eval(), validation=0.2, epochs=numpy.int64(2)).best_epoch and not norm.training
     model = student(kind="any")
     model[3].eval()
     state = torch.get_rng_state()
