@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
 
 import torch
@@ -13,6 +13,7 @@ from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
 from .boundary import is_sound
+from .changed import replace
 from .checks import faults_again, faults_of, faults_of_order, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
