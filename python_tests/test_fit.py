@@ -441,4 +441,6 @@ def test_modes_and_generators_are_as_before():
     trained(model, loss=sk.SobolevLoss(directions=sk.Directions.sphere(1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and not model[3].training
+    with torch.no_grad():
+        assert trained(student(), epochs=1).steps == 3
     assert all(p.grad is None for p in model.parameters())

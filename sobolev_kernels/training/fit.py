@@ -112,7 +112,7 @@ def fit(
     refuse(faults(student, x, loss, epochs, batch_size, scale, generator, weights))
     path = None if checkpoint is None else Path(checkpoint)
     before = None if path is None else files.load(path)
-    with drawing_from(generator, x.device):
+    with torch.enable_grad(), drawing_from(generator, x.device):
         training = Training(
             student, data_of(x, targets, loss, "targets", (sample_weight, derivative_weight)), loss, epochs, batch_size,
             optimizer, lr, schedule, weights, validation, scale, generator, path, before,
