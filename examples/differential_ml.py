@@ -52,6 +52,7 @@ from experiment import (
     predictions,
     print_table,
     report,
+    seeds_of,
     summarise,
     trainings,
 )
@@ -204,9 +205,10 @@ def draw(rows: list[dict], drawn: dict[str, np.ndarray]):
             axis.set_title(METHODS[student])
             draw_predictions(axis, drawn, student, metric)
         dumbbells(axes[i, 3], rows, cases, metric, STUDENTS)
-        axes[i, 3].set(title=f"{metric} error, relative; medians of {rows[0]['seeds']} seeds")
+        axes[i, 3].set(title=f"{metric} error")
         axes[i, 3].tick_params(axis="y", labelsize=9)
-    figure.supxlabel(f"left: {SHOWN[0]} assets, {SHOWN[1]:,} paths; black: closed form. right: 1 is as bad as the mean")
+    shown = f"{SHOWN[0]} assets, {SHOWN[1]:,} paths, black: closed form"
+    figure.supxlabel(f"left: {shown}; right: {seeds_of(rows)}, relative: 1 is as bad as the mean", fontsize=11)
     legend_of(figure, STUDENTS)
     return figure
 

@@ -172,7 +172,17 @@ def dumbbells(axes, rows: list[dict], labels: Sequence[str], metric: str, method
         face = "white" if hollow else COLOURS[method]
         axes.scatter(numbers, places, facecolor=face, edgecolor=COLOURS[method], **style)
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
+    axes.margins(x=0.08)
+    few = ends.max() / ends.min() < 30  # of a scale so short, 2 and 5 are named too
+    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5) if few else (1,), numticks=12)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     bare(axes)
+
+
+def seeds_of(rows: list[dict]) -> str:
+    n = rows[0]["seeds"]
+    return f"medians of {n} seeds" if n > 1 else "one seed"
 
 
 def legend_of(figure, methods: Sequence[str], marks: dict[str, bool] | None = None) -> None:

@@ -35,6 +35,7 @@ from experiment import (
     predictions,
     print_table,
     report,
+    seeds_of,
     summarise,
     trainings,
 )
@@ -175,7 +176,7 @@ def draw(rows: list[dict], drawn: dict[str, np.ndarray]):
         low, high = (f(axis.get_xlim()[j] for axis in axes[1 + i]) for j, f in enumerate((min, max)))
         for axis in axes[1 + i]:
             axis.set_xlim(low, high)
-    figure.supxlabel(f"medians of {rows[0]['seeds']} seeds, relative: 1 is as bad as the mean, or a gradient of 0")
+    figure.supxlabel(f"{seeds_of(rows)}, relative: 1 is as bad as the mean, or a gradient of 0")
     legend_of(figure, STUDENTS, {"tanh": False, "relu": True})
     return figure
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, estimates, jax_worker, planner, readme, timing, twice
+from bench import check, epoch, estimates, jax_worker, planner, readme, timing, twice
 from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
 from bench.cases import (
     CASES,
@@ -410,3 +410,7 @@ def test_estimates_for_gpus():
 def test_second_derivatives_of_any_student(kind):
     """All ways give the same before anything is timed."""
     assert twice.measured("residual MLP", kind, 4, 2, 2, rounds=2, seconds=0).keys() == twice.WAYS.keys()
+
+
+def test_an_epoch_of_fit_is_that_of_the_loop_by_double_backward():
+    epoch.check(*epoch.problem(), worker=None)

@@ -40,6 +40,10 @@ OWN = {
     "vjps of given ones": (sk.Targets(Y, vjps=G, cotangents=UP.tensor(Y)), {}),
     "a jacobian along a seed": (sk.Targets(Y, J, directions=SEEDED), {}),
     "a teacher along a seed": (sk.Targets(Y, teacher=TEACHER, directions=SEEDED), {}),
+    "vjps alone": (sk.Targets(vjps=G), {"cotangents": UP, "weights": (0, 1)}),
+    "classes beside vjps": (
+        sk.Targets(torch.arange(N) % O, vjps=G, cotangents=UP), {"head": "log_softmax", "value_loss": "cross_entropy"},
+    ),
     "order 2": (sk.Targets(Y, tangents=T, seconds=SECOND, directions=SEEDED), {"order": 2}),
     "shared": (sk.Targets(Y, J, directions=sk.Directions.given(torch.eye(D).double())), {}),
     "basis": (sk.Targets(Y, J, directions=sk.Directions.basis()), {}),
@@ -64,10 +68,20 @@ def test_no_sample_meets_the_directions_of_another(targets, settings):
     assert_same(each(X[some], targets[ORDER][3:9], settings), whole[some])
     both, numbers = sk.Targets.cat([targets[some], targets[some[:0]], targets[2]]), torch.tensor([*some, 2])
     assert_same(each(X[numbers], both, settings), whole[numbers])
-    for x, batch in DataLoader(sk.SobolevDataset(X, targets), batch_size=5, shuffle=True):
+    data = sk.SobolevDataset(X, targets.along(X, outputs=O) if "head" in settings else targets)
+    for x, batch in DataLoader(data, batch_size=5, shuffle=True):
         if not settings or "derivatives" in settings or "order" in settings:
             places = [int((X == row).all(1).nonzero()) for row in x]
             assert_same(each(x, batch, settings), whole[places])
+
+
+def test_projected_targets_keep_their_directions_at_every_step():
+    targets, loss = OWN["tangents along a seed"][0], sk.SobolevLoss()
+    assert loss.at(5)(TEACHER, X, targets) < 1e-20
+    assert_same(loss.at(5)(STUDENT, X[ORDER], targets[ORDER]), loss(STUDENT, X, targets))
+    moving = sk.Targets(Y, J, directions=SEEDED)
+    each_of = sk.SobolevLoss(reduction="none").at(4)
+    assert_same(each_of(STUDENT, X[ORDER], moving[ORDER]), each_of(STUDENT, X, moving)[ORDER])
 
 
 INDICES = {
@@ -128,6 +142,10 @@ def test_counts_and_truth():
         sk.Targets(Y, J[:4])[:2]
     with pytest.raises(ValueError, match="those of 12 samples"):
         sk.SobolevDataset(X, sk.Targets(Y[:4], J[:4]))
+    with pytest.raises(ValueError, match="those of 12 samples"):
+        each(X, sk.Targets(Y, tangents=T, directions=SEEDED)[:4], {})
+    with pytest.raises(ValueError, match="outputs=O"):
+        sk.SobolevDataset(X, sk.Targets(vjps=G, cotangents=UP))
 
 
 BAD_CATS = {
@@ -159,6 +177,16 @@ def test_loaders(wrapped):
     assert_same(each(x, targets, {}), whole)
     kept = next(iter(DataLoader(data, batch_size=4, collate_fn=list)))  # what a user's own collate is handed
     assert len(kept) == 4 and kept[1].inputs.shape == (D,)
+
+
+def test_one_sample_of_a_data_set():
+    data = sk.SobolevDataset(X, sk.Targets(Y, J))
+    for index in (3, np.int64(3), 3 - N):
+        x, targets = data[index]
+        assert torch.equal(x, X[3]) and torch.equal(targets.jacobian, J[3:4])
+    assert len(data[[1, 2]].inputs) == len(data[2:4].targets) == 2
+    with pytest.raises(IndexError, match="index: expected a sample from -12 to 11"):
+        data[N]
 
 
 def test_workers_take_it():
@@ -342,9 +370,16 @@ WHOLE = {
     "first": lambda i: SEEDED.numbered_from(i(4)).tensor(X),
     "order": lambda i: each(X, OWN["order 2"][0], {"order": i(2)}),
     "wrt": lambda i: each(X, sk.Targets(Y, J[..., [2, 0]]), {"wrt": [i(2), i(0)], "directions": SEEDED}),
+    "wrt, an array": lambda i: torch.stack(
+        [
+            each(X, sk.Targets(Y, J[..., [2, 0]]), {"wrt": np.array([2, 0], dtype=i), "directions": SEEDED}),
+            sk.jvp(STUDENT, X, sk.Directions.sphere(1, seed=2), wrt=np.array([2, 0], dtype=i))[0][:, 0],
+        ]
+    ),
     "SobolevLoss": lambda i: sk.SobolevLoss(order=i(2), reduction="none")(STUDENT, X, OWN["order 2"][0]),
     "jet": lambda i: torch.cat(sk.jet(STUDENT, X, SEEDED, order=i(2))[1:]),
     "laplacian": lambda i: sk.laplacian(STUDENT, X, wrt=(i(1),))[1],
+    "step": lambda i: sk.SobolevLoss(directions=SEEDED).at(i(2))(STUDENT, X, sk.Targets(Y, J)),
     "MLP": lambda i: torch.tensor([p.numel() for p in sk.MLP(i(2), i(1), width=i(3), depth=i(1)).parameters()]),
 }
 

@@ -68,6 +68,13 @@ def test_planted_faults_are_named(fault, jacobian, values):
     assert said in str(check) and check.verdict == said
 
 
+def test_samples_at_one_place_and_values_that_do_not_vary():
+    x, values, jacobian = (t.repeat_interleave(20, 0) for t in (X, Y, J))
+    assert sk.check_targets(x, values, jacobian).ok
+    assert sk.check_targets(x, values, jacobian[..., [1, 0, 2]]).ok is False
+    assert "the values are the same everywhere" in sk.check_targets(X, 0 * Y, J).verdict
+
+
 def test_two_faults_at_once():
     jacobian = changed(2, -1.0)[..., [1, 0, 2]]
     assert set(sk.check_targets(X, Y, jacobian).faults) == {
@@ -88,6 +95,7 @@ GOOD = {
     "of float32": (Y.float(), J.float(), True),
     "missing rows": (torch.where(torch.arange(N)[:, None] % 5 == 0, torch.nan, Y), J, True),
     "much noise": (Y + 3 * torch.randn(Y.shape, generator=GENERATOR), J, None),
+    "constant": (0 * Y + 1, 0 * J, True),
     "ripples": (ripples(X), jacobian_of(ripples), None),
 }
 
@@ -129,6 +137,7 @@ REFUSED = {
     "x: expected floating inputs": lambda: sk.check_targets(X.long(), Y, J),
     "at least three samples": lambda: sk.check_targets(X[:2], Y[:2], J[:2]),
     "targets: expected a sobolev_kernels.Targets, or a teacher": lambda: sk.derivative_error(smooth, Y, X),
+    "values: expected [400, 1], as the student's": lambda: sk.derivative_error(lambda x: x[:, :1], smooth, X),
     "order: expected None, 1 or 2": lambda: sk.derivative_error(smooth, smooth, X, order=3),
     "targets: expected those of 400 samples": lambda: sk.derivative_error(smooth, sk.Targets(Y[:5], J[:5]), X),
     "directions: expected those that": lambda: sk.derivative_error(smooth, sk.Targets(Y, tangents=Y[None]), X),

@@ -1,5 +1,6 @@
 """Differential machine learning: the closed form, the pathwise derivatives, the balance, and a quick run."""
 
+import copy
 import csv
 import math
 import subprocess
@@ -16,16 +17,15 @@ sys.path.insert(0, str(EXAMPLES))
 
 from differential_ml import (  # noqa: E402
     ASSETS,
-    BATCH,
+    LOSSES,
+    PLAN,
     SIZES,
     STRIKE,
     VOLATILITY,
     WINGS,
-    Data,
     Market,
-    Scaling,
-    batches,
-    losses,
+    labels,
+    prices_of,
     relative_errors,
 )
 
@@ -37,11 +37,9 @@ def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
     return market, market.spots(N, generator), market.noise(N, generator)
 
 
-def labels(d: int, N: int) -> tuple[Scaling, Data]:
+def labelled(d: int, N: int):
     market, x, noise = draw(d, N)
-    y, dy = market.payoffs(x, noise)
-    scaling = Scaling.of(x, y)
-    return scaling, scaling.data(x, y, dy)
+    return labels(x, *market.payoffs(x, noise))
 
 
 @pytest.mark.parametrize("d", ASSETS)
@@ -97,46 +95,37 @@ def test_scaling_is_consistent_both_ways():
     """Labels of mean 0 and variance 1, and a student that is linear in u has these slopes in the units of x."""
     d = 5
     market, x, noise = draw(d, 1000)
-    y, dy = market.payoffs(x, noise)
-    scaling = Scaling.of(x, y)
-    data = scaling.data(x, y, dy)
-    assert data.u.shape == (1000, d) and data.t.shape == (1000, 1) and data.dt.shape == (1000, 1, d)
-    for tensor in (data.u, data.t):
+    scaler, u, targets = labels(x, *market.payoffs(x, noise))
+    assert u.shape == (1000, d) and targets.values.shape == (1000, 1) and targets.jacobian.shape == (1000, 1, d)
+    for tensor in (u, targets.values):
         torch.testing.assert_close(tensor.mean(0), torch.zeros(tensor.shape[1]), rtol=0, atol=1e-5)
-        torch.testing.assert_close(tensor.std(0), torch.ones(tensor.shape[1]))
+        torch.testing.assert_close(tensor.std(0, correction=0), torch.ones(tensor.shape[1]))
     student = sk.MLP(d, 1, depth=0)
-    prices, deltas = scaling.prices(student, x)
-    slopes = student[0].weight.detach().double() * scaling.y_std / scaling.x_std
+    prices, deltas = prices_of(scaler, student, x)
+    slopes = student[0].weight.detach().double() * scaler.y_scale / scaler.x_scale
     torch.testing.assert_close(deltas, slopes.expand_as(deltas))
     torch.testing.assert_close(prices - prices[0], (x - x[0]) @ slopes[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scaling.data(x, prices, deltas).t, student(data.u).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", ASSETS)
 def test_balance_is_that_of_differential_ml(d):
-    """On the whole training set it is `weights="differential-ml"`; on a part of it λ stays that of the whole."""
-    _, data = labels(d, 512)
-    student = sk.MLP(d, 1, width=20, depth=4, activation="softplus")
+    """An epoch of one batch has the loss of `weights="differential-ml"`; of several λ is that of the whole set."""
+    _, u, targets = labelled(d, 512)
+    first = sk.MLP(d, 1, width=20, depth=4, activation="softplus")
 
-    def named(batch: Data, **settings) -> torch.Tensor:
-        targets = sk.Targets(values=batch.t, jacobian=batch.dt)
-        return sk.sobolev_loss(student, batch.u, targets, derivatives="exact", **settings)
+    def trained(x, targets, loss, batch):
+        history = sk.fit(
+            copy.deepcopy(first), x, targets, loss=loss, epochs=1, batch_size=batch, progress=False,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return history["loss"][0]
 
-    balanced = losses(data)["balanced"]
-    torch.testing.assert_close(balanced(student, data), named(data, weights="differential-ml"))
-    batch = data[torch.arange(64)]
-    scale = 1 / data.dt.square().mean((0, 1)).sqrt()
-    expected = named(batch, weights=(1 / (1 + d), d / (1 + d)), input_scale=scale)
-    torch.testing.assert_close(balanced(student, batch), expected)
-
-
-def test_batches_visit_every_path_once_an_epoch():
-    _, data = labels(1, 1024)
-    source = batches(data, torch.Generator().manual_seed(2))
-    epoch = [next(source) for _ in range(1024 // BATCH)]
-    for name in ("u", "t", "dt"):
-        seen = torch.cat([getattr(batch, name) for batch in epoch]).flatten().sort().values
-        assert torch.equal(seen, getattr(data, name).flatten().sort().values)
+    balanced = LOSSES["balanced"]
+    assert trained(u, targets, balanced, None) == pytest.approx(balanced(first, u, targets).item(), rel=1e-5)
+    scale = 1 / targets.jacobian.square().mean((0, 1)).sqrt()
+    by_hand = sk.SobolevLoss(derivatives="exact", weights=(1 / (1 + d), d / (1 + d)), input_scale=scale)
+    assert trained(u, targets, balanced, 64) == pytest.approx(trained(u, targets, by_hand, 64), rel=1e-5)
+    assert PLAN.epochs(8192, 300) == 10
 
 
 def test_relative_errors_are_one_for_the_mean():

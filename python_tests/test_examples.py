@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from functions import FUNCTIONS  # noqa: E402
-from paper_functions import SIZES, Scaling, batches  # noqa: E402
+from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
 
 # Box, a global minimiser and the minimum there: Jamil and Yang, "A literature survey of benchmark functions" (2013);
 # the boxes are the paper's.
@@ -97,31 +97,26 @@ def test_gradients_against_finite_differences(name):
 def test_scaling_is_consistent(name):
     """Values of mean 0 and variance 1 on [-1, 1]², and gradients that are the slopes of just these values."""
     function, x = FUNCTIONS[name], points(name)
-    scaling = Scaling.of(function, x)
-    data = scaling.data(function, x)
+    scaler = scaler_of(function, x)
+    u, targets = data_of(scaler, function, x)
     corners = torch.tensor((function.lower, function.upper), dtype=torch.float64)
-    torch.testing.assert_close(scaling.data(function, corners).u, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-    torch.testing.assert_close(data.t.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
-    torch.testing.assert_close(data.t.std(), torch.tensor(1.0))
+    torch.testing.assert_close(scaler.transform(corners), float64(-1, -1, 1, 1).view(2, 2))
+    torch.testing.assert_close(targets.values.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(targets.values.std(correction=0), torch.tensor(1.0))
 
     def t_of(u):
-        return (function.formula(scaling.centre + scaling.half * u) - scaling.mean) / scaling.std
+        return (function.formula(scaler.x_mean + scaler.x_scale * u) - scaler.y_mean) / scaler.y_scale
 
-    u = (x - scaling.centre) / scaling.half
-    slopes = finite_differences(t_of, u, 1e-5).float()
-    torch.testing.assert_close(data.dt, slopes[:, None, :], rtol=1e-4, atol=1e-5)
+    slopes = finite_differences(t_of, scaler.transform(x), 1e-5).float()
+    torch.testing.assert_close(targets.jacobian, slopes[:, None, :], rtol=1e-4, atol=1e-5)
+    assert u.dtype == targets.values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("N", SIZES)
-def test_batches_visit_every_point_once_an_epoch(N):
-    function = FUNCTIONS["Booth"]
-    x = function.sample(N, torch.Generator().manual_seed(1))
-    data = Scaling.of(function, x).data(function, x)
-    source = batches(data, torch.Generator().manual_seed(2))
-    epoch = [next(source) for _ in range(max(1, N // 100))]
-    for name in ("u", "t", "dt"):
-        seen = torch.cat([getattr(batch, name) for batch in epoch]).flatten().sort().values
-        assert torch.equal(seen, getattr(data, name).flatten().sort().values)
+def test_epochs_have_at_least_the_steps(N):
+    for steps in (1, 10, 1500):
+        a_epoch = -(-N // PLAN.batch)
+        assert (PLAN.epochs(N, steps) - 1) * a_epoch < steps <= PLAN.epochs(N, steps) * a_epoch
 
 
 @pytest.mark.long

@@ -3,12 +3,13 @@
 import csv
 import warnings
 
+import numpy
 import pytest
 import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels import call
-from sobolev_kernels.training import captured
+from sobolev_kernels.training import arguments, captured
 from sobolev_kernels.training.batches import Batches, Data
 from sobolev_kernels.training.checkpoint import load
 
@@ -54,24 +55,22 @@ def equal(a, b):
     ],
     ids=["Adam", "AdamW", "amsgrad", "SGD"],
 )
-@pytest.mark.parametrize("kind", ["MLP", "any"])
+@pytest.mark.parametrize("kind", ["MLP", "any", "along"])
 def test_it_is_the_loop_by_hand(optimizer, kind):
     """The same numbers, bit for bit, as a loop over the same batches."""
-    model, other = student(kind=kind).eval(), student(kind=kind)
-    torch.nn.Module.train(model), other.eval()
-    for module in (*model.modules(), *other.modules()):
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    history = trained(model, optimizer=optimizer, epochs=4, schedule="cosine")
+    loss_fn = sk.SobolevLoss(directions=sk.Directions.sphere(2)) if kind == "along" else EXACT
+    kind = "MLP" if kind == "along" else kind
+    model, other = student(kind=kind).eval(), student(kind=kind).eval()
+    history = trained(model, loss=loss_fn, optimizer=optimizer, epochs=4, schedule="cosine")
     generator, by_hand = seeded(), optimizer(list(other.parameters()))
-    torch.randint(2**62, (), generator=generator)
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
     losses, steps, rate = [], 0, by_hand.param_groups[0]["lr"]
     for _ in range(4):
         total = 0.0
         for index in torch.randperm(N, generator=generator).split(32):
             by_hand.param_groups[0]["lr"] = rate * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * steps / 12)).item())
             by_hand.zero_grad()
-            loss = EXACT(other, X[index], TARGETS[index])
+            loss = loss_fn(other, X[index], TARGETS[index])
             loss.backward()
             by_hand.step()
             total, steps = total + loss.item() * len(index), steps + 1
@@ -198,11 +197,18 @@ def test_a_student_of_units():
     assert again.student.scaler is history.student.scaler
 
 
-def test_teachers_and_seeds_and_samples():
+def test_teachers_and_seeds_and_samples(monkeypatch):
     """A teacher, bare or in targets, is that of the Jacobian computed once; seeded directions stay with samples."""
     teacher = lambda x: x.square().sum(1, keepdim=True)  # noqa: E731
     runs = [trained(student(), targets=t)["loss"] for t in (TARGETS, teacher, sk.Targets(teacher=teacher))]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5) and runs[1] == runs[2]
+    monkeypatch.setattr(arguments, "MOST", 0)  # so that he is asked at each step
+    along = sk.SobolevLoss(directions=sk.Directions.basis())
+    live = trained(student(), targets=teacher, loss=along, validation=0.2)
+    monkeypatch.undo()
+    once = trained(student(), targets=teacher, loss=along, validation=0.2)
+    for column in ("loss", "value_error", "derivative_error"):
+        assert live[column] == pytest.approx(once[column], rel=1e-4)
     directions = sk.Directions.sphere(2, seed=5)
     _, tangents = sk.jvp(teacher, X, directions)
     loss = sk.SobolevLoss(weights=(0, 1))
@@ -396,6 +402,7 @@ REFUSED = {
     "weights: expected two numbers": lambda: trained(student(), weights=(1.0,)),
     "weights: expected numbers or": lambda: trained(student(), weights="differentialml"),
     "validation: expected a part": lambda: trained(student(), validation=2.0),
+    "validation: expected finite": lambda: trained(student(), validation=(X[:9] / 0, TARGETS[:9])),
     "progress: expected True": lambda: trained(student(), progress="yes"),
     "generator: expected a torch.Generator": lambda: trained(student(), generator=0),
     "scale: expected no input_scale": lambda: trained(
@@ -425,10 +432,15 @@ def test_refusals_come_before_anything_is_drawn(words):
 
 
 def test_modes_and_generators_are_as_before():
+    """A batch norm in eval() stays so, and is trained."""
+    norm = torch.nn.Sequential(torch.nn.Linear(D, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    assert trained(norm.eval(), validation=0.2, epochs=numpy.int64(2)).best_epoch and not norm.training
     model = student(kind="any")
     model[3].eval()
     state = torch.get_rng_state()
     trained(model, loss=sk.SobolevLoss(directions=sk.Directions.sphere(1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and not model[3].training
+    with torch.no_grad():
+        assert trained(student(), epochs=1).steps == 3
     assert all(p.grad is None for p in model.parameters())

@@ -42,6 +42,9 @@ assert_type(sk.Targets.from_teacher(student, x, directions=sk.Directions.sphere(
 assert_type(targets[2:5].to("cpu", torch.float64), sk.Targets)
 assert_type(len(sk.SobolevDataset(x, targets)), int)
 assert_type(list(sk.ACTIVATIONS), list[str])
+assert_type(sk.check_targets(x, targets).ok, bool | None)
+assert_type(sk.derivative_error(student, targets, x)["gradient"].error, float)
+assert_type(sk.term_gradients(student, x, targets).weights, tuple[float, ...])
 
 assert_within_rule("loss", loss, loss.double())
 assert_type(error(loss, loss), float)

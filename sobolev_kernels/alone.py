@@ -11,14 +11,21 @@ from .columns import Mask
 from .errors import need_tensor
 from .sampled import is_numbered
 from .settings import Settings
+from .student import recognise
 from .targets import Targets
 
 
 def along_samples(
-    settings: Settings, targets: Targets, inputs: torch.Tensor, offset: int | None, input_jacobian: torch.Tensor | None
+    settings: Settings,
+    student: object,
+    targets: Targets,
+    inputs: torch.Tensor,
+    offset: int | None,
+    input_jacobian: torch.Tensor | None,
 ) -> tuple[Settings, Targets, int | None]:
     """The same call with them given, in the targets; also those that the settings name, if projected targets belong to
-    them."""
+    them. The student, where his outputs are those compared, may tell how many there are.
+    """
     need_tensor(inputs, "inputs", "a tensor [N, D]")
     chosen = settings.cotangents if settings.directions is None else settings.directions
     if is_numbered(chosen) and not targets._vectors():
@@ -29,7 +36,8 @@ def along_samples(
         x, wrt = input_jacobian.flatten(1, -2)[:, 0], None
     elif wrt is not None:
         wrt = range(len(wrt.columns if type(wrt) is Mask else wrt))
-    return settings, targets.along(x, wrt), offset
+    outputs = None if student is None or targets.cotangents is None else recognise(student).O
+    return settings, targets.along(x, wrt, outputs), offset
 
 
 def without(settings: Settings) -> Settings:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .directions import Directions, Projections
-from .errors import Fault, NotProvided, refuse
+from .errors import Fault, NotProvided, refuse, whole
 from .settings import Settings
 from .targets import Targets
 
@@ -34,6 +34,7 @@ class Steps(NamedTuple):
 
 
 def faults_of_step(step: object) -> Iterator[Fault]:
+    step = whole(step)
     if not (type(step) is int and 0 <= step < 2**32):
         yield Fault("step", "an integer in [0, 2^32), the same for all evaluations of a step", step)
 
@@ -70,6 +71,8 @@ def with_steps(loss_fn: torch.nn.Module) -> Steps:
 
 def at_step(loss_fn: torch.nn.Module, targets: Targets, step: int) -> tuple[Settings, Targets, int | None]:
     """Settings and targets of a call, and the place in the stream of the seed."""
+    if type(step) is not int:
+        step = whole(step)
     if not (type(step) is int and 0 <= step < 2**32):
         refuse(faults_of_step(step))
     if type(targets) is Targets and not (targets.directions is None and targets.cotangents is None):
@@ -82,7 +85,8 @@ def targets_at(targets: Targets, loss_fn: torch.nn.Module, step: int) -> Targets
     """Of targets that say what is projected on."""
     name = "cotangents" if targets.directions is None else "directions"
     chosen = getattr(targets, name)
-    if loss_fn.settings.asked() or not varies(chosen):  # of both a call says no
+    # of both a call says no; and projected targets belong to the directions that they name, at every step
+    if loss_fn.settings.asked() or not varies(chosen) or targets.is_projected:
         return targets
     seed = with_steps(loss_fn).seed if chosen.seed is None else chosen.seed
     return targets.replace(**{name: replace(chosen, seed=seed, offset=step)})

@@ -11,7 +11,7 @@ def replace(value: T, **others: object) -> T:
     """The same with other values of some fields.
 
     `dataclasses.replace` reads half a dozen attributes of each field's description, each of which a compiled call would
-    check: a third of all that is checked of a loss, and 0.1 ms.
+    check: a sixth of all that is checked before a loss.
     """
     kind = type(value)
-    return kind(**{name: others.get(name, getattr(value, name)) for name in kind.__match_args__})
+    return kind(**({name: getattr(value, name) for name in kind.__match_args__} | others))

@@ -12,7 +12,7 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from .boundary import faults_of_memory
 from .directions import Cotangents, Directions, Projections
-from .errors import need, need_tensor, refuse
+from .errors import need, need_tensor, refuse, whole
 from .sampled import as_index, picked
 from .targets import FIELDS, Targets
 from .typed import Wrt
@@ -79,11 +79,9 @@ class SobolevDataset(Dataset):
 
     def __getitem__(self, index: Any) -> Sample:
         """One sample, x [D] and targets of N = 1, or those of a slice, whole numbers or a mask."""
-        index = as_index(index, len(self.x)) if not isinstance(index, int) else index
-        if isinstance(index, int):
-            x = self.x[index]
-            return Sample(x, self.targets[index])
-        return Sample(picked(self.x, 0, index), self.targets[index])
+        one = isinstance(index, int) or type(whole(index)) is int
+        index = as_index(index, len(self.x))
+        return Sample(self.x[index.start] if one else picked(self.x, 0, index), self.targets[index])
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         return Batch(self, numbers)

@@ -21,8 +21,9 @@ def state_of_numpy() -> tuple:
     if type(generator) is not numpy.random.MT19937:
         return numpy.random.get_state()
     memory = ctypes.string_at(generator.ctypes.state_address, MEMORY)
-    if LAST and LAST[0][0] is generator and LAST[0][1] == memory:
-        return LAST[0][2]
+    for of, then, state in LAST[:]:
+        if of is generator and then == memory:
+            return state
     state = numpy.random.get_state()
     LAST[:] = [] if state[3] else [(generator, memory, state)]
     return state

@@ -120,8 +120,15 @@ def faults_of_columns(wrt: object) -> Iterator[Fault]:
         yield from faults_of_memory("wrt", wrt)
         if wrt.dtype is not torch.bool or wrt.dim() == 0 or not wrt.any():
             yield Fault("wrt", "a Boolean mask of one input's shape, or columns as whole numbers", wrt)
-    elif wrt is not None and (not isinstance(wrt, Iterable) or isinstance(wrt, (str, bytes)) or by_shape(wrt)):
+    elif wrt is not None and not is_sequence(wrt):
         yield Fault("wrt", "columns of the inputs, a sequence of whole numbers, or a mask", wrt, hint=as_tensor(wrt))
+
+
+def is_sequence(wrt: object) -> bool:
+    """Whether they are numbers one after the other, in an array of whole numbers too."""
+    if by_shape(wrt):
+        return getattr(wrt, "ndim", 0) == 1 and getattr(getattr(wrt, "dtype", None), "kind", "") in ("i", "u")
+    return isinstance(wrt, Iterable) and not isinstance(wrt, (str, bytes))
 
 
 def as_columns(wrt: object) -> tuple[int, ...] | Mask | None:
@@ -183,7 +190,7 @@ def settings_of(*values: object) -> Settings:
     head = others[-1]
     if not (wrt is weights is head is None and type(value_loss) is type(derivative_loss) is str):
         wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
-        wrt = tuple(map(whole, wrt)) if type(wrt) is tuple else wrt
+        wrt = as_columns(wrt) if type(wrt) is tuple or (by_shape(wrt) and is_sequence(wrt)) else wrt
         if isinstance(wrt, torch.Tensor):
             refuse(faults_of_columns(wrt))
             wrt = Mask.of(wrt)

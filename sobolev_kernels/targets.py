@@ -11,7 +11,7 @@ from .arrays import tensor_of
 from .boundary import FLOATING, faults_of_memory
 from .directions import Cotangents, Directions, Projections
 from .enums import DENSE, NONE, PROJECTED
-from .errors import Fault, as_tensor, describe, in_words, need, need_known, need_tensor, refuse
+from .errors import Fault, as_tensor, describe, in_words, need, need_known, need_tensor, refuse, whole
 from .sampled import (
     AXIS,
     as_index,
@@ -97,14 +97,22 @@ class Targets:
         seconds: torch.Tensor | None = None,
         samples: torch.Tensor | None = None,
     ):
-        given = values, jacobian, tangents, directions, teacher, vjps, cotangents, hessian, seconds, samples
-        for name, value in zip(FIELDS, given, strict=True):
-            object.__setattr__(self, name, value)
+        put = object.__setattr__
+        put(self, "values", values)
+        put(self, "jacobian", jacobian)
+        put(self, "tangents", tangents)
+        put(self, "directions", directions)
+        put(self, "teacher", teacher)
+        put(self, "vjps", vjps)
+        put(self, "cotangents", cotangents)
+        put(self, "hessian", hessian)
+        put(self, "seconds", seconds)
+        put(self, "samples", samples)
         refuse(self._faults())
         if directions is not None:
-            object.__setattr__(self, "directions", Directions.of(directions, "directions"))
+            put(self, "directions", Directions.of(directions, "directions"))
         if cotangents is not None:
-            object.__setattr__(self, "cotangents", Cotangents.of(cotangents, "cotangents"))
+            put(self, "cotangents", Cotangents.of(cotangents, "cotangents"))
 
     def __setattr__(self, name: str, value: object):
         raise AttributeError(f"{name}: targets do not change; targets.replace({name}=...) are others")
@@ -217,8 +225,12 @@ class Targets:
     def _is_numbered(self) -> bool:
         """Whether samples have directions of their own by their number, in these targets or in a call with them."""
         vectors = self._vectors().values()
-        projected = self.tangents is not None or self.seconds is not None or self.vjps is not None
-        return any(map(is_numbered, vectors)) or (projected and not vectors)
+        return any(map(is_numbered, vectors)) or (self.is_projected and not vectors)
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether they are derivatives along directions or cotangents, and so belong to these."""
+        return self.tangents is not None or self.seconds is not None or self.vjps is not None
 
     @classmethod
     def cat(cls, targets: Sequence[Targets]) -> Targets:
@@ -306,21 +318,24 @@ class Targets:
                 return tensor.shape[1]
         return None
 
-    def along(self, x: torch.Tensor, wrt: Wrt = None) -> Targets:
+    def along(self, x: torch.Tensor, wrt: Wrt = None, outputs: int | None = None) -> Targets:
         """The same with seeded directions or cotangents as tensors: those that a call with these inputs x uses, whose
-        differentiated columns are `wrt`. Directions without a seed, which are fresh at each call, stay.
+        differentiated columns are `wrt`. Directions without a seed, which are fresh at each call, stay. `outputs` is O,
+        where neither values nor a Jacobian tell.
 
         Raises:
             ValueError: cotangents of outputs whose number the targets do not tell.
         """
         need_tensor(x, "x", "the inputs [N, D]")
         refuse(faults_of_memory("x", x))
-        fields = {}
+        N, fields = None if self.samples is None else len(self.samples), {}
+        need(N in (None, len(x)), "targets", f"those of {len(x)} samples, as there are inputs", f"{N}")
         if self.directions is not None:
             fields["directions"] = vectors_for(self.directions, self.samples, like_columns(x, wrt))
         if is_numbered(self.cotangents):
-            O = self._outputs(x.dim() if wrt is None else 2)
-            need(O is not None, "cotangents", "values [N, O], which tell O, beside a seed", self.cotangents)
+            O = self._outputs(x.dim() if wrt is None else 2) or whole(outputs)
+            expected, hint = "values [N, O], which tell O, beside a seed", "targets.along(x, outputs=O) says it"
+            need(type(O) is int and O > 0, "cotangents", expected, self.cotangents, hint=hint)
             fields["cotangents"] = vectors_for(self.cotangents, self.samples, x.new_empty(()).expand(len(x), O))
         given = any(new is not getattr(self, name) for name, new in fields.items())
         return self._with(**fields, samples=None) if given else self

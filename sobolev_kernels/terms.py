@@ -63,7 +63,8 @@ def loss_of(
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
     if targets.samples is not None:
-        settings, targets, offset = along_samples(settings, targets, inputs, offset, input_jacobian)
+        of_outputs = student if head is None else None
+        settings, targets, offset = along_samples(settings, of_outputs, targets, inputs, offset, input_jacobian)
     if head is not None:
         student, targets = with_head(student, targets, head)
     if input_jacobian is not None:

@@ -12,10 +12,10 @@ import torch
 from ..arrays import tensor_of
 from ..errors import in_words, need
 from ..targets import Targets
+from .differences import Differences, of_function, of_neighbours, predictable
 from .slopes import BETTER, CERTAIN, EXPLAINED, SOME, Fault, Sums, faults_in, sums_of
 from .tables import COLOURS, axes_of, plain, table
 
-QUERIES, NEIGHBOURS, BLOCK = 2048, 8, 256
 MOST = 64  # columns, whose W² products are summed
 NOTHING = 1e-2  # the least part of the differences of derivatives in another unit
 SMALL = 1e-4  # what may be rounding
@@ -83,26 +83,6 @@ class TargetCheck:
         return plain(ax)
 
 
-class Differences(NamedTuple):
-    """Of values, dy [M, O], between two places dx [M, W] apart, and the samples whose gradients belong there [M, 2]."""
-
-    dx: torch.Tensor
-    dy: torch.Tensor
-    ends: torch.Tensor
-    samples: int
-
-    def between(self, jacobian: torch.Tensor) -> torch.Tensor:
-        """Gradients [M, O, W] halfway."""
-        return (jacobian[self.ends[:, 0]] + jacobian[self.ends[:, 1]]) / 2
-
-    def left(self, jacobian: torch.Tensor) -> torch.Tensor:
-        """Of each output of values, with the derivatives of each output of the Jacobian: what is left of the squares,
-        in parts of them [O, O]."""
-        by = torch.einsum("mow,mw->mo", self.between(jacobian), self.dx)
-        unit = self.dy.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.stack([(self.dy[:, o, None] - by).square().sum(0) / unit[o] for o in range(self.dy.shape[1])])
-
-
 @in_words
 def check_targets(
     x: torch.Tensor,
@@ -152,7 +132,9 @@ def check_targets(
     sums = sums_of(differences.dx, gradient, differences.dy, differences.samples)
     if not sums.square > 0:
         rows = tuple(ColumnRow(d, math.nan, 0.0, NOT_TOLD) for d in range(W))
-        return TargetCheck(None, (), rows, math.nan, by)
+        moving = bool(torch.einsum("mow,mw->mo", gradient, differences.dx).any())
+        faults += ["the values are the same everywhere, and their derivatives are not 0"] if moving else []
+        return TargetCheck(not faults, tuple(faults), rows, float(moving), by)
     found, B, left = faults_in(sums)
     unexplained = left / sums.square
     told = unexplained < EXPLAINED
@@ -204,54 +186,6 @@ def of_rows(x: object, values: object, jacobian: object, function: Callable | No
         y = y[good]
     need(int(good.sum()) > 2, "x", "at least three samples of finite numbers", x)
     return x[good], y, jacobian[good], raw[good.to(raw.device)]
-
-
-def some_of(N: int, most: int) -> torch.Tensor:
-    """Numbers of samples, evenly among N."""
-    return torch.arange(N) if N <= most else torch.linspace(0, N - 1, most).long()
-
-
-def nearest_of(x: torch.Tensor, asked: torch.Tensor, k: int) -> torch.Tensor:
-    """The k samples next to each, in columns of unit size [n, k]; not itself."""
-    size = x.std(0)
-    z = (x - x.mean(0)) / torch.where(size > 0, size, 1.0)
-    found = []
-    for part in asked.split(BLOCK):
-        far = torch.cdist(z[part], z, compute_mode="donot_use_mm_for_euclid_dist")
-        far[torch.arange(len(part)), part] = math.inf
-        found.append(far.topk(k, largest=False).indices)
-    return torch.cat(found)
-
-
-def of_neighbours(x: torch.Tensor, y: torch.Tensor) -> Differences:
-    asked = some_of(len(x), QUERIES)
-    k = min(NEIGHBOURS, len(x) - 1)
-    i, j = asked.repeat_interleave(k), nearest_of(x, asked, k).flatten()
-    apart = (x[i] != x[j]).any(1)
-    i, j = i[apart], j[apart]
-    return Differences(x[j] - x[i], y[j] - y[i], torch.stack([i, j], 1), len(asked))
-
-
-def of_function(function: Callable, x: torch.Tensor, O: int) -> Differences:
-    """Central differences along each column, at some of the samples."""
-    asked = some_of(len(x), BLOCK)
-    x = x[asked.to(x.device)].detach()
-    rows, (n, *shape) = x.flatten(1), x.shape
-    W = rows.shape[1]
-    size = rows.std(0) if n > 1 else torch.zeros_like(rows[0])
-    step = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where(size > 0, size, rows.abs().mean(0).clamp_min(1.0))
-    plus, minus = (rows[:, None] + sign * torch.diag(step) for sign in (1, -1))  # [n, W, W]
-    with torch.no_grad():
-        each = [function(part.reshape(-1, *shape)) for part in (plus, minus)]
-    for y in each:
-        fits = isinstance(y, torch.Tensor) and (y.shape == (n * W, O) or (O == 1 and y.shape == (n * W,)))
-        need(fits, "values", f"a function to [N, {O}], as the jacobian's outputs are", y)
-    dy = (each[0].double() - each[1].double()).reshape(n * W, -1).cpu()
-    moved = torch.arange(W).repeat(n)
-    dx = (plus - minus).double().cpu().flatten(0, 1)  # as they were rounded
-    size = torch.where(size > 0, size, 1.0).double().cpu()[moved] / dx[torch.arange(n * W), moved]
-    i = asked.repeat_interleave(W)
-    return Differences(dx * size[:, None], dy * size[:, None], torch.stack([i, i], 1), n)
 
 
 def rearranged(differences: Differences, jacobian: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
@@ -343,26 +277,3 @@ def ignored(differences: Differences, gradient: torch.Tensor, sums: Sums, B: tor
     each = torch.cat([torch.ones_like(squares[:, :1]), squares / squares.mean(0).clamp_min(1e-300)], 1)
     slopes = torch.linalg.lstsq(each, rest[:, None], driver="gelsd").solution[1:, 0]
     return [d for d in flat if slopes[d] > rest.mean() / (2 * len(flat))]
-
-
-def predictable(x: torch.Tensor, y: torch.Tensor) -> float:
-    """What a plane through the neighbours of a sample leaves of the squares of their values, each foretold from the
-    others; 1 where there are too few."""
-    N, W = x.shape
-    k = 3 * (W + 1)
-    if N <= k:
-        return 1.0
-    asked = some_of(N, 4 * BLOCK)
-    left = whole = 0.0
-    near = nearest_of(x, asked, k)
-    for part in range(0, len(asked), BLOCK):
-        i, j = asked[part : part + BLOCK], near[part : part + BLOCK]
-        dx = x[j] - x[i, None]
-        A = torch.cat([torch.ones_like(dx[..., :1]), dx / dx.std(1, keepdim=True).clamp_min(1e-300)], 2)
-        Q, _ = torch.linalg.qr(A)
-        rest = y[j] - Q @ (Q.mT @ y[j])
-        own = (1 - Q.square().sum(2)).clamp_min(1e-3)  # what foretells a value without itself
-        unit = y.std(0).clamp_min(1e-300)
-        left += float((rest / own[..., None] / unit).square().sum())
-        whole += float(((y[j] - y[j].mean(1, keepdim=True)) * k / (k - 1) / unit).square().sum())
-    return left / whole if whole else 1.0

@@ -251,6 +251,7 @@ def compared(
         theirs, own = getattr(taught, name), getattr(ours, name)
         if theirs is None or own is None or (name == "values" and taught.has_classes):
             continue
+        need(theirs.numel() == own.numel(), name, f"{list(own.shape)}, as the student's", theirs)
         yield kind, as_entries(name, own), as_entries(name, theirs.reshape(own.shape))
     if order == 1 or (taught.hessian is None and targets.teacher is None):
         return

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..columns import Columns
-from ..errors import Fault, as_tensor, need, need_tensor, refuse
+from ..errors import Fault, as_tensor, need, need_tensor, range_of, refuse
 from ..loss import SobolevLoss
 from ..math.losses import is_likelihood
 from ..scaled import Scaled
@@ -137,7 +137,12 @@ def validation_of(validation: object, loss: SobolevLoss) -> Data | None:
     x, targets = validation
     need_tensor(x, "validation", "(x, targets), x a tensor [N, …]")
     need(x.dim() > 1 and x.numel() > 0, "validation", "x [N, …] of at least one sample", x)
-    return data_of(x, targets, loss, "validation")
+    data = data_of(x, targets, loss, "validation")
+    for name, tensor in {"x": x, **data.targets.tensors()}.items():
+        known = range_of(tensor.detach())
+        finite = known is None or -torch.inf < known[0] <= known[1] < torch.inf
+        need(finite, "validation", "finite numbers", f"{name} from {known and known[0]} to {known and known[1]}")
+    return data
 
 
 def balanced(loss: SobolevLoss, data: Data) -> SobolevLoss:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import in_words, need, refuse
+from ..directions import Directions
+from ..errors import in_words, need, refuse, whole
 from ..loss import SobolevLoss
 from ..scaled import Scaled
 from ..scaler import Scaler
@@ -59,7 +60,7 @@ def fit(
     """Train a student on values and derivatives, in place.
 
     Args:
-        student: any module that `sobolev_loss` takes.
+        student: any module that `sobolev_loss` takes, in the mode in which it comes; validated in eval().
         x: inputs [N, D] or [N, …], of the student's dtype, where it is.
         targets: see `Targets`; or a teacher, any callable. Its values and derivatives are computed once, if they have
             room (64 million numbers), else at each step.
@@ -107,10 +108,11 @@ def fit(
         (3, ['derivative_error', 'epoch', 'loss'])
     """
     loss = SobolevLoss() if loss is None else loss
+    epochs, batch_size = whole(epochs), whole(batch_size)
     refuse(faults(student, x, loss, epochs, batch_size, scale, generator, weights))
     path = None if checkpoint is None else Path(checkpoint)
     before = None if path is None else files.load(path)
-    with drawing_from(generator, x.device):
+    with torch.enable_grad(), drawing_from(generator, x.device):
         training = Training(
             student, data_of(x, targets, loss, "targets", (sample_weight, derivative_weight)), loss, epochs, batch_size,
             optimizer, lr, schedule, weights, validation, scale, generator, path, before,
@@ -207,10 +209,7 @@ class Training:
             return
         if self.loss.settings.directions is self.loss.settings.cotangents is None:
             if self.loss.settings.derivatives is None:
-                from ..directions import Directions
-
-                vectors = Directions.sphere(1)
-                self.loss = with_settings(self.loss, directions=vectors)
+                self.loss = with_settings(self.loss, directions=Directions.sphere(1))
         for name in ("directions", "cotangents"):
             vectors = getattr(self.loss.settings, name)
             if vectors is not None and not vectors.fixed:
@@ -219,10 +218,8 @@ class Training:
 
     def run(self, progress: object) -> History:
         shown = progress_of(progress, self.epochs, len(self.history))
-        modes = {module: module.training for module in self.student.modules()}
         try:
             while len(self.history) < self.epochs:
-                self.student.train()
                 row = self._epoch()
                 self.history.rows.append(row)
                 if self.path is not None:
@@ -231,8 +228,6 @@ class Training:
         finally:
             shown.close()
             self.optimizer.zero_grad()
-            for module, mode in modes.items():
-                module.training = mode
         if self.best is not None:
             self.student.load_state_dict(self.best["state"])
             self.history.best_epoch = self.best["epoch"]
@@ -249,7 +244,7 @@ class Training:
             errors = self.validation(self.student)
             row |= errors
             score = score_of(errors)
-            if self.best is None or score < self.best["score"]:
+            if math.isfinite(score) and (self.best is None or score < self.best["score"]):
                 state = {name: t.detach().clone() for name, t in self.student.state_dict().items()}
                 self.best = {"score": score, "epoch": number, "state": state}
         self.schedule.after_epoch(score)

@@ -41,5 +41,8 @@ def curve(axes, epochs: list[float], numbers: list[float], name: str, label: str
     axes.plot(epochs, numbers, color=COLOURS[name], lw=1.5, marker="o" if len(epochs) == 1 else None, label=label)
     if numbers and all(value > 0 for value in numbers):
         axes.set_yscale("log")
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=12)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -29,7 +29,9 @@ class Validation:
             self.loss = with_settings(along_a_seed(loss), reduction="mean", return_terms=True)
             return
         targets = data.targets
-        known = [targets.values is not None, targets.derivative is not None, targets.second is not None]
+        known = [
+            t is not None or targets.teacher is not None for t in (targets.values, targets.derivative, targets.second)
+        ]
         weights = tuple(map(float, known[: 1 + settings.order]))
         changes = {"value_loss": "mse", "derivative_loss": "mse", "weights": weights, "reduction": "mean"}
         if targets.jacobian is not None and settings.order == 1:
@@ -75,12 +77,10 @@ class Validation:
 
 
 def score_of(errors: dict[str, float]) -> float:
-    """What is least at the best epoch: the errors together, or the loss."""
-    return (
-        math.sqrt(sum(error**2 for error in errors.values()))
-        if "validation_loss" not in errors
-        else (errors["validation_loss"])
-    )
+    """What is least at the best epoch: the errors together, or the loss; NaN of nothing."""
+    if "validation_loss" in errors:
+        return errors["validation_loss"]
+    return math.sqrt(sum(error**2 for error in errors.values())) if errors else math.nan
 
 
 def along_a_seed(loss: SobolevLoss) -> SobolevLoss:
@@ -96,6 +96,9 @@ def along_a_seed(loss: SobolevLoss) -> SobolevLoss:
 def constant(data: Data) -> nn.Module:
     """The student that gives the mean of the values everywhere."""
     values, O = data.targets.values, data.targets._outputs(data.x.dim())
+    if values is None and data.targets.teacher is not None:
+        values, data = data.targets.teacher(data.x[:MOST]).detach(), data._replace(sample_weight=None)
+        O = 1 if values.dim() == 1 else values.shape[1]
     if values is not None and values.dim() == 1:
         values = values[:, None]
     if O is None:
