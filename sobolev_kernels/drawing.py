@@ -11,8 +11,8 @@ from .math.directions import CENTRED, centred_of, draw, in_memory_of_device
 from .problem import Drawing
 
 IN_VMAP = (
-    "directions and cotangents: within torch.func.vmap they are drawn at random if it has randomness='different', for each "
-    "member its own, or 'same'; or give a seed, or tensors"
+    "directions and cotangents: within torch.func.vmap they are drawn if it has randomness='different', for each member "
+    "its own, or 'same'; or give a seed, or tensors"
 )
 
 # An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
