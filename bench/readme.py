@@ -22,7 +22,7 @@ LARGE = {
     "values only": (VALUES_ONLY,),
     f"`{VMAP_JVP}`": (VMAP_JVP,),
     DOUBLE_BACKWARD: (DOUBLE_BACKWARD,),
-    "streams by hand, compiled": ("by hand, compiled",),
+    "streams by hand, compiled": ("by hand, compiled", "stacked, compiled"),
     "`func.grad`, compiled": ("func.grad, compiled",),
     "JAX": tuple(JAX),
 }

@@ -237,7 +237,11 @@ COUPLED = {
 @pytest.mark.parametrize(
     "name, role",
     [(name, role) for name in COUPLED for role in ("student", "teacher", "vjp")]
-    + [("nn.BatchNorm1d", r) for r in ("compiled student", "compiled teacher")],
+    + [
+        (name, role)
+        for name in ("nn.BatchNorm1d", "functional.batch_norm")
+        for role in ("compiled student", "compiled teacher")
+    ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which dynamo asks for
 def test_statistics_of_the_batch_are_refused(name, role):

@@ -69,6 +69,29 @@ def test_networks(name, mode):
             assert_close(loss_and_gradients(student, x, 2, backend=backend), expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["residual MLP", "encoder", "cells"])
+def test_second_derivatives(name, mode):
+    """No further off than the reference, whose operations round as well."""
+    own, cast = MODES[mode]
+    torch.manual_seed(1)
+    student = NETWORKS[name](4).to(own)
+    exactly, results = copy.deepcopy(student).double(), []
+    x, v = numbers(N, student.D).to(bf16).to(own), numbers(2, N, student.D, seed=1).to(bf16).to(own)
+    for net, backend, dtype in ((exactly, "reference", None), (student, None, cast), (student, "reference", cast)):
+        z, w = (t.to(next(net.parameters()).dtype).requires_grad_() for t in (x, v))
+        with casting(dtype):
+            found = [*sk.jet(net, z, w, backend=backend), sk.laplacian(net, z, w, backend=backend)[1]]
+        assert {t.dtype for t in found} == {z.dtype}
+        loss = sum(t.sin().sum() for t in found)
+        results.append([*(t.detach() for t in found), *torch.autograd.grad(loss, [z, w, *net.parameters()])])
+    for i, (e, got, plain) in enumerate(zip(*results, strict=True)):
+        errors = [float((t.double() - e).abs().max() / e.abs().max()) for t in (got, plain)]
+        assert errors[0] <= max(2 * errors[1], IN_HALF), f"number {i}: {errors}"
+    with casting(cast):
+        assert chosen(student, x, order=2) == "streams"
+
+
 OPERATIONS = {
     "softmax in float32": lambda h: F.softmax(h, -1, dtype=torch.float32).to(h.dtype),
     "softmax in a place": lambda h: torch.softmax(h, -1, torch.float32).to(h.dtype),

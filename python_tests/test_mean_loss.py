@@ -41,6 +41,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "streams"])
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """How often the core computed a loss."""
@@ -58,21 +61,22 @@ def test_a_loss_of_gradients_is_the_reference(kind, O, P, taken):
         settings = settings | ({"derivatives": "exact"} if kind == "exact" else {})
         expected = sk.sobolev_loss(student, x, targets, backend="reference", return_terms=True, **settings).loss
         expected = [expected, *torch.autograd.grad(2 * expected, parameters)]
-        backend = None if kind != "directions" or O == 1 else "reference"  # pairs are cheaper otherwise
-        for _ in range(4):
-            before = len(taken)
-            loss = sk.sobolev_loss(student, x, targets, backend=backend, **settings)
-            torch.testing.assert_close([loss, *torch.autograd.grad(2 * loss, parameters)], expected, **ANOTHER_WAY)
-        assert len(taken) == before + 1
+        for backend in ("reference", "streams") if kind == "directions" else ("reference",):
+            for _ in range(4):
+                before = len(taken)
+                loss = sk.sobolev_loss(student, x, targets, backend=backend, **settings)
+                torch.testing.assert_close([loss, *torch.autograd.grad(2 * loss, parameters)], expected, **ANOTHER_WAY)
+            assert len(taken) == before + 1
 
 
-def test_gradients_of_gradients():
+@BACKENDS
+def test_gradients_of_gradients(backend):
     student, x, targets = net(1), numbers(N, D, seed=4), KINDS["directions"](1, 2)
     for _ in range(3):
         found = []
         for terms in (False, True):  # terms are asked for of the reference's formula alone
             x = x.detach().requires_grad_()
-            loss = sk.sobolev_loss(student, x, targets, return_terms=terms)
+            loss = sk.sobolev_loss(student, x, targets, return_terms=terms, backend=backend)
             loss = loss.loss if terms else loss
             first = torch.autograd.grad(loss.sin(), [x, *student.parameters()], create_graph=True)
             size = sum(g.square().sum() for g in first)

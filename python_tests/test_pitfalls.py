@@ -174,14 +174,13 @@ PAST = {
         lambda x, net: F.grid_sample(C, net(x).tanh()[None, :, None], align_corners=True)[0, 0] * net(x),
         "grid_sampler",
     ),
-    "index_put": (lambda x, net: net(x).index_put((INDEX, INDEX % 2), x[:, 0].sin()), "index_put"),
     "polar": (lambda x, net: torch.polar(net(x).exp(), net(x)).real, "polar"),
     "fft": (lambda x, net: torch.fft.rfft(net(x)).abs().square(), "fft_rfft"),
     "truth": (lambda x, net: net(x) if x[0, 0] else -net(x), "__bool__"),
     "a hook": (lambda x, net: hooked(net(x)), "register_hook|hook of a tensor"),
     "scripted": (lambda x, net: net(x) * SCRIPTED(x), "forward"),
 }  # fmt: skip
-C, INDEX = numbers(1, 1, 4, 4), torch.arange(N)
+C = numbers(1, 1, 4, 4)
 SCRIPTED = torch.jit.script(nn.Sequential(nn.Linear(D, 2), nn.Tanh()).double())
 
 

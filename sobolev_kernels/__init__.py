@@ -4,6 +4,8 @@ Glossary, the same in every language: N samples, D input features, H width, O ou
 P directions on the input side, R cotangents on the output side.
 """
 
+from . import teaching  # noqa: F401 (which gives Targets their from_teacher)
+from .dataset import SobolevDataset
 from .derivatives import hvp, jet, jvp, laplacian, vjp
 from .directions import Cotangents, Directions
 from .errors import NotProvided, SobolevWarning
@@ -25,6 +27,7 @@ __all__ = [
     "Directions",
     "NotProvided",
     "Sine",
+    "SobolevDataset",
     "SobolevLoss",
     "SobolevTerms",
     "SobolevWarning",

@@ -86,7 +86,7 @@ def targets_at(targets: Targets, loss_fn: torch.nn.Module, step: int) -> Targets
     if loss_fn.settings.asked() or not varies(chosen):  # of both a call says no
         return targets
     seed = with_steps(loss_fn).seed if chosen.seed is None else chosen.seed
-    return replace(targets, **{name: replace(chosen, seed=seed, offset=step)})
+    return targets.replace(**{name: replace(chosen, seed=seed, offset=step)})
 
 
 @dataclass(frozen=True, eq=False)

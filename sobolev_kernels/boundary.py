@@ -17,6 +17,7 @@ from .problem import DERIVATIVES_GRADIENTS, Operands, Problem
 Shape = tuple[int, ...]
 # Tensors that no subclass of torch.Tensor computes in its own way.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Operands that are targets in the forward pass, by what they are the cotangents of in the backward pass.
 OUTPUTS = {
     "values": "the cotangent of y", "derivative": "the cotangent of the derivatives",

@@ -71,6 +71,10 @@ def evaluate(
             accepted = None if found is None else found.accepted
             if accepted is not None and accepted.whole is not None and (ran := run_function(found, accepted.whole)):
                 return ran
+            if targets is not None and accepted is None and (cast := targets.like(inputs)) is not targets:
+                if chain is not None:  # which the call with what is cast follows again
+                    chain.held.restore()
+                return evaluate(result, student, inputs, settings, given, cast, weights, input_scale, offset=offset)
             if check is not None and accepted is None:
                 check()
             kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)

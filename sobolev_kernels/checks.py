@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .boundary import faults_of_memory, is_sound
+from .boundary import FLOATING, faults_of_memory, is_sound
 from .directions import Cotangents, Directions, Projections
 from .enums import NONE
 from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
@@ -23,7 +23,6 @@ from .targets import CONSTANT, Targets
 from .weights import Weights
 
 Layers = Student | Unrecognised
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'

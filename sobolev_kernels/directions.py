@@ -11,19 +11,21 @@ import torch
 from torch import distributed
 
 from .boundary import faults_of_memory
-from .drawing import IN_VMAP, Drawing, drawn, over_samples
+from .drawing import IN_VMAP, Drawing, drawn, drawn_for_samples, over_samples
 from .errors import (
     Fault,
     NotProvided,
     as_tensor,
     closest,
     converted,
+    describe,
     in_words,
     nearest,
     need,
     need_tensor,
     one_of,
     refuse,
+    whole,
 )
 from .math.directions import CENTRED, DISTRIBUTIONS, GIVEN, MASK32, place_of, told, unbiased_magnitude
 
@@ -50,6 +52,9 @@ class Projections:
     entries: bool = field(default=False, repr=False)  # whether each residual is that of an entry of a Jacobian
 
     def __post_init__(self):
+        for name in ("P", "seed", "offset", "first"):
+            if type(value := getattr(self, name)) not in (int, type(None)):
+                object.__setattr__(self, name, whole(value))
         refuse(self._faults())
         # what calls are found by, made once: each asks for it. The offset is a number of a call, as tensors are
         object.__setattr__(self, "entries", self.entries or self.distribution == "basis")
@@ -176,6 +181,19 @@ class Projections:
             return distributed.get_rank() * N
         return 0
 
+    def to(self, *args, **kwargs):
+        """With a tensor that was given at another device or of another dtype, as `torch.Tensor.to`."""
+        if self.values is None:
+            return self
+        values = self.values.to(*args, **kwargs)
+        return self if values is self.values else replace(self, values=values)
+
+    def said_in_short(self) -> str:
+        if self.values is not None:
+            return describe(self.values).removeprefix("a tensor ")
+        said = ("", self.P), ("seed ", self.seed), ("at ", self.offset or None), ("from ", self.first)
+        return " ".join([self.distribution, *(f"{name}{value}" for name, value in said if value is not None)])
+
     def without_values(self):
         """What is known of given ones beside their tensor."""
         return replace(self, values=None)
@@ -264,12 +282,13 @@ class Projections:
         key, offset = ROOM.numbers.random_(0, 2**62).tolist()
         return (key, place_of(offset, self.first_sample(N))), None
 
-    def tensor(self, like: torch.Tensor) -> torch.Tensor:
+    def tensor(self, like: torch.Tensor, samples: torch.Tensor | None = None) -> torch.Tensor:
         """The vectors [P, N, n] that a call uses, on the device of `like` [N, n]: its inputs x [N, D] (of inputs
         [N, …] directions [P, N, …]), or for cotangents the student's outputs [N, O].
 
         They are of the dtype that the call computes in: that of `like`, or float32 for half precision.
-        Without a seed this takes the next draw of torch's default generator, exactly as a call does.
+        Without a seed this takes the next draw of torch's default generator, exactly as a call does. With `samples`,
+        int64 [N], those that a seed gives samples of these numbers, whatever their place in the batch.
         """
         name, shape = "outputs" if self.LETTER == "O" else "inputs", f"[N, {self.LETTER}]"
         need_tensor(like, name, f"a tensor {shape}")
@@ -284,7 +303,14 @@ class Projections:
         refuse(self.faults(like, n, self.values))
         if self.values is not None:
             return over_samples(self.values, N)
-        vectors = drawn(self.drawing(n, like), self.draw_seed(like.device, N), N)
+        if samples is None:
+            vectors = drawn(self.drawing(n, like), self.draw_seed(like.device, N), N)
+        else:
+            need(
+                self.seed is not None and len(samples) == N, "samples", f"the numbers of {N} samples of a seed", samples
+            )
+            seed = torch.tensor((self.seed, self.offset), dtype=torch.int64, device="cpu")
+            vectors = drawn_for_samples(self.drawing(n, like), seed, samples.to(like.device))
         return vectors if len(sizes) == 1 else vectors.unflatten(2, sizes)
 
     def drawing(self, n: int, like: torch.Tensor) -> Drawing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import operator
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -166,6 +167,18 @@ def refuse(faults: Iterable[Fault]) -> None:
     """
     for fault in faults:
         raise fault.kind(message_of(fault))
+
+
+def whole(value: Any) -> Any:
+    """A whole number of NumPy's, or any that Python can count with, as int; what is none is left for the checks."""
+    if type(value) is int or isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
+        return value
+    if "bool" in type(value).__name__ or getattr(value, "shape", ()) != ():
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def need(

@@ -82,7 +82,7 @@ def explain(
             lines.append(f"{taken}{name:<11}{said}")
         flow = flow_of(student, x, problem.order) if problem.unfollowed != UNSEEN else None
         if problem.unrecognised and (costs := planner.sides_of_function(problem)) is not None:
-            said = ", ".join(f"{cost} by {side}" for side, cost in costs.items())
+            said = ", ".join(f"{cost:.3g} by {side}" for side, cost in costs.items())
             mixed = "; samples see each other, so not by gradients" if problem.mixed else ""
             lines += [f"sides       {said}, in runs of a value or of a tangent{mixed}"]
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():

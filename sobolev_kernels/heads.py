@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -20,7 +19,7 @@ def with_head(student: object, targets: object, head: Callable | None) -> tuple[
     if head is None:
         return student, targets
     if targets is not None and targets.teacher is not None:
-        targets = replace(targets, teacher=composed(targets.teacher, head))
+        targets = targets.replace(teacher=composed(targets.teacher, head))
     return composed(student, head), targets
 
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterable
 
 import numpy
 import torch
 from torch import nn
+
+LAST: list[tuple] = []  # the generator of numpy.random, its memory and its state, when it was last asked for that
+MEMORY = 4 * 625  # bytes of its 624 words, and of the place among them
+
+
+def state_of_numpy() -> tuple:
+    """That of numpy.random, which takes longer to ask for than a small layer to compute: while its memory stays as it
+    was, and no second normal is waiting, it is the same."""
+    generator = getattr(numpy.random, "get_bit_generator", lambda: None)()
+    if type(generator) is not numpy.random.MT19937:
+        return numpy.random.get_state()
+    memory = ctypes.string_at(generator.ctypes.state_address, MEMORY)
+    if LAST and LAST[0][0] is generator and LAST[0][1] == memory:
+        return LAST[0][2]
+    state = numpy.random.get_state()
+    LAST[:] = [] if state[3] else [(generator, memory, state)]
+    return state
 
 
 class Held:
@@ -16,12 +34,13 @@ class Held:
     def __init__(
         self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True
     ):
-        """`devices`: those whose generators are held too; None: no generator of torch."""
+        """`devices`: those whose generators are held too; None: no generator of torch. Without `buffers` it is quick:
+        what is written to them is not put back."""
         modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
         held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
         self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
-        self.others = random.getstate(), numpy.random.get_state()
+        self.others = random.getstate(), numpy.random.get_state() if buffers else state_of_numpy()
         self.generator = None if devices is None else torch.get_rng_state()
         self.generators = [(d, torch.cuda.get_rng_state(d)) for d in devices or () if d.type == "cuda"]
 

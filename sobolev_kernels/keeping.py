@@ -54,18 +54,15 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
 
 
 def function_of(call: Call, prepared: Prepared) -> Prepared | None:
-    """Without a tensor, if a call like it needs nothing but its forward and the reference."""
+    """Without a tensor, if a call like it needs nothing but its forward, and the reference or pairs."""
     settings, found = call.settings, call.known.found.get(1)
-    if prepared.problem.backend != "reference" or prepared.problem.order > 1 or prepared.teacher is not None:
+    if prepared.projections is None or prepared.teacher is not None or call.made_of.of_teacher is not None:
         return None
-    if (
-        prepared.projections is None
-        or found is None
-        or not found.settled
-        or found.cut.any()
-        or call.made_of.of_teacher is not None
-    ):
-        return None
+    if prepared.problem.backend != "streams":
+        if prepared.problem.backend != "reference" or prepared.problem.order > 1:
+            return None
+        if found is None or not found.settled or found.cut.any():
+            return None
     special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
     if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
         return None

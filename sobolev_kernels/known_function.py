@@ -1,7 +1,8 @@
-"""The short way of a function that is not looked into, that the reference runs, and of which no path is cut: its
-forward, its derivatives by autograd and the loss, with nothing between them that an author would not write by hand.
+"""The short way of a function that is not looked into, and of which no path is cut: its forward, its derivatives and
+the loss, with nothing between them that an author would not write by hand.
 
-What its graph is made of is looked at each time (running.py), and whether it mixes samples as often as ever.
+Where autograd takes its derivatives, what its graph is made of is looked at each time (running.py), and whether it
+mixes samples as often as ever. Where pairs flow through it, each operation is met by its rule, as ever.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from functools import partial
 import torch
 
 from .advice import looked_at_again
-from .backends import reference, running
+from .backends import reference, running, streams
 from .backends.functions import by_gradients, gradients_of, units
 from .columns import Columns
 from .enums import COTANGENTS, DIRECTIONS
+from .errors import NotProvided
 from .kept import Call
-from .mean_loss import computes, mean_loss
+from .mean_loss import computes, computes_of_pairs, mean_loss
 from .outputs import outputs_of
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
+from .streams.flowing import NotFollowed
+from .streams.fused import segments_of
+from .streams.look import before_flow, flows_no_more
+from .streams.segments import CHANGED
 from .targeted import UNTARGETED, targets_of
 
 PLAIN = Columns()
@@ -28,22 +34,52 @@ PLAIN = Columns()
 
 def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
     """As `call.evaluate`; None if it gives other outputs than before."""
-    x, problem, projections = found.tensors[0], call.problem, call.projections
+    x, problem = found.tensors[0], call.problem
     if found.accepted.fresh:
         looked_at_again(found.student, x, found.made_of.parameters, found.settings, found.targets)
+    if problem.backend == "streams":
+        return run_pairs(found, call)
     ran = ran_again(found, x, problem.given_gradient)
     if ran.y.shape[1] != problem.O:
         return None
-    if found.offset not in (None, projections.offset):
-        projections = replace(projections, offset=found.offset)
-    targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN)
-    given, weights = found.given if found.accepted.given else None, call.request.settings.numbers(problem.W)[:2]
-    operands = Operands(x, [], given, projections.draw_seed(x.device, len(x)), *targets, weights=weights)
-    known = tuple([tensor is not None for tensor in targets])
+    operands, known = operands_of(found, call)
     wanted = of_gradients(problem, operands, ran)
     if wanted is not None:
         return (mean_loss(problem, *wanted),), known
     return reference.run(problem, operands, PLAIN, ran), known
+
+
+def operands_of(found: Call, call: Prepared) -> tuple[Operands, tuple[bool, ...]]:
+    """The tensors of a call, and of each term whether it has a target."""
+    x, problem, projections = found.tensors[0], call.problem, call.projections
+    if found.offset not in (None, projections.offset):
+        projections = replace(projections, offset=found.offset)
+    targets = UNTARGETED if found.targets is None else targets_of(call, found.targets, PLAIN)
+    given, weights = found.given if found.accepted.given else None, call.request.settings.numbers(problem.W)
+    operands = Operands(
+        x, [], given, projections.draw_seed(x.device, len(x)), *targets, weights=weights[: 1 + problem.order]
+    )
+    return operands, tuple([tensor is not None for tensor in targets])
+
+
+def run_pairs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
+    """By pairs; None where they do not flow through it as they did before, which the long way tells."""
+    x, problem, function = found.tensors[0], call.problem, found.student
+    held = before_flow(function, x)
+    operands, known = operands_of(found, call)
+    vectors = reference.vectors_of(problem, operands)
+    segments = segments_of(problem.ends, known=found.accepted.fused)
+    try:
+        y, d = streams.streams_of(problem, x, vectors, function, segments)
+    except NotFollowed as error:
+        held.restore()
+        flows_no_more(function, x, problem.order, str(error))
+        if str(error) == CHANGED:  # so another run would give other numbers
+            raise NotProvided(f"student: {CHANGED}, as in no call before; the next one looks at him again") from None
+        return None
+    if computes_of_pairs(problem, operands, y, d):
+        return (mean_loss(problem, operands, None, y, d),), known
+    return streams.finished(problem, operands, vectors, y, d), known
 
 
 def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated) -> tuple | None:

@@ -141,7 +141,8 @@ class SobolevLoss(torch.nn.Module):
 
     The arguments and errors are those of `sobolev_loss`; they are checked here already. It has no parameters;
     `input_scale`, `output_weight`, and the tensor of directions or cotangents that were given, are buffers, which move
-    with `.to(device)`. For optimizers that evaluate it several times a step there is `at`.
+    with `.to(device)`. The state of a loss with `input_scale` or `output_weight` is loaded by one without, and the
+    other way round. For optimizers that evaluate it several times a step there is `at`.
 
     Example:
         >>> from sobolev_kernels import MLP
@@ -166,6 +167,16 @@ class SobolevLoss(torch.nn.Module):
                 need_tensor(tensor, name, "a tensor")
             self.register_buffer(name, tensor)
         self.register_buffer("given", given, persistent=False)
+
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        """A buffer of a loss that was saved without it stays, and one that this loss is without is taken over."""
+        for name in ("input_scale", "output_weight"):
+            own, saved = getattr(self, name), state_dict.get(prefix + name)
+            if own is None and isinstance(saved, torch.Tensor):
+                setattr(self, name, saved.detach().clone())
+            elif own is not None and saved is None:
+                state_dict[prefix + name] = own
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @in_words
     def forward(

@@ -23,38 +23,50 @@ MOST = 1 << 19  # numbers of derivatives, from which on PyTorch's own threads ar
 def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: torch.Tensor | None, count: int) -> bool:
     """Whether it does, of values y [N, O] and `count` gradients [N, D]; projected on vectors, if there are any, or else
     compared themselves."""
+    x, shape = operands.x, (count, *operands.x.shape) if vectors is None else (len(vectors), *y.shape)
+    work = count * x.numel() * (1 if vectors is None else len(vectors))
+    return work <= MOST and computes_of(problem, operands, y, shape)
+
+
+def computes_of_pairs(problem: Problem, operands: Operands, y: torch.Tensor, d: torch.Tensor) -> bool:
+    """The same of values y [N, O] and tangents d [P, N, O]."""
+    plain = problem.head is None and problem.order == 1
+    return plain and d.dtype == y.dtype and d.numel() <= MOST and computes_of(problem, operands, y, d.shape)
+
+
+def computes_of(problem: Problem, operands: Operands, y: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Whether it does, of derivatives of this shape."""
     x, values, derivative = operands.x, operands.values, operands.derivative
     if core.MISSING is not None or not x.is_cpu or not y.requires_grad or not is_plain(problem, operands):
         return False
     if problem.order > 1 or not (problem.value_loss.name in LOSSES and problem.derivative_loss.name in LOSSES):
         return False
-    shape = (count, *x.shape) if vectors is None else (len(vectors), *y.shape)
     if not (values.dtype == derivative.dtype == y.dtype == x.dtype and problem.dtype in DTYPES):
         return False
-    work = count * x.numel() * (1 if vectors is None else len(vectors))
-    return work <= MOST and y.numel() <= MOST and values.shape == y.shape and derivative.shape == shape
+    return y.numel() <= MOST and values.shape == y.shape and derivative.shape == shape
 
 
 @lru_cache(maxsize=256)
-def told(problem: Problem, weights: tuple[float, ...], N: int, P: int, projected: bool):
-    """The core's own words for it."""
+def told(problem: Problem, weights: tuple[float, ...], sizes: tuple[int, ...], projected: bool):
+    """The core's own words for it; sizes N, O, D, P."""
     losses = tuple(core.formula("Loss", loss) for loss in (problem.value_loss, problem.derivative_loss))
-    factor = 1 if problem.reduction == "mean" else N
+    factor = 1 if problem.reduction == "mean" else sizes[0]
     weights = [factor * weight for weight in weights]
-    return core._C.MeanLoss(problem.dtype == "float64", losses, *weights, [N, problem.O, problem.D, P], projected)
+    return core._C.MeanLoss(problem.dtype == "float64", losses, *weights, list(sizes), projected)
 
 
 class MeanLoss(torch.autograd.Function):
-    """Of y and the gradients of a function: of the outputs, to be projected on `vectors`, or of the cotangents."""
+    """Of y and the gradients of a function: of the outputs, to be projected on `vectors`, or of the cotangents; or of y
+    and all its tangents, as one more that is compared number by number."""
 
     @staticmethod
     def forward(ctx, problem, operands, vectors, y, *gradients):
         reads = [y, operands.values, operands.derivative, *(() if vectors is None else (vectors,)), *gradients]
         reads = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in reads]
         loss, *slopes = made = [y.new_empty(()), *map(torch.empty_like, (reads[0], *reads[-len(gradients) :]))]
-        projected = vectors is not None
-        P = len(vectors) if projected else len(gradients)
-        core._C.mean_loss(told(problem, operands.weights, len(y), P, projected), reads, made)
+        projected, N, tangents = vectors is not None, len(y), gradients[0].dim() == 3
+        sizes = (gradients[0].numel() // N, 1) if tangents else (problem.D, len(vectors if projected else gradients))
+        core._C.mean_loss(told(problem, operands.weights, (N, problem.O, *sizes), projected), reads, made)
         ctx.save_for_backward(y, *gradients)
         ctx.of, ctx.slopes = (problem, operands, vectors), slopes
         return loss
@@ -73,6 +85,8 @@ class MeanLoss(torch.autograd.Function):
 
 def jets_of(problem: Problem, operands: Operands, vectors: torch.Tensor | None, y: torch.Tensor, gradients: Sequence):
     """Values and derivatives of these gradients."""
+    if gradients[0].dim() == 3:
+        return y, gradients[0], None
     derivative = of_each(gradients, operands.x) if vectors is None else along_gradients(vectors, gradients)
     return y, derivative, None
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .boundary import PLAIN
-from .errors import Fault, describe, in_words, need
+from .errors import Fault, describe, in_words, need, whole
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose, is_number
 
@@ -129,6 +129,7 @@ class MLP(nn.Sequential):
         self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
         last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
     ):  # fmt: skip
+        D, O, width, depth = map(whole, (D, O, width, depth))
         for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
             need(type(size) is int and size >= least, name, f"a whole number, at least {least}", size)
         formulas = [choose_activation("activation", activation)] * depth

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import index
 
 import torch
@@ -60,7 +60,8 @@ class Accepted:
     given: bool  # whether there are vectors, and they are read
     fresh: bool  # a loss along others at each call
     layout: Layout  # of the tensors, and of the parameters of the teacher
-    whole: Prepared | None = None  # of a function that the reference runs, all but its tensors, if they are plain ones
+    whole: Prepared | None = None  # of a function, all but its tensors, if they are plain ones
+    fused: dict = field(default_factory=dict)  # what is known of the chains of layers within it (streams/fused.py)
 
     def fits(self, call) -> bool:
         if not self.student.reason:

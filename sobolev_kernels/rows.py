@@ -122,7 +122,7 @@ def targets_on_rows(targets: Targets, shape: Sequence[int], columns: bool) -> Ta
     """The same targets; where `columns` are named derivatives have one number for each of these already."""
     teacher = function_on_rows(targets.teacher, shape)
     if columns or len(shape) == 1:
-        return replace(targets, teacher=teacher)
+        return targets.replace(teacher=teacher)
     jacobian, hessian, directions = targets.jacobian, targets.hessian, targets.directions
     of_one = jacobian is not None and jacobian.dim() == 1 + len(shape)
     if hessian is not None:
@@ -130,8 +130,8 @@ def targets_on_rows(targets: Targets, shape: Sequence[int], columns: bool) -> Ta
         hessian = hessian.unflatten(2, (-1, torch.Size(shape).numel()))
     if directions is not None and directions.values is not None:
         directions = Directions.given(directions_on_rows(directions.values, shape))
-    return replace(
-        targets, teacher=teacher, hessian=hessian, directions=directions,
+    return targets.replace(
+        teacher=teacher, hessian=hessian, directions=directions,
         jacobian=flat("jacobian", jacobian, "N" if of_one else "N, O", shape),
         vjps=flat("vjps", targets.vjps, "R, N", shape),
     )  # fmt: skip

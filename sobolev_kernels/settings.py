@@ -15,7 +15,7 @@ from .columns import Mask
 from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .enums import PRECISIONS
-from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, refuse
+from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, refuse, whole
 from .math.heads import choose_head
 from .math.losses import HEADS_OF, choose_loss
 from .math.table import Formula, is_number, specialised
@@ -57,6 +57,7 @@ class Settings:
     head: HeadName = None
 
     def __post_init__(self):
+        object.__setattr__(self, "order", whole(self.order))
         weights, learned = numbers_of(self.weights, self.order)
         refuse(self._faults(weights, learned))
         requested(self.backend)
@@ -127,7 +128,7 @@ def faults_of_columns(wrt: object) -> Iterator[Fault]:
 def as_columns(wrt: object) -> tuple[int, ...] | Mask | None:
     if isinstance(wrt, torch.Tensor):
         return Mask.of(wrt)
-    return wrt if wrt is None or type(wrt) is Mask else tuple(wrt)
+    return wrt if wrt is None or type(wrt) is Mask else tuple(map(whole, wrt))
 
 
 def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> Iterator[Fault]:
@@ -183,6 +184,7 @@ def settings_of(*values: object) -> Settings:
     head = others[-1]
     if not (wrt is weights is head is None and type(value_loss) is type(derivative_loss) is str):
         wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
+        wrt = tuple(map(whole, wrt)) if type(wrt) is tuple else wrt
         if isinstance(wrt, torch.Tensor):
             refuse(faults_of_columns(wrt))
             wrt = Mask.of(wrt)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from . import call
+from .alone import along_samples
 from .coordinates import loss_of_coordinates
 from .errors import need
 from .heads import with_head
@@ -23,13 +24,31 @@ class SobolevTerms(NamedTuple):
 
     Each can be differentiated for itself, so that weights can be learned or follow the terms' gradients: the gradients
     of a term are computed in its backward, from the start again, those of `loss` beside the loss as ever. A term
-    without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`.
+    without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`, and is left out of
+    `_asdict()` and `log()` then.
     """
 
     loss: torch.Tensor
     value: torch.Tensor
     derivative: torch.Tensor
     second: torch.Tensor | None = None
+
+    def log(self) -> dict[str, float]:
+        """Those that there are, by name, as Python's numbers, the mean over samples of reduction="none"; for a logger.
+
+        It waits for the device once.
+        """
+        named = self._asdict()
+        numbers = torch.stack([term.detach().double().mean() for term in named.values()]).tolist()
+        return dict(zip(named, numbers, strict=True))
+
+
+def there(terms: SobolevTerms) -> dict[str, torch.Tensor]:
+    """As a dict, without what is None."""
+    return {name: term for name, term in zip(terms._fields, terms, strict=True) if term is not None}
+
+
+SobolevTerms._asdict = there
 
 
 def loss_of(
@@ -43,9 +62,12 @@ def loss_of(
     """
     if not isinstance(targets, Targets):
         need(False, "targets", "a sobolev_kernels.Targets", targets, TypeError, "Targets(values=y, jacobian=dy) is one")
+    if targets.samples is not None:
+        settings, targets, offset = along_samples(settings, targets, inputs, offset, input_jacobian)
     if head is not None:
         student, targets = with_head(student, targets, head)
     if input_jacobian is not None:
+        targets = targets.like(inputs)
         of_all = loss_of_coordinates(
             settings, student, inputs, targets, given, weights, input_scale, offset, input_jacobian
         )

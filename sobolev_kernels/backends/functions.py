@@ -22,7 +22,14 @@ ENGINE, NOTHING = torch.autograd.Variable._execution_engine, nullcontext()
 def differentiably(function: Callable, x: torch.Tensor, breaks: bool = False) -> tuple[torch.Tensor, ...]:
     """function(x), where derivatives can be taken of what is run in it; it `breaks` where transforms are taken."""
     if by_transforms() and not breaks:
-        return function(x)
+        try:
+            return function(x)
+        except (
+            AssertionError
+        ):  # dynamo's own, of frames that it compiles one by one where it did not follow all of them
+            from .uncompiled import uncompiled
+
+            return uncompiled(by_autograd, function, x)
     if torch.compiler.is_compiling():
         from .uncompiled import uncompiled
 

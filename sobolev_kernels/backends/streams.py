@@ -11,6 +11,7 @@ from ..enums import DIRECTIONS
 from ..math.heads import value
 from ..planner import few_outputs
 from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
+from ..streams.checkpoints import Checkpoints
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
@@ -24,8 +25,7 @@ from .reference import behind_head, uncast, vectors_of
 from .residuals import loss_of
 
 HALVES = ("bfloat16", "float16")
-CURVED = ("float32", "float64")  # of order 2
-DTYPES = (*CURVED, *HALVES)
+DTYPES = ("float32", "float64", *HALVES)
 OUTPUTS = "it gives another number of outputs than before"
 
 
@@ -38,8 +38,6 @@ def supports(problem: Problem) -> str | None:
         return "no derivative is asked for"
     if problem.dtype not in DTYPES:
         return f"pairs are computed in {', '.join(DTYPES)}"
-    if problem.order > 1 and problem.dtype not in CURVED:
-        return f"pairs with second derivatives are computed in {' and '.join(CURVED)}"
     if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:
         return "an MLP in half precision is computed in float32, which the other backends do"
     return problem.unfollowed
@@ -64,14 +62,29 @@ def run(
     Raises:
         NotFollowed: it does something that has no rule.
     """
-    x, vectors = operands.x, vectors_of(problem, operands)
+    vectors = vectors_of(problem, operands)
     v = columns.embed(vectors, problem.D)
+    return finished(problem, operands, vectors, *streams_of(problem, operands.x, v, function, segments))
+
+
+def streams_of(
+    problem: Problem, x: torch.Tensor, v: torch.Tensor, function: Callable, segments: Segments | None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What `propagated` gives of a function with as many outputs as the problem says."""
     of_order = {"order": problem.order, "collapsed": problem.collapsed, "segments": segments}
     y, streams = propagated(function, x, v, **of_order)
     if y.shape[1] != problem.O:
         raise NotFollowed(OUTPUTS)
-    with uncast(x):
-        first, second = (streams, None) if problem.order == 1 else streams.split([len(v), len(streams) - len(v)])
+    return y, streams
+
+
+def finished(
+    problem: Problem, operands: Operands, vectors: torch.Tensor, y: torch.Tensor, streams: torch.Tensor
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """The results of outputs y and what else the streams carry."""
+    P = len(vectors)
+    with uncast(operands.x):
+        first, second = (streams, None) if problem.order == 1 else streams.split([P, len(streams) - P])
         jet = behind_head(problem, (widened(y), widened(first), widened(second)))
         if problem.result != DERIVATIVES:
             return loss_of(problem, operands, widened(vectors), jet)
@@ -96,7 +109,7 @@ def propagated(
         run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
     kept = torch.is_grad_enabled()
     try:
-        with graphs(), Eagerly():
+        with graphs(), Eagerly(), Checkpoints():
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
             numbers = None

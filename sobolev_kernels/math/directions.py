@@ -56,11 +56,18 @@ def place_of(offset: int, first: int) -> int:
 
 
 def words(
-    seed: int | torch.Tensor, place: int | torch.Tensor, P: int, N: int, D: int, shared: bool, device: torch.device
-) -> torch.Tensor:
-    """The integers behind the directions: [P, N, ceil(D / 4) * 4], int64 below 2^32."""
+    seed: int | torch.Tensor, place: int | torch.Tensor, P: int, N: int, D: int, shared: bool, device: torch.device,
+    samples: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The integers behind the directions: [P, N, ceil(D / 4) * 4], int64 below 2^32.
+
+    Of N samples in order, or of those with the numbers `samples`, int64 [N].
+    """
     arange = lambda n: torch.arange(n, dtype=torch.int64, device=device)  # noqa: E731
-    sample = arange(N) + torch.as_tensor(place >> 32, dtype=torch.int64, device=device)
+    if samples is None:
+        sample = arange(N) + torch.as_tensor(place >> 32, dtype=torch.int64, device=device)
+    else:
+        sample = samples.to(device)
     sample = (sample & MASK32) * (not shared)
     blocks = (D + 3) // 4
     last = torch.as_tensor(place & MASK32, dtype=torch.int64, device=device)
@@ -173,9 +180,9 @@ def unbiased_magnitude(distribution: str, D: int) -> float:
 
 def draw(
     distribution: str, seed: int | torch.Tensor, place: int | torch.Tensor, P: int, N: int, D: int, shared: bool,
-    magnitude: float, dtype: torch.dtype, device: torch.device,
+    magnitude: float, dtype: torch.dtype, device: torch.device, samples: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Directions [P, N, D] in plain PyTorch; a seed that only the device knows is two scalars there."""
     row = ROWS[distribution]
-    w = words(seed, place, P, N, D if row.random else 0, shared, device)
+    w = words(seed, place, P, N, D if row.random else 0, shared, device, samples)
     return row.draw(w, D, dtype) * magnitude

@@ -29,8 +29,10 @@ class NotFollowed(Exception):
 
 def casting(kind: str) -> torch.dtype | None:
     """What autocast computes in on this kind of device, if it does."""
-    on = is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    return torch.get_autocast_dtype(kind) if can_cast(kind) and torch.is_autocast_enabled(kind) else None
+
+
+can_cast = cache(is_autocast_available)
 
 
 @dataclass(eq=False)
@@ -93,7 +95,7 @@ class Flowing(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        run = run_of((*args, *(kwargs or {}).values()))
+        run = args[0].run if args and isinstance(args[0], Flowing) else run_of((*args, *(kwargs or {}).values()))
         rule = run.rules.get(function)
         counts = run.counts
         if rule is None and run.bodies:
@@ -105,9 +107,11 @@ class Flowing(torch.Tensor):
             name = name_of(function)
             counts[name] = counts.get(name, 0) + 1
         try:
-            return rule(*args, **(kwargs or {}))
+            return rule(*args, **kwargs) if kwargs else rule(*args)
         except NotFollowed:
             raise
+        except RecursionError:  # a body in Python that calls itself, past all rules
+            run.stop(f"{name_of(function)} in it {run.lacks}")
         except Exception as error:  # arguments that the rule does not know
             if is_of_checkpoint(error):
                 raise

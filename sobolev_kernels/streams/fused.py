@@ -14,6 +14,8 @@ from ..dispatch import BACKENDS, free
 from ..math.table import Formula
 from ..modules import IDENTITY
 from ..problem import DERIVATIVES, Operands, Problem
+from ..steps import surroundings
+from .again import Known, learn, numbers_again
 from .chain import Layer
 from .segments import Numbers, Segments
 
@@ -35,34 +37,52 @@ WIDEST, CHEAP = 512, {"relu", "tanh", "sigmoid", "sin"}
 BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
 
 
-def segments_of(ends: tuple[int, ...] | None, careful: bool = False) -> Segments | None:
-    """How the chains of a run are put off, and where they end; not at all, if None."""
-    return None if ends is None else Segments(fuse, frozenset(ends), careful, WIDEST)
+def segments_of(
+    ends: tuple[int, ...] | None, careful: bool = False, known: dict[int, Known] | None = None
+) -> Segments | None:  # fmt: skip
+    """How the chains of a run are put off, and where they end; not at all, if None. `known`: of runs like it."""
+    return None if ends is None else Segments(fuse, frozenset(ends), careful, WIDEST, known)
 
 
-def fuse(layers: list[Layer], v: torch.Tensor, d: torch.Tensor) -> tuple[str, Numbers] | None:
+def fuse(
+    layers: list[Layer], v: torch.Tensor, d: torch.Tensor, known: dict[int, Known] | None = None, place: int = -1
+) -> tuple[str, Numbers] | None:  # fmt: skip
     """What layers make of a value [..., n] and its tangents [P, ..., n], and the backend that did it; or None."""
-    widths, activations, biases, parameters = [v.shape[-1]], [], [], []
+    n, flat = v.shape[-1], v.dim() == 2
+    x, given = (v, d) if flat else (v.reshape(-1, n), d.reshape(len(d), -1, n))
+    parameters = [tensor for weight, bias, *_ in layers for tensor in (weight, bias) if tensor is not None]
+    found = None if known is None else known.get(place)
+    numbers = None if found is None else numbers_again(found, layers, x, parameters, given)
+    if numbers is None:
+        problem = problem_at(layers, v, d)
+        if problem is None:
+            return None
+        operands = Operands(x, parameters, given)
+        if ops.tracing(operands):
+            numbers = ops.mlp_sobolev(problem, operands)
+        else:
+            numbers = ops.apply(ops.compute, problem, operands, *ops.inputs_of(problem, operands))
+            if known is not None:
+                if found is None or found.problem != problem or not found.is_usual():
+                    found = known[place] = Known(problem, surroundings())
+                learn(found.steps, problem, operands)
+    y, tangents = numbers
+    if not flat:
+        y, tangents = y.view(*v.shape[:-1], y.shape[-1]), tangents.view(*d.shape[:-1], y.shape[-1])
+    return (problem if found is None else found.problem).backend, (y, tangents)
+
+
+def problem_at(layers: list[Layer], v: torch.Tensor, d: torch.Tensor) -> Problem | None:
+    """The problem of these layers; None where they are not fused."""
+    widths, activations, biases = [v.shape[-1]], [], []
     for weight, bias, activation, _ in layers:
         widths.append(weight.shape[0])
         activations.append(activation)
         biases.append(bias is not None)
-        parameters += (weight,) if bias is None else (weight, bias)
     shape = tuple(widths), tuple(activations), tuple(biases)
     many = v.numel() > FEW * widths[0]
-    problem = problem_of(*shape, v.dtype, v.device, d.shape[0], v.requires_grad, d.requires_grad, many, core.MISSING)
-    if problem is None or not v.numel():
-        return None
-    flat = v.dim() == 2
-    x, given = (v, d) if flat else (v.reshape(-1, widths[0]), d.reshape(len(d), -1, widths[0]))
-    operands = Operands(x, parameters, given)
-    if ops.tracing(operands):
-        y, tangents = ops.mlp_sobolev(problem, operands)
-    else:
-        y, tangents = ops.apply(ops.compute, problem, operands, *ops.inputs_of(problem, operands))
-    if not flat:
-        y, tangents = y.view(*v.shape[:-1], widths[-1]), tangents.view(*d.shape[:-1], widths[-1])
-    return problem.backend, (y, tangents)
+    asked = len(d), v.requires_grad, d.requires_grad, many, core.MISSING
+    return problem_of(*shape, v.dtype, v.device, *asked) if v.numel() else None
 
 
 @lru_cache(maxsize=1024)

@@ -31,8 +31,6 @@ def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None =
     if any(isinstance(m, LazyModuleMixin) for m in modules):
         return Flow(LAZY)
     known, cast = known_of(function, x), casting(x.device.type)
-    if order > 1 and cast is not None:
-        return Flow("second derivatives of it are asked for in autocast")
     flow = known.flows.get((order, cast))
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):

@@ -35,11 +35,13 @@ def logdet(input):
 
 @rule("solve", spaces=(torch.linalg,))
 def solve(A, B, *, left=True):
-    like, a, b = first(A, B), value(A), value(B)
-    if not left or b.dim() < 2 or b.dim() != a.dim():
-        like.run.stop("a system of equations from the right, or of vectors")
-    v = torch.linalg.solve(a, b)
-    t = lifted(B.d, b.dim()) if is_pair(B) else 0
+    a, b, like = value(A), value(B), first(A, B)
+    if b.dim() == 1 or (b.dim() == a.dim() - 1 and b.shape == a.shape[:-1]):  # of vectors
+        return solve(A, B.unsqueeze(-1), left=left).squeeze(-1)
+    if not left:
+        return solve(A.mT, B.mT).mT
+    v = torch.linalg.solve(a, b.expand(*a.shape[: max(0, a.dim() - b.dim())], *b.shape))
+    t = lifted(B.d, v.dim()) if is_pair(B) else 0
     if is_pair(A):
-        t = t - lifted(A.d, a.dim()) @ v
+        t = t - lifted(A.d, v.dim()) @ v
     return new(like, v, torch.linalg.solve(a, t))

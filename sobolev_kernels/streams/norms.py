@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ..backends.graph import STATISTICS
 from .pair import RULES, TWICE, Pair, first, is_pair, need_constant, new, rule, written
+from .pair import value as values_of
 from .trusted import by_jvp
 from .twice import curved, is_twice, tangents
 
@@ -101,6 +102,8 @@ RULES.pop(torch.batch_norm), TWICE.pop(torch.batch_norm)  # whose arguments come
 def instance_norm(
     input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
 ):
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:
         input.run.stop("instance norm with running statistics")
     return group_norm(input, input.v.shape[1], weight, bias, eps)
@@ -126,13 +129,15 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 @rule("logsumexp", twice=True)
 def logsumexp(input, dim, keepdim=False):
-    d = needed(input, dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim, None)
-    mean, spread = along_weights(input, input.v.softmax(d), d)
-    y, t = input.v.logsumexp(d, keepdim), mean if keepdim else mean.squeeze(d)
+    v, n = input.v, input.v.dim()
+    d = tuple(each % n - n for each in (dim if isinstance(dim, (tuple, list)) else (dim,)))
+    weights = v.softmax(d[0]) if len(d) == 1 else (v - v.logsumexp(d, True)).exp()
+    mean, spread = along_weights(input, weights, d)
+    y, t = v.logsumexp(d, keepdim), mean if keepdim else mean.squeeze(d)
     return new(input, y, t) if spread is None else curved(input, y, t, spread.sum(d, keepdim))
 
 
-def along_weights(input: Pair, y: torch.Tensor, d: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def along_weights(input: Pair, y: torch.Tensor, d: int | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The mean over d, by the weights y of a softmax, of derivatives h; of order 2 also y (h' - mean)²."""
     mean = (y * input.d).sum(d, keepdim=True)
     if not is_twice(input):
@@ -152,13 +157,18 @@ def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     if enable_gqa:
-        first(query, key, value).run.stop("grouped attention")
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return functional.dropout(scores.softmax(-1), dropout_p, dropout_p > 0) @ value
+        # where all keys are masked, PyTorch has zeros
+        nowhere = values_of(scores).amax(-1, keepdim=True) == -math.inf
+        weights = scores.masked_fill(nowhere, 0.0).softmax(-1).masked_fill(nowhere, 0.0)
+    return functional.dropout(weights, dropout_p, dropout_p > 0) @ value
 
 
 @rule("vector_norm", spaces=(torch.linalg,), twice=True)
@@ -182,8 +192,25 @@ def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
 @rule("norm", spaces=(torch.linalg,), twice=True)
 def linalg_norm(A, ord=None, dim=None, keepdim=False, *, dtype=None):
     if ord is not None and not isinstance(dim, int) and (dim is not None or A.dim() > 1):
-        first(A).run.stop("a norm of matrices")
+        return matrix_norm(A, ord, (-2, -1) if dim is None else dim, keepdim, dtype=dtype)
     return vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
+
+
+@rule("dist", twice=True)
+def dist(input, other, p=2):
+    return vector_norm(input - other, p)
+
+
+@rule("cdist", twice=True)
+def cdist(x1, x2, p=2.0, compute_mode=None):
+    return vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+@rule("matrix_norm", spaces=(torch.linalg,), twice=True)
+def matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None):
+    if ord != "fro":
+        first(A).run.stop("a norm of matrices")
+    return vector_norm(A, 2, dim, keepdim, dtype=dtype)
 
 
 def norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
@@ -197,7 +224,7 @@ for table in (RULES, TWICE):
 def variance(root: bool):
     def found(input, dim=None, unbiased=None, keepdim=False, *, correction=1):
         if isinstance(dim, bool):
-            input.run.stop("a variance whose second argument is no dim")
+            dim, unbiased = None, dim
         correction = correction if unbiased is None else int(unbiased)
         dims = tuple(range(input.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
         count = math.prod(input.v.shape[d] for d in dims) - correction

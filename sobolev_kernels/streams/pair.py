@@ -116,10 +116,13 @@ def broadcast(t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return t if t.shape[1:] == v.shape else lifted(t, v.dim()).expand(-1, *v.shape)
 
 
-def written(pair: Pair, after: Pair) -> Pair:
-    """What an operation in place makes of a pair that shares its memory with nothing that is still in use."""
+def written(pair: Pair, after: Pair | torch.Tensor) -> Pair:
+    """What an operation in place makes of a pair that shares its memory with nothing that is still in use; numbers that
+    do not depend on the inputs have no derivatives."""
     if not isinstance(pair, Pair):
         after.run.stop("it is written into an ordinary tensor")
+    if not isinstance(after, Pair):
+        after = new(pair, after.to(pair.v.dtype), pair.d.new_zeros(len(pair.d), *after.shape))
     if sum(reference() is not None for reference in pair.family) > 1:
         pair.run.stop("a part of it is written to that is seen elsewhere")
     if after.v.shape != pair.v.shape:
@@ -128,13 +131,15 @@ def written(pair: Pair, after: Pair) -> Pair:
     return pair
 
 
-def in_place(name: str) -> None:
-    """A row for the method that writes what the function of this name gives."""
-    others = spelt(f"{name}_", f"__i{name}__")
-    for table in (RULES, TWICE):
-        rules = [table[function] for function in spelt(name) if function in table]
+def in_place(table: dict[Callable, Callable], spaces: tuple = SPACES) -> None:
+    """A row for each function and method that writes what another gives, which has one."""
+    for home, name in ((space, name) for space in spaces for name in dir(space) if name.endswith("_")):
+        plain = name[3:-2] if name.startswith("__i") else name.removesuffix("_")
+        rules = [table[function] for function in spelt(plain, f"__{plain}__") if function in table]
         if rules:
-            table.update(dict.fromkeys(others, lambda input, *a, of=rules[0], **k: written(input, of(input, *a, **k))))
+            table.setdefault(
+                getattr(home, name), lambda input, *a, of=rules[0], **k: written(input, of(input, *a, **k))
+            )
 
 
 for what in (
@@ -150,9 +155,10 @@ RULES[torch.Tensor.register_hook] = register_hook
 CONSTANT = """
     size dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous stride element_size
     get_device argmax argmin argsort count_nonzero gt lt ge le eq ne greater less greater_equal less_equal __gt__ __lt__
-    __ge__ __le__ __eq__ __ne__ isnan isinf isfinite isposinf isneginf sign sgn signbit floor ceil round trunc
+    __ge__ __le__ __eq__ __ne__ isnan isinf isfinite isposinf isneginf sign sgn signbit floor ceil round trunc fix
     zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty
-    new_tensor bucketize long int bool byte any all allclose
+    new_tensor bucketize searchsorted long int bool byte any all allclose isclose equal nonzero argwhere
+    floor_divide __floordiv__ __rfloordiv__ heaviside logical_not logical_and logical_or logical_xor histc bincount
 """
 
 

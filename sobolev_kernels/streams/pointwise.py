@@ -89,7 +89,6 @@ def register(name: str, slope: Callable | None = None, curvature: Callable | Non
     plain = plain or getattr(torch.Tensor, name)
     found = pointwise(plain, slope, curvature, FORMULAS[name] if name in BY_TABLE else None)
     rule(name, twice=True)(found)
-    rule(f"{name}_", twice=True)(lambda input, *a, **k: written(input, found(input, *a, **k)))
 
 
 for name, (slope, curvature) in BY_HAND.items():

@@ -14,14 +14,13 @@ from .pair import (
     Pair,
     broadcast,
     first,
-    in_place,
     is_pair,
     lifted,
-    need_constant,
     new,
     rule,
     value,
 )  # fmt: skip
+from .shapes import clone, joined, narrow, reshaped, to
 from .trusted import by_jvp, elementwise
 from .twice import Product, curved, is_twice, levelled, pointwise, tangents
 
@@ -62,6 +61,9 @@ def matmul(input, other):
     return product(torch.matmul, input, other)
 
 
+rule("matmul", spaces=(torch.linalg,), twice=True)(matmul)
+
+
 @rule("mv", twice=True)
 def mv(input, vec):
     return matmul(input, vec)
@@ -84,7 +86,9 @@ def rmatmul(input, other):
 
 @rule("linear", twice=True)
 def linear(input, weight, bias=None):
-    need_constant(first(input, weight, bias).run, weight, bias)
+    if is_pair(weight) or is_pair(bias):
+        z = matmul(input, weight.mT if weight.dim() == 2 else weight)
+        return z if bias is None else z + bias
     return new(input, *layer(input.v, input.d, weight, bias))
 
 
@@ -159,18 +163,17 @@ def rpow(input, other):
     return power_of(other, input)
 
 
-def power_of(base, exponent) -> Pair:
-    return (elementwise if is_twice(first(base, exponent)) else by_jvp)(torch.pow)(base, exponent)
+power_of = elementwise(torch.pow)
 
 
 @rule("einsum", twice=True)
 def einsum(equation, *operands):
     operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     like, v = first(*operands), value(list(operands))
-    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+    if not isinstance(equation, str):
         return by_jvp(torch.einsum, linear=1)(equation, *operands)
-    ins, out = equation.replace(" ", "").split("->")
-    ins, z, y = ins.split(","), next(c for c in "zyxwvu" if c not in equation), torch.einsum(equation, v)
+    (ins, out), y = spelt_out(equation.replace(" ", ""), [a.dim() for a in v]), torch.einsum(equation, v)
+    z = next(c for c in LETTERS if c not in f"{out}{ins}")
 
     def along(streams: dict[int, torch.Tensor]) -> torch.Tensor:
         """With these in the places of operands."""
@@ -184,6 +187,22 @@ def einsum(equation, *operands):
         return new(like, y, t)
     pairs = combinations(((i, tangents(operands[i])) for i in places), 2)
     return curved(like, y, t, 2 * sum(along(dict(two)) for two in pairs))
+
+
+LETTERS = "zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA"
+
+
+def spelt_out(equation: str, dims: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, also of dims that are not named."""
+    ins, arrow, out = equation.partition("->")
+    if not arrow:  # those that come once, in their order
+        named = ins.replace("...", "")
+        out = ("..." if "..." in ins else "") + "".join(sorted(c for c in {*named} - {","} if named.count(c) == 1))
+    operands = ins.split(",")
+    unnamed = [n - len(s.replace("...", "")) if "..." in s else 0 for s, n in zip(operands, dims, strict=True)]
+    free = [c for c in LETTERS if c not in equation][: max(unnamed, default=0)]
+    each = [s.replace("...", "".join(free[len(free) - n :])) for s, n in zip(operands, unnamed, strict=True)]
+    return each, out.replace("...", "".join(free))
 
 
 @rule("where", spaces=(torch,), twice=True)
@@ -202,13 +221,15 @@ RULES[torch.Tensor.where] = TWICE[torch.Tensor.where] = lambda input, condition,
 @rule("masked_fill", twice=True)
 def masked_fill(input, mask, value):
     if not is_pair(input) or is_pair(mask) or is_pair(value):
-        first(input, mask, value).run.stop("masked_fill with what depends on the inputs")
+        return where(mask, value, input)
     return new(input, input.v.masked_fill(mask, value), input.d.masked_fill(mask, 0.0))
 
 
 @rule("clamp", "clip", twice=True)
 def clamp(input, min=None, max=None):
-    need_constant(first(input, min, max).run, min, max)
+    if not is_pair(input) or is_pair(min) or is_pair(max):
+        y = input if min is None else where(value(input) < value(min), min, input)
+        return y if max is None else where(value(y) > value(max), max, y)
     y = input.v.clamp(min, max)
     inside = (y == input.v).to(y.dtype)
     return new(input, y, broadcast(inside * lifted(input.d, y.dim()), y))
@@ -224,22 +245,41 @@ def clamp_max(input, max):
     return clamp(input, None, max)
 
 
-@rule("maximum", "fmax", twice=True)
-def maximum(input, other):
-    return where(value(input) >= value(other), input, other)
+def greater(function):
+    """Of two numbers; where they are equal, half of each one's derivatives, as PyTorch has it."""
+
+    def found(input, other):
+        like, a, b = first(input, other), value(input), value(other)
+        v = function(a, b)
+        share = ((v == a).to(v.dtype) + (v != b).to(v.dtype)) / 2
+        each = iter(levelled(*filter(is_pair, (input, other))))
+        of_a, of_b = (lifted(next(each), v.dim()) if is_pair(x) else v.new_zeros(()) for x in (input, other))
+        return new(like, v, broadcast(torch.lerp(of_b.to(v.dtype), of_a.to(v.dtype), share), v))
+
+    return found
 
 
-@rule("minimum", "fmin", twice=True)
-def minimum(input, other):
-    return where(value(input) <= value(other), input, other)
+maximum, minimum = greater(torch.maximum), greater(torch.minimum)
+rule("maximum", twice=True)(maximum)
+rule("minimum", twice=True)(minimum)
 
 
-def extreme(function, towards):
+@rule("fmax", twice=True)
+def fmax(input, other):
+    return where((value(input) >= value(other)) | value(other).isnan(), input, other)
+
+
+@rule("fmin", twice=True)
+def fmin(input, other):
+    return where((value(input) <= value(other)) | value(other).isnan(), input, other)
+
+
+def extreme(function, towards, all_of):
     def found(input, dim=None, keepdim=False):
-        if isinstance(dim, torch.Tensor):
+        if not is_pair(input) or isinstance(dim, torch.Tensor):
             return towards(input, dim)
         if dim is None:
-            return found(input.reshape(-1), 0)[0]
+            return all_of(input)
         found_at = function(input.v, dim, keepdim)
         v, i = found_at
         places, d = (i if keepdim else i.unsqueeze(dim)), dim % input.v.dim()
@@ -249,21 +289,50 @@ def extreme(function, towards):
     return found
 
 
-rule("max", twice=True)(extreme(torch.max, maximum))
-rule("min", twice=True)(extreme(torch.min, minimum))
+def farthest(function):
+    """The extreme over dims; where several numbers are it, the mean of their derivatives, as PyTorch has it."""
 
-
-def farthest(found):
     def reduced(input, dim=(), keepdim=False):
-        dims = (dim,) if isinstance(dim, int) else tuple(dim)
-        if len(dims) != 1:
-            input.run.stop("an extreme over several dims")
-        return found(input, dims[0], keepdim)[0]
+        v, n = input.v, input.v.dim()
+        dims = tuple(d % n - n for d in ((dim,) if isinstance(dim, int) else tuple(dim) or range(n)))
+        y = function(v, dims, True)
+        share = (v == y).to(v.dtype)
+        t = (share / share.sum(dims, keepdim=True) * input.d).sum(dims, keepdim=keepdim)
+        return new(input, y if keepdim or not dims else y.squeeze(dims), t)
 
     return reduced
 
 
-rule("amax", twice=True)(farthest(extreme(torch.max, maximum)))
-rule("amin", twice=True)(farthest(extreme(torch.min, minimum)))
-for name in ("add", "sub", "mul", "div", "masked_fill", "clamp", "clamp_min", "clamp_max"):
-    in_place(name)
+for name in ("max", "min"):
+    found = farthest(getattr(torch, f"a{name}"))
+    rule(f"a{name}", twice=True)(found)
+    rule(name, twice=True)(extreme(getattr(torch, name), RULES[getattr(torch, f"{name}imum")], found))
+
+
+def product_over(input, dim: int):
+    """By halves, so that none of the numbers is divided by."""
+    while (n := input.shape[dim]) > 1:
+        half = mul(narrow(input, dim, 0, n // 2), narrow(input, dim, n // 2, n // 2))
+        input = half if n % 2 == 0 else joined(torch.cat)((half, narrow(input, dim, n - 1, 1)), dim)
+    return input
+
+
+@rule("prod", twice=True)
+def prod(input, dim=None, keepdim=False, *, dtype=None):
+    input = input if dtype is None else to(input, dtype)
+    if dim is None:
+        return prod(reshaped("reshape")(input, -1), 0)
+    if not input.shape[dim]:
+        return torch.prod(input.v, dim, keepdim)
+    y = product_over(input, dim)
+    return y if keepdim else reshaped("squeeze")(y, dim)
+
+
+@rule("cumprod", twice=True)
+def cumprod(input, dim, *, dtype=None):
+    """By products of twice as many numbers each time."""
+    y, k = input if dtype is None else to(input, dtype), 1
+    while k < (n := input.shape[dim]):
+        further = mul(narrow(y, dim, k, n - k), narrow(y, dim, 0, n - k))
+        y, k = joined(torch.cat)((narrow(y, dim, 0, k), further), dim), 2 * k
+    return y if y is not input else clone(input)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -54,11 +53,12 @@ class Step:
 
     def holds(self) -> bool:
         """Whether its weights are those that it was made with."""
-        return all(
-            tensor._version == version and tensor.data_ptr() == address
-            and (copy is None or torch.equal(tensor.detach(), copy))
-            for tensor, version, address, copy in self.marks
-        )  # fmt: skip
+        for tensor, version, address, copy in self.marks:
+            if tensor._version != version or tensor.data_ptr() != address:
+                return False
+            if copy is not None and not torch.equal(tensor.detach(), copy):
+                return False
+        return True
 
 
 @dataclass(eq=False)
@@ -69,10 +69,11 @@ class Segments:
     is `careful` compares weights with copies, since what is written to `weight.data` is not seen otherwise.
     """
 
-    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor], tuple[str, Numbers] | None]
+    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor, dict | None, int], tuple[str, Numbers] | None]
     ends: frozenset[int] = frozenset()
     careful: bool = False
     widest: float = math.inf  # features of a layer that may be fused
+    known: dict | None = None  # what is known of the fused calls of runs like it, by their places
     places: Iterator[int] = field(default_factory=itertools.count)
     asked: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
@@ -86,7 +87,10 @@ class Segments:
         """The numbers of a step, computed in the precision that it was put off in."""
         self.asked.add(step.place)
         if step.numbers is None:
-            with torch.autocast(run.device.type, enabled=False) if run.casting() else nullcontext():
+            if run.casting():
+                with torch.autocast(run.device.type, enabled=False):
+                    self.compute(run, step)
+            else:
                 self.compute(run, step)
         return step.numbers
 
@@ -109,7 +113,7 @@ class Segments:
     def through(self, step: Step, chain: list[Step]) -> bool:
         """Whether one fused call gave the numbers of the last step of a chain."""
         layers = [part.layer for part, after in itertools.pairwise([*chain, None]) if after is None or after.begins]
-        found = self.fuse(layers, *chain[0].before.numbers)
+        found = self.fuse(layers, *chain[0].before.numbers, self.known, step.place)
         if found is None:
             return False
         backend, step.numbers = found
@@ -126,7 +130,7 @@ class Pending(Pair):
 
     @property
     def v(self) -> torch.Tensor:
-        return self.run.segments.settle(self.run, self.step)[0]
+        return numbers_of(self)[0]
 
     @v.setter
     def v(self, value: torch.Tensor) -> None:
@@ -134,7 +138,7 @@ class Pending(Pair):
 
     @property
     def d(self) -> torch.Tensor:
-        return self.run.segments.settle(self.run, self.step)[1]
+        return numbers_of(self)[1]
 
     @d.setter
     def d(self, value: torch.Tensor) -> None:
@@ -146,6 +150,13 @@ class Pending(Pair):
             asks = asks or any(tensor.requires_grad for tensor, *_ in at.marks)
             at = at.before
         return asks or any(tensor.requires_grad for tensor in at.numbers)
+
+
+def numbers_of(pair: Pending) -> Numbers:
+    numbers, segments = pair.step.numbers, pair.run.segments
+    if numbers is not None and segments.known is not None:
+        return numbers  # of a run like others nobody asks what was asked for
+    return segments.settle(pair.run, pair.step)
 
 
 def known(v: torch.Tensor, d: torch.Tensor) -> Step:
@@ -171,11 +182,12 @@ def step_of(input: Pair) -> Step:
 def is_layer(input: Pair, weight: object, bias: object) -> bool:
     """Whether these are the weight and the bias of a layer that a fused call may have for its own."""
     run = input.run
-    if not fits(run, weight, 2) or not input.sizes or weight.shape[1] != input.sizes[-1]:
+    if not fits(run, weight, 2) or not input.sizes:
         return False
-    if bias is not None and not (fits(run, bias, 1) and bias.shape == weight.shape[:1]):
+    n_out, n_in = weight.shape
+    if n_in != input.sizes[-1] or (bias is not None and not (fits(run, bias, 1) and len(bias) == n_out)):
         return False
-    if max(weight.shape) > run.segments.widest or run.casting():
+    if n_out > run.segments.widest or n_in > run.segments.widest or run.casting():
         return False
     # of one that is put off it is known
     return isinstance(input, Pending) or (input.v.dtype is run.dtype and input.v.device == run.device)
@@ -183,10 +195,12 @@ def is_layer(input: Pair, weight: object, bias: object) -> bool:
 
 def fits(run: Run, tensor: object, dims: int) -> bool:
     """Whether kernels may read it, now or a little later."""
-    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_inference()
-    # others, as buffers, a forward may rightly write to
-    plain = plain and (tensor.requires_grad or type(tensor) is torch.nn.Parameter)
-    return plain and tensor.dtype is run.dtype and tensor.device == run.device and tensor.dim() == dims
+    kind = type(tensor)
+    if kind not in PLAIN or tensor.layout is not torch.strided or tensor.is_inference():
+        return False
+    if kind is not torch.nn.Parameter and not tensor.requires_grad:
+        return False  # as of buffers, which a forward may rightly write to
+    return tensor.dtype is run.dtype and tensor.device == run.device and tensor.dim() == dims
 
 
 def marks_of(segments: Segments, *tensors: torch.Tensor) -> list[tuple]:

@@ -47,7 +47,9 @@ def transposed(input):
 
 
 for table in (RULES, TWICE):
-    table |= {told("mT"): lambda input: transpose(input, -2, -1), told("T"): transposed}
+    table |= dict.fromkeys(map(told, ("mT", "mH")), lambda input: transpose(input, -2, -1))
+    table |= {told("T"): transposed}
+rule("adjoint")(lambda input: transpose(input, -2, -1))
 
 
 @rule("t")
@@ -73,9 +75,11 @@ def reshaped(name: str) -> Callable:
     def same(input, *arguments, **named):
         if not is_pair(input):
             return method(input, *value(arguments), **named)
+        if any(
+            isinstance(a, torch.dtype) for a in (*arguments, *named.values())
+        ):  # of which autograd has no derivative
+            input.run.stop(f"{name} as a dtype")
         v = method(input.v, *value(arguments), **named)
-        if v.dtype != input.v.dtype:
-            input.run.stop(f"{name} as another dtype")
         return viewed(input, v, input.d.reshape(-1, *v.shape))
 
     return same
@@ -121,6 +125,10 @@ def to(input, *arguments, **named):
 for name, dtype in (("float", torch.float32), ("double", torch.float64), ("half", torch.float16)):
     rule(name)(lambda input, dtype=dtype: to(input, dtype))
 rule("bfloat16")(lambda input: to(input, torch.bfloat16))
+rule("cpu")(lambda input: to(input, "cpu"))
+rule("type", spaces=(torch.Tensor,))(
+    lambda input, dtype=None, *_: input.v.type() if dtype is None else to(input, input.v.new_empty(0).type(dtype))
+)
 
 
 @rule("positive", "__pos__")
@@ -212,12 +220,13 @@ def mapped(name: str) -> Callable:
 
 for name in (
     "movedim", "diagonal", "diag_embed", "tril", "triu", "index_select", "gather", "take_along_dim",
-    "repeat", "tile", "repeat_interleave", "unfold", "rot90", "roll",
+    "repeat", "tile", "repeat_interleave", "unfold", "rot90", "roll", "fliplr", "flipud", "diag",
 ):  # fmt: skip
     rule(name, spaces=(torch, torch.Tensor))(mapped(name))
 
 
 rule("moveaxis")(mapped("movedim"))
+rule("diagonal", spaces=(torch.linalg,))(lambda A, *, offset=0, dim1=-2, dim2=-1: A.diagonal(offset, dim1, dim2))
 
 
 def index_of(i: object) -> tuple[tuple, bool]:
@@ -238,14 +247,41 @@ def getitem(input, index):
 @rule("__setitem__")
 def setitem(input, index, other):
     i, several = index_of(index)
-    run = first(input, other).run
-    if not is_pair(input) or several:
-        run.stop("it is written into an ordinary tensor, or by several indices")
+    run = first(input, other, *i).run
+    if not is_pair(input) or any(map(is_pair, i)):
+        run.stop("it is written into an ordinary tensor, or by an index that depends on the inputs")
     t, *others = levelled(input, other) if is_pair(other) else levelled(input)
     v, t = input.v.clone(), t.clone()
     v[i] = value(other)
-    t[(slice(None), *i)] = lifted(others[0], input.v[i].dim()) if others else 0
+    part = lifted(others[0], input.v[i].dim()) if others else torch.zeros((), dtype=t.dtype, device=t.device)
+    if several:  # whose dims go where they would without the directions, if these come last
+        i = (*i, slice(None)) if any(j is Ellipsis for j in i) else i
+        t.movedim(0, -1)[i] = part.movedim(0, -1) if others else part
+    else:
+        t[(slice(None), *i)] = part
     written(input, new(input, v, t))
+
+
+@rule("index_put")
+def index_put(input, indices, values, accumulate=False):
+    if not is_pair(input) or any(map(is_pair, indices)):
+        first(input, values, *indices).run.stop("index_put into an ordinary tensor, or where the inputs say")
+    t, *others = levelled(input, values) if is_pair(values) else levelled(input)
+    part = lifted(others[0], input.v[tuple(indices)].dim()).movedim(0, -1) if others else t.new_zeros(())
+    t = t.movedim(0, -1).index_put(indices, part, accumulate).movedim(-1, 0)
+    return new(input, input.v.index_put(indices, value(values), accumulate), t)
+
+
+def overwritten(input, other, *_):
+    """By other numbers, and all of it."""
+    if not is_pair(input):
+        first(input, other).run.stop("it is written into an ordinary tensor")
+    other = expand(other, *input.v.shape) if is_pair(other) else torch.as_tensor(other).to(input.v).expand_as(input.v)
+    return written(input, clone(other) if is_pair(other) else other.clone())
+
+
+rule("copy_", "fill_")(overwritten)
+rule("zero_")(lambda input: overwritten(input, 0))
 
 
 def joined(function: Callable) -> Callable:
@@ -273,9 +309,20 @@ def folded(function: Callable, t: torch.Tensor, *arguments, **named) -> torch.Te
     return function(t.flatten(0, 1), *arguments, **named).unflatten(0, t.shape[:2])
 
 
-def need_batch(input: Pair, name: str, dims: int) -> None:
-    if not is_pair(input) or input.v.dim() != dims:
-        first(input).run.stop(f"{name} without samples")
+def batched(name: str, dims: int | None, along: Callable) -> Callable:
+    """The rule of samples, and of one alone, without their dim."""
+
+    def applied(input, *arguments, **named):
+        if not is_pair(input):
+            first(*arguments, *named.values()).run.stop(f"{name} by what depends on the inputs")
+        if dims is None or input.v.dim() == dims:
+            return along(input, *arguments, **named)
+        if input.v.dim() != dims - 1:
+            input.run.stop(f"{name} of {input.v.dim()} dims")
+        result = along(unsqueeze(input, 0), *arguments, **named)
+        return tuple(part.squeeze(0) for part in result) if isinstance(result, tuple) else result.squeeze(0)
+
+    return applied
 
 
 @rule("pad")
@@ -290,35 +337,32 @@ def convolution(name: str, dims: int) -> Callable:
 
     def along(input, weight, bias=None, *arguments, **named):
         need_constant(input.run, weight, bias)
-        need_batch(input, name, dims)
         v = function(input.v, weight, bias, *arguments, **named)
         return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
 
-    return along
+    return batched(name, dims, along)
 
 
 def sampled(name: str, dims: int | None = None) -> Callable:
     function = getattr(functional, name)
 
     def along(input, *arguments, **named):
-        need_batch(input, name, input.v.dim() if dims is None else dims)
         v = function(input.v, *arguments, **named)
         return new(input, v, folded(function, input.d, *arguments, **named))
 
-    return along
+    return batched(name, dims, along)
 
 
 def largest(name: str, dims: int, with_indices: bool = False) -> Callable:
     function = getattr(functional, f"{name}_with_indices")
 
     def along(input, *arguments, return_indices=with_indices, **named):
-        need_batch(input, name, dims + 2)
         v, i = function(input.v, *arguments, **named)
         places = i.flatten(-dims).expand(input.d.shape[0], *i.flatten(-dims).shape)
         t = torch.gather(input.d.flatten(-dims), -1, places).reshape(-1, *v.shape)
         return (new(input, v, t), i) if return_indices else new(input, v, t)
 
-    return along
+    return batched(name, dims + 2, along)
 
 
 for n in (1, 2, 3):
@@ -329,5 +373,6 @@ for n in (1, 2, 3):
     for name in (f"max_pool{n}d", f"adaptive_max_pool{n}d"):
         rule(name)(largest(name, n))
         rule(f"{name}_with_indices")(largest(name, n, with_indices=True))
-for name in ("pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold", "fold"):
+for name in ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "interpolate", "unfold", "fold"):
     rule(name, spaces=(functional, torch._C._nn) if "fold" in name else (torch, functional))(sampled(name))
+rule("constant_pad_nd")(lambda input, pad_, value=0: pad(input, pad_, "constant", value))

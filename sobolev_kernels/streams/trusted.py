@@ -13,16 +13,18 @@ import torch
 from torch.nn import functional
 
 from .flowing import name_of, spelt
-from .pair import Pair, broadcast, is_pair, lifted, new
+from .pair import Pair, broadcast, first, in_place, is_pair, lifted, new
 from .twice import curved, is_twice, levelled
 
 NAMES = """
-    cumprod logcumsumexp prod atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp
+    logcumsumexp atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp
     inner addmv addr cross linalg_cross kron tensordot trace
     float_power ldexp fmod remainder frac copysign rad2deg deg2rad
     cummax cummin sort topk median kthvalue msort nansum nanmean diff
-    scatter scatter_add index_add index_copy index_fill masked_scatter masked_select take
-    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv
+    scatter scatter_add scatter_reduce index_add index_copy index_fill masked_scatter masked_select take put
+    diagonal_scatter select_scatter slice_scatter diagflat max_unpool1d max_unpool2d max_unpool3d gradient trapz
+    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
+    inv_ex cholesky_ex vecdot
     cov corrcoef cumulative_trapezoid trapezoid quantile addbmm addcdiv block_diag std_mean var_mean aminmax
     vstack hstack dstack column_stack renorm
     i0 i0e i1 digamma polygamma erfcx ndtr log_ndtr entr xlog1py
@@ -33,16 +35,17 @@ NAMES = """
 # derivatives maps second ones.
 LINEAR = """
     trace cummax cummin sort topk median kthvalue msort nansum nanmean diff aminmax scatter scatter_add index_add
-    index_copy index_fill masked_scatter masked_select take vstack hstack dstack column_stack block_diag l1_loss
+    index_copy index_fill masked_scatter masked_select take put diagonal_scatter select_scatter slice_scatter diagflat
+    max_unpool1d max_unpool2d max_unpool3d gradient copysign vstack hstack dstack column_stack block_diag l1_loss
 """.split()
 # Those that are linear, or affine, in each argument while the others stay.
 IN_EACH = """
-    inner addmv addr cross linalg_cross kron tensordot multi_dot addbmm bilinear
+    inner addmv addr cross linalg_cross kron tensordot multi_dot vecdot addbmm bilinear trapz
     trapezoid cumulative_trapezoid quantile nll_loss_nd
 """.split()
 # Of each number by itself, and of those in its place of other arguments: by autograd, twice.
 ELEMENTWISE = """
-    atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp ldexp fmod remainder frac copysign rad2deg deg2rad
+    atan2 arctan2 hypot xlogy logaddexp logaddexp2 lerp ldexp fmod remainder frac rad2deg deg2rad
     i0 i0e i1 digamma polygamma erfcx ndtr log_ndtr entr xlog1py addcdiv
 """.split()
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special, torch.linalg, torch._C._VariableFunctions)
@@ -94,7 +97,7 @@ def by_jvp(function: Callable, linear: float = 0) -> Callable:
 
 
 def elementwise(function: Callable) -> Callable:
-    """The rule of second derivatives of a function of numbers, of which one or two in each place are a pair's."""
+    """The rule of a function of numbers, of which one or two in each place are a pair's."""
 
     def applied(*arguments, **named):
         pairs, at = called(function, arguments, named)
@@ -106,10 +109,12 @@ def elementwise(function: Callable) -> Callable:
         slopes = slopes_of(y, values)
         streams = [lifted(d, y.dim()) for d in levelled(*pairs)]
         t = sum(slope * d for slope, d in zip(slopes, streams, strict=True))
+        if not is_twice(like):
+            return new(like, y, broadcast(t, y))
         firsts, bent = [d[: like.run.P] for d in streams], 0
-        for slope, first in zip(slopes, firsts, strict=True):
+        for slope, along in zip(slopes, firsts, strict=True):
             if slope.requires_grad:
-                bent = bent + sum(c * first * d for c, d in zip(slopes_of(slope, values), firsts, strict=True))
+                bent = bent + sum(c * along * d for c, d in zip(slopes_of(slope, values), firsts, strict=True))
         return curved(like, y, t, bent) if isinstance(bent, torch.Tensor) else new(like, y, broadcast(t, y))
 
     return applied
@@ -128,3 +133,15 @@ TRUSTED_TWICE: dict[Callable, Callable] = {
     for name in names
     for function in spelt(name, spaces=SPACES)
 }
+
+
+def scatter_reduce(input, dim, index, src, reduce, *, include_self=True):
+    """Of products PyTorch's jvp is wrong."""
+    if reduce == "prod":
+        first(input, src).run.stop("scatter_reduce by prod")
+    return by_jvp(torch.scatter_reduce)(input, dim, index, src, reduce, include_self=include_self)
+
+
+TRUSTED |= dict.fromkeys(spelt("scatter_reduce"), scatter_reduce)
+for table in (TRUSTED, TRUSTED_TWICE):
+    in_place(table)

@@ -1,0 +1,159 @@
+"""The command line: what it prints, its JSON, its exit codes, and what it says where it cannot."""
+
+import json
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sobolev_kernels.backends import core, cpu
+from sobolev_kernels.command.line import app
+from sobolev_kernels.testing import verify
+
+FILE = """
+import torch
+assert __name__ != "__main__"
+student = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+number = 3
+
+
+class Convolution(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.inner(x).mean((2, 3))
+
+
+def needs(width):
+    return student
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def one_place(*checks):
+    """`verify` of the first instruction set in float32, and of these checks alone."""
+    few = lambda student, every=verify.checks: {n: c for n, c in every(student).items() if n in checks}  # noqa: E731
+    place = verify.Place("cpu", core._C.instruction_sets()[0][0])
+    return patch.multiple(verify, places=lambda: iter([place]), checks=few)
+
+
+@pytest.mark.long
+def test_verify():
+    """Everything that runs here is right, at every place, and says how right."""
+    result = run("verify", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    rows = found["checks"]
+    assert found["right"] and {row["outcome"] for row in rows} <= {"right", "refused", "not here"}
+    for name, _ in core._C.instruction_sets():
+        here = [row for row in rows if row["where"] == name]
+        assert {row["dtype"] for row in here} == {"float32", "float64"} and len(here) == 28
+        assert all(row["outcome"] == "right" for row in here)
+        assert all(0 < row["error_over_allowed"] <= 1 for row in here if row["check"] != "the same bits twice")
+    assert {row["backend"] for row in rows} == {"cpu", "cuda", "triton", "streams", "reference"}
+
+
+@pytest.mark.parametrize("asked", [[], ["--all"], ["--json"]], ids=str)
+def test_verify_finds_what_is_wrong(asked):
+    def wrong(problem, operands, outputs, gradients, right=cpu.run):
+        right(problem, operands, outputs, gradients)
+        gradients[0].view(-1)[0] += 1e-3
+
+    with one_place("loss along directions", "exact loss"), patch.object(cpu, "run", wrong):
+        result = run("verify", *asked)
+    assert result.exit_code == 1
+    assert ('"right": false' if asked == ["--json"] else "NOT RIGHT") in result.output
+    assert "wrong" in result.output and "d0.weight" in result.output
+
+
+def test_verify_says_what_fails():
+    with one_place("exact loss"), patch.object(cpu, "run", side_effect=RuntimeError("no memory")):
+        result = run("verify")
+    assert result.exit_code == 1 and "RuntimeError: no memory" in result.output
+
+
+def test_verify_leaves_the_environment(monkeypatch):
+    monkeypatch.setenv("SOBOLEV_ISA", "baseline")
+    with one_place("exact loss"):
+        assert run("verify").exit_code == 0
+    assert verify.os.environ["SOBOLEV_ISA"] == "baseline"
+
+
+def test_info():
+    found = json.loads(run("info", "--json").stdout)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["machine"]["instruction sets of the core"].split(", ")[-1] == "baseline"
+    assert "first derivatives" in found["backends"]["cpu"]["computes"]
+    assert found["backends"]["streams"]["computes"] == ["a student that is no MLP"]
+    if not torch.cuda.is_available():
+        assert found["backends"]["cuda"] == {"missing": cuda_is_missing()}
+    shown = run("info").output
+    assert "compiled core" in shown and "refuses" in shown
+
+
+def cuda_is_missing():
+    from sobolev_kernels.backends import cuda
+
+    return cuda.MISSING or "PyTorch finds no GPU"
+
+
+def test_info_says_what_is_missing():
+    with patch.object(core, "MISSING", "the compiled core is missing"):
+        found = json.loads(run("info", "--json").stdout)
+    assert found["compiled core"] == {"missing": "the compiled core is missing"}
+    assert found["backends"]["cpu"]["refuses"].keys() == {"the compiled core is missing"}
+
+
+def test_explain(file):
+    result = run("explain", f"{file}:student")
+    assert result.exit_code == 0 and "3 -> 8 -> 1" in result.output and "-> cpu" in result.output
+    found = json.loads(run("explain", f"{file}:student", "--exact", "--json").stdout)
+    assert found["backend"] == "cpu" and found["cuda"].startswith("refused") and "N = 256" in found["cotangents"]
+    found = json.loads(run("explain", f"{file}:Convolution", "--shape", "8,3,10,10", "--json").stdout)
+    assert found["backend"] in ("streams", "reference") and "conv2d" in found["operations"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{}:nothing"], "has no nothing; its modules are: student"),
+        (["{}:number"], "expected a torch.nn.Module, got int"),
+        (["{}:needs"], "without arguments"),
+        (["{}:Convolution"], "--shape 256,3,32,32"),
+        (["{}:student", "--shape", "3"], "expected whole numbers"),
+        (["{}:student", "--shape", "8,4"], "inputs"),
+        (["{}:student", "--backend", "cda"], "did you mean 'cuda'"),
+        (["{}.nothing:student"], "there is no file"),
+        (["student"], "expected FILE:STUDENT"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_explain_refuses_in_words(file, arguments, words):
+    result = run("explain", *(argument.format(file) for argument in arguments))
+    assert result.exit_code == 2 and words in result.output, result.output
+
+
+def test_without_typer_it_says_so():
+    code = "import sys; sys.modules['typer'] = None; import sobolev_kernels.command as c; sys.exit(c.main())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "pip install 'sobolev_kernels[cli]'" in result.stderr
+
+
+def test_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "sobolev_kernels", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "verify" in result.stdout

@@ -1,0 +1,98 @@
+"""The commands, by typer: each prints a table, or one document of JSON."""
+
+from __future__ import annotations
+
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..testing import verify as verifying
+from . import tables
+from .explained import NoStudent, as_dict, explained, inputs_for, student_in
+from .info import info as informed
+
+app = typer.Typer(
+    name="sobolev-kernels", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Training on values and derivatives: what is installed, whether it is right, and what a call would do.",
+)  # fmt: skip
+AsJSON = Annotated[bool, typer.Option("--json", help="One document of JSON instead of tables.")]
+OK, WRONG, USAGE = 0, 1, 2
+
+
+def show_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def verify(
+    as_json: AsJSON = False,
+    every: Annotated[bool, typer.Option("--all", help="A line for each check, not for each backend.")] = False,
+) -> None:
+    """Check each backend, instruction set, dtype and precision of this machine against float64: losses of every kind,
+    derivatives and all gradients, by the rule of the tests. Takes under a minute on a CPU; exits with 1 if anything is
+    wrong or fails."""
+    rows, console = [], Console()
+    with Console(stderr=True).status("checking") as status:
+        for row in verifying.verify():
+            rows.append(row)
+            status.update(f"{row.place.backend} on {row.place.where}: {row.check}")
+    bad = [row for row in rows if row.outcome in (verifying.WRONG, verifying.FAILED)]
+    if as_json:
+        show_json({"right": not bad, "checks": [row.as_dict() for row in rows]})
+    else:
+        console.print(tables.of_rows(rows) if every else tables.of_places(rows))
+        for line in tables.verdict(rows):
+            console.print(line)
+    raise typer.Exit(WRONG if bad else OK)
+
+
+@app.command()
+def info(as_json: AsJSON = False) -> None:
+    """Versions, instruction sets, devices, how the compiled core was built, and what each backend computes and refuses
+    here, with the reason."""
+    found = informed()
+    if as_json:
+        show_json(found)
+    else:
+        Console().print(tables.of_info(found))
+
+
+@app.command()
+def explain(
+    student: Annotated[
+        str, typer.Argument(metavar="FILE:STUDENT", help="A file, WHICH IS EXECUTED, and a name in it.")
+    ],
+    shape: Annotated[str, typer.Option(help="Of the inputs, as in 256,3,32,32. [default: 256,D]")] = "",
+    directions: Annotated[int, typer.Option(min=1, help="So many random directions for each sample.")] = 4,
+    exact: Annotated[bool, typer.Option("--exact", help="The whole Jacobian instead of directions.")] = False,
+    order: Annotated[int, typer.Option(min=1, max=2, help="Of the derivatives.")] = 1,
+    backend: Annotated[str, typer.Option(help="Force one by name.")] = "",
+    as_json: AsJSON = False,
+) -> None:
+    """Say what `sobolev_loss` would do with a student: which backend, why the others refuse, from which side, at what
+    cost. FILE IS EXECUTED as Python, with its `if __name__ == "__main__"` left out; open none that you do not trust."""
+    try:
+        with redirect_stdout(StringIO()) if as_json else StringIO():
+            module = student_in(student)
+            inputs = inputs_for(module, numbers(shape) if shape else None)
+            text = explained(module, inputs, None if exact else directions, order=order, backend=backend or None)
+    except (NoStudent, ValueError, TypeError, NotImplementedError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(USAGE) from None
+    if as_json:
+        show_json(as_dict(text))
+
+
+def numbers(text: str) -> list[int]:
+    """Raises: NoStudent, of what is no shape."""
+    try:
+        shape = [int(part) for part in text.split(",")]
+    except ValueError:
+        shape = []
+    if len(shape) < 2 or min(shape) < 1:
+        raise NoStudent(f"--shape: expected whole numbers from 1 on, as in 256,8, got {text}")
+    return shape
