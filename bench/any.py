@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sobolev_kernels.testing.rule import IN_SINGLE
+
 from .students import NORMED, STUDENTS
 from .timing import TURN, interleave, quartiles
 from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, data_of, ways_of
@@ -44,8 +46,8 @@ def steps_of(name: str, kind: str, N: int, O: int, P: int, compiled: bool) -> di
         found[way] = [loss(data).detach(), *steps[way]()]
         right = way != BACKWARD or not isinstance(student, NORMED)
         for got, expected in zip(found[way] if right else found[way][:1], found[OURS], strict=right):
-            size = float(expected.abs().max())
-            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * size, msg=lambda m, w=way: f"{w}: {m}")
+            within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(expected.abs().max())}
+            torch.testing.assert_close(got, expected, **within, msg=lambda m, w=way: f"{w}: {m}")
     return steps
 
 

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import mse_loss
 
 import sobolev_kernels as sk
+from sobolev_kernels.testing.rule import IN_SINGLE
 
 from .students import STUDENTS
 from .timing import TURN, interleave, quartiles
@@ -120,8 +121,8 @@ def measured(name: str, kind: str, N: int, O: int, P: int, rounds: int, seconds:
         found = [loss(student, data, kind).detach(), *steps[way]()]
         expected = found if expected is None else expected
         for got, right in zip(found, expected, strict=True):
-            size = float(right.abs().max())
-            torch.testing.assert_close(got, right, rtol=1e-3, atol=1e-3 * size, msg=lambda m, w=way: f"{w}: {m}")
+            within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(right.abs().max())}
+            torch.testing.assert_close(got, right, **within, msg=lambda m, w=way: f"{w}: {m}")
     return {way: 1e3 * quartiles(times).median for way, times in interleave(steps, rounds, seconds, TURN).items()}
 
 

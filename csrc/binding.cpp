@@ -193,8 +193,23 @@ void set_layers(StepBuilder& self, const py::list& rows) {
   }
 }
 
-PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+// What a function of Python's own kind gives that does no more than `work`: None, or what was thrown as its exception.
+template <class Work>
+PyObject* answered(Work work) {
   try {
+    work();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return answered([&] {
     need(count == 6 && PyList_Check(arguments[2]) && PyList_Check(arguments[3]), "six arguments, two of them lists");
     StepBuilder self = py::cast<const StepBuilder&>(py::handle(arguments[0]));  // two threads may run the same one
     const auto& kernels = instruction_set(py::cast<std::string>(py::handle(arguments[1])));
@@ -206,19 +221,12 @@ PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count
     const auto& step = self.run();
     py::gil_scoped_release release;
     sk::cpu::mlp_sobolev(kernels, step);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-    return nullptr;
-  }
-  Py_RETURN_NONE;
+  });
 }
 
 // mean_loss(loss, tensors that are read, tensors that are filled)
 PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  try {
+  return answered([&] {
     need(count == 3 && PyList_Check(arguments[1]) && PyList_Check(arguments[2]), "three arguments, two of them lists");
     const auto& loss = py::cast<const sk::cpu::MeanLoss&>(py::handle(arguments[0]));
     sk::reading::Each reads(arguments[1]), writes(arguments[2]);
@@ -229,14 +237,7 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     need(reads.all() && writes.all(), "a loss must be given as many tensors as it has");
     py::gil_scoped_release release;
     sk::cpu::mean_loss(loss, read, written);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-    return nullptr;
-  }
-  Py_RETURN_NONE;
+  });
 }
 
 }  // namespace

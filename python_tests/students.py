@@ -17,6 +17,19 @@ class Call(nn.Module):
         return self.function(x, *self.parts)
 
 
+class Counting(nn.Module):
+    """A module behind another, which counts its calls in a buffer."""
+
+    def __init__(self, module, after):
+        super().__init__()
+        self.module, self.after = module, after
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.after(self.module(x))
+
+
 class Straight(torch.autograd.Function):
     """Rounded; of which the backward says 1."""
 

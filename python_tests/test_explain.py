@@ -401,3 +401,12 @@ def test_no_random_number_is_drawn():
 def test_unknown_target():
     with pytest.raises(ValueError, match="derivative_target: expected one of dense, projected, got values"):
         sk.explain(STUDENT, X, derivative_target="values")
+
+
+def test_inputs_of_any_shape_are_no_matter_of_the_student():
+    """He is called by his own class, also where a head is behind him."""
+    student = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten(), nn.Linear(9, 2))
+    for function, name in ((student, "Sequential"), (lambda x: student(x), "function")):
+        for head in (None, torch.sin):
+            text = sk.explain(function, torch.zeros(4, 2, 3), head=head)
+            assert f"{name} is not one of Linear" in text and "Rows" not in text

@@ -22,7 +22,7 @@ from sobolev_kernels.streams import look
 from sobolev_kernels.streams.flowing import NotFollowed
 from sobolev_kernels.streams.fused import segments_of
 from sobolev_kernels.streams.segments import CHANGED
-from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE, BY_DIFFERENCES
+from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE, BY_DIFFERENCES, ROUNDED_WITHIN
 
 # of those who go by the reference
 pytestmark = pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning")
@@ -400,7 +400,7 @@ def test_compiled():
     with torch.no_grad():  # with gradients no function can be, which the reference runs
         compiled = step(x)
     for got, expected in zip(compiled, sk.jvp(student, x, v, backend="streams"), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, expected, **ROUNDED_WITHIN)
 
 
 @pytest.mark.parametrize("where", ["the layer", "the activation", "what asks"])
@@ -416,7 +416,7 @@ def test_amid_autocast(where):
     if isinstance(results[1], str):
         assert results[0] == results[1]
     else:
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*results, **ROUNDED_WITHIN)
 
 
 def in_part(a, x, where):

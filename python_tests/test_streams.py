@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import sobolev_kernels as sk
-from python_tests.students import Call, Reversed, Straight
+from python_tests.students import Call, Counting, Reversed, Straight
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
@@ -364,7 +364,7 @@ def test_every_row_of_the_table_has_a_case():
 
 # Other spellings of what has a case, or what a case calls by another name
 UNUSED = {
-    "absolute", "cuda", "dropout1d", "dropout3d",  "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round",
+    "absolute", "dropout1d", "dropout3d",  "expit", "feature_alpha_dropout", "ger", "log_sigmoid", "round",
     "threshold",
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
@@ -616,6 +616,8 @@ PITFALLS = {
     "numpy": (lambda x, net: net(x) * float(x.detach().numpy().sum() > -1e9), "detach"),
     "a number": (lambda x, net: net(x) * float(x.sum() > -1e9) + float(x[0, 0] * 0), "__float__"),
     "complex numbers": (lambda x, net: torch.fft.rfft(net(x)).abs(), "fft_rfft"),
+    "to complex numbers": (lambda x, net: net(net(x)[:, :1] * x).to(torch.complex128).real * net(x), "complex"),
+    "by complex numbers": (lambda x, net: torch.kron(net(x), torch.ones(1, 1) * (1 + 0j)).real * net(x), "complex"),
     "no rule": (lambda x, net: F.pdist(net(x)).sum() * net(x), "pdist"),
     "a product that is scattered": (
         lambda x, net: net(x).scatter_reduce(1, torch.zeros(len(x), 2, dtype=torch.int64), net(x), "prod"),
@@ -685,16 +687,8 @@ def test_dropout_has_one_mask_for_all():
 def test_the_first_run_leaves_no_trace():
     """It counts as no call, and draws no number."""
 
-    class Counting(Gated):
-        def __init__(self):
-            super().__init__(2)
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-        def forward(self, x):
-            self.calls += 1
-            return super().forward(x) * torch.rand(())
-
-    student, x, v = Counting().double(), numbers(N, 3), numbers(2, N, 3, seed=1)
+    student, x, v = Counting(Gated(2), lambda y: y * torch.rand(())), numbers(N, 3), numbers(2, N, 3, seed=1)
+    student = student.double()
     state = torch.get_rng_state()
     sk.explain(student, x)
     assert student.calls == 0 and torch.equal(torch.get_rng_state(), state)

@@ -4,7 +4,6 @@ seed, the targets, the backend."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from operator import index
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ from .advice import advise_of_reference
 from .backends import functions, reference, running, streams
 from .backends.dependence import Evaluated
 from .backends.exact import tracked
+from .backends.residuals import loss_of
+from .changed import replace
 from .checks import tensors_of
 from .columns import Columns
 from .dispatch import requested
@@ -27,7 +28,7 @@ from .math.directions import GIVEN, IN_KERNELS
 from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
-from .problem import UNSEEN, Operands, Problem
+from .problem import DERIVATIVES, UNSEEN, Operands, Problem
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
@@ -77,6 +78,7 @@ def evaluate(
                 return evaluate(result, student, inputs, settings, given, cast, weights, input_scale, offset=offset)
             if check is not None and accepted is None:
                 check()
+            inputs = inputs if chain is None else chain.inputs_of(inputs)
             kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
             request = Request(
                 result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
@@ -95,7 +97,7 @@ def evaluate(
         return results, known
     except Exception:
         if chain is not None:
-            chain.held.restore()
+            chain.restore()
         raise
 
 
@@ -225,7 +227,18 @@ def computed(
         operands = operands._replace(given=vectors, seed=None)
     x, parameters = columns.arrange(x, parameters)
     operands = operands._replace(x=x, parameters=parameters)
+    if ops.is_apart(problem):
+        return of_derivatives(problem, operands), problem, operands
     return ops.mlp_sobolev(problem, operands), problem, operands
+
+
+def of_derivatives(problem: Problem, operands: Operands) -> Results:
+    """A loss by PyTorch's operations, from what fused calls give, which is differentiable in given vectors, too."""
+    x, parameters, given, *_, weights = operands
+    nothing = {"derivative_target": NONE, "second_target": NONE, "value_loss": None, "derivative_loss": None}
+    asked = replace(problem, result=DERIVATIVES, gradients=False, terms=False, **nothing)
+    jet = (*ops.mlp_sobolev(asked, Operands(x, parameters, given, weights=weights)), None)[:3]
+    return loss_of(problem, operands, over_samples(given, x.shape[0]), jet)
 
 
 def masked(call: Prepared, x: torch.Tensor, given: torch.Tensor | None, seed: torch.Tensor | None) -> torch.Tensor:

@@ -35,7 +35,7 @@ def keep(call: Call, prepared: Prepared, problem: Problem, operands: Operands) -
         return
     read, fresh = prepared.teacher is None or call.made_of.of_teacher is not None, is_fresh(call, prepared)
     kept, function = None, None
-    if whole and read and not call.settings.check_finite:
+    if whole and read and not call.settings.check_finite and not ops.is_apart(problem):
         kept = kept_of(call, prepared, problem, operands, fresh)
     if kept is None:
         layout = layout_of(call.all_tensors)

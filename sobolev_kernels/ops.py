@@ -7,7 +7,6 @@ the registered op, whose gradient is the same code.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 
 from . import again, steps
 from .boundary import entering
+from .changed import replace
 from .dispatch import BACKENDS
-from .enums import NONE, PROJECTED
+from .enums import DENSE, NONE, PROJECTED
 from .problem import (
     DERIVATIVES,
     DERIVATIVES_GRADIENTS,
@@ -210,17 +210,32 @@ def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: t
     if not problem.given_gradient or hasattr(BACKENDS[problem.backend], "GIVES_GIVEN"):
         return invoke(asked, operands)
     gradients = invoke(replace(asked, given_gradient=False), operands)
-    gradients.insert(problem.input_gradient, gradient_of_given(problem, operands, first))
+    gradients.insert(problem.input_gradient, gradient_of_given(problem, operands, first, second))
     return gradients
 
 
-def gradient_of_given(problem: Problem, operands: Operands, first: torch.Tensor | None) -> torch.Tensor:
-    """[P, N, W], or [P, N, O] of cotangents, by a second fused call: of directions the gradients along the cotangents
-    of their tangents, and the other way round."""
-    if first is None:
-        shape = (problem.P, operands.x.shape[0], problem.drawn)
-        return operands.x.new_zeros(shape)
-    return mlp_sobolev(*again.of_given(problem, operands, first))[1]
+def gradient_of_given(
+    problem: Problem, operands: Operands, first: torch.Tensor | None, second: torch.Tensor | None
+) -> torch.Tensor:  # fmt: skip
+    """[P, N, W], or [P, N, O] of cotangents, by a second fused call, and a third where there are second derivatives: of
+    directions the gradients along the cotangents of their tangents, and the other way round."""
+    found = operands.x.new_zeros(problem.P, operands.x.shape[0], problem.drawn)
+    if first is not None:
+        found = mlp_sobolev(*again.of_given(problem, operands, first))[1]
+    if second is None:
+        return found
+    asked, along = again.of_bent(problem, operands, second)
+    dx = invoke(backward_of(asked, DERIVATIVES_GRADIENTS, PROJECTED, NONE), along)[0]
+    return found + 2 * dx.view(problem.P, -1, problem.D)[..., : problem.W]
+
+
+def is_apart(problem: Problem) -> bool:
+    """Whether a loss is made of fused derivatives, since given vectors ask for a gradient that no kernel gives beside
+    the loss: of a target that is projected on them, too, and elsewhere than on the CPU."""
+    if not problem.given_gradient or problem.result in DIFFERENTIABLE:
+        return False
+    own = hasattr(BACKENDS[problem.backend], "GIVES_GIVEN")
+    return not (own and DENSE not in (problem.derivative_target, problem.second_target))
 
 
 def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:

@@ -14,6 +14,7 @@ from .boundary import faults_of_memory
 from .columns import Mask
 from .directions import Directions
 from .errors import Fault, refuse
+from .heads import inner_of
 from .parts import roots_of
 from .settings import Settings
 from .student import Unrecognised
@@ -33,6 +34,11 @@ class Rows(nn.Module):
         self.inputs = inputs if inputs is None else weakref.ref(inputs)
         if not isinstance(student, nn.Module):
             self.parts = nn.ModuleList(roots_of(student))
+
+    @property
+    def original_name(self) -> str:
+        """By which it is spoken of."""
+        return type(inner_of(self.student)).__name__
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.student(x.unflatten(1, self.shape))

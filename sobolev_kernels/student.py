@@ -17,7 +17,7 @@ from .errors import Fault, NotProvided
 from .heads import inner_of
 from .math.activations import is_curved
 from .math.table import Formula
-from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, patched
+from .modules import CONTAINERS, FORWARDS, IDENTITY, from_module, kind_of, patched
 from .parts import modules_of
 
 # Half precision is computed in float32.
@@ -121,10 +121,6 @@ def submodules(module: object) -> Iterator[nn.Module]:
         yield module
         for child in module._modules.values():
             yield from submodules(child)
-
-
-def kind_of(module: nn.Module) -> str:
-    return getattr(module, "original_name", type(module).__name__)
 
 
 def takes_statistics(module: nn.Module) -> bool:

@@ -94,13 +94,8 @@ def supports(problem: Problem) -> str | None:
         return f"{len(problem.widths) - 1} linear layers are more than {MOST_LAYERS}"
     if problem.head is not None and problem.order == 2:
         return f"second derivatives of a head, {problem.head}"
-    return own_gradient_of_given(problem)
-
-
-def own_gradient_of_given(problem: Problem) -> str | None:
-    """Why the kernel does not compute the gradient of given vectors that is asked for."""
-    if problem.given_gradient and DENSE in (problem.derivative_target, problem.second_target):
-        return f"{problem.projection} that require grad are what the target is projected on, too"
+    if problem.head is not None and problem.given_gradient and problem.derivative_target == DENSE:
+        return f"a head, {problem.head}, where {problem.projection} that require grad are what targets are projected on"
     return None
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from threading import Lock
 from types import ModuleType
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -22,24 +23,31 @@ from .pair import is_pair, start
 
 
 class Checkpoints:
-    """Within it torch.utils.checkpoint takes pairs; nothing else about it is another."""
+    """Within it, in any thread, torch.utils.checkpoint takes pairs; nothing else about it is another."""
+
+    lock, within, before = Lock(), 0, None
 
     def __enter__(self) -> None:
-        self.module = module = sys.modules.get(CHECKPOINT)
-        if module is not None:
-            self.before = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
-            module._checkpoint_without_reentrant_generator, module.CheckpointFunction = ways_of(module, *self.before)
+        module, kind = sys.modules.get(CHECKPOINT), Checkpoints
+        with kind.lock:
+            kind.within += 1
+            if kind.before is None and hasattr(module, "_checkpoint_without_reentrant_generator"):
+                kind.before = before = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
+                module._checkpoint_without_reentrant_generator, module.CheckpointFunction = ways_of(module, *before)
 
     def __exit__(self, *_) -> None:
-        if self.module is not None:
-            self.module._checkpoint_without_reentrant_generator, self.module.CheckpointFunction = self.before
+        kind = Checkpoints
+        with kind.lock:
+            kind.within -= 1
+            if not kind.within and kind.before is not None:
+                module = sys.modules[CHECKPOINT]
+                module._checkpoint_without_reentrant_generator, module.CheckpointFunction = kind.before
+                kind.before = None
 
 
 @cache
 def ways_of(module: ModuleType, generator: Callable, reentrant: type) -> tuple[Callable, type]:
-    """What stands for its two ways."""
-    if isinstance(reentrant, type) and issubclass(reentrant, Reentrant):  # that of a call around this one
-        return generator, reentrant
+    """What stands for its two ways: by hooks, and by an autograd.Function, which pairs do not go through."""
     settings = len([p for p in inspect.signature(generator).parameters.values() if p.default is not p.empty])
 
     def of_pairs(function: Callable, *arguments, **named) -> Iterator[None]:
@@ -52,18 +60,14 @@ def ways_of(module: ModuleType, generator: Callable, reentrant: type) -> tuple[C
         parts = [part for leaf in leaves for part in ((leaf.v, leaf.d) if is_pair(leaf) else (leaf,))]
         return generator(of_parts(function, run, places, tree), *about, *parts)
 
-    class Itself(Reentrant):
+    class ByHooks:
         @staticmethod
         def apply(function: Callable, preserve: bool, *arguments):
             if run_of(arguments) is None:
                 return reentrant.apply(function, preserve, *arguments)
             return module.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
-    return of_pairs, Itself
-
-
-class Reentrant:
-    """The other way has an autograd.Function, which pairs do not go through: they take the one by hooks."""
+    return of_pairs, ByHooks
 
 
 def of_parts(function: Callable, run: Run, places: list[bool], tree) -> Callable:

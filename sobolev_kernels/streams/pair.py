@@ -120,7 +120,7 @@ def written(pair: Pair, after: Pair | torch.Tensor) -> Pair:
     """What an operation in place makes of a pair that shares its memory with nothing that is still in use; numbers that
     do not depend on the inputs have no derivatives."""
     if not isinstance(pair, Pair):
-        after.run.stop("it is written into an ordinary tensor")
+        raise TypeError("it is written into an ordinary tensor")
     if not isinstance(after, Pair):
         after = new(pair, after.to(pair.v.dtype), pair.d.new_zeros(len(pair.d), *after.shape))
     if sum(reference() is not None for reference in pair.family) > 1:

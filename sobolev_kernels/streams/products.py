@@ -294,11 +294,13 @@ def farthest(function):
 
     def reduced(input, dim=(), keepdim=False):
         v, n = input.v, input.v.dim()
+        if not n:
+            return clone(input)
         dims = tuple(d % n - n for d in ((dim,) if isinstance(dim, int) else tuple(dim) or range(n)))
         y = function(v, dims, True)
         share = (v == y).to(v.dtype)
         t = (share / share.sum(dims, keepdim=True) * input.d).sum(dims, keepdim=keepdim)
-        return new(input, y if keepdim or not dims else y.squeeze(dims), t)
+        return new(input, y if keepdim else y.squeeze(dims), t)
 
     return reduced
 

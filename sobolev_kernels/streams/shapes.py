@@ -119,6 +119,8 @@ def to(input, *arguments, **named):
     if not is_pair(input):
         return input.to(*value(arguments), **named)
     v = input.v.to(*value(arguments), **named)
+    if v.is_complex():
+        input.run.stop("complex numbers")
     return viewed(input, v, input.d.to(v.dtype).to(v.device)) if v.is_floating_point() else v
 
 
@@ -272,10 +274,10 @@ def index_put(input, indices, values, accumulate=False):
     return new(input, input.v.index_put(indices, value(values), accumulate), t)
 
 
-def overwritten(input, other, *_):
+def overwritten(input, other, *_, **__):
     """By other numbers, and all of it."""
     if not is_pair(input):
-        first(input, other).run.stop("it is written into an ordinary tensor")
+        raise TypeError("it is written into an ordinary tensor")
     other = expand(other, *input.v.shape) if is_pair(other) else torch.as_tensor(other).to(input.v).expand_as(input.v)
     return written(input, clone(other) if is_pair(other) else other.clone())
 

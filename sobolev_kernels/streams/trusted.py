@@ -79,7 +79,10 @@ def by_jvp(function: Callable, linear: float = 0) -> Callable:
             results = of_values(*values)
             parts = [results] if isinstance(results, torch.Tensor) else list(results)
             kinds.append(type(results))
-            return [p for p in parts if p.is_floating_point()], [p for p in parts if not p.is_floating_point()]
+            numbers = [
+                p for p in parts if p.is_floating_point() or p.is_complex()
+            ]  # and no places; complex ones end it
+            return numbers, [p for p in parts if not (p.is_floating_point() or p.is_complex())]
 
         kinds: list[type] = []
         values = tuple(pair.v for pair in pairs)

@@ -14,7 +14,7 @@ import torch
 
 from ... import planner
 from ...enums import COTANGENTS, TANGENTS
-from ...problem import DIFFERENTIABLE, Operands, Plan, Problem
+from ...problem import Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not float32"
     if problem.head is not None:
         return f"a head, {problem.head}"
-    if problem.given_gradient and (problem.result not in DIFFERENTIABLE or problem.order == 2):
-        return f"{problem.projection} that require grad, other than those of jvp and vjp"
     return unable() if problem.device == "cuda" else None
 
 
