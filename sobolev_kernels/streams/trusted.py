@@ -23,7 +23,7 @@ NAMES = """
     cummax cummin sort topk median kthvalue msort nansum nanmean diff
     scatter scatter_add scatter_reduce index_add index_copy index_fill masked_scatter masked_select take put
     diagonal_scatter select_scatter slice_scatter diagflat max_unpool1d max_unpool2d max_unpool3d gradient trapz
-    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
+    cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
     inv_ex cholesky_ex vecdot
     cov corrcoef cumulative_trapezoid trapezoid quantile addbmm addcdiv block_diag std_mean var_mean aminmax
     vstack hstack dstack column_stack renorm
