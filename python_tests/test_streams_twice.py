@@ -138,6 +138,7 @@ MORE = {
         + linalg.solve(square(h), h[:, 0])[..., None] + linalg.solve(square(h), h, left=False).mT
         + (torch.inverse(square(h)) + square(h).inverse() @ linalg.inv(square(h)))[..., :2]
     ),
+    "similar": PROVED["similar"],
     "losses": lambda h: F.l1_loss(h, like(h)) * h + F.nll_loss(h[:, 0], torch.tensor([0, 1, 2])),
     "norms": lambda h: h.norm(p=1, dim=-1) + linalg.norm(h, dim=-1) + linalg.vector_norm(h, float("inf"), -1),
     "differences": lambda h: h.diff(dim=-1) + torch.cumulative_trapezoid(h) + torch.gradient(h, dim=2)[0][..., :3],

@@ -28,7 +28,7 @@ NAMES = """
     cov corrcoef cumulative_trapezoid trapezoid quantile addbmm addcdiv block_diag std_mean var_mean aminmax
     vstack hstack dstack column_stack renorm
     i0 i0e i1 digamma polygamma erfcx ndtr log_ndtr entr xlog1py
-    bilinear cosine_similarity pairwise_distance mse_loss smooth_l1_loss huber_loss l1_loss binary_cross_entropy
+    mse_loss smooth_l1_loss huber_loss l1_loss binary_cross_entropy
     binary_cross_entropy_with_logits kl_div cross_entropy_loss nll_loss_nd
 """.split()
 # Those of them that are linear in all that depends on the inputs together, but for kinks and jumps: what maps first
@@ -40,7 +40,7 @@ LINEAR = """
 """.split()
 # Those that are linear, or affine, in each argument while the others stay.
 IN_EACH = """
-    inner addmv addr cross linalg_cross kron tensordot multi_dot vecdot addbmm bilinear trapz
+    inner addmv addr cross linalg_cross kron tensordot multi_dot vecdot addbmm trapz
     trapezoid cumulative_trapezoid quantile nll_loss_nd
 """.split()
 # Of each number by itself, and of those in its place of other arguments: by autograd, twice.
