@@ -40,8 +40,10 @@ sanitize: $(READY)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(PYTEST) $(CALLING) -k "not compile and not memory and not defaults"
 
-# Formatting, lint and the freshness of what is generated, in seconds
+# Formatting, lint, the types of what is public and of README's examples, the freshness of what is generated, in seconds
 check: $(READY)
+	mkdir -p build && awk '/^```python$$/ {on = 1; next} /^```$$/ {on = 0} on' README.md > build/readme.py
+	$(BIN)/python -m mypy python_tests/typed.py build/readme.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)

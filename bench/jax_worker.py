@@ -99,7 +99,10 @@ def timed(step: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, build: Callable[..., Callable[[], tuple]] = build) -> None:
+def serve(
+    requests: BinaryIO, answers: BinaryIO, build: Callable[..., Callable[[], tuple]] = build,
+    others: dict[str, Callable] | None = None,
+) -> None:  # fmt: skip
     """Until there are no more requests. (answer, error, seconds of CPU that this process took since the last answer)"""
     import numpy
 
@@ -116,6 +119,8 @@ def serve(requests: BinaryIO, answers: BinaryIO, build: Callable[..., Callable[[
                 steps.append(build(*arguments))
                 loss, gradients = steps[-1]()
                 answer = len(steps) - 1, numpy.asarray(loss), [[numpy.asarray(g) for g in pair] for pair in gradients]
+            elif what in (others or {}):
+                answer = others[what](*arguments)
             else:
                 number, calls = arguments
                 answer = timed(steps[number], calls)
@@ -127,14 +132,14 @@ def serve(requests: BinaryIO, answers: BinaryIO, build: Callable[..., Callable[[
         idle = time.process_time()
 
 
-def main(threads: str) -> None:
+def main(threads: str, others: dict[str, Callable] | None = None) -> None:
     """On as many processors as we have threads, for JAX's threads are as many as its processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     answers = os.fdopen(os.dup(1), "wb")
     # what libraries print must not come between the answers
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, answers)
+    serve(sys.stdin.buffer, answers, others=others)
 
 
 if __name__ == "__main__":

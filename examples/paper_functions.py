@@ -1,9 +1,9 @@
 """Values alone against values and gradients: the paper's regression experiment on seven functions.
 
 This is `make demo`. Two students, the same MLP 2 -> 256 -> 256 -> 1 with the same first weights, see the same
-random points of a function's box. The ordinary one fits the values with plain PyTorch; the Sobolev one fits values
-and gradient with `sobolev_kernels.SobolevLoss`. Both take the same number of Adam steps, the learning rate falling
-from 1e-3 to 0 along a cosine, on all the points at once, or on mini-batches of 100 where there are 1,000.
+random points of a function's box. The ordinary one fits the values; the Sobolev one fits values and gradient. Both are
+trained by `sobolev_kernels.fit`, with the same number of Adam steps, the learning rate falling from 1e-3 to 0 along a
+cosine, on all the points at once, or on mini-batches of 100 where there are 1,000.
 
 What is scaled: with c and h the centre and the half widths of the box, mu and s the mean and the standard deviation
 of the training values, the students learn t(u) = (f(c + h u) - mu) / s on u in [-1, 1]², and the gradients follow
@@ -17,21 +17,29 @@ the mean, or a zero gradient. The table has medians over the seeds; the CSV and 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
-from experiment import Data, cores, mark_quartiles, options_of, parser_of, quartiles_of, side_by_side, write_csv
+from experiment import (
+    VALUES_ALONE,
+    Plan,
+    Result,
+    cores,
+    dumbbells,
+    figure_of,
+    legend_of,
+    options_of,
+    parser_of,
+    predictions,
+    print_table,
+    report,
+    summarise,
+    trainings,
+)
 from functions import FUNCTIONS, Function
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 import sobolev_kernels as sk
 
@@ -40,8 +48,8 @@ DIRECTIONS = {"basis": sk.Directions.basis(), "sphere": sk.Directions.sphere(1)}
 STUDENTS = ("ordinary", "sobolev")
 METRICS = ("value", "gradient")
 SIZES = (20, 100, 1000)
-WIDTH, BATCH, TEST, GRID = 256, 100, 4096, 61
-LEARNING_RATE = 1e-3
+WIDTH, TEST, GRID = 256, 4096, 121
+PLAN = Plan(batch=100, lr=1e-3, schedule="cosine")
 TEST_SEED = 2**40
 
 
@@ -57,42 +65,23 @@ class Pair:
     directions: str
 
 
-# The pair whose surfaces are drawn, at the first seed.
+# The pair whose errors are drawn as maps, at the first seed.
 SHOWN = ("Styblinski-Tang", "tanh", 100)
 
 
-@dataclass(frozen=True)
-class Result:
-    """Of one pair: the errors and the time of a step by student, and the learnt surfaces if they are to be drawn."""
-
-    pair: Pair
-    errors: dict[tuple[str, str], float]
-    ms: dict[str, float]
-    surfaces: dict[str, np.ndarray]
+def scaler_of(function: Function, x: torch.Tensor) -> sk.Scaler:
+    """The scalings of the docstring above: of the box, and of the values at x."""
+    lower, upper = torch.tensor((function.lower, function.upper), dtype=torch.float64)
+    scaler = sk.Scaler().fit(x, sk.Targets(values=function.formula(x)))
+    scaler.x_mean, scaler.x_scale = (upper + lower) / 2, (upper - lower) / 2
+    return scaler
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The scalings of the docstring above."""
-
-    centre: torch.Tensor  # [2]
-    half: torch.Tensor  # [2]
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    @classmethod
-    def of(cls, function: Function, x: torch.Tensor) -> Scaling:
-        lower, upper = torch.tensor((function.lower, function.upper), dtype=torch.float64)
-        y = function.formula(x)
-        return cls((upper + lower) / 2, (upper - lower) / 2, y.mean(), y.std())
-
-    def data(self, function: Function, x: torch.Tensor) -> Data:
-        """What a student sees at x [N, 2], in float32."""
-        y, dy = function.values_and_gradients(x)
-        u = (x - self.centre) / self.half
-        t = (y - self.mean) / self.std
-        dt = dy * self.half / self.std
-        return Data(u.float(), t[:, None].float(), dt[:, None, :].float())
+def data_of(scaler: sk.Scaler, function: Function, x: torch.Tensor) -> tuple[torch.Tensor, sk.Targets]:
+    """What a student sees at x [N, 2], in float32."""
+    y, dy = function.values_and_gradients(x)
+    u, targets = scaler.transform(x, sk.Targets(values=y[:, None], jacobian=dy[:, None, :]))
+    return u.float(), targets.float()
 
 
 def make_student(activation: str) -> torch.nn.Sequential:
@@ -101,48 +90,15 @@ def make_student(activation: str) -> torch.nn.Sequential:
     return torch.nn.Sequential(linear(2, WIDTH), sigma(), linear(WIDTH, WIDTH), sigma(), linear(WIDTH, 1))
 
 
-def batches(data: Data, generator: torch.Generator) -> Iterator[Data]:
-    """Without end: all the data if there is little, else epoch after epoch of shuffled mini-batches."""
-    while len(data.u) <= BATCH:
-        yield data
-    while True:
-        yield from data.epoch(BATCH, generator)
-
-
-def train(student: torch.nn.Module, loss_of, data: Data, steps: int, seed: int) -> float:
-    """Fit the student in place; milliseconds per step."""
-    optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE, fused=True)
-    source = batches(data, torch.Generator().manual_seed(seed))
-    start = time.perf_counter()
-    for i in range(steps):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps))
-        optimizer.zero_grad()
-        loss_of(student, next(source)).backward()
-        optimizer.step()
-    return (time.perf_counter() - start) / steps * 1e3
-
-
-def losses(directions: str) -> dict:
-    """The loss of each student; the ordinary one is plain PyTorch, whose step is the faster one at this size."""
-    sobolev = sk.SobolevLoss(directions=DIRECTIONS[directions], weights=(1.0, 1.0))
-    return {
-        "ordinary": lambda student, batch: torch.nn.functional.mse_loss(student(batch.u), batch.t),
-        "sobolev": lambda student, batch: sobolev(student, batch.u, sk.Targets(values=batch.t, jacobian=batch.dt)),
-    }
-
-
 def root_mean_square(x: torch.Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def test_errors(student: torch.nn.Module, test: Data) -> dict[str, float]:
-    """By plain autograd, so that the verdict does not rest on the library."""
-    u = test.u.clone().requires_grad_()
-    y = student(u)  # [N, 1]
-    dy = torch.autograd.grad(y.sum(), u)[0]  # [N, 2]
-    dt = test.dt[:, 0, :]
+def test_errors(student: torch.nn.Module, u: torch.Tensor, targets: sk.Targets) -> dict[str, float]:
+    y, dy = predictions(student, u)
+    t, dt = targets.values[:, 0], targets.jacobian[:, 0]
     return {
-        "value": root_mean_square(y.detach() - test.t) / test.t.std().item(),
+        "value": root_mean_square(y - t) / t.std().item(),
         "gradient": root_mean_square((dy - dt).norm(dim=1)) / root_mean_square(dt.norm(dim=1)),
     }
 
@@ -159,148 +115,87 @@ def run_pair(pair: Pair) -> Result:
     held_out = function.sample(TEST, generator)
     torch.manual_seed(pair.seed)
     x = function.sample(pair.N)
-    scaling = Scaling.of(function, x)
-    data, test = scaling.data(function, x), scaling.data(function, held_out)
+    scaler = scaler_of(function, x)
+    test = data_of(scaler, function, held_out)
+    losses = {"ordinary": VALUES_ALONE, "sobolev": sk.SobolevLoss(directions=DIRECTIONS[pair.directions])}
     first = make_student(pair.activation)
-    errors, ms, surfaces = {}, {}, {}
-    for name, loss_of in losses(pair.directions).items():
-        student = deepcopy(first)
-        ms[name] = train(student, loss_of, data, pair.steps, pair.seed)
-        errors |= {(name, metric): error for metric, error in test_errors(student, test).items()}
-        if (pair.function, pair.activation, pair.N) == SHOWN and pair.seed == 0:
-            with torch.no_grad():
-                surface = student(grid().float()).squeeze(-1)  # [GRID, GRID]
-            surfaces[name] = (surface * scaling.std + scaling.mean).numpy()
-    if surfaces:
-        surfaces["points"] = torch.cat([x, function.formula(x)[:, None]], 1).numpy()  # [N, 3]
-    return Result(pair, errors, ms, surfaces)
-
-
-def summarise(results: list[Result]) -> list[dict]:
-    """One row for each function, activation and N: quartiles over the seeds, ratio of the medians, seeds won."""
-    groups: dict[tuple, list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.pair.function, result.pair.activation, result.pair.N), []).append(result)
-    rows = []
-    for key in product(FUNCTIONS, ACTIVATIONS, SIZES):
-        group = groups[key]
-        row = dict(zip(("function", "activation", "N"), key, strict=True)) | {"seeds": len(group)}
-        for metric in METRICS:
-            errors = {s: np.array([r.errors[s, metric] for r in group]) for s in STUDENTS}
-            for student in STUDENTS:
-                row |= quartiles_of(f"{student}_{metric}", errors[student])
-            # of the medians, above 1 where Sobolev training is better
-            row[f"{metric}_ratio"] = row[f"ordinary_{metric}_median"] / row[f"sobolev_{metric}_median"]
-            row[f"{metric}_seeds_won"] = int((errors["sobolev"] < errors["ordinary"]).sum())
-        row |= {f"{s}_ms_per_step": float(np.median([r.ms[s] for r in group])) for s in STUDENTS}
-        rows.append(row)
-    return rows
-
-
-def print_table(rows: list[dict], workers: int, console: Console) -> None:
-    caption = (
-        "ord.: ordinary, Sob.: Sobolev; errors are medians relative to the test set; ratio: ord. / Sob.; "
-        f"ms: of a training step, Adam included, on one thread, {workers} trainings side by side"
-    )
-    table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, title="Ordinary and Sobolev training")
-    headers = [f"{metric}\n{column}" for metric in ("value", "grad.") for column in ("ord.", "Sob.", "ratio")]
-    for header in ("function", "", "N", *headers, "ms\nord.", "ms\nSob."):
-        table.add_column(header, justify="left" if header in ("function", "") else "right", no_wrap=True)
-    for row in rows:
-        cells = [row["function"], row["activation"], str(row["N"])]
-        for metric in METRICS:
-            cells += [f"{row[f'{student}_{metric}_median']:.2g}" for student in STUDENTS]
-            ratio = row[f"{metric}_ratio"]
-            cells.append(f"[{'green' if ratio > 1 else 'red'}]{ratio:.2f}[/]")
-        cells += [f"{row[f'{student}_ms_per_step']:.2f}" for student in STUDENTS]
-        table.add_row(*cells)
-    console.print(table)
+    students, ms = PLAN.train(first, losses, *data_of(scaler, function, x), pair.steps, pair.seed)
+    errors = {(name, m): error for name, s in students.items() for m, error in test_errors(s, *test).items()}
+    drawn = {}
+    if (pair.function, pair.activation, pair.N) == SHOWN and pair.seed == 0:
+        with torch.no_grad():
+            drawn = {name: student(grid().float())[..., 0].numpy() for name, student in students.items()}
+        drawn = {name: surface * scaler.y_scale.item() + scaler.y_mean.item() for name, surface in drawn.items()}
+        drawn["points"] = x.numpy()
+    return Result(pair, errors, ms, drawn)
 
 
 def print_verdict(rows: list[dict], console: Console) -> None:
     """Who won, for each N, and where Sobolev training lost."""
     for N, metric in product(SIZES, METRICS):
         some = [row for row in rows if row["N"] == N]
-        won = sum(row[f"{metric}_seeds_won"] for row in some)
-        trainings = sum(row["seeds"] for row in some)
-        lost = [f"{row['function']} {row['activation']}" for row in some if not row[f"{metric}_ratio"] > 1]
-        line = (
-            f"N = {N}, {metric}: Sobolev wins {len(some) - len(lost)} of {len(some)} rows, {won} of {trainings} pairs"
-        )
+        won = sum(row[f"{metric}_seeds_won_against_ordinary"] for row in some)
+        seeds = sum(row["seeds"] for row in some)
+        lost = [f"{row['function']} {row['activation']}" for row in some if not row[f"{metric}_ratio_to_ordinary"] > 1]
+        line = f"N = {N}, {metric}: Sobolev wins {len(some) - len(lost)} of {len(some)} rows, {won} of {seeds} pairs"
         console.print(line + (f"; loses {', '.join(lost)}" if lost else ""), soft_wrap=True)
 
 
-def draw_surfaces(figure, surfaces: dict[str, np.ndarray]) -> None:
+def draw_maps(figure, axes, drawn: dict[str, np.ndarray]) -> None:
+    """The function, and how far either student is from it, in one scale of colours."""
     name, activation, N = SHOWN
     function = FUNCTIONS[name]
     x = np.asarray(function.lower) + (grid().numpy() + 1) / 2 * np.subtract(function.upper, function.lower)
     truth = function.formula(torch.from_numpy(x)).numpy()
-    titles = {
-        "truth": f"{name}, {N} points",
-        "ordinary": f"ordinary ({activation})",
-        "sobolev": f"Sobolev ({activation})",
-    }
-    for i, (student, title) in enumerate(titles.items()):
-        z = truth if student == "truth" else surfaces[student]
-        axes = figure.add_subplot(3, 3, i + 1, projection="3d", computed_zorder=False)
-        axes.plot_surface(x[..., 0], x[..., 1], z, cmap="viridis", vmin=truth.min(), vmax=truth.max(), lw=0)
-        if student == "truth":
-            axes.scatter(*surfaces["points"].T, color="black", s=4)
-        axes.set(title=title, zlim=(truth.min(), truth.max()), xlabel="$x_1$", ylabel="$x_2$")
+    errors = {student: np.abs(drawn[student] - truth) for student in STUDENTS}
+    box = {"extent": (x[..., 0].min(), x[..., 0].max(), x[..., 1].min(), x[..., 1].max()), "origin": "lower"}
+    shown = axes[0].imshow(truth.T, cmap="Greys", **box)
+    axes[0].scatter(*drawn["points"].T, color="black", s=6)
+    axes[0].set(title=f"{name}, {N} points")
+    figure.colorbar(shown, ax=axes[0])
+    largest = np.percentile(errors["ordinary"], 99)
+    for axis, student in zip(axes[1:], STUDENTS, strict=True):
+        shown = axis.imshow(errors[student].T, cmap="magma", vmin=0, vmax=largest, **box)
+        axis.set(title=f"|error|, {'Sobolev' if student == 'sobolev' else student} ({activation})")
+    figure.colorbar(shown, ax=axes[1:], extend="max")
 
 
-def draw_errors(axes, rows: list[dict], metric: str) -> None:
-    """Medians, with bars from the first to the third quartile: four marks for each function."""
-    style = {"ordinary": "tab:orange", "sobolev": "tab:blue"}
-    marks = {"relu": "^", "tanh": "o"}
-    for i, (activation, student) in enumerate(product(ACTIVATIONS, STUDENTS)):
-        some = [row for row in rows if row["activation"] == activation]
-        look = {"fmt": marks[activation], "color": style[student], "label": f"{student}, {activation}"}
-        mark_quartiles(axes, some, f"{student}_{metric}", (i - 1.5) * 0.17, **look)
-    axes.set_xticks(range(len(FUNCTIONS)), FUNCTIONS, rotation=40, ha="right", fontsize=8)
-    axes.set(title=f"N = {rows[0]['N']}", ylabel=f"{metric} error, relative")
-
-
-def draw(rows: list[dict], surfaces: dict[str, np.ndarray], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(13, 13), layout="constrained")
-    draw_surfaces(figure, surfaces)
-    first = {}
-    for place, (metric, N) in enumerate(product(METRICS, SIZES), start=4):
-        row_of_axes = first.get(metric)
-        axes = figure.add_subplot(3, 3, place, sharey=row_of_axes)
-        first.setdefault(metric, axes)
-        draw_errors(axes, [row for row in rows if row["N"] == N], metric)
-    first["value"].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def draw(rows: list[dict], drawn: dict[str, np.ndarray]):
+    figure = figure_of((13, 12.5))
+    axes = figure.subplots(3, 3)
+    draw_maps(figure, axes[0], drawn)
+    for i, metric in enumerate(METRICS):
+        for axis, N in zip(axes[1 + i], SIZES, strict=True):
+            for activation, shift in (("tanh", -0.16), ("relu", 0.16)):
+                some = [row for row in rows if (row["N"], row["activation"]) == (N, activation)]
+                dumbbells(axis, some, list(FUNCTIONS), metric, STUDENTS, hollow=activation == "relu", shift=shift)
+            axis.set(title=f"{metric} error, N = {N}")
+            if axis is not axes[1 + i, 0]:
+                axis.set_yticklabels([])
+        low, high = (f(axis.get_xlim()[j] for axis in axes[1 + i]) for j, f in enumerate((min, max)))
+        for axis in axes[1 + i]:
+            axis.set_xlim(low, high)
+    figure.supxlabel(f"medians of {rows[0]['seeds']} seeds, relative: 1 is as bad as the mean, or a gradient of 0")
+    legend_of(figure, STUDENTS, {"tanh": False, "relu": True})
+    return figure
 
 
 def main() -> None:
     parser = parser_of(__doc__, seeds=5, steps=1500, files="demo")
     parser.add_argument("--directions", choices=DIRECTIONS, default="basis", help="exact, or one random projection")
-    options = options_of(parser)
-    console = Console()
-    start = time.perf_counter()
+    options, console, workers = options_of(parser), Console(), cores()
     # Longest first, so that no worker is left with a long one at the end; the functions in turn.
     keys = product(reversed(SIZES), range(options.seeds), FUNCTIONS, ACTIVATIONS)
     pairs = [Pair(f, a, N, seed, options.steps, options.directions) for N, seed, f, a in keys]
-    workers = cores()
-    with Progress(*Progress.get_default_columns(), console=console) as progress:
-        trained = side_by_side(run_pair, pairs, workers)
-        results = list(progress.track(trained, len(pairs), description=f"{2 * len(pairs)} trainings"))
-    rows = summarise(results)
-    print_table(rows, workers, console)
+    results, minutes = trainings(run_pair, pairs, len(STUDENTS), workers, console)
+    names = ("function", "activation", "N")
+    keys = [dict(zip(names, key, strict=True)) for key in product(FUNCTIONS, ACTIVATIONS, SIZES)]
+    rows = summarise(results, keys, STUDENTS, METRICS)
+    print_table("Ordinary and Sobolev training", rows, names, STUDENTS, METRICS, workers, console)
     print_verdict(rows, console)
-    write_csv(rows, options.out / "demo.csv")
-    draw(rows, next(r.surfaces for r in results if r.surfaces), options.out / "demo.png")
-    minutes = (time.perf_counter() - start) / 60
-    console.print(f"{2 * len(pairs)} trainings of {options.steps} steps in {minutes:.1f} min", soft_wrap=True)
-    console.print(f"see {options.out / 'demo.png'} and {options.out / 'demo.csv'}", soft_wrap=True)
+    figure = draw(rows, next(result.drawn for result in results if result.drawn))
+    said = f"{len(STUDENTS) * len(pairs)} trainings of {options.steps} steps in {minutes:.1f} min"
+    report(rows, figure, options, "demo", said, console)
 
 
 if __name__ == "__main__":

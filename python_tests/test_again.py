@@ -243,3 +243,33 @@ def test_it_is_a_call_like_one_before(monkeypatch):
         asked.results("streams")
     monkeypatch.setattr(call, "prepared_again", None)
     asked.results("streams")
+
+
+ASKED = {
+    "jvp": lambda a, backend: sk.jvp(a.student, a.x, a.v, backend=backend),
+    "jet": lambda a, backend: sk.jet(a.student, a.x, a.v, backend=backend),
+    "laplacian": lambda a, backend: sk.laplacian(a.student, a.x, backend=backend),
+    "a loss of the Jacobian": lambda a, backend: [
+        sk.sobolev_loss(a.student, a.x, sk.Targets(values=a.values, jacobian=numbers(N, O, D)), backend=backend,
+                        directions=sk.Directions.sphere(P, seed=3))
+    ],
+    "a sum of Huber's losses": lambda a, backend: [
+        sk.sobolev_loss(a.student, a.x, sk.Targets(values=a.values, tangents=a.tangents, directions=a.v),
+                        backend=backend, reduction="sum", derivative_loss=("huber", 0.3))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_whatever_is_asked(name, taken):
+    asked = Asked()
+    expected = ASKED[name](asked, "reference")
+    for _ in range(4):
+        got = ASKED[name](asked, "streams")
+        torch.testing.assert_close(list(got), list(expected), **ANOTHER_WAY)
+        gradients = [
+            torch.autograd.grad(results[-1].sin().sum(), asked.student.c.weight) for results in (got, expected)
+        ]
+        expected = ASKED[name](asked, "reference")
+        torch.testing.assert_close(*gradients, **ANOTHER_WAY)
+    assert taken["pairs"] == 3

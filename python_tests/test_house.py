@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
+from sobolev_kernels import typed
 from sobolev_kernels.backends import core
 from sobolev_kernels.math.losses import LIKELIHOODS
 from sobolev_kernels.settings import Settings
@@ -85,6 +86,8 @@ def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     signature = inspect.signature(sk.sobolev_loss).parameters
     keywords = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY and n not in tensors}
     assert keywords == {field.name: field.default for field in fields(Settings)}
+    assert set(typed.LossKeywords.__annotations__) == set(names)
+    assert set(typed.AllKeywords.__annotations__) == {*names, *tensors} - {"return_terms"}
     assert set(inspect.signature(sk.SobolevLoss).parameters) == {*names, "input_scale", "output_weight"}
     assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "of", "derivative_target"}
     for function in (sk.SobolevLoss, lambda **k: sk.explain(sk.MLP(2, 1), torch.zeros(3, 2), **k)):

@@ -192,7 +192,6 @@ DTYPES = [
     ("data of NumPy", lambda: loss(x=X.double()), "inputs.float() converts it (and so the targets), or student."),
     ("student in double", lambda: loss(NUMBERS.to(torch.float64).student), "inputs.double() converts it (and so"),
     ("student in half", lambda: loss(sk.MLP(3, 2).half()), "inputs.half() converts it (and so"),
-    ("values", lambda: loss(targets=sk.Targets(values=Y.double(), jacobian=J)), "values.float() converts it"),
     ("labels", lambda: loss(targets=sk.Targets(values=Y > 0, jacobian=J)), "values.float() converts it"),
     ("jacobian", lambda: loss(targets=sk.Targets(values=Y, jacobian=J.long())), "jacobian.float() converts it"),
     ("sample_weight", lambda: loss(sample_weight=torch.ones(6).double()), "sample_weight.float() converts it"),

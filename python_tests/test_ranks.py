@@ -1,6 +1,12 @@
 """Two processes, each with half of a batch, have the gradients that one has of the whole; their directions too."""
 
 import queue
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +77,33 @@ def gradients(name: str, along: str, wrap, rank: int, of: int) -> list[torch.Ten
     return [gradient.clone() for gradient in whole]
 
 
+def communicated(name: str, wrap, rank: int) -> list[list[tuple[str, str]]]:
+    """The collectives of a third step, of a Sobolev loss and of one of values alone, with their sizes."""
+    student, (x, targets) = STUDENTS[name](), part_of(rank, WORLD)
+    wrapped, found = wrap(student), []
+    sobolev = lambda: sk.sobolev_loss(wrapped, x.clone(), targets, **ALONG["drawn"])  # noqa: E731
+    for loss in (sobolev, lambda: (wrapped(x) - targets.values).square().mean()):
+        for _ in range(3):
+            student.zero_grad()
+            with torch.profiler.profile(record_shapes=True) as profile:
+                loss().backward()
+        events = [(event.name, str(event.input_shapes)) for event in profile.events()]
+        found.append(sorted(event for event in events if event[0].startswith(("c10d::", "gloo:"))))
+    return found
+
+
+def summed(rank: int) -> list[list[float]]:
+    """Of two halves, of which the first is not communicated."""
+    torch.manual_seed(1)
+    student, (x, targets) = STUDENTS["an MLP"](), part_of(rank, WORLD)
+    wrapped = ddp(student)
+    for half, around in zip((slice(0, 2), slice(2, 4)), (wrapped.no_sync, nullcontext), strict=True):
+        with around():
+            of_half = sk.Targets(values=targets.values[half], jacobian=targets.jacobian[half])
+            (sk.sobolev_loss(wrapped, x[half], of_half, derivatives="exact") / 2).backward()
+    return [p.grad.tolist() for p in student.parameters()]
+
+
 def work(rank: int, store: str, results) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     torch.set_num_threads(1)
@@ -83,6 +116,9 @@ def work(rank: int, store: str, results) -> None:
                         found[name, along, way] = [g.tolist() for g in gradients(name, along, wrap, rank, WORLD)]
                     except Exception as error:
                         found[name, along, way] = f"{type(error).__name__}: {error}"
+        for name, way in product(STUDENTS, WRAPPERS):
+            found["communicated", name, way] = communicated(name, WRAPPERS[way], rank)
+        found["summed"] = summed(rank)
         like = torch.zeros(N // WORLD, D, dtype=DTYPE)
         found["directions"] = sk.Directions.sphere(2, seed=1).tensor(like).tolist()
         found["numbered"] = sk.Directions.sphere(2, seed=1).numbered_from(0).tensor(like).tolist()
@@ -125,6 +161,21 @@ def test_gradients_are_those_of_one_process(found, name, along):
                 torch.testing.assert_close(torch.tensor(ours, dtype=DTYPE), theirs, **ANOTHER_WAY)
 
 
+@pytest.mark.parametrize("way", WRAPPERS)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_nothing_else_is_communicated(found, name, way):
+    for rank in range(WORLD):
+        ours, ordinary = found[rank]["communicated", name, way]
+        assert ours == ordinary and any(event.startswith("gloo:") for event, _ in ours)
+
+
+def test_gradients_that_are_summed_before_they_are_communicated(found):
+    expected = gradients("an MLP", "exact", lambda student: student, 0, 1)
+    for rank in range(WORLD):
+        got = [torch.tensor(gradient, dtype=DTYPE) for gradient in found[rank]["summed"]]
+        torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+
+
 def test_a_part_of_a_batch_has_its_part_of_the_draw(found):
     directions = sk.Directions.sphere(2, seed=1)
     whole = directions.tensor(torch.zeros(N, D, dtype=DTYPE))
@@ -150,3 +201,14 @@ def test_steps_of_a_part_go_along_its_part(distribution, backend):
 def test_no_number_of_a_sample(first):
     with pytest.raises(ValueError, match="first: expected None or an integer in"):
         sk.Directions.sphere(1).numbered_from(first)
+
+
+def test_the_example():
+    example = Path(__file__).parent.parent / "examples" / "ddp.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}", str(example)]
+    run = subprocess.run([*command, "--steps", "4", "--samples", "16"], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert f"{WORLD} processes (" in run.stdout and "8 samples of a batch in each" in run.stdout
+    assert float(re.search(r"gradients: within (\S+) of", run.stdout)[1]) < 64 * torch.finfo(torch.float32).eps
+    alone = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=200)
+    assert alone.returncode == 2 and "torchrun --nproc-per-node=2" in alone.stderr

@@ -7,6 +7,9 @@ P directions on the input side, R cotangents on the output side.
 from . import teaching  # noqa: F401 (which gives Targets their from_teacher)
 from .dataset import SobolevDataset
 from .derivatives import hvp, jet, jvp, laplacian, vjp
+from .diagnostics.balance import term_gradients
+from .diagnostics.check import check_targets
+from .diagnostics.errors import derivative_error
 from .directions import Cotangents, Directions
 from .errors import NotProvided, SobolevWarning
 from .explain import explain
@@ -14,8 +17,13 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .scaled import Scaled
+from .scaler import Scaler
 from .targets import Targets
 from .terms import SobolevTerms
+from .training.fit import fit
+from .training.history import History
+from .training.weighting import GradNorm, Uncertainty
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,18 +33,27 @@ __all__ = [
     "MLP",
     "Cotangents",
     "Directions",
+    "GradNorm",
+    "History",
     "NotProvided",
+    "Scaled",
+    "Scaler",
     "Sine",
     "SobolevDataset",
     "SobolevLoss",
     "SobolevTerms",
     "SobolevWarning",
     "Targets",
+    "Uncertainty",
+    "check_targets",
+    "derivative_error",
     "explain",
+    "fit",
     "hvp",
     "jet",
     "jvp",
     "laplacian",
     "sobolev_loss",
+    "term_gradients",
     "vjp",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +12,6 @@ from .directions import Directions, Projections
 from .errors import Fault, NotProvided, refuse
 from .settings import Settings
 from .targets import Targets
-from .terms import SobolevTerms
 
 SEEDS = 2**62
 CERTAIN = "given", "basis"
@@ -96,7 +95,7 @@ class LossAtStep:
     loss_fn: torch.nn.Module
     step: int
 
-    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor | SobolevTerms:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.loss_fn(*args, **kwargs, step=self.step)
 
     def at(self, step: int) -> LossAtStep:

@@ -4,7 +4,6 @@ seed, the targets, the backend."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from operator import index
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from .backends import functions, reference, running, streams
 from .backends.dependence import Evaluated
 from .backends.exact import tracked
 from .backends.residuals import loss_of
+from .changed import replace
 from .checks import tensors_of
 from .columns import Columns
 from .dispatch import requested
@@ -78,6 +78,7 @@ def evaluate(
                 return evaluate(result, student, inputs, settings, given, cast, weights, input_scale, offset=offset)
             if check is not None and accepted is None:
                 check()
+            inputs = inputs if chain is None else chain.inputs_of(inputs)
             kinds = (NONE, NONE) if targets is None else (targets.kind, targets.second_kind)
             request = Request(
                 result, student, inputs, settings, given, targets, kinds, input_scale, *weights, collapsed, offset
@@ -96,7 +97,7 @@ def evaluate(
         return results, known
     except Exception:
         if chain is not None:
-            chain.held.restore()
+            chain.restore()
         raise
 
 

@@ -15,6 +15,7 @@ from .directions import Cotangents, Directions, Projections
 from .errors import need, need_tensor, refuse
 from .sampled import as_index, picked
 from .targets import FIELDS, Targets
+from .typed import Wrt
 
 
 class Sample(NamedTuple):
@@ -63,7 +64,7 @@ class SobolevDataset(Dataset):
         [5, 3]
     """
 
-    def __init__(self, x: torch.Tensor, targets: Targets, *, wrt: Sequence[int] | torch.Tensor | None = None):
+    def __init__(self, x: torch.Tensor, targets: Targets, *, wrt: Wrt = None):
         need_tensor(x, "x", "the inputs [N, D]")
         refuse(faults_of_memory("x", x))
         need(x.dim() > 1, "x", "the inputs [N, D]", x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -16,6 +16,7 @@ from .request import Request
 from .rows import are_rows, derivatives_on_rows
 from .settings import Settings, as_columns, settings_with
 from .student import widened
+from .typed import Function, Wrt
 
 NAMES = str, type(None)
 
@@ -91,7 +92,7 @@ def request_of(
 
 @in_words
 def jvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Sequence[int] | None = None,
+    student: Function, x: torch.Tensor, v: torch.Tensor | Directions, *, wrt: Wrt = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The student's values and its directional derivatives, D m(x)[v], in one fused pass.
@@ -130,7 +131,7 @@ def jvp(
 
 @in_words
 def vjp(
-    student: torch.nn.Module, x: torch.Tensor, u: torch.Tensor | Cotangents, *, wrt: Sequence[int] | None = None,
+    student: Function, x: torch.Tensor, u: torch.Tensor | Cotangents, *, wrt: Wrt = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The student's values and the gradients D m(x)ᵀu of its outputs along cotangents, in one fused pass.
@@ -158,8 +159,8 @@ def vjp(
 
 @in_words
 def jet(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
-    wrt: Sequence[int] | None = None, backend: str | None = None,
+    student: Function, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
+    wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
 
@@ -187,8 +188,8 @@ def jet(
 
 @in_words
 def laplacian(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions | None = None, *,
-    wrt: Sequence[int] | None = None, backend: str | None = None,
+    student: Function, x: torch.Tensor, v: torch.Tensor | Directions | None = None, *,
+    wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and Laplacian Σ_d ∂²m/∂x_d², over the columns `wrt`, by one collapsed stream for the whole sum.
 
@@ -239,8 +240,8 @@ def vectors_of(v: torch.Tensor | Directions, name: str) -> torch.Tensor:
 
 @in_words
 def hvp(
-    student: torch.nn.Module, x: torch.Tensor, v: torch.Tensor | Directions, w: torch.Tensor | Directions, *,
-    wrt: Sequence[int] | None = None, backend: str | None = None,
+    student: Function, x: torch.Tensor, v: torch.Tensor | Directions, w: torch.Tensor | Directions, *,
+    wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and mixed second derivatives D² m(x)[v, w] = (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, by polarization.
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
 
 from .boundary import faults_of_memory
+from .changed import replace
 from .drawing import IN_VMAP, Drawing, drawn, drawn_for_samples, over_samples
 from .errors import (
     Fault,
@@ -28,6 +30,9 @@ from .errors import (
     whole,
 )
 from .math.directions import CENTRED, DISTRIBUTIONS, GIVEN, MASK32, place_of, told, unbiased_magnitude
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NAMES = (*DISTRIBUTIONS, GIVEN)
 
@@ -80,43 +85,43 @@ class Projections:
 
     @classmethod
     @in_words
-    def sphere(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
+    def sphere(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False) -> Self:
         """P independent ones, uniform on the unit sphere (the paper's)."""
         return cls("sphere", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def normal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
+    def normal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False) -> Self:
         """P independent ones, standard normal."""
         return cls("normal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def rademacher(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
+    def rademacher(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False) -> Self:
         """P independent ones of random signs ±1."""
         return cls("rademacher", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def coordinate(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
+    def coordinate(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False) -> Self:
         """P independent random unit vectors e_d."""
         return cls("coordinate", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def orthonormal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False):
+    def orthonormal(cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False) -> Self:
         """P <= n mutually orthogonal unit vectors, a uniformly random frame."""
         return cls("orthonormal", P, shared, seed, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def basis(cls, *, unbiased: bool = False):
+    def basis(cls, *, unbiased: bool = False) -> Self:
         """All the unit vectors: the exact loss, the mean over all entries of the Jacobian."""
         return cls("basis", None, seed=0, unbiased=unbiased)
 
     @classmethod
     @in_words
-    def given(cls, values: torch.Tensor):
+    def given(cls, values: torch.Tensor) -> Self:
         """Your own: [P, N, n] (n = D for directions, O for cotangents), or [P, n] shared by the batch; directions of
         inputs [N, …] are [P, N, …]."""
         refuse(cls._faults_of_given(values))
@@ -162,14 +167,14 @@ class Projections:
             return f"did you mean {cls.__name__}.{close}(...)?"
         return as_tensor(value)
 
-    def at(self, offset: int):
+    def at(self, offset: int) -> Self:
         """The same seed at another place of its stream, for example `directions.at(step)`; offset in [0, 2^32)."""
         moved = replace(self, offset=offset)
         need(self.seed is not None, "offset", f"{self.NAME} with a seed", self)
         object.__setattr__(moved, "known", self.bare())
         return moved
 
-    def numbered_from(self, first: int):
+    def numbered_from(self, first: int) -> Self:
         """The same for a batch whose samples are numbers first, first + 1, … of a larger one: its part of the draw."""
         return replace(self, first=first)
 
@@ -376,7 +381,7 @@ class Cotangents(Projections):
     @in_words
     def sphere(
         cls, P: int = 1, *, shared: bool = False, seed: int | None = None, unbiased: bool = False, centred: bool = False
-    ):
+    ) -> Self:
         """P independent ones, uniform on the unit sphere (the paper's), or on its vectors of sum 0 if `centred`."""
         need(type(centred) is bool, "centred", "True or False", centred)
         return cls(CENTRED if centred else "sphere", P, shared, seed, unbiased=unbiased)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from types import ModuleType
 
 from .backends import cpu, cuda, reference, streams, triton
+from .changed import replace
 from .errors import NotProvided, nearest, need, one_of
 from .problem import Problem
 

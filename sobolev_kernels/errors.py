@@ -8,7 +8,7 @@ import inspect
 import operator
 import reprlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -195,7 +195,10 @@ def need_tensor(value: object, argument: str, expected: str) -> None:
         refuse([Fault(argument, expected, value, TypeError, as_tensor(value))])
 
 
-def in_words(function: Callable) -> Callable:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_words(function: F) -> F:
     """A public function, or a method, that refuses keywords it does not know as it refuses all else."""
     known, method = tuple(inspect.signature(function).parameters), "." in function.__qualname__
 
@@ -212,7 +215,7 @@ def in_words(function: Callable) -> Callable:
             of = f"{getattr(arguments[0], '__name__', type(arguments[0]).__name__)}.{of}".removesuffix(".__init__")
         need_known(keywords, known[method:], of)
 
-    return called
+    return cast(F, called)
 
 
 def need_known(keywords: Iterable[str], known: Iterable[str], function: str) -> None:

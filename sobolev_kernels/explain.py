@@ -9,7 +9,7 @@ import torch
 from . import dispatch, planner
 from .backends import on_device_of
 from .derivatives import ASKED, request_of
-from .directions import Directions, given_of
+from .directions import Cotangents, Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
@@ -21,12 +21,13 @@ from .request import Request
 from .rows import are_rows, behind, derivatives_on_rows
 from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
+from .typed import Function
 
 SEPARATELY = "by PyTorch's operations, from fused derivatives: no kernel has the vectors' gradient beside it"
 
 
 def explain(
-    student: torch.nn.Module, x: torch.Tensor, directions: Directions | torch.Tensor | None = None, *,
+    student: Function, x: torch.Tensor, directions: Directions | Cotangents | torch.Tensor | None = None, *,
     of: str = "loss", derivative_target: str = DENSE, **settings,
 ) -> str:  # fmt: skip
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D]; or `jvp` and its like.

@@ -17,7 +17,6 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.autograd import forward_ad
 
 from . import ops
@@ -26,16 +25,18 @@ from .backends import core
 from .boundary import PLAIN
 from .checks import faults_of_ranges
 from .directions import Projections
+from .dispatch import requested
 from .errors import refuse
 from .labels import faults_of_labels
-from .modules import CALL, CALL_IMPL, CONTAINERS, FORWARDS, MODULES
+from .modules import RULES
 from .parts import roots_of
 from .paths import Known, known_of
 from .prepare import Accepted
-from .problem import Operands, Problem
+from .problem import LOSS, Operands, Problem
+from .scaled import Fold, Scaled, fold_of
 from .settings import Settings
 from .steps import Shelf, Step, surroundings
-from .streams.whole import Followed, followed_again
+from .streams.whole import AS_IT_IS, Followed, followed_again
 from .student import hooks_of_all
 from .targets import Targets
 from .weights import UNWEIGHTED, Weights
@@ -43,11 +44,6 @@ from .weights import UNWEIGHTED, Weights
 PARTS = attrgetter(
     "values", "jacobian", "tangents", "vjps", "hessian", "seconds", "directions", "cotangents", "teacher"
 )  # fmt: skip
-# What a module of each class is asked for: of activations the attributes that make it the row of the table that it is.
-ATTRIBUTES: dict[type, object] = {nn.Linear: None, **dict.fromkeys(CONTAINERS, "children")}
-for row in MODULES.values():
-    ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
-RULES = {kind: (FORWARDS[kind], asked) for kind, asked in ATTRIBUTES.items()}, CALL, CALL_IMPL
 KNOWN = {type(None), *PLAIN}  # types of what need not be there
 
 
@@ -108,6 +104,7 @@ class Call:
     drawn: torch.Tensor | None = None  # the seed, where only the device knows it
     chain: Followed | None = None  # of a student that is known by what his forward does
     known: Known | None = None  # what is known of one who is a function
+    fold: Fold | None = None  # of a student in units of a scaler
 
     @property
     def of_teacher(self) -> list[torch.Tensor]:
@@ -133,6 +130,14 @@ class Call:
                     self.accepted = kept
                 return
 
+    def with_graph(self) -> None:
+        """The same of parameters that have a graph, where their gradients do not come with the loss."""
+        fold = self.fold.with_graph()
+        self.chain, self.fold = Followed(fold.student, None, [], fold.inputs), None
+        self.made_of = self.made_of._replace(parameters=fold.parameters)
+        self.tensors[1 : 1 + len(fold.parameters)] = fold.parameters
+        self.find()
+
     def still_is(self) -> bool:
         """Whether it is still what it was taken for: another thread may have changed the student meanwhile.
 
@@ -149,8 +154,8 @@ class Call:
         same = zip(made_of[1:], self.made_of[1:], strict=True)
         return all([*map(id, now or ())] == [*map(id, then or ())] for now, then in same)
 
-    def run(self) -> tuple[torch.Tensor, ...]:
-        """The results, as `call.run` has them."""
+    def ready(self) -> None:
+        """Look at what may change from call to call, draw, and ask the teacher."""
         kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if self.weights is not UNWEIGHTED:
             refuse(faults_of_ranges(self.weights))
@@ -162,9 +167,20 @@ class Call:
             self.seed, self.drawn = kept.projections.draw_numbers(x.device, len(x), self.offset)
         if kept.teacher is not None:
             self.ask_teacher()
+
+    def finish(self) -> list[torch.Tensor]:
+        """The loss and the gradients of the parameters, of one that is finished, without autograd."""
+        self.ready()
+        return self.compute()
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """The results, as `call.run` has them."""
+        self.ready()
+        kept, x, parameters = self.kept, self.tensors[0], self.made_of.parameters
         if kept.finished:
             if kept.differentiable:
                 given = self.given if kept.problem.given_gradient else None
+                parameters = parameters if self.fold is None else self.fold.leaves
                 return (ops.finish(self.compute, kept.problem, x, given, *parameters),)
             return (self.compute()[0],)
         operands = self.operands()
@@ -196,6 +212,9 @@ class Call:
         step = self.kept.step
         made = step.make(ops.empty_like, self.made_of.parameters)
         step.run(self.addresses, made, self.seed)
+        if self.fold is not None and step.gradients:
+            n = len(made) - len(self.made_of.parameters)
+            made[n:] = self.fold.of_leaves(made[n:])
         return made
 
 
@@ -256,10 +275,16 @@ def look(
     types = tuple(map(type, optional))
     if not KNOWN.issuperset(types):
         return None
-    chain = known = None
+    chain = known = fold = None
     if made_of is None:
         if x.dim() != 2 or not callable(student):
             return None
+        if type(student) is Scaled and teacher is None and requested(settings.backend) not in AS_IT_IS:
+            fold = fold_of(student, x, graph=result != LOSS or settings.return_terms)
+    if fold is not None:
+        kinds, parameters, x = [Scaled, *fold.kinds], fold.parameters, fold.inputs
+        made_of = with_teacher(kinds, parameters, None)
+    elif made_of is None:
         known = known_of(student, x)
         chain = followed_again(student, x, settings.backend, known)
         if chain is not None:
@@ -275,9 +300,12 @@ def look(
     )  # fmt: skip
     tensors = [x, *made_of.parameters, *[tensor for tensor in optional if tensor is not None]]
     call = Call(
-        likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain, known=known
-    )
+        likeness, student, settings, targets, made_of, tensors, given, weights, offset, chain=chain, known=known,
+        fold=fold,
+    )  # fmt: skip
     call.find()
+    if fold is not None and (call.kept is None or not call.kept.finished):
+        call.with_graph()
     return call
 
 

@@ -33,12 +33,16 @@ PLAIN = Columns()
 
 
 def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
-    """As `call.evaluate`; None if it gives other outputs than before."""
+    """As `call.evaluate`; None if it gives other outputs than before, or pairs do not flow through it any more."""
+    ran = (run_pairs if call.problem.backend == "streams" else run_graphs)(found, call)
+    if ran is not None and found.accepted.fresh:
+        looked_at_again(found.student, found.tensors[0], found.made_of.parameters, found.settings, found.targets)
+    return ran
+
+
+def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
+    """By autograd."""
     x, problem = found.tensors[0], call.problem
-    if found.accepted.fresh:
-        looked_at_again(found.student, x, found.made_of.parameters, found.settings, found.targets)
-    if problem.backend == "streams":
-        return run_pairs(found, call)
     ran = ran_again(found, x, problem.given_gradient)
     if ran.y.shape[1] != problem.O:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
@@ -13,15 +14,29 @@ from .checks import faults_of_scale
 from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
 from .math.heads import APART
-from .settings import HeadName, LossName, Settings, keywords, settings_named, settings_of
+from .settings import Settings, keywords, settings_named, settings_of
 from .targets import Targets
 from .terms import SobolevTerms, loss_of
+from .typed import AllKeywords, Function, HeadName, LossKeywords, LossName, Wrt
 from .weights import weights_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@overload
+def sobolev_loss(
+    student: Function, inputs: torch.Tensor, targets: Targets, *, return_terms: Literal[False] = ...,
+    **keywords: Unpack[AllKeywords],
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def sobolev_loss(
+    student: Function, inputs: torch.Tensor, targets: Targets, *, return_terms: Literal[True],
+    **keywords: Unpack[AllKeywords],
+) -> SobolevTerms: ...  # fmt: skip
 @in_words
 def sobolev_loss(
-    student: torch.nn.Module,
+    student: Function,
     inputs: torch.Tensor,
     targets: Targets,
     *,
@@ -29,7 +44,7 @@ def sobolev_loss(
     cotangents: Cotangents | None = None,
     derivatives: str | None = None,
     order: int = 1,
-    wrt: Sequence[int] | None = None,
+    wrt: Wrt = None,
     value_loss: LossName = "mse",
     derivative_loss: LossName = "mse",
     head: HeadName = None,
@@ -152,11 +167,15 @@ class SobolevLoss(torch.nn.Module):
         >>> loss_fn(MLP(2, 1, width=16), x, targets).backward()
     """
 
+    input_scale: torch.Tensor | None
+    output_weight: torch.Tensor | None
+    given: torch.Tensor | None  # directions or cotangents
     steps: Steps | None = None  # what `at` has found
 
     def __init__(
-        self, *, input_scale: torch.Tensor | None = None, output_weight: torch.Tensor | None = None, **settings
-    ):
+        self, *, input_scale: torch.Tensor | None = None, output_weight: torch.Tensor | None = None,
+        **settings: Unpack[LossKeywords],
+    ):  # fmt: skip
         super().__init__()
         self.settings = settings_named("SobolevLoss", settings, also=("input_scale", "output_weight"))
         self.head = settings["head"] if self.settings.head == APART else None
@@ -168,7 +187,7 @@ class SobolevLoss(torch.nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("given", given, persistent=False)
 
-    def _load_from_state_dict(self, state_dict, prefix, *others):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """A buffer of a loss that was saved without it stays, and one that this loss is without is taken over."""
         for name in ("input_scale", "output_weight"):
             own, saved = getattr(self, name), state_dict.get(prefix + name)
@@ -180,7 +199,7 @@ class SobolevLoss(torch.nn.Module):
 
     @in_words
     def forward(
-        self, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets,
+        self, student: Function, inputs: torch.Tensor, targets: Targets,
         sample_weight: torch.Tensor | None = None, derivative_weight: torch.Tensor | None = None,
         input_jacobian: torch.Tensor | None = None, step: int | None = None,
     ) -> torch.Tensor | SobolevTerms:  # fmt: skip

@@ -12,6 +12,7 @@ from .boundary import PLAIN
 from .errors import Fault, describe, in_words, need, whole
 from .math.activations import ACTIVATIONS
 from .math.table import Formula, choose, is_number
+from .typed import ActivationName
 
 IDENTITY = Formula("identity")
 
@@ -131,8 +132,9 @@ class MLP(nn.Sequential):
 
     @in_words
     def __init__(
-        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: str | tuple | Formula = "tanh",
-        last_activation: str | tuple | Formula = "identity", bias: bool = True, device=None, dtype=None,
+        self, D: int, O: int, *, width: int = 256, depth: int = 2, activation: ActivationName = "tanh",
+        last_activation: ActivationName = "identity", bias: bool = True,
+        device: torch.device | str | int | None = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
         D, O, width, depth = map(whole, (D, O, width, depth))
         for name, size, least in (("D", D, 1), ("O", O, 1), ("width", width, 1), ("depth", depth, 0)):
@@ -157,6 +159,12 @@ def own(kind: type, method: str) -> object:
 CONTAINERS = (nn.Sequential, MLP)
 FORWARDS = {kind: own(kind, "forward") for kind in (*CONTAINERS, nn.Linear, *KINDS)}
 CALL, CALL_IMPL = own(nn.Module, "__call__"), own(nn.Module, "_call_impl")
+# What a module of each class is asked for: of activations the attributes that make it the row of the table that it is.
+ATTRIBUTES: dict[type, object] = {nn.Linear: None, **dict.fromkeys(CONTAINERS, "children")}
+for row in MODULES.values():
+    ATTRIBUTES[row.kind] = (*row.parameters, *(name for name, _ in row.arguments))
+# As the core is told it (csrc/reading.h).
+RULES = {kind: (FORWARDS[kind], asked) for kind, asked in ATTRIBUTES.items()}, CALL, CALL_IMPL
 
 
 def patched(kind: type) -> bool:

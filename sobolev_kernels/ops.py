@@ -7,7 +7,6 @@ the registered op, whose gradient is the same code.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from . import again, steps
 from .boundary import entering
+from .changed import replace
 from .dispatch import BACKENDS
 from .enums import DENSE, NONE, PROJECTED
 from .problem import (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from operator import index
 
 import torch
 
+from .changed import replace
 from .directions import Cotangents
 from .errors import Fault, need, refuse
 from .labels import faults_of_labels

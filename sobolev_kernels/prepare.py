@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
 
 import torch
@@ -13,6 +13,7 @@ from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .backends import on_device_of
 from .boundary import is_sound
+from .changed import replace
 from .checks import faults_again, faults_of, faults_of_order, outputs_of
 from .directions import Cotangents, Projections
 from .dispatch import requested
@@ -28,7 +29,7 @@ from .request import Request
 from .settings import Settings
 from .steps import Layout
 from .streams.look import flow_of
-from .streams.whole import Followed, followed
+from .streams.whole import AS_IT_IS, Followed, followed, scaled_again
 from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
 
@@ -86,11 +87,16 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
     function = request.targets and request.targets.teacher
     teacher = None if function is None else recognise(function)
     refuse(faults_of(request, student, teacher))
-    followed = (looked_into(request.student, student, request), looked_into(function, teacher, request))
+    followed = (
+        looked_into(request.student, student, request, function is None),
+        looked_into(function, teacher, request),
+    )
     student, teacher = (f.student if f else known for f, known in zip(followed, (student, teacher), strict=True))
     try:
         if any(followed):
             refuse(faults_of(request, student, teacher))
+        if followed[0] is not None:
+            request = replace(request, inputs=followed[0].inputs_of(request.inputs))
         return replace(prepared_of(request, student, teacher), followed=followed)
     except Exception:
         undo(followed)
@@ -126,20 +132,26 @@ def prepared_again(
     return prepared
 
 
-def looked_into(function: object, found: Student | Unrecognised | None, request: Request) -> Followed | None:
-    """What its forward tells of a student or a teacher, where his modules do not tell what he is made of."""
+def looked_into(
+    function: object, found: Student | Unrecognised | None, request: Request, alone: bool = False
+) -> Followed | None:  # fmt: skip
+    """What its forward tells of a student or a teacher, where his modules do not tell what he is made of.
+
+    Only one who is `alone` may be of other inputs than those of the request.
+    """
     if torch.compiler.is_compiling() or found is None or not found.reason:
         return None
-    if requested(request.settings.backend) in ("streams", "reference"):
+    if requested(request.settings.backend) in AS_IT_IS:
         return None
-    return followed(function, request.inputs)
+    scaled = scaled_again(function, request.inputs, request.settings.backend) if alone else None
+    return followed(function, request.inputs) if scaled is None else scaled
 
 
 def undo(followed: Sequence[Followed | None]) -> None:
     """Put back what the runs of the forwards have changed."""
     for chain in reversed(followed):
         if chain is not None:
-            chain.held.restore()
+            chain.restore()
 
 
 def prepared_of(

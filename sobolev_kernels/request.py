@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
+from .changed import replace
 from .columns import Columns
 from .directions import Cotangents, Directions, Projections
 from .enums import COTANGENTS, NONE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,13 +19,12 @@ from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, ref
 from .math.heads import choose_head
 from .math.losses import HEADS_OF, choose_loss
 from .math.table import Formula, is_number, specialised
+from .typed import HeadName, LossName, Wrt
 
 REDUCTIONS = ("mean", "sum", "none")
 EXACT = "exact"
 SEQUENCES, PLAIN = (tuple, str, type(None)), (int, float, str)
 DIFFERENTIAL_ML = "differential-ml"
-LossName = str | tuple | Formula
-HeadName = str | tuple | Formula | Callable | None
 WEIGHTS = ("two numbers (value, derivative)", "three numbers (value, derivative, second derivative)")
 
 
@@ -45,7 +44,7 @@ class Settings:
     cotangents: Cotangents | None = None
     derivatives: str | None = None
     order: int = 1
-    wrt: Sequence[int] | None = None
+    wrt: Wrt = None
     value_loss: LossName = "mse"
     derivative_loss: LossName = "mse"
     weights: Sequence[float] | str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,7 @@ from .sampled import (
     vectors_for,
     with_tensor,
 )
+from .typed import Function, Wrt
 
 TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
 FIELDS = (
@@ -67,11 +68,16 @@ class Targets:
         TypeError: not a tensor, or a teacher that cannot be called.
     """
 
+    if TYPE_CHECKING:  # teaching.py gives it to the class
+
+        @staticmethod
+        def from_teacher(teacher: Function, x: torch.Tensor, **keywords: Any) -> Targets: ...
+
     values: torch.Tensor | None
     jacobian: torch.Tensor | None
     tangents: torch.Tensor | None
     directions: Directions | None
-    teacher: Callable[[torch.Tensor], torch.Tensor] | None
+    teacher: Function | None
     vjps: torch.Tensor | None
     cotangents: Cotangents | None
     hessian: torch.Tensor | None
@@ -84,7 +90,7 @@ class Targets:
         jacobian: torch.Tensor | None = None,
         tangents: torch.Tensor | None = None,
         directions: Directions | torch.Tensor | None = None,
-        teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        teacher: Function | None = None,
         vjps: torch.Tensor | None = None,
         cotangents: Cotangents | torch.Tensor | None = None,
         hessian: torch.Tensor | None = None,
@@ -254,7 +260,7 @@ class Targets:
             fields[name] = with_tensor(value, function)
         return self if all(new is getattr(self, name) for name, new in fields.items()) else self._with(**fields)
 
-    def to(self, *args, **kwargs) -> Targets:
+    def to(self, *args: Any, **kwargs: Any) -> Targets:
         """At another device or of another floating dtype, as `torch.Tensor.to`; classes stay whole numbers. A teacher
         stays where he is."""
         copy = kwargs.pop("copy", False)
@@ -300,7 +306,7 @@ class Targets:
                 return tensor.shape[1]
         return None
 
-    def along(self, x: torch.Tensor, wrt: Sequence[int] | torch.Tensor | None = None) -> Targets:
+    def along(self, x: torch.Tensor, wrt: Wrt = None) -> Targets:
         """The same with seeded directions or cotangents as tensors: those that a call with these inputs x uses, whose
         differentiated columns are `wrt`. Directions without a seed, which are fresh at each call, stay.
 

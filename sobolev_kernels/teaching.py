@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,23 +17,24 @@ from .math.directions import GIVEN, MASK32
 from .math.heads import APART, gives_logarithms
 from .planner import exact_projection
 from .sampled import like_columns, vectors_at
-from .settings import HeadName, LossName, Settings
+from .settings import Settings
 from .student import recognise
 from .targets import Targets
+from .typed import Function, HeadName, LossName, Wrt
 
 OF_PROBABILITIES = "cross_entropy", "bce"
 
 
 @in_words
 def from_teacher(
-    teacher: Callable[[torch.Tensor], torch.Tensor],
+    teacher: Function,
     x: torch.Tensor,
     *,
     directions: Directions | None = None,
     cotangents: Cotangents | None = None,
     derivatives: str | None = None,
     order: int = 1,
-    wrt: Sequence[int] | torch.Tensor | None = None,
+    wrt: Wrt = None,
     head: HeadName = None,
     value_loss: LossName = "mse",
     batch_size: int | None = None,

@@ -103,6 +103,23 @@ for name in (
     BATCH_NORMS |= set(spellings(name))
 
 
+def linear_of_rows(input, weight, bias=None):
+    """Of inputs as rows: of others torch.func takes the number of samples for a constant of the graph."""
+    if input.dim() < 3:
+        return functional.linear(input, weight, bias)
+    return functional.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
+
+
+def fixed_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    """Batch norm of statistics that are known, an affine map; torch's own second derivative has the number of samples
+    for a constant of the graph."""
+    whole = torch.promote_types(input.dtype, torch.float32)
+    scale, shape = (running_var + eps).rsqrt(), (-1, *(1,) * (input.dim() - 2))
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return (input.to(whole) * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+
 class Needs(NamedTuple):
     """Of the contexts of `exactly`, those that something needs which was run in them."""
 
@@ -128,6 +145,8 @@ class ExactNorms(TorchFunctionMode):
         if torch.compiler.is_compiling():
             if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
                 return args[0].unflatten(*args[1:], **(kwargs or {}))
+            if function is functional.linear:
+                return linear_of_rows(*args, **(kwargs or {}))
         elif saving(True) is not None and recompute_alike():
             self.norms = self.attention = self.checkpointed = True
         if function not in DEPENDING:
@@ -139,6 +158,8 @@ class ExactNorms(TorchFunctionMode):
         self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
             raise NotProvided(STATISTICS)
+        if function is functional.batch_norm and torch.compiler.is_compiling():
+            return fixed_norm(*args, **kwargs)
         return WRITTEN.get(function, function)(*args, **kwargs)
 
 

@@ -18,6 +18,7 @@ from ..held import Held
 from ..modules import KINDS
 from ..parts import draws, modules_of
 from ..paths import Known, known_of, unseen
+from ..scaled import Scaled, fold_of
 from ..student import Student
 from .chain import RULES, Chain, student_of
 from .flowing import Run, attach, is_of_checkpoint
@@ -25,6 +26,7 @@ from .flowing import Run, attach, is_of_checkpoint
 # Modules of torch.nn that may be parts of a chain. Of others it is known without a run that they are none.
 PARTS = {nn.Module, nn.Linear, nn.Flatten, nn.Identity, *KINDS}
 PARTS |= {kind for kind in vars(dropout).values() if isinstance(kind, type)}
+AS_IT_IS = "streams", "reference"  # backends that run a module as it is
 HARMLESS = "torch.nn.modules.container", "torch.nn.modules.loss"
 
 
@@ -32,8 +34,16 @@ class Followed(NamedTuple):
     """A student whose whole forward was followed, and what the run of it may have changed, as that was before."""
 
     student: Student
-    held: Held
+    held: Held | None  # None of one that was not run
     hooks: list[Callable]  # to be called before gradients come to the weights
+    inputs: torch.Tensor | None = None  # what the student is of, where it is not what the forward was given
+
+    def inputs_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.inputs is None else self.inputs
+
+    def restore(self) -> None:
+        if self.held is not None:
+            self.held.restore()
 
     def attach(self, results: Iterable[torch.Tensor | None]) -> None:
         attach(self.hooks, results)
@@ -55,15 +65,23 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
             first = run_on_chain(function, x, modules, known)
         if first is None:
             return None
-        first.held.restore()
+        first.restore()
     return run_on_chain(function, x, modules, known)
 
 
 def followed_again(function: object, x: torch.Tensor, backend: str | None, known: Known) -> Followed | None:
     """The same of one that was a chain at a call before, where nobody traces the call."""
-    if not known.is_chain or requested(backend) in ("streams", "reference"):
+    if not known.is_chain or requested(backend) in AS_IT_IS:
         return None
     return run_on_chain(function, x, list(modules_of(function)), known)
+
+
+def scaled_again(function: object, x: torch.Tensor, backend: str | None) -> Followed | None:
+    """What a `Scaled` is, of which no forward need be run."""
+    if type(function) is not Scaled or requested(backend) in AS_IT_IS:
+        return None
+    fold = fold_of(function, x, graph=True)
+    return None if fold is None else Followed(fold.student, None, [], fold.inputs)
 
 
 def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:

@@ -1,0 +1,1 @@
+"""Training in one call: `fit`, and what it is made of."""
