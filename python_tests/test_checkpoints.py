@@ -89,6 +89,23 @@ def test_what_is_not_told_by_arguments_goes_by_the_reference():
     torch.testing.assert_close(sk.jvp(student, x, v), sk.jvp(plain, x, v))
 
 
+def test_step_after_step():
+    """As those that are known are run, and their ways back."""
+    net = nn.Sequential(nn.Linear(D, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    x, v = numbers(N, D), numbers(2, N, D, seed=1)
+    students = [
+        Call(lambda x, net, call=call: call(net, x.sin(), use_reentrant=False), net) for call in (checkpoint, held)
+    ]
+    for _ in range(4):
+        results = []
+        for student in students:
+            z = x.clone().requires_grad_()
+            y, tangents = sk.jvp(student, z, v, backend="streams")
+            results.append(torch.autograd.grad(y.sin().sum() + tangents.sum(), [z, net[0].weight]))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+
+
 def test_nothing_is_left_of_it():
     module = torch.utils.checkpoint
     before = module._checkpoint_without_reentrant_generator, module.CheckpointFunction

@@ -410,3 +410,13 @@ def test_inputs_of_any_shape_are_no_matter_of_the_student():
         for head in (None, torch.sin):
             text = sk.explain(function, torch.zeros(4, 2, 3), head=head)
             assert f"{name} is not one of Linear" in text and "Rows" not in text
+
+
+def test_a_loss_that_is_made_of_derivatives():
+    """Given directions that a dense target is projected on, and that ask for a gradient."""
+    student, x = sk.MLP(3, 2, width=4), torch.zeros(4, 3)
+    for target, said in (("dense", True), ("projected", False)):
+        for asks in (True, False):
+            v = sk.Directions.given(torch.ones(1, 4, 3, requires_grad=asks))
+            text = sk.explain(student, x, v, derivative_target=target, backend="cpu")
+            assert ("from fused derivatives" in text) == (said and asks)

@@ -369,6 +369,7 @@ UNUSED = {
     *(f"{kind}max_pool{n}d_with_indices" for kind in ("", "adaptive_") for n in (1, 2, 3)),
     # in test_streams_more.py
     *"broadcast_tensors positive linalg_norm linalg_det det linalg_slogdet slogdet logdet linalg_solve".split(),
+    *"inverse linalg_inv bilinear cosine_similarity pairwise_distance".split(),
     *"gru lstm rnn_tanh rnn_relu rnn_relu_cell".split(),
     *"dot vdot mv outer ger".split(),  # in test_streams_twice.py
     "register_hook",  # FSDP's, in test_chain.py

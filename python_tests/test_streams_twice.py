@@ -34,7 +34,7 @@ from python_tests.test_streams import (
     numbers,
     put,
 )  # fmt: skip
-from python_tests.test_streams_more import PROVED, RECURRENT, like, linalg, recurrent, special
+from python_tests.test_streams_more import PROVED, RECURRENT, like, linalg, recurrent, special, square
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
@@ -130,6 +130,15 @@ MORE = {
         + linalg.vecdot(h, B[0])[..., None]
     ),
     "three at once": lambda h: torch.einsum("nij,nij,njk->nik", h[..., :2], h[..., 1:3], h[..., 2:].sin()),
+    "matrices": lambda h: (
+        torch.det(square(h)) + linalg.slogdet(square(h))[1] + square(h).logdet() + linalg.det(square(h) @ square(h)) / 9
+    )[:, None],
+    "equations": lambda h: (
+        linalg.solve(square(h), h.mT) + linalg.solve(B, h.mT) + linalg.solve(square(h), B[:, :2])
+        + linalg.solve(square(h), h[:, 0])[..., None] + linalg.solve(square(h), h, left=False).mT
+        + (torch.inverse(square(h)) + square(h).inverse() @ linalg.inv(square(h)))[..., :2]
+    ),
+    "similar": PROVED["similar"],
     "losses": lambda h: F.l1_loss(h, like(h)) * h + F.nll_loss(h[:, 0], torch.tensor([0, 1, 2])),
     "norms": lambda h: h.norm(p=1, dim=-1) + linalg.norm(h, dim=-1) + linalg.vector_norm(h, float("inf"), -1),
     "differences": lambda h: h.diff(dim=-1) + torch.cumulative_trapezoid(h) + torch.gradient(h, dim=2)[0][..., :3],

@@ -114,7 +114,7 @@ def advise_of_fresh(
 ) -> None:
     seen, x = seen_of(student), inputs_behind(student, x)
     seen.last = id(x)
-    if FRESH in seen.warned:
+    if FRESH in seen.warned or torch._C._are_functorch_transforms_active():  # whose tensors have no numbers
         return
     try:
         versions = (x._version, *map(version, parameters))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from .directions import Directions, Projections
-from .errors import Fault, NotProvided, refuse, whole
+from .errors import NotProvided, need, whole
 from .settings import Settings
 from .targets import Targets
 
@@ -33,10 +32,12 @@ class Steps(NamedTuple):
     varies: bool  # whether there are others at another step
 
 
-def faults_of_step(step: object) -> Iterator[Fault]:
-    step = whole(step)
+def checked(step: object) -> int:
+    """A step as a number."""
+    step = step if type(step) is int else whole(step)
     if not (type(step) is int and 0 <= step < 2**32):
-        yield Fault("step", "an integer in [0, 2^32), the same for all evaluations of a step", step)
+        need(False, "step", "an integer in [0, 2^32), the same for all evaluations of a step", step)
+    return step
 
 
 def varies(chosen: Projections | str) -> bool:
@@ -71,10 +72,7 @@ def with_steps(loss_fn: torch.nn.Module) -> Steps:
 
 def at_step(loss_fn: torch.nn.Module, targets: Targets, step: int) -> tuple[Settings, Targets, int | None]:
     """Settings and targets of a call, and the place in the stream of the seed."""
-    if type(step) is not int:
-        step = whole(step)
-    if not (type(step) is int and 0 <= step < 2**32):
-        refuse(faults_of_step(step))
+    step = checked(step)
     if type(targets) is Targets and not (targets.directions is None and targets.cotangents is None):
         return loss_fn.settings, targets_at(targets, loss_fn, step), None
     _, _, along, varying = with_steps(loss_fn)

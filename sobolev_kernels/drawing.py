@@ -7,11 +7,13 @@ from dataclasses import replace
 import torch
 
 from .backends import core
-from .errors import NotProvided
 from .math.directions import CENTRED, centred_of, draw, in_memory_of_device
 from .problem import Drawing
 
-IN_VMAP = "directions and cotangents: within torch.func.vmap none are drawn at random; give a seed, or tensors"
+IN_VMAP = (
+    "directions and cotangents: within torch.func.vmap they are drawn if it has randomness='different', for each member"
+    " its own, or 'same'; or give a seed, or tensors"
+)
 
 # An op of its own, because a compiler that looks into ten rounds of Philox inlines them into each other without end
 library = torch.library.Library("sobolev_kernels", "FRAGMENT")
@@ -36,13 +38,13 @@ def drawn(drawing: Drawing, seed: torch.Tensor, N: int) -> torch.Tensor:
         out = torch.empty((drawing.P, N, drawing.n), dtype=getattr(torch, drawing.dtype), device=drawing.device)
         core.draw(drawing, seed, out)
         return out
-    if torch._C._functorch.is_batchedtensor(seed):
-        raise NotProvided(IN_VMAP)
     return drawn_by_torch(seed, N, drawing)
 
 
 def drawn_by_torch(seed: torch.Tensor, N: int, drawing: Drawing, samples: torch.Tensor | None = None) -> torch.Tensor:
-    key, place = seed.unbind() if in_memory_of_device(seed) else seed.tolist()
+    # of a transform it is no number, or one for each member of an ensemble
+    tensors = in_memory_of_device(seed) or torch._C._functorch.is_functorch_wrapped_tensor(seed)
+    key, place = seed.unbind() if tensors else seed.tolist()
     shape = drawing.P, N, drawing.n
     where = getattr(torch, drawing.dtype), torch.device(drawing.device)
     return draw(drawing.distribution, key, place, *shape, drawing.shared, drawing.magnitude, *where, samples)

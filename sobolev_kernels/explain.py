@@ -14,6 +14,7 @@ from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
 from .math.heads import APART
+from .ops import is_apart
 from .prepare import prepare, undo
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
@@ -21,6 +22,8 @@ from .rows import are_rows, behind, derivatives_on_rows
 from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 from .typed import Function
+
+SEPARATELY = "by PyTorch's operations, from fused derivatives: no kernel has the vectors' gradient beside it"
 
 
 def explain(
@@ -91,6 +94,8 @@ def explain(
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if flow and flow.fused:
             lines += [f"segments    {segments_in_words(flow.fused)}"]
+        if is_apart(problem) and problem.backend != "reference" and not problem.unrecognised:
+            lines += [f"loss        {SEPARATELY}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

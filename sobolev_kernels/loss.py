@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from .at_step import LossAtStep, Steps, at_step, faults_of_step, with_steps
+from .at_step import LossAtStep, Steps, at_step, checked, with_steps
 from .checks import faults_of_scale
 from .directions import Cotangents, Directions, given_of, offset_of
 from .errors import in_words, need_tensor, refuse
@@ -237,7 +237,7 @@ class SobolevLoss(torch.nn.Module):
             ...         return loss
             ...     loss = optimizer.step(closure)
         """
-        refuse(faults_of_step(step))
+        step = checked(step)
         if not torch.compiler.is_compiling():
             with_steps(self)
         return LossAtStep(self, step)

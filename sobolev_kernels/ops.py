@@ -149,9 +149,14 @@ def inputs_of(problem: Problem, operands: Operands) -> tuple[torch.Tensor | None
 NO_COTANGENTS = (None,) * 3
 
 
-def differentiate(ctx, cotangents: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
-    """Gradients of what `inputs_of` gives, None where there is none, from the cotangents of the op's outputs."""
-    problem, (operands, finished) = ctx.problem, saved(ctx)
+def differentiate(
+    ctx, cotangents: tuple[torch.Tensor | None, ...], read: Operands | None = None
+) -> list[torch.Tensor | None]:
+    """Gradients of what `inputs_of` gives, None where there is none, from the cotangents of the op's outputs.
+
+    `read`: the operands of derivatives, if they were; a checkpoint gives what was saved only once.
+    """
+    problem, (operands, finished) = ctx.problem, saved(ctx) if read is None else (read, [])
     if all(g is None for g in cotangents):
         return [None] * (5 + ctx.count)
     need_no_batch(*cotangents)

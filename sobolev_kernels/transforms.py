@@ -72,5 +72,5 @@ def need_no_transforms(*tensors: torch.Tensor | None) -> None:
     if transformed:
         raise NotProvided(
             "torch.func: grad, vjp, vmap and what is made of them do not go through the fused step; "
-            'use torch.autograd, or pass backend="reference"'
+            'use torch.autograd, of an ensemble a call for each member, or pass backend="reference"'
         )

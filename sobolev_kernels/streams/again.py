@@ -100,7 +100,7 @@ class Again(torch.autograd.Function):
                 made = step.make(ops.empty_like, parameters)
                 step.run(addresses, made, (0, 0))
                 return None, None, None, *gradients_in(problem, made)
-        found = differentiated(ctx, cotangents)
+        found = differentiated(ctx, cotangents, Operands(x, parameters, given, weights=ctx.weights))
         asked = ops.backward_of(problem, DERIVATIVES_GRADIENTS, PROJECTED, NONE)
         learn(known.backs, asked, Operands(x, parameters, given, None, *cotangents))
         return found
@@ -110,9 +110,11 @@ class Again(torch.autograd.Function):
         refuse_forward_mode()
 
 
-def differentiated(ctx, cotangents: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
-    """What a backward gives, the long way."""
-    dx, dgiven, _, _, _, *dparameters = ops.differentiate(ctx, cotangents)
+def differentiated(
+    ctx, cotangents: Sequence[torch.Tensor | None], read: Operands | None = None
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """What a backward gives, the long way; of operands that were `read`, or will be."""
+    dx, dgiven, _, _, _, *dparameters = ops.differentiate(ctx, cotangents, read)
     return None, None, None, dx, dgiven, *dparameters
 
 

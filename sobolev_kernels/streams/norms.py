@@ -206,6 +206,17 @@ def cdist(x1, x2, p=2.0, compute_mode=None):
     return vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+@rule("pairwise_distance", twice=True)
+def pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
+    return vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+@rule("cosine_similarity", twice=True)
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    a, b = (x / torch.linalg.vector_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2))
+    return (a * b).sum(dim)
+
+
 @rule("matrix_norm", spaces=(torch.linalg,), twice=True)
 def matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None):
     if ord != "fro":

@@ -189,6 +189,12 @@ def einsum(equation, *operands):
     return curved(like, y, t, 2 * sum(along(dict(two)) for two in pairs))
 
 
+@rule("bilinear", twice=True)
+def bilinear(input1, input2, weight, bias=None):
+    y = einsum("...i,oij,...j->...o", input1, weight, input2)
+    return y if bias is None else y + bias
+
+
 LETTERS = "zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA"
 
 

@@ -23,12 +23,12 @@ NAMES = """
     cummax cummin sort topk median kthvalue msort nansum nanmean diff
     scatter scatter_add scatter_reduce index_add index_copy index_fill masked_scatter masked_select take put
     diagonal_scatter select_scatter slice_scatter diagflat max_unpool1d max_unpool2d max_unpool3d gradient trapz
-    inverse inv cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
+    cholesky matrix_power multi_dot solve_triangular eigvalsh pinv cholesky_solve svdvals qr
     inv_ex cholesky_ex vecdot
     cov corrcoef cumulative_trapezoid trapezoid quantile addbmm addcdiv block_diag std_mean var_mean aminmax
     vstack hstack dstack column_stack renorm
     i0 i0e i1 digamma polygamma erfcx ndtr log_ndtr entr xlog1py
-    bilinear cosine_similarity pairwise_distance mse_loss smooth_l1_loss huber_loss l1_loss binary_cross_entropy
+    mse_loss smooth_l1_loss huber_loss l1_loss binary_cross_entropy
     binary_cross_entropy_with_logits kl_div cross_entropy_loss nll_loss_nd
 """.split()
 # Those of them that are linear in all that depends on the inputs together, but for kinks and jumps: what maps first
@@ -40,7 +40,7 @@ LINEAR = """
 """.split()
 # Those that are linear, or affine, in each argument while the others stay.
 IN_EACH = """
-    inner addmv addr cross linalg_cross kron tensordot multi_dot vecdot addbmm bilinear trapz
+    inner addmv addr cross linalg_cross kron tensordot multi_dot vecdot addbmm trapz
     trapezoid cumulative_trapezoid quantile nll_loss_nd
 """.split()
 # Of each number by itself, and of those in its place of other arguments: by autograd, twice.
