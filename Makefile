@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-.PHONY: demo ready test test-ptx sanitize wheel bench bench-pytest check format clean
+.PHONY: demo ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
@@ -63,6 +63,12 @@ wheel: $(READY)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt build/empty/bin/python -m pip install --quiet --disable-pip-version-check $(DIST)/*.whl
 	cd build/empty && bin/python -m sobolev_kernels.testing
 	ls -l $(DIST)
+
+# The documentation as a site, in build/site; a warning is an error
+docs: $(READY)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: $(READY)
 	$(BIN)/python -m bench

@@ -100,6 +100,14 @@ def test_public_names_are_documented(name):
     assert any(re.search(rf"\b{name}\b", text(page)) for page in PAGES if page.name != "CHANGELOG.md")
 
 
+def test_the_site_has_every_page_and_every_public_name():
+    site = text(ROOT / "mkdocs.yml")
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    assert not [page for page in pages if f" {page}\n" not in site]
+    named = set(re.findall(r"^::: sobolev_kernels\.(\w+)$", text(ROOT / "docs/api.md"), re.MULTILINE))
+    assert {name for name in sk.__all__ if callable(getattr(sk, name))} <= named
+
+
 def test_sections_that_the_code_points_to_exist():
     numbers = set(re.findall(r"^## (\d+)\.", text(ROOT / "docs/math.md"), re.MULTILINE))
     pointed = {n for source in SOURCES for n in re.findall(r"docs/math\.md, section (\d+)", text(source))}
