@@ -1,4 +1,4 @@
-"""What `mkdocs.yml` has done beside mkdocs' own: pages that are files of the repository, and links that leave the site."""
+"""What `mkdocs.yml` has done beside mkdocs: pages that are files of the repository, and links that leave the site."""
 
 from __future__ import annotations
 
