@@ -285,6 +285,23 @@ def test_hooks_of_the_optimizer_are_called():
     assert called == [True] * 9
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_called(register):
+    """At every step: one that changes a gradient changes the training."""
+    model, calls = student(), []
+
+    def hook(tensor):
+        calls.append(tensor)
+        if register == "register_hook":
+            return tensor * 0
+        tensor.grad.zero_()
+
+    before = model[0].weight.detach().clone()
+    getattr(model[0].weight, register)(hook)
+    trained(model)
+    assert len(calls) == 9 and torch.equal(model[0].weight, before)
+
+
 def test_any_loss_takes_part():
     """Order 2 with a Hessian, cotangents, classes, images: each validates too."""
     hessian = (2 * torch.eye(D)).expand(N, 1, D, D)

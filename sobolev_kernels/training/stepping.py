@@ -69,6 +69,11 @@ def evaluated_at(loss: SobolevLoss, student: torch.nn.Module, batch: Data, offse
     )
 
 
+def has_hooks(parameter: torch.Tensor) -> bool:
+    """Whether autograd is to call someone with its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
 class Direct(Stepper):
     """The same of a call that is kept and whose gradients come beside its loss, without autograd; and of a fused Adam
     without his bookkeeping. Whatever is out of the ordinary goes the way of any step."""
@@ -124,6 +129,8 @@ class Direct(Stepper):
         )
         usual = call is not None and call.kept is not None and call.chain is None and call.fold is None
         if not usual or not (call.kept.finished and call.kept.differentiable):
+            return None
+        if any(map(has_hooks, call.made_of.parameters)):
             return None
         problem = call.kept.problem
         return None if problem.input_gradient or problem.given_gradient else call
