@@ -173,11 +173,17 @@ def dumbbells(axes, rows: list[dict], labels: Sequence[str], metric: str, method
         axes.scatter(numbers, places, facecolor=face, edgecolor=COLOURS[method], **style)
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
     axes.margins(x=0.08)
-    few = ends.max() / ends.min() < 30  # of a scale so short, 2 and 5 are named too
+    name_ticks(axes)
+    bare(axes)
+
+
+def name_ticks(axes) -> None:
+    """Of a logarithmic scale from left to right."""
+    low, high = axes.get_xlim()
+    few = high / low < 50  # of a scale so short, 2 and 5 are named too
     axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5) if few else (1,), numticks=12)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    bare(axes)
 
 
 def seeds_of(rows: list[dict]) -> str:

@@ -30,6 +30,7 @@ from experiment import (
     dumbbells,
     figure_of,
     legend_of,
+    name_ticks,
     options_of,
     parser_of,
     predictions,
@@ -176,6 +177,7 @@ def draw(rows: list[dict], drawn: dict[str, np.ndarray]):
         low, high = (f(axis.get_xlim()[j] for axis in axes[1 + i]) for j, f in enumerate((min, max)))
         for axis in axes[1 + i]:
             axis.set_xlim(low, high)
+            name_ticks(axis)
     figure.supxlabel(f"{seeds_of(rows)}, relative: 1 is as bad as the mean, or a gradient of 0")
     legend_of(figure, STUDENTS, {"tanh": False, "relu": True})
     return figure
