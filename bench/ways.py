@@ -122,7 +122,7 @@ def ways_of(student: nn.Module, kind: str, compiled: bool) -> dict[str, Callable
     found = {OURS: ours, BACKWARD: backward}
     if normed:
         found[WRITTEN] = partial(with_written_norms, backward)
-    if forward and not normed:
+    if forward and not normed and not compiled:  # compiled by PyTorch 2.13, a derivative of it ends the process
         found[VMAP] = by_vmap
     if forward and hasattr(student, "streams"):
         found[HAND] = by_hand
