@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
+from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
+
+EXACTLY = ANOTHER_WAY["rtol"]
 
 N, D = 400, 3  # enough for differences between neighbours in three columns
 GENERATOR = torch.Generator().manual_seed(0)
@@ -174,21 +177,21 @@ TARGETS = {
 def test_errors_are_those_of_autograd(targets):
     error = sk.derivative_error(STUDENT, targets, X)
     student = jacobian_of(STUDENT)
-    assert error["value"].error == pytest.approx(relative(STUDENT(X).detach(), Y), rel=1e-9)
-    assert error["gradient"].error == pytest.approx(relative(student, J), rel=1e-9)
+    assert error["value"].error == pytest.approx(relative(STUDENT(X).detach(), Y), rel=EXACTLY)
+    assert error["gradient"].error == pytest.approx(relative(student, J), rel=EXACTLY)
     found = {(row.kind, row.output, row.column): row for row in error.rows}
-    assert found["gradient", 1, None].error == pytest.approx(relative(student[:, 1], J[:, 1]), rel=1e-9)
+    assert found["gradient", 1, None].error == pytest.approx(relative(student[:, 1], J[:, 1]), rel=EXACTLY)
     of_column = found["gradient", None, 2]
-    assert of_column.error == pytest.approx(relative(student[..., 2], J[..., 2]), rel=1e-9)
+    assert of_column.error == pytest.approx(relative(student[..., 2], J[..., 2]), rel=EXACTLY)
     r = np.corrcoef(student[..., 2].flatten(), J[..., 2].flatten())[0, 1]
-    assert of_column.correlation == pytest.approx(r, rel=1e-9)
-    assert error.entries["gradient"][1, 2] == pytest.approx(relative(student[:, 1, 2], J[:, 1, 2]), rel=1e-9)
+    assert of_column.correlation == pytest.approx(r, rel=EXACTLY)
+    assert error.entries["gradient"][1, 2] == pytest.approx(relative(student[:, 1, 2], J[:, 1, 2]), rel=EXACTLY)
     v = sk.Directions.sphere(1, seed=0).tensor(X)[0]
     hessians = [
         torch.func.vmap(torch.func.hessian(lambda one, f=f: f(one[None])[0]))(X).detach() for f in (STUDENT, smooth)
     ]
     curves = [torch.einsum("nodw,nw->nod", hessian, v) for hessian in hessians]
-    assert error["Hessian-vector"].error == pytest.approx(relative(*curves), rel=1e-7)
+    assert error["Hessian-vector"].error == pytest.approx(relative(*curves), rel=BY_DIFFERENCE["atol"])
     assert error.log() == {kind: error[kind].error for kind in ("value", "gradient", "Hessian-vector")}
 
 
@@ -211,7 +214,7 @@ def test_errors_of_other_targets(settings, kinds):
     assert all(row.error < 1e-7 and row.correlation > 1 - 1e-7 for row in none.rows)
     own = sk.Targets.from_teacher(STUDENT, X, **settings)
     first = targets.derivative, own.derivative
-    assert error[kinds[1]].error == pytest.approx(relative(first[1], first[0]), rel=1e-9)
+    assert error[kinds[1]].error == pytest.approx(relative(first[1], first[0]), rel=EXACTLY)
 
 
 def test_what_cannot_be_compared_is_left_out():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
+from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -28,6 +29,8 @@ from differential_ml import (  # noqa: E402
     prices_of,
     relative_errors,
 )
+
+WITHIN = ROUNDED_WITHIN["rtol"]
 
 
 def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
@@ -104,7 +107,7 @@ def test_scaling_is_consistent_both_ways():
     prices, deltas = prices_of(scaler, student, x)
     slopes = student[0].weight.detach().double() * scaler.y_scale / scaler.x_scale
     torch.testing.assert_close(deltas, slopes.expand_as(deltas))
-    torch.testing.assert_close(prices - prices[0], (x - x[0]) @ slopes[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prices - prices[0], (x - x[0]) @ slopes[0], **CLOSE_IN_SINGLE)
 
 
 @pytest.mark.parametrize("d", ASSETS)
@@ -121,10 +124,10 @@ def test_balance_is_that_of_differential_ml(d):
         return history["loss"][0]
 
     balanced = LOSSES["balanced"]
-    assert trained(u, targets, balanced, None) == pytest.approx(balanced(first, u, targets).item(), rel=1e-5)
+    assert trained(u, targets, balanced, None) == pytest.approx(balanced(first, u, targets).item(), rel=WITHIN)
     scale = 1 / targets.jacobian.square().mean((0, 1)).sqrt()
     by_hand = sk.SobolevLoss(derivatives="exact", weights=(1 / (1 + d), d / (1 + d)), input_scale=scale)
-    assert trained(u, targets, balanced, 64) == pytest.approx(trained(u, targets, by_hand, 64), rel=1e-5)
+    assert trained(u, targets, balanced, 64) == pytest.approx(trained(u, targets, by_hand, 64), rel=WITHIN)
     assert PLAN.epochs(8192, 300) == 10
 
 

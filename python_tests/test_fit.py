@@ -9,6 +9,7 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels import call
+from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 from sobolev_kernels.training import arguments, captured
 from sobolev_kernels.training.batches import Batches, Data
 from sobolev_kernels.training.checkpoint import load
@@ -76,8 +77,8 @@ def test_it_is_the_loop_by_hand(optimizer, kind):
             total, steps = total + loss.item() * len(index), steps + 1
         losses.append(total / N)
     for ours, theirs in zip(parameters(model), parameters(other), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(history["loss"], losses, rtol=1e-5, atol=0)
+        torch.testing.assert_close(ours, theirs, **ROUNDED_WITHIN)
+    torch.testing.assert_close(history["loss"], losses, **ROUNDED_WITHIN)
     assert history.steps == steps == 12
 
 
@@ -175,10 +176,10 @@ def test_the_best_epoch_is_restored():
     assert all(map(torch.equal, parameters(model), seen[best][1]))
     y = model(X[:20])
     error = (y - TARGETS.values[:20]).square().mean().sqrt() / TARGETS.values[:20].std(correction=0)
-    torch.testing.assert_close(history.best["value_error"], error.item(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(history.best["value_error"], error.item(), **CLOSE_IN_SINGLE)
     (dy,) = torch.autograd.grad(model(x := X[:20].clone().requires_grad_()).sum(), x)
     error = (dy - 2 * X[:20]).norm() / (2 * X[:20]).norm()
-    torch.testing.assert_close(history.best["derivative_error"], error.item(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(history.best["derivative_error"], error.item(), **CLOSE_IN_SINGLE)
 
 
 def test_a_student_of_units():
@@ -201,14 +202,14 @@ def test_teachers_and_seeds_and_samples(monkeypatch):
     """A teacher, bare or in targets, is that of the Jacobian computed once; seeded directions stay with samples."""
     teacher = lambda x: x.square().sum(1, keepdim=True)  # noqa: E731
     runs = [trained(student(), targets=t)["loss"] for t in (TARGETS, teacher, sk.Targets(teacher=teacher))]
-    assert runs[0] == pytest.approx(runs[1], rel=1e-5) and runs[1] == runs[2]
+    assert runs[0] == pytest.approx(runs[1], rel=ROUNDED_WITHIN["rtol"]) and runs[1] == runs[2]
     monkeypatch.setattr(arguments, "MOST", 0)  # so that he is asked at each step
     along = sk.SobolevLoss(directions=sk.Directions.basis())
     live = trained(student(), targets=teacher, loss=along, validation=0.2)
     monkeypatch.undo()
     once = trained(student(), targets=teacher, loss=along, validation=0.2)
     for column in ("loss", "value_error", "derivative_error"):
-        assert live[column] == pytest.approx(once[column], rel=1e-4)
+        assert live[column] == pytest.approx(once[column], rel=CLOSE_IN_SINGLE["rtol"])
     directions = sk.Directions.sphere(2, seed=5)
     _, tangents = sk.jvp(teacher, X, directions)
     loss = sk.SobolevLoss(weights=(0, 1))
@@ -392,7 +393,7 @@ def test_captured_steps_by_a_graph_that_is_none(monkeypatch):
         loss = EXACT(other, *batch)
         loss.backward()
         by_hand.step()
-        torch.testing.assert_close(ours, loss.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, loss.detach(), **ROUNDED_WITHIN)
     assert len(graphs) == 2 and [g.replays for g in graphs] == [3, 3]
     assert captured.why_not(optimizer, None, X) == "not on CUDA"
 

@@ -7,6 +7,7 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels import call
+from sobolev_kernels.testing.rule import ANOTHER_WAY, CLOSE_IN_SINGLE
 
 torch.manual_seed(0)
 X = torch.rand(40, 3, dtype=torch.float64) * torch.tensor([1.0, 100.0, 1e-3]) + torch.tensor([2000.0, -30.0, 0.0])
@@ -57,7 +58,7 @@ def test_all_units_belong_together(kind):
 
 
 def assert_numbers(a, b):
-    torch.testing.assert_close(a.double(), b.double(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(a.double(), b.double(), **ANOTHER_WAY)
 
 
 def test_columns_that_are_chosen_and_one_output():
@@ -92,7 +93,7 @@ def test_images_and_a_teacher():
     assert scaler.x_scale.shape == (1, 4, 4)
     jacobian = torch.ones(12, 2, 1, 4, 4)
     u, t = scaler.transform(x, sk.Targets(teacher=teacher, values=teacher(x).detach()))
-    torch.testing.assert_close(t.teacher(u), t.values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(t.teacher(u), t.values, **CLOSE_IN_SINGLE)
     _, t = scaler.transform(x, sk.Targets(jacobian=jacobian))
     torch.testing.assert_close(t.jacobian[3, 1], scaler.x_scale / scaler.y_scale[1])
 
@@ -132,8 +133,9 @@ def test_a_scaled_student_is_what_its_forward_says(name, way):
             results = [*losses, *gradients]
         return [r for r in results if r is not None]
 
+    within = ANOTHER_WAY["rtol"]
     for ours, theirs in zip(numbers(student, way), numbers(lambda x: student(x), way), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=within, atol=within * float(theirs.detach().abs().max()))
 
 
 def test_gradients_come_to_the_parameters_and_half_frozen_ones_stay():

@@ -32,6 +32,7 @@ ROUNDED_WITHIN = {"rtol": 1e-5, "atol": 1e-6}  # the same, of a function that ro
 # Of float64 beside central differences of fourth order: what is left of the step, in numbers of about 1.
 BY_DIFFERENCES = {"a rule": 1e-7, "a network": 1e-6, "second derivatives": 1e-5}
 BY_DIFFERENCE = {"rtol": 1e-6, "atol": 1e-7}  # the same, for `torch.testing.assert_close`
+CLOSE_IN_SINGLE = {"rtol": 1e-4, "atol": 1e-5}  # of float32 numbers of about 1 whose rounding nobody follows
 IN_SINGLE = 1e-3  # of a result's largest number, in float32 beside float32 by another way: what is a fault is more
 IN_HALF = 0.05  # of a result's largest number, computed in half precision by a chain of calls
 ODD = 0x2545F4914F6CDD1D  # of xorshift64*, a multiplier that mixes well
