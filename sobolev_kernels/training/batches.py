@@ -10,9 +10,8 @@ import torch
 from ..sampled import with_tensor
 from ..targets import Targets
 
-ROOM = (
-    1 << 26
-)  # bytes of the batches that are gathered at a time: a few epochs of small data, and no second copy of large
+# Bytes of the batches that are gathered at a time: a few epochs of small data, and no second copy of large.
+ROOM = 1 << 26
 
 
 class Data(NamedTuple):
