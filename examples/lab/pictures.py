@@ -59,7 +59,7 @@ def dumbbells(
             axes.scatter(median, place + shift, s=size, lw=1.2, zorder=2, facecolor=face, edgecolor=colour)
     axes.set(xscale="log", yticks=range(len(groups)), yticklabels=labels, ylim=(len(groups) - 0.5, -0.5))
     axes.margins(x=0.08)
-    name_ticks(axes)
+    name_ticks(axes.xaxis)
     bare(axes)
 
 
@@ -75,6 +75,10 @@ def curves(
         axes.plot(places, middle, style, color=colour_of(method), marker="o", ms=4)
         axes.fill_between(places, low, high, color=colour_of(method), alpha=0.15, lw=0)
     axes.set(xscale="log", yscale="log", xlabel=along)
+    places = sorted({row[along] for row in rows})
+    axes.set_xticks(places, [f"{place:,}" for place in places])
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    name_ticks(axes.yaxis)
     bare(axes, "both")
 
 
@@ -89,10 +93,8 @@ def bars(axes, rows: Sequence[dict], metric: str, methods: Sequence[str], budget
     bare(axes, "y")
 
 
-def maps(
-    figure, axes: Sequence, errors: dict[str, np.ndarray], extent: Sequence[float], label: str = "|error|"
-) -> None:
-    """Errors [height, width] by name, side by side in one scale of colours: up to what 99 in 100 of the first are below."""
+def maps(figure, axes: Sequence, errors: dict[str, np.ndarray], extent: Sequence[float], label="|error|") -> None:
+    """Errors [height, width] by name, side by side in one scale of colours, which 1 in 100 of the first exceeds."""
     largest = np.percentile(next(iter(errors.values())), 99)
     style = {"cmap": "magma", "vmin": 0, "vmax": largest, "extent": extent, "origin": "lower", "aspect": "auto"}
     for axis, (name, error) in zip(axes, errors.items(), strict=True):
@@ -101,13 +103,13 @@ def maps(
     figure.colorbar(shown, ax=list(axes), extend="max")
 
 
-def name_ticks(axes) -> None:
-    """Of a logarithmic scale from left to right."""
-    low, high = axes.get_xlim()
+def name_ticks(axis) -> None:
+    """Of a logarithmic scale, an `xaxis` or `yaxis`, as numbers that do not overlap."""
+    low, high = axis.get_view_interval()
     few = high / low < 50  # of a scale so short, 2 and 5 are named too
-    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5) if few else (1,), numticks=12)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
+    axis.get_major_locator().set_params(subs=(1, 2, 5) if few else (1,), numticks=12)
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def legend_of(figure, methods: Sequence[str], marks: dict[str, bool] | None = None) -> None:
