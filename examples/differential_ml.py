@@ -29,8 +29,6 @@ is about the best one for the ordinary student: with more of them, as at equal t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -61,8 +59,9 @@ from lab import (
     trials,
 )
 from lab.lines import print_lines
-from lab.times import in_turns, report_times, step_of
+from lab.times import report_times
 from lab.training import STEPS, TIME, VALUES_ALONE
+from lab.ways import times_of_ways
 from rich.console import Console
 
 import sobolev_kernels as sk
@@ -189,7 +188,7 @@ def draw_predictions(axes, drawn: dict[str, np.ndarray], student: str, i: int) -
 
 
 def draw(rows: list[dict], case: Case, drawn: dict[str, np.ndarray]):
-    figure = figure_of((15, 9.5))
+    figure = figure_of((13.5, 8.5))
     axes = figure.subplots(3, 5, width_ratios=(1, 1, 1, 1, 1.4))
     groups = list({(row["d"], row["N"]): {"d": row["d"], "N": row["N"]} for row in rows}.values())
     names = [f"{g['d']} asset{'s' if g['d'] > 1 else ''}\n{g['N']:,} paths" for g in groups]
@@ -235,17 +234,6 @@ def by_hand_twice(student: torch.nn.Module, u: torch.Tensor, method: Method) -> 
     return sum(weight * (f - wanted).square().mean() for weight, f, wanted in pairs)
 
 
-def ways_of(first: torch.nn.Module, u: torch.Tensor, method: Method, targets: sk.Targets, hand: Callable):
-    """Steps of copies of a student: by the kernel, by the reference, and by a loss that was written by hand."""
-    ways = {}
-    for way, backend in (("fused", None), ("reference", "reference")):
-        loss = sk.SobolevLoss(**method.settings, backend=backend)
-        student = deepcopy(first)
-        ways[way] = step_of(student, partial(loss, student, u, targets))
-    student = deepcopy(first)
-    return ways | {"by hand": step_of(student, partial(hand, student))}
-
-
 def times(settings: Settings, console: Console) -> None:
     """Of a step with deltas, and with gammas."""
     rows, once = [], Method({"derivatives": "exact"})
@@ -257,10 +245,12 @@ def times(settings: Settings, console: Console) -> None:
         scaler, u, targets = labels(x, paths)
         twice = with_gamma(scaler, targets, paths.gamma)
         first = sk.MLP(d, 1, width=WIDTH, depth=DEPTH, activation="softplus")
-        deltas = ways_of(first, u, once, targets, partial(by_hand, u=u, targets=targets))
-        gammas = ways_of(first, u, twice, twice.targets, partial(by_hand_twice, u=u, method=twice))
-        for name, ways in (("deltas", deltas), ("deltas and gammas", gammas)):
-            rows.append({"case": f"d = {d}, {name}", **in_turns(ways)})
+        for name, method, hand in (
+            ("deltas", once, partial(by_hand, u=u, targets=targets)),
+            ("deltas and gammas", twice, partial(by_hand_twice, u=u, method=twice)),
+        ):
+            step = f"{PLAN.batch} paths of {d} assets, {name}"
+            rows.append({"step": step, **times_of_ways(first, method, u, targets, hand)})
     report_times(rows, settings, NAME, console)
 
 

@@ -20,7 +20,6 @@ Width, frequency and learning rate were chosen with seeds below 1000; those of a
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -51,8 +50,9 @@ from lab import (
     trials,
 )
 from lab.lines import print_lines
-from lab.times import in_turns, report_times, step_of
+from lab.times import report_times
 from lab.training import STEPS, TIME, VALUES_ALONE
+from lab.ways import times_of_ways
 from rich.console import Console
 from torch import nn
 
@@ -222,27 +222,22 @@ def draw(rows: list[dict], case: Case, drawn: dict[str, np.ndarray]):
     return figure
 
 
+def by_hand(student: nn.Module, x: torch.Tensor, y: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    """The loss of values and gradients, by PyTorch's double backward."""
+    x = x.detach().requires_grad_()
+    found = student(x)
+    (slope,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+    return (found - y).square().mean() + (slope - dy).square().mean()
+
+
 def times(settings: Settings, console: Console) -> None:
-    """Of a step on values and gradients: by the kernel, the reference, and PyTorch's double backward."""
     field = picture()
     _, pixels = split(0, PLAN.batch)
     x, y, dy = field.x[pixels], field.y[pixels], field.dy[pixels]
-    targets = sk.Targets(values=y, jacobian=dy[:, None])
-
-    def by_hand(student: nn.Module) -> torch.Tensor:
-        inputs = x.detach().requires_grad_()
-        found = student(inputs)
-        (slope,) = torch.autograd.grad(found.sum(), inputs, create_graph=True)
-        return (found - y).square().mean() + (slope - dy).square().mean()
-
-    first, ways = siren(0), {}
-    for way, backend in (("fused", None), ("reference", "reference")):
-        student, loss = deepcopy(first), sk.SobolevLoss(derivatives="exact", backend=backend)
-        ways[way] = step_of(student, partial(loss, student, x, targets))
-    student = deepcopy(first)
-    ways["by hand"] = step_of(student, partial(by_hand, student))
-    name = f"values and gradients, {PLAN.batch} pixels, 2 -> {WIDTH} x {DEPTH} -> 1"
-    report_times([{"case": name, **in_turns(ways)}], settings, NAME, console)
+    targets, hand = sk.Targets(values=y, jacobian=dy[:, None]), partial(by_hand, x=x, y=y, dy=dy)
+    step = f"{PLAN.batch} pixels, 2 -> {WIDTH} x {DEPTH} -> 1"
+    found = times_of_ways(siren(0), Method({"derivatives": "exact"}), x, targets, hand)
+    report_times([{"step": step, **found}], settings, NAME, console)
 
 
 def cases_of(settings: Settings) -> list[Case]:

@@ -1,59 +1,46 @@
-"""Times of a step of training, the same by several ways: taken in turns, printed and written."""
+"""The times of steps beside each other: a slice of each in turn, so that what disturbs one disturbs all."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from .command import Settings
 from .tables import write_csv
 
-ROUNDS, WARM = 60, 5
+WARM, SLICE = 20, 0.02
 
 
-def step_of(student: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """A step of this loss: its gradients, and Adam."""
-    optimizer = torch.optim.Adam(student.parameters(), fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
-
-
-def in_turns(steps: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Milliseconds of each, medians, on one thread: in turns, so that what slows the machine down slows all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    try:
-        for i in range(WARM + rounds):
-            for name, step in steps.items():
-                start = time.perf_counter()
+def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median milliseconds of each step, of the processor's time: a slice of each in turn, so many rounds."""
+    counts = {}
+    for name, step in steps.items():
+        start = time.process_time()
+        for _ in range(WARM):
+            step()
+        counts[name] = max(int(SLICE * WARM / max(time.process_time() - start, 1e-6)), 1)
+    slices = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            for _ in range(counts[name]):
                 step()
-                if i >= WARM:
-                    seconds[name].append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return {name: float(np.median(times)) * 1e3 for name, times in seconds.items()}
+            slices[name].append((time.process_time() - start) / counts[name] * 1e3)
+    return {name: statistics.median(found) for name, found in slices.items()}
 
 
 def report_times(rows: Sequence[dict], settings: Settings, name: str, console: Console) -> None:
-    """Rows {"case": …, way: milliseconds, …}, whose first way the others are held against; and their CSV."""
-    _, first, *others = rows[0]
-    table = Table(box=None, padding=(0, 2, 0, 0), title=f"{name}: a step of training, Adam included, on one thread, ms")
+    """The times of steps as a table and as NAME_times.csv, with how many times as long others take as the fused one."""
+    table = Table(box=None, padding=(0, 1, 0, 0), title="Loss and backward of a batch, ms on one thread")
+    rows = [row | {f"{n} ÷ fused": row[f"{n} ms"] / row["fused ms"] for n in ("reference", "by hand")} for row in rows]
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "case" else "right")
+        table.add_column(column, justify="left" if column == "step" else "right")
     for row in rows:
-        cells = [f"{row[way]:.3f} ({row[way] / row[first]:.2f}×)" for way in others]
-        table.add_row(row["case"], f"{row[first]:.3f}", *cells)
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
     write_csv(rows, settings.out / f"{name}_times.csv")
     console.print(f"see {settings.out / f'{name}_times.csv'}", soft_wrap=True)
