@@ -120,7 +120,7 @@ def section(path: Path) -> tuple[str, list[str]]:
             lines.append(picture(name, match[2], match[3]))
         else:
             lines.append(table(name, match[2]))
-    return "\n".join(lines), claims
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), claims
 
 
 def sections() -> Iterator[Path]:
