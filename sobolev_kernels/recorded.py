@@ -1,8 +1,8 @@
 """Pairs of a value and its tangents while a compiler traces the call.
 
 Dynamo follows the student as he is, so that whatever he reads is watched. What pairs make of him is recorded beside
-that, from the same parameters and buffers, by the tracer below dynamo. For a record all that is neither of these nor the
-inputs is constant: a student who reads more is differentiated by the transforms that dynamo follows.
+that, from the same parameters and buffers, by the tracer below dynamo. All else but the inputs is a constant of the
+record: a student who reads more is differentiated by the transforms that dynamo follows.
 """
 
 from __future__ import annotations
