@@ -10,10 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import sobolev_kernels as sk
 from sobolev_kernels.backends import core, cpu
 from sobolev_kernels.command import timed
 from sobolev_kernels.command.line import app
 from sobolev_kernels.testing import verify
+from sobolev_kernels.testing.compare import on_device
 from sobolev_kernels.testing.speed import measure, timing
 from sobolev_kernels.testing.speed.baselines import DOUBLE_BACKWARD
 from sobolev_kernels.testing.speed.cases import EXACT, Case
@@ -72,6 +74,13 @@ def test_verify():
         assert all(row["outcome"] == "right" for row in here)
         assert all(0 < row["error_over_allowed"] <= 1 for row in here if row["check"] != "the same bits twice")
     assert {row["backend"] for row in rows} == {"cpu", "cuda", "triton", "streams", "reference"}
+
+
+def test_what_verify_takes_to_a_device():
+    """A teacher too; of the CPU the targets as they are."""
+    targets = sk.Targets(teacher=torch.nn.Linear(2, 1), values=torch.ones(3, 1))
+    there = on_device(targets, "meta")
+    assert there.values.is_meta and there.teacher.weight.is_meta and on_device(targets, "cpu") is targets
 
 
 @pytest.mark.parametrize("asked", [[], ["--all"], ["--json"]], ids=str)
