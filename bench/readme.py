@@ -1,4 +1,4 @@
-"""The tables of README, from what `python -m bench` wrote: `python -m bench.readme results/*.csv`.
+"""The tables of docs/speed.md, from what `python -m bench` wrote: `python -m bench.readme results/*.csv`.
 
 Of each case the last run counts, and everything in a row is of one run.
 """
