@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ..testing import verify as verifying
-from . import tables
+from . import tables, timed
 from .explained import NoStudent, as_dict, explained, inputs_for, student_in
 from .info import info as informed
 
@@ -59,6 +59,36 @@ def info(as_json: AsJSON = False) -> None:
         show_json(found)
     else:
         Console().print(tables.of_info(found))
+
+
+@app.command()
+def bench(
+    as_json: AsJSON = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time what torch.compile makes, too.")
+    ] = True,
+) -> None:
+    """Time a step of training on this machine's CPU beside what can be written in PyTorch, at sizes small and large,
+    each checked against float64 first. Takes under two minutes; exits with 1, without times, if a number is wrong."""
+    console, said = Console(), timed.where()
+    if not as_json:
+        for line in tables.of_where(said):
+            console.print(line)
+    cases, results = timed.chosen(), []
+    with Console(stderr=True).status("") as status:
+        measured = timed.timed(cases, compiled)
+        for case in cases:
+            status.update(f"checking and timing {case}")
+            results.append(next(measured))
+            if not as_json:
+                console.print(tables.title_of(results[-1][0]))
+                console.print(tables.of_case(*results[-1]))
+    bad = timed.wrong([result for result, _ in results])
+    if as_json:
+        show_json({"right": not bad, "where": said, "cases": [timed.as_dict(*result) for result in results]})
+    else:
+        console.print(tables.of_all([result for result, _ in results]))
+    raise typer.Exit(WRONG if bad else OK)
 
 
 @app.command()
