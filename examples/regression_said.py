@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 METRICS = ("value", "gradient")
-COMPARED = ("sobolev", "P = 1", "P = 2", "order 2", "shuffled", "balanced", "validated")
+COMPARED = ("sobolev", "P = 1", "P = 2", "order 2", "shuffled", "huber", "balanced", "validated")
 BUDGET_NAMES = (STEPS, TIME)
 MOST = 2000  # samples whose nearest neighbours are looked for
 
@@ -159,7 +159,8 @@ def print_measures(measured: dict[tuple[str, int], dict[str, float]], console: C
     sizes = sorted({N for _, N in measured})
     caption = (
         "agreement: correlation of a sample's gradient with that of the nearest other sample, 0: it says nothing of "
-        "what is between them; 1 % largest: their part of the squares; term: derivative term at weight 1 over value term"
+        "what is between them; 1 % largest: their part of the squares; term: the derivative term at weight 1, where "
+        "the value term is 1"
     )
     names = ("function", *(f"agreement, {N:,}" for N in sizes), "1 % largest", "term")
     table = table_of("What the gradients of the samples are like", caption, names, 1)
