@@ -209,17 +209,16 @@ def sizes_of(settings: Settings) -> tuple[int, ...]:
 
 
 def cases_of(settings: Settings) -> list[Case]:
-    """Seed by seed, so that a run that is stopped has all of some seeds; within one, the longest first."""
-    effort, seeds = settings.effort, range(settings.seeds)
-    steps = {Effort.full: 1000, Effort.short: 1000, Effort.tiny: 5}[effort]
-    sizes = sizes_of(settings)
+    """Seed by seed, so that a run that is stopped has all of some seeds; at last the longer ones."""
+    effort, steps = settings.effort, 5 if settings.effort == Effort.tiny else 1000
     cases = []
-    for seed in seeds:
-        if effort == Effort.full and seed < LONGER_SEEDS:
+    for seed, N in product(range(settings.seeds), reversed(sizes_of(settings))):
+        for f, a in product(FUNCTIONS, ACTIVATIONS):
+            cases.append(Case(f, a, N, seed, steps, validated=effort == Effort.full or f in LOST))
+    if effort == Effort.full:
+        for seed in range(min(settings.seeds, LONGER_SEEDS)):
             keys = product((10_000, 1000), LOST, ACTIVATIONS)
             cases += [Case(f, a, N, seed, 10 * steps, longer=True) for N, f, a in keys]
-        for N, f, a in product(reversed(sizes), FUNCTIONS, ACTIVATIONS):
-            cases.append(Case(f, a, N, seed, steps, validated=effort == Effort.full or f in LOST))
     return cases
 
 
