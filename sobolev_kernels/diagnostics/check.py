@@ -50,7 +50,7 @@ class TargetCheck:
             return (
                 "not told: the derivatives explain none of the differences of values between neighbours, which are "
                 "noisy, or too far apart for derivatives that change so fast; then they teach a student little of "
-                "what is between: choose their weight on validation data. More samples tell, or a callable that gives values"
+                "what is between: choose their weight on validation data. More samples tell, or a callable"
             )
         if self.ok is None:
             return (
