@@ -335,6 +335,17 @@ def test_fresh_directions_do_not_lead_lbfgs_astray():
     assert history["loss"][-1] < 0.1 * history["loss"][0]
 
 
+def test_a_learning_rate_near_0_is_no_line_search():
+    """One batch, the same parameters again and again: warnings are errors here."""
+    x, loss = torch.rand(20, 2), sk.SobolevLoss(directions=sk.Directions.sphere(1))
+    targets = sk.Targets(values=torch.rand(20, 1), jacobian=torch.rand(20, 1, 2))
+    student = sk.MLP(2, 1, width=8)
+    sk.fit(student, x, targets, loss=loss, epochs=20, batch_size=None, lr=1e-12, progress=False)
+    with pytest.warns(sk.SobolevWarning, match="evaluated again"):  # a loop of one's own is told as before
+        for _ in range(8):
+            loss(student, x, targets).backward()
+
+
 def test_history_is_a_table(tmp_path):
     history = trained(student(), validation=0.2, epochs=9)
     text = str(history)
