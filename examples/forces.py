@@ -28,13 +28,14 @@ import typer
 from clusters import Places, Units, walk
 from force_methods import BATCH, METHODS, METRICS, Learner, first_net, hand_written
 from lab import (
+    COLOURS,
     Effort,
     Outcome,
     Settings,
-    dumbbells,
     figure_of,
     interleaved,
-    legend_of,
+    lines,
+    marks_of,
     number,
     print_by_method,
     report,
@@ -52,6 +53,9 @@ import sobolev_kernels as sk
 
 NAME, PACE = "forces", "both"
 WALKERS, TEST_WALKERS, EACH = 100, 50, 10
+# As energies alone are ordinary training, and energies with forces Sobolev training.
+COLOURS |= {"energy": COLOURS["ordinary"], "both": COLOURS["sobolev"], "forces": "tab:red", "half": "tab:cyan"}
+COLOURS |= {"half alone": "tab:gray", "along v": "tab:purple", "along v, vHv": "tab:green"}
 # Width, batch and rate were chosen by the errors of seed 0.
 FRESH = 1
 STEPS_OF = {Effort.full: 2000, Effort.short: 600, Effort.tiny: 5}
@@ -134,17 +138,15 @@ def verdict(rows: list[dict], console: Console) -> None:
 
 
 def draw(rows: list[dict]):
-    figure = figure_of((12, 4.6))
     places = list(dict.fromkeys(row["N"] for row in rows))
-    axes = figure.subplots(1, len(METRICS))
-    for axis, metric in zip(axes, METRICS, strict=True):
-        groups = [{"N": N} for N in places]
-        labels = [f"{N:,} places" for N in places]
-        dumbbells(axis, rows, groups, labels, metric, METHODS, shift=-0.12, size=60)
-        dumbbells(axis, rows, groups, labels, metric, METHODS, TIME, hollow=True, shift=0.12, size=60)
-        axis.set_title(f"error of the {metric}")
-    figure.supxlabel(f"rms over rms, on the test; {said_of_seeds(rows)}", fontsize=11)
-    legend_of(figure, METHODS, {"equal steps": False, f"equal time (of {PACE})": True})
+    figure = figure_of((12, 0.7 + 2.7 * len(places)))
+    axes = figure.subplots(len(places), len(METRICS), squeeze=False, sharex="col", sharey=True)
+    for line, N in zip(axes, places, strict=True):
+        for axis, metric in zip(line, METRICS, strict=True):
+            lines(axis, rows_of(rows, N=N), metric, METHODS)
+            axis.set_title(f"error of the {metric}, {N:,} places", fontsize=11)
+    figure.supxlabel(f"rms over rms, on the test; {said_of_seeds(rows)}; equal time: that of {PACE}", fontsize=10)
+    marks_of(figure)
     return figure
 
 

@@ -1,19 +1,16 @@
-"""A table with a line for each method, for experiments with many of them; and the times of steps, interleaved."""
+"""A table and a picture with a line for each method, for experiments with many of them."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from .command import Settings
-from .tables import METHODS, number, rows_of, said_of_seeds, write_csv
+from .pictures import bare, colour_of, name_ticks
+from .tables import METHODS, QUARTILES, number, rows_of, said_of_seeds
 from .training import STEPS, TIME
-
-WARM, SLICE = 20, 0.02
 
 
 def print_by_method(
@@ -59,32 +56,35 @@ def cell(row: dict | None, others: Sequence[dict], metric: str, higher: bool, qu
     return f"[green]{text}[/]" if row[median] == best else text
 
 
-def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median milliseconds of each step, of the processor's time: a slice of each in turn, so many rounds."""
-    counts = {}
-    for name, step in steps.items():
-        start = time.process_time()
-        for _ in range(WARM):
-            step()
-        counts[name] = max(int(SLICE * WARM / max(time.process_time() - start, 1e-6)), 1)
-    slices = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.process_time()
-            for _ in range(counts[name]):
-                step()
-            slices[name].append((time.process_time() - start) / counts[name] * 1e3)
-    return {name: statistics.median(found) for name, found in slices.items()}
+def lines(axes, rows: Sequence[dict], metric: str, methods: Sequence[str], log: bool = True) -> None:
+    """A line for each method: a mark for the median, full at equal steps and hollow at equal time, and a bar from the
+    lower to the upper quartile."""
+    for place, method in enumerate(methods):
+        for budget, shift in ((STEPS, -0.16), (TIME, 0.16)):
+            for row in rows_of(rows, method=method, budget=budget):
+                low, middle, high = (row[f"{metric}_{q}"] for q in QUARTILES)
+                if middle is None:
+                    continue
+                colour = colour_of(method)
+                axes.hlines(place + shift, low, high, color=colour, lw=1.5, zorder=1)
+                face = colour if budget == STEPS else "white"
+                axes.scatter(middle, place + shift, s=40, lw=1.4, zorder=2, facecolor=face, edgecolor=colour)
+    axes.set(yticks=range(len(methods)), yticklabels=[METHODS.get(method, method) for method in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    if log:
+        axes.set_xscale("log")
+        name_ticks(axes.xaxis)
+    bare(axes)
 
 
-def report_times(rows: Sequence[dict], settings: Settings, name: str, console: Console) -> None:
-    """The times of steps as a table and as NAME_times.csv, with how many times as long others take as the fused one."""
-    table = Table(box=None, padding=(0, 1, 0, 0), title="Loss and backward of a batch, ms on one thread")
-    rows = [row | {f"{n} ÷ fused": row[f"{n} ms"] / row["fused ms"] for n in ("reference", "by hand")} for row in rows]
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
-    write_csv(rows, settings.out / f"{name}_times.csv")
-    console.print(f"see {settings.out / f'{name}_times.csv'}", soft_wrap=True)
+def marks_of(figure) -> None:
+    """What marks and bars are."""
+    from matplotlib.lines import Line2D
+
+    dot = {"ls": "", "marker": "o", "ms": 7, "markeredgecolor": "0.3"}
+    handles = [
+        Line2D([], [], markerfacecolor="0.3", label="median at equal steps", **dot),
+        Line2D([], [], markerfacecolor="white", label="at equal time", **dot),
+        Line2D([], [], color="0.3", lw=1.5, label="lower to upper quartile"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
