@@ -17,7 +17,7 @@ ATOMS, K = 6, 18
 I, J = torch.triu_indices(ATOMS, ATOMS, 1)
 PAIRS = len(I)
 EDGE, TEMPERATURE = 1.12, 0.15
-# A walker's moves, of which two in five are taken; those between two of its places that are kept; places left out first.
+# A walker's moves, of which two in five are taken; those between two places that are kept; places left out at first.
 MOVE, APART, SETTLING = 0.02, 100, 10
 
 
