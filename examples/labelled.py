@@ -94,7 +94,7 @@ def named(name: str) -> tuple[Data, Data]:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         known = ", ".join(HERE)
-        raise DataError(f"--dataset: expected one of {known}, torchvision:NAME or MODULE:FUNCTION, got {name!r}")
+        raise DataError(f"expected one of {known}, torchvision:NAME or MODULE:FUNCTION, got {name!r}")
     found = of_torchvision(function) if module == "torchvision" else made_by(module, function)
     if isinstance(found, (tuple, list)):
         if len(found) != 2:

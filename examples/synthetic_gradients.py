@@ -10,6 +10,10 @@ the training data, on a grid that is widened until the best is not at its edge. 
 steps, in which every module and every predictor takes a step of its own; then, at equal time, the quicker ones once
 more with as many steps as the slowest one's time has for them, and with the same rates. The final trainings have seeds
 that tuning did not use, and all data but those of the test, which are looked at last.
+
+Data: the digits of scikit-learn, mnist1d, or any torch data set by the name of a function that gives it, without
+arguments: one data set, of which a quarter is kept for the test, or a pair, for training and for the test. Each entry
+is an input, numbers of any shape, and a label, an integer from 0 on.
 """
 
 from __future__ import annotations
