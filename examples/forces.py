@@ -32,12 +32,12 @@ from lab import (
     Effort,
     Outcome,
     Settings,
+    dots,
     figure_of,
     interleaved,
-    lines,
     marks_of,
     number,
-    print_by_method,
+    print_lines,
     report,
     report_times,
     rows_of,
@@ -143,7 +143,7 @@ def draw(rows: list[dict]):
     axes = figure.subplots(len(places), len(METRICS), squeeze=False, sharex="col", sharey=True)
     for line, N in zip(axes, places, strict=True):
         for axis, metric in zip(line, METRICS, strict=True):
-            lines(axis, rows_of(rows, N=N), metric, METHODS)
+            dots(axis, rows_of(rows, N=N), metric, METHODS)
             axis.set_title(f"error of the {metric}, {N:,} places", fontsize=11)
     figure.supxlabel(f"rms over rms, on the test; {said_of_seeds(rows)}; equal time: that of {PACE}", fontsize=10)
     marks_of(figure)
@@ -162,7 +162,7 @@ def main(
     records, _ = trials(run_case, cases, settings, NAME, console)
     rows = summarise(records, ("N",), METRICS)
     note = f"equal time is that of {PACE}; N: places to learn from"
-    print_by_method("Energies and forces of six atoms", rows, "N", METRICS, console, settings, note)
+    print_lines("Energies and forces of six atoms", rows, METRICS, console, settings, note)
     verdict(rows, console)
     report(rows, draw(rows), settings, NAME, console)
 

@@ -30,7 +30,7 @@ from lab import (
     Effort,
     Outcome,
     Settings,
-    print_by_method,
+    print_lines,
     report,
     report_times,
     rows_of,
@@ -160,7 +160,7 @@ def main(
     print_tuning(tuning, console, settings)
     note = "error: per cent wrong in the test; alignment: cosine of the lowest synthetic gradient and the true one"
     title = "Synthetic gradients: three modules that are trained apart"
-    print_by_method(title, rows, "data", METRICS, console, settings, note, higher=("alignment",))
+    print_lines(title, rows, METRICS, console, settings, note, higher=("alignment",))
     verdict(records, rows, console)
     write_csv(tuning, settings.out / f"{NAME}_rates.csv")
     report(rows, draw(rows, tuning), settings, NAME, console)

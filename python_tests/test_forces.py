@@ -1,7 +1,5 @@
-"""Energies and forces of a cluster: its labels, the walkers, losses as they are by hand, and a tiny run."""
+"""Energies and forces of a cluster: its labels, the walkers, and losses as they are by hand."""
 
-import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import forces  # noqa: E402
 from clusters import K, Units, energy, octahedron, walk  # noqa: E402
-from force_methods import METHODS, METRICS, Learner, first_net, hand_written  # noqa: E402
+from force_methods import METHODS, Learner, first_net, hand_written  # noqa: E402
 
 
 def places(walkers: int = 4):
@@ -93,16 +91,3 @@ def forces_alone(learner: Learner, batch: torch.Tensor) -> torch.Tensor:
     x = learner.learnt.x[batch].requires_grad_()
     (slope,) = torch.autograd.grad(learner.net(x).sum(), x)
     return (slope[:, None] @ learner.learnt.slopes[batch] - learner.learnt.gradient[batch]).square().mean()
-
-
-@pytest.mark.long
-def test_tiny_run_gives_table_picture_and_verdict(tmp_path):
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "forces.py"), "--effort", "tiny", "--workers", "1"]
-    run = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert "20 places, equal time, errors of energy, force, curvature: energy ÷ both" in run.stdout
-    assert (tmp_path / "forces.png").read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / "forces.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["method"], row["budget"]) for row in rows] == [(m, b) for b in ("steps", "time") for m in METHODS]
-    assert torch.tensor([float(row[f"{metric}_median"]) for row in rows for metric in METRICS]).isfinite().all()
