@@ -110,6 +110,12 @@ def made_by(module: str, function: str) -> object:
     make = getattr(module_of(module, f"{module}:{function}", module), function, None)
     if not callable(make):
         raise DataError(f"{module}:{function}: expected a function of this name in the module, got {make!r}")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise DataError(f"{module}:{function}: expected a function without arguments ({error})") from error
+    except ValueError:
+        pass  # of a builtin, which does not tell
     return make()
 
 
@@ -143,13 +149,21 @@ def data_of(entries: object, name: str) -> Data:
     if not pairs or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise DataError(f"{name}: expected entries of an input and a label, got others, as {pairs[:1]!r:.100}")
     try:
-        inputs, labels = ([np.asarray(part) for part in column] for column in zip(*pairs, strict=True))
+        inputs, labels = ([array_of(part) for part in column] for column in zip(*pairs, strict=True))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name}: expected inputs and labels that NumPy can read ({error})") from error
     shapes = {x.shape for x in inputs}
     if len(shapes) > 1:
         raise DataError(f"{name}: expected inputs of one shape, got {', '.join(map(str, sorted(shapes)[:4]))}")
     return data_from(inputs, labels, name)
+
+
+def array_of(part: object) -> np.ndarray:
+    """Of a tensor too that has a gradient, or a dtype that NumPy lacks."""
+    if isinstance(part, torch.Tensor):
+        part = part.detach().cpu()
+        part = part.float() if part.is_floating_point() else part
+    return np.asarray(part)
 
 
 def data_from(x: object, label: object, name: str) -> Data:

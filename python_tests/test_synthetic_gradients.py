@@ -132,6 +132,10 @@ def test_any_torch_data_set_is_read(monkeypatch):
         assert train.x.shape == (counts[0], 6) and train.x.dtype == torch.float32 and train.label.dtype == torch.int64
         torch.testing.assert_close(train.x.std(), torch.tensor(1.0))
         assert abs(train.x.mean()) < 1e-6
+    made = {"requires_grad": True, "dtype": torch.bfloat16}
+    module_with(monkeypatch, "mine", odd=lambda: Entries(*((torch.randn(2, **made), i % 2) for i in range(40))))
+    assert labelled.load.__wrapped__("mine:odd")[0].x.shape == (30, 2)
+    module_with(monkeypatch, "mine", one=lambda: entries(80))
     again = labelled.load.__wrapped__("mine:one")
     assert all(torch.equal(a.x, b.x) for a, b in zip(again, labelled.load.__wrapped__("mine:one"), strict=True))
 
@@ -180,10 +184,11 @@ def test_what_is_no_data_set_is_refused_in_words(name, monkeypatch):
 
 
 def test_names_that_are_none_are_refused_in_words(monkeypatch):
-    module_with(monkeypatch, "mine", thing=3)
+    module_with(monkeypatch, "mine", thing=3, two=lambda a, b: None)
     for name, message in (
         ("cifar", "digits, mnist1d, torchvision:NAME or MODULE:FUNCTION"), (":f", "got ':f'"), ("mine:", "got 'mine:'"),
         ("mine:thing", "a function of this name in the module, got 3"), ("mine:other", "got None"),
+        ("mine:two", "without arguments .*'a'"),
         ("no_such_module:f", "cannot be imported"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
