@@ -35,6 +35,7 @@ from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
 EXPERIMENTS = {
     "differential_ml": (2, 16),
     "field": (1, 8),
+    "forces": (1, 14),
 }
 WITHIN = ROUNDED_WITHIN["rtol"]
 LOOSE = CLOSE_IN_SINGLE
