@@ -10,7 +10,8 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -171,6 +172,20 @@ def seen_of(student: object) -> Seen:
             return Seen(lambda: student)
         SEEN[key] = seen
     return seen
+
+
+@contextmanager
+def fresh_directions_meant(student: object) -> Iterator[None]:
+    """Say nothing of them in a training of ours, which fixes them where its optimizer needs that: of one batch of all
+    samples the parameters may stay as they are for a step, where a schedule ends near 0."""
+    warned = seen_of(student).warned
+    before = FRESH in warned
+    warned.add(FRESH)
+    try:
+        yield
+    finally:
+        if not before:
+            warned.discard(FRESH)
 
 
 def warn(student: object, message: str, what: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..advice import fresh_directions_meant
 from ..directions import Directions
 from ..errors import in_words, need, refuse, whole
 from ..loss import SobolevLoss
@@ -112,7 +113,7 @@ def fit(
     refuse(faults(student, x, loss, epochs, batch_size, scale, generator, weights))
     path = None if checkpoint is None else Path(checkpoint)
     before = None if path is None else files.load(path)
-    with torch.enable_grad(), drawing_from(generator, x.device):
+    with torch.enable_grad(), drawing_from(generator, x.device), fresh_directions_meant(student):
         training = Training(
             student, data_of(x, targets, loss, "targets", (sample_weight, derivative_weight)), loss, epochs, batch_size,
             optimizer, lr, schedule, weights, validation, scale, generator, path, before,
