@@ -1,0 +1,304 @@
+"""Policies of Atari games distilled into students 19 times smaller, with and without derivatives.
+
+The paper's second experiment (Czarnecki et al., 2017) on Breakout and Pong. A teacher, an MLP that `atari/teach.py` has
+taught by PPO, plays from the 128 bytes of the console's memory; students, MLPs of two hidden layers of 32, learn its
+probabilities from states that it met. What they learn:
+
+    ordinary   the teacher's probabilities alone, by their Kullback-Leibler divergence
+    Sobolev    besides the derivatives of log-probabilities by the bytes, of one random combination of them at a time:
+               the paper's form, projected outputs, `cotangents=Cotangents.sphere(1), head="log_softmax"`
+    by inputs  besides the derivatives of all log-probabilities along one random direction of the bytes at a time
+    changing   as Sobolev, but by those bytes alone that ever change: of the others, most of the 128, the teacher never
+               learnt anything, so that its derivatives there are arbitrary
+
+Derivatives are weighed with 1 over the mean square of the teacher's, so that a loss of 1 is that of a student whose
+log-probabilities do not depend on the state. With up to 10,000 states the teacher is asked once for all its
+derivatives, whose projections are drawn anew at each step; with 100,000 states for one projection of each. The time of
+asking counts at equal time, where whoever is quicker than the slowest takes more steps. All times are those of the
+process, which others on its core do not change.
+
+What is reported, on 10,000 states of other games: the divergence from the teacher (KL), how often the likeliest action
+is the same, the error of the derivatives of the log-probabilities over their size, and the score of whole games that
+the student plays with its probabilities, beside that of the teacher and of random play.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from atari.games import play
+from atari.states import states
+from atari.teacher import Teacher, network
+from atari.training import compare
+from lab import (
+    METHODS,
+    Effort,
+    Method,
+    Outcome,
+    Plan,
+    Settings,
+    curves,
+    figure_of,
+    legend_of,
+    print_table,
+    report,
+    run_command,
+    summarise,
+    trials,
+    write_csv,
+)
+from lab.training import STEPS, TIME, train
+from rich.console import Console
+from rich.table import Table
+
+import sobolev_kernels as sk
+
+GAMES = ("Breakout", "Pong")
+METHODS |= {"inputs": "by inputs", "changing": "changing bytes"}
+METRICS = {
+    "KL": "Divergence from the teacher on other states",
+    "agreement": "How often the likeliest action is the teacher's",
+    "gradient": "Error of the derivatives of log-probabilities, over their size",
+}
+HIGHER = ("agreement", "score")
+HEAD = {"head": "log_softmax", "value_loss": "kl"}
+WIDTH, JUDGED = 32, 500
+PLAN = Plan(batch=128, lr=1e-3, schedule="cosine")
+ONCE = 10_000  # with more states the teacher is asked for one projection of each
+
+
+@dataclass(frozen=True)
+class Case:
+    """Of one game, number of states and seed all methods; and how many games those of `PLAYED` play."""
+
+    game: str
+    N: int
+    seed: int
+    steps: int
+    pool: int
+    held_out: int
+    games: int
+
+
+PLAYED = ("ordinary", "sobolev")
+BOUNDS = ("teacher", "random")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Of an effort."""
+
+    games: tuple[str, ...]
+    sizes: tuple[int, ...]
+    played: tuple[int, ...]
+    steps: int
+    held_out: int
+    episodes: int
+    bounding: int
+
+
+EXTENTS = {
+    Effort.full: Extent(GAMES, (100, 1000, 10_000, 100_000), (100, 10_000), 3000, 10_000, 16, 48),
+    Effort.short: Extent(GAMES, (100, 1000), (100,), 1500, 2000, 8, 8),
+    Effort.tiny: Extent(GAMES[:1], (50,), (50,), 20, 100, 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A player that is none of the students."""
+
+    game: str
+    player: str
+    games: int
+
+
+def run_bound(case: Bound) -> Outcome:
+    teacher = Teacher.of(case.game)
+    policy = teacher if case.player == "teacher" else lambda memory: torch.zeros(len(memory), teacher.actions)
+    return Outcome([], {case.player: play(case.game, policy, case.games, seed=3)})
+
+
+def taught(
+    teacher: Teacher, memory: torch.Tensor, changing: torch.Tensor
+) -> tuple[dict[str, Method], dict[str, float]]:
+    """Each method with its targets at these states, and the seconds that the teacher took to say them."""
+    x, columns = teacher.inputs(memory), tuple(changing.nonzero()[:, 0].tolist())
+    projected = {
+        "sobolev": {"cotangents": sk.Cotangents.sphere(1)},
+        "inputs": {"directions": sk.Directions.sphere(1)},
+        "changing": {"cotangents": sk.Cotangents.sphere(1), "wrt": columns},
+    }
+    ask = partial(sk.Targets.from_teacher, teacher.net, batch_size=4096, **HEAD)
+    start = time.process_time()
+    values = sk.Targets(values=teacher.net(x).log_softmax(1))
+    seconds = {"ordinary": time.process_time() - start}
+    methods = {"ordinary": Method(HEAD | {"weights": (1.0, 0.0)}, values)}
+    start = time.process_time()
+    whole = ask(x[:ONCE])
+    seconds |= dict.fromkeys(projected, time.process_time() - start)
+    for name, vectors in projected.items():
+        among = vectors.get("wrt", range(x.shape[1]))
+        jacobian = whole.jacobian if len(among) == x.shape[1] else whole.jacobian[..., list(among)]
+        weighed = HEAD | {"weights": (1.0, 1 / jacobian.square().mean().item())}
+        if len(x) <= ONCE:
+            methods[name] = Method(weighed | vectors, whole.replace(jacobian=jacobian))
+            continue
+        start = time.process_time()
+        along = ask(x, **vectors)
+        seconds[name] = time.process_time() - start
+        methods[name] = Method(weighed | {key: value for key, value in vectors.items() if key == "wrt"}, along)
+    return methods, seconds
+
+
+def jacobian(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Of the log-probabilities [N, O, D], by plain autograd: the verdict does not rest on the library."""
+    x = x.clone().requires_grad_()
+    outputs = net(x).log_softmax(1).sum(0)
+    return torch.stack([torch.autograd.grad(output, x, retain_graph=True)[0] for output in outputs], 1)
+
+
+def judged(student: sk.MLP, teacher: Teacher, memory: torch.Tensor) -> dict[str, float]:
+    x = teacher.inputs(memory)
+    with torch.no_grad():
+        said, true = student(x).log_softmax(1), teacher.net(x).log_softmax(1)
+    divergence = (true.exp() * (true - said)).sum(1).mean().item()
+    agreement = (true.argmax(1) == said.argmax(1)).float().mean().item()
+    slopes = jacobian(teacher.net, x[:JUDGED])
+    error = (jacobian(student, x[:JUDGED]) - slopes).norm() / slopes.norm()
+    return {"KL": divergence, "agreement": agreement, "gradient": error.item()}
+
+
+def run(case: Case, folder: Path) -> Outcome:
+    teacher = Teacher.of(case.game)
+    pool, held_out = states(case.game, case.pool, case.held_out, folder)
+    changing = (pool != pool[0]).any(0)
+    memory = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(case.seed))[: case.N]]
+    torch.manual_seed(case.seed)
+    first = network(teacher.actions, WIDTH)
+    records, drawn = [], {}
+    x, methods, asking = teacher.inputs(memory), *taught(teacher, memory, changing)
+    fit = lambda name, steps: train(first, methods[name], x, methods[name].targets, PLAN, steps, case.seed)  # noqa: E731
+    for one in compare(fit, asking, case.steps):
+        student = one.student
+        metrics = judged(student, teacher, held_out)
+        if case.games and one.method in PLAYED and one.budget == STEPS:
+            policy = lambda memory, student=student: student(teacher.inputs(memory))  # noqa: E731
+            drawn[one.method] = play(case.game, policy, case.games, seed=100 + case.seed)
+            metrics["score"] = drawn[one.method].mean().item()
+        records.append(one.record(**metrics))
+    return Outcome(records, drawn)
+
+
+def scores_of(students: dict[Case, dict], bounds: dict[Bound, dict]) -> list[dict]:
+    """A row for each game and player: the mean over all games of all seeds, and its standard error."""
+    found: dict[tuple, list] = {}
+    for case, drawn in bounds.items():
+        found.setdefault((case.game, case.player, ""), []).append(drawn[case.player])
+    for case, drawn in students.items():
+        for player, scores in drawn.items():
+            found.setdefault((case.game, player, case.N), []).append(scores)
+    rows = []
+    for (game, player, N), parts in found.items():
+        scores = np.concatenate(parts)
+        error = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+        row = {"game": game, "player": player, "states": N, "games": len(scores)}
+        rows.append(row | {"score": float(scores.mean()), "standard_error": error})
+    return sorted(rows, key=lambda row: (row["game"], row["player"] not in BOUNDS, row["states"] or 0))
+
+
+def print_scores(rows: list[dict], console: Console, settings: Settings) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Scores of whole games", caption=settings.remark)
+    for name in ("game", "player", "states", "games", "score", "standard error"):
+        table.add_column(name, justify="left" if name in ("game", "player") else "right")
+    for row in rows:
+        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.1f}"
+        name = METHODS.get(row["player"], row["player"])
+        table.add_row(row["game"], name, f"{row['states']}", str(row["games"]), f"{row['score']:.1f}", error)
+    console.print(table)
+
+
+def verdicts(rows: list[dict], scores: list[dict]):
+    """What came out, in words."""
+    pairs = {}
+    for row in rows:
+        pairs.setdefault((row["budget"], row["game"], row["N"]), {})[row["method"]] = row["KL_median"]
+    for budget in (STEPS, TIME):
+        here = {key: kl["ordinary"] / kl["sobolev"] for key, kl in pairs.items() if key[0] == budget}
+        won = sum(ratio > 1 for ratio in here.values())
+        each = ", ".join(f"{ratio:.1f} ({game}, {N:,})" for (_, game, N), ratio in here.items())
+        yield f"At equal {budget} Sobolev students are nearer to their teacher in {won} of {len(here)} rows; by {each}."
+    table = {(row["game"], row["player"], row["states"]): row for row in scores}
+    for (game, player, N), row in table.items():
+        if player != "sobolev" or row["standard_error"] is None:
+            continue
+        other = table[game, "ordinary", N]
+        gain, error = row["score"] - other["score"], np.hypot(row["standard_error"], other["standard_error"])
+        said = "separates them" if abs(gain) > 2 * error else "does not separate them"
+        yield f"{game}, {N:,} states: Sobolev students score {gain:+.1f} ± {error:.1f} more, which {said}."
+
+
+def picture(rows: list[dict], scores: list[dict], games: tuple[str, ...]):
+    """A row for each game: divergence against states, at equal steps and in equal time, and scores."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = figure_of((13, 3.6 * len(games) + 0.5))
+    axes = figure.subplots(len(games), 3, squeeze=False)
+    for game, (steps, timed, score) in zip(games, axes, strict=True):
+        here = [row for row in rows if row["game"] == game]
+        for axis, budget in ((steps, STEPS), (timed, TIME)):
+            curves(axis, here, "N", "KL", methods, budget)
+            axis.set(xlabel="states", ylabel="held-out KL", title=f"{game}, equal {budget}")
+        steps.sharey(timed)
+        draw_scores(score, [row for row in scores if row["game"] == game])
+        score.set_title(f"{game}, score (lines: 2 standard errors)")
+    legend_of(figure, methods)
+    return figure
+
+
+def draw_scores(axis, scores: list[dict]) -> None:
+    from lab.pictures import bare, colour_of
+
+    labels = []
+    for place, row in enumerate(scores):
+        colour = "black" if row["player"] in BOUNDS else colour_of(row["player"])
+        axis.errorbar(row["score"], place, xerr=2 * (row["standard_error"] or 0), fmt="o", color=colour)
+        states = f", {row['states']:,}" if row["states"] else ""
+        labels.append(f"{METHODS.get(row['player'], row['player'])}{states}")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    bare(axis)
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(1)
+    console = Console()
+    extent, folder = EXTENTS[settings.effort], settings.out / "distillation"
+    cases = [
+        Case(game, N, seed, extent.steps, max(extent.sizes), extent.held_out, extent.episodes * (N in extent.played))
+        for seed, N, game in product(range(settings.seeds), extent.sizes, extent.games)
+    ]
+    for game in extent.games:
+        with console.status(f"{game}: the teacher plays, {max(extent.sizes):,} states"):
+            states(game, max(extent.sizes), extent.held_out, folder)
+    bounding = [Bound(game, player, extent.bounding) for game in extent.games for player in BOUNDS]
+    _, bounds = trials(run_bound, bounding, settings, "distillation_bounds", console)
+    records, drawn = trials(partial(run, folder=folder), cases, settings, "distillation", console)
+    rows = summarise(records, ("game", "N"), (*METRICS, "score"))
+    scores = scores_of(drawn, bounds)
+    for metric, title in METRICS.items():
+        print_table(title, rows, ("game", "N"), (metric,), console, settings, higher=HIGHER)
+    print_scores(scores, console, settings)
+    write_csv(scores, settings.out / "distillation_scores.csv")
+    report(rows, picture(rows, scores, extent.games), settings, "distillation", console)
+    for sentence in verdicts(rows, scores):
+        console.print(sentence, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main, full="15 minutes", short="1 minute", seeds=(5, 1, 1))
