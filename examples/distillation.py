@@ -30,9 +30,9 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from atari.games import play
+from atari.scores import draw_scores, print_scores, scores_of, told_apart
 from atari.states import states
 from atari.teacher import Teacher, network
 from atari.training import compare
@@ -55,7 +55,6 @@ from lab import (
 )
 from lab.training import STEPS, TIME, train
 from rich.console import Console
-from rich.table import Table
 
 import sobolev_kernels as sk
 
@@ -87,7 +86,7 @@ class Case:
 
 
 PLAYED = ("ordinary", "sobolev")
-BOUNDS = ("teacher", "random")
+BOUNDING = ("random", "teacher")
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ class Extent:
 
 
 EXTENTS = {
-    Effort.full: Extent(GAMES, (100, 1000, 10_000, 100_000), (100, 10_000), 3000, 10_000, 16, 48),
-    Effort.short: Extent(GAMES, (100, 1000), (100,), 1500, 2000, 8, 8),
+    Effort.full: Extent(GAMES, (100, 1000, 10_000, 100_000), (100, 10_000), 3000, 10_000, 8, 48),
+    Effort.short: Extent(GAMES, (100, 1000), (100,), 1500, 2000, 4, 8),
     Effort.tiny: Extent(GAMES[:1], (50,), (50,), 20, 100, 1, 1),
 }
 
@@ -196,34 +195,6 @@ def run(case: Case, folder: Path) -> Outcome:
     return Outcome(records, drawn)
 
 
-def scores_of(students: dict[Case, dict], bounds: dict[Bound, dict]) -> list[dict]:
-    """A row for each game and player: the mean over all games of all seeds, and its standard error."""
-    found: dict[tuple, list] = {}
-    for case, drawn in bounds.items():
-        found.setdefault((case.game, case.player, ""), []).append(drawn[case.player])
-    for case, drawn in students.items():
-        for player, scores in drawn.items():
-            found.setdefault((case.game, player, case.N), []).append(scores)
-    rows = []
-    for (game, player, N), parts in found.items():
-        scores = np.concatenate(parts)
-        error = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
-        row = {"game": game, "player": player, "states": N, "games": len(scores)}
-        rows.append(row | {"score": float(scores.mean()), "standard_error": error})
-    return sorted(rows, key=lambda row: (row["game"], row["player"] not in BOUNDS, row["states"] or 0))
-
-
-def print_scores(rows: list[dict], console: Console, settings: Settings) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="Scores of whole games", caption=settings.remark)
-    for name in ("game", "player", "states", "games", "score", "standard error"):
-        table.add_column(name, justify="left" if name in ("game", "player") else "right")
-    for row in rows:
-        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.1f}"
-        name = METHODS.get(row["player"], row["player"])
-        table.add_row(row["game"], name, f"{row['states']}", str(row["games"]), f"{row['score']:.1f}", error)
-    console.print(table)
-
-
 def verdicts(rows: list[dict], scores: list[dict]):
     """What came out, in words."""
     pairs = {}
@@ -234,14 +205,7 @@ def verdicts(rows: list[dict], scores: list[dict]):
         won = sum(ratio > 1 for ratio in here.values())
         each = ", ".join(f"{ratio:.1f} ({game}, {N:,})" for (_, game, N), ratio in here.items())
         yield f"At equal {budget} Sobolev students are nearer to their teacher in {won} of {len(here)} rows; by {each}."
-    table = {(row["game"], row["player"], row["states"]): row for row in scores}
-    for (game, player, N), row in table.items():
-        if player != "sobolev" or row["standard_error"] is None:
-            continue
-        other = table[game, "ordinary", N]
-        gain, error = row["score"] - other["score"], np.hypot(row["standard_error"], other["standard_error"])
-        said = "separates them" if abs(gain) > 2 * error else "does not separate them"
-        yield f"{game}, {N:,} states: Sobolev students score {gain:+.1f} ± {error:.1f} more, which {said}."
+    yield from told_apart(scores, "sobolev", "ordinary")
 
 
 def picture(rows: list[dict], scores: list[dict], games: tuple[str, ...]):
@@ -261,20 +225,6 @@ def picture(rows: list[dict], scores: list[dict], games: tuple[str, ...]):
     return figure
 
 
-def draw_scores(axis, scores: list[dict]) -> None:
-    from lab.pictures import bare, colour_of
-
-    labels = []
-    for place, row in enumerate(scores):
-        colour = "black" if row["player"] in BOUNDS else colour_of(row["player"])
-        axis.errorbar(row["score"], place, xerr=2 * (row["standard_error"] or 0), fmt="o", color=colour)
-        states = f", {row['states']:,}" if row["states"] else ""
-        labels.append(f"{METHODS.get(row['player'], row['player'])}{states}")
-    axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
-    bare(axis)
-
-
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     console = Console()
@@ -286,7 +236,7 @@ def main(settings: Settings) -> None:
     for game in extent.games:
         with console.status(f"{game}: the teacher plays, {max(extent.sizes):,} states"):
             states(game, max(extent.sizes), extent.held_out, folder)
-    bounding = [Bound(game, player, extent.bounding) for game in extent.games for player in BOUNDS]
+    bounding = [Bound(game, player, extent.bounding) for game in extent.games for player in BOUNDING]
     _, bounds = trials(run_bound, bounding, settings, "distillation_bounds", console)
     records, drawn = trials(partial(run, folder=folder), cases, settings, "distillation", console)
     rows = summarise(records, ("game", "N"), (*METRICS, "score"))

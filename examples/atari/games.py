@@ -36,12 +36,12 @@ def console_of(game: str):
     ).unwrapped  # fmt: skip
 
 
-def averaging(n: int, to: int) -> np.ndarray:
+def averaging(n: int, to: int) -> torch.Tensor:
     """[to, n]: each row the mean over its share of n pixels, those on the border by the part that is in it."""
     edges = np.linspace(0, n, to + 1)
     pixels = np.arange(n)
     part = np.minimum(pixels + 1, edges[1:, None]) - np.maximum(pixels, edges[:-1, None])
-    return (part.clip(0, 1) * to / n).astype(np.float32)
+    return torch.from_numpy(part.clip(0, 1) * to / n).float()
 
 
 # What screens [n, 210, 160] are multiplied with from the left and from the right.
@@ -87,8 +87,8 @@ class Games:
 
     def screens(self) -> np.ndarray:
         """Grey [n, 84, 84], whole numbers to 255."""
-        grey = np.stack([console.ale.getScreenGrayscale() for console in self.consoles]).astype(np.float32)
-        return (ROWS @ grey @ COLUMNS).round().astype(np.uint8)
+        grey = np.stack([console.ale.getScreenGrayscale() for console in self.consoles])
+        return (ROWS @ torch.from_numpy(grey).float() @ COLUMNS).round().to(torch.uint8).numpy()
 
 
 class Seen(NamedTuple):
