@@ -33,8 +33,9 @@ class Without(nn.Module):
 def network(actions: int, background: torch.Tensor, channels: int, width: int) -> nn.Sequential:
     """That of Mnih et al. (2013), which has 16 channels and a width of 256, behind a mean screen that is taken off."""
     return nn.Sequential(
-        Without(background), nn.Conv2d(FRAMES, channels, 8, 4), nn.ReLU(), nn.Conv2d(channels, 2 * channels, 4, 2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(2 * channels * 81, width), nn.ReLU(), nn.Linear(width, actions),
+        Without(background), nn.Conv2d(FRAMES, channels, 8, 4), nn.ReLU(),
+        nn.Conv2d(channels, 2 * channels, 4, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(2 * channels * 81, width), nn.ReLU(), nn.Linear(width, actions),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ biases.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import sobolev_kernels as sk
 
 FOLDER = Path(__file__).parent
 BYTES, WIDTH, DEPTH, FAR = 128, 256, 2, 5.0
+ALL = slice(None)
 
 
 def network(actions: int, width: int = WIDTH) -> sk.MLP:
@@ -26,6 +28,7 @@ class Teacher:
     net: sk.MLP
     mean: torch.Tensor
     scale: torch.Tensor
+    order: torch.Tensor | slice = ALL  # of the bytes, as columns of inputs
 
     @classmethod
     def load(cls, path: Path) -> Teacher:
@@ -45,13 +48,20 @@ class Teacher:
         half = {name: tensor.half() for name, tensor in self.net.state_dict().items()}
         torch.save(half | {"mean": self.mean.float(), "scale": self.scale.float()}, path)
 
+    def arranged(self, order: torch.Tensor) -> Teacher:
+        """The same policy of inputs whose columns are in another order."""
+        net = deepcopy(self.net)
+        first = next(net.parameters())
+        first.copy_(first[:, order])
+        return Teacher(net, self.mean[order], self.scale[order], order)
+
     @property
     def actions(self) -> int:
         return len([*self.net.parameters()][-1])
 
     def inputs(self, memory: torch.Tensor) -> torch.Tensor:
         """Bytes [N, 128] in units of their deviation, those of teachers and students."""
-        return ((memory.float() - self.mean) / self.scale).clamp(-FAR, FAR)
+        return ((memory[:, self.order].float() - self.mean) / self.scale).clamp(-FAR, FAR)
 
     def __call__(self, memory: torch.Tensor) -> torch.Tensor:
         """Logits [N, actions]."""
