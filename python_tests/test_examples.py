@@ -23,11 +23,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import results  # noqa: E402
+import why  # noqa: E402
 from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
 from field import OMEGA, picture, siren  # noqa: E402
 from functions import FUNCTIONS  # noqa: E402
-import why  # noqa: E402
 from lab import Effort, Settings  # noqa: E402
 from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
 
