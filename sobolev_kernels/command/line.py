@@ -94,7 +94,7 @@ def bench(
 @app.command()
 def explain(
     student: Annotated[
-        str, typer.Argument(metavar="FILE:STUDENT", help="A file, WHICH IS EXECUTED, and a name in it.")
+        str, typer.Argument(metavar="FILE:STUDENT", help="A file or module, WHICH IS EXECUTED, and a name in it.")
     ],
     shape: Annotated[str, typer.Option(help="Of the inputs, as in 256,3,32,32. [default: 256,D]")] = "",
     directions: Annotated[int, typer.Option(min=1, help="So many random directions for each sample.")] = 4,
