@@ -255,3 +255,7 @@ def test_without_typer_it_says_so():
 def test_as_a_module():
     result = subprocess.run([sys.executable, "-m", "sobolev_kernels", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "verify" in result.stdout
+
+
+def test_version():
+    assert run("--version").output == f"{sk.__version__}\n"
