@@ -146,7 +146,9 @@ def test_explain(file):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["{}:nothing"], "has no nothing; its modules are: student"),
+        (["{}:nothing"], "has no nothing; of torch.nn.Module it has: student, Convolution"),
+        (["{}:studnt"], "did you mean 'student'?"),
+        (["{}:student.inner"], "Sequential has no inner"),
         (["{}:number"], "expected a torch.nn.Module, got int"),
         (["{}:needs"], "without arguments"),
         (["{}:Convolution"], "--shape 256,3,32,32"),
@@ -154,6 +156,7 @@ def test_explain(file):
         (["{}:student", "--shape", "8,4"], "inputs"),
         (["{}:student", "--backend", "cda"], "did you mean 'cuda'"),
         (["{}.nothing:student"], "there is no file"),
+        (["no.such.module:student"], "no module that can be imported from here"),
         (["student"], "expected FILE:STUDENT"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -161,6 +164,37 @@ def test_explain(file):
 def test_explain_refuses_in_words(file, arguments, words):
     result = run("explain", *(argument.format(file) for argument in arguments))
     assert result.exit_code == 2 and words in result.output, result.output
+
+
+def test_explain_of_a_module_beside_others(tmp_path, monkeypatch):
+    """A file finds what lies beside it, from anywhere; a module is imported from where one is; names have dots."""
+    package = tmp_path / "package_of_a_test"
+    package.mkdir()
+    (package / "net_of_a_test.py").write_text(FILE, encoding="utf-8")
+    whole = (
+        "from types import SimpleNamespace\nfrom net_of_a_test import student\ntrainer = SimpleNamespace(net=student)"
+    )
+    (package / "train.py").write_text(whole, encoding="utf-8")
+    before = sys.path[:]
+    assert "3 -> 8 -> 1" in run("explain", f"{package / 'train.py'}:trainer.net").output
+    monkeypatch.chdir(tmp_path)
+    assert "3 -> 8 -> 1" in run("explain", "package_of_a_test.net_of_a_test:student").output
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("\nraise ValueError('no data')", "ValueError: no data, in line 2"),
+        ("import no_such_package", "No module named 'no_such_package', in line 1"),
+        ("def f(:", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3, in line 2"),
+    ],
+)
+def test_explain_of_a_file_that_fails(file, code, words):
+    file.write_text(code, encoding="utf-8")
+    result = run("explain", f"{file}:student")
+    assert result.exit_code == 2 and words in result.output and '__name__ == "__main__"' in result.output
 
 
 @pytest.fixture
@@ -221,3 +255,7 @@ def test_without_typer_it_says_so():
 def test_as_a_module():
     result = subprocess.run([sys.executable, "-m", "sobolev_kernels", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "verify" in result.stdout
+
+
+def test_version():
+    assert run("--version").output == f"{sk.__version__}\n"

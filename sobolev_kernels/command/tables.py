@@ -16,7 +16,7 @@ from ..testing.verify import ABSENT, FAILED, IEEE, REFUSED, RIGHT, WRONG, Row
 
 COLOURS = {RIGHT: "green", WRONG: "bold red", FAILED: "bold red", REFUSED: "yellow", ABSENT: "dim"}
 TITLE = "Checks against float64"
-WORST = "÷ allowed"  # the error over that
+WORST = "error ÷ allowed"
 
 
 def titled(title: str, *columns: str) -> Table:
@@ -54,7 +54,7 @@ def of_rows(rows: Sequence[Row]) -> Table:
 
 def of_places(rows: Sequence[Row]) -> Table:
     """One line for each place: how many checks had which outcome, and the worst of them."""
-    table = titled(TITLE, "backend", "checks", WORST, "in")
+    table = titled(TITLE, "backend", "checks", WORST, "the worst is")
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(place_of(row), []).append(row)
