@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 .PHONY: demo ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 
 demo: $(READY)
-	$(BIN)/python examples/paper_functions.py
+	$(BIN)/python examples/regression.py --effort short
 
 # The environment alone
 ready: $(READY)

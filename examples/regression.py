@@ -54,7 +54,7 @@ from lab import (
 )
 from lab.training import STEPS, TIME, VALUES_ALONE, timed
 from regression_drawn import draw, draw_why, grid
-from regression_said import METRICS, measures_of, print_measures, print_tables, print_verdict
+from regression_said import METRICS, measures_of, samples_table, say
 from regression_times import times
 from rich.console import Console
 
@@ -72,7 +72,8 @@ CURVED = {"directions": sk.Directions.basis(), "order": 2, "weights": (1.0, 1.0,
 SIZES = (20, 100, 1000, 10_000)
 WEIGHTS = (0.0, 0.01, 0.1, 1.0)
 LOST = ("Ackley", "Bukin N.6")
-LONGER_SEEDS = 3
+# These are trained ten times longer too, where points are many, by as many seeds as that takes no hour.
+LONGER, LONGER_SIZES, LONGER_SEEDS = (*LOST, "Styblinski-Tang"), (10_000, 1000), 3
 WIDTH, TEST, TEST_SEED = 64, 4096, 2**40
 PLAN = Plan(batch=100, lr=3e-3, schedule="cosine")
 # What is drawn as maps of errors, at the first seed.
@@ -208,16 +209,20 @@ def sizes_of(settings: Settings) -> tuple[int, ...]:
     return {Effort.full: SIZES, Effort.short: SIZES[:3], Effort.tiny: SIZES[1:2]}[settings.effort]
 
 
+def functions_of(settings: Settings) -> tuple[str, ...]:
+    return LONGER if settings.effort == Effort.tiny else tuple(FUNCTIONS)
+
+
 def cases_of(settings: Settings) -> list[Case]:
     """Seed by seed, so that a run that is stopped has all of some seeds; at last the longer ones."""
     effort, steps = settings.effort, 5 if settings.effort == Effort.tiny else 1000
     cases = []
     for seed, N in product(range(settings.seeds), reversed(sizes_of(settings))):
-        for f, a in product(FUNCTIONS, ACTIVATIONS):
+        for f, a in product(functions_of(settings), ACTIVATIONS):
             cases.append(Case(f, a, N, seed, steps, validated=effort == Effort.full or f in LOST))
     if effort == Effort.full:
         for seed in range(min(settings.seeds, LONGER_SEEDS)):
-            keys = product((10_000, 1000), LOST, ACTIVATIONS)
+            keys = product(LONGER_SIZES, LONGER, ACTIVATIONS)
             cases += [Case(f, a, N, seed, 10 * steps, longer=True) for N, f, a in keys]
     return cases
 
@@ -227,19 +232,17 @@ OnlyTimes = Annotated[bool, typer.Option("--times", help="Time a step, and nothi
 
 def main(settings: Settings, only_times: OnlyTimes = False) -> None:
     console = Console()
+    console.width = max(console.width, 100)
     if only_times:
-        times(make_student, settings, console)
+        times(make_student, {**LOSSES, "order 2": Method(CURVED)}, settings, console)
         return
     cases = cases_of(settings)
     records, drawn = trials(run_case, cases, settings, "regression", console)
     rows = summarise(records, ("function", "activation", "N", "longer"), (*METRICS, "weight"))
-    measured = {
-        (function, N): measures(FUNCTIONS[function], N) for function, N in product(FUNCTIONS, sizes_of(settings))
-    }
-    print_tables(records, rows, settings, console)
-    print_measures(measured, console)
-    print_verdict(rows, console)
-    report(rows, draw_why(rows, measured, LOST), settings, "regression_why", console)
+    keys = product(functions_of(settings), sizes_of(settings))
+    measured = {(name, N): measures(FUNCTIONS[name], N) for name, N in keys}
+    say(records, rows, measured, LOST, settings, console)
+    report(samples_table(measured), draw_why(rows, measured, LOST), settings, "regression_why", console)
     report(rows, draw(rows, SHOWN, next(iter(drawn.values()))), settings, "regression", console)
 
 

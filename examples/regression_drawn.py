@@ -24,7 +24,7 @@ def grid() -> torch.Tensor:
 
 def draw(rows: Sequence[dict], shown: tuple[str, str, int], drawn: dict[str, np.ndarray]):
     """Above a function, and how far either student is from it; below the errors of all functions."""
-    figure = figure_of((13, 8.6))
+    figure = figure_of((12.4, 8.2))
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     draw_maps(above, shown, drawn)
     rows = rows_of(rows, longer=False)
@@ -41,7 +41,7 @@ def draw(rows: Sequence[dict], shown: tuple[str, str, int], drawn: dict[str, np.
         name_ticks(axis.xaxis)
     said = f"{said_of_seeds(rows)}, equal steps; relative: 1 is as bad as the mean; further left is better"
     below.supxlabel(said, fontsize=11)
-    legend_of(figure, PAIR, {"tanh": False, "relu": True})
+    legend_of(figure, PAIR, {"tanh": False, "ReLU": True})
     return figure
 
 
@@ -55,7 +55,7 @@ def draw_maps(figure, shown: tuple[str, str, int], drawn: dict[str, np.ndarray])
     axes = figure.subplots(1, 3)
     image = axes[0].imshow(truth.T, cmap="Greys", extent=extent, origin="lower", aspect="auto")
     axes[0].scatter(*drawn["points"].T, color="black", s=6)
-    axes[0].set(title=f"{name}, and the {N} points that are known")
+    axes[0].set(title=f"{name}, {N} known points")
     figure.colorbar(image, ax=axes[0])
     maps(figure, axes[1:], {student: np.abs(drawn[student] - truth).T for student in PAIR}, extent)
     for axis in axes[1:]:
@@ -64,14 +64,14 @@ def draw_maps(figure, shown: tuple[str, str, int], drawn: dict[str, np.ndarray])
 
 def draw_why(rows: Sequence[dict], measured: dict[tuple[str, int], dict[str, float]], lost: Sequence[str]):
     """What gradients say of what lies between samples, and what a weight of them does where they say little."""
-    figure = figure_of((13, 4.4))
+    figure = figure_of((13, 4.7))
     axes = figure.subplots(1, 1 + len(lost))
     draw_agreement(axes[0], measured, lost)
     rows = rows_of(rows, longer=False)
     for axis, function in zip(axes[1:], lost, strict=True):
         draw_weights(axis, rows_of(rows, function=function))
         axis.set(title=f"{function}: error in value", xlabel="weight of the derivatives (0: ordinary)")
-    axes[1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     said = f"{said_of_seeds(rows)}; trained on four fifths of the points; lines: tanh, dashed: ReLU"
     figure.supxlabel(said, fontsize=10)
     return figure
@@ -80,7 +80,7 @@ def draw_why(rows: Sequence[dict], measured: dict[tuple[str, int], dict[str, flo
 def draw_agreement(axis, measured: dict[tuple[str, int], dict[str, float]], lost: Sequence[str]) -> None:
     sizes = sorted({N for _, N in measured})
     colours = dict(zip(lost, ("tab:red", "tab:purple"), strict=True))
-    for function in FUNCTIONS:
+    for function in dict.fromkeys(name for name, _ in measured):
         numbers = [measured[function, N]["agreement"] for N in sizes]
         axis.plot(sizes, numbers, "o-", ms=4, color=colours.get(function, "0.7"), zorder=2 if function in lost else 1)
         if function in lost:
