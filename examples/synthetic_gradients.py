@@ -18,6 +18,7 @@ is an input, numbers of any shape, and a label, an integer from 0 on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -39,6 +40,7 @@ from lab import (
     trials,
     write_csv,
 )
+from lab.training import SAME_PACE
 from labelled import Data, DataError, load
 from rich.console import Console
 from synthetic_report import draw, print_tuning, rows_of_tuning, times_of_steps, verdict
@@ -48,9 +50,10 @@ NAME, METRICS = "synthetic_gradients", ("error", "alignment")
 BOTH = ("digits", "mnist1d")
 VALIDATION, FRESH = 0.2, 1000
 STEPS = {Effort.full: 2000, Effort.short: 500, Effort.tiny: 12}
-# How often the grid may be widened, and the trainings for each of its places.
+# How often the grid may be widened; and by how many classified samples a place of it is judged at least: if there are
+# fewer for validation, after several trainings, but not more than so many.
 WIDENINGS = {Effort.full: 6, Effort.short: 3, Effort.tiny: 1}
-TRAININGS = {Effort.full: 2, Effort.short: 1, Effort.tiny: 1}
+JUDGES, MOST = {Effort.full: 500, Effort.short: 1, Effort.tiny: 1}, 3
 FIRST = {method: (-6, -4) if method in PREDICTING else (-5,) for method in METHODS}
 
 
@@ -105,8 +108,9 @@ class Trials:
 def tune(data: str, run: Trials, effort: Effort) -> dict[str, Tuned]:
     """The best rates of each method, by the mean error on validation data; of equal ones by the cross-entropy."""
 
+    seeds = range(min(math.ceil(JUDGES[effort] / len(held_out(load(data)[0])[1])), MOST))
+
     def evaluate(places: list[tuple[str, Place]]) -> list[tuple[float, float]]:
-        seeds = range(TRAININGS[effort])
         cases = [
             of_case(data, method, tuple(LADDER[i] for i in place), STEPS[effort], seed, "steps", tuning=True)
             for method, place in places for seed in seeds
@@ -118,7 +122,7 @@ def tune(data: str, run: Trials, effort: Effort) -> dict[str, Tuned]:
 
 
 def final(data: str, tuned: dict[str, Tuned], run: Trials, settings: Settings) -> list[dict]:
-    """Of fresh seeds, at equal steps and at equal time."""
+    """Of fresh seeds, at equal steps and at equal time; a method that is about the slowest has the same in both."""
     steps = STEPS[settings.effort]
     seeds = range(FRESH, FRESH + settings.seeds)
 
@@ -128,11 +132,11 @@ def final(data: str, tuned: dict[str, Tuned], run: Trials, settings: Settings) -
 
     equal = run(cases(dict.fromkeys(METHODS, steps), "steps"))
     ms = {method: float(np.median([r["ms"] for r in rows_of(equal, method=method)])) for method in METHODS}
-    slowest = max(ms, key=ms.get)
     # Of two digits, so that a run with more seeds knows the trainings again that are there.
-    ratios = {method: float(f"{ms[slowest] / ms[method]:.2g}") for method in METHODS if method != slowest}
-    timed = run(cases({method: round(steps * ratio) for method, ratio in ratios.items()}, "time"))
-    same = [{**record, "budget": "time"} for record in rows_of(equal, method=slowest)]
+    ratios = {method: float(f"{max(ms.values()) / ms[method]:.2g}") for method in METHODS}
+    more = {method: round(steps * ratio) for method, ratio in ratios.items() if ratio > 1 + SAME_PACE}
+    timed = run(cases(more, "time"))
+    same = [{**record, "budget": "time"} for record in equal if record["method"] not in more]
     return equal + sorted(timed + same, key=lambda record: METHODS.index(record["method"]))
 
 
