@@ -6,7 +6,7 @@ probabilities at a state are known, and his derivatives by its pixels do not exi
     differences   how his log-probabilities change from a state to the next one, as the derivative along the change of
                   the screens from the one to the next: a secant in place of a tangent, and all there is of him
     tangents      those of a teacher of pixels, 15 times larger than the student, that has learnt his probabilities from
-                  12,000 states: its derivatives along the same changes of the screens
+                  24,000 states: its derivatives along the same changes of the screens
 
 A difference tells what the teacher would say at the next state too. So there is a student that learns just that, by
 values alone, from both states. The methods, by name of what they learn from:
@@ -110,7 +110,7 @@ class Extent:
 
 
 EXTENTS = {
-    Effort.full: Extent((200, 2000), 12_000, 1500, 500, 16),
+    Effort.full: Extent((200, 2000), 24_000, 2000, 400, 8),
     Effort.short: Extent((200,), 3000, 100, 100, 4),
     Effort.tiny: Extent((20,), 160, 2, 2, 1),
 }
