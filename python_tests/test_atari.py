@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,11 +61,10 @@ def test_without_the_games_it_says_what_to_install(monkeypatch):
         console_of("Pong")
 
 
-@pytest.mark.parametrize(("game", "more_than"), [("Breakout", 8), ("Pong", -10)])
-def test_kept_teachers_play_far_better_than_chance(game, more_than):
-    """Which scores 1.2 and -20.3; a teacher's file holds nothing but tensors."""
+def test_a_kept_teacher_plays_far_better_than_chance():
+    """Which scores 1.2; Pong, whose games are long, is left to the command."""
     needs_atari()
-    assert play(game, Teacher.of(game), 2, seed=0).mean() > more_than
+    assert play("Breakout", Teacher.of("Breakout"), 2, seed=0).mean() > 8
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -91,18 +91,21 @@ def test_derivatives_are_in_units_of_their_own():
     for name in ("sobolev", "inputs", "changing"):
         weight = methods[name].settings["weights"][1]
         loss = sk.SobolevLoss(**methods[name].settings, return_terms=True)
-        with pytest.warns(sk.SobolevWarning):
-            terms = [loss(student, x, methods[name].targets).derivative.item() for _ in range(400)]
+        with warnings.catch_warnings():
+            # That the same call is made again and again.
+            warnings.simplefilter("ignore", sk.SobolevWarning)
+            terms = [loss(student, x, methods[name].targets).derivative.item() for _ in range(100)]
         # Within four standard errors of the mean.
-        assert abs(weight * np.mean(terms) - 1) < 4 * weight * np.std(terms) / 20, name
+        assert abs(weight * np.mean(terms) - 1) < 4 * weight * np.std(terms) / 10, name
 
 
-def test_screens_are_means_over_areas():
-    for axis, (weights, n) in enumerate(((ROWS, 210), (COLUMNS.T, 160))):
-        torch.testing.assert_close(weights.sum(1), torch.ones(84), **CLOSE_IN_SINGLE)
-        # Of a ramp, whose mean over an area is its middle.
-        ramp = torch.arange(n) + 0.5
-        torch.testing.assert_close(weights @ ramp, (torch.arange(84) + 0.5) * n / 84, **CLOSE_IN_SINGLE, msg=str(axis))
+@pytest.mark.parametrize(("weights", "n"), [(ROWS, 210), (COLUMNS.T, 160)], ids=["rows", "columns"])
+def test_screens_are_means_over_areas(weights, n):
+    """Each is a mean, of pixels that it lies over, and all pixels count as much."""
+    torch.testing.assert_close(weights.sum(1), torch.ones(84), **CLOSE_IN_SINGLE)
+    torch.testing.assert_close(weights.sum(0), torch.full((n,), 84 / n), **CLOSE_IN_SINGLE)
+    i, pixel = weights.nonzero().T
+    assert (pixel + 1 > i * n / 84 - 1e-4).all() and (pixel < (i + 1) * n / 84 + 1e-4).all()
 
 
 def test_students_see_in_a_film_what_they_see_in_a_game():

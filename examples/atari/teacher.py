@@ -7,7 +7,8 @@ biases.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ import sobolev_kernels as sk
 
 FOLDER = Path(__file__).parent
 BYTES, WIDTH, DEPTH, FAR = 128, 256, 2, 5.0
-ALL = slice(None)
 
 
 def network(actions: int, width: int = WIDTH) -> sk.MLP:
@@ -28,7 +28,7 @@ class Teacher:
     net: sk.MLP
     mean: torch.Tensor
     scale: torch.Tensor
-    order: torch.Tensor | slice = ALL  # of the bytes, as columns of inputs
+    order: torch.Tensor = field(default_factory=partial(torch.arange, BYTES))  # of the bytes, as columns of inputs
 
     @classmethod
     def load(cls, path: Path) -> Teacher:
