@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 .PHONY: demo examples ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 
 demo: $(READY)
-	$(BIN)/python examples/paper_functions.py
+	$(BIN)/python examples/regression.py --effort short
 
 # Short runs of all experiments, in under ten minutes on two cores; one that is interrupted goes on. The full ones are
 # the commands themselves, and docs/results.md has what came out of them.

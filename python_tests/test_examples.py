@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,23 @@ from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import why  # noqa: E402
 from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
 from field import OMEGA, picture, siren  # noqa: E402
 from functions import FUNCTIONS  # noqa: E402
-from lab import Effort, Settings  # noqa: E402
-from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
+from lab import Effort, Method, Settings  # noqa: E402
+from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
+from regression import make_student as regression_student  # noqa: E402
+from regression_said import measures_of  # noqa: E402
+from regression_times import by_hand as regression_by_hand  # noqa: E402
 
 # How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
 EXPERIMENTS = {
     "differential_ml": (2, 16),
     "field": (1, 8),
+    "forces": (1, 14),
+    "regression": (6, 114),
 }
 WITHIN = ROUNDED_WITHIN["rtol"]
 LOOSE = CLOSE_IN_SINGLE
@@ -184,6 +191,8 @@ def test_gradients_against_finite_differences(name):
     assert y.dtype == dy.dtype == torch.float64 and y.shape == (len(x),) and dy.shape == x.shape
     torch.testing.assert_close(y, function.formula(x))
     torch.testing.assert_close(dy, finite_differences(function.formula, x, 1e-4), rtol=1e-7, atol=1e-7)
+    columns = [finite_differences(lambda x, d=d: function.values_and_gradients(x)[1][:, d], x, 1e-4) for d in range(2)]
+    torch.testing.assert_close(function.hessians(x), torch.stack(columns, 1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LITERATURE)
@@ -210,6 +219,53 @@ def test_epochs_have_at_least_the_steps(N):
     for steps in (1, 10, 1500):
         a_epoch = -(-N // PLAN.batch)
         assert (PLAN.epochs(N, steps) - 1) * a_epoch < steps <= PLAN.epochs(N, steps) * a_epoch
+
+
+def start_of(gradients_of_others: bool) -> Start:
+    """Booth's function at 60 points."""
+    function = FUNCTIONS["Booth"]
+    x = function.sample(60, torch.Generator().manual_seed(0))
+    u, targets = data_of(scaler_of(function, x), function, x)
+    if gradients_of_others:
+        targets = sk.Targets(values=targets.values, jacobian=10 * targets.jacobian.roll(7, 0))
+    torch.manual_seed(0)
+    return Start(Case("Booth", "tanh", 60, seed=0, steps=60), regression_student("tanh"), u, targets)
+
+
+def test_weight_is_chosen_by_what_was_not_trained_on():
+    """None of large derivatives of other samples, and some of right ones."""
+    for wrong in (True, False):
+        start = start_of(wrong)
+        there = [start.train(name, LOSSES[name]) for name in ("ordinary", "sobolev")]
+        trained = [replace(t, budget=budget) for t in there for budget in ("steps", "time")]
+        more, weights = validated(start, trained)
+        (weight,) = weights.values()
+        assert (weight == 0) is wrong
+        final = next(t for t in more if (t.method, t.budget) == ("validated", "steps"))
+        assert weight in (0.01, 0.1) or final.student is trained[0 if wrong else 2].student
+
+
+@pytest.mark.parametrize("name", ["ordinary", "sobolev", "order 2"])
+def test_loss_by_hand_is_that_of_the_regression(name):
+    method = {**LOSSES, "order 2": Method(CURVED)}[name]
+    function = FUNCTIONS["McCormick"]
+    x = function.sample(30, torch.Generator().manual_seed(0))
+    u, targets = data_of(scaler_of(function, x), function, x, order=2 if name == "order 2" else 1)
+    student = regression_student("tanh")
+    loss = sk.SobolevLoss(**method.settings)(student, u, targets)
+    assert loss.item() == pytest.approx(regression_by_hand(student, method, u, targets).item(), rel=WITHIN)
+
+
+def test_measures_tell_gradients_that_agree_from_those_that_do_not():
+    u = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    smooth, random = (
+        measures_of(u, 2 * u),
+        measures_of(u, torch.randn(500, 2, generator=torch.Generator().manual_seed(1))),
+    )
+    assert smooth["agreement"] > 0.95 and abs(random["agreement"]) < 0.2
+    one = torch.zeros(500, 2)
+    one[3] = 1.0
+    assert measures_of(u, one)["largest"] == 1 and measures_of(u, one)["term"] == pytest.approx(1 / 500)
 
 
 def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
@@ -328,3 +384,14 @@ def test_picture_and_siren():
         else:
             z = module(z)
     assert deviations[0] > 2 and all(0.5 < deviation < 1.5 for deviation in deviations[1:])
+
+
+def test_the_picture_of_why(tmp_path, monkeypatch):
+    """With a fifth of its steps: five points with slopes say more than without."""
+    monkeypatch.setattr(why, "EPOCHS", 300)
+    why.draw(tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+    _, students = why.trained()
+    line = torch.linspace(-1.8, 1.8, 101)[:, None]
+    errors = {name: (student(line) - why.f(line)).square().mean().sqrt().item() for name, student in students.items()}
+    assert errors["sobolev"] < 0.7 * errors["ordinary"], errors
