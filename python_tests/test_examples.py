@@ -9,7 +9,6 @@ import json
 import math
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -120,13 +119,10 @@ def test_help_says_what_it_takes(name, monkeypatch, capsys):
 
 
 @pytest.mark.long
-def test_cases_side_by_side(tmp_path):
-    """In two processes, from the command line."""
-    arguments = ("--effort", "tiny", "--out", str(tmp_path), "--workers", "2")
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "differential_ml.py"), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
+def test_cases_side_by_side(tmp_path, capsys):
+    """In two processes, which find the example by its name."""
+    importlib.import_module("differential_ml").main(Settings(Effort.tiny, 1, tmp_path, workers=2))
+    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in capsys.readouterr().out
 
 
 def float64(*numbers):
