@@ -1,0 +1,122 @@
+"""Trainings by `sk.fit` that share data, first weights and mini-batches, at equal steps and at equal time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+
+import sobolev_kernels as sk
+
+STEPS, TIME = "steps", "time"  # the budgets
+SAME_PACE = 0.03  # a method that is so near the pace needs no second training
+
+
+@dataclass(frozen=True)
+class Method:
+    """What sets a method apart.
+
+    Args:
+        settings: of `SobolevLoss`.
+        targets: instead of those that all have.
+        options: of `fit`.
+    """
+
+    settings: dict[str, object] = field(default_factory=dict)
+    targets: sk.Targets | None = None
+    options: dict[str, object] = field(default_factory=dict)
+
+
+VALUES_ALONE = Method({"weights": (1.0, 0.0)})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How all methods of an experiment are trained."""
+
+    batch: int
+    lr: float
+    schedule: str
+
+    def epochs(self, N: int, steps: int) -> int:
+        """As few as have at least so many steps."""
+        return math.ceil(steps / math.ceil(N / self.batch))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student that a method has trained within a budget; ms: of a step."""
+
+    method: str
+    budget: str
+    student: torch.nn.Module
+    steps: int
+    ms: float
+
+    def record(self, **metrics: float) -> dict:
+        return {"method": self.method, "budget": self.budget, "steps": self.steps, "ms": self.ms, **metrics}
+
+
+def compare(
+    first: torch.nn.Module, methods: dict[str, Method], x: torch.Tensor, targets: sk.Targets, plan: Plan, steps: int,
+    seed: int, pace: str | None = None,
+) -> list[Trained]:  # fmt: skip
+    """Copies of the first student, trained with equal steps, and once more in equal time.
+
+    Equal time is what the pace, a method, by default the slowest, takes for the steps: every other one is trained anew
+    from the start, the schedule spanning all of it, with as many steps as that time has for it.
+    """
+    equal = {name: train(first, method, x, targets, plan, steps, seed) for name, method in methods.items()}
+    ms = {name: history.seconds / history.steps * 1e3 for name, history in equal.items()}
+    time = max(ms.values()) if pace is None else ms[pace]
+    trained = []
+    for name, history in equal.items():
+        trained.append(Trained(name, STEPS, history.student, history.steps, ms[name]))
+        if name == pace or abs(time / ms[name] - 1) > SAME_PACE:
+            count = max(round(steps * time / ms[name]), 1)
+            history = history if name == pace else train(first, methods[name], x, targets, plan, count, seed)
+        trained.append(Trained(name, TIME, history.student, history.steps, history.seconds / history.steps * 1e3))
+    return trained
+
+
+def train(
+    first: torch.nn.Module, method: Method, x: torch.Tensor, targets: sk.Targets, plan: Plan, steps: int, seed: int
+) -> sk.History:
+    """One copy, by the fused path."""
+    student = deepcopy(first)
+    fused(student, x[: plan.batch], **method.settings)
+    loss, generator = sk.SobolevLoss(**method.settings), torch.Generator().manual_seed(seed)
+    return sk.fit(
+        student, x, method.targets or targets, loss=loss, epochs=plan.epochs(len(x), steps), batch_size=plan.batch,
+        lr=plan.lr, schedule=plan.schedule, progress=False, generator=generator, **method.options,
+    )  # fmt: skip
+
+
+def fused(student: torch.nn.Module, x: torch.Tensor, *directions: object, **settings) -> str:
+    """The backend that `sk.explain` says a step takes, with the arguments of `sk.explain`.
+
+    Raises:
+        RuntimeError: it is the reference, which an experiment that speaks of kernels must not be trained by.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        text = sk.explain(student, x, *directions, **settings)
+    taken = re.search(r"^-> (\w+)", text, re.MULTILINE)[1]
+    if taken == "reference":
+        raise RuntimeError(f"this student is not trained by a fused step:\n{text}")
+    return taken
+
+
+def predictions(student: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [N] and gradients [N, D], by plain autograd: the verdict does not rest on the library."""
+    x = x.clone().requires_grad_()
+    y = student(x)[:, 0]
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+def root_mean_square(x: torch.Tensor) -> float:
+    return x.square().mean().sqrt().item()
