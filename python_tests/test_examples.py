@@ -1,6 +1,14 @@
-"""The demo: its seven functions against the literature, its scaling, and that a quick run writes what it promises."""
+"""The examples: each runs, takes up what is there and goes on when it was interrupted; and what they learn is right.
+
+An example is a row of `EXPERIMENTS`: it is run at `--effort tiny`, in this process.
+"""
 
 import csv
+import importlib
+import json
+import math
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +16,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
+import sobolev_kernels as sk
+from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import why  # noqa: E402
+from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
+from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
+from field import OMEGA, picture, siren  # noqa: E402
 from functions import FUNCTIONS  # noqa: E402
+from lab import Effort, Settings  # noqa: E402
 from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
+
+# How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
+EXPERIMENTS = {
+    "differential_ml": (2, 16),
+    "field": (1, 8),
+}
+WITHIN = ROUNDED_WITHIN["rtol"]
+LOOSE = CLOSE_IN_SINGLE
 
 # Box, a global minimiser and the minimum there: Jamil and Yang, "A literature survey of benchmark functions" (2013);
 # the boxes are the paper's.
@@ -30,6 +50,76 @@ LITERATURE = {
 }
 # Their minimum is a kink, where the gradient does not exist.
 KINKED = ("Ackley", "Bukin N.6")
+
+
+@pytest.fixture
+def run_cases(monkeypatch) -> list:
+    """The cases that were not there yet."""
+    module, ran = importlib.import_module("lab.trials"), []
+    run = module.side_by_side
+
+    def counting(function, cases, workers):
+        for case, outcome in run(function, cases, workers):
+            ran.append(case)
+            yield case, outcome
+
+    monkeypatch.setattr(module, "side_by_side", counting)
+    return ran
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_from_its_beginning_again_and_interrupted(name, tmp_path, run_cases, capsys):
+    example, settings = importlib.import_module(name), Settings(Effort.tiny, 1, tmp_path, workers=1)
+    trials, trainings = EXPERIMENTS[name]
+    kept, table, drawn = tmp_path / name / "trials.jsonl", tmp_path / f"{name}.csv", tmp_path / f"{name}.png"
+
+    def rows_of_a_run() -> list[dict]:
+        for path in (table, drawn):
+            path.unlink(missing_ok=True)
+        run_cases.clear()
+        example.main(settings)
+        said = capsys.readouterr().out
+        assert "tiny run (--effort tiny)" in " ".join(said.split()) and str(table) in said.replace("\n", "")
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+        with table.open() as file:
+            rows = list(csv.DictReader(file))
+        numbers = [float(v) for row in rows for key, v in row.items() if key.endswith("_median") and v]
+        assert len(rows) == trainings and numbers and all(map(math.isfinite, numbers))
+        assert {row["budget"] for row in rows} == {"steps", "time"}
+        return rows
+
+    first = rows_of_a_run()
+    assert len(run_cases) == trials == len(kept.read_text().splitlines())
+    assert rows_of_a_run() == first and not run_cases
+    whole = kept.read_text()
+    kept.write_text(whole[:-20])
+    again = rows_of_a_run()
+    assert len(run_cases) == 1 and [json.loads(line)["case"] for line in kept.read_text().splitlines()] == [
+        json.loads(line)["case"] for line in whole.splitlines()
+    ]
+    assert [row["method"] for row in again] == [row["method"] for row in first]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_says_what_it_takes(name, monkeypatch, capsys):
+    """In another process it would import torch once more."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and re.search(r"On two cores: full \d+ (minutes|s), short \d+ (minute|s)", said)
+    assert all(option in said for option in ("--effort", "--seeds", "--out", "--workers", "--fresh", "--times"))
+
+
+@pytest.mark.long
+def test_cases_side_by_side(tmp_path):
+    """In two processes, from the command line."""
+    arguments = ("--effort", "tiny", "--out", str(tmp_path), "--workers", "2")
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "differential_ml.py"), *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
 
 
 def float64(*numbers):
@@ -122,29 +212,113 @@ def test_epochs_have_at_least_the_steps(N):
         assert (PLAN.epochs(N, steps) - 1) * a_epoch < steps <= PLAN.epochs(N, steps) * a_epoch
 
 
-@pytest.mark.long
-def test_quick_demo_gives_table_picture_and_csv(tmp_path):
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "paper_functions.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    for name in FUNCTIONS:
-        assert name in run.stdout
-    for N in SIZES:
-        assert f"N = {N}, value: Sobolev wins" in run.stdout
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / "demo.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len({(row["function"], row["activation"], row["N"]) for row in rows}) == len(rows) == 7 * 2 * 3
-    numbers = [float(value) for row in rows for key, value in row.items() if key not in ("function", "activation")]
-    assert torch.tensor(numbers).isfinite().all()
+def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
+    """A market, spots x [N, d] and the noise [N, d] of their paths."""
+    generator = torch.Generator().manual_seed(3)
+    market = Market.random(d, generator)
+    return market, market.spots(N, generator), market.noise(N, generator)
 
 
-def test_the_picture_of_why(tmp_path, monkeypatch):
-    """With a fifth of its steps: five points with slopes say more than without."""
-    monkeypatch.setattr(why, "EPOCHS", 300)
-    why.draw(tmp_path / "why.png")
-    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
-    _, students = why.trained()
-    line = torch.linspace(-1.8, 1.8, 101)[:, None]
-    errors = {name: (student(line) - why.f(line)).square().mean().sqrt().item() for name, student in students.items()}
-    assert errors["sobolev"] < 0.7 * errors["ordinary"], errors
+@pytest.mark.parametrize("d", ASSETS)
+def test_market(d):
+    """Basket weights of sum 1, the basket's volatility over the second year, and the wider one over the first."""
+    market, x, noise = draw(d, 50_000)
+    assert market.basket.shape == (d,) and (market.basket > 0).all()
+    torch.testing.assert_close(market.basket.sum().item(), 1.0)
+    for moves, volatility in ((noise @ market.factor.T, VOLATILITY), (x - 1, WINGS * VOLATILITY)):
+        assert abs((moves @ market.basket).std().item() / volatility - 1) < 0.01
+
+
+@pytest.mark.parametrize("d", ASSETS)
+def test_labels_of_paths_are_right_on_average(d):
+    """Means of payoffs, pathwise deltas and likelihood-ratio gammas over many paths, within four standard errors of
+    the closed form; far in the money, at it and out of it."""
+    market, _, noise = draw(d, 50_000)
+    for basket in (0.8, 1.0, 1.1, 1.3):
+        x = torch.full((1, d), basket, dtype=torch.float64)
+        for samples, truth in zip(market.paths(x.expand_as(noise), noise), market.truth(x), strict=True):
+            assert samples.shape[1:] == truth.shape[1:] and truth.dtype == torch.float64
+            error = 4 * samples.std(0) / math.sqrt(len(samples))
+            assert ((samples.mean(0) - truth[0]).abs() <= error + 1e-12).all()
+
+
+@pytest.mark.parametrize("d", ASSETS)
+def test_greeks_of_truth_are_derivatives_of_its_price_and_deltas_those_of_a_path(d):
+    market, x, noise = draw(d, 100)
+    x.requires_grad_()
+    truth = market.truth(x)
+    torch.testing.assert_close(torch.autograd.grad(truth.price.sum(), x, retain_graph=True)[0], truth.delta)
+    rows = [torch.autograd.grad(truth.delta[:, j].sum(), x, retain_graph=True)[0] for j in range(d)]
+    torch.testing.assert_close(torch.stack(rows, 1), truth.gamma)
+    paths = market.paths(x, noise)
+    assert 0 < (paths.price > 0).sum() < 100
+    gain = (x + noise @ market.factor.T) @ market.basket - STRIKE
+    torch.testing.assert_close(paths.price, gain.clamp(min=0))
+    torch.testing.assert_close(torch.autograd.grad(paths.price.sum(), x)[0], paths.delta)
+
+
+def test_scaling_is_consistent_both_ways():
+    """Labels of mean 0 and variance 1; and of a student that is t(u) = u·w + (u·v)² the Greeks in the units of x."""
+    d = 5
+    market, x, noise = draw(d, 1000)
+    scaler, u, targets = labels(x, market.paths(x, noise))
+    assert u.shape == (1000, d) and targets.values.shape == (1000, 1) and targets.jacobian.shape == (1000, 1, d)
+    for tensor in (u, targets.values):
+        torch.testing.assert_close(tensor.mean(0), torch.zeros(tensor.shape[1]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(tensor.std(0, correction=0), torch.ones(tensor.shape[1]))
+    w, v = torch.randn(2, d, generator=torch.Generator().manual_seed(0))
+    price, delta, gamma = greeks_of(scaler, lambda u: (u @ w + (u @ v) ** 2)[:, None], x)
+    slopes, bend = w.double() * scaler.y_scale / scaler.x_scale, v.double() / scaler.x_scale
+    moves = x - scaler.x_mean
+    torch.testing.assert_close(price, moves @ slopes + scaler.y_scale * (moves @ bend) ** 2 + scaler.y_mean, **LOOSE)
+    torch.testing.assert_close(delta, slopes + 2 * scaler.y_scale * (moves @ bend)[:, None] * bend, **LOOSE)
+    expected = (2 * scaler.y_scale * bend[:, None] * bend).expand_as(gamma)
+    torch.testing.assert_close(gamma, expected, **LOOSE)
+
+
+@pytest.mark.parametrize("d", ASSETS)
+def test_gamma_adds_to_the_balance_of_differential_ml(d):
+    """Its first two terms are those of `weights="differential-ml"`, the third is the gammas' share; and the loss is
+    what PyTorch makes of it by hand."""
+    market, x, noise = draw(d, 256)
+    paths = market.paths(x, noise)
+    scaler, u, targets = labels(x, paths)
+    method = with_gamma(scaler, targets, paths.gamma)
+    student = sk.MLP(d, 1, width=20, depth=4, activation="softplus")
+    terms = sk.SobolevLoss(**method.settings, return_terms=True)(student, u, method.targets)
+    balanced = sk.SobolevLoss(derivatives="exact", weights="differential-ml")(student, u, targets)
+    w = method.settings["weights"]
+    assert (w[0] * terms.value + w[1] * terms.derivative).item() == pytest.approx(balanced.item(), rel=WITHIN)
+    assert w[2] * method.targets.seconds.square().mean() == pytest.approx(GAMMA * d / (1 + d), rel=WITHIN)
+    assert terms.loss.item() == pytest.approx(by_hand_twice(student, u, method).item(), rel=WITHIN)
+
+
+def test_relative_errors_are_one_for_the_mean():
+    market, x, _ = draw(5, 1000)
+    truth = market.truth(x)
+    means = Greeks(*(greek.mean(0).expand_as(greek) for greek in truth))
+    assert relative_errors(means, truth) == pytest.approx({"price": 1, "delta": 1, "gamma": 1})
+    assert relative_errors(truth, truth) == {"price": 0, "delta": 0, "gamma": 0}
+
+
+def test_picture_and_siren():
+    """The picture's gradients are the slopes of its values; and of a SIREN the first layer's sines and all deeper ones
+    are as wide as the paper says, by its initialization: inputs to sines of deviation about 1, whatever the width."""
+    field = picture()
+    n = field.side
+    assert len(field.x) == n * n == 512 * 512 and field.x.abs().max() < 1
+    torch.testing.assert_close(field.y.std(correction=0), torch.tensor(1.0))
+    y, dy = field.y.view(n, n), field.dy.view(n, n, 2)
+    for axis, columns in enumerate((y, y.T)):
+        slopes = (columns[2:] - columns[:-2]) / (4 / n)
+        wanted = (dy[..., axis] if axis == 0 else dy[..., axis].T)[1:-1]
+        assert (slopes - wanted).norm() < 0.02 * wanted.norm()
+    student = siren(0)
+    z, deviations = field.x[:: n // 2 + 7], []
+    for module in student[:-1]:
+        if isinstance(module, torch.nn.Linear):
+            z = module(z)
+            deviations.append(OMEGA * z.std().item())
+        else:
+            z = module(z)
+    assert deviations[0] > 2 and all(0.5 < deviation < 1.5 for deviation in deviations[1:])

@@ -149,6 +149,10 @@ class MLP(nn.Sequential):
                 layers.append(to_module(formula))
         super().__init__(*layers)
 
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        # nn.Sequential makes another of its own class of a slice, which here takes sizes
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
 
 def own(kind: type, method: str) -> object:
     """A class's method as it was written; None if another has been put in its place already."""

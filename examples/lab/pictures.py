@@ -12,6 +12,7 @@ from .training import STEPS
 COLOURS = {
     "ordinary": "tab:orange", "sobolev": "tab:blue", "balanced": "tab:green", "backprop": "black",
     "shuffled": "tab:red", "no-prop": "tab:gray", "direct": "tab:brown", "critic": "tab:orange",
+    "gamma": "tab:purple", "gradients": "tab:cyan",
 }  # fmt: skip
 SPARE = ("tab:purple", "tab:cyan", "tab:olive", "tab:pink", "tab:green", "tab:brown")
 

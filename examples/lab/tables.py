@@ -17,7 +17,10 @@ from .training import STEPS, TIME
 QUARTILES = ("q25", "median", "q75")
 BUDGETS = {STEPS: "equal steps", TIME: "equal time"}
 # What a method is called; one that is not here is called by its own name.
-METHODS = {"ordinary": "ordinary", "sobolev": "Sobolev", "balanced": "balanced Sobolev"}
+METHODS = {
+    "ordinary": "ordinary", "sobolev": "Sobolev", "balanced": "balanced Sobolev", "gamma": "balanced with gamma",
+    "gradients": "gradients alone",
+}  # fmt: skip
 
 
 def summarise(records: Sequence[dict], by: Sequence[str], metrics: Sequence[str]) -> list[dict]:
