@@ -130,10 +130,6 @@ def test_cases_side_by_side(tmp_path):
     assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
 
 
-def test_page_of_results_is_what_the_tables_say():
-    assert results.PAGE.read_text(encoding="utf-8") == results.page()
-
-
 def float64(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
