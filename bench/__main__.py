@@ -12,29 +12,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from sobolev_kernels.testing.speed.cases import EVERY, FIRST, GROUPS, SMALL, Case, draw_cases
+from sobolev_kernels.testing.speed.measure import RED, CaseResult, busy, measure
+from sobolev_kernels.testing.speed.variants import OURS, PLAIN
+
 from .any import add_options, measure_any
-from .cases import EVERY, FIRST, GROUPS, SMALL, Case, draw_cases
-from .check import RedCheck, prepare
 from .jax_baseline import idleness
 from .memory import peak_memory
 from .overhead import print_overhead
 from .planner import SHAPES, measure_sides
-from .report import (
-    CRASHES,
-    MEASURED,
-    RED,
-    ROOT,
-    CaseResult,
-    Row,
-    busy,
-    environment,
-    fields,
-    print_case,
-    print_summary,
-    write_csv,
-)  # fmt: skip
-from .timing import SGEMM, TURN, interleave, quartiles, sgemm
-from .variants import OURS, PLAIN, left_out, variants_of
+from .report import ROOT, environment, fields, print_case, print_summary, write_csv
+from .variants import left_out, variants_of
 
 
 @dataclass(frozen=True)
@@ -46,24 +34,12 @@ class Settings:
 
 
 def run_case(case: Case, settings: Settings) -> CaseResult:
-    """One case from check to peak memory, ours and that of plain PyTorch; after a red check there are no times."""
-    if settings.compiled:
-        torch.compiler.reset()
-    variants = variants_of(case, settings.compiled)
-    try:
-        ready = prepare(case, variants)
-    except RedCheck as error:
-        return CaseResult(case, [Row(name, v, RED, str(error)) for name, v in variants.items()])
-    times = interleave({**ready.steps, SGEMM: sgemm()}, settings.rounds, settings.seconds, TURN)
-    rows = []
-    for name, variant in variants.items():
-        if name in ready.crashes:
-            rows.append(Row(name, variant, CRASHES, ready.crashes[name]))
-            continue
-        looked_at = settings.memory and not case.name and name in (OURS, PLAIN[case.kind])
-        peak = peak_memory(case, name) if looked_at else None
-        rows.append(Row(name, variant, MEASURED, "", len(times[name]), quartiles(times[name]), peak))
-    return CaseResult(case, rows, quartiles(times[SGEMM]))
+    """One case from check to peak memory, ours and that of plain PyTorch."""
+    result = measure(case, variants_of(case, settings.compiled), settings.rounds, settings.seconds)
+    for row in result.rows:
+        if settings.memory and row.seconds and not case.name and row.name in (OURS, PLAIN[case.kind]):
+            row.peak_bytes = peak_memory(case, row.name)
+    return result
 
 
 def benchmark(cases: Sequence[Case], settings: Settings, folder: Path, console: Console) -> int:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sobolev_kernels.testing.rule import IN_SINGLE
+from sobolev_kernels.testing.speed.check import first_line
+from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
-from .check import first_line
 from .students import NORMED, STUDENTS
-from .timing import TURN, interleave, quartiles
 from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, data_of, ways_of
 
 Step = Callable[[], tuple[torch.Tensor, ...]]

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sobolev_kernels as sk
-
-from .timing import TURN, interleave, quartiles
+from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
 N, D, O = 128, 128, 6
 WIDTHS = [32, 64, 128]

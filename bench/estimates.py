@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels import planner
+from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
 
-from .cases import CASES, FIRST, Case, make_data, make_student
 from .sweep import forced
 
 LAYERWISE = 8

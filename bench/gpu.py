@@ -30,12 +30,12 @@ from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import multiplies_in
 from sobolev_kernels.testing.compare import Comparison
 from sobolev_kernels.testing.graphs import captured
+from sobolev_kernels.testing.speed.baselines import BASELINES, DOUBLE_BACKWARD, Result, Step, installed
+from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, Data, make_data, make_student
+from sobolev_kernels.testing.speed.check import named
+from sobolev_kernels.testing.speed.variants import sobolev_step
 
-from .baselines import BASELINES, DOUBLE_BACKWARD, Result, Step, installed
-from .cases import CASES, FIRST, Case, Data, make_data, make_student
-from .check import named
 from .report import ROOT, environment
-from .variants import sobolev_step
 
 FLUSH_BYTES = 256 << 20
 OURS = ("cuda", "triton")

@@ -26,9 +26,9 @@ from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
+from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
 
 from . import gpu
-from .cases import CASES, FIRST, Case, make_data, make_student
 
 GPU = torch.cuda.is_available()
 if os.environ.get("TRITON_INTERPRET"):

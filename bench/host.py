@@ -22,9 +22,8 @@ from rich.table import Table
 import sobolev_kernels as sk
 from sobolev_kernels import kept, ops
 from sobolev_kernels.testing import dry
-
-from .cases import CASES, FIRST, Case, make_data, make_student
-from .timing import interleave, quartiles
+from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
+from sobolev_kernels.testing.speed.timing import interleave, quartiles
 
 SHORT, LONG, FORWARD = "a call like one before", "the first of its kind", "forward alone"
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from .baselines import Build, Result, Step, Variant, layers_of
-from .cases import Case, Data, make_teacher
+from sobolev_kernels.testing.speed.baselines import Build, Result, Step, Variant, layers_of
+from sobolev_kernels.testing.speed.cases import Case, Data, make_teacher
+
 from .jax_worker import SETTLE
 
 ROOT = Path(__file__).parents[1]

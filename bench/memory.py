@@ -14,8 +14,9 @@ import sys
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from .baselines import Variant
-from .cases import Case, make_data, make_student
+from sobolev_kernels.testing.speed.baselines import Variant
+from sobolev_kernels.testing.speed.cases import Case, make_data, make_student
+
 from .variants import variants_of
 
 ROOT = Path(__file__).parents[1]

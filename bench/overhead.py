@@ -15,9 +15,9 @@ import sobolev_kernels as sk
 from sobolev_kernels import dispatch, ops
 from sobolev_kernels.backends import core, cpu
 from sobolev_kernels.testing.compare import forget
+from sobolev_kernels.testing.speed.cases import SMALL_CASES, Case, make_data, make_student
+from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
-from .cases import SMALL_CASES, Case, make_data, make_student
-from .timing import TURN, interleave, quartiles
 from .variants import VARIANTS, variants_of
 
 SMALLEST = Case(1, 1, 1, 0, 1, 1, name="smallest")

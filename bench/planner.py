@@ -15,13 +15,13 @@ from sobolev_kernels import planner
 from sobolev_kernels.enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.speed.baselines import Build, Result, Step, Variant
+from sobolev_kernels.testing.speed.cases import EXACT, FIRST, SEED, Case, Data
+from sobolev_kernels.testing.speed.check import prepare
+from sobolev_kernels.testing.speed.timing import SGEMM, SGEMM_FLOPS, TURN, Quartiles, interleave, quartiles, sgemm
+from sobolev_kernels.testing.speed.variants import sobolev_step
 
-from .baselines import Build, Result, Step, Variant
-from .cases import EXACT, FIRST, SEED, Case, Data
-from .check import prepare
 from .report import environment, write_csv
-from .timing import SGEMM, SGEMM_FLOPS, TURN, Quartiles, interleave, quartiles, sgemm
-from .variants import sobolev_step
 
 SIDES = (TANGENTS, GRADIENTS)
 # P directions against O gradients, and of the whole Jacobian D columns against O rows

@@ -1,4 +1,4 @@
-"""The tables of README, from what `python -m bench` wrote: `python -m bench.readme results/*.csv`.
+"""The tables of docs/speed.md, from what `python -m bench` wrote: `python -m bench.readme results/*.csv`.
 
 Of each case the last run counts, and everything in a row is of one run.
 """
@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .baselines import DOUBLE_BACKWARD, VALUES_ONLY, VMAP_JVP
-from .cases import EVERY, FIRST, SMALL, Case
-from .report import MEASURED
-from .variants import JAX, OURS, PLAIN, VARIANTS
+from sobolev_kernels.testing.speed.baselines import DOUBLE_BACKWARD, VALUES_ONLY, VMAP_JVP
+from sobolev_kernels.testing.speed.cases import EVERY, FIRST, SMALL, Case
+from sobolev_kernels.testing.speed.measure import MEASURED
+from sobolev_kernels.testing.speed.variants import OURS, PLAIN
+
+from .variants import JAX, VARIANTS
 
 Rows = dict[str, dict[str, str]]  # of one case, by variant
 

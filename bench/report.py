@@ -8,8 +8,6 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,77 +16,16 @@ from rich.table import Table
 
 import sobolev_kernels as sk
 from sobolev_kernels import dispatch
-
-from .baselines import Variant
-from .cases import Case
-from .timing import SGEMM_FLOPS, Quartiles
-from .variants import JAX, OURS, PLAIN
+from sobolev_kernels.command.info import processor
+from sobolev_kernels.testing.speed.cases import Case
+from sobolev_kernels.testing.speed.measure import CaseResult, Row
+from sobolev_kernels.testing.speed.timing import SGEMM_FLOPS, Quartiles
+from sobolev_kernels.testing.speed.variants import OURS, PLAIN
 
 ROOT = Path(__file__).parents[1]
-MEASURED, CRASHES, RED = "measured", "crashes", "red check"
 # How many times the fused step's time the best other takes
 LIMITS = (1, 1.3, 1.6)
 FASTER = "◀ faster"
-
-
-@dataclass
-class Row:
-    """One variant of one case; `outcome` says whether there are times."""
-
-    name: str
-    variant: Variant
-    outcome: str
-    error: str = ""
-    rounds: int = 0
-    seconds: Quartiles | None = None
-    peak_bytes: int | None = None
-
-
-@dataclass
-class CaseResult:
-    case: Case
-    rows: list[Row]
-    sgemm: Quartiles | None = None
-
-    def row(self, name: str) -> Row | None:
-        return next((row for row in self.rows if row.name == name and row.seconds), None)
-
-    def best(self, which: Callable[[Row], bool]) -> Row | None:
-        """The fastest of some rows."""
-        return min((r for r in self.rows if r.seconds and which(r)), key=lambda row: row.seconds.median, default=None)
-
-    def best_other(self, adjoint: bool = True) -> Row | None:
-        """Of those that compute what we compute, with or without those whose author derived the adjoint too."""
-        others = lambda v: v.derivatives and not v.ours and (adjoint or not v.adjoint)  # noqa: E731
-        return self.best(lambda row: others(row.variant))
-
-    @property
-    def jax(self) -> Row | None:
-        return self.best(lambda row: row.name in JAX)
-
-    @property
-    def values_only(self) -> Row | None:
-        return self.best(lambda row: not row.variant.derivatives)
-
-    @property
-    def lost(self) -> bool:
-        """Whether somebody else is faster."""
-        ratio = self.times_ours(self.best_other())
-        return ratio is not None and ratio < 1
-
-    def times_ours(self, row: Row | None) -> float | None:
-        """How many times the fused step's time."""
-        ours = self.row(OURS)
-        return row.seconds.median / ours.seconds.median if row and ours and row.seconds else None
-
-    def of_sgemm(self, row: Row | None) -> float | None:
-        """The rate of the fused algorithm's FLOPs over the multiply rate of the same rounds.
-
-        Above 1 is possible: a little less is executed than is counted, and another algorithm may need fewer.
-        """
-        if row is None or row.seconds is None or not row.variant.derivatives:
-            return None
-        return (self.case.flops / row.seconds.median) / (SGEMM_FLOPS / self.sgemm.median)
 
 
 def cell(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -157,15 +94,6 @@ def print_case(result: CaseResult, console: Console) -> None:
             console.print(f"{row.name}: {row.outcome}: {row.error}", markup=False, highlight=False)
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def commit() -> str:
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
     try:
@@ -188,12 +116,6 @@ def environment() -> dict[str, object]:
         "torch": torch.__version__,
         "sobolev_kernels": sk.__version__,
     }
-
-
-def busy() -> str | None:
-    """A warning, if other programs had more than a quarter of a core in the last minute."""
-    load = os.getloadavg()[0]
-    return f"the machine is busy (load {load:.2f}): expect slow and noisy times" if load > 0.25 else None
 
 
 def plan_of(case: Case) -> str:

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from sobolev_kernels.testing.compare import forget
 from sobolev_kernels.testing.graphs import captured
+from sobolev_kernels.testing.speed.cases import Case
 
-from .cases import Case
 from .gpu import check, host_microseconds, microseconds, step_of
 
 GAIN = 1.03  # a smaller one is noise

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from .baselines import STACKED
-from .cases import CASES
-from .check import prepare
-from .higher import COLLAPSED, STREAMS
-from .variants import OURS, VARIANTS
+from sobolev_kernels.testing.speed.baselines import STACKED
+from sobolev_kernels.testing.speed.cases import CASES
+from sobolev_kernels.testing.speed.check import prepare
+from sobolev_kernels.testing.speed.higher import COLLAPSED, STREAMS
+from sobolev_kernels.testing.speed.variants import OURS
+
+from .variants import VARIANTS
 
 SCALED = [replace(case, N=max(16, case.N // 8)) for case in CASES]
 STEPS = [(c, name) for c in SCALED for name in (OURS, STACKED, STREAMS, COLLAPSED) if VARIANTS[name].applies(c)]

@@ -20,9 +20,9 @@ from torch.nn.functional import mse_loss
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing.rule import IN_SINGLE
+from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
 from .students import STUDENTS
-from .timing import TURN, interleave, quartiles
 
 # what is matched: first and second derivatives along P given directions; or a Laplacian
 JETS, LAPLACIAN = KINDS = "jets", "laplacian"

@@ -1,4 +1,4 @@
-"""Fill the names of all rows of the tables into README's support matrix: `python docs/tables.py [--check]`."""
+"""Fill the names of all rows of the tables into the support matrix: `python docs/tables.py [--check]`."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from sobolev_kernels import ACTIVATIONS, COUPLED, LOSSES
 from sobolev_kernels.math.directions import DISTRIBUTIONS, GIVEN
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+MATRIX = Path(__file__).resolve().parent / "support.md"
 
 
 def names(table) -> str:
@@ -26,16 +26,16 @@ CELLS = {
 def filled(text: str) -> str:
     for row, cell in CELLS.items():
         text, count = re.subn(rf"^\| {row} \| [^|]* \|", f"| {row} | {cell} |", text, flags=re.MULTILINE)
-        assert count == 1, f"README has {count} rows of {row}"
+        assert count == 1, f"the support matrix has {count} rows of {row}"
     return text
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = MATRIX.read_text(encoding="utf-8")
     if "--check" not in sys.argv:
-        README.write_text(filled(text), encoding="utf-8")
+        MATRIX.write_text(filled(text), encoding="utf-8")
     elif filled(text) != text:
-        sys.exit("README's support matrix is stale: run make format")
+        sys.exit("the support matrix of docs/support.md is stale: run make format")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,19 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import check, epoch, estimates, jax_worker, planner, readme, timing, twice
-from bench.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
-from bench.cases import (
+from bench import epoch, estimates, jax_worker, planner, readme, twice
+from bench.jax_baseline import idleness
+from bench.memory import CLEAR, peak_memory
+from bench.overhead import DIFFERENCES, SMALLEST, overhead, pieces
+from bench.variants import JAX, VARIANTS, left_out, variants_of
+from ptx import missing
+from ptx.compile import missing as missing_tool
+from sobolev_kernels import planner as sides
+from sobolev_kernels.backends import cpu
+from sobolev_kernels.enums import GRADIENTS
+from sobolev_kernels.testing.speed import check, measure, timing
+from sobolev_kernels.testing.speed.baselines import BASELINES, STACKED, VALUES_ONLY, VMAP_JVP, Variant
+from sobolev_kernels.testing.speed.cases import (
     CASES,
     DRAWN,
     EVERY,
@@ -39,18 +49,10 @@ from bench.cases import (
     make_teacher,
     project,
 )  # fmt: skip
-from bench.higher import HIGHER, JET, NESTED, STREAMS
-from bench.jax_baseline import idleness
-from bench.memory import CLEAR, peak_memory
-from bench.overhead import DIFFERENCES, SMALLEST, overhead, pieces
-from bench.report import CRASHES, MEASURED, RED
-from bench.taught import TAUGHT_BASELINES, distance
-from bench.variants import JAX, OURS, PLAIN, VARIANTS, left_out, variants_of
-from ptx import missing
-from ptx.compile import missing as missing_tool
-from sobolev_kernels import planner as sides
-from sobolev_kernels.backends import cpu
-from sobolev_kernels.enums import GRADIENTS
+from sobolev_kernels.testing.speed.higher import HIGHER, JET, NESTED, STREAMS
+from sobolev_kernels.testing.speed.measure import CRASHES, MEASURED, RED
+from sobolev_kernels.testing.speed.taught import TAUGHT_BASELINES, distance
+from sobolev_kernels.testing.speed.variants import OURS, PLAIN
 
 TINY = [
     Case(8, 3, 4, 2, 1, 1),
@@ -211,7 +213,7 @@ def wrong(build):
 )
 def test_red_check_is_not_timed(name, case, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], build=wrong(VARIANTS[name].build)))
-    monkeypatch.setattr(program, "interleave", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(measure, "interleave", lambda *_: pytest.fail("timed"))
     assert program.benchmark([case], QUICK, tmp_path, QUIET) == 1
     for row in read(tmp_path):
         assert row["outcome"] == RED and name in row["error"] and not row["median_ms"]
@@ -336,7 +338,7 @@ def test_groups_are_chosen(monkeypatch, tmp_path):
 
 
 def test_a_package_that_is_not_installed_is_a_line(monkeypatch):
-    monkeypatch.setattr("bench.baselines.installed", lambda package: False)
+    monkeypatch.setattr("sobolev_kernels.testing.speed.baselines.installed", lambda package: False)
     assert not any(variant.needs for case in TINY for variant in variants_of(case).values())
     assert left_out([TINY[0]]) == ["JAX, jit is left out: jax is not installed"]
     (line,) = left_out([TINY[6]])

@@ -3,15 +3,23 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import sobolev_kernels as sk
 from sobolev_kernels.backends import core, cpu
+from sobolev_kernels.command import timed
 from sobolev_kernels.command.line import app
 from sobolev_kernels.testing import verify
+from sobolev_kernels.testing.compare import on_device
+from sobolev_kernels.testing.speed import measure, timing
+from sobolev_kernels.testing.speed.baselines import DOUBLE_BACKWARD
+from sobolev_kernels.testing.speed.cases import EXACT, Case
+from sobolev_kernels.testing.speed.variants import OURS, VARIANTS, fused
 
 FILE = """
 import torch
@@ -66,6 +74,13 @@ def test_verify():
         assert all(row["outcome"] == "right" for row in here)
         assert all(0 < row["error_over_allowed"] <= 1 for row in here if row["check"] != "the same bits twice")
     assert {row["backend"] for row in rows} == {"cpu", "cuda", "triton", "streams", "reference"}
+
+
+def test_what_verify_takes_to_a_device():
+    """A teacher too; of the CPU the targets as they are."""
+    targets = sk.Targets(teacher=torch.nn.Linear(2, 1), values=torch.ones(3, 1))
+    there = on_device(targets, "meta")
+    assert there.values.is_meta and there.teacher.weight.is_meta and on_device(targets, "cpu") is targets
 
 
 @pytest.mark.parametrize("asked", [[], ["--all"], ["--json"]], ids=str)
@@ -131,7 +146,9 @@ def test_explain(file):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["{}:nothing"], "has no nothing; its modules are: student"),
+        (["{}:nothing"], "has no nothing; of torch.nn.Module it has: student, Convolution"),
+        (["{}:studnt"], "did you mean 'student'?"),
+        (["{}:student.inner"], "Sequential has no inner"),
         (["{}:number"], "expected a torch.nn.Module, got int"),
         (["{}:needs"], "without arguments"),
         (["{}:Convolution"], "--shape 256,3,32,32"),
@@ -139,6 +156,7 @@ def test_explain(file):
         (["{}:student", "--shape", "8,4"], "inputs"),
         (["{}:student", "--backend", "cda"], "did you mean 'cuda'"),
         (["{}.nothing:student"], "there is no file"),
+        (["no.such.module:student"], "no module that can be imported from here"),
         (["student"], "expected FILE:STUDENT"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -146,6 +164,86 @@ def test_explain(file):
 def test_explain_refuses_in_words(file, arguments, words):
     result = run("explain", *(argument.format(file) for argument in arguments))
     assert result.exit_code == 2 and words in result.output, result.output
+
+
+def test_explain_of_a_module_beside_others(tmp_path, monkeypatch):
+    """A file finds what lies beside it, from anywhere; a module is imported from where one is; names have dots."""
+    package = tmp_path / "package_of_a_test"
+    package.mkdir()
+    (package / "net_of_a_test.py").write_text(FILE, encoding="utf-8")
+    whole = (
+        "from types import SimpleNamespace\nfrom net_of_a_test import student\ntrainer = SimpleNamespace(net=student)"
+    )
+    (package / "train.py").write_text(whole, encoding="utf-8")
+    before = sys.path[:]
+    assert "3 -> 8 -> 1" in run("explain", f"{package / 'train.py'}:trainer.net").output
+    monkeypatch.chdir(tmp_path)
+    assert "3 -> 8 -> 1" in run("explain", "package_of_a_test.net_of_a_test:student").output
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("\nraise ValueError('no data')", "ValueError: no data, in line 2"),
+        ("import no_such_package", "No module named 'no_such_package', in line 1"),
+        ("def f(:", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3, in line 2"),
+    ],
+)
+def test_explain_of_a_file_that_fails(file, code, words):
+    file.write_text(code, encoding="utf-8")
+    result = run("explain", f"{file}:student")
+    assert result.exit_code == 2 and words in result.output and '__name__ == "__main__"' in result.output
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(timed, "chosen", lambda: [Case(8, 3, 4, 2, 1, 1), Case(7, 2, 4, 1, 3, kind=EXACT)])
+    monkeypatch.setattr(timed, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "SGEMM_SIZE", 32)
+    monkeypatch.setattr(measure, "TURN", 0.0)
+
+
+def test_bench(tiny):
+    result = run("bench", "--no-compile", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["right"] and found["where"]["torch"] == torch.__version__ and len(found["cases"]) == 2
+    for case in found["cases"]:
+        ways = {way["way"]: way for way in case["ways"]}
+        assert ways[OURS]["times_fused"] == 1 and {DOUBLE_BACKWARD, "stacked", "values only"} <= ways.keys()
+        assert all(way["outcome"] == "measured" and 0 < way["q1_ms"] <= way["q3_ms"] for way in ways.values())
+    shown = run("bench", "--no-compile").output
+    assert "double backward" in shown and "the best other takes" in shown and "of 2 cases" in shown
+
+
+def test_bench_gives_no_time_of_what_is_wrong(tiny, monkeypatch):
+    def wrong(*arguments):
+        loss, gradients = fused(*arguments)()
+        return lambda: (loss * 1.001, gradients)
+
+    monkeypatch.setitem(VARIANTS, OURS, replace(VARIANTS[OURS], build=wrong))
+    assert run("bench", "--no-compile").exit_code == 1
+    found = json.loads(run("bench", "--no-compile", "--json").stdout)
+    assert not found["right"] and not any("median_ms" in way for case in found["cases"] for way in case["ways"])
+
+
+def test_bench_compiles_nothing_when_time_is_short(tiny):
+    hours = iter([0.0, 0.0, 3600.0])
+    with patch.object(timed, "measure", lambda case, variants, *_: list(variants)):
+        (first, none), (second, late) = timed.timed(timed.chosen(), True, lambda: next(hours))
+    assert "stacked, compiled" in first and not none and "by hand, compiled" not in first
+    assert late == ["stacked, compiled", "jacrev, compiled"] and not set(late) & set(second)
+
+
+def test_bench_has_small_and_large_cases_of_three_kinds():
+    cases = timed.chosen()
+    assert (
+        len(set(cases)) == 5
+        and len({case.kind for case in cases}) == 3
+        and {bool(c.name) for c in cases} == {True, False}
+    )
 
 
 def test_without_typer_it_says_so():
@@ -157,3 +255,7 @@ def test_without_typer_it_says_so():
 def test_as_a_module():
     result = subprocess.run([sys.executable, "-m", "sobolev_kernels", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "verify" in result.stdout
+
+
+def test_version():
+    assert run("--version").output == f"{sk.__version__}\n"

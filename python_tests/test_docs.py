@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from sobolev_kernels.math.directions import DISTRIBUTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+NOTEBOOKS = sorted(ROOT.glob("examples/notebooks/*.ipynb"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -43,10 +45,6 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def section(page: Path, heading: str) -> str:
-    return text(page).split(f"\n## {heading}\n")[1].split("\n## ")[0]
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_examples_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -56,18 +54,52 @@ def test_examples_run_in_order(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_cells_of_notebooks_run(notebook, tmp_path, monkeypatch):
+    """In order, and the file has what each printed but no picture."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    whole = json.loads(text(notebook))
+    assert (whole["nbformat"], whole["nbformat_minor"]) == (4, 5) and notebook.stat().st_size < 20_000
+    namespace = {"__name__": notebook.stem}
+    for number, cell in enumerate(cell for cell in whole["cells"] if cell["cell_type"] == "code"):
+        assert all(output["output_type"] == "stream" for output in cell["outputs"])
+        exec(compile("".join(cell["source"]), f"{notebook.name}[{number}]", "exec"), namespace)
+    pyplot.close("all")
+
+
+def test_there_are_notebooks():
+    assert {"tutorial", "pinn"} <= {notebook.stem for notebook in NOTEBOOKS}
+
+
 def test_the_printed_explanation_is_what_explain_prints():
     def without_machine(text: str) -> str:
         text = re.sub(r"isa \w+, tile \d+,( in_place True,)? threads \d+", "isa, tile, threads", text)
         return re.sub(r"(triton +refused: ).*", r"\1", text).strip()
 
-    (printed,) = re.findall(r"^```text\n(student .*?)^```$", text(ROOT / "README.md"), re.MULTILINE | re.DOTALL)
+    (printed,) = re.findall(r"^```text\n(student .*?)^```$", text(ROOT / "docs/guide.md"), re.MULTILINE | re.DOTALL)
     got = sk.explain(sk.MLP(2, 1), torch.zeros(256, 2), sk.Directions.sphere(4))
     assert without_machine(printed) == without_machine(got)
 
 
-def test_the_readme_has_examples():
-    assert len(blocks(ROOT / "README.md")) >= 5
+def test_pages_have_examples():
+    assert [len(blocks(ROOT / page)) for page in ("README.md", "docs/guide.md", "docs/tutorial.md")] >= [1, 6, 4]
+
+
+def test_readme_is_a_page_and_has_the_speed_that_was_measured():
+    """Its rows are rows of the whole tables, with the least of what PyTorch and JAX took."""
+    readme, speed = text(ROOT / "README.md"), text(ROOT / "docs/speed.md")
+    assert len(readme.splitlines()) < 130
+    rows = [row.strip("| ").split(" | ") for row in readme.splitlines() if re.match(r"\|.*×.* \| [\d.]+ \|", row)]
+    assert len(rows) == 10
+    for case, ours, ordinary, best, jax in rows:
+        start = f"| {case} | {ours} |"
+        (whole,) = [line.removeprefix(start) for line in speed.splitlines() if line.startswith(start)]
+        first, *others, last = [float(ratio) for ratio in re.findall(r"([\d.]+)×", whole)]
+        told = [float(cell.strip("*×")) for cell in (ordinary, best, jax)]
+        assert told == [first, min(others), last], case
+        assert all(cell.startswith("**") == (float(cell.strip("*×")) < 1) for cell in (best, jax))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -90,7 +122,7 @@ def test_paths_in_the_text_exist(page):
 
 @pytest.mark.parametrize("name", [*sk.ACTIVATIONS, *sk.LOSSES, *sk.COUPLED, *DISTRIBUTIONS, "given"])
 def test_the_support_matrix_names_every_row(name):
-    assert f"`{name}`" in section(ROOT / "README.md", "Support matrix")
+    assert f"`{name}`" in text(ROOT / "docs/support.md")
 
 
 @pytest.mark.parametrize("name", sk.__all__)

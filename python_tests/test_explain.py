@@ -26,6 +26,9 @@ def lines(*arguments, **options):
 def test_the_text_is_printed_and_returned(capsys):
     text = sk.explain(STUDENT, X)
     assert capsys.readouterr().out == text + "\n"
+    # a notebook shows the value of a cell by this
+    text._ipython_display_()
+    assert isinstance(text, str) and capsys.readouterr().out == ""
 
 
 def test_a_recognised_student():

@@ -26,6 +26,13 @@ from .typed import Function
 SEPARATELY = "by PyTorch's operations, from fused derivatives: no kernel has the vectors' gradient beside it"
 
 
+class Printed(str):
+    """What has been printed already, so that a notebook does not show it again as the value of a cell."""
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
 def explain(
     student: Function, x: torch.Tensor, directions: Directions | Cotangents | torch.Tensor | None = None, *,
     of: str = "loss", derivative_target: str = DENSE, **settings,
@@ -99,7 +106,7 @@ def explain(
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
-    text = "\n".join(lines)
+    text = Printed("\n".join(lines))
     print(text)
     return text
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from bench import gpu
-from bench.cases import Case
+from sobolev_kernels.testing.speed.cases import Case
 
 ROOT = Path(__file__).parents[2]
 CASES = [Case(20, 3, 8, 2, 1, 2)]

@@ -30,7 +30,7 @@ ASKED = {
     "second derivatives": (partial(sk.MLP, 8, 4), {"order": 2}),
     "a head": (partial(sk.MLP, 8, 4), {"head": "log_softmax"}),
     "float64": (partial(sk.MLP, 8, 4, dtype=torch.float64), {}),
-    "products in bf16": (partial(sk.MLP, 8, 4), {"precision": "bf16"}),
+    "products of at least bf16": (partial(sk.MLP, 8, 4), {"precision": "bf16"}),
     "a student that is no MLP": (partial(Residual, 8, 4), {}),
 }
 

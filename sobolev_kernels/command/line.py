@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .. import __version__
 from ..testing import verify as verifying
-from . import tables
+from . import tables, timed
 from .explained import NoStudent, as_dict, explained, inputs_for, student_in
 from .info import info as informed
 
 app = typer.Typer(
     name="sobolev-kernels", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Training on values and derivatives: what is installed, whether it is right, and what a call would do.",
 )  # fmt: skip
 AsJSON = Annotated[bool, typer.Option("--json", help="One document of JSON instead of tables.")]
 OK, WRONG, USAGE = 0, 1, 2
@@ -27,14 +27,28 @@ def show_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def show_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Training on values and derivatives: is it right here, what is installed, how fast is it, what does a call do?"""
+
+
 @app.command()
 def verify(
     as_json: AsJSON = False,
     every: Annotated[bool, typer.Option("--all", help="A line for each check, not for each backend.")] = False,
 ) -> None:
-    """Check each backend, instruction set, dtype and precision of this machine against float64: losses of every kind,
-    derivatives and all gradients, by the rule of the tests. Takes under a minute on a CPU; exits with 1 if anything is
-    wrong or fails."""
+    """Check all that can run on this machine against float64.
+
+    Each backend, instruction set, dtype and precision: losses of every kind, derivatives and all gradients, by the rule
+    of the tests. Takes under a minute on a CPU; exits with 1 if anything is wrong or fails."""
     rows, console = [], Console()
     with Console(stderr=True).status("checking") as status:
         for row in verifying.verify():
@@ -52,8 +66,9 @@ def verify(
 
 @app.command()
 def info(as_json: AsJSON = False) -> None:
-    """Versions, instruction sets, devices, how the compiled core was built, and what each backend computes and refuses
-    here, with the reason."""
+    """Say what is installed, and what each backend computes here.
+
+    Versions, instruction sets, devices, how the compiled core was built, and what is refused, with the reason."""
     found = informed()
     if as_json:
         show_json(found)
@@ -62,9 +77,41 @@ def info(as_json: AsJSON = False) -> None:
 
 
 @app.command()
+def bench(
+    as_json: AsJSON = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time what torch.compile makes, too.")
+    ] = True,
+) -> None:
+    """Time a step of training beside PyTorch, on this machine's CPU.
+
+    At sizes small and large, each way checked against float64 first. Takes under two minutes, of which what
+    torch.compile makes takes most; exits with 1, without times, if a number is wrong."""
+    console, said = Console(), timed.where()
+    if not as_json:
+        for line in tables.of_where(said):
+            console.print(line)
+    cases, results = timed.chosen(), []
+    with Console(stderr=True).status("") as status:
+        measured = timed.timed(cases, compiled)
+        for case in cases:
+            status.update(f"checking and timing {case}")
+            results.append(next(measured))
+            if not as_json:
+                console.print(tables.title_of(results[-1][0]))
+                console.print(tables.of_case(*results[-1]))
+    bad = timed.wrong([result for result, _ in results])
+    if as_json:
+        show_json({"right": not bad, "where": said, "cases": [timed.as_dict(*result) for result in results]})
+    else:
+        console.print(tables.of_all([result for result, _ in results]))
+    raise typer.Exit(WRONG if bad else OK)
+
+
+@app.command()
 def explain(
     student: Annotated[
-        str, typer.Argument(metavar="FILE:STUDENT", help="A file, WHICH IS EXECUTED, and a name in it.")
+        str, typer.Argument(metavar="FILE:STUDENT", help="A file or module, WHICH IS EXECUTED, and a name in it.")
     ],
     shape: Annotated[str, typer.Option(help="Of the inputs, as in 256,3,32,32. [default: 256,D]")] = "",
     directions: Annotated[int, typer.Option(min=1, help="So many random directions for each sample.")] = 4,
@@ -73,8 +120,10 @@ def explain(
     backend: Annotated[str, typer.Option(help="Force one by name.")] = "",
     as_json: AsJSON = False,
 ) -> None:
-    """Say what `sobolev_loss` would do with a student: which backend, why the others refuse, from which side, at what
-    cost. FILE IS EXECUTED as Python, with its `if __name__ == "__main__"` left out; open none that you do not trust."""
+    """Say what a step of a student of yours would do and cost.
+
+    Which backend takes it, why the others refuse, and from which side. FILE IS EXECUTED as Python, with its
+    `if __name__ == "__main__"` left out; open none that you do not trust. It may be a module, as in package.train."""
     try:
         with redirect_stdout(StringIO()) if as_json else StringIO():
             module = student_in(student)

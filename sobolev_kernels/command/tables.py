@@ -9,11 +9,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ..testing.speed.measure import RED, CaseResult
+from ..testing.speed.timing import SGEMM_FLOPS
+from ..testing.speed.variants import OURS
 from ..testing.verify import ABSENT, FAILED, IEEE, REFUSED, RIGHT, WRONG, Row
 
 COLOURS = {RIGHT: "green", WRONG: "bold red", FAILED: "bold red", REFUSED: "yellow", ABSENT: "dim"}
 TITLE = "Checks against float64"
-WORST = "÷ allowed"  # the error over that
+WORST = "error ÷ allowed"
 
 
 def titled(title: str, *columns: str) -> Table:
@@ -51,7 +54,7 @@ def of_rows(rows: Sequence[Row]) -> Table:
 
 def of_places(rows: Sequence[Row]) -> Table:
     """One line for each place: how many checks had which outcome, and the worst of them."""
-    table = titled(TITLE, "backend", "checks", WORST, "in")
+    table = titled(TITLE, "backend", "checks", WORST, "the worst is")
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(place_of(row), []).append(row)
@@ -94,3 +97,48 @@ def of_backend(said: dict[str, object]) -> list[str]:
         return [f"not here: {said['missing']}"]
     lines = [f"computes {', '.join(said['computes'])}"] if said["computes"] else []
     return lines + [f"refuses {', '.join(what)}: {reason}" for reason, what in said["refuses"].items()]
+
+
+def of_where(said: dict[str, object]) -> Iterator[Text]:
+    yield Text(f"{said['processor']}, {said['threads']} threads, torch {said['torch']}, {said['dtype']}")
+    yield Text("a case is N samples, the student D→H×layers→O, and P directions or none", style="dim")
+    for name in ("core missing", "warning"):
+        if said[name]:
+            yield Text(str(said[name]), style="yellow")
+
+
+def title_of(result: CaseResult) -> Text:
+    rate = f"; a large multiply: {SGEMM_FLOPS / result.sgemm.median / 1e9:.0f} GFLOP/s" if result.sgemm else ""
+    return Text.assemble("\n", (str(result.case), "bold cyan"), rate)
+
+
+def of_case(result: CaseResult, late: list[str]) -> Table:
+    """Its contestants, the fastest first, and those without times."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("a step with all gradients", no_wrap=True)
+    table.add_column("ms", justify="right")
+    table.add_column("times ours", justify="right")
+    table.add_column("")
+    for row in sorted(result.rows, key=lambda row: row.seconds.median if row.seconds else float("inf")):
+        note = row.error if row.error else "no derivatives" if not row.variant.derivatives else ""
+        if row.seconds is None:
+            table.add_row(row.name, row.outcome, "", note, style=COLOURS[WRONG] if row.outcome == RED else "yellow")
+            continue
+        ratio = f"{result.times_ours(row):.2f}" if result.row(OURS) else ""
+        note = note or ("adjoint derived by hand" if row.variant.adjoint else "")
+        name = f"{row.name} (sobolev_kernels)" if row.name == OURS else row.name
+        table.add_row(name, f"{1e3 * row.seconds.median:.3f}", ratio, note, style="bold" if row.name == OURS else "")
+    for name in late:
+        table.add_row(name, "", "", "left out: its compiler would take longer than two minutes allow", style="dim")
+    return table
+
+
+def of_all(results: Sequence[CaseResult]) -> Text:
+    """In how many cases who was faster."""
+    if any(result.row(OURS) is None for result in results):
+        return Text("NOT RIGHT: nothing is timed that computes something else", style=COLOURS[WRONG])
+    ratios = [ratio for result in results if (ratio := result.times_ours(result.best_other())) is not None]
+    lost = [str(result.case) for result in results if result.lost]
+    said = f"the best other takes {min(ratios):.2f} to {max(ratios):.2f} times our time; it is faster in"
+    which = f": {'; '.join(lost)}" if lost else ""
+    return Text(f"{said} {len(lost)} of {len(ratios)} cases{which}", style="bold")

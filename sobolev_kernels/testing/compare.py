@@ -154,8 +154,8 @@ def beside_reference(
 def on_device(targets: sk.Targets | None, device: str) -> sk.Targets | None:
     if targets is None or device == "cpu":
         return targets
-    fields = {name: getattr(targets, name) for name in targets.__dataclass_fields__}
-    return sk.Targets(**{name: value if value is None else value.to(device) for name, value in fields.items()})
+    there = targets.to(device)
+    return there if there.teacher is None else there.replace(teacher=there.teacher.to(device))
 
 
 def compare(*arguments, **settings) -> Named:
