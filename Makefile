@@ -8,10 +8,16 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-.PHONY: demo ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
+.PHONY: demo examples ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 
 demo: $(READY)
 	$(BIN)/python examples/paper_functions.py
+
+# Short runs of all experiments, in under ten minutes on two cores; one that is interrupted goes on. The full ones are
+# the commands themselves, and docs/results.md has what came out of them.
+EXAMPLES := regression distillation synthetic_gradients forces differential_ml field
+examples: $(READY)
+	for name in $(EXAMPLES); do $(BIN)/python examples/$$name.py --effort short || exit 1; done
 
 # The environment alone
 ready: $(READY)
@@ -49,6 +55,7 @@ check: $(READY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python csrc/math/generate.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python examples/results.py --check
 
 # A wheel for this Python, without CUDA unless SOBOLEV_CUDA says so, and whether it is right where there is only torch.
 # libgomp stays outside: torch, which is imported first, brings its own, and two would be two pools of threads.
@@ -82,6 +89,7 @@ format: $(READY)
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python csrc/math/generate.py
 	$(BIN)/python docs/tables.py
+	$(BIN)/python examples/results.py
 
 # PIP_CONSTRAINT also reaches the isolated build environment
 $(READY): $(SOURCES)

@@ -68,7 +68,7 @@ def table(name: str, asked: str) -> str:
             raise Stale(f"{file} has no column {column}, but {', '.join(rows[0])}")
         rows = [row for row in rows if str(row[column]) in values.split(",")]
     if not rows:
-        raise Stale(f"{file} has no rows of {asked}")
+        raise Stale(f"{file} has no rows of {asked.strip()}")
     if not {"method", "budget"} <= rows[0].keys():
         return plain(rows)
     there = [column.removesuffix("_median") for column in rows[0] if column.endswith("_median")]
@@ -120,7 +120,7 @@ def section(path: Path) -> tuple[str, list[str]]:
             lines.append(picture(name, match[2], match[3]))
         else:
             lines.append(table(name, match[2]))
-    return "\n".join(lines), claims
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), claims
 
 
 def sections() -> Iterator[Path]:

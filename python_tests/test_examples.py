@@ -22,7 +22,6 @@ from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import results  # noqa: E402
 from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
 from field import OMEGA, picture, siren  # noqa: E402
@@ -122,10 +121,6 @@ def test_cases_side_by_side(tmp_path):
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
-
-
-def test_page_of_results_is_what_the_tables_say():
-    assert results.PAGE.read_text(encoding="utf-8") == results.page()
 
 
 def float64(*numbers):
