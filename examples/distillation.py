@@ -258,4 +258,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main, full="15 minutes", short="1 minute", seeds=(5, 1, 1))
+    run_command(main, full="8 minutes", short="1 minute", seeds=(3, 1, 1))
