@@ -23,7 +23,6 @@ from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import results  # noqa: E402
 import why  # noqa: E402
 from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
