@@ -37,6 +37,7 @@ from regression_times import by_hand as regression_by_hand  # noqa: E402
 EXPERIMENTS = {
     "differential_ml": (2, 16),
     "field": (1, 8),
+    "forces": (1, 14),
     "regression": (6, 114),
 }
 WITHIN = ROUNDED_WITHIN["rtol"]

@@ -473,3 +473,14 @@ def test_modes_and_generators_are_as_before():
     with torch.no_grad():
         assert trained(student(), epochs=1).steps == 3
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["MLP", "any"])
+def test_fresh_directions_of_one_batch_are_meant(kind):
+    """A schedule that ends near 0 leaves the parameters as they are; of a call by hand that is still warned."""
+    model = student(kind=kind)
+    loss = sk.SobolevLoss(directions=sk.Directions.sphere(1))
+    trained(model, loss=loss, batch_size=None, epochs=5, lr=1e-20)
+    with pytest.warns(sk.SobolevWarning, match="evaluated again"):
+        for _ in range(5):
+            loss(model, X, TARGETS)
