@@ -27,7 +27,7 @@ from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
 from field import OMEGA, picture, siren  # noqa: E402
 from functions import FUNCTIONS  # noqa: E402
-from lab import Effort, Method, Settings  # noqa: E402
+from lab import Effort, Method, Settings, fused  # noqa: E402
 from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
 from regression import make_student as regression_student  # noqa: E402
 from regression_said import measures_of  # noqa: E402
@@ -337,6 +337,7 @@ def test_gamma_adds_to_the_balance_of_differential_ml(d):
     scaler, u, targets = labels(x, paths)
     method = with_gamma(scaler, targets, paths.gamma)
     student = sk.MLP(d, 1, width=20, depth=4, activation="softplus")
+    assert fused(student, u, method.targets.directions, **method.settings) == "cpu"
     terms = sk.SobolevLoss(**method.settings, return_terms=True)(student, u, method.targets)
     balanced = sk.SobolevLoss(derivatives="exact", weights="differential-ml")(student, u, targets)
     w = method.settings["weights"]
