@@ -37,6 +37,12 @@ class Function:
         y = self.formula(x)
         return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
+    def hessians(self, x: torch.Tensor) -> torch.Tensor:
+        """∂²f/∂x² [N, 2, 2], in float64, where the function has one."""
+        x = x.detach().double().requires_grad_()
+        gradient = torch.autograd.grad(self.formula(x).sum(), x, create_graph=True)[0]
+        return torch.stack([torch.autograd.grad(g.sum(), x, retain_graph=True)[0] for g in gradient.unbind(-1)], 1)
+
 
 def styblinski_tang(x: torch.Tensor) -> torch.Tensor:
     return 0.5 * (x**4 - 16 * x**2 + 5 * x).sum(-1)

@@ -16,7 +16,7 @@ from sobolev_kernels.testing.problems import Shape, data
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from functions import FUNCTIONS
-from paper_functions import ACTIVATIONS, make_student
+from regression import ACTIVATIONS, make_student
 
 BACKENDS = ["cpu", "reference"]
 SHAPE = Shape(7, 3, 6, 2, 2, 2, "small and odd")

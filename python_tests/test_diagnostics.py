@@ -2,6 +2,7 @@
 not, gradients of terms against autograd."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from functions import FUNCTIONS
 
 EXACTLY = ANOTHER_WAY["rtol"]
 
@@ -107,6 +112,32 @@ GOOD = {
 def test_what_is_right_is_no_alarm(values, jacobian, ok):
     check = sk.check_targets(X, values, jacobian)
     assert check.ok is ok and check.faults == ()
+
+
+# Few samples of steep functions, and kinks with infinite slopes: between far samples the values change by less than
+# the derivatives say.
+STEEP = [("Styblinski-Tang", 20), ("Beale", 20), ("Beale", 100), ("Bukin N.6", 100), ("Rosenbrock", 20)]
+
+
+@pytest.mark.parametrize("name, N", STEEP)
+def test_steep_functions_are_no_alarm(name, N):
+    for seed in range(3):
+        x = FUNCTIONS[name].sample(N, torch.Generator().manual_seed(seed))
+        check = sk.check_targets(x, *FUNCTIONS[name].values_and_gradients(x))
+        assert check.ok is not False, check
+        assert N == 20 or check.ok
+        if check.ok:
+            y, dy = FUNCTIONS[name].values_and_gradients(x)
+            assert sk.check_targets(x, y, dy.flip(1)).ok is False
+
+
+def test_ripples_between_samples_are_not_told():
+    """With one sample a ripple the derivatives say nothing of what is between; with ten they do."""
+    ackley = FUNCTIONS["Ackley"]
+    for N, ok in ((100, None), (1000, True)):
+        x = ackley.sample(N, torch.Generator().manual_seed(0))
+        check = sk.check_targets(x, *ackley.values_and_gradients(x))
+        assert check.ok is ok and ("change so fast" in str(check)) is (ok is None)
 
 
 @pytest.mark.parametrize("function", [smooth, kinked, ripples])

@@ -9,8 +9,8 @@ import json
 import math
 import re
 import runpy
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,17 +22,23 @@ from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import why  # noqa: E402
 from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
 from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
 from field import OMEGA, picture, siren  # noqa: E402
 from functions import FUNCTIONS  # noqa: E402
-from lab import Effort, Settings  # noqa: E402
-from paper_functions import PLAN, SIZES, data_of, scaler_of  # noqa: E402
+from lab import Effort, Method, Settings  # noqa: E402
+from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
+from regression import make_student as regression_student  # noqa: E402
+from regression_said import measures_of  # noqa: E402
+from regression_times import by_hand as regression_by_hand  # noqa: E402
 
 # How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
 EXPERIMENTS = {
     "differential_ml": (2, 16),
     "field": (1, 8),
+    "forces": (1, 14),
+    "regression": (6, 114),
 }
 WITHIN = ROUNDED_WITHIN["rtol"]
 LOOSE = CLOSE_IN_SINGLE
@@ -113,13 +119,10 @@ def test_help_says_what_it_takes(name, monkeypatch, capsys):
 
 
 @pytest.mark.long
-def test_cases_side_by_side(tmp_path):
-    """In two processes, from the command line."""
-    arguments = ("--effort", "tiny", "--out", str(tmp_path), "--workers", "2")
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "differential_ml.py"), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
+def test_cases_side_by_side(tmp_path, capsys):
+    """In two processes, which find the example by its name."""
+    importlib.import_module("differential_ml").main(Settings(Effort.tiny, 1, tmp_path, workers=2))
+    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in capsys.readouterr().out
 
 
 def float64(*numbers):
@@ -184,6 +187,8 @@ def test_gradients_against_finite_differences(name):
     assert y.dtype == dy.dtype == torch.float64 and y.shape == (len(x),) and dy.shape == x.shape
     torch.testing.assert_close(y, function.formula(x))
     torch.testing.assert_close(dy, finite_differences(function.formula, x, 1e-4), rtol=1e-7, atol=1e-7)
+    columns = [finite_differences(lambda x, d=d: function.values_and_gradients(x)[1][:, d], x, 1e-4) for d in range(2)]
+    torch.testing.assert_close(function.hessians(x), torch.stack(columns, 1), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LITERATURE)
@@ -212,6 +217,53 @@ def test_epochs_have_at_least_the_steps(N):
         assert (PLAN.epochs(N, steps) - 1) * a_epoch < steps <= PLAN.epochs(N, steps) * a_epoch
 
 
+def start_of(gradients_of_others: bool) -> Start:
+    """Booth's function at 60 points."""
+    function = FUNCTIONS["Booth"]
+    x = function.sample(60, torch.Generator().manual_seed(0))
+    u, targets = data_of(scaler_of(function, x), function, x)
+    if gradients_of_others:
+        targets = sk.Targets(values=targets.values, jacobian=10 * targets.jacobian.roll(7, 0))
+    torch.manual_seed(0)
+    return Start(Case("Booth", "tanh", 60, seed=0, steps=60), regression_student("tanh"), u, targets)
+
+
+def test_weight_is_chosen_by_what_was_not_trained_on():
+    """None of large derivatives of other samples, and some of right ones."""
+    for wrong in (True, False):
+        start = start_of(wrong)
+        there = [start.train(name, LOSSES[name]) for name in ("ordinary", "sobolev")]
+        trained = [replace(t, budget=budget) for t in there for budget in ("steps", "time")]
+        more, weights = validated(start, trained)
+        (weight,) = weights.values()
+        assert (weight == 0) is wrong
+        final = next(t for t in more if (t.method, t.budget) == ("validated", "steps"))
+        assert weight in (0.01, 0.1) or final.student is trained[0 if wrong else 2].student
+
+
+@pytest.mark.parametrize("name", ["ordinary", "sobolev", "order 2"])
+def test_loss_by_hand_is_that_of_the_regression(name):
+    method = {**LOSSES, "order 2": Method(CURVED)}[name]
+    function = FUNCTIONS["McCormick"]
+    x = function.sample(30, torch.Generator().manual_seed(0))
+    u, targets = data_of(scaler_of(function, x), function, x, order=2 if name == "order 2" else 1)
+    student = regression_student("tanh")
+    loss = sk.SobolevLoss(**method.settings)(student, u, targets)
+    assert loss.item() == pytest.approx(regression_by_hand(student, method, u, targets).item(), rel=WITHIN)
+
+
+def test_measures_tell_gradients_that_agree_from_those_that_do_not():
+    u = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    smooth, random = (
+        measures_of(u, 2 * u),
+        measures_of(u, torch.randn(500, 2, generator=torch.Generator().manual_seed(1))),
+    )
+    assert smooth["agreement"] > 0.95 and abs(random["agreement"]) < 0.2
+    one = torch.zeros(500, 2)
+    one[3] = 1.0
+    assert measures_of(u, one)["largest"] == 1 and measures_of(u, one)["term"] == pytest.approx(1 / 500)
+
+
 def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
     """A market, spots x [N, d] and the noise [N, d] of their paths."""
     generator = torch.Generator().manual_seed(3)
@@ -233,7 +285,7 @@ def test_market(d):
 def test_labels_of_paths_are_right_on_average(d):
     """Means of payoffs, pathwise deltas and likelihood-ratio gammas over many paths, within four standard errors of
     the closed form; far in the money, at it and out of it."""
-    market, _, noise = draw(d, 50_000)
+    market, _, noise = draw(d, 20_000)
     for basket in (0.8, 1.0, 1.1, 1.3):
         x = torch.full((1, d), basket, dtype=torch.float64)
         for samples, truth in zip(market.paths(x.expand_as(noise), noise), market.truth(x), strict=True):
@@ -301,6 +353,12 @@ def test_relative_errors_are_one_for_the_mean():
     assert relative_errors(truth, truth) == {"price": 0, "delta": 0, "gamma": 0}
 
 
+def test_picture_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.raises(SystemExit, match=r"skimage.data: pip install .*examples"):
+        picture.__wrapped__()
+
+
 def test_picture_and_siren():
     """The picture's gradients are the slopes of its values; and of a SIREN the first layer's sines and all deeper ones
     are as wide as the paper says, by its initialization: inputs to sines of deviation about 1, whatever the width."""
@@ -322,3 +380,14 @@ def test_picture_and_siren():
         else:
             z = module(z)
     assert deviations[0] > 2 and all(0.5 < deviation < 1.5 for deviation in deviations[1:])
+
+
+def test_the_picture_of_why(tmp_path, monkeypatch):
+    """With a fifth of its steps: five points with slopes say more than without."""
+    monkeypatch.setattr(why, "EPOCHS", 300)
+    why.draw(tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+    _, students = why.trained()
+    line = torch.linspace(-1.8, 1.8, 101)[:, None]
+    errors = {name: (student(line) - why.f(line)).square().mean().sqrt().item() for name, student in students.items()}
+    assert errors["sobolev"] < 0.7 * errors["ordinary"], errors

@@ -335,6 +335,17 @@ def test_fresh_directions_do_not_lead_lbfgs_astray():
     assert history["loss"][-1] < 0.1 * history["loss"][0]
 
 
+def test_a_learning_rate_near_0_is_no_line_search():
+    """One batch, the same parameters again and again: warnings are errors here."""
+    x, loss = torch.rand(20, 2), sk.SobolevLoss(directions=sk.Directions.sphere(1))
+    targets = sk.Targets(values=torch.rand(20, 1), jacobian=torch.rand(20, 1, 2))
+    student = sk.MLP(2, 1, width=8)
+    sk.fit(student, x, targets, loss=loss, epochs=20, batch_size=None, lr=1e-12, progress=False)
+    with pytest.warns(sk.SobolevWarning, match="evaluated again"):  # a loop of one's own is told as before
+        for _ in range(8):
+            loss(student, x, targets).backward()
+
+
 def test_history_is_a_table(tmp_path):
     history = trained(student(), validation=0.2, epochs=9)
     text = str(history)
@@ -462,3 +473,14 @@ def test_modes_and_generators_are_as_before():
     with torch.no_grad():
         assert trained(student(), epochs=1).steps == 3
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["MLP", "any"])
+def test_fresh_directions_of_one_batch_are_meant(kind):
+    """A schedule that ends near 0 leaves the parameters as they are; of a call by hand that is still warned."""
+    model = student(kind=kind)
+    loss = sk.SobolevLoss(directions=sk.Directions.sphere(1))
+    trained(model, loss=loss, batch_size=None, epochs=5, lr=1e-20)
+    with pytest.warns(sk.SobolevWarning, match="evaluated again"):
+        for _ in range(5):
+            loss(model, X, TARGETS)

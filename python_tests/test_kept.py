@@ -9,6 +9,7 @@ import weakref
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import sobolev_kernels as sk
 from sobolev_kernels import call, kept, steps
+from sobolev_kernels.settings import settings_with
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import forget
 
@@ -782,3 +784,11 @@ def test_bits_do_not_depend_on_the_call_before(dtype):
         targets = sk.Targets(values=torch.zeros(n, O, dtype=dtype), jacobian=torch.zeros(n, O, D, dtype=dtype))
         sk.sobolev_loss(net, large[:n], targets, directions=sk.Directions.given(1e30 * random(P, n, D, dtype=dtype)))
         assert all(map(same, before, results()))
+
+
+@pytest.mark.parametrize("sequence", [list, range, np.arange], ids=str)
+def test_columns_are_known_however_they_are_named(sequence):
+    """Settings that are made anew at each call cost five times what a small call does."""
+    columns = sequence(2) if sequence is not list else [0, 1]
+    known = settings_with(wrt=(0, 1), derivatives="exact")
+    assert settings_with(wrt=columns, derivatives="exact") is known and known.wrt == (0, 1)

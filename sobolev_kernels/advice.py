@@ -10,7 +10,8 @@ import operator
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -135,6 +136,20 @@ def advise_of_fresh(
     seen.versions, seen.settings, seen.times = versions, settings, seen.times + 1
     seen.targets = [None if tensor is None else weakref.ref(tensor) for tensor in tensors]
     seen.teacher = targets and id(behind(targets.teacher))
+
+
+@contextmanager
+def evaluated_once(student: object) -> Iterator[None]:
+    """Of a training that evaluates once a step, or along the same directions: parameters that a learning rate near 0
+    leaves as they are mean no line search."""
+    seen = seen_of(student)
+    before = FRESH in seen.warned
+    seen.warned.add(FRESH)
+    try:
+        yield
+    finally:
+        if not before:
+            seen.warned.discard(FRESH)
 
 
 def advise_of_function(

@@ -29,6 +29,7 @@ from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import DERIVATIVES, UNSEEN, Operands, Problem
+from .recorded import recorded_jet, recorded_of
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
@@ -181,6 +182,9 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         told, refusal = traced.told_of(call.request.student, x) if role == "student" else ("", "")
         if refusal:
             raise NotProvided(refusal)
+        recorded = recorded_of(call.request.student, told)
+        if recorded is not None:
+            ran = ran._replace(jet=(lambda x, v, order: recorded_jet(recorded, x, v, order), recorded.orders))
         return ran._replace(looked=int(traced.LOOKED in told), own=traced.OWN in told)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order

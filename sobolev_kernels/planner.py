@@ -57,9 +57,10 @@ def side(problem: Problem) -> str:
     return next(iter(choices)) if len(choices) == 1 else min(choices, key=lambda taken: cost(problem, taken))
 
 
-def side_of_function(P: int, O: int) -> str:
-    """The same for any function, by VJPs of VJPs: a gradient of each output, or as much for each direction."""
-    return GRADIENTS if 0 < O <= P else TANGENTS
+def side_of_function(P: int, O: int, pairs: bool = False) -> str:
+    """The same for any function: a gradient of each output, or as much for each direction, by the VJP of a VJP; or by
+    `pairs` of a value and its tangents."""
+    return GRADIENTS if 0 < O and (STREAM_GRADIENT * O <= 1 + P if pairs else O <= P) else TANGENTS
 
 
 def sides_of_function(problem: Problem) -> dict[str, float] | None:

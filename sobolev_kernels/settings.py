@@ -189,7 +189,7 @@ def settings_of(*values: object) -> Settings:
     directions, cotangents, derivatives, order, wrt, value_loss, derivative_loss, weights, *others = values
     head = others[-1]
     if not (wrt is weights is head is None and type(value_loss) is type(derivative_loss) is str):
-        wrt, weights = (tuple(v) if type(v) is list else v for v in (wrt, weights))
+        wrt, weights = (tuple(v) if type(v) in (list, range) else v for v in (wrt, weights))
         wrt = as_columns(wrt) if type(wrt) is tuple or (by_shape(wrt) and is_sequence(wrt)) else wrt
         if isinstance(wrt, torch.Tensor):
             refuse(faults_of_columns(wrt))

@@ -11,10 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .backends import constant_while_traced
 from .backends.exact import ExactNorms
 from .paths import known_of, look_times, message_of, untouched
+from .recorded import recordable
 
 ROWS = 8
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
-# at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it.
+# at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it. Behind them is what
+# `recordable` tells.
 LOOKED, OWN, BREAKS = "looked", "own", "breaks"
 
 
@@ -53,5 +55,6 @@ def looked_at(function: nn.Module, x: torch.Tensor) -> str:
     except Exception:
         return ""
     words = [word for word, told in ((LOOKED, found.told), (OWN, found.own)) if told]
+    words += [] if found.cut.any() else [recordable(function, x)]
     refusal = f"\n{message_of('student', found.cut, 1)}" if found.cut.any() else ""
     return " ".join(words) + refusal

@@ -5,14 +5,17 @@ summarised over the seeds (`summarise`), printed, drawn and written (`report`).
 """
 
 from .command import Effort, Settings, run_command
+from .dots import dots, marks_of
+from .lines import print_lines
 from .pictures import COLOURS, bare, bars, curves, dumbbells, figure_of, legend_of, maps, name_ticks
 from .tables import METHODS, number, print_table, report, rows_of, said_of_seeds, summarise, write_csv
+from .times import interleaved, report_times
 from .training import Method, Plan, Trained, compare, fused, predictions, root_mean_square
 from .trials import Outcome, trials
 
 __all__ = [
     "COLOURS", "METHODS", "Effort", "Method", "Outcome", "Plan", "Settings", "Trained", "bare", "bars", "compare",
-    "curves", "dumbbells", "figure_of", "fused", "legend_of", "maps", "name_ticks", "number", "predictions",
-    "print_table", "report", "root_mean_square", "rows_of", "run_command", "said_of_seeds", "summarise", "trials",
-    "write_csv",
+    "curves", "dots", "dumbbells", "figure_of", "fused", "interleaved", "legend_of", "maps", "marks_of", "name_ticks",
+    "number", "predictions", "print_lines", "print_table", "report", "report_times", "root_mean_square", "rows_of",
+    "run_command", "said_of_seeds", "summarise", "trials", "write_csv",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,17 @@ WARM, SLICE = 20, 0.02
 
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median milliseconds of each step, of the processor's time: a slice of each in turn, so many rounds."""
+    """The median milliseconds of each step on one thread: a slice of each in turn, so many rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return medians(steps, rounds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Of the processor's time."""
     counts = {}
     for name, step in steps.items():
         start = time.process_time()

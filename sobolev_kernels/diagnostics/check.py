@@ -19,6 +19,8 @@ from .tables import COLOURS, axes_of, plain, table
 MOST = 64  # columns, whose W² products are summed
 NOTHING = 1e-2  # the least part of the differences of derivatives in another unit
 SMALL = 1e-4  # what may be rounding
+ENOUGH = 0.2  # of the differences, to be told by some of them
+OTHERS = 1.5  # the most that derivatives of other rows make of the squares of the differences
 FITS, NOT_TOLD = "fits", "not told"
 
 
@@ -44,6 +46,12 @@ class TargetCheck:
 
     @property
     def verdict(self) -> str:
+        if self.ok is None and self.unexplained >= 1:
+            return (
+                "not told: the derivatives explain none of the differences of values between neighbours, which are "
+                "noisy, or too far apart for derivatives that change so fast; then they teach a student little of "
+                "what is between: choose their weight on validation data. More samples tell, or a callable"
+            )
         if self.ok is None:
             return (
                 f"not told: the derivatives explain {1 - self.unexplained:.0%} of the differences of values between "
@@ -128,15 +136,12 @@ def check_targets(
     faults = []
     jacobian, arranged = rearranged(differences, jacobian)
     faults += arranged
-    gradient = differences.between(jacobian)
-    sums = sums_of(differences.dx, gradient, differences.dy, differences.samples)
+    differences, gradient, sums, found, B, unexplained = judge(differences, jacobian)
     if not sums.square > 0:
         rows = tuple(ColumnRow(d, math.nan, 0.0, NOT_TOLD) for d in range(W))
         moving = bool(torch.einsum("mow,mw->mo", gradient, differences.dx).any())
         faults += ["the values are the same everywhere, and their derivatives are not 0"] if moving else []
         return TargetCheck(not faults, tuple(faults), rows, float(moving), by)
-    found, B, left = faults_in(sums)
-    unexplained = left / sums.square
     told = unexplained < EXPLAINED
     useless = [sentence(fault) for fault in found if fault.part < NOTHING]
     if not told:  # what is left is more than what the faults would explain
@@ -151,6 +156,41 @@ def check_targets(
         faults += useless or [everything]
     ok: bool | None = False if faults else (True if told else None)
     return TargetCheck(ok, tuple(faults), columns_of(sums, found, told), float(unexplained), by)
+
+
+class Judged(NamedTuple):
+    """What derivatives were found to be, by some differences: faults, B with them, what it leaves of the squares."""
+
+    differences: Differences
+    gradient: torch.Tensor
+    sums: Sums
+    found: list[Fault]
+    B: torch.Tensor
+    unexplained: float
+
+
+def judge(differences: Differences, jacobian: torch.Tensor) -> Judged:
+    """By the samples whose gradients agree, if these are enough and can be explained. Else by all; but between samples
+    that are too far apart the values change by less than the gradients say, which looks like a unit, and is none."""
+    near = differences.agreeing(jacobian)
+    if len(near.dx) > ENOUGH * len(differences.dx):
+        judged = judged_by(near, jacobian)
+        if judged.unexplained < EXPLAINED:
+            return judged
+    judged = judged_by(differences, jacobian)
+    if any(fault.kind != "swapped" and NOTHING <= fault.part and 0 < fault.factor < 1 for fault in judged.found):
+        B = torch.eye(jacobian.shape[2], dtype=torch.float64)
+        return judged._replace(found=[], B=B, unexplained=judged.sums.left(B) / judged.sums.square)
+    return judged
+
+
+def judged_by(differences: Differences, jacobian: torch.Tensor) -> Judged:
+    gradient = differences.between(jacobian)
+    sums = sums_of(differences.dx, gradient, differences.dy, differences.samples)
+    if not sums.square > 0:
+        return Judged(differences, gradient, sums, [], torch.eye(jacobian.shape[2], dtype=torch.float64), math.inf)
+    found, B, left = faults_in(sums)
+    return Judged(differences, gradient, sums, found, B, left / sums.square)
 
 
 def of_rows(x: object, values: object, jacobian: object, function: Callable | None) -> tuple:
@@ -249,7 +289,7 @@ def are_of_others(sums: Sums, x: torch.Tensor, y: torch.Tensor, unexplained: flo
     """
     one = torch.eye(sums.W, dtype=torch.float64).flatten()
     size = float(one @ sums.products @ one) / sums.square
-    return size < 4 and predictable(x, y) < min(EXPLAINED, unexplained / 2)
+    return size < OTHERS and predictable(x, y) < min(EXPLAINED, unexplained / 2)
 
 
 def of_no_function(differences: Differences, gradient: torch.Tensor) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from ..errors import need
 
 QUERIES, NEIGHBOURS, BLOCK = 2048, 8, 256
+AGREE = 0.5  # the most that gradients which agree may differ by, in parts of their sum
 
 
 class Differences(NamedTuple):
@@ -24,6 +25,15 @@ class Differences(NamedTuple):
     def between(self, jacobian: torch.Tensor) -> torch.Tensor:
         """Gradients [M, O, W] halfway."""
         return (jacobian[self.ends[:, 0]] + jacobian[self.ends[:, 1]]) / 2
+
+    def agreeing(self, jacobian: torch.Tensor) -> Differences:
+        """Those between samples whose gradients agree: elsewhere the trapezoidal rule errs by as much as it says. That
+        agreement is the same in other units, with another sign or with columns in another order."""
+        size = jacobian.square().mean(0).sqrt()
+        first, second = (jacobian[end] / torch.where(size > 0, size, 1.0) for end in self.ends.unbind(1))
+        apart, sum_of = ((first + sign * second).square().sum((1, 2)) for sign in (-1, 1))
+        some = apart <= AGREE**2 * sum_of
+        return Differences(self.dx[some], self.dy[some], self.ends[some], len(self.ends[some, 0].unique()))
 
     def left(self, jacobian: torch.Tensor) -> torch.Tensor:
         """Of each output of values, with the derivatives of each output of the Jacobian: what is left of the squares,

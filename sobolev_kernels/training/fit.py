@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..advice import evaluated_once
 from ..directions import Directions
 from ..errors import in_words, need, refuse, whole
 from ..loss import SobolevLoss
@@ -219,12 +220,13 @@ class Training:
     def run(self, progress: object) -> History:
         shown = progress_of(progress, self.epochs, len(self.history))
         try:
-            while len(self.history) < self.epochs:
-                row = self._epoch()
-                self.history.rows.append(row)
-                if self.path is not None:
-                    files.save(self.path, self._state())
-                shown(row)
+            with evaluated_once(self.student):
+                while len(self.history) < self.epochs:
+                    row = self._epoch()
+                    self.history.rows.append(row)
+                    if self.path is not None:
+                        files.save(self.path, self._state())
+                    shown(row)
         finally:
             shown.close()
             self.optimizer.zero_grad()

@@ -1,0 +1,38 @@
+"""Trainings with equal steps and in equal time, where a teacher takes time too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from lab.training import SAME_PACE, STEPS, TIME, Trained
+
+import sobolev_kernels as sk
+
+
+def compare(fit: Callable[[str, int], sk.History], asking: dict[str, float], steps: int) -> Iterator[Trained]:
+    """A student by each method within each budget, all from the same first weights.
+
+    Equal time is what the slowest takes for the steps, the time of asking the teacher in it; all times are those of
+    this process, which others on its core do not change.
+
+    Args:
+        fit: trains one, by the method of this name with so many steps.
+        asking: by method the seconds that its targets took.
+    """
+
+    def trained(name: str, count: int) -> tuple[sk.History, float]:
+        start = time.process_time()
+        history = fit(name, count)
+        return history, (time.process_time() - start) / history.steps
+
+    for name in asking:
+        fit(name, 1)  # what only the first step of a process takes
+    equal = {name: trained(name, steps) for name in asking}
+    available = max(history.steps * seconds + asking[name] for name, (history, seconds) in equal.items())
+    for name, (history, seconds) in equal.items():
+        yield Trained(name, STEPS, history.student, history.steps, 1e3 * seconds)
+        affordable = round((available - asking[name]) / seconds)
+        if affordable > (1 + SAME_PACE) * history.steps:
+            history, seconds = trained(name, affordable)
+        yield Trained(name, TIME, history.student, history.steps, 1e3 * seconds)

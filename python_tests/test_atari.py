@@ -1,0 +1,151 @@
+"""The distillation of policies: what students see and learn, who judges them, and that both commands run."""
+
+import csv
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from atari.games import COLUMNS, ROWS, Sight, console_of, play  # noqa: E402
+from atari.pixels import Film  # noqa: E402
+from atari.teach import Units  # noqa: E402
+from atari.teacher import BYTES, Teacher, network  # noqa: E402
+from atari.training import compare  # noqa: E402
+from distillation import GAMES, HEAD, jacobian, judged, taught  # noqa: E402
+from lab.training import STEPS, TIME  # noqa: E402
+
+import sobolev_kernels as sk  # noqa: E402
+
+
+def needs_atari():
+    pytest.importorskip("ale_py", reason="ale-py is in the extra `examples`, and is not installed")
+    pytest.importorskip("gymnasium", reason="gymnasium is in the extra `examples`, and is not installed")
+
+
+def memory(N: int = 40) -> torch.Tensor:
+    return torch.randint(256, (N, BYTES), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["distillation", "pixel_distillation"])
+def test_tiny_run_gives_tables_pictures_and_verdicts(name, tmp_path):
+    needs_atari()
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), "--effort", "tiny", "--out", str(tmp_path)]
+    run = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "a tiny run" in run.stdout and "At equal steps" in run.stdout and "At equal time" in run.stdout
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    methods = {row["method"] for row in rows}
+    assert len(rows) == 2 * len(methods) and {"ordinary", "sobolev"} < methods
+    assert all(float(row["KL_median"]) > 0 and float(row["ms"]) > 0 for row in rows)
+    with (tmp_path / f"{name}_scores.csv").open() as file:
+        assert {"ordinary", "sobolev"} < {row["player"] for row in csv.DictReader(file)}
+
+
+def test_without_the_games_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(SystemExit, match=r"pip install 'sobolev_kernels\[examples\]'"):
+        console_of("Pong")
+
+
+def test_a_kept_teacher_plays_far_better_than_chance():
+    """Which scores 1.2; Pong, whose games are long, is left to the command."""
+    needs_atari()
+    assert play("Breakout", Teacher.of("Breakout"), 2, seed=0).mean() > 8
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_who_judges(game):
+    """A teacher is without error, and its derivatives are those that the library makes targets of."""
+    teacher = Teacher.of(game)
+    found = judged(teacher.net, teacher, memory(), BYTES)
+    assert found == {"KL": 0, "agreement": 1, "gradient": 0}
+    x = teacher.inputs(memory())
+    order = torch.randperm(BYTES)
+    torch.testing.assert_close(teacher.arranged(order)(memory()), teacher(memory()), **CLOSE_IN_SINGLE)
+    torch.testing.assert_close(
+        jacobian(teacher.net, x), sk.Targets.from_teacher(teacher.net, x, **HEAD).jacobian, **CLOSE_IN_SINGLE
+    )
+
+
+def test_derivatives_are_in_units_of_their_own():
+    """A student whose log-probabilities do not depend on the state has a loss of 1 in the mean over projections."""
+    teacher = Teacher.of("Pong")
+    methods, asking = taught(teacher, memory(), 40)
+    assert methods.keys() == asking.keys()
+    student, x = network(teacher.actions, 32), teacher.inputs(memory())
+    torch.nn.init.zeros_(next(student.parameters()))
+    for name in ("sobolev", "inputs", "changing"):
+        weight = methods[name].settings["weights"][1]
+        loss = sk.SobolevLoss(**methods[name].settings, return_terms=True)
+        with warnings.catch_warnings():
+            # That the same call is made again and again.
+            warnings.simplefilter("ignore", sk.SobolevWarning)
+            terms = [loss(student, x, methods[name].targets).derivative.item() for _ in range(100)]
+        # Within four standard errors of the mean.
+        assert abs(weight * np.mean(terms) - 1) < 4 * weight * np.std(terms) / 10, name
+
+
+@pytest.mark.parametrize(("weights", "n"), [(ROWS, 210), (COLUMNS.T, 160)], ids=["rows", "columns"])
+def test_screens_are_means_over_areas(weights, n):
+    """Each is a mean, of pixels that it lies over, and all pixels count as much."""
+    torch.testing.assert_close(weights.sum(1), torch.ones(84), **CLOSE_IN_SINGLE)
+    torch.testing.assert_close(weights.sum(0), torch.full((n,), 84 / n), **CLOSE_IN_SINGLE)
+    i, pixel = weights.nonzero().T
+    assert (pixel + 1 > i * n / 84 - 1e-4).all() and (pixel < (i + 1) * n / 84 + 1e-4).all()
+
+
+def test_students_see_in_a_film_what_they_see_in_a_game():
+    """The last four screens of every state, across the beginnings of games."""
+    T, n = 12, 2
+    screens = np.random.default_rng(0).integers(256, size=(T, n, 84, 84)).astype(np.uint8)
+    begun = np.zeros((T, n), bool)
+    begun[[0, 0, 5, 6], [0, 1, 0, 1]] = True
+    age = np.array([[t - max(s for s in range(t + 1) if begun[s, i]) for i in range(n)] for t in range(T)])
+    film, now = Film(screens, torch.zeros(T, n, 4), age), {"t": 0}
+    sight = Sight(SimpleNamespace(screens=lambda: screens[now["t"]]))
+    for t in range(T):
+        now["t"] = t
+        shown = sight.look(begun[t]).float() / 255
+        torch.testing.assert_close(film.look(np.array([[t, 0], [t, 1]])), shown, rtol=0, atol=0)
+    places = film.places()
+    assert len(places) == 2 * (T - 1) - 2 and not begun[places[:, 0] + 1, places[:, 1]].any()
+    torch.testing.assert_close(film.look(places[:-2], 1), film.look(places[:-2] + np.array([1, 0])), rtol=0, atol=0)
+
+
+def test_units_of_parts_are_those_of_all():
+    units, parts = Units(), memory(60).split(20)
+    for part in parts:
+        units.add(part)
+    whole = memory(60).double()
+    torch.testing.assert_close(units.mean, whole.mean(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(units.scale, (whole.var(0, correction=0) + 1).sqrt(), rtol=1e-5, atol=0)
+
+
+def test_equal_time_has_the_teacher_in_it():
+    """Who is quicker takes as many more steps as the slowest takes time for its steps and for asking."""
+    seconds, asking, taken = {"quick": 5e-4, "slow": 2e-3}, {"quick": 0.0, "slow": 0.1}, []
+
+    def fit(name: str, count: int) -> SimpleNamespace:
+        end = time.process_time() + count * seconds[name]
+        while time.process_time() < end:
+            pass
+        taken.append((name, count))
+        return SimpleNamespace(steps=count, student=name)
+
+    trained = {(one.method, one.budget): one for one in compare(fit, asking, 50)}
+    assert trained["quick", STEPS].steps == trained["slow", STEPS].steps == trained["slow", TIME].steps == 50
+    assert trained["quick", TIME].steps == pytest.approx((50 * 2e-3 + 0.1) / 5e-4, rel=0.1)

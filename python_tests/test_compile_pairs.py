@@ -1,0 +1,196 @@
+"""Pairs that are recorded while a compiler traces the call: right whatever the student reads, and how often that
+changes; recorded only where a record would be what he is."""
+
+import random
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import sobolev_kernels as sk
+from sobolev_kernels import recorded
+from sobolev_kernels.testing.rule import ANOTHER_WAY
+
+D, O = 3, 4
+f64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def poison_outputs():
+    """Not here: torch.compile wants the real allocator, and dynamo a fresh cache."""
+    torch._dynamo.reset()
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(D, 5), nn.Linear(D, 5), nn.Linear(5, O)
+
+    def forward(self, x):
+        return self.last(self.gate(torch.tanh(self.a(x))) * self.b(x))
+
+    def gate(self, h):
+        return h
+
+
+class Annealed(Gated):
+    alpha = 0.5
+
+    def gate(self, h):
+        return h * self.alpha
+
+
+class WithTensor(Gated):
+    """It is no buffer: neither in the state, nor what a record could be told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = numbers(5, seed=7)
+
+    def gate(self, h):
+        return h * self.scale
+
+
+class WithBuffer(Gated):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", numbers(5, seed=7))
+
+    def gate(self, h):
+        return h * self.scale
+
+
+class WithArray(Gated):
+    def __init__(self):
+        super().__init__()
+        self.scale = numpy.linspace(1, 2, 5)
+
+    def gate(self, h):
+        return h * torch.from_numpy(self.scale)
+
+
+class Tied(Gated):
+    def __init__(self):
+        super().__init__()
+        self.b.weight = self.a.weight
+
+
+class Normed(Gated):
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.a)
+
+
+def made(kind):
+    torch.manual_seed(5)
+    return kind().double()
+
+
+TARGETS = {N: (numbers(N, O, seed=2), numbers(2, N, O, seed=3)) for N in (6, 7, 9)}
+
+
+def inputs(N=6):
+    return numbers(N, D, seed=1).requires_grad_()
+
+
+def steps_of(student, order=1):
+    """A step of x, compiled, and the same by PyTorch alone; dynamo does not follow torch.autograd.grad."""
+
+    def loss_of(x, backend=None):
+        (values, tangents), v = TARGETS[len(x)], torch.stack([x.detach().cos(), x.detach()])
+        more = {"seconds": tangents.sin()} if order == 2 else {}
+        targets = sk.Targets(values=values, tangents=tangents, directions=v, **more)
+        return sk.sobolev_loss(student, x, targets, order=order, backend=backend)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    step = lambda x, *way: torch.autograd.grad(loss_of(x, *way), [x, *student.parameters()])  # noqa: E731
+    return lambda x: torch.autograd.grad(compiled(x), [x, *student.parameters()]), lambda x: step(x, "reference")
+
+
+def compare(steps, x):
+    for got, expected in zip(*(step(x) for step in steps), strict=True):
+        torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+
+
+@pytest.mark.parametrize(("kind", "order"), [(WithBuffer, 1), (WithBuffer, 2), (Tied, 1), (Normed, 1)])
+def test_recorded_and_right(kind, order):
+    student = made(kind)
+    assert recorded.FIRST in recorded.recordable(student, inputs().detach())
+    steps, x = steps_of(student, order), inputs()
+    for _ in range(2):  # with other numbers in what it is made of
+        compare(steps, x)
+        with torch.no_grad():
+            for tensor in (*student.parameters(), *student.buffers()):
+                tensor.mul_(1.5)
+
+
+def test_what_changes_at_each_step_is_no_constant():
+    student, x = made(Annealed), inputs()
+    steps = steps_of(student)
+    for alpha in (0.5, 0.75, 1.5, 2.0):
+        student.alpha = alpha
+        compare(steps, x)
+
+
+@pytest.mark.parametrize("kind", [WithTensor, WithArray])
+def test_who_reads_more_than_his_own_is_not_recorded(kind):
+    assert recorded.recordable(made(kind), inputs().detach()) == ""
+
+
+def test_a_tensor_that_is_no_buffer_may_be_another():
+    student, x = made(WithTensor), inputs()
+    steps = steps_of(student)
+    compare(steps, x)
+    student.scale = student.scale * 2
+    compare(steps, x)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda h: nn.functional.dropout(h, 0.5), lambda h: h * random.random(), lambda h: h + numpy.random.rand(),
+    lambda h: h * torch.rand(5, dtype=f64),
+])  # fmt: skip
+def test_who_draws_is_not_recorded(draw):
+    student = made(Gated)
+    student.gate = draw
+    assert recorded.recordable(student, inputs().detach()) == ""
+
+
+def test_who_writes_is_not_recorded():
+    student = made(WithBuffer)
+    student.gate = lambda h: h * student.scale.add_(1.0)
+    before = student.scale.clone()
+    assert recorded.recordable(student, inputs().detach()) == ""
+    assert torch.equal(student.scale, before)
+
+
+def test_sizes_may_vary():
+    student = made(Gated)
+    steps = steps_of(student)
+    for N in (6, 7, 9):
+        compare(steps, inputs(N))
+
+
+def test_another_student_of_the_same_class():
+    """What dynamo has compiled for one serves the other, with the other's parameters."""
+    one, other, x = made(Gated), Gated().double(), inputs().detach()
+    v = torch.stack([x.cos(), x])
+    targets = sk.Targets(values=TARGETS[6][0], tangents=TARGETS[6][1], directions=v)
+    loss = lambda student: sk.sobolev_loss(student, x, targets)  # noqa: E731
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for student in (one, other, one):
+        torch.testing.assert_close(compiled(student), loss(student), **ANOTHER_WAY)
+
+
+def test_without_gradients():
+    student, x = made(Gated), inputs().detach()
+    v = torch.stack([x.cos(), x])
+    with torch.no_grad():
+        y, tangents = torch.compile(lambda x: sk.jvp(student, x, v), fullgraph=True, backend="aot_eager")(x)
+        for got, expected in zip((y, tangents), sk.jvp(student, x, v), strict=True):
+            torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+    assert not tangents.requires_grad

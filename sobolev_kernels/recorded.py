@@ -1,0 +1,175 @@
+"""Pairs of a value and its tangents while a compiler traces the call.
+
+Dynamo follows the student as he is, so that whatever he reads is watched. What pairs make of him is recorded beside
+that, from the same parameters and buffers, by the tracer below dynamo. All else but the inputs is a constant of the
+record: a student who reads more is differentiated by the transforms that dynamo follows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import weakref
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .backends import constant_while_traced
+from .backends.dependence import Jets
+from .backends.streams import propagated
+from .backends.transformed import transformed, transformed_jet
+from .held import Held
+from .outputs import outputs_of
+from .streams.flowing import NotFollowed
+from .streams.look import held_of, looked_at
+
+FIRST, SECOND = "first", "second"  # the words that tell to which order pairs flow
+# What an operation is told and a record may keep: what dynamo compares before each call.
+PLAIN = (bool, int, float, complex, str, type(None), type(...), slice, range)
+PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+FOLLOWED = (torch.float32, torch.float64)
+
+STUDENTS: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+class Recorded(NamedTuple):
+    """A student by the number that he is recorded by, with his parameters and buffers, and how far pairs flow."""
+
+    number: int
+    tensors: dict[str, torch.Tensor]
+    orders: int
+
+
+class Reads(TorchFunctionMode):
+    """Notes whether something is read within it that is neither one of these tensors nor made of them."""
+
+    def __init__(self, tensors: list[torch.Tensor]):
+        super().__init__()
+        self.known, self.kept, self.more = set(map(id, tensors)), list(tensors), False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.more = self.more or not all(map(self.is_known, tree_leaves((args, kwargs))))
+        result = function(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.known.add(id(leaf))
+                self.kept.append(leaf)  # so that its id stays its own
+        return result
+
+    def is_known(self, leaf: object) -> bool:
+        return id(leaf) in self.known if isinstance(leaf, torch.Tensor) else type(leaf) in PLAIN
+
+
+def recordable(student: nn.Module, x: torch.Tensor) -> str:
+    """The words, "" if there are none, of a student at numbers of our own: how far pairs flow, and his number."""
+    if x.dtype not in FOLLOWED or not reads_his_own(student, x):
+        return ""
+    words = [word for order, word in ((1, FIRST), (2, SECOND)) if flows(student, x, order)]
+    if FIRST not in words:
+        return ""
+    tell_tracer()
+    # of no other process either, since compilers keep what they make of a number on disk
+    number = int.from_bytes(os.urandom(7), "little")
+    STUDENTS[number] = student
+    return " ".join([*words, str(number)])
+
+
+def flows(student: nn.Module, x: torch.Tensor, order: int) -> bool:
+    return looked_at(student, x, held_of(list(student.modules()), x), order).unfollowed is None
+
+
+def reads_his_own(student: nn.Module, x: torch.Tensor) -> bool:
+    """Whether his values are made of x, his parameters and buffers, and of what dynamo compares before each call; he
+    draws nothing, and writes to nothing."""
+    modules = list(student.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod") for module in modules):
+        return False
+    tensors = [x, *student.parameters(), *student.buffers()]
+    held = Held(modules, [x.device])
+    drawn, versions, attributes = states(), [t._version for t in tensors], [dict(vars(m)) for m in modules]
+    try:
+        with Reads(tensors) as reads:
+            student(x)
+    finally:
+        unmoved = same(drawn, states()) and versions == [t._version for t in tensors]
+        unmoved = unmoved and all(unchanged(before, vars(m)) for before, m in zip(attributes, modules, strict=True))
+        held.restore()
+    return unmoved and not reads.more
+
+
+def unchanged(before: dict, after: dict) -> bool:
+    return before.keys() == after.keys() and all(after[name] is value for name, value in before.items())
+
+
+def states() -> tuple:
+    return torch.get_rng_state(), *numpy.random.get_state()[1:3], random.getstate()
+
+
+def same(a: tuple, b: tuple) -> bool:
+    return torch.equal(a[0], b[0]) and bool((a[1] == b[1]).all()) and a[2:] == b[2:]
+
+
+def tell_tracer() -> None:
+    """Dynamo is loaded where this is called: importing it takes a second."""
+    global record
+    if record is of_pairs:
+        record = torch._dynamo.nonstrict_trace(of_pairs)
+
+
+@constant_while_traced
+def only_sizes_vary() -> bool:
+    """Whether all that the compiler takes for a variable, so far in this trace, is a size of a tensor.
+
+    Of other numbers, as of an attribute that is another at each step, dynamo watches the kind alone.
+    """
+    from torch._dynamo.source import TensorPropertySource
+
+    context = torch._guards.TracingContext.try_get()
+    environment = None if context is None else context.fake_mode.shape_env
+    if environment is None:
+        return False
+    sources = (source for all_of in environment.var_to_sources.values() for source in all_of)
+    return all(isinstance(source, TensorPropertySource) for source in sources)
+
+
+def recorded_of(student: object, told: str) -> Recorded | None:
+    """What is told of a student who is traced, in words, and what he is made of."""
+    words = told.split()
+    if FIRST not in words or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return None
+    if not only_sizes_vary():
+        return None
+    tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    return Recorded(int(words[-1]), tensors, 2 if SECOND in words else 1)
+
+
+def recorded_jet(recorded: Recorded, x: torch.Tensor, v: torch.Tensor, order: int) -> Jets:
+    """y, tangents and second derivatives along v [P, N, D]."""
+    y, streams = record(recorded.number, x, v, recorded.tensors, order)
+    return (y, streams, None) if order == 1 else (y, *streams.split([len(v), len(v)]))
+
+
+def of_pairs(number: int, x: torch.Tensor, v: torch.Tensor, tensors: dict[str, torch.Tensor], order: int):
+    """What the tracer below dynamo runs: by the transforms after all, if pairs do not flow here as they did before."""
+    student = STUDENTS.get(number)
+    if student is None:
+        raise RuntimeError("the student of this compiled step is no more: compile it again")
+    function = lambda x: torch.func.functional_call(student, tensors, (x,))  # noqa: E731
+    held = Held(student.modules(), buffers=False)
+    try:
+        return propagated(function, x, v, order=order)
+    except NotFollowed:
+        held.restore()
+        ran = transformed(lambda x: outputs_of(function, x), x)._replace(looked=order)
+        y, *streams = transformed_jet(ran, v, order)
+        return y, streams[0] if order == 1 else torch.cat(streams)
+    finally:
+        held.restore()
+
+
+record = of_pairs  # as the tracer is told of it, once a student is recorded
