@@ -70,7 +70,8 @@ def table(name: str, asked: str) -> str:
     if not rows:
         raise Stale(f"{file} has no rows of {asked.strip()}")
     if not {"method", "budget"} <= rows[0].keys():
-        return plain(rows)
+        same = {column for column, values in options.items() if "," not in values}  # what the directive said
+        return plain([{column: value for column, value in row.items() if column not in same} for row in rows])
     there = [column.removesuffix("_median") for column in rows[0] if column.endswith("_median")]
     return by_method(rows, [m for m in lists["metrics"] if m] or there, lists["higher"])
 
