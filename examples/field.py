@@ -251,6 +251,7 @@ def main(
     settings: Settings, only_times: Annotated[bool, typer.Option("--times", help="Only the times of a step.")] = False
 ) -> None:
     console = Console()
+    picture()  # or else what it needs
     if only_times:
         return times(settings, console)
     records, drawn = trials(run_case, cases_of(settings), settings, NAME, console)

@@ -104,7 +104,7 @@ def picture(name: str, asked: str, shows: str) -> str:
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     rule = ["---:" if cell.number else "---" for cell in lines[0]]
-    rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in line] for line in lines]
+    rows = [[f"**{cell.text}**" if cell.best else cell.text.replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
