@@ -91,7 +91,9 @@ def methods_table(records: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
                 of = {"activation": activation, "budget": budget, "method": method}
                 if not rows_of(rows, **of):
                     continue
-                line = {"activation": activation, "method": NAMES.get(method, method), "at equal": budget}
+                learnt, there = (values_of(some, "function") for some in (rows_of(rows, **of), rows))
+                name = NAMES.get(method, method) + (f", {len(learnt)} functions" if len(learnt) < len(there) else "")
+                line = {"activation": activation, "method": name, "at equal": budget}
                 line |= {points(N): mean_cell(records, rows, N=N, **of) for N in sizes_in(rows)}
                 lines.append(line | {"ms": f"{np.median([row['ms'] for row in rows_of(rows, **of)]):.2f}"})
     return lines
@@ -236,4 +238,5 @@ def ackley(rows: Sequence[dict]) -> str:
         ratios = ", ".join(f"{times_of(ratio_of(some, 'sobolev', N=N))} at {N:,}" for N in sizes_in(some))
         steps = min(row["steps"] for row in rows_of(some, method="ordinary"))
         parts.append(f"{ratios} points in {steps:,.0f} steps")
-    return f"Its error, tanh, ordinary ÷ Sobolev: {'; '.join(parts)}."
+    more = "" if any(row["longer"] for row in rows) else "; the full run has ten times as many, and 10,000 points"
+    return f"Its error, tanh, ordinary ÷ Sobolev: {'; '.join(parts)}{more}."

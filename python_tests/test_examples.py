@@ -30,7 +30,7 @@ from functions import FUNCTIONS  # noqa: E402
 from lab import Effort, Method, Settings, fused  # noqa: E402
 from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
 from regression import make_student as regression_student  # noqa: E402
-from regression_said import measures_of  # noqa: E402
+from regression_said import measures_of, verdict  # noqa: E402
 from regression_times import by_hand as regression_by_hand  # noqa: E402
 
 # How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
@@ -262,6 +262,17 @@ def test_measures_tell_gradients_that_agree_from_those_that_do_not():
     one = torch.zeros(500, 2)
     one[3] = 1.0
     assert measures_of(u, one)["largest"] == 1 and measures_of(u, one)["term"] == pytest.approx(1 / 500)
+
+
+def test_verdict_is_what_the_medians_say():
+    """Ordinary 0.2; Sobolev 0.1, and 0.4 of Ackley."""
+    rows = [
+        {"function": f, "activation": "tanh", "N": 100, "longer": False, "method": method, "budget": budget, "steps": 9}
+        | {"value_median": 0.2 if method == "ordinary" else 0.4 if f == "Ackley" else 0.1}
+        for f in FUNCTIONS for method in ("ordinary", "sobolev") for budget in ("steps", "time")
+    ]  # fmt: skip
+    steps, time, paper = verdict(rows)
+    assert all("6 of 7 (not Ackley) at 100" in line for line in (steps, time)) and "0.50× at 100" in paper
 
 
 def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
