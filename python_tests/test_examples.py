@@ -11,27 +11,31 @@ import re
 import runpy
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import sobolev_kernels as sk
+from examples import why
+from examples.differential_ml import experiment as differential_ml
+from examples.differential_ml.baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market
+from examples.differential_ml.experiment import (
+    ASSETS,
+    GAMMA,
+    by_hand_twice,
+    greeks_of,
+    labels,
+    relative_errors,
+    with_gamma,
+)
+from examples.field.experiment import OMEGA, picture, siren
+from examples.lab import Effort, Method, Settings, fused
+from examples.regression.experiment import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated
+from examples.regression.experiment import make_student as regression_student
+from examples.regression.functions import FUNCTIONS
+from examples.regression.said import measures_of, verdict
+from examples.regression.times import by_hand as regression_by_hand
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import why  # noqa: E402
-from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
-from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
-from field import OMEGA, picture, siren  # noqa: E402
-from functions import FUNCTIONS  # noqa: E402
-from lab import Effort, Method, Settings, fused  # noqa: E402
-from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
-from regression import make_student as regression_student  # noqa: E402
-from regression_said import measures_of, verdict  # noqa: E402
-from regression_times import by_hand as regression_by_hand  # noqa: E402
 
 # How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
 EXPERIMENTS = {
@@ -61,7 +65,7 @@ KINKED = ("Ackley", "Bukin N.6")
 @pytest.fixture
 def run_cases(monkeypatch) -> list:
     """The cases that were not there yet."""
-    module, ran = importlib.import_module("lab.trials"), []
+    module, ran = importlib.import_module("examples.lab.trials"), []
     run = module.side_by_side
 
     def counting(function, cases, workers):
@@ -76,7 +80,10 @@ def run_cases(monkeypatch) -> list:
 @pytest.mark.long
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_from_its_beginning_again_and_interrupted(name, tmp_path, run_cases, capsys):
-    example, settings = importlib.import_module(name), Settings(Effort.tiny, 1, tmp_path, workers=1)
+    example, settings = (
+        importlib.import_module(f"examples.{name}.experiment"),
+        Settings(Effort.tiny, 1, tmp_path, workers=1),
+    )
     trials, trainings = EXPERIMENTS[name]
     kept, table, drawn = tmp_path / name / "trials.jsonl", tmp_path / f"{name}.csv", tmp_path / f"{name}.png"
 
@@ -112,7 +119,7 @@ def test_help_says_what_it_takes(name, monkeypatch, capsys):
     """In another process it would import torch once more."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        runpy.run_module(f"examples.{name}", run_name="__main__")
     said = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0 and re.search(r"On two cores: full \d+ (minutes|s), short \d+ (minute|s)", said)
     assert all(option in said for option in ("--effort", "--seeds", "--out", "--workers", "--fresh", "--times"))
@@ -121,7 +128,7 @@ def test_help_says_what_it_takes(name, monkeypatch, capsys):
 @pytest.mark.long
 def test_cases_side_by_side(tmp_path, capsys):
     """In two processes, which find the example by its name."""
-    importlib.import_module("differential_ml").main(Settings(Effort.tiny, 1, tmp_path, workers=2))
+    differential_ml.main(Settings(Effort.tiny, 1, tmp_path, workers=2))
     assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in capsys.readouterr().out
 
 

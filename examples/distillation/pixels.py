@@ -34,12 +34,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from atari.games import play
-from atari.pixels import LEARNING, TEACHING, WHITE, Film, network, taught
-from atari.scores import draw_scores, print_scores, scores_of, told_apart
-from atari.teacher import Teacher
-from atari.training import compare
-from lab import (
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.distillation.films import LEARNING, TEACHING, WHITE, Film, network, taught
+from examples.distillation.games import play
+from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
+from examples.distillation.teacher import Teacher
+from examples.distillation.training import compare
+from examples.lab import (
     METHODS,
     Effort,
     Method,
@@ -57,10 +60,7 @@ from lab import (
     trials,
     write_csv,
 )
-from lab.training import STEPS, TIME
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.training import STEPS, TIME
 
 GAME = "Breakout"
 METHODS |= {"next": "next states too", "pixel-ordinary": "of pixels: ordinary", "pixel-sobolev": "of pixels: Sobolev"}

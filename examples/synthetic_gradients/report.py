@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from decoupled import LOSSES, METHODS, PREDICTING, WIDTH, fitting_loss, predictors_of
-from lab import METHODS as NAMES
-from lab import Effort, Settings, dots, figure_of, interleaved, marks_of, number, rows_of, said_of_seeds
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
-from tuning import LADDER, Tuned
 
 import sobolev_kernels as sk
+from examples.lab import METHODS as NAMES
+from examples.lab import Effort, Settings, dots, figure_of, interleaved, marks_of, number, rows_of, said_of_seeds
+from examples.synthetic_gradients.decoupled import LOSSES, METHODS, PREDICTING, WIDTH, fitting_loss, predictors_of
+from examples.synthetic_gradients.tuning import LADDER, Tuned
 
 NAMES |= {"critic": "critic", "sobolev": "Sobolev critic"}
 # Recalled, not read again: CIFAR-10 with three modules, per cent of the test that is classified wrongly.

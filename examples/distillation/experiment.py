@@ -33,13 +33,16 @@ from typing import Annotated
 
 import torch
 import typer
-from atari.games import play
-from atari.scores import draw_scores, print_scores, scores_of, told_apart
-from atari.states import states
-from atari.teacher import Teacher, network
-from atari.times import times as times_of_steps
-from atari.training import compare
-from lab import (
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.distillation.games import play
+from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
+from examples.distillation.states import states
+from examples.distillation.teacher import Teacher, network
+from examples.distillation.times import times as times_of_steps
+from examples.distillation.training import compare
+from examples.lab import (
     METHODS,
     Effort,
     Method,
@@ -51,15 +54,11 @@ from lab import (
     legend_of,
     print_table,
     report,
-    run_command,
     summarise,
     trials,
     write_csv,
 )
-from lab.training import STEPS, TIME, train
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.training import STEPS, TIME, train
 
 GAMES = ("Breakout", "Pong")
 METHODS |= {"inputs": "by inputs", "changing": "changing bytes"}
@@ -255,7 +254,3 @@ def main(
     report(rows, picture(rows, scores, extent.games), settings, "distillation", console)
     for sentence in verdicts(rows, scores):
         console.print(sentence, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    run_command(main, full="8 minutes", short="1 minute", seeds=(3, 1, 1))

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from functions import FUNCTIONS
-from lab import METHODS, Settings, number, rows_of, said_of_seeds, write_csv
-from lab.tables import BUDGETS
-from lab.training import STEPS
 from rich.console import Console
 from rich.table import Table
+
+from examples.lab import METHODS, Settings, number, rows_of, said_of_seeds, write_csv
+from examples.lab.tables import BUDGETS
+from examples.lab.training import STEPS
+from examples.regression.functions import FUNCTIONS
 
 METRICS = ("value", "gradient")
 COMPARED = ("sobolev", "P = 1", "P = 2", "order 2", "shuffled", "huber", "balanced", "validated")
