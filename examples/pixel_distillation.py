@@ -280,4 +280,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, full="6 minutes", short="30 seconds", seeds=(2, 1, 1))
+    run_command(main, full="5 minutes", short="30 seconds", seeds=(2, 1, 1))
