@@ -63,7 +63,6 @@ from rich.console import Console
 import sobolev_kernels as sk
 
 GAME = "Breakout"
-METHODS |= {"next": "next states too", "pixel-ordinary": "of pixels: ordinary", "pixel-sobolev": "of pixels: Sobolev"}
 METRICS = ("KL", "agreement", "change")
 HEAD = {"head": "log_softmax", "value_loss": "kl"}
 VALUES_ALONE = HEAD | {"weights": (1.0, 0.0)}
