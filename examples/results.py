@@ -29,7 +29,15 @@ from examples.lab.tables import number
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
 # In this order; others come after them.
-ORDER = ("regression", "distillation", "synthetic_gradients", "forces", "differential_ml", "field")
+ORDER = (
+    "regression",
+    "distillation",
+    "pixel_distillation",
+    "synthetic_gradients",
+    "forces",
+    "differential_ml",
+    "field",
+)
 DIRECTIVE = re.compile(r"^\{(table|picture)\b([^}]*)\}(.*)$")
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 CLAIM = re.compile(r"^claim: (.+)\n", re.MULTILINE)
