@@ -33,7 +33,9 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 
+import sobolev_kernels as sk
 from examples.distillation.games import play
 from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
 from examples.distillation.states import states
