@@ -231,7 +231,7 @@ OnlyTimes = Annotated[bool, typer.Option("--times", help="Time a step, and nothi
 
 def main(settings: Settings, only_times: OnlyTimes = False) -> None:
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 112 if settings.effort == Effort.full else 90)
     if only_times:
         named = {name: LOSSES[name] for name in ("ordinary", "sobolev", "P = 1")}
         times(make_student, {**named, "order 2": Method(CURVED)}, settings, console)

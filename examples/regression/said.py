@@ -18,7 +18,7 @@ from examples.regression.functions import FUNCTIONS
 METRICS = ("value", "gradient")
 COMPARED = ("sobolev", "P = 1", "P = 2", "order 2", "shuffled", "huber", "balanced", "validated")
 NAMES = {**METHODS, "huber": "Huber loss"}
-MOST = 2000  # samples whose nearest neighbours are looked for
+MOST = 500  # samples whose nearest neighbours are looked for
 RELATIVE = "relative: 1 is as bad as the mean, or a gradient of 0"
 MEAN = "geometric mean over the functions of the error of ordinary training ÷ a method's; trainings that it won"
 SAMPLES = (
