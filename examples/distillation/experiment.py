@@ -1,6 +1,6 @@
 """Policies of Atari games distilled into students 19 times smaller, with and without derivatives.
 
-The paper's second experiment (Czarnecki et al., 2017) on Breakout and Pong. A teacher, an MLP that `atari/teach.py` has
+The paper's second experiment (Czarnecki et al., 2017) on Breakout and Pong. A teacher, an MLP that `teach.py` has
 taught by PPO, plays from the 128 bytes of the console's memory; students, MLPs of two hidden layers of 32, learn its
 probabilities from states that it met. What they learn:
 

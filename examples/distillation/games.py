@@ -30,10 +30,13 @@ def console_of(game: str):
         raise SystemExit(MISSING.format(error)) from error
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
-    return gymnasium.make(
-        f"ALE/{game}-v5", obs_type="ram", frameskip=FRAMES, repeat_action_probability=0.0,
-        max_num_frames_per_episode=FRAMES * MOST,
-    ).unwrapped  # fmt: skip
+    try:
+        return gymnasium.make(
+            f"ALE/{game}-v5", obs_type="ram", frameskip=FRAMES, repeat_action_probability=0.0,
+            max_num_frames_per_episode=FRAMES * MOST,
+        ).unwrapped  # fmt: skip
+    except gymnasium.error.Error as error:
+        raise SystemExit(f"{game!r} is no game that ale-py knows, such as Pong or Breakout: {error}") from error
 
 
 def averaging(n: int, to: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """A policy of pixels, by convolutions, distilled from a teacher that plays Breakout from the console's memory.
 
-The student sees the last four screens, 84 × 84, grey; the teacher, `atari/teach.py`'s, plays from 128 bytes. So his
+The student sees the last four screens, 84 × 84, grey; the teacher, `teach.py`'s, plays from 128 bytes. So his
 probabilities at a state are known, and his derivatives by its pixels do not exist. What stands for them is either of:
 
     differences   how his log-probabilities change from a state to the next one, as the derivative along the change of

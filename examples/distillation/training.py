@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import sobolev_kernels as sk
+from examples.lab.clock import since
 from examples.lab.training import SAME_PACE, STEPS, TIME, Trained
 
 
@@ -23,7 +24,7 @@ def compare(fit: Callable[[str, int], sk.History], asking: dict[str, float], ste
     def trained(name: str, count: int) -> tuple[sk.History, float]:
         start = time.process_time()
         history = fit(name, count)
-        return history, (time.process_time() - start) / history.steps
+        return history, since(start) / history.steps
 
     for name in asking:
         fit(name, 1)  # what only the first step of a process takes

@@ -12,6 +12,7 @@ from torch import nn
 import sobolev_kernels as sk
 from examples.forces.clusters import PAIRS, Energy, K, Places, Units
 from examples.lab import fused, root_mean_square
+from examples.lab.clock import since
 
 METHODS = ("energy", "forces", "both", "half", "half alone", "along v", "along v, vHv")
 METRICS = ("energy", "force", "curvature")
@@ -94,7 +95,7 @@ class Learner:
             optimizer.zero_grad()
             self.loss_of(batch).backward()
             optimizer.step()
-        return (time.process_time() - start) / steps * 1e3
+        return since(start) / steps * 1e3
 
     def errors(self, test: Places) -> dict[str, float]:
         """By plain autograd through net and descriptors: the verdict does not rest on the library."""

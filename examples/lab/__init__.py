@@ -4,6 +4,13 @@ An experiment is a function of a case, which is run for every case there is (`tr
 summarised over the seeds (`summarise`), printed, drawn and written (`report`).
 """
 
+import importlib.util
+
+if missing := [name for name in ("rich", "typer", "matplotlib") if not importlib.util.find_spec(name)]:
+    raise SystemExit(
+        f"{', '.join(missing)} cannot be imported: pip install 'sobolev_kernels[examples]' brings what examples need"
+    )
+
 from .command import Effort, Settings, run_command
 from .dots import dots, marks_of
 from .lines import print_lines

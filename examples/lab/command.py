@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -70,7 +71,7 @@ def run_command(
     common = {
         "effort": (Annotated[Effort, typer.Option(help=times)], effort),
         "seeds": (Annotated[int | None, typer.Option(help=f"By default {said(by_effort)}.", min=1)], None),
-        "out": (Annotated[Path, typer.Option(help="Folder of tables and pictures.")], Path("results")),
+        "out": (Annotated[Path, typer.Option(help="Folder of tables and pictures.", file_okay=False)], Path("results")),
         "workers": (Annotated[int, typer.Option(help="Trainings side by side.", min=1)], cores()),
         "fresh": (Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run has left.")], False),
     }
@@ -81,10 +82,16 @@ def run_command(
     parameters += [p.replace(kind=p.KEYWORD_ONLY, annotation=types[p.name]) for p in own]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = f"{inspect.getmodule(main).__doc__}\n\n{times} What is finished is kept: it goes on from there."
+    about = as_it_stands(inspect.getmodule(main).__doc__)
+    command.__doc__ = f"{about}\n\n{times} What is finished is kept: it goes on from there."
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
     app()
+
+
+def as_it_stands(text: str) -> str:
+    """With the mark by which click keeps the lines of paragraphs that are lists: those that are indented."""
+    return re.sub(r"\n\n(?= )", "\n\n\b\n", text)
 
 
 def said(by_effort: dict[Effort, int]) -> str:

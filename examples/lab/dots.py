@@ -9,9 +9,12 @@ from .tables import METHODS, QUARTILES, rows_of
 from .training import STEPS, TIME
 
 
-def dots(axes, rows: Sequence[dict], metric: str, methods: Sequence[str], log: bool = True) -> None:
+def dots(
+    axes, rows: Sequence[dict], metric: str, methods: Sequence[str], log: bool = True,
+    names: dict[str, str] | None = None,
+) -> None:  # fmt: skip
     """A line for each method: a mark for the median, full at equal steps and hollow at equal time, and a bar from the
-    lower to the upper quartile."""
+    lower to the upper quartile; `names` are other ones than elsewhere."""
     for place, method in enumerate(methods):
         for budget, shift in ((STEPS, -0.16), (TIME, 0.16)):
             for row in rows_of(rows, method=method, budget=budget):
@@ -22,7 +25,7 @@ def dots(axes, rows: Sequence[dict], metric: str, methods: Sequence[str], log: b
                 axes.hlines(place + shift, low, high, color=colour, lw=1.5, zorder=1)
                 face = colour if budget == STEPS else "white"
                 axes.scatter(middle, place + shift, s=40, lw=1.4, zorder=2, facecolor=face, edgecolor=colour)
-    axes.set(yticks=range(len(methods)), yticklabels=[METHODS.get(method, method) for method in methods])
+    axes.set(yticks=range(len(methods)), yticklabels=[{**METHODS, **(names or {})}.get(m, m) for m in methods])
     axes.set_ylim(len(methods) - 0.5, -0.5)
     if log:
         axes.set_xscale("log")

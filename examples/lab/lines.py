@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -49,7 +50,7 @@ def lines_of(rows: Sequence[dict], metrics: Sequence[str], higher: Sequence[str]
         for budget in (STEPS, TIME):
             for metric in metrics:
                 medians = {m: row[f"{metric}_median"] for (m, b), row in of.items() if b == budget}
-                there = [median for median in medians.values() if median is not None]
+                there = [median for median in medians.values() if median is not None and not math.isnan(median)]
                 best = (max if metric in higher else min)(there) if there else None
                 columns.append({m: Cell(number(median), median == best) for m, median in medians.items()})
         lines = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -86,7 +87,7 @@ def print_table(
         cells = [f"{value:,}" if isinstance(value, int) else str(value) for value in key[:-1]] + [BUDGETS[key[-1]]]
         for metric in metrics:
             medians = [of[method][f"{metric}_median"] if method in of else None for method in methods]
-            there = [m for m in medians if m is not None]
+            there = [m for m in medians if m is not None and not math.isnan(m)]
             best = (max if metric in higher else min)(there) if there else None
             cells += [f"[{'green' if m is not None and m == best else 'default'}]{number(m)}[/]" for m in medians]
         for method in methods:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from .clock import since
 from .command import Settings
 from .tables import write_csv
 
@@ -33,14 +34,14 @@ def medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
         start = time.process_time()
         for _ in range(WARM):
             step()
-        counts[name] = max(int(SLICE * WARM / max(time.process_time() - start, 1e-6)), 1)
+        counts[name] = max(int(SLICE * WARM / since(start)), 1)
     slices = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             start = time.process_time()
             for _ in range(counts[name]):
                 step()
-            slices[name].append((time.process_time() - start) / counts[name] * 1e3)
+            slices[name].append(since(start) / counts[name] * 1e3)
     return {name: statistics.median(found) for name, found in slices.items()}
 
 

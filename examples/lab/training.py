@@ -14,6 +14,8 @@ import torch
 
 import sobolev_kernels as sk
 
+from .clock import since
+
 STEPS, TIME = "steps", "time"  # the budgets
 SAME_PACE = 0.03  # a method that is so near the pace needs no second training
 
@@ -97,7 +99,7 @@ def timed(
     train(first, replace(method, targets=(method.targets or targets)[few]), x[few], targets, plan, 1, seed)
     start = time.process_time()
     history = train(first, method, x, targets, plan, steps, seed)
-    ms = (time.process_time() - start) / history.steps * 1e3
+    ms = since(start) / history.steps * 1e3
     return Trained(name, budget, history.student, history.steps, ms)
 
 

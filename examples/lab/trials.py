@@ -45,8 +45,10 @@ class Kept:
         if fresh:
             self.path.unlink(missing_ok=True)
         self.records = dict(whole_lines(self.path))
-        # Anew, since the last line may have been cut, when the command was.
-        self.path.write_text("".join(line_of(key, records) for key, records in self.records.items()))
+        # Anew, since the last line may have been cut, when the command was; at once, since this one may be cut too.
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(line_of(key, records) for key, records in self.records.items()))
+        part.replace(self.path)
 
     def arrays(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

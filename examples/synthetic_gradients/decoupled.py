@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import sobolev_kernels as sk
 from examples.lab import fused
+from examples.lab.clock import since
 from examples.synthetic_gradients.labelled import Data
 
 PREDICTING = ("direct", "critic", "sobolev")
@@ -151,7 +152,7 @@ def train(data: Data, method: str, rates: Rates, steps: int, seed: int) -> tuple
         else:
             backward_apart(method, modules, predictors, x, label, one_hot[batch])
         optimizer.step()
-    return modules, predictors, (time.process_time() - start) / steps * 1e3
+    return modules, predictors, since(start) / steps * 1e3
 
 
 def scores(modules: nn.ModuleList, data: Data) -> dict[str, float]:

@@ -42,7 +42,7 @@ from examples.lab import (
 )
 from examples.lab.training import SAME_PACE
 from examples.synthetic_gradients.decoupled import BATCH, METHODS, PREDICTING, Rates, alignment, scores, train
-from examples.synthetic_gradients.labelled import Data, DataError, load
+from examples.synthetic_gradients.labelled import Data, DataError, content_of, load
 from examples.synthetic_gradients.report import draw, print_tuning, rows_of_tuning, times_of_steps, verdict
 from examples.synthetic_gradients.tuning import LADDER, Place, Tuned, search
 
@@ -59,7 +59,7 @@ FIRST = {method: (-6, -4) if method in PREDICTING else (-5,) for method in METHO
 
 @dataclass(frozen=True)
 class Case:
-    """One training. Of tuning the test is a part of the training data."""
+    """One training. Of tuning the test is a part of the training data; content tells data apart that have one name."""
 
     data: str
     method: str
@@ -69,11 +69,12 @@ class Case:
     seed: int
     budget: str
     tuning: bool
+    content: str
 
 
 def of_case(data: str, method: str, rates: tuple[float, ...], steps: int, seed: int, budget: str, tuning=False) -> Case:
     module, predictor = (*rates, 0.0)[:2]
-    return Case(data, method, module, predictor, steps, seed, budget, tuning)
+    return Case(data, method, module, predictor, steps, seed, budget, tuning, content_of(data))
 
 
 def held_out(data: Data) -> tuple[Data, Data]:
