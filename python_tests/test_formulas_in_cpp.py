@@ -1,4 +1,4 @@
-"""`jet` of each printed activation, σ to σ⁽⁵⁾, on a vector of numbers: compiled here, since no kernel takes it whole."""
+"""`jet` of each printed activation, σ to σ⁽⁵⁾, of SIMD vectors: compiled here, since no kernel takes it whole."""
 
 import ctypes
 import os
@@ -41,8 +41,10 @@ void choose(int row, const T* z, T* to, std::int64_t n, const double* parameters
   SK_ACTIVATIONS(SK_CASE)
 }
 
-extern "C" void of_float(int row, const float* z, float* to, std::int64_t n, const double* p) { choose(row, z, to, n, p); }
-extern "C" void of_double(int row, const double* z, double* to, std::int64_t n, const double* p) { choose(row, z, to, n, p); }
+extern "C" {
+void of_float(int row, const float* z, float* to, std::int64_t n, const double* p) { choose(row, z, to, n, p); }
+void of_double(int row, const double* z, double* to, std::int64_t n, const double* p) { choose(row, z, to, n, p); }
+}
 """
 
 

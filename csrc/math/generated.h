@@ -90,14 +90,14 @@ struct ActSigmoid {
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto s = sigmoid(z);
   const auto d1 = s * (T(1.0) - s);
-  const auto d2 = d1 * (T(1.0) - T(2.0) * s);
-  return Derivatives<T>{s, d1, d2, d1 * (T(1.0) - T(6.0) * d1)};
+  return Derivatives<T>{s, d1, d1 * (T(1.0) - T(2.0) * s), d1 * (T(1.0) - T(6.0) * d1)};
  }
  template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
   const auto s = sigmoid(z);
   const auto d1 = s * (T(1.0) - s);
-  const auto d2 = d1 * (T(1.0) - T(2.0) * s);
-  return Jet<T>{s, d1, d2, d1 * (T(1.0) - T(6.0) * d1), d2 * (T(1.0) - T(12.0) * d1), d1 * (T(1.0) + T(30.0) * d1 * (T(4.0) * d1 - T(1.0)))};
+  const auto d4 = d1 * (T(1.0) - T(2.0) * s) * (T(1.0) - T(12.0) * d1);
+  const auto d5 = d1 * (T(1.0) + T(30.0) * d1 * (T(4.0) * d1 - T(1.0)));
+  return Jet<T>{s, d1, d1 * (T(1.0) - T(2.0) * s), d1 * (T(1.0) - T(6.0) * d1), d4, d5};
  }
 };
 
@@ -118,8 +118,7 @@ struct ActSoftplus {
   const auto s = where(linear, T(1.0), where(above, q, e * q));
   const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
   const auto value = where(above, c, T(0.0)) + log1p(e) + s * line;
-  const auto d3 = beta * beta * r * (T(1.0) - T(2.0) * s);
-  return Derivatives<T>{where(linear, z, value / beta), s, beta * r, d3};
+  return Derivatives<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
  }
  template <class T> static SK_INLINE Jet<T> jet(T z, const double* p) {
   const T beta = T(p[0]);
@@ -135,9 +134,9 @@ struct ActSoftplus {
   const auto s = where(linear, T(1.0), where(above, q, e * q));
   const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
   const auto value = where(above, c, T(0.0)) + log1p(e) + s * line;
-  const auto d3 = beta * beta * r * (T(1.0) - T(2.0) * s);
   const auto d4 = beta * beta * beta * r * (T(1.0) - T(6.0) * r);
-  return Jet<T>{where(linear, z, value / beta), s, beta * r, d3, d4, beta * beta * d3 * (T(1.0) - T(12.0) * r)};
+  const auto d5 = beta * beta * beta * beta * r * (T(1.0) - T(2.0) * s) * (T(1.0) - T(12.0) * r);
+  return Jet<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s), d4, d5};
  }
 };
 
@@ -236,8 +235,8 @@ struct ActSin {
   const T omega = T(p[0]);
   const auto s = sin(omega * z);
   const auto c = cos(omega * z);
-  const auto square = omega * omega;
-  return Jet<T>{s, omega * c, -omega * omega * s, -omega * omega * omega * c, square * square * s, square * square * omega * c};
+  const auto fourth = omega * omega * omega * omega;
+  return Jet<T>{s, omega * c, -omega * omega * s, -omega * omega * omega * c, fourth * s, fourth * omega * c};
  }
 };
 

@@ -53,8 +53,9 @@ def tanh(z):
 def sigmoid(z):
     s = m.sigmoid(z)
     d1 = s * (1.0 - s)
-    d2 = d1 * (1.0 - 2.0 * s)
-    return s, d1, d2, d1 * (1.0 - 6.0 * d1), d2 * (1.0 - 12.0 * d1), d1 * (1.0 + 30.0 * d1 * (4.0 * d1 - 1.0))
+    d4 = d1 * (1.0 - 2.0 * s) * (1.0 - 12.0 * d1)
+    d5 = d1 * (1.0 + 30.0 * d1 * (4.0 * d1 - 1.0))
+    return s, d1, d1 * (1.0 - 2.0 * s), d1 * (1.0 - 6.0 * d1), d4, d5
 
 
 def softplus(z, beta=1.0, threshold=20.0):
@@ -73,9 +74,9 @@ def softplus(z, beta=1.0, threshold=20.0):
     s = m.where(linear, 1.0, m.where(above, q, e * q))
     r = m.where(curved, s * (1.0 - s), 0.0 * s)
     value = m.where(above, c, 0.0) + m.log1p(e) + s * line
-    d3 = beta * beta * r * (1.0 - 2.0 * s)
     d4 = beta * beta * beta * r * (1.0 - 6.0 * r)
-    return m.where(linear, z, value / beta), s, beta * r, d3, d4, beta * beta * d3 * (1.0 - 12.0 * r)
+    d5 = beta * beta * beta * beta * r * (1.0 - 2.0 * s) * (1.0 - 12.0 * r)
+    return m.where(linear, z, value / beta), s, beta * r, beta * beta * r * (1.0 - 2.0 * s), d4, d5
 
 
 def silu(z):
@@ -126,15 +127,8 @@ def gelu_tanh(z):
 def sin(z, omega=1.0):
     s = m.sin(omega * z)
     c = m.cos(omega * z)
-    square = omega * omega
-    return (
-        s,
-        omega * c,
-        -omega * omega * s,
-        -omega * omega * omega * c,
-        square * square * s,
-        square * square * omega * c,
-    )
+    fourth = omega * omega * omega * omega
+    return s, omega * c, -omega * omega * s, -omega * omega * omega * c, fourth * s, fourth * omega * c
 
 
 def softsign(z):
