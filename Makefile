@@ -1,4 +1,4 @@
-# Each target sets up all it needs, in a virtual environment of its own (.venv).
+# Each target sets up all it needs, in a virtual environment of its own (.venv). `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,17 +8,30 @@ READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
 
-.PHONY: demo ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
+.PHONY: help demo examples ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 
+# The paper's regression experiment: a table and pictures in results/
 demo: $(READY)
 	$(BIN)/python examples/regression.py --effort short
+
+# Short runs of all experiments, in under ten minutes on two cores; one that is interrupted goes on. The full ones are
+# the commands themselves, and docs/results.md has what came out of them.
+EXAMPLES := regression distillation synthetic_gradients forces differential_ml field
+examples: $(READY)
+	for name in $(EXAMPLES); do $(BIN)/python examples/$$name.py --effort short || exit 1; done
 
 # The environment alone
 ready: $(READY)
 
+# This list
+help:
+	@awk '/^# / {said = (on ? said " " : "") substr($$0, 3); on = 1; next} {on = 0} \
+		/^[a-z-]+:/ && said {sub(/[.] .*/, "", said); split($$1, name, ":"); printf "make %-14s%s\n", name[1], said; said = ""}' $(MAKEFILE_LIST)
+
 # On all cores: a thread that waits for another must not keep a third from its work
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist load --maxschedchunk 2
 
+# Formatting, lint and types, then all tests, on all cores: ten to fifteen minutes on two
 test: check
 	$(PYTEST)
 
@@ -40,15 +53,18 @@ sanitize: $(READY)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(PYTEST) $(CALLING) -k "not compile and not memory and not defaults"
 
-# Formatting, lint, the types of what is public and of README's examples, the freshness of what is generated, in seconds
+# Formatting, lint, the types of what is public and of the examples of README and guide, the freshness of what is generated, in seconds
 check: $(READY)
-	mkdir -p build && awk '/^```python$$/ {on = 1; next} /^```$$/ {on = 0} on' README.md > build/readme.py
-	$(BIN)/python -m mypy python_tests/typed.py build/readme.py
+	mkdir -p build
+	for page in README docs/guide; do \
+		awk '/^```python$$/ {on = 1; next} /^```$$/ {on = 0} on' $$page.md > build/$$(basename $$page | tr A-Z a-z).py; done
+	$(BIN)/python -m mypy python_tests/typed.py build/readme.py build/guide.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python csrc/math/generate.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python examples/results.py --check
 
 # A wheel for this Python, without CUDA unless SOBOLEV_CUDA says so, and whether it is right where there is only torch.
 # libgomp stays outside: torch, which is imported first, brings its own, and two would be two pools of threads.
@@ -70,25 +86,31 @@ docs: $(READY)
 		mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
+# The whole benchmark, against PyTorch and JAX, into results/
 bench: $(READY)
 	$(BIN)/python -m bench
 
+# The steps alone under pytest-benchmark
 bench-pytest: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-enable
 
+# Put right what can be put right by machine, and write anew what is generated
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python csrc/math/generate.py
 	$(BIN)/python docs/tables.py
+	$(BIN)/python examples/results.py
 
 # PIP_CONSTRAINT also reaches the isolated build environment
 $(READY): $(SOURCES)
+	@echo "Setting up $(VENV): PyTorch and the tools are downloaded, the core is compiled. This takes some minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--config-settings=cmake.define.SOBOLEV_WERROR=ON --editable '.[dev]'
 	rm -f $(VENV)/.ready-* && touch $@
 
+# Remove the environment, builds and results
 clean:
 	rm -rf $(VENV) build results

@@ -188,7 +188,7 @@ def draw_predictions(axes, drawn: dict[str, np.ndarray], student: str, i: int) -
 
 
 def draw(rows: list[dict], case: Case, drawn: dict[str, np.ndarray]):
-    figure = figure_of((13.5, 8.5))
+    figure = figure_of((12.5, 8))
     axes = figure.subplots(3, 5, width_ratios=(1, 1, 1, 1, 1.4))
     groups = list({(row["d"], row["N"]): {"d": row["d"], "N": row["N"]} for row in rows}.values())
     names = [f"{g['d']} asset{'s' if g['d'] > 1 else ''}\n{g['N']:,} paths" for g in groups]
@@ -249,7 +249,7 @@ def times(settings: Settings, console: Console) -> None:
             ("deltas", once, partial(by_hand, u=u, targets=targets)),
             ("deltas and gammas", twice, partial(by_hand_twice, u=u, method=twice)),
         ):
-            step = f"{PLAN.batch} paths of {d} assets, {name}"
+            step = f"{PLAN.batch} paths of {d} asset{'s' * (d > 1)}, {name}"
             rows.append({"step": step, **times_of_ways(first, method, u, targets, hand)})
     report_times(rows, settings, NAME, console)
 

@@ -198,15 +198,15 @@ def print_verdict(rows: list[dict], console: Console) -> None:
 
 
 def draw(rows: list[dict], case: Case, drawn: dict[str, np.ndarray]):
-    figure = figure_of((15, 9))
-    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    figure = figure_of((12, 6.6))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     axes = above.subplots(1, 5)
     truth = drawn["truth"]
     bright = {"cmap": "gray", "vmin": truth.min(), "vmax": truth.max()}
     for axis, name, title in zip(axes, ("truth", "gradients"), ("the picture", "from gradients alone"), strict=False):
         axis.imshow(drawn[name], **bright)
         axis.set_title(title)
-    wrong = {name: abs(drawn[name] - truth)[::-1] for name in ("ordinary", "balanced", "gradients")}
+    wrong = {name: abs(drawn[name] - truth)[::-2, ::2] for name in ("ordinary", "balanced", "gradients")}
     maps(above, axes[2:], wrong, (-1, 1, -1, 1))
     for axis in axes:
         axis.set(xticks=[], yticks=[], aspect="equal")
@@ -215,7 +215,7 @@ def draw(rows: list[dict], case: Case, drawn: dict[str, np.ndarray]):
             curves(axis, rows, "N", metric, STUDENTS, budget, style)
         axis.set(xlabel="pixels", ylabel=f"{metric} error, relative")
     below.supxlabel(
-        f"above: one seed, {case.N:,} of {len(picture().x):,} pixels, equal steps, the mean taken off; below: "
+        f"above: one seed, {case.N:,} of {len(picture().x):,} pixels, equal steps, the mean taken off\nbelow: "
         f"{said_of_seeds(rows)}, bands between quartiles; solid: equal steps, dotted: equal time", fontsize=11,
     )  # fmt: skip
     legend_of(figure, STUDENTS)
@@ -251,6 +251,7 @@ def main(
     settings: Settings, only_times: Annotated[bool, typer.Option("--times", help="Only the times of a step.")] = False
 ) -> None:
     console = Console()
+    picture()  # or else what it needs
     if only_times:
         return times(settings, console)
     records, drawn = trials(run_case, cases_of(settings), settings, NAME, console)

@@ -253,10 +253,10 @@ def picture(rows: list[dict], scores: list[dict]):
     steps, timed, score = figure.subplots(1, 3)
     for axis, budget in ((steps, STEPS), (timed, TIME)):
         curves(axis, rows, "N", "KL", methods, budget)
-        axis.set(xlabel="states", ylabel="held-out KL", title=f"{GAME} from pixels, equal {budget}")
+        axis.set(xlabel="states (bands: quartiles)", ylabel="held-out KL", title=f"From pixels, equal {budget}")
     steps.sharey(timed)
     draw_scores(score, scores)
-    score.set_title("score (lines: 2 standard errors)")
+    score.set(title="played", xlabel="score ± 2 standard errors")
     legend_of(figure, methods)
     return figure
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 METRICS = ("value", "gradient")
 COMPARED = ("sobolev", "P = 1", "P = 2", "order 2", "shuffled", "huber", "balanced", "validated")
+NAMES = {**METHODS, "huber": "Huber loss"}
 MOST = 2000  # samples whose nearest neighbours are looked for
 RELATIVE = "relative: 1 is as bad as the mean, or a gradient of 0"
 MEAN = "geometric mean over the functions of the error of ordinary training ÷ a method's; trainings that it won"
@@ -90,7 +91,7 @@ def methods_table(records: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
                 of = {"activation": activation, "budget": budget, "method": method}
                 if not rows_of(rows, **of):
                     continue
-                line = {"activation": activation, "method": METHODS.get(method, method), "at equal": budget}
+                line = {"activation": activation, "method": NAMES.get(method, method), "at equal": budget}
                 line |= {points(N): mean_cell(records, rows, N=N, **of) for N in sizes_in(rows)}
                 lines.append(line | {"ms": f"{np.median([row['ms'] for row in rows_of(rows, **of)]):.2f}"})
     return lines
@@ -127,7 +128,7 @@ def lost_table(rows: Sequence[dict], lost: Sequence[str]) -> list[dict]:
                 of = {"function": function, "activation": activation, "N": N}
                 line = {"function": function, "activation": activation, "points": f"{N:,}"}
                 methods = ("ordinary", "sobolev", "huber", "balanced", "validated")
-                line |= {METHODS.get(m, m): number(median_of(rows, method=m, **of)) for m in methods}
+                line |= {NAMES.get(m, m): number(median_of(rows, method=m, **of)) for m in methods}
                 lines.append(line | {"weight": number(median_of(rows, "weight", method="validated", **of))})
     return lines
 

@@ -68,9 +68,10 @@ def table(name: str, asked: str) -> str:
             raise Stale(f"{file} has no column {column}, but {', '.join(rows[0])}")
         rows = [row for row in rows if str(row[column]) in values.split(",")]
     if not rows:
-        raise Stale(f"{file} has no rows of {asked}")
+        raise Stale(f"{file} has no rows of {asked.strip()}")
     if not {"method", "budget"} <= rows[0].keys():
-        return plain(rows)
+        same = {column for column, values in options.items() if "," not in values}  # what the directive said
+        return plain([{column: value for column, value in row.items() if column not in same} for row in rows])
     there = [column.removesuffix("_median") for column in rows[0] if column.endswith("_median")]
     return by_method(rows, [m for m in lists["metrics"] if m] or there, lists["higher"])
 
@@ -103,7 +104,7 @@ def picture(name: str, asked: str, shows: str) -> str:
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     rule = ["---:" if cell.number else "---" for cell in lines[0]]
-    rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in line] for line in lines]
+    rows = [[f"**{cell.text}**" if cell.best else cell.text.replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
@@ -120,7 +121,7 @@ def section(path: Path) -> tuple[str, list[str]]:
             lines.append(picture(name, match[2], match[3]))
         else:
             lines.append(table(name, match[2]))
-    return "\n".join(lines), claims
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)), claims
 
 
 def sections() -> Iterator[Path]:

@@ -5,6 +5,7 @@ import importlib
 import json
 import pkgutil
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,11 @@ def test_docstring_examples(name):
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS, raise_on_error=False)
     assert result.failed == 0
+
+
+def test_make_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text(ROOT / "Makefile"), re.MULTILINE)
+    listed = re.findall(r"^make ([\w-]+) +\w", shown, re.MULTILINE)
+    assert listed and set(listed) == set(phony.split())
+    assert set(re.findall(r"`make ([a-z-]+)", text(ROOT / "README.md"))) <= set(phony.split())

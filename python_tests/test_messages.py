@@ -94,9 +94,28 @@ def test_students_of_any_type():
         )
 
 
+@pytest.mark.parametrize("M", [1, 7, 500])
+@pytest.mark.parametrize("name", ["values", "jacobian", "sample_weight"])
+def test_another_number_of_samples(name, M):
+    """Said as such where it is that, and not where another size is wrong too, or of what has no row for each."""
+    N, wide = len(X), {"values": (3,), "jacobian": (3, 2), "sample_weight": ()}[name]
+    targets = sk.Targets(values=torch.zeros(N, 3), jacobian=torch.zeros(N, 3, 2))
+    given = torch.ones(M, *wide)
+    how = {"sample_weight": given} if name == "sample_weight" else {}
+    targets = targets if how else targets.replace(**{name: given})
+    student = sk.MLP(2, 3, width=4)
+    text = message_of(lambda: sk.sobolev_loss(student, X[:, :2], targets, **how))
+    first = f"; {name}[:{N}] are the first {N} of {M}" if M > N else ""
+    assert text.endswith(f"; the inputs are {N} samples, and these {M}{first}"), text
+    text = message_of(lambda: sk.sobolev_loss(student, X[:, :2], targets, output_weight=torch.ones(N)))
+    assert "samples, and these" not in text or not text.startswith("output_weight")
+    tangents = sk.Targets(tangents=torch.zeros(M, N, 3), directions=torch.zeros(2, N, 2))
+    assert "samples, and these" not in message_of(lambda: sk.sobolev_loss(student, X[:, :2], tangents))
+
+
 def test_arrays_and_lists_are_named_by_shape_and_with_what_converts_them():
     text = message_of(lambda: sk.Targets(values=np.random.rand(300, 7)))
-    assert "a NumPy array float64 [300, 7]; torch.from_numpy(" in text
+    assert "a NumPy array float64 [300, 7]; torch.from_numpy(" in text and "Targets.from_numpy(...)" in text
     text = message_of(lambda: sk.Targets(jacobian=[[[0.5] * 7] * 300] * 2))
     assert "a list [2, 300, 7]; torch.tensor(" in text
     text = message_of(lambda: sk.sobolev_loss(STUDENT, X.tolist(), TARGETS))
@@ -118,6 +137,7 @@ MISSPELT = [
     ("weights", lambda: loss(weights="differential_ml"), "differential-ml"),
     ("precision of other libraries", lambda: loss(precision="fp32"), "ieee"),
     ("loss of other libraries", lambda: loss(value_loss="mae"), "l1"),
+    ("loss of PyTorch", lambda: loss(value_loss="mse_loss"), "mse"),
     ("distribution of other libraries", lambda: sk.Directions("gauss", 3), "normal"),
     ("distribution", lambda: sk.Directions("speher", 3), "sphere"),
     ("distribution of cotangents", lambda: sk.Cotangents("radamacher", 3), "rademacher"),

@@ -312,6 +312,13 @@ def test_options_of_mlp():
     assert sk.MLP(3, 2, device="meta")[0].weight.device.type == "meta"
 
 
+def test_slices_of_mlp_are_sequentials_of_its_own_modules():
+    student = sk.MLP(3, 2, width=5, depth=2)
+    x, cut = torch.rand(4, 3), student[:-1]
+    assert type(cut) is nn.Sequential and cut[0] is student[0] and student[-1].out_features == 2
+    assert torch.equal(student[-1](cut(x)), student(x)) and recognise(student[:3]).widths == (3, 5, 5)
+
+
 def test_sine_is_the_sine():
     z = torch.linspace(-2, 2, 9)
     assert torch.equal(sk.Sine(3)(z), torch.sin(3 * z))

@@ -23,6 +23,8 @@ from .targets import CONSTANT, Targets
 from .weights import Weights
 
 Layers = Student | Unrecognised
+# What has a row for each sample.
+BY_SAMPLE = ("values", "jacobian", "hessian", "sample_weight")
 UNKNOWN = ("O", "R")  # sizes that only running the student would tell
 UNMIXED_ENTRIES = 'derivatives="exact", Directions.basis() or Cotangents.basis()'
 UNMIXED = 'directions, Cotangents.basis() or derivatives="exact"'
@@ -181,10 +183,20 @@ def outputs_of(request: Request, student: Layers) -> int | None:
 def faults_of_shape(name: str, tensor: object, shapes: list[tuple], inputs: torch.Tensor) -> Iterator[Fault]:
     """Not one of `shapes`, where a letter stands for any size; or not of the inputs' dtype and device."""
     if not any(matches(tuple(tensor.shape), shape) for shape in shapes):
-        yield Fault(name, " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes), tensor)
+        expected = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes)
+        yield Fault(name, expected, tensor, hint=other_samples(name, tensor, shapes, inputs.shape[0]))
     if tensor.dtype != inputs.dtype or tensor.device != inputs.device:
         hint = converted(tensor, inputs, name)
         yield Fault(name, f"{inputs.dtype} on {inputs.device}, as the inputs are", tensor, hint=hint)
+
+
+def other_samples(name: str, tensor: torch.Tensor, shapes: list[tuple], N: int) -> str:
+    """Of what has a row for each sample, where nothing but their number is another one: how to have the first rows."""
+    M = tensor.shape[0] if tensor.dim() and name in BY_SAMPLE else N
+    if M == N or not any(matches((N, *tensor.shape[1:]), shape) for shape in shapes):
+        return ""
+    first = f"; {name}[:{N}] are the first {N} of {M}" if 0 < N < M else ""
+    return f"the inputs are {N} samples, and these {M}{first}"
 
 
 def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:

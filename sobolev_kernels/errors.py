@@ -19,6 +19,8 @@ CASTS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloa
 # What other libraries call things, where the nearest spelling would be another thing.
 MEANT = {
     "fp32": "ieee", "float32": "ieee", "float": "ieee", "mae": "l1", "l2": "mse", "smooth_l1": "huber",
+    "mse_loss": "mse", "mseloss": "mse", "l1_loss": "l1", "huber_loss": "huber", "smooth_l1_loss": "huber",
+    "kl_div": "kl", "bce_loss": "bce",
     "gauss": "normal", "gaussian": "normal", "randn": "normal", "swish": "silu",
 }  # fmt: skip
 

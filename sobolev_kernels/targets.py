@@ -123,7 +123,9 @@ class Targets:
     def _faults(self) -> Iterator[Fault]:
         for name, tensor in self.tensors().items():
             if not isinstance(tensor, torch.Tensor):
-                yield Fault(name, "a tensor", tensor, TypeError, as_tensor(tensor))
+                hint = as_tensor(tensor)
+                hint += "; Targets.from_numpy(...) takes arrays" if "from_numpy" in hint else ""
+                yield Fault(name, "a tensor", tensor, TypeError, hint)
             if tensor.requires_grad:
                 yield Fault(name, CONSTANT, tensor)
         numbers = self.samples
