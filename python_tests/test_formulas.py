@@ -169,6 +169,14 @@ def test_a_formula_without_its_text_is_cut_after_it_was_run():
     assert pruned.first(made, 2)(5) == (5, 10)
 
 
+def test_a_formula_whose_file_has_changed_is_cut_after_it_was_run(tmp_path):
+    file, names = tmp_path / "formulas.py", {}
+    file.write_text("def f(z):\n    a = 2 * z\n    return z, a, a * a\n")
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    file.write_text("def f(z):\n    a = 3 * z\n    return z, a, a * a\n")
+    assert pruned.first(names["f"], 2)(5) == (5, 10)
+
+
 def first_jump(formula) -> int | None:
     """The lowest derivative that jumps at 0 or at a join, by more than float32 rounds off."""
     ends = torch.tensor([0.0, *joins(formula)], dtype=torch.float64)

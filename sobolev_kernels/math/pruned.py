@@ -30,14 +30,31 @@ def cut(definition: ast.FunctionDef, count: int) -> ast.FunctionDef:
 
 @cache
 def first(function: Callable, count: int) -> Callable:
-    """`function` with its first `count` results alone, a tuple, and no operation that these do without."""
+    """`function` with its first `count` results alone, a tuple, and no operation that these do without.
+
+    All of it is run, and cut afterwards, where there is no text, where it is no formula as those of the tables are, or
+    where the file has become another since it was imported.
+    """
     try:
         lines, number = inspect.getsourcelines(function)
         module = ast.parse("".join(lines))
-        module.body = [cut(module.body[0], count)]
-    except (OSError, SyntaxError, AttributeError):  # without its text, or no formula as those of the tables
-        return lambda *arguments: function(*arguments)[:count]
-    ast.increment_lineno(module, number - 1)
+        ast.increment_lineno(module, number - 1)
+        if marks(of_text(function, module)) == marks(function):
+            module.body = [cut(module.body[0], count)]
+            return of_text(function, module)
+    except (OSError, TypeError, SyntaxError, AttributeError, KeyError):
+        pass
+    return lambda *arguments: function(*arguments)[:count]
+
+
+def marks(function: Callable) -> tuple:
+    """What two functions of one text have in common; their instructions depend on what stands around it, too."""
+    code = function.__code__
+    return code.co_consts, code.co_names, code.co_varnames
+
+
+def of_text(function: Callable, module: ast.Module) -> Callable:
+    """What a module's text makes of the function's name, where the function is."""
     names: dict[str, Callable] = {}
-    exec(compile(module, inspect.getsourcefile(function), "exec"), function.__globals__, names)
+    exec(compile(module, function.__code__.co_filename, "exec"), function.__globals__, names)
     return names[function.__name__]
