@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
+
+import torch
 
 from ..errors import Fault, NotProvided, clipped, in_words, nearest, need, refuse
 from ..math.activations import ORDERS
@@ -57,9 +60,7 @@ class Fields:
 
     def plan(self, names: Sequence[str]) -> Streams:
         """The streams of derivatives by their names."""
-        asked = (self.read(name) for name in names)
-        rows = tuple(tuple((o, tuple(p.items())) for o, p in row.items()) for row in asked)
-        return plan(rows, len(self.inputs))
+        return planned(self.names, tuple(names))
 
     def read(self, name: str) -> dict[int, Polynomial]:
         """A sum of derivatives of outputs: by output a polynomial.
@@ -93,7 +94,8 @@ class Fields:
         output, *by = symbol.split("_")
         known = "one of " + ", ".join(self.outputs)
         what = f"{known} before the underscore, as fields are named ({clipped(self.names, 80)!r})"
-        need(output in self.outputs, "names", what, symbol, hint=self.meant(symbol))
+        if output not in self.outputs:
+            refuse([Fault("names", what, symbol, hint=self.meant(symbol))])
         exponents = [0] * len(self.inputs)
         for part in by:
             rest = part
@@ -110,3 +112,16 @@ class Fields:
         """A derivative of first or second order that is spelt much like it."""
         by = ["", *(f"_{a}" for a in self.inputs), *(f"_{a}{b}" for a in self.inputs for b in self.inputs)]
         return nearest(symbol, [o + i for o in self.outputs for i in by])
+
+
+@lru_cache(maxsize=256)
+def planned_once(fields: str, names: tuple[str, ...]) -> Streams:
+    of = Fields(fields)
+    rows = tuple(tuple((o, tuple(p.items())) for o, p in of.read(name).items()) for name in names)
+    return plan(rows, len(of.inputs))
+
+
+@torch.compiler.assume_constant_result
+def planned(fields: str, names: tuple[str, ...]) -> Streams:
+    """The streams of names, made once; a compiler takes them for a constant."""
+    return planned_once(fields, names)

@@ -43,13 +43,14 @@ def need_smooth(y: torch.Tensor, order: int) -> None:
 
 
 class Nested:
-    """Derivatives of a function at x, each taken once: `at(o, exponents)`."""
+    """Derivatives of a function at x, each taken once: `at(o, exponents)`. It `looks` whether a zero is one, unless
+    that look is what it is for."""
 
-    def __init__(self, function: Callable, x: torch.Tensor, O: int, order: int, looked: dict | None = None):
-        self.function, self.O, self.order = function, O, order
+    def __init__(self, function: Callable, x: torch.Tensor, O: int, order: int, looks: bool = True):
+        self.function, self.O, self.order, self.looks = function, O, order, looks
         self.ran = with_graph(lambda x: outputs_at(function, x, O), x)
         need_smooth(self.ran.y, order)
-        if order and looked is None and not are_own(self.ran._replace(own=True, samples=Samples())):
+        if order and len(x) > 1 and looks and not are_own(self.ran._replace(own=True, samples=Samples())):
             raise NotProvided("student: expected each sample's outputs to be its own, got one that mixes samples")
         self.columns: dict[tuple[int, Exponents], torch.Tensor] = {}
         self.gradients: dict[tuple[int, Exponents], torch.Tensor] = {}
@@ -69,16 +70,15 @@ class Nested:
             column, x = self.at(o, e), self.ran.x
             got = gradient(column, x, torch.ones_like(column))
             at = Evaluated(lambda x: self.again(x).at(o, e), x, column, True)
-            if got is None:
+            if got is None and self.looks:
                 need_constant(at)
-                got = torch.zeros_like(x)
-            else:
+            elif self.looks:
                 need_second_derivatives(at, got, lambda x: self.again(x).gradient(o, e))
-            self.gradients[o, e] = got
+            self.gradients[o, e] = torch.zeros_like(x) if got is None else got
         return self.gradients[o, e]
 
     def again(self, x: torch.Tensor) -> Nested:
-        return Nested(self.function, x, self.O, self.order, looked={})
+        return Nested(self.function, x, self.O, self.order, looks=False)
 
 
 Rows = Sequence[Sequence[tuple[int, Exponents, float]]]
@@ -86,11 +86,11 @@ Rows = Sequence[Sequence[tuple[int, Exponents, float]]]
 
 def nested(function: Callable, x: torch.Tensor, rows: Rows, O: int) -> tuple[torch.Tensor, ...]:
     """Of each row the sum of its terms (output, exponents, coefficient), [N, 1]."""
-    order = max(sum(e) for row in rows for _, e, _ in row)
+    order, kept = max(sum(e) for row in rows for _, e, _ in row), torch.is_grad_enabled()
     with where_graphs():
         taken = Nested(function, x, O, order)
         sums = []
         for row in rows:
             parts = [taken.at(o, e) if c == 1 else c * taken.at(o, e) for o, e, c in row]
             sums.append(sum(parts[1:], parts[0]))
-    return tuple(sums) if taken.ran.kept else tuple(map(without_graph, sums))
+    return tuple(sums) if kept and taken.ran.kept else tuple(map(without_graph, sums))

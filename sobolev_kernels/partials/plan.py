@@ -4,70 +4,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from .polynomials import Exponents, Polynomial, by_degree, degree, differentiated, shifted, span
 
 Term = tuple[int, int, int, float]
 
 
-@dataclass(frozen=True)
-class Streams:
-    """Streams 0 … S-1, of which 0 is the value: `basis` has the polynomial of each, by degree.
+class Streams(NamedTuple):
+    """Streams 0 … S-1, of which 0 is the value; all in plain numbers.
 
-    `table`: (k, i, j, c) for (f g)_k = Σ c f_i g_j. `outputs`: of each derivative asked for (stream, output of the
-    student, coefficient).
+    `basis`: the polynomial of each, by degree. `table`: (k, i, j, c) for (f g)_k = Σ c f_i g_j. `powers`: (a, b, terms)
+    for u_m = u_a u_b, m = a + b from 2 on, of u_1 = z - z₀. `first`: those of degree 1 as directions [D], which are all
+    that h₀ has beside the value. `outputs`: of each derivative asked for (stream, output of the student, coefficient).
+    `wanted`: the streams in these; the last activation gives no others.
     """
 
-    D: int
-    basis: tuple[tuple[tuple[Exponents, Fraction], ...], ...]
+    basis: tuple[tuple[tuple[Exponents, float], ...], ...]
+    degrees: tuple[int, ...]
     table: tuple[Term, ...]
+    powers: tuple[tuple[int, int, tuple[Term, ...]], ...]
+    first: tuple[tuple[int, tuple[float, ...]], ...]
     outputs: tuple[tuple[tuple[int, int, float], ...], ...]
+    wanted: tuple[int, ...]
+    count: int
+    order: int
 
-    @property
-    def count(self) -> int:
-        return len(self.basis)
 
-    @cached_property
-    def degrees(self) -> tuple[int, ...]:
-        return tuple(degree(dict(p)) for p in self.basis)
+def powers_of(table: Sequence[Term], degrees: Sequence[int]) -> tuple[tuple[int, int, tuple[Term, ...]], ...]:
+    """The products of u_a and u_b, which begin with degrees a and b; each pair of equal powers once."""
+    rows = []
+    for m in range(2, degrees[-1] + 1):
+        a, b = m // 2, m - m // 2
+        folded: dict[tuple[int, int, int], float] = {}
+        for k, i, j, c in table:
+            if i and j and degrees[i] >= a and degrees[j] >= b:
+                key = (k, min(i, j), max(i, j)) if a == b else (k, i, j)
+                folded[key] = folded.get(key, 0.0) + c
+        rows.append((a, b, tuple((*key, c) for key, c in folded.items())))
+    return tuple(rows)
 
-    @property
-    def order(self) -> int:
-        return self.degrees[-1]
 
-    @cached_property
-    def wanted(self) -> tuple[int, ...]:
-        """Those of which the outputs are made: the last activation gives no others."""
-        return tuple(sorted({k for row in self.outputs for k, _, _ in row}))
-
-    @cached_property
-    def first(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """The streams of degree 1 as directions [D]: h₀ has the value and these alone."""
-        rows = []
-        for k, p in enumerate(self.basis):
-            if self.degrees[k] == 1:
-                direction = [0.0] * self.D
-                for e, c in p:
-                    direction[e.index(1)] = float(c)
-                rows.append((k, tuple(direction)))
-        return tuple(rows)
-
-    @cached_property
-    def powers(self) -> tuple[tuple[int, int, tuple[Term, ...]], ...]:
-        """(a, b, terms) for u_m = u_a u_b, m = a + b from 2 on, of u_1 = z - z₀, which begins with degree 1."""
-        rows = []
-        for m in range(2, self.order + 1):
-            a, b = m // 2, m - m // 2
-            folded: dict[tuple[int, int, int], float] = {}
-            for k, i, j, c in self.table:
-                if i and j and self.degrees[i] >= a and self.degrees[j] >= b:
-                    key = (k, min(i, j), max(i, j)) if a == b else (k, i, j)
-                    folded[key] = folded.get(key, 0.0) + c
-            rows.append((a, b, tuple((*key, c) for key, c in folded.items())))
-        return tuple(rows)
+def direction(p: Polynomial, D: int) -> tuple[float, ...]:
+    """What a polynomial of degree 1 differentiates along."""
+    return tuple(float(p.get(tuple(int(i == d) for i in range(D)), 0)) for d in range(D))
 
 
 def closed(polynomials: Sequence[Polynomial], D: int) -> dict[int, list[Polynomial]]:
@@ -84,7 +65,6 @@ def closed(polynomials: Sequence[Polynomial], D: int) -> dict[int, list[Polynomi
     return found
 
 
-@lru_cache(maxsize=256)
 def plan(asked: tuple[tuple[tuple[int, tuple[tuple[Exponents, Fraction], ...]], ...], ...], D: int) -> Streams:
     """The fewest streams of which the derivatives asked for can be made: a basis of the span of all their derivatives.
 
@@ -105,7 +85,12 @@ def plan(asked: tuple[tuple[tuple[int, tuple[tuple[Exponents, Fraction], ...]], 
         terms = [(pivots[b], pivots[c], v) for (b, c), v in shifted(p).items() if b in pivots and c in pivots]
         table += [(k, i, j, float(v)) for i, j, v in sorted(terms)]
     # coordinates in a reduced echelon basis are the coefficients of its pivots
-    outputs = tuple(
-        tuple((pivots[e], o, float(c)) for o, p in row for e, c in p if e in pivots) for row in asked
+    outputs = tuple(tuple((pivots[e], o, float(c)) for o, p in row for e, c in p if e in pivots) for row in asked)
+    degrees = tuple(map(degree, basis))
+    return Streams(
+        basis=tuple(tuple((e, float(c)) for e, c in p.items()) for p in basis), degrees=degrees, table=tuple(table),
+        powers=powers_of(table, degrees),
+        first=tuple((k, direction(p, D)) for k, p in enumerate(basis) if degrees[k] == 1),
+        outputs=outputs, wanted=tuple(sorted({k for row in outputs for k, _, _ in row})),
+        count=len(basis), order=degrees[-1],
     )  # fmt: skip
-    return Streams(D, tuple(tuple(p.items()) for p in basis), tuple(table), outputs)
