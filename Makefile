@@ -12,13 +12,13 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 
 # The paper's regression experiment: a table and pictures in results/
 demo: $(READY)
-	$(BIN)/python examples/regression.py --effort short
+	$(BIN)/python -m examples.regression --effort short
 
 # Short runs of all experiments, in under ten minutes on two cores; one that is interrupted goes on. The full ones are
 # the commands themselves, and docs/results.md has what came out of them.
-EXAMPLES := regression distillation synthetic_gradients forces differential_ml field
+EXAMPLES := regression distillation distillation.pixels synthetic_gradients forces differential_ml field
 examples: $(READY)
-	for name in $(EXAMPLES); do $(BIN)/python examples/$$name.py --effort short || exit 1; done
+	for name in $(EXAMPLES); do $(BIN)/python -m examples.$$name --effort short || exit 1; done
 
 # The environment alone
 ready: $(READY)
@@ -64,7 +64,7 @@ check: $(READY)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python csrc/math/generate.py --check
 	$(BIN)/python docs/tables.py --check
-	$(BIN)/python examples/results.py --check
+	$(BIN)/python -m examples.results --check
 
 # A wheel for this Python, without CUDA unless SOBOLEV_CUDA says so, and whether it is right where there is only torch.
 # libgomp stays outside: torch, which is imported first, brings its own, and two would be two pools of threads.
@@ -101,7 +101,7 @@ format: $(READY)
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python csrc/math/generate.py
 	$(BIN)/python docs/tables.py
-	$(BIN)/python examples/results.py
+	$(BIN)/python -m examples.results
 
 # PIP_CONSTRAINT also reaches the isolated build environment
 $(READY): $(SOURCES)

@@ -13,6 +13,11 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
+# Wide tables have their room instead of a table of contents; and a search finds the API first.
+WIDE = ("support.md", "speed.md", "students.md", "gpu/README.md")
+META = {**{page: {"hide": ["toc"]} for page in WIDE}, "api.md": {"search": {"boost": 3}}}
+
+
 def on_files(files, config):
     for source, page in PAGES.items():
         text = moved((ROOT / source).read_text(encoding="utf-8"), "")
@@ -22,6 +27,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """A page of docs/ links to files of the repository, too."""
+    page.meta |= META.get(page.file.src_uri, {})
     if page.file.src_uri in PAGES.values():
         return markdown
     return moved(markdown, f"docs/{posixpath.dirname(page.file.src_uri)}")

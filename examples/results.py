@@ -10,7 +10,7 @@
 and lines `claim: … | … | …`, which are gathered on top: what the paper, or whoever, claims; what came out here; and
 whether it is the same, in a word. Options of a table: metrics=, higher=, of which more is better, and any column.
 
-    python examples/results.py [--check]
+    python -m examples.results [--check]
 
 With `--check` nothing is written, and a page that is stale is an error.
 """
@@ -23,13 +23,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lab.lines import Cell, header_of, lines_of
-from lab.tables import number
+from examples.lab.lines import Cell, header_of, lines_of
+from examples.lab.tables import number
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
 # In this order; others come after them.
-ORDER = ("regression", "distillation", "synthetic_gradients", "forces", "differential_ml", "field")
+ORDER = (
+    "regression",
+    "distillation",
+    "pixel_distillation",
+    "synthetic_gradients",
+    "forces",
+    "differential_ml",
+    "field",
+)
 DIRECTIVE = re.compile(r"^\{(table|picture)\b([^}]*)\}(.*)$")
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 CLAIM = re.compile(r"^claim: (.+)\n", re.MULTILINE)
@@ -147,7 +155,7 @@ def page() -> str:
         bodies.append(body.strip())
     top = (FOLDER / "introduction.md.in").read_text(encoding="utf-8").strip()
     head = ["| experiment | the claim | what came out here | the same |", "|---|---|---|---|"]
-    written = "<!-- Written by examples/results.py from docs/results: edit there. -->"
+    written = "<!-- Written by python -m examples.results from docs/results: edit there. -->"
     return "\n\n".join([written, top, "\n".join(head + claims), *bodies]) + "\n"
 
 
@@ -159,7 +167,7 @@ def main() -> None:
     if "--check" not in sys.argv:
         PAGE.write_text(text, encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/results.md is stale: run python examples/results.py")
+        sys.exit("docs/results.md is stale: run python -m examples.results")
 
 
 if __name__ == "__main__":

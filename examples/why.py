@@ -11,9 +11,9 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from lab.pictures import COLOURS, bare, figure_of
 
 import sobolev_kernels as sk
+from examples.lab.pictures import COLOURS, bare, figure_of
 
 POINTS, EPOCHS = 5, 1500
 

@@ -12,20 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+import sobolev_kernels as sk
+from examples.distillation.experiment import GAMES, HEAD, jacobian, judged, taught
+from examples.distillation.films import Film
+from examples.distillation.games import COLUMNS, ROWS, Sight, console_of, play
+from examples.distillation.teach import Units
+from examples.distillation.teacher import BYTES, Teacher, network
+from examples.distillation.training import compare
+from examples.lab.training import STEPS, TIME
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from atari.games import COLUMNS, ROWS, Sight, console_of, play  # noqa: E402
-from atari.pixels import Film  # noqa: E402
-from atari.teach import Units  # noqa: E402
-from atari.teacher import BYTES, Teacher, network  # noqa: E402
-from atari.training import compare  # noqa: E402
-from distillation import GAMES, HEAD, jacobian, judged, taught  # noqa: E402
-from lab.training import STEPS, TIME  # noqa: E402
-
-import sobolev_kernels as sk  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def needs_atari():
@@ -38,11 +35,12 @@ def memory(N: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["distillation", "pixel_distillation"])
-def test_tiny_run_gives_tables_pictures_and_verdicts(name, tmp_path):
+@pytest.mark.parametrize("module", ["distillation", "distillation.pixels"])
+def test_tiny_run_gives_tables_pictures_and_verdicts(module, tmp_path):
     needs_atari()
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), "--effort", "tiny", "--out", str(tmp_path)]
-    run = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300)
+    name = "pixel_distillation" if module.endswith("pixels") else module
+    command = [sys.executable, "-W", "error", "-m", f"examples.{module}", "--effort", "tiny", "--out", str(tmp_path)]
+    run = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert "a tiny run" in run.stdout and "At equal steps" in run.stdout and "At equal time" in run.stdout
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,22 +1,16 @@
 """How earlier re-implementations of Sobolev training went wrong: each test fails if the mistake is made again."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from test_reference import written_out
 
 import sobolev_kernels as sk
+from examples.regression.experiment import ACTIVATIONS, make_student
+from examples.regression.functions import FUNCTIONS
 from sobolev_kernels.student import recognise
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import gradients
 from sobolev_kernels.testing.problems import Shape, data
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-
-from functions import FUNCTIONS
-from regression import ACTIVATIONS, make_student
 
 BACKENDS = ["cpu", "reference"]
 SHAPE = Shape(7, 3, 6, 2, 2, 2, "small and odd")

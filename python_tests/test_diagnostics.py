@@ -2,18 +2,14 @@
 not, gradients of terms against autograd."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import sobolev_kernels as sk
+from examples.regression.functions import FUNCTIONS
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-
-from functions import FUNCTIONS
 
 EXACTLY = ANOTHER_WAY["rtol"]
 

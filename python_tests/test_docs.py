@@ -13,6 +13,7 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.math.directions import DISTRIBUTIONS
+from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -161,3 +162,26 @@ def test_make_help_lists_every_target():
     listed = re.findall(r"^make ([\w-]+) +\w", shown, re.MULTILINE)
     assert listed and set(listed) == set(phony.split())
     assert set(re.findall(r"`make ([a-z-]+)", text(ROOT / "README.md"))) <= set(phony.split())
+
+
+def test_what_others_write_is_what_is_written_here():
+    """The block of docs/comparison.md against torch.func."""
+    torch.manual_seed(0)
+    (block,) = blocks(ROOT / "docs/comparison.md")
+    got: dict = {}
+    exec(block, got)
+    student, x, v, a, S = got["student"], got["x"], got["v"][0], got["a"][0], got["root"] @ got["root"].T
+    jacobian = torch.func.vmap(torch.func.jacrev(student))(x)
+    hessian = torch.func.vmap(torch.func.hessian(student))(x)
+    for name, expected in {
+        "laplacian": torch.einsum("nodd->no", hessian),
+        "rows": jacobian.transpose(0, 1),
+        "second": (torch.einsum("node,nd,ne->no", hessian, v, v) + torch.einsum("nod,nd->no", jacobian, a))[None],
+        "weighted": torch.einsum("node,de->no", hessian, S),
+        "diagonal": torch.einsum("nodd->dno", hessian),
+        "divergence": torch.einsum("ndd->n", jacobian),
+        "hessian": hessian.permute(2, 3, 0, 1),
+    }.items():
+        torch.testing.assert_close(
+            got[name], expected, **CLOSE_IN_SINGLE, msg=lambda said, name=name: f"{name}: {said}"
+        )

@@ -9,30 +9,33 @@ import json
 import math
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import sobolev_kernels as sk
+from examples import why
+from examples.differential_ml import experiment as differential_ml
+from examples.differential_ml.baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market
+from examples.differential_ml.experiment import (
+    ASSETS,
+    GAMMA,
+    by_hand_twice,
+    greeks_of,
+    labels,
+    relative_errors,
+    with_gamma,
+)
+from examples.field.experiment import OMEGA, picture, siren
+from examples.lab import Effort, Method, Settings, fused
+from examples.regression.experiment import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated
+from examples.regression.experiment import make_student as regression_student
+from examples.regression.functions import FUNCTIONS
+from examples.regression.said import measures_of, verdict
+from examples.regression.times import by_hand as regression_by_hand
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE, ROUNDED_WITHIN
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import why  # noqa: E402
-from baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market  # noqa: E402
-from differential_ml import ASSETS, GAMMA, by_hand_twice, greeks_of, labels, relative_errors, with_gamma  # noqa: E402
-from field import OMEGA, picture, siren  # noqa: E402
-from functions import FUNCTIONS  # noqa: E402
-from lab import Effort, Method, Settings  # noqa: E402
-from regression import CURVED, LOSSES, PLAN, SIZES, Case, Start, data_of, scaler_of, validated  # noqa: E402
-from regression import make_student as regression_student  # noqa: E402
-from regression_said import measures_of  # noqa: E402
-from regression_times import by_hand as regression_by_hand  # noqa: E402
 
 # How many trials a tiny run has; and how many trainings, at equal steps and at equal time, its table speaks of.
 EXPERIMENTS = {
@@ -62,7 +65,7 @@ KINKED = ("Ackley", "Bukin N.6")
 @pytest.fixture
 def run_cases(monkeypatch) -> list:
     """The cases that were not there yet."""
-    module, ran = importlib.import_module("lab.trials"), []
+    module, ran = importlib.import_module("examples.lab.trials"), []
     run = module.side_by_side
 
     def counting(function, cases, workers):
@@ -77,7 +80,10 @@ def run_cases(monkeypatch) -> list:
 @pytest.mark.long
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_from_its_beginning_again_and_interrupted(name, tmp_path, run_cases, capsys):
-    example, settings = importlib.import_module(name), Settings(Effort.tiny, 1, tmp_path, workers=1)
+    example, settings = (
+        importlib.import_module(f"examples.{name}.experiment"),
+        Settings(Effort.tiny, 1, tmp_path, workers=1),
+    )
     trials, trainings = EXPERIMENTS[name]
     kept, table, drawn = tmp_path / name / "trials.jsonl", tmp_path / f"{name}.csv", tmp_path / f"{name}.png"
 
@@ -113,20 +119,17 @@ def test_help_says_what_it_takes(name, monkeypatch, capsys):
     """In another process it would import torch once more."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        runpy.run_module(f"examples.{name}", run_name="__main__")
     said = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0 and re.search(r"On two cores: full \d+ (minutes|s), short \d+ (minute|s)", said)
     assert all(option in said for option in ("--effort", "--seeds", "--out", "--workers", "--fresh", "--times"))
 
 
 @pytest.mark.long
-def test_cases_side_by_side(tmp_path):
-    """In two processes, from the command line."""
-    arguments = ("--effort", "tiny", "--out", str(tmp_path), "--workers", "2")
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "differential_ml.py"), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in ran.stdout
+def test_cases_side_by_side(tmp_path, capsys):
+    """In two processes, which find the example by its name."""
+    differential_ml.main(Settings(Effort.tiny, 1, tmp_path, workers=2))
+    assert (tmp_path / "differential_ml.csv").exists() and "2 side by side" in capsys.readouterr().out
 
 
 def float64(*numbers):
@@ -268,6 +271,17 @@ def test_measures_tell_gradients_that_agree_from_those_that_do_not():
     assert measures_of(u, one)["largest"] == 1 and measures_of(u, one)["term"] == pytest.approx(1 / 500)
 
 
+def test_verdict_is_what_the_medians_say():
+    """Ordinary 0.2; Sobolev 0.1, and 0.4 of Ackley."""
+    rows = [
+        {"function": f, "activation": "tanh", "N": 100, "longer": False, "method": method, "budget": budget, "steps": 9}
+        | {"value_median": 0.2 if method == "ordinary" else 0.4 if f == "Ackley" else 0.1}
+        for f in FUNCTIONS for method in ("ordinary", "sobolev") for budget in ("steps", "time")
+    ]  # fmt: skip
+    steps, time, paper = verdict(rows)
+    assert all("6 of 7 (not Ackley) at 100" in line for line in (steps, time)) and "0.50× at 100" in paper
+
+
 def draw(d: int, N: int) -> tuple[Market, torch.Tensor, torch.Tensor]:
     """A market, spots x [N, d] and the noise [N, d] of their paths."""
     generator = torch.Generator().manual_seed(3)
@@ -341,6 +355,7 @@ def test_gamma_adds_to_the_balance_of_differential_ml(d):
     scaler, u, targets = labels(x, paths)
     method = with_gamma(scaler, targets, paths.gamma)
     student = sk.MLP(d, 1, width=20, depth=4, activation="softplus")
+    assert fused(student, u, method.targets.directions, **method.settings) == "cpu"
     terms = sk.SobolevLoss(**method.settings, return_terms=True)(student, u, method.targets)
     balanced = sk.SobolevLoss(derivatives="exact", weights="differential-ml")(student, u, targets)
     w = method.settings["weights"]

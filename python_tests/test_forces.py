@@ -1,19 +1,12 @@
 """Energies and forces of a cluster: its labels, the walkers, and losses as they are by hand."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from examples.forces import experiment as forces
+from examples.forces.clusters import K, Units, energy, octahedron, walk
+from examples.forces.methods import METHODS, Learner, first_net, hand_written
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import forces  # noqa: E402
-from clusters import K, Units, energy, octahedron, walk  # noqa: E402
-from force_methods import METHODS, Learner, first_net, hand_written  # noqa: E402
 
 
 def places(walkers: int = 4):

@@ -1,14 +1,9 @@
 """The page of results: that it is fresh, and what a section may ask for."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-
-import results
-from lab import write_csv
+from examples import results
+from examples.lab import write_csv
 
 
 def test_page_of_results_is_what_the_tables_say():

@@ -317,6 +317,7 @@ def test_slices_of_mlp_are_sequentials_of_its_own_modules():
     x, cut = torch.rand(4, 3), student[:-1]
     assert type(cut) is nn.Sequential and cut[0] is student[0] and student[-1].out_features == 2
     assert torch.equal(student[-1](cut(x)), student(x)) and recognise(student[:3]).widths == (3, 5, 5)
+    assert student[2:].state_dict().keys() == nn.Sequential(*student)[2:].state_dict().keys()
 
 
 def test_sine_is_the_sine():

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from os import environ
 from pathlib import Path
 from types import ModuleType
 
@@ -10,16 +11,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from examples.synthetic_gradients import labelled
+from examples.synthetic_gradients.decoupled import (
+    LOSSES,
+    METHODS,
+    WIDTH,
+    backward_apart,
+    fitting_loss,
+    network,
+    predictors_of,
+)
+from examples.synthetic_gradients.labelled import DataError
+from examples.synthetic_gradients.report import by_hand, by_reference
+from examples.synthetic_gradients.tuning import LADDER, search
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import labelled  # noqa: E402
-from decoupled import LOSSES, METHODS, WIDTH, backward_apart, fitting_loss, network, predictors_of  # noqa: E402
-from labelled import DataError  # noqa: E402
-from synthetic_report import by_hand, by_reference  # noqa: E402
-from tuning import LADDER, search  # noqa: E402
+ROOT = str(Path(__file__).parent.parent)
 
 CLASSES, N = 3, 20
 
@@ -212,8 +219,10 @@ def clouds():
 def test_tiny_run_gives_tables_picture_and_verdict(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     options = ["--effort", "tiny", "--workers", "1", "--dataset", "mine:clouds", "--out", "found"]
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "synthetic_gradients.py"), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    command = [sys.executable, "-W", "error", "-m", "examples.synthetic_gradients", *options]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environ | {"PYTHONPATH": ROOT}
+    )
     assert run.returncode == 0, run.stderr
     assert "mine:clouds, equal steps:" in run.stdout and "Of the paper's order came out:" in run.stdout
     assert (tmp_path / "found" / "synthetic_gradients.png").read_bytes().startswith(b"\x89PNG")

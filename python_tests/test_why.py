@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-import why
+from examples import why
 
 
 def test_the_picture_of_why(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -151,7 +152,9 @@ class MLP(nn.Sequential):
 
     def __getitem__(self, index: slice | int) -> nn.Module:
         # nn.Sequential makes another of its own class of a slice, which here takes sizes
-        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
 
 def own(kind: type, method: str) -> object:

@@ -20,6 +20,7 @@ BUDGETS = {STEPS: "equal steps", TIME: "equal time"}
 METHODS = {
     "ordinary": "ordinary", "sobolev": "Sobolev", "balanced": "balanced Sobolev", "gamma": "balanced with gamma",
     "gradients": "gradients alone",
+    "next": "next states too", "pixel-ordinary": "of pixels: ordinary", "pixel-sobolev": "of pixels: Sobolev",
 }  # fmt: skip
 
 

@@ -105,8 +105,9 @@ def train(
     first: torch.nn.Module, method: Method, x: torch.Tensor, targets: sk.Targets, plan: Plan, steps: int, seed: int
 ) -> sk.History:
     """One copy, by the fused path."""
-    student = deepcopy(first)
-    fused(student, x[: plan.batch], **method.settings)
+    student, batch = deepcopy(first), slice(0, plan.batch)
+    vectors = (method.targets or targets)[batch].directions
+    fused(student, x[batch], *(() if vectors is None else (vectors,)), **method.settings)
     loss, generator = sk.SobolevLoss(**method.settings), torch.Generator().manual_seed(seed)
     return sk.fit(
         student, x, method.targets or targets, loss=loss, epochs=plan.epochs(len(x), steps), batch_size=plan.batch,

@@ -93,18 +93,21 @@ def bench(
             console.print(line)
     cases, results = timed.chosen(), []
     with Console(stderr=True).status("") as status:
-        measured = timed.timed(cases, compiled)
+        coming = timed.timed(cases, compiled)
         for case in cases:
             status.update(f"checking and timing {case}")
-            results.append(next(measured))
+            results.append(next(coming))
             if not as_json:
                 console.print(tables.title_of(results[-1][0]))
                 console.print(tables.of_case(*results[-1]))
-    bad = timed.wrong([result for result, _ in results])
+    measured = [result for result, _ in results]
+    bad, unsteady = timed.wrong(measured), timed.disturbed(measured)
     if as_json:
-        show_json({"right": not bad, "where": said, "cases": [timed.as_dict(*result) for result in results]})
+        found = [timed.as_dict(*result, noisy) for result, noisy in zip(results, unsteady, strict=True)]
+        show_json({"right": not bad, "where": said, "cases": found})
     else:
-        console.print(tables.of_all([result for result, _ in results]))
+        for line in tables.of_all(measured, unsteady):
+            console.print(line)
     raise typer.Exit(WRONG if bad else OK)
 
 

@@ -133,12 +133,20 @@ def of_case(result: CaseResult, late: list[str]) -> Table:
     return table
 
 
-def of_all(results: Sequence[CaseResult]) -> Text:
-    """In how many cases who was faster."""
+def of_all(results: Sequence[CaseResult], unsteady: Sequence[bool]) -> Iterator[Text]:
+    """In how many cases who was faster, of those that nothing disturbed."""
     if any(result.row(OURS) is None for result in results):
-        return Text("NOT RIGHT: nothing is timed that computes something else", style=COLOURS[WRONG])
-    ratios = [ratio for result in results if (ratio := result.times_ours(result.best_other())) is not None]
-    lost = [str(result.case) for result in results if result.lost]
+        yield Text("NOT RIGHT: nothing is timed that computes something else", style=COLOURS[WRONG])
+        return
+    if any(unsteady):
+        which = "; ".join(str(result.case) for result, noisy in zip(results, unsteady, strict=True) if noisy)
+        yield Text(f"disturbed, since other programs computed meanwhile: {which}", style="yellow")
+    kept = [result for result, noisy in zip(results, unsteady, strict=True) if not noisy and result.best_other()]
+    if not kept:
+        yield Text("nothing can be said of these times; measure again when the machine is idle", style="bold yellow")
+        return
+    ratios = [result.times_ours(result.best_other()) for result in kept]
+    lost = [str(result.case) for result in kept if result.lost]
     said = f"the best other takes {min(ratios):.2f} to {max(ratios):.2f} times our time; it is faster in"
     which = f": {'; '.join(lost)}" if lost else ""
-    return Text(f"{said} {len(lost)} of {len(ratios)} cases{which}", style="bold")
+    yield Text(f"{said} {len(lost)} of {len(ratios)} cases{which}", style="bold")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -17,6 +17,8 @@ from ..testing.speed.variants import OURS, VARIANTS, taking_part
 from .info import processor
 
 ROUNDS, SECONDS = 5, 3.0
+# A multiply of the same size takes as long in each case, and in each round, unless other programs compute meanwhile.
+UNSTEADY = 1.25
 # A compiler takes 10 to 30 s for a step, and all of it is to take less than two minutes.
 LATEST = 70.0
 
@@ -47,6 +49,13 @@ def timed(
         yield measure(case, variants, ROUNDS, SECONDS), late
 
 
+def disturbed(results: Sequence[CaseResult]) -> list[bool]:
+    """Of each case whether other programs had the cores meanwhile, so that its times are of them too."""
+    quiet = min((result.sgemm.median for result in results if result.sgemm), default=0.0)
+    took = [result.sgemm for result in results]
+    return [t is not None and (t.median > UNSTEADY * quiet or t.q3 > UNSTEADY * t.q1) for t in took]
+
+
 def where() -> dict[str, object]:
     """What the times are of."""
     return {
@@ -60,10 +69,10 @@ def where() -> dict[str, object]:
     }
 
 
-def as_dict(result: CaseResult, late: list[str]) -> dict[str, object]:
+def as_dict(result: CaseResult, late: list[str], unsteady: bool) -> dict[str, object]:
     rate = None if result.sgemm is None else SGEMM_FLOPS / result.sgemm.median / 1e9
     rows = [row_as_dict(result, row) for row in result.rows]
-    return {"case": str(result.case), "sgemm_gflops": rate, "left out": late, "ways": rows}
+    return {"case": str(result.case), "sgemm_gflops": rate, "disturbed": unsteady, "left out": late, "ways": rows}
 
 
 def row_as_dict(result: CaseResult, row: Row) -> dict[str, object]:

@@ -7,7 +7,7 @@ probabilities from states that it met. What they learn:
     ordinary   the teacher's probabilities alone, by their Kullback-Leibler divergence
     Sobolev    besides the derivatives of log-probabilities by the bytes, of one random combination of them at a time:
                the paper's form, projected outputs, `cotangents=Cotangents.sphere(1), head="log_softmax"`
-    by inputs  besides the derivatives of all log-probabilities along one random direction of the bytes at a time
+    inputs     besides the derivatives of all log-probabilities along one random direction of the bytes at a time
     changing   as Sobolev, but by those bytes alone that ever change: of the others, most of the 128, the teacher never
                learnt anything, so that its derivatives there are arbitrary
 
@@ -33,14 +33,16 @@ from typing import Annotated
 
 import torch
 import typer
-from atari.games import play
-from atari.scores import draw_scores, print_scores, scores_of, told_apart
-from atari.states import states
-from atari.teacher import Teacher, network
-from atari.times import times as times_of_steps
-from atari.training import compare
-from lab import (
-    METHODS,
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.distillation.games import play
+from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
+from examples.distillation.states import states
+from examples.distillation.teacher import Teacher, network
+from examples.distillation.times import times as times_of_steps
+from examples.distillation.training import compare
+from examples.lab import (
     Effort,
     Method,
     Outcome,
@@ -49,26 +51,17 @@ from lab import (
     curves,
     figure_of,
     legend_of,
-    print_table,
+    print_lines,
     report,
-    run_command,
     summarise,
     trials,
     write_csv,
 )
-from lab.training import STEPS, TIME, train
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.training import STEPS, TIME, train
 
 GAMES = ("Breakout", "Pong")
-METHODS |= {"inputs": "by inputs", "changing": "changing bytes"}
-METRICS = {
-    "KL": "Divergence from the teacher on other states",
-    "agreement": "How often the likeliest action is the teacher's",
-    "gradient": "Error of the derivatives of log-probabilities by bytes that change, over their size",
-}
-HIGHER = ("agreement", "score")
+METRICS = ("KL", "agreement", "gradient")
+HIGHER = ("agreement",)
 HEAD = {"head": "log_softmax", "value_loss": "kl"}
 WIDTH, JUDGED = 32, 500
 PLAN = Plan(batch=128, lr=1e-3, schedule="cosine")
@@ -248,14 +241,9 @@ def main(
     records, drawn = trials(partial(run, folder=folder), cases, settings, "distillation", console)
     rows = summarise(records, ("game", "N"), (*METRICS, "score"))
     scores = scores_of(drawn, bounds)
-    for metric, title in METRICS.items():
-        print_table(title, rows, ("game", "N"), (metric,), console, settings, higher=HIGHER)
+    print_lines("Students on other states", rows, METRICS[:2], console, settings, "", HIGHER)
     print_scores(scores, console, settings)
     write_csv(scores, settings.out / "distillation_scores.csv")
     report(rows, picture(rows, scores, extent.games), settings, "distillation", console)
     for sentence in verdicts(rows, scores):
         console.print(sentence, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    run_command(main, full="8 minutes", short="1 minute", seeds=(3, 1, 1))

@@ -26,8 +26,9 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from decoupled import BATCH, METHODS, PREDICTING, Rates, alignment, scores, train
-from lab import (
+from rich.console import Console
+
+from examples.lab import (
     Effort,
     Outcome,
     Settings,
@@ -35,16 +36,15 @@ from lab import (
     report,
     report_times,
     rows_of,
-    run_command,
     summarise,
     trials,
     write_csv,
 )
-from lab.training import SAME_PACE
-from labelled import Data, DataError, load
-from rich.console import Console
-from synthetic_report import draw, print_tuning, rows_of_tuning, times_of_steps, verdict
-from tuning import LADDER, Place, Tuned, search
+from examples.lab.training import SAME_PACE
+from examples.synthetic_gradients.decoupled import BATCH, METHODS, PREDICTING, Rates, alignment, scores, train
+from examples.synthetic_gradients.labelled import Data, DataError, load
+from examples.synthetic_gradients.report import draw, print_tuning, rows_of_tuning, times_of_steps, verdict
+from examples.synthetic_gradients.tuning import LADDER, Place, Tuned, search
 
 NAME, METRICS = "synthetic_gradients", ("error", "alignment")
 BOTH = ("digits", "mnist1d")
@@ -168,7 +168,3 @@ def main(
     verdict(records, rows, console)
     write_csv(tuning, settings.out / f"{NAME}_rates.csv")
     report(rows, draw(rows, tuning), settings, NAME, console)
-
-
-if __name__ == "__main__":
-    run_command(main, full="15 minutes", short="90 s")

@@ -8,12 +8,12 @@ from functools import partial
 from itertools import product
 
 import torch
-from lab import METHODS, Method, Settings
-from lab.times import report_times
-from lab.ways import times_of_ways
 from rich.console import Console
 
 import sobolev_kernels as sk
+from examples.lab import METHODS, Method, Settings
+from examples.lab.times import report_times
+from examples.lab.ways import times_of_ways
 
 WIDTHS, SIZES = (64, 256), (20, 100)  # the width of the experiment, and the paper's
 

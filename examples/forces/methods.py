@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from clusters import PAIRS, Energy, K, Places, Units
-from lab import fused, root_mean_square
 from torch import nn
 
 import sobolev_kernels as sk
+from examples.forces.clusters import PAIRS, Energy, K, Places, Units
+from examples.lab import fused, root_mean_square
 
 METHODS = ("energy", "forces", "both", "half", "half alone", "along v", "along v, vHv")
 METRICS = ("energy", "force", "curvature")

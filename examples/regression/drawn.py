@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from functions import FUNCTIONS
-from lab import bare, dumbbells, figure_of, legend_of, maps, name_ticks, rows_of, said_of_seeds
-from lab.training import STEPS
-from regression_said import median_of, values_of
+
+from examples.lab import bare, dumbbells, figure_of, legend_of, maps, name_ticks, rows_of, said_of_seeds
+from examples.lab.training import STEPS
+from examples.regression.functions import FUNCTIONS
+from examples.regression.said import median_of, values_of
 
 GRID = 121
 PAIR = ("ordinary", "sobolev")

@@ -36,8 +36,10 @@ from typing import Annotated
 
 import torch
 import typer
-from functions import FUNCTIONS, Function
-from lab import (
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.lab import (
     Effort,
     Method,
     Outcome,
@@ -48,17 +50,14 @@ from lab import (
     predictions,
     report,
     root_mean_square,
-    run_command,
     summarise,
     trials,
 )
-from lab.training import STEPS, TIME, VALUES_ALONE, timed
-from regression_drawn import draw, draw_why, grid
-from regression_said import METRICS, measures_of, samples_table, say
-from regression_times import times
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.training import STEPS, TIME, VALUES_ALONE, timed
+from examples.regression.drawn import draw, draw_why, grid
+from examples.regression.functions import FUNCTIONS, Function
+from examples.regression.said import METRICS, measures_of, samples_table, say
+from examples.regression.times import times
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 EXACT = {"derivatives": "exact"}
@@ -232,7 +231,7 @@ OnlyTimes = Annotated[bool, typer.Option("--times", help="Time a step, and nothi
 
 def main(settings: Settings, only_times: OnlyTimes = False) -> None:
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 112 if settings.effort == Effort.full else 90)
     if only_times:
         named = {name: LOSSES[name] for name in ("ordinary", "sobolev", "P = 1")}
         times(make_student, {**named, "order 2": Method(CURVED)}, settings, console)
@@ -255,7 +254,3 @@ def measures(function: Function, N: int) -> dict[str, float]:
         u, targets = data_of(scaler_of(function, x), function, x)
         found.append(measures_of(u, targets.jacobian[:, 0]))
     return {name: statistics.median(numbers[name] for numbers in found) for name in found[0]}
-
-
-if __name__ == "__main__":
-    run_command(main, full="15 minutes", short="3 minutes")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .games import watch
-from .teacher import BYTES, Teacher
+from examples.distillation.games import watch
+from examples.distillation.teacher import BYTES, Teacher
 
 LEARNT, HELD_OUT = 1, 2  # the seeds of their games
 

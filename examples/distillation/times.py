@@ -6,15 +6,15 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from lab import Settings, fused
-from lab.times import interleaved, report_times
 from rich.console import Console
 from torch.nn import functional as F
 
 import sobolev_kernels as sk
-
-from . import pixels, teacher
-from .games import FRAMES, SIDE
+from examples.distillation import films as pixels
+from examples.distillation import teacher
+from examples.distillation.games import FRAMES, SIDE
+from examples.lab import Settings, fused
+from examples.lab.times import interleaved, report_times
 
 ACTIONS, ROUNDS, WITHIN = 6, 15, 1e-4
 HEAD = {"head": "log_softmax", "value_loss": "kl"}

@@ -37,8 +37,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from baskets import Greeks, Market
-from lab import (
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.differential_ml.baskets import Greeks, Market
+from examples.lab import (
     COLOURS,
     METHODS,
     Effort,
@@ -53,18 +56,14 @@ from lab import (
     legend_of,
     report,
     rows_of,
-    run_command,
     said_of_seeds,
     summarise,
     trials,
 )
-from lab.lines import print_lines
-from lab.times import report_times
-from lab.training import STEPS, TIME, VALUES_ALONE
-from lab.ways import times_of_ways
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.lines import print_lines
+from examples.lab.times import report_times
+from examples.lab.training import STEPS, TIME, VALUES_ALONE
+from examples.lab.ways import times_of_ways
 
 NAME = "differential_ml"
 STUDENTS = ("ordinary", "sobolev", "balanced", "gamma")
@@ -269,7 +268,3 @@ def main(
     case, lines = next(iter(drawn.items()))
     report(rows, draw(rows, case, lines), settings, NAME, console)
     return None
-
-
-if __name__ == "__main__":
-    run_command(main, full="3 minutes", short="1 minute", seeds=(10, 3, 1))

@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from decoupled import LOSSES, METHODS, PREDICTING, WIDTH, fitting_loss, predictors_of
-from lab import METHODS as NAMES
-from lab import Effort, Settings, dots, figure_of, interleaved, marks_of, number, rows_of, said_of_seeds
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
-from tuning import LADDER, Tuned
 
 import sobolev_kernels as sk
+from examples.lab import METHODS as NAMES
+from examples.lab import Effort, Settings, dots, figure_of, interleaved, marks_of, number, rows_of, said_of_seeds
+from examples.synthetic_gradients.decoupled import LOSSES, METHODS, PREDICTING, WIDTH, fitting_loss, predictors_of
+from examples.synthetic_gradients.tuning import LADDER, Tuned
 
 NAMES |= {"critic": "critic", "sobolev": "Sobolev critic"}
 # Recalled, not read again: CIFAR-10 with three modules, per cent of the test that is classified wrongly.
@@ -40,7 +40,7 @@ def rows_of_tuning(data: str, tuned: dict[str, Tuned]) -> list[dict]:
 
 
 def print_tuning(rows: list[dict], console: Console, settings: Settings) -> None:
-    title = "Learning rates of the modules and of the predictors, chosen on validation data"
+    title = "Learning rates, chosen on validation data"
     table = Table(box=None, padding=(0, 1, 0, 0), title=title, caption=settings.remark)
     for name in ("data", "method", "modules", "predictors", "error %", "tried", "inside the grid"):
         table.add_column(name, justify="left" if name in ("data", "method") else "right", no_wrap=True)
@@ -71,7 +71,7 @@ def verdict(records: Sequence[dict], rows: Sequence[dict], console: Console) -> 
                 (came if won >= SURE * seeds else did_not).append(said)
             console.print(
                 f"{data}, equal {budget}: {', '.join(f'{name_of(m)} {number(medians[m])}' for m in order)} % wrong. "
-                f"Of the paper's order came out: {'; '.join(came) or 'nothing'}. Did not: "
+                f"Of the paper's order came out: {'; '.join(came) or 'nothing'}. Not, or not in four seeds of five: "
                 f"{'; '.join(did_not) or 'nothing'}.",
                 soft_wrap=True,
             )

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .games import FRAMES, watch
-from .teacher import Teacher
+from examples.distillation.games import FRAMES, watch
+from examples.distillation.teacher import Teacher
 
 WHITE = 255.0
 TEACHING, LEARNING = (16, 256), (8, 32)  # channels and width of teachers and students

@@ -25,9 +25,12 @@ from typing import Annotated
 
 import torch
 import typer
-from clusters import Places, Units, walk
-from force_methods import BATCH, METHODS, METRICS, Learner, first_net, hand_written
-from lab import (
+from rich.console import Console
+
+import sobolev_kernels as sk
+from examples.forces.clusters import Places, Units, walk
+from examples.forces.methods import BATCH, METHODS, METRICS, Learner, first_net, hand_written
+from examples.lab import (
     COLOURS,
     Effort,
     Outcome,
@@ -41,15 +44,11 @@ from lab import (
     report,
     report_times,
     rows_of,
-    run_command,
     said_of_seeds,
     summarise,
     trials,
 )
-from lab.training import STEPS, TIME
-from rich.console import Console
-
-import sobolev_kernels as sk
+from examples.lab.training import STEPS, TIME
 
 NAME, PACE = "forces", "both"
 WALKERS, TEST_WALKERS, EACH = 100, 50, 10
@@ -165,7 +164,3 @@ def main(
     print_lines("Energies and forces of six atoms", rows, METRICS, console, settings, note)
     verdict(rows, console)
     report(rows, draw(rows), settings, NAME, console)
-
-
-if __name__ == "__main__":
-    run_command(main, full="8 minutes", short="40 s")

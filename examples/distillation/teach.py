@@ -3,15 +3,14 @@
 Sixteen games side by side; of every 128 decisions in each of them the advantages (λ = 0.95, discount 0.99), and four
 times Adam over all of them in four parts. Rewards count by their sign. Values have a network of their own.
 
-    python examples/atari/teach.py --game Pong        1,610,000 decisions, 10 minutes
-    python examples/atari/teach.py --game Breakout      430,000 decisions, 5 minutes
+    python -m examples.distillation.teach --game Pong        1,610,000 decisions, 10 minutes
+    python -m examples.distillation.teach --game Breakout      430,000 decisions, 5 minutes
 
 A run that was interrupted goes on from its last thirty seconds, with games begun anew.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +21,8 @@ import torch
 import typer
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from atari.games import Games, play
-from atari.teacher import BYTES, FAR, FOLDER, Teacher, network
+from examples.distillation.games import Games, play
+from examples.distillation.teacher import BYTES, FAR, FOLDER, Teacher, network
 
 N, T, EPOCHS, PARTS = 16, 128, 4, 4
 LR, DISCOUNT, SMOOTH, CLIP, ENTROPY, VALUE, LARGEST = 5e-4, 0.99, 0.95, 0.2, 0.01, 0.5, 0.5

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from lab import fused
-from labelled import Data
 from torch import nn
 from torch.nn import functional as F
 
 import sobolev_kernels as sk
+from examples.lab import fused
+from examples.synthetic_gradients.labelled import Data
 
 PREDICTING = ("direct", "critic", "sobolev")
 METHODS = ("no-prop", *PREDICTING, "backprop")

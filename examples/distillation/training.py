@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from lab.training import SAME_PACE, STEPS, TIME, Trained
-
 import sobolev_kernels as sk
+from examples.lab.training import SAME_PACE, STEPS, TIME, Trained
 
 
 def compare(fit: Callable[[str, int], sk.History], asking: dict[str, float], steps: int) -> Iterator[Trained]:

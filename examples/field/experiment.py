@@ -28,7 +28,11 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import typer
-from lab import (
+from rich.console import Console
+from torch import nn
+
+import sobolev_kernels as sk
+from examples.lab import (
     METHODS,
     Effort,
     Method,
@@ -44,19 +48,14 @@ from lab import (
     report,
     root_mean_square,
     rows_of,
-    run_command,
     said_of_seeds,
     summarise,
     trials,
 )
-from lab.lines import print_lines
-from lab.times import report_times
-from lab.training import STEPS, TIME, VALUES_ALONE
-from lab.ways import times_of_ways
-from rich.console import Console
-from torch import nn
-
-import sobolev_kernels as sk
+from examples.lab.lines import print_lines
+from examples.lab.times import report_times
+from examples.lab.training import STEPS, TIME, VALUES_ALONE
+from examples.lab.ways import times_of_ways
 
 NAME = "field"
 STUDENTS = ("ordinary", "sobolev", "balanced", "gradients")
@@ -262,7 +261,3 @@ def main(
     case, pictures = next(iter(drawn.items()))
     report(rows, draw(rows, case, pictures), settings, NAME, console)
     return None
-
-
-if __name__ == "__main__":
-    run_command(main, full="4 minutes", short="1 minute", seeds=(10, 2, 1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from lab import METHODS, Settings
-from lab.pictures import bare, colour_of
 from rich.console import Console
 from rich.table import Table
+
+from examples.lab import METHODS, Settings
+from examples.lab.pictures import bare, colour_of
 
 BOUNDS = ("random", "teacher", "pixel teacher")
 
