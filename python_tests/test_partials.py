@@ -165,6 +165,7 @@ KINKED = [
     (sk.MLP(2, 1, activation="elu"), "u_xxt", "up to order 2 with elu"),
     (sk.MLP(2, 1, activation="softsign"), "u_xxt", "up to order 2 with softsign"),
     (Functional(functional.relu), "u_xt", "up to order 1 with Relu"),
+    (Functional(lambda z: z.clamp(min=0)), "u_xx", "up to order 1 with Clamp"),
     (Functional(functional.elu), "u_xxx", "up to order 2 with Elu"),
     (nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), "u_xx", "of order 1 with ReLU"),
     (Functional(lambda z: z.detach()), "u_x", "silent zero"),

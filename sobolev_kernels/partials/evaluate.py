@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -61,16 +62,16 @@ def partials(
     refuse(faults_of_call(student, known, x, fields))
     streams = fields.plan(names)
     refuse(faults_of_kinks(known, streams.order, names))
-    with uncast(x):
-        if isinstance(known, Student):
+    if isinstance(known, Student):
+        with uncast(x):
             results = of_layers(streams, known, x)
-        else:
-            rows = [[(o, e, float(c)) for o, p in fields.read(name).items() for e, c in p.items()] for name in names]
-            results = differentiably(lambda x: nested(student, x, rows, len(fields.outputs)), x, breaks=True)
+    else:
+        of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
+        results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
     return dict(zip(names, (result.to(x.dtype) for result in results), strict=True))
 
 
-def fields_of(fields: object) -> Fields:
+def fields_of(fields: Any) -> Fields:
     if isinstance(fields, str):
         return Fields(fields)
     if not isinstance(fields, Fields):
@@ -78,7 +79,7 @@ def fields_of(fields: object) -> Fields:
     return fields
 
 
-def names_of(names: object) -> tuple[str, ...]:
+def names_of(names: Any) -> tuple[str, ...]:
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")]
     if not isinstance(names, (list, tuple)) or not names:

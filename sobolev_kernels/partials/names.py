@@ -13,10 +13,10 @@ import torch
 from ..errors import Fault, NotProvided, clipped, in_words, nearest, need, refuse
 from ..math.activations import ORDERS
 from .plan import Streams, plan
-from .polynomials import Polynomial, added, degree
+from .polynomials import Exponents, Polynomial, added, degree
 
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-TERM = re.compile(rf"\s*([+-]?)\s*(?:({NUMBER})(?:\s*/\s*({NUMBER}))?\s*\*\s*)?([A-Za-z]\w*)\s*")
+TERM = re.compile(rf"\s*([+-]?)\s*(?:({NUMBER})(?:\s*/\s*({NUMBER}))?\s*\*\s*)?([^\W\d_]\w*)\s*")
 NAME = re.compile(r"[^\W\d_][^\W_]*")
 EXAMPLE = 'inputs and outputs, as "x t -> u" or "x y -> u v p"'
 
@@ -61,6 +61,10 @@ class Fields:
     def plan(self, names: Sequence[str]) -> Streams:
         """The streams of derivatives by their names."""
         return planned(self.names, tuple(names))
+
+    def terms(self, names: Sequence[str]) -> list[list[tuple[int, Exponents, float]]]:
+        """Of each name the terms (output, exponents, coefficient)."""
+        return [[(o, e, float(c)) for o, p in self.read(name).items() for e, c in p.items()] for name in names]
 
     def read(self, name: str) -> dict[int, Polynomial]:
         """A sum of derivatives of outputs: by output a polynomial.

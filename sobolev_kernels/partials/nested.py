@@ -17,7 +17,8 @@ from .polynomials import Exponents
 # out what its jumps give.
 KINKS = {
     "Relu": 1, "LeakyRelu": 1, "PreluKernel": 1, "Prelu": 1, "RreluWithNoise": 1, "Threshold": 1, "Hardtanh": 1,
-    "Hardsigmoid": 1, "Hardshrink": 1, "Softshrink": 1, "Hardswish": 1, "Elu": 2,
+    "Hardsigmoid": 1, "Hardshrink": 1, "Softshrink": 1, "Hardswish": 1, "Clamp": 1, "Maximum": 1, "Minimum": 1,
+    "Elu": 2,
 }  # fmt: skip
 
 
