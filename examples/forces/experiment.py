@@ -142,7 +142,7 @@ def draw(rows: list[dict]):
     axes = figure.subplots(len(places), len(METRICS), squeeze=False, sharex="col", sharey=True)
     for line, N in zip(axes, places, strict=True):
         for axis, metric in zip(line, METRICS, strict=True):
-            dots(axis, rows_of(rows, N=N), metric, METHODS)
+            dots(axis, rows_of(rows, N=N), metric, METHODS, joined=("energy", PACE))
             axis.set_title(f"error of the {metric}, {N:,} places", fontsize=11)
     figure.supxlabel(f"rms over rms, on the test; {said_of_seeds(rows)}; equal time: that of {PACE}", fontsize=10)
     marks_of(figure)

@@ -11,10 +11,15 @@ from .training import STEPS, TIME
 
 def dots(
     axes, rows: Sequence[dict], metric: str, methods: Sequence[str], log: bool = True,
-    names: dict[str, str] | None = None,
+    names: dict[str, str] | None = None, joined: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """A line for each method: a mark for the median, full at equal steps and hollow at equal time, and a bar from the
-    lower to the upper quartile; `names` are other ones than elsewhere."""
+    lower to the upper quartile; `names` are other ones than elsewhere. Those that
+    are joined, ordinary and Sobolev training, have a grey line from median to median at equal steps."""
+    ends = [(row[f"{metric}_median"], methods.index(m) - 0.16) for m in joined
+            for row in rows_of(rows, method=m, budget=STEPS) if row[f"{metric}_median"] is not None]  # fmt: skip
+    if len(ends) > 1:
+        axes.plot(*zip(*ends, strict=True), color="0.75", lw=2, zorder=0)
     for place, method in enumerate(methods):
         for budget, shift in ((STEPS, -0.16), (TIME, 0.16)):
             for row in rows_of(rows, method=method, budget=budget):

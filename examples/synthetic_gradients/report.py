@@ -106,7 +106,7 @@ def draw(rows: Sequence[dict], tuning: Sequence[dict]):
     figure = figure_of((14, 0.6 + 3.0 * len(names)))
     axes = figure.subplots(len(names), 1 + len(PREDICTING), squeeze=False, width_ratios=(1.7, 1, 1, 1))
     for (first, *others), data in zip(axes, names, strict=True):
-        dots(first, rows_of(rows, data=data), "error", METHODS, names=NAMES)
+        dots(first, rows_of(rows, data=data), "error", METHODS, names=NAMES, joined=("critic", "sobolev"))
         first.set(title=f"{data}: wrong in the test, %")
         for axis, method in zip(others, PREDICTING, strict=True):
             draw_grid(axis, rows_of(tuning, data=data, method=method))
