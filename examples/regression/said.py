@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -124,15 +125,14 @@ def longer_table(rows: Sequence[dict]) -> list[dict]:
 
 def lost_table(rows: Sequence[dict], lost: Sequence[str]) -> list[dict]:
     """Errors in value of all methods, of the functions where Sobolev training loses."""
-    rows, lines = rows_of(rows, longer=False, budget=STEPS), []
-    for function in lost:
-        for activation in values_of(rows, "activation"):
-            for N in sizes_in(rows):
-                of = {"function": function, "activation": activation, "N": N}
-                line = {"function": function, "activation": activation, "points": f"{N:,}"}
-                methods = ("ordinary", "sobolev", "huber", "balanced", "validated")
-                line |= {NAMES.get(m, m): number(median_of(rows, method=m, **of)) for m in methods}
-                lines.append(line | {"weight": number(median_of(rows, "weight", method="validated", **of))})
+    rows, lines = rows_of(rows, longer=False), []
+    keys = product(lost, values_of(rows, "activation"), sizes_in(rows), BUDGETS)
+    for function, activation, N, budget in keys:
+        of = {"function": function, "activation": activation, "N": N, "budget": budget}
+        line = {"function": function, "activation": activation, "points": f"{N:,}", "at equal": budget}
+        methods = ("ordinary", "sobolev", "huber", "balanced", "validated")
+        line |= {NAMES.get(m, m): number(median_of(rows, method=m, **of)) for m in methods}
+        lines.append(line | {"weight": number(median_of(rows, "weight", method="validated", **of))})
     return lines
 
 
@@ -180,7 +180,7 @@ def say(
             print_words(title, some, f"{seeds}; {RELATIVE}", settings, console)
     tables = {
         "methods": ("All methods beside ordinary training, error in value", methods_table(records, rows), MEAN),
-        "lost": ("Where Sobolev training loses: error in value, equal steps", lost_table(rows, lost), seeds),
+        "lost": ("Where Sobolev training loses: error in value", lost_table(rows, lost), seeds),
         "samples": ("What the gradients of the samples are like", samples_table(measured), SAMPLES),
         "longer": ("Trained ten times longer, ordinary → Sobolev", longer_table(rows), RELATIVE),
     }
