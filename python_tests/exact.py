@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mpmath
 
-DIGITS, ORDER = 60, 4
+DIGITS, ORDER = 60, 6
 mpmath.mp.dps = DIGITS
 mpf = mpmath.mpf
 

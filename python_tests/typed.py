@@ -33,6 +33,7 @@ assert_type(sk.vjp(student, x, sk.Cotangents.sphere(2, centred=True)), tuple[tor
 assert_type(sk.jet(student, x, sk.Directions.normal(2), order=2), tuple[torch.Tensor, ...])
 assert_type(sk.laplacian(student, x, wrt=torch.tensor([True, False])), tuple[torch.Tensor, torch.Tensor])
 assert_type(sk.hvp(student, x, torch.rand(3, 8, 2), torch.rand(3, 8, 2)), tuple[torch.Tensor, torch.Tensor])
+assert_type(sk.partials(student, x, ["u", "u_xx"], fields=sk.Fields("x t -> u")), dict[str, torch.Tensor])
 assert_type(sk.explain(student, x, sk.Directions.sphere(4), of="jvp"), str)
 
 assert_type(sk.Directions.sphere(4, seed=1).at(3), sk.Directions)

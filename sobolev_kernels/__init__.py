@@ -17,6 +17,8 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .partials.evaluate import partials
+from .partials.names import Fields
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
@@ -33,6 +35,7 @@ __all__ = [
     "MLP",
     "Cotangents",
     "Directions",
+    "Fields",
     "GradNorm",
     "History",
     "NotProvided",
@@ -53,6 +56,7 @@ __all__ = [
     "jet",
     "jvp",
     "laplacian",
+    "partials",
     "sobolev_loss",
     "term_gradients",
     "vjp",

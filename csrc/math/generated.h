@@ -8,6 +8,9 @@ struct ActIdentity {
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   return Derivatives<T>{z, T(1.0), T(0.0), T(0.0)};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  return Jet<T>{z, T(1.0), T(0.0), T(0.0), T(0.0), T(0.0)};
+ }
 };
 
 struct ActRelu {
@@ -16,6 +19,10 @@ struct ActRelu {
  template <class T> static SK_INLINE Derivatives<T> call(T z, const double*) {
   const auto rest = where(z < T(0.0), T(0.0), T(0.0) * z);
   return Derivatives<T>{where(z > T(0.0), z, rest), where(z > T(0.0), T(1.0), rest), T(0.0), T(0.0)};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto rest = where(z < T(0.0), T(0.0), T(0.0) * z);
+  return Jet<T>{where(z > T(0.0), z, rest), where(z > T(0.0), T(1.0), rest), T(0.0), T(0.0), T(0.0), T(0.0)};
  }
 };
 
@@ -26,6 +33,11 @@ struct ActLeakyRelu {
   const T slope = T(p[0]);
   const auto d1 = where(z > T(0.0), T(1.0), where(z < T(0.0), slope, slope + T(0.0) * z));
   return Derivatives<T>{d1 * z, d1, T(0.0), T(0.0)};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double* p) {
+  const T slope = T(p[0]);
+  const auto d1 = where(z > T(0.0), T(1.0), where(z < T(0.0), slope, slope + T(0.0) * z));
+  return Jet<T>{d1 * z, d1, T(0.0), T(0.0), T(0.0), T(0.0)};
  }
 };
 
@@ -42,6 +54,16 @@ struct ActElu {
   const auto value = where(above, z, where(below, alpha * expm1(c), alpha * z));
   return Derivatives<T>{value, where(above, T(1.0), e), d2, d2};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double* p) {
+  const T alpha = T(p[0]);
+  const auto above = z > T(0.0);
+  const auto below = z < T(0.0);
+  const auto c = where(above, T(0.0), where(below, z, T(0.0) * z));
+  const auto e = alpha * exp(c);
+  const auto d2 = where(below, e, T(0.0) * e);
+  const auto value = where(above, z, where(below, alpha * expm1(c), alpha * z));
+  return Jet<T>{value, where(above, T(1.0), e), d2, d2, d2, d2};
+ }
 };
 
 struct ActTanh {
@@ -53,6 +75,13 @@ struct ActTanh {
   const auto d2 = -T(2.0) * t * d1;
   return Derivatives<T>{t, d1, d2, -T(2.0) * (d1 * d1 + t * d2)};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto t = tanh(z);
+  const auto d1 = T(1.0) - t * t;
+  const auto d2 = -T(2.0) * t * d1;
+  const auto d5 = d1 * (T(16.0) + T(120.0) * d1 * (d1 - T(1.0)));
+  return Jet<T>{t, d1, d2, -T(2.0) * (d1 * d1 + t * d2), d2 * (T(4.0) - T(12.0) * d1), d5};
+ }
 };
 
 struct ActSigmoid {
@@ -62,6 +91,13 @@ struct ActSigmoid {
   const auto s = sigmoid(z);
   const auto d1 = s * (T(1.0) - s);
   return Derivatives<T>{s, d1, d1 * (T(1.0) - T(2.0) * s), d1 * (T(1.0) - T(6.0) * d1)};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto s = sigmoid(z);
+  const auto d1 = s * (T(1.0) - s);
+  const auto d4 = d1 * (T(1.0) - T(2.0) * s) * (T(1.0) - T(12.0) * d1);
+  const auto d5 = d1 * (T(1.0) + T(30.0) * d1 * (T(4.0) * d1 - T(1.0)));
+  return Jet<T>{s, d1, d1 * (T(1.0) - T(2.0) * s), d1 * (T(1.0) - T(6.0) * d1), d4, d5};
  }
 };
 
@@ -84,6 +120,24 @@ struct ActSoftplus {
   const auto value = where(above, c, T(0.0)) + log1p(e) + s * line;
   return Derivatives<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s)};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double* p) {
+  const T beta = T(p[0]);
+  const T threshold = T(p[1]);
+  const auto u = beta * z;
+  const auto linear = u > threshold;
+  const auto curved = u < threshold;
+  const auto c = where(linear, T(0.0), where(curved, u, threshold + T(0.0) * z));
+  const auto line = where(linear, T(0.0), where(curved, T(0.0), u - threshold));
+  const auto above = c > T(0.0);
+  const auto e = exp(where(above, -c, c));
+  const auto q = T(1.0) / (T(1.0) + e);
+  const auto s = where(linear, T(1.0), where(above, q, e * q));
+  const auto r = where(curved, s * (T(1.0) - s), T(0.0) * s);
+  const auto value = where(above, c, T(0.0)) + log1p(e) + s * line;
+  const auto d4 = beta * beta * beta * r * (T(1.0) - T(6.0) * r);
+  const auto d5 = beta * beta * beta * beta * r * (T(1.0) - T(2.0) * s) * (T(1.0) - T(12.0) * r);
+  return Jet<T>{where(linear, z, value / beta), s, beta * r, beta * beta * r * (T(1.0) - T(2.0) * s), d4, d5};
+ }
 };
 
 struct ActSilu {
@@ -96,6 +150,15 @@ struct ActSilu {
   const auto q = T(1.0) - T(2.0) * s;
   return Derivatives<T>{z * s, s + c * r, r * (T(2.0) + c * q), r * (T(3.0) * q + c * (T(1.0) - T(6.0) * r))};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto s = sigmoid(c);
+  const auto r = s * (T(1.0) - s);
+  const auto q = T(1.0) - T(2.0) * s;
+  const auto d4 = r * (T(4.0) * (T(1.0) - T(6.0) * r) + c * q * (T(1.0) - T(12.0) * r));
+  const auto d5 = r * (T(5.0) * q * (T(1.0) - T(12.0) * r) + c * (T(1.0) + T(30.0) * r * (T(4.0) * r - T(1.0))));
+  return Jet<T>{z * s, s + c * r, r * (T(2.0) + c * q), r * (T(3.0) * q + c * (T(1.0) - T(6.0) * r)), d4, d5};
+ }
 };
 
 struct ActGelu {
@@ -106,6 +169,14 @@ struct ActGelu {
   const auto cdf = T(0.5) + T(0.5) * erf(T(0.7071067811865476) * c);
   const auto pdf = T(0.3989422804014327) * exp(-T(0.5) * c * c);
   return Derivatives<T>{z * cdf, cdf + c * pdf, pdf * (T(2.0) - c * c), pdf * c * (c * c - T(4.0))};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto cdf = T(0.5) + T(0.5) * erf(T(0.7071067811865476) * c);
+  const auto pdf = T(0.3989422804014327) * exp(-T(0.5) * c * c);
+  const auto d4 = pdf * (c * c * (T(7.0) - c * c) - T(4.0));
+  const auto d5 = pdf * c * (c * c * (c * c - T(11.0)) + T(18.0));
+  return Jet<T>{z * cdf, cdf + c * pdf, pdf * (T(2.0) - c * c), pdf * c * (c * c - T(4.0)), d4, d5};
  }
 };
 
@@ -127,6 +198,28 @@ struct ActGeluTanh {
   const auto t3 = s * (u3 - T(6.0) * t * u1 * u2 + (T(4.0) * t * t - T(2.0) * s) * u1 * u1 * u1);
   return Derivatives<T>{z * p, p + T(0.5) * c * t1, t1 + T(0.5) * c * t2, T(1.5) * t2 + T(0.5) * c * t3};
  }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto u = T(0.7978845608028654) * c * (T(1.0) + T(0.044715) * c * c);
+  const auto u1 = T(0.7978845608028654) * (T(1.0) + T(0.134145) * c * c);
+  const auto u2 = T(0.21406444881780076) * c;
+  const auto u3 = T(0.21406444881780076);
+  const auto p = sigmoid(T(2.0) * u);
+  const auto q = sigmoid(-T(2.0) * u);
+  const auto t = p - q;
+  const auto s = T(4.0) * p * q;
+  const auto t1 = s * u1;
+  const auto t2 = s * (u2 - T(2.0) * t * u1 * u1);
+  const auto t3 = s * (u3 - T(6.0) * t * u1 * u2 + (T(4.0) * t * t - T(2.0) * s) * u1 * u1 * u1);
+  const auto f3 = T(4.0) - T(6.0) * s;
+  const auto f4 = t * (T(24.0) * s - T(8.0));
+  const auto f5 = T(16.0) + T(120.0) * s * (s - T(1.0));
+  const auto t4 = s * (f4 * u1 * u1 * u1 * u1 + T(6.0) * f3 * u1 * u1 * u2 - T(2.0) * t * (T(3.0) * u2 * u2 + T(4.0) * u1 * u3));
+  const auto f5u = f5 * u1 * u1 * u1 * u1 * u1 + T(10.0) * f4 * u1 * u1 * u1 * u2;
+  const auto t5 = s * (f5u + f3 * (T(15.0) * u1 * u2 * u2 + T(10.0) * u1 * u1 * u3) - T(20.0) * t * u2 * u3);
+  const auto d4 = T(2.0) * t3 + T(0.5) * c * t4;
+  return Jet<T>{z * p, p + T(0.5) * c * t1, t1 + T(0.5) * c * t2, T(1.5) * t2 + T(0.5) * c * t3, d4, T(2.5) * t4 + T(0.5) * c * t5};
+ }
 };
 
 struct ActSin {
@@ -137,6 +230,13 @@ struct ActSin {
   const auto s = sin(omega * z);
   const auto c = cos(omega * z);
   return Derivatives<T>{s, omega * c, -omega * omega * s, -omega * omega * omega * c};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double* p) {
+  const T omega = T(p[0]);
+  const auto s = sin(omega * z);
+  const auto c = cos(omega * z);
+  const auto fourth = omega * omega * omega * omega;
+  return Jet<T>{s, omega * c, -omega * omega * s, -omega * omega * omega * c, fourth * s, fourth * omega * c};
  }
 };
 
@@ -149,6 +249,15 @@ struct ActSoftsign {
   const auto sign = where(z > T(0.0), T(1.0), where(z < T(0.0), -T(1.0), T(0.0) * z));
   const auto value = where(near, where(near, z, T(0.0)) * r, sign * (T(1.0) - r));
   return Derivatives<T>{value, r * r, -T(2.0) * sign * r * r * r, T(6.0) * sign * sign * r * r * r * r};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto near = abs(z) < T(1.0);
+  const auto r = T(1.0) / (T(1.0) + abs(z));
+  const auto sign = where(z > T(0.0), T(1.0), where(z < T(0.0), -T(1.0), T(0.0) * z));
+  const auto value = where(near, where(near, z, T(0.0)) * r, sign * (T(1.0) - r));
+  const auto r3 = r * r * r;
+  const auto d5 = T(120.0) * sign * sign * r3 * r3;
+  return Jet<T>{value, r * r, -T(2.0) * sign * r * r * r, T(6.0) * sign * sign * r * r * r * r, -T(24.0) * sign * r3 * r * r, d5};
  }
 };
 
@@ -170,6 +279,30 @@ struct ActMish {
   const auto t2 = t1 * q;
   const auto t3 = t2 * q - t1 * s * (T(1.0) - s + T(2.0) * t1 + T(2.0) * t * (T(1.0) - s));
   return Derivatives<T>{z * t, t + c * t1, T(2.0) * t1 + c * t2, T(3.0) * t2 + c * t3};
+ }
+ template <class T> static SK_INLINE Jet<T> jet(T z, const double*) {
+  const auto c = clamp(z, -T(800.0), T(800.0));
+  const auto above = c > T(0.0);
+  const auto e = exp(where(above, -c, c));
+  const auto num = where(above, T(1.0) + T(2.0) * e, e * (e + T(2.0)));
+  const auto w = where(above, e * e, T(1.0) + T(0.0) * e);
+  const auto r = T(1.0) / (num + T(2.0) * w);
+  const auto s = sigmoid(c);
+  const auto t = num * r;
+  const auto u = (T(1.0) + e) * r;
+  const auto t1 = T(4.0) * w * u * u * s;
+  const auto q = T(1.0) - s - T(2.0) * t * s;
+  const auto t2 = t1 * q;
+  const auto t3 = t2 * q - t1 * s * (T(1.0) - s + T(2.0) * t1 + T(2.0) * t * (T(1.0) - s));
+  const auto s1 = s * (T(1.0) - s);
+  const auto s2 = s1 * (T(1.0) - T(2.0) * s);
+  const auto s3 = s1 * (T(1.0) - T(6.0) * s1);
+  const auto q1 = -s1 - T(2.0) * (t1 * s + t * s1);
+  const auto q2 = -s2 - T(2.0) * (t2 * s + T(2.0) * t1 * s1 + t * s2);
+  const auto q3 = -s3 - T(2.0) * (t3 * s + T(3.0) * (t2 * s1 + t1 * s2) + t * s3);
+  const auto t4 = t3 * q + T(2.0) * t2 * q1 + t1 * q2;
+  const auto t5 = t4 * q + T(3.0) * (t3 * q1 + t2 * q2) + t1 * q3;
+  return Jet<T>{z * t, t + c * t1, T(2.0) * t1 + c * t2, T(3.0) * t2 + c * t3, T(4.0) * t3 + c * t4, T(5.0) * t4 + c * t5};
  }
 };
 

@@ -5,6 +5,12 @@ struct Derivatives {
   T value, d1, d2, d3;
 };
 
+// Of an activation, all that there are
+template <class T>
+struct Jet {
+  T value, d1, d2, d3, d4, d5;
+};
+
 template <class T>
 struct Residual {
   T value, slope;

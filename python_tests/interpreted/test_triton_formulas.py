@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import sobolev_kernels as sk
-from sobolev_kernels.math.activations import is_curved
+from sobolev_kernels.backends.triton.formulas import activation_of, whole_jet
+from sobolev_kernels.math.activations import DERIVATIVES, activation_jet, is_curved
 from sobolev_kernels.modules import choose_activation
 from sobolev_kernels.testing import assert_within_rule
 
@@ -36,6 +39,32 @@ def test_activations_at_joins_and_far_out(activation):
     for k, (expected, got) in enumerate(zip(*rows, strict=True)):
         scale = expected[z.abs() < 50].abs().max().clamp(min=1.0)
         for number, e, g in zip(z.tolist(), expected, got, strict=True):
+            assert_within_rule(f"derivative {k} at {number}", torch.stack([g, scale.float()]), torch.stack([e, scale]))
+
+
+@triton.jit
+def jet_kernel(Z, TO, activation, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    z = tl.load(Z + at)
+    jet = whole_jet(activation, z)
+    for k in tl.static_range(6):
+        tl.store(TO + k * COUNT + at, 0.0 * at + jet[k])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_all_derivatives(activation):
+    """σ to σ⁽⁵⁾, which no kernel takes whole, number by number."""
+    formula = choose_activation("activation", activation)
+    z = torch.tensor(SOME + [-a for a in SOME])
+    if formula.name == "sin":
+        z = torch.where(z.abs() < 1e4, z, 0.0)
+    results = torch.full((DERIVATIVES + 1, len(z)), torch.nan)
+    jet_kernel[(1,)](z, results, activation_of(formula), len(z))
+    wanted = (torch.as_tensor(d).double().expand_as(z) for d in activation_jet(formula, z.double(), DERIVATIVES))
+    for k, expected in enumerate(wanted):
+        scale = expected[z.abs() < 50].abs().max().clamp(min=1.0)
+        for number, e, g in zip(z.tolist(), expected, results[k], strict=True):
             assert_within_rule(f"derivative {k} at {number}", torch.stack([g, scale.float()]), torch.stack([e, scale]))
 
 

@@ -147,9 +147,9 @@ def mlp_jet(problem: Problem, parameters: list[torch.Tensor], x: torch.Tensor, v
         z = h @ weight.T
         z = z if bias is None else z + bias
         z_dot = h_dot @ weight.T
-        h, d1, d2, _ = activation_jet(activation, z)
+        h, d1, *d2 = activation_jet(activation, z, order)
         if h_ddot is not None:
-            h_ddot = d1 * (h_ddot @ weight.T) + d2 * z_dot * z_dot
+            h_ddot = d1 * (h_ddot @ weight.T) + d2[0] * z_dot * z_dot
         h_dot = d1 * z_dot
     return h, h_dot, h_ddot
 
@@ -161,7 +161,7 @@ def mlp_vjp(
     h, below = x, []
     for weight, bias, activation in layer_by_layer(problem, parameters):
         z = h @ weight.T
-        h, d1, *_ = activation_jet(activation, z if bias is None else z + bias)
+        h, d1 = activation_jet(activation, z if bias is None else z + bias, 1)
         below.append((weight, d1))
     a = seeds(head, h, u)
     for weight, d1 in reversed(below):

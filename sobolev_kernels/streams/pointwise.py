@@ -71,7 +71,7 @@ def pointwise(function: Callable, slope: Callable | None, curvature: Callable | 
             d1 = slope(y, z)
             d2 = curvature and partial(curvature, y, z, d1)
         elif of_table is not None and is_twice(input):
-            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z))[:3])
+            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z), 2))
             d2 = lambda: c  # noqa: E731
         else:
             y, d1, d2 = by_autograd(lambda z: function(z, *arguments, **named), z, is_twice(input))

@@ -30,7 +30,7 @@ MARGIN = 1e-6
 def jumps(activation: Formula) -> bool:
     """Whether σ' or σ'' jumps at 0, as those of ReLU and softsign."""
     beside = torch.tensor([-1e-12, 1e-12], dtype=torch.float64, device="cpu")
-    orders = activation_jet(activation, beside)[1:3]
+    orders = activation_jet(activation, beside, 2)[1:]
     return any(isinstance(d, torch.Tensor) and float((d[1] - d[0]).abs()) > 1e-6 for d in orders)
 
 
@@ -152,7 +152,7 @@ def margin(student: torch.nn.Module, x: torch.Tensor) -> float:
         z = z + next(tensors) if bias else z
         if activation.name in KINKED and z.numel():
             least = min(least, float(z.detach().abs().min()))
-        h = activation_jet(activation, z)[0]
+        (h,) = activation_jet(activation, z, 0)
     return least
 
 

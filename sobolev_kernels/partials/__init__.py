@@ -1,0 +1,3 @@
+"""Partial derivatives of a student by their names, all of one pass: `names.py` reads them, `polynomials.py` and
+`plan.py` choose the streams, `layers.py` takes these through an MLP, `nested.py` serves any other student, and
+`evaluate.py` is what the user calls."""

@@ -1,0 +1,140 @@
+"""`partials`: derivatives by their names, as ordinary, differentiable outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..backends.functions import differentiably
+from ..backends.reference import uncast
+from ..boundary import faults_of_memory
+from ..checks import faults_of_inputs, faults_of_parameters
+from ..errors import Fault, NotProvided, in_words, refuse
+from ..math.activations import highest_order
+from ..student import Student, Unrecognised, recognise, widened
+from ..typed import Function
+from .layers import through
+from .names import Fields
+from .nested import nested
+from .plan import Streams
+
+
+@in_words
+def partials(
+    student: Function, x: torch.Tensor, names: Sequence[str] | str, *, fields: Fields | str
+) -> dict[str, torch.Tensor]:
+    """Derivatives of a student by their names, up to order 4, all of them in one pass.
+
+    Of an MLP only the streams that the names need go through the layers: u, u_t, u_x and u_xxxx take five beside the
+    value, and a sum under one name, as the bilaplacian "u_xxxx + 2*u_xxyy + u_yyyy", fewer than its terms do. Any other
+    student is differentiated by autograd, again and again. Results are differentiable with respect to the parameters
+    and x, as often as you like.
+
+    Args:
+        student: a module from [N, D] to [N, O], or [N] if O is 1; D and O are the fields'.
+        x: inputs [N, D], of the student's dtype and device.
+        names: derivatives, as ["u", "u_t", "u_xx + 2*u_yy"], or one text of them with commas. A term is a field, an
+            underscore and inputs in any order, with a number before it if you like; one name may sum over outputs, as a
+            divergence "u_x + v_y".
+        fields: what inputs and outputs are called, a `Fields` or its text: "x y t -> u v".
+
+    Returns:
+        By name, as it was given, a tensor [N, 1] of x's dtype. Targets should be [N, 1], too: PyTorch makes [N, N] of
+        [N, 1] - [N].
+
+    Raises:
+        TypeError, ValueError: a wrong shape, dtype or device, or a name that cannot be read, naming the argument, what
+            was expected and what came.
+        NotImplementedError: an order above 4, or one that is not sound with an activation, as 2 with ReLU; or a path to
+            the inputs that is cut.
+
+    Example:
+        >>> student = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> p = partials(student, torch.zeros(5, 2), ["u_t", "u_xx"], fields="x t -> u")
+        >>> p["u_t"].shape
+        torch.Size([5, 1])
+    """
+    fields = fields_of(fields)
+    names = names_of(names)
+    known = recognise(student)
+    refuse(faults_of_call(student, known, x, fields))
+    streams = fields.plan(names)
+    refuse(faults_of_kinks(known, streams.order, names))
+    if isinstance(known, Student):
+        with uncast(x):
+            results = of_layers(streams, known, x)
+    else:
+        of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
+        results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
+    return dict(zip(names, (result.to(x.dtype) for result in results), strict=True))
+
+
+def fields_of(fields: Any) -> Fields:
+    if isinstance(fields, str):
+        return Fields(fields)
+    if not isinstance(fields, Fields):
+        refuse([Fault("fields", 'a sobolev_kernels.Fields or its text, as "x t -> u"', fields, TypeError)])
+    return fields
+
+
+def names_of(names: Any) -> tuple[str, ...]:
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
+    if not isinstance(names, (list, tuple)) or not names:
+        kind = ValueError if isinstance(names, (list, tuple)) else TypeError
+        refuse([Fault("names", "a list of derivatives, as ['u', 'u_t', 'u_xx']", names, kind)])
+    if len(set(map(str, names))) < len(names):
+        refuse([Fault("names", "each derivative once", names)])
+    return tuple(names)
+
+
+def faults_of_call(
+    student: object, known: Student | Unrecognised, x: torch.Tensor, fields: Fields
+) -> Iterator[Fault]:  # fmt: skip
+    yield from faults_of_memory("inputs", x)
+    yield from faults_of_inputs(x, known, "student")
+    yield from faults_of_parameters(student, known, x, "student")
+    yield from known.faults_of_statistics("student")
+    D, O = len(fields.inputs), len(fields.outputs)
+    if x.shape[1] != D:
+        yield Fault("fields", f"{x.shape[1]} inputs, as x has columns", f"{D} in {fields.names!r}")
+    if known.O not in (None, O):
+        yield Fault("fields", f"{known.O} outputs, as the student has", f"{O} in {fields.names!r}")
+
+
+def faults_of_kinks(known: Student | Unrecognised, order: int, names: Sequence[str]) -> Iterator[Fault]:
+    """Of an order at which an activation's jump counts, which each formula leaves out."""
+    for formula in known.activations:
+        highest, why = highest_order(formula)
+        if order > highest:
+            what = f"derivatives up to order {highest} with {formula.name}, since {why}"
+            yield Fault("names", what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
+    flat = known.flat() if order > 1 and isinstance(known, Unrecognised) else None
+    if flat is not None:
+        what = f"derivatives of order 1 with {flat}, whose first derivative jumps"
+        yield Fault("names", what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
+
+
+def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> list[torch.Tensor]:
+    """Each derivative [N, 1], of the streams of the outputs."""
+    wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
+    outputs = through(streams, wide, widened(x))
+    results = []
+    for row in streams.outputs:
+        parts = [outputs[k][:, o, None] if c == 1 else c * outputs[k][:, o, None] for k, o, c in row]
+        results.append(sum(parts[1:], parts[0]))
+    return tied(results, student, x)
+
+
+def tied(results: list[torch.Tensor], student: Student, x: torch.Tensor) -> list[torch.Tensor]:
+    """Such that what none depends on, as the last bias of a derivative, gets a gradient of zeros and not None, with
+    which an optimizer would step differently."""
+    if not torch.is_grad_enabled():
+        return results
+    asking = [tensor for tensor in (x, *student.parameters) if tensor.requires_grad]
+    if not asking:
+        return results
+    nothing = torch.cat([tensor.reshape(-1)[:0] for tensor in asking]).sum()
+    return [result + nothing.to(result.dtype) for result in results]
