@@ -157,14 +157,20 @@ def test_who_reads_more_later_is_looked_at_again():
     compare(steps, x)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_numbers_read_before_a_graph_break_are_no_constants():
     """Dynamo runs his forward, and follows the rest of the call alone: nothing that he reads is watched there."""
-    student, x = made(WithArray), inputs()
-    student.gate = lambda h: h * float(student.scale[1])
+    student, x = made(Annealed), inputs()
+
+    def gate(h):
+        torch._dynamo.graph_break()
+        return h * student.alpha
+
+    student.gate = gate
     steps = steps_of(student, fullgraph=False)
-    for _ in range(2):
+    for alpha in (0.5, 0.75):
+        student.alpha = alpha
         compare(steps, x)
-        student.scale[1] *= 2
 
 
 def test_a_compiler_that_runs_what_it_is_handed_gets_no_record():
