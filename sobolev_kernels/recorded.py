@@ -158,7 +158,8 @@ def traced_below() -> bool:
     the student as he is at each step, for another one that dynamo takes for him, too."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    name = getattr(InstructionTranslator.current_tx().output.compiler_fn, "compiler_name", "")
+    compiler = InstructionTranslator.current_tx().output.compiler_fn
+    name = getattr(getattr(compiler, "_torchdynamo_orig_backend", compiler), "compiler_name", "")
     return name in ("inductor", "cudagraphs", "aot_eager", "aot_eager_decomp_partition")
 
 
