@@ -98,7 +98,7 @@ def inputs(N=6):
     return numbers(N, D, seed=1).requires_grad_()
 
 
-def steps_of(student, order=1):
+def steps_of(student, order=1, fullgraph=True):
     """A step of x, compiled, and the same by PyTorch alone; dynamo does not follow torch.autograd.grad."""
 
     def loss_of(x, backend=None):
@@ -107,7 +107,7 @@ def steps_of(student, order=1):
         targets = sk.Targets(values=values, tangents=tangents, directions=v, **more)
         return sk.sobolev_loss(student, x, targets, order=order, backend=backend)
 
-    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss_of, fullgraph=fullgraph, backend="aot_eager")
     step = lambda x, *way: torch.autograd.grad(loss_of(x, *way), [x, *student.parameters()])  # noqa: E731
     return lambda x: torch.autograd.grad(compiled(x), [x, *student.parameters()]), lambda x: step(x, "reference")
 
@@ -137,9 +137,62 @@ def test_what_changes_at_each_step_is_no_constant():
         compare(steps, x)
 
 
-@pytest.mark.parametrize("kind", [WithTensor, WithArray])
+class WithItem(WithBuffer):
+    def gate(self, h):
+        return h * self.scale[1].item()
+
+
+@pytest.mark.parametrize("kind", [WithTensor, WithArray, WithItem])
 def test_who_reads_more_than_his_own_is_not_recorded(kind):
     assert recorded.recordable(made(kind), inputs().detach()) == ""
+
+
+def test_who_reads_more_later_is_looked_at_again():
+    student, x, scale = made(Gated), inputs(), numbers(5, seed=9)
+    steps = steps_of(student)
+    compare(steps, x)
+    student.gate = lambda h: h * scale
+    compare(steps, x)
+    scale.mul_(3.0)
+    compare(steps, x)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_numbers_read_before_a_graph_break_are_no_constants():
+    """Dynamo runs his forward, and follows the rest of the call alone: nothing that he reads is watched there."""
+    student, x = made(Annealed), inputs()
+
+    def gate(h):
+        torch._dynamo.graph_break()
+        return h * student.alpha
+
+    student.gate = gate
+    steps = steps_of(student, fullgraph=False)
+    for alpha in (0.5, 0.75):
+        student.alpha = alpha
+        compare(steps, x)
+
+
+def test_a_compiler_that_runs_what_it_is_handed_gets_no_record():
+    """Each is served by what is compiled for one, who may have changed since."""
+    one, other, x = made(Annealed), made(Annealed), inputs().detach()
+    v = torch.stack([x.cos(), x])
+    loss = lambda student: sum(t.sum() for t in sk.jvp(student, x, v))  # noqa: E731
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    compiled(one)
+    one.alpha = 2.0
+    torch.testing.assert_close(compiled(other), loss(other), **ANOTHER_WAY)
+
+
+def test_weights_tied_and_untied():
+    """Of the eager calls too, which know how many tensors there were."""
+    student, x = made(Tied), inputs()
+    steps = steps_of(student)
+    compare(steps, x)
+    student.b.weight = nn.Parameter(student.a.weight.detach() * 2)
+    compare(steps, x)
+    student.b.weight = student.a.weight
+    compare(steps, x)
 
 
 def test_a_tensor_that_is_no_buffer_may_be_another():

@@ -182,7 +182,7 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         told, refusal = traced.told_of(call.request.student, x) if role == "student" else ("", "")
         if refusal:
             raise NotProvided(refusal)
-        recorded = recorded_of(call.request.student, told)
+        recorded = recorded_of(call.request.student, x) if traced.LOOKED in told else None
         if recorded is not None:
             ran = ran._replace(jet=(lambda x, v, order: recorded_jet(recorded, x, v, order), recorded.orders))
         return ran._replace(looked=int(traced.LOOKED in told), own=traced.OWN in told)

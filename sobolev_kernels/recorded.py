@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import weakref
+from operator import index
 from typing import NamedTuple
 
 import numpy
@@ -27,13 +28,25 @@ from .outputs import outputs_of
 from .streams.flowing import NotFollowed
 from .streams.look import held_of, looked_at
 
+ROWS = 8
 FIRST, SECOND = "first", "second"  # the words that tell to which order pairs flow
 # What an operation is told and a record may keep: what dynamo compares before each call.
 PLAIN = (bool, int, float, complex, str, type(None), type(...), slice, range)
 PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+RESUMED = "torch_dynamo_resume_in"  # what dynamo calls the rest of a function after a break
 FOLLOWED = (torch.float32, torch.float64)
+# What makes numbers of a tensor's elements, of which a compiler may take a variable where the record has a constant.
+NUMBERS_OF = {getattr(torch.Tensor, name) for name in ("item", "tolist", "numpy", "__array__")}
+NUMBERS_OF |= {getattr(torch.Tensor, f"__{kind.__name__}__") for kind in (bool, int, float, complex)}
+NUMBERS_OF |= {torch.Tensor.__index__}
 
 STUDENTS: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+def numbers_of_ours(D: int, dtype: str, device: str) -> torch.Tensor:
+    """[ROWS, D], of the dtype of that name."""
+    drawn = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
+    return drawn.to(device, getattr(torch, dtype.removeprefix("torch.")))
 
 
 class Recorded(NamedTuple):
@@ -53,7 +66,7 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.more = self.more or not all(map(self.is_known, tree_leaves((args, kwargs))))
+        self.more = self.more or function in NUMBERS_OF or not all(map(self.is_known, tree_leaves((args, kwargs))))
         result = function(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -121,28 +134,67 @@ def tell_tracer() -> None:
         record = torch._dynamo.nonstrict_trace(of_pairs)
 
 
-@constant_while_traced
 def only_sizes_vary() -> bool:
-    """Whether all that the compiler takes for a variable, so far in this trace, is a size of a tensor.
+    """Whether all that the compiler takes for a variable, so far in this trace, is a tensor or a size of one.
 
-    Of other numbers, as of an attribute that is another at each step, dynamo watches the kind alone.
+    Of other numbers, as of an attribute that is another at each step, dynamo watches the kind alone; and so it does of
+    what is NumPy's, which it hands on as a tensor.
     """
-    from torch._dynamo.source import TensorPropertySource
+    from torch._dynamo.source import NumpyTensorSource, TensorPropertySource
+    from torch._dynamo.symbolic_convert import InstructionTranslator
 
     context = torch._guards.TracingContext.try_get()
     environment = None if context is None else context.fake_mode.shape_env
     if environment is None:
         return False
     sources = (source for all_of in environment.var_to_sources.values() for source in all_of)
-    return all(isinstance(source, TensorPropertySource) for source in sources)
+    handed = [a for a in InstructionTranslator.current_tx().output.graphargs if a.source is not None]
+    handed_on = any(a.pass_arg_as_tensor or isinstance(a.source, NumpyTensorSource) for a in handed)
+    return not handed_on and all(isinstance(source, TensorPropertySource) for source in sources)
 
 
-def recorded_of(student: object, told: str) -> Recorded | None:
-    """What is told of a student who is traced, in words, and what he is made of."""
-    words = told.split()
-    if FIRST not in words or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+def traced_below() -> bool:
+    """Whether the record is surely made while the call is compiled. A compiler that runs what dynamo hands it would run
+    the student as he is at each step, for another one that dynamo takes for him, too."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    compiler = InstructionTranslator.current_tx().output.compiler_fn
+    name = getattr(getattr(compiler, "_torchdynamo_orig_backend", compiler), "compiler_name", "")
+    return name in ("inductor", "cudagraphs", "aot_eager", "aot_eager_decomp_partition")
+
+
+def followed_him() -> bool:
+    """Whether dynamo is still in the graph in which it followed his forward: where it resumed one of our functions
+    after a break, nothing is watched that he read before that."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    frame, package = InstructionTranslator.current_tx(), os.path.dirname(__file__)
+    while frame is not None:
+        if frame.f_code.co_name.startswith(RESUMED) and frame.f_code.co_filename.startswith(package):
+            return False
+        frame = getattr(frame, "parent", None)
+    return True
+
+
+@constant_while_traced
+def told_in_trace(student: nn.Module, D: int, dtype: str, device: str) -> str:
+    """What is `recordable`, anew in each trace: dynamo traces again since something that the student reads is another.
+
+    So the number is another one as well, by which nothing is found that a compiler has kept of the last one.
+    """
+    try:
+        told = traced_below() and followed_him() and only_sizes_vary()
+        return recordable(student, numbers_of_ours(D, dtype, device)) if told else ""
+    except Exception:
+        return ""
+
+
+def recorded_of(student: nn.Module, x: torch.Tensor) -> Recorded | None:
+    """What is told of a student who is traced, and what he is made of."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return None
-    if not only_sizes_vary():
+    words = told_in_trace(student, index(x.shape[1]), str(x.dtype), x.device.type).split()
+    if not words:
         return None
     tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
     return Recorded(int(words[-1]), tensors, 2 if SECOND in words else 1)

@@ -11,12 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .backends import constant_while_traced
 from .backends.exact import ExactNorms
 from .paths import known_of, look_times, message_of, untouched
-from .recorded import recordable
+from .recorded import numbers_of_ours
 
-ROWS = 8
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
-# at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it. Behind them is what
-# `recordable` tells.
+# at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it.
 LOOKED, OWN, BREAKS = "looked", "own", "breaks"
 
 
@@ -31,8 +29,7 @@ def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
 @constant_while_traced
 def look(function: nn.Module, D: int, dtype: str, device: str) -> str:
     """What is told of a function of x [N, D], looked at once."""
-    drawn = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
-    x = drawn.to(device, getattr(torch, dtype.removeprefix("torch.")))
+    x = numbers_of_ours(D, dtype, device)
     known = known_of(function, x)
     if known.traced is None:
         known.traced = looked_at(function, x)
@@ -55,6 +52,5 @@ def looked_at(function: nn.Module, x: torch.Tensor) -> str:
     except Exception:
         return ""
     words = [word for word, told in ((LOOKED, found.told), (OWN, found.own)) if told]
-    words += [] if found.cut.any() else [recordable(function, x)]
     refusal = f"\n{message_of('student', found.cut, 1)}" if found.cut.any() else ""
     return " ".join(words) + refusal
