@@ -43,7 +43,7 @@ def moved(text: str, folder: str) -> str:
             return match[0]
         path = posixpath.normpath(posixpath.join(folder, path))
         page = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
-        if page is None or Path(page).suffix not in (".md", ".png"):
+        if page is None or Path(page).suffix not in (".md", ".png", ".svg"):
             page = f"{page}/README.md" if page and (ROOT / path / "README.md").exists() else None
         if page is None:
             return words
