@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from examples import why
 from examples.differential_ml import experiment as differential_ml
 from examples.differential_ml.baskets import STRIKE, VOLATILITY, WINGS, Greeks, Market
 from examples.differential_ml.experiment import (
@@ -399,14 +398,3 @@ def test_picture_and_siren():
         else:
             z = module(z)
     assert deviations[0] > 2 and all(0.5 < deviation < 1.5 for deviation in deviations[1:])
-
-
-def test_the_picture_of_why(tmp_path, monkeypatch):
-    """With a fifth of its steps: five points with slopes say more than without."""
-    monkeypatch.setattr(why, "EPOCHS", 300)
-    why.draw(tmp_path / "why.png")
-    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
-    _, students = why.trained()
-    line = torch.linspace(-1.8, 1.8, 101)[:, None]
-    errors = {name: (student(line) - why.f(line)).square().mean().sqrt().item() for name, student in students.items()}
-    assert errors["sobolev"] < 0.7 * errors["ordinary"], errors

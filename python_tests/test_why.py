@@ -1,11 +1,6 @@
 """The picture at the top of README shows what it says."""
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from examples import why
 
