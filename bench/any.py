@@ -15,7 +15,7 @@ from sobolev_kernels.testing.speed.check import first_line
 from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
 from .students import NORMED, STUDENTS
-from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, data_of, ways_of
+from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, Data, data_of, ways_of
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
 
@@ -30,15 +30,18 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--peak", action="store_true", help="of --any: also the memory of each way, and no times")
 
 
-def steps_of(name: str, kind: str, N: int, O: int, P: int, compiled: bool) -> dict[str, Step]:
+def steps_of(
+    name: str, kind: str, N: int, O: int, P: int, compiled: bool, device: torch.device | str = "cpu"
+) -> dict[str, Step]:
     """A step with the gradients of all parameters, by way; losses and gradients are compared first.
 
     The forward is compiled, and with it what autograd does backward; nobody captures a graph of launches. What PyTorch
     does not compile, of others than ours, is said and left out.
     """
     torch.manual_seed(0)
-    student = STUDENTS[name](O)
-    data, parameters, steps, found = data_of(kind, N, student.D, O, P), tuple(student.parameters()), {}, {}
+    student = STUDENTS[name](O).to(device)
+    data = Data(*(None if tensor is None else tensor.to(device) for tensor in data_of(kind, N, student.D, O, P)))
+    parameters, steps, found = tuple(student.parameters()), {}, {}
     for way, function in ways_of(student, kind, compiled).items():
         loss = lambda data, way=function: way(student, data, kind)  # noqa: E731
         if compiled:

@@ -19,6 +19,7 @@ import torch
 
 import sobolev_kernels as sk
 
+from .gpu import wait
 from .jax_baseline import Process, numbers
 
 N, D, BATCH, WIDTH, DEPTH, LR = 8192, 20, 256, 20, 4, 1e-3
@@ -26,18 +27,15 @@ NAMES = ("fit", "PyTorch", "JAX")
 ROUNDS, EPOCHS = 7, 6
 
 
-def problem() -> tuple[torch.nn.Module, torch.Tensor, sk.Targets]:
+def problem(device: str = "cpu") -> tuple[torch.nn.Module, torch.Tensor, sk.Targets]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(N, D, generator=generator)
     weights = torch.rand(D, generator=generator) / D
     gain = x @ weights
     values, jacobian = gain.clamp(min=0)[:, None], ((gain > 0)[:, None] * weights)[:, None, :]
     torch.manual_seed(0)
-    return (
-        sk.MLP(D, 1, width=WIDTH, depth=DEPTH, activation="softplus"),
-        x,
-        sk.Targets(values=values, jacobian=jacobian),
-    )
+    student = sk.MLP(D, 1, width=WIDTH, depth=DEPTH, activation="softplus")
+    return student.to(device), x.to(device), sk.Targets(values=values, jacobian=jacobian).to(device)
 
 
 def by_fit(student: torch.nn.Module, x: torch.Tensor, targets: sk.Targets, epochs: int, seed: int) -> float:
@@ -64,7 +62,7 @@ def by_torch(student: torch.nn.Module, x: torch.Tensor, targets: sk.Targets, epo
     optimizer = torch.optim.Adam(student.parameters(), LR, fused=True)
     y, dy = targets.values, targets.jacobian[:, 0]
     seconds = []
-    for order in orders(epochs, seed):
+    for order in orders(epochs, seed).to(x.device):
         start = time.perf_counter()
         shuffled = [tensor[order].split(BATCH) for tensor in (x, y, dy)]
         for u, t, dt in zip(*shuffled, strict=True):
@@ -75,6 +73,7 @@ def by_torch(student: torch.nn.Module, x: torch.Tensor, targets: sk.Targets, epo
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        wait(x.device.type)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:] or seconds)
 
@@ -84,9 +83,9 @@ def by_jax(worker: Process, student: torch.nn.Module, x: torch.Tensor, targets: 
     return worker.ask("train", numbers(student), arrays, BATCH, LR)
 
 
-def measure(threads: int, rounds: int, jax: bool) -> dict[str, list[float]]:
+def measure(threads: int, rounds: int, jax: bool, device: str = "cpu") -> dict[str, list[float]]:
     torch.set_num_threads(threads)
-    first, x, targets = problem()
+    first, x, targets = problem(device)
     worker = Process(threads, "bench.jax_epoch") if jax else None
     ways: dict[str, Callable[[int, int], float]] = {
         "fit": lambda epochs, seed: by_fit(copy.deepcopy(first), x, targets, epochs, seed),
@@ -127,9 +126,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads(), 1])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--no-jax", action="store_true")
+    parser.add_argument("--device", default="cpu", help="of fit and PyTorch; on another than the CPU JAX is left out")
     options = parser.parse_args()
     for threads in options.threads:
-        times = measure(threads, options.rounds, not options.no_jax)
+        times = measure(threads, options.rounds, not options.no_jax and options.device == "cpu", options.device)
         ours = times["fit"]
         print(f"{threads} thread{'s' if threads > 1 else ''}: ms of an epoch of {N // BATCH} steps, and ÷ fit")
         for name, seconds in times.items():

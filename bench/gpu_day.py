@@ -7,9 +7,12 @@ sizes, in Triton's interpreter.
 from __future__ import annotations
 
 import collections
+import copy
 import csv
 import faulthandler
+import itertools
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +30,11 @@ from sobolev_kernels.testing.compare import beside_reference, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
+from sobolev_kernels.training.captured import stepper_of
 
-from . import gpu
+from . import epoch, gpu
+from .any import steps_of
+from .students import STUDENTS as ANY
 
 GPU = torch.cuda.is_available()
 if os.environ.get("TRITON_INTERPRET"):
@@ -232,6 +238,47 @@ def host() -> None:
         print(f"host {name}: forward {forward:.0f} us, with backward {both:.0f} us")
 
 
+def fit() -> None:
+    """Epochs of `fit`, whose step is one captured graph, beside a loop in PyTorch; both end at the same weights."""
+    epoch.EPOCHS = 6 if GPU else 1
+    found = epoch.measure(2, 3 if GPU else 1, jax=False, device=DEVICE)
+    print("fit: ms of an epoch", {name: f"{1e3 * statistics.median(times):.2f}" for name, times in found.items()})
+    student, x, targets = epoch.problem(DEVICE)
+    optimizer = torch.optim.Adam(student.parameters(), torch.tensor(1e-3, device=DEVICE), capturable=GPU)
+    stepper = stepper_of(student, optimizer, None, x)
+    sk.fit(student, x, targets, epochs=1, batch_size=epoch.BATCH, progress=False)
+    print(f"fit: steps by {type(stepper).__name__}")
+
+
+def students() -> None:
+    """A step of each student that is no MLP, by us and by double backward: compared, then timed as a call."""
+    for name, (kind, O, P) in itertools.product(ANY, (("tangents", 10, 4), ("tangents", 1, 1), ("exact", 1, 1))):
+        for N in (1024, 16384) if GPU else (8,):
+            what = f"students {name} {kind} O={O} P={P} N={N}"
+            try:
+                steps = steps_of(name, kind, N, O, P, False, DEVICE)
+            except Exception as error:
+                print(
+                    f"students {name} {kind} O={O} P={P} N={N}: {type(error).__name__}: {str(error)[:200]}", flush=True
+                )
+                continue
+            times = {way: gpu.host_microseconds(step, 15 if GPU else 1, DEVICE)[1] for way, step in steps.items()}
+            said = ", ".join(f"{way} {time:.0f}" for way, time in times.items())
+            print(f"{what}: us {said}", flush=True)
+
+
+def partials() -> None:
+    """Named partials up to order 4, of an MLP and of a student that is none, beside those in float64 on the CPU."""
+    wanted = ("u", "u_x", "u_xy", "v_xxx", "u_xxxx", "u_xxxx + 2*u_xxyy + u_yyyy")
+    networks = {"MLP": (sk.MLP(4, 2, width=64, depth=3, activation="tanh"), 1000), "Fourier": (ANY["Fourier"](2), 200)}
+    for name, (student, N) in networks.items():
+        x = torch.randn(N, 4, dtype=torch.float64)
+        expected = sk.partials(copy.deepcopy(student).double(), x, wanted, fields="x y z t -> u v")
+        got = sk.partials(student.to(DEVICE), x.float().to(DEVICE), wanted, fields="x y z t -> u v")
+        errors = ((got[each].cpu() - expected[each]).abs().max() / expected[each].abs().max() for each in wanted)
+        print(f"partials of {name}, errors:", ", ".join(f"{error.item():.0e}" for error in errors), flush=True)
+
+
 def cases() -> list[Case]:
     """Those of the benchmark; without a GPU two of them, tiny."""
     first = [case for case in CASES if case.kind == FIRST]
@@ -295,7 +342,7 @@ def table() -> None:
 
 STAGES = {
     "correct": correct, "tiny": tiny, "graph": graph, "kernels": kernels, "host": host, "warm": warm,
-    "times": times, "one": one, "table": table,
+    "times": times, "one": one, "table": table, "fit": fit, "students": students, "partials": partials,
 }  # fmt: skip
 
 if __name__ == "__main__":

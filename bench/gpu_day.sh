@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A day on a GPU in minutes: `bash bench/gpu_day.sh` in the repository's root, on a machine with a GPU and no network.
 # The whole is bounded by BUDGET seconds, each stage by its own timeout. STAGES chooses among: correct sanitizer pytest
-# graph kernels time ncu, and sweep, and host in the place of ncu. Results under $OUT, 8 files at most: log.txt
-# install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv, ncu.csv or host.txt. PREBUILT names a core that was
-# built elsewhere, for the Python and the GPU of this machine.
+# graph kernels time ncu, and sweep, and host in the place of ncu, and whole (verify, partials, fit, other students).
+# Results under $OUT, 8 files at most: log.txt install.log correct.csv sanitizer.txt graph.txt kernels.csv times.csv,
+# ncu.csv or host.txt. PREBUILT names a core that was built elsewhere, for the Python and the GPU of this machine.
 # Without a GPU, `DRY=1 TRITON_INTERPRET=1 bash bench/gpu_day.sh` goes the same way on tiny sizes: half a minute.
 set -u
 export PATH=$PATH:/usr/local/cuda/bin
@@ -83,11 +83,14 @@ if [ "$DRY" = 0 ]; then
   wanted kernels && for b in cuda triton reference; do stage "kernels $b" 25 $DAY kernels $b ieee; done 2>&1 | grep ^kernels | both
   wait "${pids[@]}"
   wanted host && stage "host" 60 $DAY host | tee -a "$OUT/host.txt"
+  wanted whole && { stage "verify" 60 $PY -m sobolev_kernels verify
+    for each in partials fit students; do stage $each 60 $DAY $each; done; } 2>&1 | grep -v -e ^== -e Warning | tail -60 | both
   if wanted sanitizer; then
     for f in "$WORK"/san-*; do echo "#### ${f##*/san-}"; head -c 20000 "$f"; done >"$OUT/sanitizer.txt"
     grep -H -E "ERROR SUMMARY|RACECHECK SUMMARY|^rc" "$WORK"/san-* | sed 's/.*san-//' | both
   fi
 else
+  wanted whole && for each in partials fit students; do stage $each 60 $DAY $each; done
   stage "tiny" 100 $DAY tiny triton; stage "warm" 60 $DAY warm 0 1
 fi
 wanted time && { L=$(left); wanted ncu && [ "$L" -gt 150 ] && L=$((L - 60)); stage "time" $((L - 10)) bash -c timed; grep ceiling "$OUT/log.txt" >&3; }

@@ -101,7 +101,9 @@ def layer_norm(x: torch.Tensor, shape: list[int], weight: torch.Tensor, bias: to
 
 
 def vectors_of(data: Data, kind: str) -> torch.Tensor:
-    return torch.eye(data.x.shape[1])[:, None].expand(-1, *data.x.shape) if kind == EXACT else data.vectors
+    if kind != EXACT:
+        return data.vectors
+    return torch.eye(data.x.shape[1], device=data.x.device)[:, None].expand(-1, *data.x.shape)
 
 
 def by_vmap(student: nn.Module, data: Data, kind: str) -> torch.Tensor:
