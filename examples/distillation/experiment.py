@@ -37,11 +37,11 @@ from rich.console import Console
 
 import sobolev_kernels as sk
 from examples.distillation.games import play
-from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
+from examples.distillation.scores import MARKS, draw_scores, print_scores, scores_of, told_apart
 from examples.distillation.states import states
 from examples.distillation.teacher import Teacher, network
 from examples.distillation.times import times as times_of_steps
-from examples.distillation.training import compare
+from examples.distillation.training import Played, compare
 from examples.lab import (
     Effort,
     Method,
@@ -176,18 +176,18 @@ def run(case: Case, folder: Path) -> Outcome:
     memory = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(case.seed))[: case.N]]
     torch.manual_seed(case.seed)
     first = network(teacher.actions, WIDTH)
-    records, drawn = [], {}
+    games = Played(
+        lambda student: play(case.game, lambda m: student(teacher.inputs(m)), case.games, seed=100 + case.seed)
+    )
+    records = []
     x, methods, asking = teacher.inputs(memory), *taught(teacher, memory, changing)
     fit = lambda name, steps: train(first, methods[name], x, methods[name].targets, PLAN, steps, case.seed)  # noqa: E731
     for one in compare(fit, asking, case.steps):
-        student = one.student
-        metrics = judged(student, teacher, held_out, changing)
-        if case.games and one.method in PLAYED and one.budget == STEPS:
-            policy = lambda memory, student=student: student(teacher.inputs(memory))  # noqa: E731
-            drawn[one.method] = play(case.game, policy, case.games, seed=100 + case.seed)
-            metrics["score"] = drawn[one.method].mean().item()
+        metrics = judged(one.student, teacher, held_out, changing)
+        if case.games and one.method in PLAYED:
+            metrics["score"] = games.mean(one)
         records.append(one.record(**metrics))
-    return Outcome(records, drawn)
+    return Outcome(records, games.drawn)
 
 
 def verdicts(rows: list[dict], scores: list[dict]):
@@ -214,9 +214,9 @@ def picture(rows: list[dict], scores: list[dict], games: tuple[str, ...]):
             curves(axis, here, "N", "KL", methods, budget)
             axis.set(xlabel="states (bands: quartiles)", ylabel="held-out KL", title=f"{game}, equal {budget}")
         steps.sharey(timed)
-        draw_scores(score, [row for row in scores if row["game"] == game])
+        draw_scores(score, [row for row in scores if row["game"] == game], [PLAYED])
         score.set(title=f"{game}, played", xlabel="score ± 2 standard errors")
-    legend_of(figure, methods)
+    legend_of(figure, methods, MARKS)
     return figure
 
 

@@ -39,9 +39,9 @@ from rich.console import Console
 import sobolev_kernels as sk
 from examples.distillation.films import LEARNING, TEACHING, WHITE, Film, network, taught
 from examples.distillation.games import play
-from examples.distillation.scores import draw_scores, print_scores, scores_of, told_apart
+from examples.distillation.scores import MARKS, draw_scores, print_scores, scores_of, told_apart
 from examples.distillation.teacher import Teacher
-from examples.distillation.training import compare
+from examples.distillation.training import Played, compare
 from examples.lab import (
     METHODS,
     Effort,
@@ -67,6 +67,7 @@ METRICS = ("KL", "agreement", "change")
 HEAD = {"head": "log_softmax", "value_loss": "kl"}
 VALUES_ALONE = HEAD | {"weights": (1.0, 0.0)}
 PLAN = Plan(batch=32, lr=1e-3, schedule="cosine")
+PAIRS = ("ordinary", "sobolev"), ("pixel-ordinary", "pixel-sobolev")
 WEIGHT = 0.1  # of derivatives, in units of their own mean square
 LEARNT, HELD_OUT = 1, 2  # the seeds of their games
 
@@ -170,12 +171,11 @@ def weighed(targets: sk.Targets) -> Method:
 
 
 def trained(first: torch.nn.Module, x: torch.Tensor, method: Method, steps: int, seed: int) -> sk.History:
-    """A copy by `sk.fit`; its derivatives by pairs, or it is refused."""
+    """A copy by `sk.fit`; its derivatives by pairs, or it is refused. Values alone are the student's own forward."""
     student, targets, some = deepcopy(first), method.targets, slice(PLAN.batch)
-    if targets.directions is not None:
-        along = sk.Directions.given(targets.directions.values[:, some])
-        taken = fused(student, x[some], along, **method.settings)
-        assert taken == "streams", taken
+    vectors = targets[some].directions
+    taken = fused(student, x[some], *(() if vectors is None else (vectors,)), **method.settings)
+    assert taken == ("reference" if vectors is None else "streams"), taken
     return sk.fit(
         student, x, targets, loss=sk.SobolevLoss(**method.settings), epochs=PLAN.epochs(len(x), steps),
         batch_size=PLAN.batch, lr=PLAN.lr, schedule=PLAN.schedule, progress=False,
@@ -206,15 +206,12 @@ def run(case: Case, folder: Path) -> Outcome:
     torch.manual_seed(case.seed)
     first = network(shown.learnt.logarithms.shape[2], shown.learnt.usual(), *LEARNING)
     x, methods, asking = methods_of(shown.learnt, shown.of_pixels, places)
-    records, drawn = [], {}
+    games = Played(lambda student: played(student, case.game, case.games, seed=100 + case.seed))
+    records = []
     fit = lambda name, steps: trained(first, x[name], methods[name], steps, case.seed)  # noqa: E731
     for one in compare(fit, asking, case.steps):
-        metrics = judged(one.student, shown.held_out)
-        if one.budget == STEPS:
-            drawn[one.method] = played(one.student, case.game, case.games, seed=100 + case.seed)
-            metrics["score"] = drawn[one.method].mean().item()
-        records.append(one.record(**metrics))
-    return Outcome(records, drawn)
+        records.append(one.record(**judged(one.student, shown.held_out), score=games.mean(one)))
+    return Outcome(records, games.drawn)
 
 
 def run_bound(case: Bound, folder: Path) -> Outcome:
@@ -237,8 +234,8 @@ def verdicts(rows: list[dict], scores: list[dict], bound: dict):
             ratios = {N: kl[budget, N, other] / kl[budget, N, name] for N in sorted({row["N"] for row in rows})}
             each = ", ".join(f"{ratio:.2f} with {N:,} states" for N, ratio in ratios.items())
             yield f"At equal {budget} the divergence of “{two}” is that of “{one}” times {each}."
-    yield from told_apart(scores, "sobolev", "ordinary")
-    yield from told_apart(scores, "pixel-sobolev", "pixel-ordinary")
+    for other, method in PAIRS:
+        yield from told_apart(scores, method, other)
 
 
 def picture(rows: list[dict], scores: list[dict]):
@@ -250,9 +247,9 @@ def picture(rows: list[dict], scores: list[dict]):
         curves(axis, rows, "N", "KL", methods, budget)
         axis.set(xlabel="states (bands: quartiles)", ylabel="held-out KL", title=f"From pixels, equal {budget}")
     steps.sharey(timed)
-    draw_scores(score, scores)
+    draw_scores(score, scores, PAIRS)
     score.set(title="played", xlabel="score ± 2 standard errors")
-    legend_of(figure, methods)
+    legend_of(figure, methods, MARKS)
     return figure
 
 

@@ -1,9 +1,12 @@
-"""Trainings with equal steps and in equal time, where a teacher takes time too."""
+"""Trainings with equal steps and in equal time, where a teacher takes time too, and the games of who was trained."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
 
 import sobolev_kernels as sk
 from examples.lab.clock import since
@@ -36,3 +39,24 @@ def compare(fit: Callable[[str, int], sk.History], asking: dict[str, float], ste
         if affordable > (1 + SAME_PACE) * history.steps:
             history, seconds = trained(name, affordable)
         yield Trained(name, TIME, history.student, history.steps, 1e3 * seconds)
+
+
+class Played:
+    """The scores of students, by budget and method; one who is the same within both budgets plays once.
+
+    Args:
+        play: the scores of a student.
+    """
+
+    def __init__(self, play: Callable[[torch.nn.Module], np.ndarray]):
+        self.play, self.drawn = play, {}
+        self.last: dict[str, tuple[torch.nn.Module, np.ndarray]] = {}
+
+    def mean(self, one: Trained) -> float:
+        """Of the games that this one plays."""
+        before, scores = self.last.get(one.method, (None, None))
+        if before is not one.student:
+            scores = self.play(one.student)
+        self.last[one.method] = one.student, scores
+        self.drawn[f"{one.budget} {one.method}"] = scores
+        return scores.mean().item()

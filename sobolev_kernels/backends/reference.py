@@ -33,7 +33,9 @@ def supports(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    return Plan("reference", "autograd, VJPs of VJPs" if problem.unrecognised else "plain PyTorch streams")
+    if not problem.unrecognised:
+        return Plan("reference", "plain PyTorch streams")
+    return Plan("reference", "autograd, VJPs of VJPs" if problem.P else "autograd, of the values alone")
 
 
 def run(
