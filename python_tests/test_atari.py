@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from examples.distillation.experiment import GAMES, HEAD, jacobian, judged, taught
+from examples.distillation.experiment import GAMES, HEAD, Bound, Case, jacobian, judged, taught
 from examples.distillation.films import Film
 from examples.distillation.games import COLUMNS, ROWS, Sight, console_of, play
+from examples.distillation.scores import scores_of
 from examples.distillation.teach import Units
 from examples.distillation.teacher import BYTES, Teacher, network
-from examples.distillation.training import compare
-from examples.lab.training import STEPS, TIME
+from examples.distillation.training import Played, compare
+from examples.lab.training import STEPS, TIME, Trained, fused
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +51,9 @@ def test_tiny_run_gives_tables_pictures_and_verdicts(module, tmp_path):
     assert len(rows) == 2 * len(methods) and {"ordinary", "sobolev"} < methods
     assert all(float(row["KL_median"]) > 0 and float(row["ms"]) > 0 for row in rows)
     with (tmp_path / f"{name}_scores.csv").open() as file:
-        assert {"ordinary", "sobolev"} < {row["player"] for row in csv.DictReader(file)}
+        scores = {row["player"]: row for row in csv.DictReader(file)}
+    assert {"ordinary", "sobolev"} < scores.keys()
+    assert all(float(row[f"score, equal {budget}"]) >= 0 for row in scores.values() for budget in (STEPS, TIME))
 
 
 def test_without_the_games_it_says_what_to_install(monkeypatch):
@@ -147,3 +150,31 @@ def test_equal_time_has_the_teacher_in_it():
     trained = {(one.method, one.budget): one for one in compare(fit, asking, 50)}
     assert trained["quick", STEPS].steps == trained["slow", STEPS].steps == trained["slow", TIME].steps == 50
     assert trained["quick", TIME].steps == pytest.approx((50 * 2e-3 + 0.1) / 5e-4, rel=0.1)
+
+
+def test_scores_are_of_both_budgets():
+    """Who is the same at equal steps and at equal time plays once, and counts in both."""
+    students, plays = [torch.nn.Identity() for _ in range(3)], []
+
+    def scored(student: torch.nn.Module) -> np.ndarray:
+        plays.append(student)
+        return np.full(2, float(students.index(student)))
+
+    games = Played(scored)
+    for method, budget, k in (("slow", STEPS, 0), ("slow", TIME, 0), ("quick", STEPS, 1), ("quick", TIME, 2)):
+        assert games.mean(Trained(method, budget, students[k], 1, 1.0)) == k
+    assert plays == students
+    case, bound = Case("Pong", 100, 0, 1, 1, 1, 2), Bound("Pong", "random", 2)
+    rows = scores_of({case: games.drawn}, {bound: {"random": np.array([3.0, 5.0])}})
+    assert [(row["player"], row["score, equal steps"], row["score, equal time"]) for row in rows] == [
+        ("random", 4, 4), ("slow", 0, 0), ("quick", 1, 2),
+    ]  # fmt: skip
+
+
+def test_a_student_of_pixels_of_values_alone_is_his_own_forward():
+    """Which there is nothing to fuse of; any other way to the reference is refused."""
+    student, x = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(4, 3)), memory(6)
+    x = x[:, None, :4].float()
+    assert fused(student, x, weights=(1.0, 0.0)) == "reference"
+    with pytest.raises(RuntimeError, match="not trained by a fused step"):
+        fused(student, x, sk.Directions.sphere(1), backend="reference")

@@ -73,9 +73,8 @@ def draw_scores(axis, scores: list[dict], joined: Sequence[Sequence[str]]) -> No
     for row in scores:
         lines.setdefault((row["states"], group.get(row["player"], (row["player"],))), []).append(row)
     for place, rows in enumerate(lines.values()):
-        for budget, shift in ((STEPS, -0.16), (TIME, 0.16)):
-            if rows[0]["player"] in BOUNDS and budget == TIME:
-                continue
+        budgets = ((STEPS, 0.0),) if rows[0]["player"] in BOUNDS else ((STEPS, -0.16), (TIME, 0.16))
+        for budget, shift in budgets:
             means = [score(row, budget)[0] for row in rows]
             axis.hlines(place + shift, min(means), max(means), color="0.75", lw=2, zorder=0)
             for row in rows:

@@ -109,6 +109,8 @@ def report(rows: Sequence[dict], figure, settings: Settings, name: str, console:
     """Write table and picture, and say where."""
     write_csv(rows, settings.out / f"{name}.csv")
     if settings.remark:
+        below = 0.17 / figure.get_figheight()  # a line of its own
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
         figure.text(0.995, 0.003, settings.remark, fontsize=9, color="tab:red", ha="right", va="bottom")
     figure.savefig(settings.out / f"{name}.png")
     console.print(f"see {settings.out / f'{name}.png'} and {settings.out / f'{name}.csv'}", soft_wrap=True)
