@@ -65,6 +65,7 @@ HIGHER = ("agreement",)
 HEAD = {"head": "log_softmax", "value_loss": "kl"}
 WIDTH, JUDGED = 32, 500
 PLAN = Plan(batch=128, lr=1e-3, schedule="cosine")
+ASKED = 4096  # states at a time
 ONCE = 10_000  # with more states the teacher is asked for one projection of each
 
 
@@ -129,9 +130,10 @@ def taught(teacher: Teacher, memory: torch.Tensor, changing: int) -> tuple[dict[
         "inputs": {"directions": sk.Directions.sphere(1)},
         "changing": {"cotangents": sk.Cotangents.sphere(1), "wrt": tuple(range(changing))},
     }
-    ask = partial(sk.Targets.from_teacher, teacher.net, batch_size=4096, **HEAD)
+    ask = partial(sk.Targets.from_teacher, teacher.net, batch_size=ASKED, **HEAD)
     start = time.process_time()
-    values = sk.Targets(values=teacher.net(x).log_softmax(1))
+    with torch.no_grad():
+        values = sk.Targets(values=torch.cat([teacher.net(part) for part in x.split(ASKED)]).log_softmax(1))
     seconds = {"ordinary": time.process_time() - start}
     methods = {"ordinary": Method(HEAD | {"weights": (1.0, 0.0)}, values)}
     start = time.process_time()
