@@ -12,7 +12,7 @@ import triton.language as tl
 from ...math.activations import ACTIVATIONS, OF_VALUE
 from ...math.losses import COUPLED, LOSSES
 from ...math.table import Formula, Row
-from . import given, primitives
+from . import coarse, given, primitives
 
 
 def jitted(function: Callable, m: types.ModuleType = primitives) -> triton.JITFunction:
@@ -30,8 +30,11 @@ def table(rows: dict[str, Row]) -> dict[str, triton.JITFunction]:
 
 
 ACTIVATION_FUNCTIONS, LOSS_FUNCTIONS = table(ACTIVATIONS), table(LOSSES | COUPLED)
+COARSE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, coarse) for name in coarse.OF}
 OF_VALUE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, given) for name in OF_VALUE}
 
+
+HALVES = ("bf16", "fp16")
 
 # Tuples for kernels. Of their members a function and a tl.constexpr are constants for the compiler, also by the text of
 # the function; a float is a run-time number.
@@ -59,10 +62,12 @@ class Loss(NamedTuple):
     share: float
 
 
-def activation_of(formula: Formula) -> Activation:
+def activation_of(formula: Formula, precision: str = "ieee") -> Activation:
+    """`precision`: of the products that its values are rounded for, and nothing else."""
     a, b = (*formula.parameters, 0.0, 0.0)[:2]
+    functions = ACTIVATION_FUNCTIONS | (COARSE_FUNCTIONS if precision in HALVES else {})
     count, of_value = tl.constexpr(len(formula.parameters)), OF_VALUE_FUNCTIONS.get(formula.name)
-    return Activation(ACTIVATION_FUNCTIONS[formula.name], count, a, b, of_value)
+    return Activation(functions[formula.name], count, a, b, of_value)
 
 
 def loss_of(formula: Formula, factor: float, share: float) -> Loss:
