@@ -9,17 +9,19 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ...math.activations import ACTIVATIONS
+from ...math.activations import ACTIVATIONS, OF_VALUE
 from ...math.losses import COUPLED, LOSSES
 from ...math.table import Formula, Row
-from . import primitives
+from . import coarse, given, primitives
 
 
-def jitted(function: Callable) -> triton.JITFunction:
+def jitted(function: Callable, m: types.ModuleType = primitives) -> triton.JITFunction:
     """The text of `function` with `m` being Triton's primitives."""
-    names = {"m": primitives, "tl": tl, "__name__": function.__module__}
+    names = {"m": m, "tl": tl, "__name__": function.__module__}
     twin = types.FunctionType(function.__code__, names, function.__name__)
     twin.__module__ = function.__module__
+    # Within a kernel Triton takes functions of one name for one function.
+    twin.__qualname__ = f"{function.__qualname__}_by_{m.__name__.rpartition('.')[2]}"
     return triton.jit(twin)
 
 
@@ -28,19 +30,25 @@ def table(rows: dict[str, Row]) -> dict[str, triton.JITFunction]:
 
 
 ACTIVATION_FUNCTIONS, LOSS_FUNCTIONS = table(ACTIVATIONS), table(LOSSES | COUPLED)
+COARSE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, coarse) for name in coarse.OF}
+OF_VALUE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, given) for name in OF_VALUE}
 
+
+HALVES = ("bf16", "fp16")
 
 # Tuples for kernels. Of their members a function and a tl.constexpr are constants for the compiler, also by the text of
 # the function; a float is a run-time number.
 
 
 class Activation(NamedTuple):
-    """An activation for a kernel: its function, how many parameters the function has, and these."""
+    """An activation for a kernel: its function, how many parameters the function has, and these; and the same function
+    of the value, if there is one."""
 
     F: triton.JITFunction
     COUNT: tl.constexpr
     a: float
     b: float
+    OF_VALUE: triton.JITFunction | None = None
 
 
 class Loss(NamedTuple):
@@ -54,9 +62,12 @@ class Loss(NamedTuple):
     share: float
 
 
-def activation_of(formula: Formula) -> Activation:
+def activation_of(formula: Formula, precision: str = "ieee") -> Activation:
+    """`precision`: of the products that its values are rounded for, and nothing else."""
     a, b = (*formula.parameters, 0.0, 0.0)[:2]
-    return Activation(ACTIVATION_FUNCTIONS[formula.name], tl.constexpr(len(formula.parameters)), a, b)
+    functions = ACTIVATION_FUNCTIONS | (COARSE_FUNCTIONS if precision in HALVES else {})
+    count, of_value = tl.constexpr(len(formula.parameters)), OF_VALUE_FUNCTIONS.get(formula.name)
+    return Activation(functions[formula.name], count, a, b, of_value)
 
 
 def loss_of(formula: Formula, factor: float, share: float) -> Loss:
@@ -79,6 +90,24 @@ def whole_jet(activation, z):
 def activation_jet(activation, z):
     """σ, σ', σ'' and σ''' of an Activation; what else its text computes is dead code."""
     return whole_jet(activation, z)[:4]
+
+
+@triton.jit
+def kept(activation, z, value):
+    """What the derivatives are computed of again: the value, where that will do, and z."""
+    if activation.OF_VALUE is None:
+        return z
+    else:
+        return value
+
+
+@triton.jit
+def jet_of_kept(activation, kept):
+    """As `activation_jet`."""
+    if activation.OF_VALUE is None:
+        return activation_jet(activation, kept)
+    else:
+        return activation.OF_VALUE(kept)[:4]
 
 
 @triton.jit

@@ -1,24 +1,24 @@
 """The chains through the layers of a tile of BLOCK samples that stays in registers (docs/math.md, sections 2 to 4).
 
-A program holds of each hidden layer z, one stream (ż of a direction, or the adjoint of h of a gradient) and q, what the
-derivatives owe the values, and the sums of all its gradients, which it writes once, when it is through. σ and its
-derivatives are computed again from z. The number of hidden layers is a constant, DEPTH: registers have no addresses.
-`launches.py` says which students fit.
+A program holds of each hidden layer z, or σ(z) where σ' and σ'' are functions of it, one stream (ż of a direction, or
+the adjoint of h of a gradient) and q, what the derivatives owe the values, and the sums of all its gradients, which it
+writes once, when it is through. σ and its derivatives are computed again from what is held. The number of hidden layers
+is a constant, DEPTH: registers have no addresses. `launches.py` says which students fit.
 
 `in_cache.py` has the same functions for those that do not. `state` is what a tile has there or here.
 
 What keeps ptxas from spilling, found in the live registers of the PTX: each product is in a loop of its own, whose
 count is not a constant, or Triton gives every warp the whole of a chain of products; σ' of a direction is computed from
-z plus a zero that the compiler does not know, or it is kept from before for all layers; and what is added to q is added
-in such a loop too, or it is put off to the end together with all its terms. The zeros are the high bits of run-time
-numbers: of hidden_layers, of a tile's number t, and of a direction's number p.
+what is held plus a zero that the compiler does not know, or it is kept from before for all layers; and what is added to
+q is added in such a loop too, or it is put off to the end together with all its terms. The zeros are the high bits of
+run-time numbers: of hidden_layers, of a tile's number t, and of a direction's number p.
 """
 
 # ruff: noqa: RUF005 -- Triton knows no starred element
 import triton
 import triton.language as tl
 
-from .formulas import activation_jet
+from .formulas import activation_jet, jet_of_kept, kept
 from .in_cache import Chains, all_weights, weights_of
 from .primitives import dot, operand
 
@@ -145,16 +145,16 @@ def values_forward(x, state, t, packed, hidden_layers, activation, TILE):
     h, o, zero = tl.arange(0, TILE.H), tl.arange(0, TILE.OB), hidden_layers >> 30
     same, none = t >> 30, tl.zeros((TILE.BLOCK, TILE.H), tl.float32)
     z = product(x, packed.transposed, zero, TILE.DB, TILE.H, TILE) + tl.load(packed.biases + same * TILE.H + h)[None, :]
-    zs, q_of_layer = (z,), (none,)
+    value, _, _, _ = activation_jet(activation, z)
+    held, q_of_layer = (kept(activation, z, value),), (none,)
     for l in tl.static_range(1, TILE.DEPTH):
-        value, _, _, _ = activation_jet(activation, z)
         z = product(value + none, packed.transposed + weights_of(l, TILE), zero, TILE.H, TILE.H, TILE)
         z += tl.load(packed.biases + (same + l) * TILE.H + h)[None, :]
-        zs, q_of_layer = zs + (z,), q_of_layer + (none,)
-    value, _, _, _ = activation_jet(activation, z)
+        value, _, _, _ = activation_jet(activation, z)
+        held, q_of_layer = held + (kept(activation, z, value),), q_of_layer + (none,)
     z = product(value + none, packed.transposed + weights_of(TILE.DEPTH, TILE), zero, TILE.H, TILE.OB, TILE)
     z += tl.load(packed.biases + (same + TILE.DEPTH) * TILE.H + o)[None, :]
-    return z, (zs, streams, q_of_layer, out, sums, bias_sums)
+    return z, (held, streams, q_of_layer, out, sums, bias_sums)
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def tangent_forward(
     If ALONG_G_BAR, v is ḡ, the adjoint of a gradient whose own chain is in the state: the outer products of both are
     the gradients of the weights, and hidden layers add to q.
     """
-    zs, streams, q_of_layer, out, sums, bias_sums = state
+    held, streams, q_of_layer, out, sums, bias_sums = state
     zero, unknown = p >> 30, 1.0 * (p >> 30)
     below = v
     for l in tl.static_range(TILE.DEPTH):
@@ -174,7 +174,7 @@ def tangent_forward(
             z1 = product(below, packed.transposed, zero, TILE.DB, TILE.H, TILE)
         else:
             z1 = product(below, packed.transposed + weights_of(l, TILE), zero, TILE.H, TILE.H, TILE)
-        _, d1, d2, _ = activation_jet(activation, zs[l] + unknown)
+        _, d1, d2, _ = jet_of_kept(activation, held[l] + unknown)
         if ALONG_G_BAR:
             a = streams[l]
             q_of_layer = replaced(q_of_layer, l, now_added(q_of_layer[l], d2 * z1, a, zero))
@@ -188,13 +188,13 @@ def tangent_forward(
     if ALONG_G_BAR:
         sums = replaced(sums, TILE.DEPTH, outer_added(sums[TILE.DEPTH], out, below, zero, TILE))
     z1 = product(below, packed.transposed + weights_of(TILE.DEPTH, TILE), zero, TILE.H, TILE.OB, TILE)
-    return z1, (zs, streams, q_of_layer, out, sums, bias_sums)
+    return z1, (held, streams, q_of_layer, out, sums, bias_sums)
 
 
 @triton.jit
 def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
     """Jᵀu [BLOCK, DB] of a cotangent, from that of the last layer's z."""
-    zs, streams, q_of_layer, _, sums, bias_sums = state
+    held, streams, q_of_layer, _, sums, bias_sums = state
     zero, unknown = p >> 29, 1.0 * (p >> 29)
     delta = out
     for l in tl.static_range(TILE.DEPTH, 0, -1):
@@ -204,10 +204,10 @@ def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
         else:
             a = product(delta, at, zero, TILE.H, TILE.H, TILE)
         streams = replaced(streams, l - 1, a)
-        _, d1, _, _ = activation_jet(activation, zs[l - 1] + unknown)
+        _, d1, _, _ = jet_of_kept(activation, held[l - 1] + unknown)
         delta = d1 * a
     g = product(delta, packed.weights, zero, TILE.H, TILE.DB, TILE)
-    return g, (zs, streams, q_of_layer, out, sums, bias_sums)
+    return g, (held, streams, q_of_layer, out, sums, bias_sums)
 
 
 @triton.jit
@@ -219,12 +219,12 @@ def backward(
     Of a tangent, whose chain is in the state and adds to q; or of the values, which q is added to. What came into the
     first layer, v or x, is `below_all`.
     """
-    zs, streams, q_of_layer, out, sums, bias_sums = state
+    held, streams, q_of_layer, out, sums, bias_sums = state
     zero, unknown = p >> 29, 1.0 * (p >> 29)
     hidden_bias_sums, last_bias_sum = bias_sums
     z_bar = out_bar
     for l in tl.static_range(TILE.DEPTH, 0, -1):
-        value, d1, d2, _ = activation_jet(activation, zs[l - 1] + unknown)
+        value, d1, d2, _ = jet_of_kept(activation, held[l - 1] + unknown)
         if TANGENTS:
             below, curvature = d1 * streams[l - 1], d2 * streams[l - 1]
         else:
@@ -250,7 +250,7 @@ def backward(
         hidden_bias_sums = bias_added(hidden_bias_sums, 0, z_bar)
         if INPUTS:
             x_bar = product(z_bar, packed.weights, zero, TILE.H, TILE.DB, TILE)
-    return x_bar, (zs, streams, q_of_layer, out, sums, (hidden_bias_sums, last_bias_sum))
+    return x_bar, (held, streams, q_of_layer, out, sums, (hidden_bias_sums, last_bias_sum))
 
 
 @triton.jit

@@ -134,7 +134,8 @@ def step(script: Script, problem: Problem, operands: Operands, at: Operands, pac
         at.x, at.given, at.values, at.derivative, at.sample_weight, at.output_weight, at.derivative_weight,
         SEED, packed, room, N, problem.P, problem.D, problem.W, problem.O, len(problem.widths) - 2, *strides, KEY,
         PLACE, IN_MEMORY, common, Distribution(kind, shared, problem.magnitude),
-        activation_of(problem.activations[0]), activation_of(problem.activations[-1]), value, first, chains,
+        activation_of(problem.activations[0], problem.precision), activation_of(problem.activations[-1]), value, first,
+        chains,
         FROM="cotangents" if cotangents else planner.side(problem), DENSE=dense, GRADIENTS=problem.gradients,
         OF_EACH=problem.result == PER_SAMPLE, TILE=tile_of(problem, launch), **launch.options,
     )  # fmt: skip
