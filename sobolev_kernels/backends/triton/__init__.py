@@ -20,7 +20,6 @@ from .. import constant_while_traced, on_device_of
 if TYPE_CHECKING:
     from .script import Script
 
-GIVES_GIVEN = True
 # By all that they depend on. A script holds no tensor.
 SCRIPTS: dict[tuple, Script] = {}
 MOST_SCRIPTS, LOCK = 256, Lock()

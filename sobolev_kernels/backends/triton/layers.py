@@ -228,9 +228,7 @@ class Layers:
         self.outer(self.delta, hs, R)
         return q_of_layer
 
-    def backward(
-        self, adjoints: At, q_of_layer: list, dx: At | None, dgiven: At | None, common: float
-    ) -> None:
+    def backward(self, adjoints: At, q_of_layer: list, dx: At | None, dgiven: At | None, common: float) -> None:
         """All gradients from the adjoints of the last H, also that of given directions; Z becomes its own adjoint."""
         order, z_bar = self.problem.order, []
         for l in range(self.last, -1, -1):
