@@ -18,7 +18,7 @@ import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import one_launch
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
-from sobolev_kernels.testing.problems import Shape, data, directions_of
+from sobolev_kernels.testing.problems import Shape, asking, data, directions_of
 
 from .compile import Compiled, machine_instructions, tool, variant
 from .triton_on_ptx import recorded
@@ -70,15 +70,20 @@ PROJECTIONS = {
     "given": ("tangents", lambda shape: {"directions": directions_of("given", shape)}),
     "cotangents": ("tangents", lambda shape: {"cotangents": sk.Cotangents.sphere(shape.P, seed=3)}),
     "gradients": ("gradients", lambda shape: {"directions": directions_of("sphere", shape)}),
+    "asking": ("tangents", lambda shape: {"directions": asking(directions_of("given", shape))}),
 }
 
 
 def launches_of(shape: Shape, projection: str, **settings) -> dict[str, tuple]:
-    """The first launch of each kernel in a step: tanh, mse, dense Jacobian, all gradients of parameters."""
+    """The first launch of each kernel in a step: tanh, mse, dense Jacobian, all gradients of parameters; of directions
+    that ask for their own, tangents."""
     side, projections = PROJECTIONS[projection]
     numbers = data(shape, "tanh")
     second = {"hessian": torch.zeros(shape.N, shape.O, shape.D, shape.D)} if settings.get("order") == 2 else {}
-    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, **second)
+    first = {"jacobian": numbers.jacobian}
+    if projection == "asking":
+        first = {"tangents": torch.zeros(shape.P, shape.N, shape.O)}
+    targets = sk.Targets(values=numbers.y, **first, **second)
     with recorded() as launches, computed_from(side):
         sk.sobolev_loss(numbers.student, numbers.x, targets, backend="triton", **projections(shape), **settings)
     return {kernel.fn.__name__: (kernel, values, named) for kernel, values, named in reversed(launches)}
@@ -131,7 +136,8 @@ HEAD = """| kernel | launch | target | registers | stack B | spills | tensor ins
 
 
 def main(names: list[str]) -> None:
-    """The table of all targets, or the rows of those named, of all PROJECTIONS and PRECISIONS or those named.
+    """The table of all targets, or the rows of those named, of all PROJECTIONS but "asking", and PRECISIONS, or those
+    named.
 
     An error in AMD's compiler may end its process.
     """
@@ -141,7 +147,8 @@ def main(names: list[str]) -> None:
         print(HEAD, flush=True)
         for target in LIMITS:
             subprocess.run([sys.executable, "-m", "ptx.report", target, *projections, *precisions])
-    for u in usages(targets, projections or tuple(PROJECTIONS), precisions or PRECISIONS):
+    projections = projections or [name for name in PROJECTIONS if name != "asking"]
+    for u in usages(targets, projections, precisions or PRECISIONS):
         cells = (u.kernel, u.row, u.target, u.registers, u.stack, u.spills, u.tensor, u.shared, u.wide)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

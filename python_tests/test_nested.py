@@ -1,7 +1,5 @@
 """Gradients of given directions and cotangents, and fused calls within fused calls, against torch.func in float64."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +8,6 @@ from torch.func import jvp, vjp
 import sobolev_kernels as sk
 from python_tests.students import Call
 from sobolev_kernels import kept
-from sobolev_kernels.backends import cpu
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE, IN_HALF
 
@@ -145,23 +142,6 @@ def test_gradients_of_vectors_of_all_sizes(size, name, dtype):
     assert_within_rule("the vectors' gradient", gradient("cpu", dtype), exact, gradient("reference", dtype))
 
 
-@pytest.mark.parametrize("name", ["jvp", "vjp", "jet", "laplacian"])
-@pytest.mark.parametrize("shared", [False, True], ids=["of each sample", "shared"])
-def test_a_backend_without_this_gradient_takes_a_second_call(monkeypatch, name, shared):
-    """As Triton's kernels have it."""
-    given, kind = (U, sk.Cotangents) if name == "vjp" else (V[..., :2], sk.Directions)
-    call = partial(CALLS[name][0], wrt=CUT)
-
-    def gradients():
-        x, v = asking(X, given[:, 0] if shared else given)
-        return taken(lambda x, v: call(NET, x, kind.given(v)), (x, v), NET.parameters())
-
-    expected = gradients()
-    monkeypatch.delattr(cpu, "GIVES_GIVEN")
-    for g, e in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(g, e, **ANOTHER_WAY)
-
-
 def test_vectors_alone_may_ask():
     """Not x, and no parameter; of one result only; and of none."""
     frozen = network().requires_grad_(False)
@@ -226,7 +206,7 @@ LOSSES = {
 @pytest.mark.parametrize("shared", [False, True], ids=["of each sample", "shared"])
 @pytest.mark.parametrize("student", ["an MLP", "not an MLP"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_of_vectors_of_a_loss(name, student, shared, monkeypatch):
+def test_gradients_of_vectors_of_a_loss(name, student, shared):
     targets, settings = LOSSES[name]
     student = NET if student == "an MLP" else Call(lambda x, m: m(x) + x.sin()[:, :O], NET)
 
@@ -241,11 +221,6 @@ def test_gradients_of_vectors_of_a_loss(name, student, shared, monkeypatch):
     assert expected[0].any()
     for _ in range(3):
         for g, e in zip(gradients("cpu" if student is NET else None), expected, strict=True):
-            torch.testing.assert_close(g, e, **ANOTHER_WAY)
-    if student is NET:  # and where no kernel has this gradient
-        monkeypatch.delattr(cpu, "GIVES_GIVEN")
-        kept.KEPT.clear()
-        for g, e in zip(gradients("cpu"), expected, strict=True):
             torch.testing.assert_close(g, e, **ANOTHER_WAY)
 
 

@@ -10,34 +10,8 @@ import torch
 from .backends import reference
 from .columns import Columns
 from .drawing import over_samples
-from .enums import COTANGENTS, DIRECTIONS, NONE
+from .enums import NONE
 from .problem import DERIVATIVES, Operands, Problem
-
-ALONG = {"shared": False, "magnitude": 1.0, "order": 1, "collapsed": False}  # of what is given, and no more
-
-
-def of_given(problem: Problem, operands: Operands, cotangents: torch.Tensor) -> tuple[Problem, Operands]:
-    """The call whose derivatives are the gradient of given directions v, Jᵀṫ, or of given cotangents u, J ḡ.
-
-    `cotangents` are those of the derivatives, ṫ [P, N, O] or ḡ [P, N, W].
-    """
-    other = DIRECTIONS if problem.projection == COTANGENTS else COTANGENTS
-    changes = {"projection": other, "given_gradient": True, **ALONG}
-    return replace(problem, **changes), Operands(operands.x, operands.parameters, cotangents, weights=operands.weights)
-
-
-def of_bent(problem: Problem, operands: Operands, cotangents: torch.Tensor) -> tuple[Problem, Operands]:
-    """The call whose gradient of x is half of what second derivatives D²f[v, v] give each direction v, Σ_o s̈_o H_o v.
-
-    `cotangents` are s̈ [P, N, O], or [N, O] of a sum over the directions, which are more samples here.
-    """
-    x, P = operands.x, problem.P
-    N = x.shape[0]
-    given = over_samples(operands.given, N).reshape(1, P * N, problem.W)
-    streams = (cotangents if cotangents.dim() == 3 else cotangents[None].expand(P, -1, -1)).reshape(1, P * N, -1)
-    changes = {"P": 1, "input_gradient": True, "given_gradient": False, **ALONG}
-    along = Operands(x.repeat(P, 1), operands.parameters, given, weights=operands.weights)
-    return replace(problem, **changes), along._replace(derivative=streams)
 
 
 def gradients(

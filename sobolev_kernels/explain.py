@@ -23,7 +23,7 @@ from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 from .typed import Function
 
-SEPARATELY = "by PyTorch's operations, from fused derivatives: no kernel has the vectors' gradient beside it"
+SEPARATELY = "by PyTorch's operations, from fused derivatives: the vectors' gradient goes through the dense target, too"
 
 
 class Printed(str):

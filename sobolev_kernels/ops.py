@@ -212,35 +212,14 @@ def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: t
     operands = operands._replace(values=values, derivative=first, second=second)
     kinds = NONE if first is None else PROJECTED, NONE if second is None else PROJECTED
     asked = backward_of(problem, DERIVATIVES_GRADIENTS, *kinds)
-    if not problem.given_gradient or hasattr(BACKENDS[problem.backend], "GIVES_GIVEN"):
-        return invoke(asked, operands)
-    gradients = invoke(replace(asked, given_gradient=False), operands)
-    gradients.insert(problem.input_gradient, gradient_of_given(problem, operands, first, second))
-    return gradients
-
-
-def gradient_of_given(
-    problem: Problem, operands: Operands, first: torch.Tensor | None, second: torch.Tensor | None
-) -> torch.Tensor:  # fmt: skip
-    """[P, N, W], or [P, N, O] of cotangents, by a second fused call, and a third where there are second derivatives: of
-    directions the gradients along the cotangents of their tangents, and the other way round."""
-    found = operands.x.new_zeros(problem.P, operands.x.shape[0], problem.drawn)
-    if first is not None:
-        found = mlp_sobolev(*again.of_given(problem, operands, first))[1]
-    if second is None:
-        return found
-    asked, along = again.of_bent(problem, operands, second)
-    dx = invoke(backward_of(asked, DERIVATIVES_GRADIENTS, PROJECTED, NONE), along)[0]
-    return found + 2 * dx.view(problem.P, -1, problem.D)[..., : problem.W]
+    return invoke(asked, operands)
 
 
 def is_apart(problem: Problem) -> bool:
     """Whether a loss is made of fused derivatives, since given vectors ask for a gradient that no kernel gives beside
-    the loss: of a target that is projected on them, too, and elsewhere than on the CPU."""
-    if not problem.given_gradient or problem.result in DIFFERENTIABLE:
-        return False
-    own = hasattr(BACKENDS[problem.backend], "GIVES_GIVEN")
-    return not (own and DENSE not in (problem.derivative_target, problem.second_target))
+    the loss: through a target that is projected on them, too."""
+    asked = problem.given_gradient and problem.result not in DIFFERENTIABLE
+    return asked and DENSE in (problem.derivative_target, problem.second_target)
 
 
 def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:

@@ -167,6 +167,8 @@ class Problem:
         numbers = N * (self.D * (1 + self.input_gradient) + self.O) + parameters * (1 + self.gradients)
         if self.distribution == "given":
             numbers += self.P * self.drawn * (1 if self.shared else N)
+        if self.gradients and self.given_gradient:
+            numbers += self.P * self.drawn * N
         dense, projected = N * self.O * self.W, self.P * N * self.derived
         numbers += {NONE: 0, DENSE: dense, PROJECTED: projected}[self.derivative_target]
         seconds = N * self.O if self.collapsed else projected

@@ -81,9 +81,10 @@ struct Arguments {
   float common;                // of all gradients: adjoints are of the size of residuals, float16 has no room for less
   double weight[2], share[2];  // of a term in the loss; of a sum of residuals in its term
   bool per_sample;
-  float* total;  // the loss, [1], or [N] if per_sample
-  float* terms;  // [2], or [2, N] if per_sample
-  float* dx;     // [N, D]
+  float* total;   // the loss, [1], or [N] if per_sample
+  float* terms;   // [2], or [2, N] if per_sample
+  float* dx;      // [N, D]
+  float* dgiven;  // [P, N, W], or [P, N, O] of cotangents; not from kOutputs
   unsigned char* packed;
   float* slots;  // [blocks, slot_floats]
   std::int32_t blocks;

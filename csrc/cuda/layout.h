@@ -124,7 +124,7 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
   a.directions = step.directions;
   a.per_sample = step.per_sample;
   a.total = static_cast<float*>(step.total), a.terms = static_cast<float*>(step.terms);
-  a.dx = static_cast<float*>(step.dx);
+  a.dx = static_cast<float*>(step.dx), a.dgiven = static_cast<float*>(step.dgiven);
   if (a.L > kMostLayers) throw std::invalid_argument(std::to_string(a.L) + " linear layers are more than 16");
   if (!draws(step.directions.distribution)) throw std::invalid_argument("a distribution that the kernel does not draw");
   for (int term = 0; term < 2; ++term) {

@@ -260,7 +260,7 @@ struct Tile {
     }
     tangent_residual(p);
     __syncthreads();
-    if (step.gradients && step.factor[kFirst] != 0.0f) backward<false>();
+    if (owes_gradients()) backward<false>(p);
     __syncthreads();
   }
 
@@ -401,6 +401,9 @@ struct Tile {
 
   // ---- The way back ----
 
+  // Whether derivatives have one; also of weight 0, where that of given vectors is 0
+  SK_INLINE bool owes_gradients() const { return step.gradients && (step.factor[kFirst] != 0.0f || step.dgiven); }
+
   SK_INLINE void add_gradient(int l, T* z_bar, T* h) const {
     const LayerArguments& of = layer(l);
     add_outer<kPrecision>(z_bar, of.padded_out, h, of.padded_in, samples(), gradients() + of.gradient);
@@ -413,9 +416,9 @@ struct Tile {
     __syncthreads();
   }
 
-  // Of the values, or of a tangent, from the adjoint of the last layer's z in operand 1; operands 1 and 2 take turns.
+  // Of the values, or of tangent p, from the adjoint of the last layer's z in operand 1; operands 1 and 2 take turns.
   template <bool kValues>
-  SK_INLINE void backward() const {
+  SK_INLINE void backward(int p = 0) const {
     const Layout& layout = step.layout;
     int now = 1;
 #pragma unroll 1
@@ -433,9 +436,9 @@ struct Tile {
     }
     T* z_bar = operand(now, 0).data;
     add_gradient(0, z_bar, operand_at(kValues ? layout.x : layout.v_operand));
-    if (kValues) {
-      add_bias_gradient(0);
-      if (step.dx) store_dx(z_bar, product_at(3 - now));
+    if (kValues) add_bias_gradient(0);
+    if (float* to = kValues ? step.dx : step.dgiven) {
+      store_gradient(z_bar, product_at(3 - now), to, p, kValues ? step.D : step.W);
     }
   }
 
@@ -474,11 +477,13 @@ struct Tile {
     }
   }
 
-  SK_INLINE void store_dx(T* z_bar, float* product) const {
+  // Of x, or of direction p: [P, N, columns]
+  SK_INLINE void store_gradient(T* z_bar, float* product, float* to, int p, int columns) const {
     pull(0, z_bar, product);
-    const Rows<float> dx{product, step.layout.inputs};
-    each(dx.n, [&](int row, int d) {
-      if (valid(row) && d < step.D) step.dx[(first + row) * step.D + d] = step.common * *dx.at(0, row, d);
+    const Rows<float> gradient{product, step.layout.inputs};
+    to += (p * step.N + first) * columns;
+    each(gradient.n, [&](int row, int d) {
+      if (valid(row) && d < columns) to[std::int64_t(row) * columns + d] = step.common * *gradient.at(0, row, d);
     });
   }
 
@@ -511,7 +516,7 @@ struct Tile {
       projected_residuals(i, product_at(now));
     }
     __syncthreads();
-    if (step.gradients && step.factor[kFirst] != 0.0f) gradient_backward();
+    if (owes_gradients()) gradient_backward(i);
     __syncthreads();
   }
 
@@ -577,8 +582,9 @@ struct Tile {
     });
   }
 
-  // A tangent along ḡ against δ, which is computed again: operands 0 and 1 take turns as ḣ, 2 is δ.
-  SK_INLINE void gradient_backward() const {
+  // A tangent along ḡ against δ, which is computed again: operands 0 and 1 take turns as ḣ, 2 is δ. At its end is the
+  // gradient of cotangent r.
+  SK_INLINE void gradient_backward(int r) const {
     T* below = operand_at(step.layout.v_operand);
 #pragma unroll 1
     for (int l = 0; l < step.L; ++l) {
@@ -598,6 +604,10 @@ struct Tile {
         put(delta, row, column, back);
         if (l < last()) put(h_dot, row, column, of);
         four(q, row, column) = owed;
+        if (l < last() || !step.dgiven || !valid(row)) return;
+        float* to = step.dgiven + (r * step.N + first + row) * step.O;
+#pragma unroll
+        for (int i = 0, o = column; i < 4 && o < step.O; ++i, ++o) to[o] = step.common * of[i];
       });
       __syncthreads();
       add_gradient(l, delta.data, below);

@@ -16,7 +16,16 @@ from sobolev_kernels import call
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from, step
-from sobolev_kernels.testing.problems import RANDOM, SMALL, Shape, cotangents_of, data, directions_of, targets_of
+from sobolev_kernels.testing.problems import (
+    RANDOM,
+    SMALL,
+    Shape,
+    asking,
+    cotangents_of,
+    data,
+    directions_of,
+    targets_of,
+)
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
@@ -164,6 +173,29 @@ def test_missing_entries(outputs):
     )
 
 
+ASKING = {  # shape, activation, whether all samples share the vectors, settings
+    "one, two tiles": (Shape(70, 3, 20, 1, 2, 1, "a tile of 64 and a part"), "tanh", False, {}),
+    "four, some columns": (Shape(17, 33, 20, 3, 21, 4, "padded"), "silu", False, {"wrt": [30, 2], "reduction": "none"}),
+    "shared, x does not ask": (Shape(9, 4, 18, 2, 1, 2, "one output"), "gelu", True, {"input_gradient": False}),
+    "no weight, one layer": (Shape(5, 2, 8, 0, 3, 2, "all 0"), "softplus", False, {"weights": (1.0, 0.0)}),
+}
+
+
+@pytest.mark.parametrize("case", ASKING)
+@pytest.mark.parametrize("side", ["directions", "cotangents"])
+def test_gradients_of_given_vectors(side, case):
+    """In every precision."""
+    shape, activation, shared, settings = ASKING[case]
+    vectors = SIDES[side]("given", shape)
+    values = vectors.values[:, 0] if shared else vectors.values
+    if side == "directions" and "wrt" in settings:
+        values = values[..., : len(settings["wrt"])]
+    given, targets = asking(type(vectors).given(values)), ("values", "tangents" if side == "directions" else "vjps")
+    for precision in PRECISIONS:
+        done = compare(data(shape, activation, last="tanh"), given, precision, targets, **settings)
+        assert done.got["dgiven"].any() == ("weights" not in settings)
+
+
 def test_layers_may_differ():
     torch.manual_seed(0)
     numbers = data(SMALL, "tanh")
@@ -218,6 +250,7 @@ REFUSED = {
     "order 2": {"order": 2},
     "depend on each other": {"directions": sk.Directions.orthonormal(2, seed=1)},
     "couples": {"derivative_loss": "cosine"},
+    "directions that require grad, which a dense": {"directions": asking(directions_of("given", SMALL))},
 }
 
 

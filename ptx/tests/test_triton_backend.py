@@ -12,7 +12,7 @@ from ptx.mutate import barriers, masks
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, step
-from sobolev_kernels.testing.problems import Shape, data, directions_of
+from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
 
 reason = missing() or missing_tool("triton")
 if reason:
@@ -72,6 +72,18 @@ def test_many_programs(on_ptx, place):
     shape = Shape(170, 3, 18, 2, 2, 2, "three programs with two tiles each")
     on_ptx("random:5")
     compare(data(shape, "tanh"), directions_of("sphere", shape), backend="triton")
+
+
+@pytest.mark.parametrize("kind", ["directions", "cotangents"])
+def test_gradients_of_given_vectors(on_ptx, place, one_program, kind):
+    """Of directions in another precision, too."""
+    along = "tangents" if kind == "directions" else "vjps"
+    vectors = asking(directions_of("given", SHAPE) if kind == "directions" else cotangents_of("given", SHAPE))
+    for precision in ("ieee", "tf32") if kind == "directions" else ("bf16",):
+        results = on_ptx("random:4")
+        numbers, settings = data(SHAPE, "silu", last="tanh"), {"precision": precision, "derivative_loss": "huber"}
+        compare(numbers, vectors, ("values", along), "triton", **settings)
+        assert {r.kernel for r in results} == {"pack_kernel", "step_kernel", "finish_kernel"}
 
 
 # Of each row along drawn directions every precision, on sm_80 where it has that row; the other ways on sm_90.

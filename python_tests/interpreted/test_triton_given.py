@@ -1,16 +1,58 @@
-"""Gradients of given vectors on Triton, by a second fused call or a third, and the gradients of these."""
+"""Gradients of given vectors on Triton, beside all others, and the gradients of these."""
 
 import pytest
 import torch
 
 import sobolev_kernels as sk
 from python_tests.test_nested import network, of_all, taken
+from sobolev_kernels.backends.triton import launches, layerwise, one_launch
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.compare import compare, forget
+from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
 
 
+def elsewhere(*_):
+    raise AssertionError("another path was taken")
+
+
+@pytest.fixture(params=["on chip", "in cache", "own multiply", "torch's multiply"])
+def path(request, monkeypatch):
+    if request.param == "in cache":
+        monkeypatch.setattr(launches, "ON_CHIP", ())
+    if request.param.endswith("multiply"):
+        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "own multiply")
+    monkeypatch.setattr(layerwise if request.param in ("on chip", "in cache") else one_launch, "write", elsewhere)
+    forget()
+    yield request.param
+    forget()
+
+
+PER_SAMPLE = {"reduction": "none", "sample_weight": torch.linspace(0, 2, 20), "derivative_loss": "huber"}
+CASES = {  # shape, activation, whether all samples share the vectors, settings
+    "one, two tiles": (Shape(37, 3, 9, 2, 2, 1, "a tile and a part of one"), "tanh", False, {}),
+    "some columns": (Shape(20, 5, 18, 1, 3, 4, "odd"), "silu", False, {"wrt": [2, 0], **PER_SAMPLE}),
+    "shared, x does not ask": (Shape(9, 4, 7, 3, 1, 2, "one output"), "gelu", True, {"input_gradient": False}),
+    "no weight": (Shape(5, 2, 8, 1, 2, 2, "all 0"), "softplus", False, {"weights": (1.0, 0.0)}),
+}
+
+
+@pytest.mark.parametrize("kind", ["directions", "cotangents"])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_beside_a_loss(path, case, kind):
+    shape, activation, shared, settings = CASES[case]
+    vectors = cotangents_of("given", shape) if kind == "cotangents" else directions_of("given", shape)
+    values = vectors.values[:, 0] if shared else vectors.values
+    if kind == "directions" and "wrt" in settings:
+        values = values[..., : len(settings["wrt"])]
+    targets = ("values", "tangents" if kind == "directions" else "vjps")
+    compare(data(shape, activation, last="tanh"), asking(type(vectors).given(values)), targets, "triton", **settings)
+
+
+@pytest.mark.parametrize("path", ["own multiply", "torch's multiply"], indirect=True)
 @pytest.mark.parametrize("shared", [False, True], ids=["of each sample", "shared"])
 @pytest.mark.parametrize("name", ["jvp", "vjp", "jet", "laplacian"])
-def test_gradients_of_given_vectors(name, shared):
+def test_gradients_of_given_vectors(name, shared, path):
     def gradients(backend, dtype):
         student, n = network(widths=(8,)), 2 if name == "vjp" else 3
         torch.manual_seed(1)

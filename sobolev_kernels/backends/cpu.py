@@ -13,7 +13,6 @@ from ..problem import Operands, Plan, Problem
 from . import core
 
 MOST_LAYERS = 64
-GIVES_GIVEN = True  # the gradient of given vectors, in the same pass as all others
 
 # Samples of a tile by the widest layer, from a sweep of 32 to 256 on two cores with 1 MiB of second-level cache each:
 # a tile's arrays should stay there, but above 256 the weights leave it anyway and want more samples for each read.

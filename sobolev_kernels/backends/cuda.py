@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .. import planner
+from ..enums import DENSE
 from ..math.directions import is_dependent, told
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
@@ -62,7 +63,9 @@ def refusal(problem: Problem, device: int) -> str | None:
     reasons = {
         "only the loss is computed": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         "order 2": problem.order == 2,
-        f"{problem.projection} that require grad": problem.given_gradient,
+        f"{problem.projection} that require grad, which a dense target is projected on": (
+            problem.given_gradient and problem.derivative_target == DENSE
+        ),
         "the directions of a sample depend on each other": is_dependent(problem.distribution),
         "a loss that couples a sample's numbers": any(map(is_coupled, losses)),
         f"{len(problem.biases)} linear layers are more than {MOST_LAYERS}": len(problem.biases) > MOST_LAYERS,

@@ -20,9 +20,12 @@ TERMS = ("value", "derivative", "second")
 Named = dict[str, torch.Tensor]
 
 
-def step(data: Data, projections: Projections | None, backend: str, **settings) -> Named:
-    """Loss, terms and all gradients of one call, by name."""
-    x = data.x.detach().requires_grad_()
+def step(
+    data: Data, projections: Projections | None, backend: str, input_gradient: bool = True, **settings
+) -> Named:  # fmt: skip
+    """Loss, terms and all gradients of one call, by name; that of given projections where they ask for it."""
+    x = data.x.detach().requires_grad_(input_gradient)
+    projections = as_dtype(projections, x.dtype, x.device)
     data.student.zero_grad(set_to_none=True)
     targets = settings.pop("targets", None) or sk.Targets(values=data.y, jacobian=data.jacobian)
     settings["cotangents" if isinstance(projections, sk.Cotangents) else "directions"] = projections
@@ -31,7 +34,10 @@ def step(data: Data, projections: Projections | None, backend: str, **settings) 
     named = {"loss": result.loss.detach(), **dict(zip(TERMS, result[1:], strict=True))}
     if result.second is None:
         del named["second"]
-    named["dx"] = gradient(x)
+    if input_gradient:
+        named["dx"] = gradient(x)
+    if projections is not None and projections.values is not None and projections.values.requires_grad:
+        named["dgiven"] = gradient(projections.values)
     return named | {f"d{name}": g for name, g in gradients(data.student).items()}
 
 

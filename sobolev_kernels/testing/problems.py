@@ -190,20 +190,27 @@ def projections_of(kind: type[Projections], distribution: str, P: int, N: int, n
 
 
 def fixed(projections: Projections | None, data: Data, W: int | None = None) -> Projections | None:
-    """The very ones that a call on `data` draws, as given ones; the basis is no draw."""
-    if projections is None or projections.distribution == "basis":
+    """The very ones that a call on `data` draws, as given ones; the basis is no draw, nor are those given already."""
+    if projections is None or projections.distribution in ("basis", "given"):
         return projections
     like = data.y if isinstance(projections, sk.Cotangents) else data.x[:, :W]
     return type(projections).given(as_dtype(projections, data.x.dtype).tensor(like))
 
 
 def as_dtype(value, dtype: torch.dtype, device: str = "cpu"):
-    """Given projections and tensors in another dtype, masks as they are, on a device; anything else as it is."""
+    """Given projections, as leaves of their own, and tensors in another dtype, masks as they are, on a device; anything
+    else as it is."""
     if isinstance(value, Projections) and value.values is not None:
-        return type(value).given(value.values.to(device, dtype))
+        leaf = value.values.detach().to(device, dtype)
+        return type(value).given(leaf.requires_grad_(value.values.requires_grad))
     if not isinstance(value, torch.Tensor):
         return value
     return value.to(device) if value.dtype == torch.bool else value.to(device, dtype)
+
+
+def asking(projections: Projections) -> Projections:
+    """Given ones that ask for their gradient."""
+    return type(projections).given(projections.values.detach().requires_grad_())
 
 
 def targets_of(data: Data, kinds: Sequence[str], P: int = 1, wrt: Sequence[int] | None = None) -> sk.Targets:

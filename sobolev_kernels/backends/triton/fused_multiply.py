@@ -111,14 +111,14 @@ def pulled_tile(
     return tile, first * n + rows[:, None] * n + columns[None, :], columns, valid
 
 
-@triton.jit(do_not_specialize=["N", "R"])
+@triton.jit(do_not_specialize=["N", "R", "first"])
 def product_kernel(
-    ABOVE, W, OUT, N, K, n, R, sw_n, sw_k, scale, PRECISION: tl.constexpr,
+    ABOVE, W, OUT, N, K, n, R, sw_n, sw_k, first, scale, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """OUT [R, N, n] = scale ABOVE Wᵀ of ABOVE [R, N, K]: a product without a layer behind it."""
+    """OUT [R, N, n] = scale ABOVE Wᵀ of streams [R, N, K] from `first` on: a product without a layer behind it."""
     for r in tl.range(R, disable_licm=True):
-        tile, at, _columns, valid = pulled_tile(ABOVE, W, r, N, K, n, sw_n, sw_k, PRECISION, BM, BN, BK)
+        tile, at, _columns, valid = pulled_tile(ABOVE, W, first + r, N, K, n, sw_n, sw_k, PRECISION, BM, BN, BK)
         tl.store(OUT + r * N.to(tl.int64) * n + at, scale * tile, mask=valid)
 
 

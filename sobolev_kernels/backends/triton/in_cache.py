@@ -33,13 +33,15 @@ class Chains(NamedTuple):
 
 class Room(NamedTuple):
     """What the programs write: their scratches, of which on chip there are none, their slots of gradients, the terms
-    of samples or of blocks (`store_term`), and the gradient [N, D] of the inputs, if it is wanted."""
+    of samples or of blocks (`store_term`), and the gradients [N, D] of the inputs and [P, N, columns] of given
+    directions or cotangents, if they are wanted."""
 
     scratch: torch.Tensor | None
     slots: torch.Tensor
     bias_slots: torch.Tensor
     terms: torch.Tensor
     dx: torch.Tensor | None
+    dgiven: torch.Tensor | None
 
 
 # The arrays of a hidden layer in a program's scratch, each [BLOCK, H]. Q is q of docs/math.md; OF_Z is σ'' ż of a
@@ -265,7 +267,7 @@ def through(a, scratch, bias_slots, l, TANGENTS: tl.constexpr, TILE):
 def backward(
     out_bar, below_all, state, p, packed, hidden_layers, activation, TANGENTS: tl.constexpr, INPUTS: tl.constexpr, TILE
 ):
-    """From the adjoint of the last layer's z: gradients into the slots; if INPUTS, the adjoint [BLOCK, DB] of x.
+    """From the adjoint of the last layer's z: gradients into the slots; if INPUTS, the adjoint [BLOCK, DB] of v or x.
 
     Of a tangent, which is in the scratch and adds to q; or of the values from x, `below_all`, which q is added to.
     """

@@ -82,24 +82,29 @@ class Layers:
             activation_of(self.problem.activations[l]), BLOCK=BLOCK, **constants,
         )  # fmt: skip
 
-    def fused(self, name: str, l: int, *tensors, streams: int, transposed: bool = False, end=None, **constants) -> None:
-        """A multiply by the weight of layer l, or from its outputs to its inputs, with an epilogue: of the activation
-        `end`, or of a number."""
+    def fused(
+        self, name: str, l: int, *tensors, streams: int, transposed: bool = False, columns: int | None = None,
+        end: tuple = (), **constants,
+    ) -> None:  # fmt: skip
+        """A multiply by the weight of layer l, or from its outputs to its inputs, of which only the first `columns` may
+        be wanted, with an epilogue: of the activation `end`, or of numbers."""
         (K, n), (by_row, by_column) = self.sizes[l], self.strides[l]
         if transposed:
-            (n, K), (by_row, by_column) = (K, n), (by_column, by_row)
+            (n, K), (by_row, by_column) = (columns or K, n), (by_column, by_row)
         self.launch(
             name, (triton.cdiv(self.N, LINEAR.rows), triton.cdiv(n, LINEAR.columns)), *tensors, self.N, K, n, streams,
-            by_row, by_column, end, PRECISION=self.problem.precision, BM=LINEAR.rows, BN=LINEAR.columns,
+            by_row, by_column, *end, PRECISION=self.problem.precision, BM=LINEAR.rows, BN=LINEAR.columns,
             BK=LINEAR.depth, num_warps=LINEAR.warps, **constants,
         )  # fmt: skip
 
-    def multiply(self, streams: At, l: int, out: At, transposed: bool = False) -> None:
-        """[S, N, K] by the weight of layer l, or by its transpose from its outputs to its inputs: torch's."""
+    def multiply(self, streams: At, l: int, out: At, transposed: bool = False, first: int = 0) -> None:
+        """[S, N, K] from a stream on by the weight of layer l, or from its outputs to as many of its inputs as `out`
+        has: torch's."""
 
         def function(a, weight, out):
             out = out.view(-1, out.shape[-1])
-            into(out, a.flatten(0, 1)[: len(out)], weight if transposed else weight.T)
+            weight = weight[:, : out.shape[1]] if transposed else weight.T
+            into(out, a[first:].flatten(0, 1)[: len(out)], weight)
 
         self.script.do(function, streams, self.weights[l], out)
 
@@ -163,15 +168,19 @@ class Layers:
                 self.elementwise("activate_kernel", l, self.H[-1], streams=self.P, ORDER=problem.order)
         return self.H[-1]
 
-    def activation(self, l: int):
-        return activation_of(self.problem.activations[l])
+    def activation(self, l: int) -> tuple:
+        """The end of a multiply."""
+        return (activation_of(self.problem.activations[l]),)
 
-    def product(self, streams: At, l: int, out: At, R: int, scale: float = 1.0) -> None:
-        """From the outputs of layer l to its inputs, and nothing more."""
+    def product(
+        self, streams: At, l: int, out: At, R: int, scale: float = 1.0, first: int = 0, columns: int | None = None
+    ) -> None:
+        """R streams, from the first of them on, from the outputs of layer l to its inputs, and nothing more."""
         if self.fusing:
-            self.fused("product_kernel", l, streams, self.weights[l], out, streams=R, transposed=True, end=scale)
+            tensors, end = (streams, self.weights[l], out), (first, scale)
+            self.fused("product_kernel", l, *tensors, streams=R, transposed=True, columns=columns, end=end)
         else:
-            self.multiply(streams, l, out, transposed=True)
+            self.multiply(streams, l, out, transposed=True, first=first)
             if scale != 1.0:
                 self.script.do(lambda out: out.mul_(scale), out)
 
@@ -196,9 +205,9 @@ class Layers:
         self.product(self.delta[0], 0, g, R)
         return g
 
-    def along_g_bar(self, g_bar: At) -> list[At]:
+    def along_g_bar(self, g_bar: At, dgiven: At | None, common: float) -> list[At]:
         """The way of the adjoints g_bar [R, N, D] of `gradients`; gives q [N, n] of each layer. The first parts of the
-        slots are its gradients of weights."""
+        slots are its gradients of weights; its end is the gradient of the cotangents."""
         q_of_layer, R, h, hs = [], self.problem.P, g_bar, []
         if self.dtype != torch.float32:
             h = self.room(R, self.problem.D, operand=True)
@@ -206,7 +215,7 @@ class Layers:
         for l, (_, n) in enumerate(self.sizes):
             hs.append(h)
             q_of_layer.append(self.script.room(self.N, n))
-            below, h = h, self.room(R, n, operand=True)
+            below, h = h, dgiven if dgiven is not None and l == self.last else self.room(R, n, operand=True)
             if self.fusing:
                 tensors = below, self.weights[l], self.Z[l], self.biases[l], self.A[l], h, q_of_layer[l]
                 self.fused("push_kernel", l, *tensors, streams=R, end=self.activation(l))
@@ -214,11 +223,13 @@ class Layers:
                 z = self.script.room(R, self.N, n)
                 self.multiply(below, l, z)
                 self.elementwise("along_g_bar_kernel", l, z, self.A[l], h, q_of_layer[l], streams=R)
+        if dgiven is not None and common != 1.0:
+            self.script.do(lambda dgiven: dgiven.mul_(common), dgiven)
         self.outer(self.delta, hs, R)
         return q_of_layer
 
-    def backward(self, adjoints: At, q_of_layer: list, dx: At | None, common: float) -> None:
-        """All gradients from the adjoints of the last H; Z becomes its own adjoint."""
+    def backward(self, adjoints: At, q_of_layer: list, dx: At | None, dgiven: At | None, common: float) -> None:
+        """All gradients from the adjoints of the last H, also that of given directions; Z becomes its own adjoint."""
         order, z_bar = self.problem.order, []
         for l in range(self.last, -1, -1):
             streams, copy = {"streams": self.P, "ORDER": order}, None
@@ -235,6 +246,8 @@ class Layers:
             z_bar.insert(0, self.Z[l] if copy is None else copy)
         if dx is not None:
             self.product(z_bar[0], 0, dx, 1, common)
+        if dgiven is not None:
+            self.product(z_bar[0], 0, dgiven, self.P, common, first=1, columns=self.problem.W)
         self.outer(z_bar, self.H, self.S, biases=True)
 
     # ---- Gradients of parameters ----

@@ -81,8 +81,10 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
             else:
                 common = losses(layers, (H, g), (adjoints, g_bar), terms.at)
             if problem.gradients:
-                q_of_layer = layers.along_g_bar(g_bar) if cotangents else [None] * len(layers.weights)
-                layers.backward(adjoints, q_of_layer, outputs.get("dx"), common)
+                q_of_layer, dgiven = [None] * len(layers.weights), outputs.get("dgiven")
+                if cotangents:
+                    q_of_layer, dgiven = layers.along_g_bar(g_bar, dgiven, common), None
+                layers.backward(adjoints, q_of_layer, outputs.get("dx"), dgiven, common)
     if "loss" in outputs or gradients:
         finish(script, problem, operands.weights, outputs, gradients, terms, layers.slots(), common)
 

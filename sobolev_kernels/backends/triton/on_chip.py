@@ -214,10 +214,10 @@ def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
 def backward(
     out_bar, below_all, state, p, packed, hidden_layers, activation, TANGENTS: tl.constexpr, INPUTS: tl.constexpr, TILE
 ):
-    """From the adjoint of the last layer's z: gradients into the sums; if INPUTS, the adjoint [BLOCK, DB] of x.
+    """From the adjoint of the last layer's z: gradients into the sums; if INPUTS, the adjoint [BLOCK, DB] of what came
+    into the first layer, `below_all`, which is v or x.
 
-    Of a tangent, whose chain is in the state and adds to q; or of the values, which q is added to. What came into the
-    first layer, v or x, is `below_all`.
+    Of a tangent, whose chain is in the state and adds to q; or of the values, which q is added to.
     """
     held, streams, q_of_layer, out, sums, bias_sums = state
     zero, unknown = p >> 29, 1.0 * (p >> 29)
@@ -248,8 +248,8 @@ def backward(
     x_bar = 0.0 * below_all
     if not TANGENTS:
         hidden_bias_sums = bias_added(hidden_bias_sums, 0, z_bar)
-        if INPUTS:
-            x_bar = product(z_bar, packed.weights, zero, TILE.H, TILE.DB, TILE)
+    if INPUTS:
+        x_bar = product(z_bar, packed.weights, zero, TILE.H, TILE.DB, TILE)
     return x_bar, (held, streams, q_of_layer, out, sums, (hidden_bias_sums, last_bias_sum))
 
 

@@ -86,7 +86,7 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
     terms = terms_of(script, problem, N, launch.block, outputs)
     each = programs if problem.gradients else 0
     slots, bias_slots = script.room(each, weights), script.room(each, biases)
-    room = in_cache.Room(scratch, slots, bias_slots, terms.at, outputs.get("dx"))
+    room = in_cache.Room(scratch, slots, bias_slots, terms.at, outputs.get("dx"), outputs.get("dgiven"))
     samples = max(1, N) if problem.reduction == "mean" else 1
     shares = 1 / (samples * problem.O), 1 / (samples * problem.derived * problem.P)
     factors = operands.weights[0] * shares[0], operands.weights[1] * shares[1]

@@ -84,6 +84,13 @@ def by_output(sample_weight, WEIGHT_OF_OUTPUT, o, O, TILE):
 
 
 @triton.jit
+def store_given(dgiven, gradient, p, sample, valid, d, columns, N):
+    """The gradient [BLOCK, …] of direction or cotangent p [N, columns]."""
+    at = (p * N.to(tl.int64) + sample)[:, None] * columns + d[None, :]
+    tl.store(dgiven + at, gradient, mask=valid[:, None] & (d < columns)[None, :])
+
+
+@triton.jit
 def samples_of(t, unknown, N, TILE):
     """The samples of a tile, and which of them there are. With another zero that the compiler does not know they are
     computed again, where registers would keep them, and all that follows from them, over a loop."""
@@ -197,11 +204,15 @@ def step_kernel(
                     if FROM == "gradients":
                         u = tl.where(valid[:, None] & (o == p + (rounds >> 30))[None, :], 1.0, 0.0)
                     out_bar += y2 * z1 * u
+                    if FROM == "cotangents" and room.dgiven is not None:
+                        store_given(room.dgiven, common * y1 * z1, p, sample, valid, o, O, N)
                 else:
                     out_bar += y2 * z1 * a
-                    _no_dx, state = chains.backward(
-                        y1 * a, v, state, p, packed, hidden_layers, activation, True, False, TILE
+                    dv, state = chains.backward(
+                        y1 * a, v, state, p, packed, hidden_layers, activation, True, room.dgiven is not None, TILE
                     )  # fmt: skip
+                    if room.dgiven is not None:
+                        store_given(room.dgiven, common * dv, p, sample, valid, d, W, N)
         sample, valid = samples_of(t, rounds >> 30, N, TILE)
         within_x = valid[:, None] & (d < D)[None, :]
         store_term(room.terms, 1, first.share * first_term, sample, valid, t, N, OF_EACH, TILE.BLOCK)
