@@ -54,8 +54,8 @@ struct Jets {
   const JetLayer* layers = nullptr;  // [L]
   const Named* named = nullptr;
   std::int64_t count_named = 0, results = 0;
-  Strided x;     // [N, D]
-  Strided v;     // [directions, N, D]
+  Strided x;                         // [N, D]
+  Strided v;                         // [directions, N, D]
   void* out = nullptr;               // [results, N]
   const void* cotangents = nullptr;  // [results, N]
   void* dx = nullptr;                // [N, D]

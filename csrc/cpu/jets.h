@@ -66,13 +66,13 @@ void differentiate(const T* z, T* const* sigma, std::int64_t count, const double
 // [tile / kPanel][streams][n][kPanel], rows are [tile / kPanel][streams][kPanel][ld].
 template <class T>
 struct JetRoom {
-  T *x_rows, *x;           // [1 + directions][D] what goes in
-  T* h[kMaxLayers];        // [made][n]
-  T* g[kMaxLayers];        // [kept][n]
-  T *bar, *next_bar;       // [streams][n] adjoints of z of this layer and of the one below
-  T *block, *scratch;      // [streams] and [slots] of a block of rows
+  T *x_rows, *x;       // [1 + directions][D] what goes in
+  T* h[kMaxLayers];    // [made][n]
+  T* g[kMaxLayers];    // [kept][n]
+  T *bar, *next_bar;   // [streams][n] adjoints of z of this layer and of the one below
+  T *block, *scratch;  // [streams] and [slots] of a block of rows
   T** slots;
-  T* rows;                 // [streams][n] as rows
+  T* rows;  // [streams][n] as rows
   Samples<T>* samples;
   T* dweight[kMaxLayers];  // in strips
   T* dbias[kMaxLayers];
@@ -252,26 +252,25 @@ class JetTile {
     const auto activation = with_activation(here.layer.activation.row, [&](auto a) {
       return high ? &differentiate<decltype(a), T, true> : &differentiate<decltype(a), T, false>;
     });
-    product_of_streams(
-        weights_.forward[l], here.layer.n_in, l ? room_.h[l - 1] : room_.x, here.given,
-        [&](std::int64_t panel, std::int64_t row, std::int64_t R) {
-          T *z = room_.block, *h = place(room_.h[l], panel, here.made, n, row);
-          for (std::int64_t i = 0; weights_.bias[l] && here.value && i < R; ++i) {
-            (V::load(z + i * kPanel<T>) + V(double(weights_.bias[l][row + i]))).store(z + i * kPanel<T>);
-          }
-          if (!program.slots) return copy(z, R, here.made, R, h, n);
-          slots_ = 0;
-          slots(z, here.given, R);
-          slots(h, here.made, n);
-          if (kept) slots(place(room_.g[l], panel, kept, n, row), kept, n);
-          slots(room_.scratch, program.slots - slots_, R);
-          T* sigma[kDerivatives];
-          for (int m = 0; m < kDerivatives; ++m) {
-            sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
-          }
-          activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
-          execute(program, R);
-        });
+    product_of_streams(weights_.forward[l], here.layer.n_in, l ? room_.h[l - 1] : room_.x, here.given,
+                       [&](std::int64_t panel, std::int64_t row, std::int64_t R) {
+                         T *z = room_.block, *h = place(room_.h[l], panel, here.made, n, row);
+                         for (std::int64_t i = 0; weights_.bias[l] && here.value && i < R; ++i) {
+                           (V::load(z + i * kPanel<T>) + V(double(weights_.bias[l][row + i]))).store(z + i * kPanel<T>);
+                         }
+                         if (!program.slots) return copy(z, R, here.made, R, h, n);
+                         slots_ = 0;
+                         slots(z, here.given, R);
+                         slots(h, here.made, n);
+                         if (kept) slots(place(room_.g[l], panel, kept, n, row), kept, n);
+                         slots(room_.scratch, program.slots - slots_, R);
+                         T* sigma[kDerivatives];
+                         for (int m = 0; m < kDerivatives; ++m) {
+                           sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
+                         }
+                         activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
+                         execute(program, R);
+                       });
   }
 
   // f(where output `column` of a panel of a stream of the last layer is, result, where its samples begin, coefficient)

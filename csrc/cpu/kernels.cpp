@@ -262,15 +262,15 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
 
 #define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
 
-#define SK_PHASES(Work)                                                                                             \
-  [](const Work& step, void* shared, int part, int parts) {                                                         \
-    SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));                      \
-  },                                                                                                                \
-      [](const Work& step, void* shared, void* room, int part, int parts) {                                         \
-        SK_DTYPE(tiles<float>(step, shared, room, part, parts), tiles<double>(step, shared, room, part, parts));    \
-      },                                                                                                            \
-      [](const Work& step, void* room, std::size_t bytes, int part, int parts) {                                    \
-        SK_DTYPE(reduce<float>(step, room, bytes, part, parts), reduce<double>(step, room, bytes, part, parts));    \
+#define SK_PHASES(Work)                                                                                          \
+  [](const Work& step, void* shared, int part, int parts) {                                                      \
+    SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));                   \
+  },                                                                                                             \
+      [](const Work& step, void* shared, void* room, int part, int parts) {                                      \
+        SK_DTYPE(tiles<float>(step, shared, room, part, parts), tiles<double>(step, shared, room, part, parts)); \
+      },                                                                                                         \
+      [](const Work& step, void* room, std::size_t bytes, int part, int parts) {                                 \
+        SK_DTYPE(reduce<float>(step, room, bytes, part, parts), reduce<double>(step, room, bytes, part, parts)); \
       }
 
 extern const Kernels kKernels;

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from torch import empty
 
 from ..backends import core, cpu
 from ..backends.core import strided
@@ -14,7 +15,7 @@ from ..enums import DTYPES
 from ..math.table import Formula
 from ..student import Student
 from .plan import Streams
-from .programs import Layer, Program, layers_of
+from .programs import Program, layers_of
 
 # Samples of a tile
 TILE = 32
@@ -78,9 +79,9 @@ class Call:
         """The results [R, N], or from their cotangents the gradients of x, v and each parameter."""
         N, R, back = x.shape[0], len(self.streams.outputs), cotangents is not None
         x, v, *parameters = as_read([x, v, *parameters])
-        new = torch.empty if N else torch.zeros
+        new = empty if N else torch.zeros
         like = {"dtype": x.dtype, "device": x.device}
-        out = None if back else new(R, N, **like)
+        out = None if back else new((R, N), **like)
         dx = new(x.shape, **like) if of_x else None
         dv = new(v.shape, **like) if of_v else None
         gradients = [new(p.shape, **like) for p in parameters] if back else []
