@@ -20,6 +20,7 @@ if path := os.environ.get("SOBOLEV_CORE"):
     spec.loader.exec_module(sys.modules[spec.name])
 
 from sobolev_kernels import ops
+from sobolev_kernels.partials import fused
 from sobolev_kernels.testing.compare import forget
 from sobolev_kernels.testing.rule import MACHINE, perturbed
 
@@ -34,6 +35,7 @@ def poisoned(*size, **options):
 @pytest.fixture(autouse=True)
 def poison_outputs(monkeypatch):
     monkeypatch.setattr(ops, "empty", poisoned)
+    monkeypatch.setattr(fused, "empty", poisoned)
     monkeypatch.setattr(ops, "empty_like", lambda tensor: torch.full_like(tensor, torch.nan, requires_grad=False))
 
 

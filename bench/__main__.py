@@ -16,6 +16,7 @@ from sobolev_kernels.testing.speed.cases import EVERY, FIRST, GROUPS, SMALL, Cas
 from sobolev_kernels.testing.speed.measure import RED, CaseResult, busy, measure
 from sobolev_kernels.testing.speed.variants import OURS, PLAIN
 
+from . import partials
 from .any import add_options, measure_any
 from .jax_baseline import idleness
 from .memory import peak_memory
@@ -79,6 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overhead", action="store_true", help="only: what small calls cost, piece by piece")
     parser.add_argument("--planner", action="store_true", help="only: whether the planner takes the faster side")
     add_options(parser)
+    partials.add_options(parser)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -102,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.any is not None:
         measure_any(options, console)
+        return 0
+    if options.partials is not None:
+        partials.measure_partials(options, console)
         return 0
     settings = Settings(options.rounds, options.seconds, not options.no_memory, not options.no_compile)
     return benchmark(cases_of(options), settings, options.results, console)

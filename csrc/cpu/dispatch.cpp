@@ -1,4 +1,4 @@
-// Chooses an instruction set at run time, and runs the phases of a step on threads.
+// Chooses an instruction set at run time, and runs its phases on threads.
 #include "dispatch.h"
 
 #include <omp.h>
@@ -55,16 +55,17 @@ class Room {
 
 thread_local Room room;
 
-// What a step's threads share out, and what they take.
+// What threads share out of a step or of named derivatives, and what they take.
 struct Shares {
   int parts;
   std::size_t packed, workspace;  // bytes of the weights packed once, and of a part's own room
   bool apart;                     // each part packs the weights for itself
 
-  Shares(const Kernels& kernels, const Step& step)
-      : packed(kernels.shared_bytes(step)), workspace(kernels.private_bytes(step)) {
-    parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(step.threads, step.tiles())));
-    apart = parts > 1 && step.tiles() == parts && packed <= kPackedApart;
+  template <class Work>
+  Shares(const Phases<Work>& phases, const Work& work)
+      : packed(phases.shared_bytes(work)), workspace(phases.private_bytes(work)) {
+    parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(work.threads, work.tiles())));
+    apart = parts > 1 && work.tiles() == parts && packed <= kPackedApart;
   }
   std::size_t bytes() const { return (apart ? parts : 1) * packed + parts * workspace; }
 
@@ -72,6 +73,30 @@ struct Shares {
   // them, as long as they stay in the second-level cache.
   static constexpr std::size_t kPackedApart = std::size_t(1) << 20;
 };
+
+template <class Work>
+void run(const Phases<Work>& phases, const Work& work) {
+  const Shares shares(phases, work);
+  const int parts = shares.parts;
+  char* packed = room.at_least(shares.bytes());
+  char* workspace = packed + (shares.apart ? parts : 1) * shares.packed;
+  const auto packed_of = [&](int p) { return packed + (shares.apart ? p : 0) * shares.packed; };
+  // The runtime may give fewer threads than asked for (a nested region gives one): parts are what the result
+  // depends on, so a thread takes every parts-th of them.
+#pragma omp parallel num_threads(parts)
+  {
+    const int first = omp_get_thread_num(), step_by = omp_get_num_threads();
+    for (int p = first; p < parts; p += step_by)
+      phases.pack(work, packed_of(p), shares.apart ? 0 : p, shares.apart ? 1 : parts);
+    if (!shares.apart) {
+#pragma omp barrier
+    }
+    for (int p = first; p < parts; p += step_by)
+      phases.tiles(work, packed_of(p), workspace + std::size_t(p) * shares.workspace, p, parts);
+#pragma omp barrier
+    for (int p = first; p < parts; p += step_by) phases.reduce(work, workspace, shares.workspace, p, parts);
+  }
+}
 
 }  // namespace
 
@@ -92,30 +117,11 @@ const std::vector<const Kernels*>& instruction_sets() {
   return sets;
 }
 
-std::size_t working_memory(const Kernels& kernels, const Step& step) { return Shares(kernels, step).bytes(); }
+std::size_t working_memory(const Kernels& kernels, const Step& step) { return Shares(kernels.step, step).bytes(); }
 
-void mlp_sobolev(const Kernels& kernels, const Step& step) {
-  const Shares shares(kernels, step);
-  const int parts = shares.parts;
-  char* packed = room.at_least(shares.bytes());
-  char* workspace = packed + (shares.apart ? parts : 1) * shares.packed;
-  const auto packed_of = [&](int p) { return packed + (shares.apart ? p : 0) * shares.packed; };
-  // The runtime may give fewer threads than asked for (a nested region gives one): parts are what the result
-  // depends on, so a thread takes every parts-th of them.
-#pragma omp parallel num_threads(parts)
-  {
-    const int first = omp_get_thread_num(), step_by = omp_get_num_threads();
-    for (int p = first; p < parts; p += step_by)
-      kernels.pack(step, packed_of(p), shares.apart ? 0 : p, shares.apart ? 1 : parts);
-    if (!shares.apart) {
-#pragma omp barrier
-    }
-    for (int p = first; p < parts; p += step_by)
-      kernels.tiles(step, packed_of(p), workspace + std::size_t(p) * shares.workspace, p, parts);
-#pragma omp barrier
-    for (int p = first; p < parts; p += step_by) kernels.reduce(step, workspace, shares.workspace, p, parts);
-  }
-}
+void mlp_sobolev(const Kernels& kernels, const Step& step) { run(kernels.step, step); }
+
+void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets); }
 
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
   const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;

@@ -14,6 +14,9 @@ const std::vector<const Kernels*>& instruction_sets();
 // All of a step. Deterministic for a given number of threads.
 void mlp_sobolev(const Kernels& kernels, const Step& step);
 
+// Named derivatives, or of their cotangents the gradients. As deterministic.
+void mlp_jets(const Kernels& kernels, const Jets& jets);
+
 // The directions of a step as a tensor: out [P, N, D].
 void draw_directions(const Kernels& kernels, const Step& step, void* out);
 

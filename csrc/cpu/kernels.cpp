@@ -34,38 +34,42 @@ constexpr int kRows = SK_ROWS;
 #include "residuals.h"
 #include "heads.h"
 #include "step.h"
+#include "jets.h"
 
 namespace {
 
 // A block of rows ends within a line, of which the next one has the rest: lines of so many k stay in the cache.
 constexpr std::int64_t kPackedAtOnce = 64;
 
+// A part of a layer's weight, or of its transpose
+template <class T>
+void pack_blocks(const Layer& layer, bool transposed, const Matrix<T>& to, int part, int parts) {
+  if (!to.data || !to.packed) return;
+  const T* w = static_cast<const T*>(layer.weight.data);
+  const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
+  const RowBlocks cut(to.rows);
+  const Range mine(cut.blocks, part, parts);
+  for (std::int64_t k = 0; k < to.K; k += kPackedAtOnce) {
+    const Range some(k, std::min(k + kPackedAtOnce, to.K));
+    for (std::int64_t b = mine.begin; b < mine.end; ++b) {
+      const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
+      pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, some, const_cast<T*>(to.data));
+    }
+  }
+}
+
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
-  const auto pack_blocks = [&](const Layer& layer, bool transposed, const Matrix<T>& to) {
-    if (!to.data || !to.packed) return;
-    const T* w = static_cast<const T*>(layer.weight.data);
-    const std::int64_t out = layer.weight.stride[0], in = layer.weight.stride[1];
-    const RowBlocks cut(to.rows);
-    const Range mine(cut.blocks, part, parts);
-    for (std::int64_t k = 0; k < to.K; k += kPackedAtOnce) {
-      const Range some(k, std::min(k + kPackedAtOnce, to.K));
-      for (std::int64_t b = mine.begin; b < mine.end; ++b) {
-        const std::int64_t begin = cut.begin(b), rows = cut.begin(b + 1) - begin;
-        pack_rows(w, transposed ? in : out, transposed ? out : in, to.K, begin, rows, some, const_cast<T*>(to.data));
-      }
-    }
-  };
   for (std::int64_t l = 0; l < step.L; ++l) {
     const Layer& layer = step.layers[l];
-    pack_blocks(layer, false, shared.forward[l]);
-    pack_blocks(layer, true, shared.backward[l]);
+    pack_blocks(layer, false, shared.forward[l], part, parts);
+    pack_blocks(layer, true, shared.backward[l], part, parts);
     for (std::int64_t i = 0; part == 0 && shared.bias[l] && i < layer.n_out; ++i) {
       shared.bias[l][i] = at<T>(layer.bias, i);
     }
   }
-  pack_blocks(step.layers[0], true, shared.input);
+  pack_blocks(step.layers[0], true, shared.input, part, parts);
   for (std::int64_t o = 0; part == 0 && o < step.O; ++o) {
     shared.output_weight[o] = step.output_weight.data ? at<T>(step.output_weight, o) : T(1);
   }
@@ -156,28 +160,31 @@ void add_strip(const Layer& layer, const T* strips, const Range& rows, std::int6
 // Rows of a strip lie one after the other: so many of them are read at once.
 constexpr std::int64_t kRowsAtOnce = 16;
 
+// Some rows of a layer's gradients, of those that all parts have: `dweight` and `dbias` are the first part's, or null.
+template <class T>
+void add_parts(const Layer& layer, T* dweight, T* dbias, std::size_t workspace_bytes, int part, int parts) {
+  const Range mine(layer.n_out, part, parts);
+  T* to = static_cast<T*>(layer.dbias);
+  for (std::int64_t i = mine.begin; dweight && i < mine.end; i += kRowsAtOnce) {
+    const Range rows(i, std::min(i + kRowsAtOnce, mine.end));
+    for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
+      for (int p = 0; p < parts; ++p) add_strip(layer, of_part(dweight, p, workspace_bytes), rows, j, p == 0);
+    }
+  }
+  for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+    for (int p = 0; to && p < parts; ++p) {
+      const T term = of_part(dbias, p, workspace_bytes)[i];
+      to[i] = p ? to[i] + term : term;
+    }
+  }
+}
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
   const Private<T> workspace(step, workspace_base);
   if (step.gathers()) gather(step, workspace, workspace_bytes, part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
-    const Layer& layer = step.layers[l];
-    const Range mine(layer.n_out, part, parts);
-    T* dbias = static_cast<T*>(layer.dbias);
-    for (std::int64_t i = mine.begin; workspace.dweight[l] && i < mine.end; i += kRowsAtOnce) {
-      const Range rows(i, std::min(i + kRowsAtOnce, mine.end));
-      for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
-        for (int p = 0; p < parts; ++p) {
-          add_strip(layer, of_part(workspace.dweight[l], p, workspace_bytes), rows, j, p == 0);
-        }
-      }
-    }
-    for (std::int64_t i = mine.begin; i < mine.end; ++i) {
-      for (int p = 0; dbias && p < parts; ++p) {
-        const T term = of_part(workspace.dbias[l], p, workspace_bytes)[i];
-        dbias[i] = p ? dbias[i] + term : term;
-      }
-    }
+    add_parts(step.layers[l], workspace.dweight[l], workspace.dbias[l], workspace_bytes, part, parts);
   }
   if (part || !step.total || step.per_sample) return;
   double loss = 0;
@@ -211,26 +218,82 @@ void draw(const Step& step, void* room, T* out, int part, int parts) {
   }
 }
 
+template <class T>
+void pack(const Jets& jets, void* base, int part, int parts) {
+  const JetWeights<T> weights(jets, base);
+  for (std::int64_t l = 0; l < jets.L; ++l) {
+    const Layer& layer = jets.layers[l].layer;
+    pack_blocks(layer, false, weights.forward[l], part, parts);
+    pack_blocks(layer, true, weights.backward[l], part, parts);
+    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
+      weights.bias[l][i] = at<T>(layer.bias, i);
+    }
+  }
+}
+
+template <class T>
+void tiles(const Jets& jets, void* base, void* room_base, int part, int parts) {
+  const JetWeights<T> weights(jets, base);
+  const JetRoom<T> room(jets, room_base);
+  const std::int64_t each = jets.tiles() <= parts ? jets.tile : kPanel<T>;
+  const Range mine((jets.N + each - 1) / each, part, parts);
+  const Range samples(mine.begin * each, std::min(mine.end * each, jets.N));
+  for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
+    const Layer& layer = jets.layers[l].layer;
+    const std::int64_t size = samples.begin < samples.end ? 0 : Private<T>::gradient_size(layer);
+    for (std::int64_t i = 0; i < size; ++i) room.dweight[l][i] = 0;
+    for (std::int64_t i = 0; room.dbias[l] && i < layer.n_out; ++i) room.dbias[l][i] = 0;
+  }
+  JetTile<T> tile(jets, weights, room);
+  for (std::int64_t first = samples.begin; first < samples.end; first += jets.tile) {
+    tile.run(first, std::min(jets.tile, samples.end - first));
+  }
+}
+
+template <class T>
+void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part, int parts) {
+  const JetRoom<T> room(jets, room_base);
+  for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
+    add_parts(jets.layers[l].layer, room.dweight[l], room.dbias[l], room_bytes, part, parts);
+  }
+}
+
 }  // namespace
 
 #define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
+
+#define SK_PHASES(Work)                                                                                          \
+  [](const Work& step, void* shared, int part, int parts) {                                                      \
+    SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));                   \
+  },                                                                                                             \
+      [](const Work& step, void* shared, void* room, int part, int parts) {                                      \
+        SK_DTYPE(tiles<float>(step, shared, room, part, parts), tiles<double>(step, shared, room, part, parts)); \
+      },                                                                                                         \
+      [](const Work& step, void* room, std::size_t bytes, int part, int parts) {                                 \
+        SK_DTYPE(reduce<float>(step, room, bytes, part, parts), reduce<double>(step, room, bytes, part, parts)); \
+      }
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
     SK_NAME,
     kVectorBytes,
-    [](const Step& step) { return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes); },
-    [](const Step& step) {
-      return SK_DTYPE(Private<float>(step, nullptr).bytes, Private<double>(step, nullptr).bytes);
+    {
+        [](const Step& step) {
+          return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);
+        },
+        [](const Step& step) {
+          return SK_DTYPE(Private<float>(step, nullptr).bytes, Private<double>(step, nullptr).bytes);
+        },
+        SK_PHASES(Step),
     },
-    [](const Step& step, void* shared, int part, int parts) {
-      SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));
-    },
-    [](const Step& step, void* shared, void* workspace, int part, int parts) {
-      SK_DTYPE(tiles<float>(step, shared, workspace, part, parts), tiles<double>(step, shared, workspace, part, parts));
-    },
-    [](const Step& step, void* workspace, std::size_t bytes, int part, int parts) {
-      SK_DTYPE(reduce<float>(step, workspace, bytes, part, parts), reduce<double>(step, workspace, bytes, part, parts));
+    {
+        [](const Jets& step) {
+          return SK_DTYPE(JetWeights<float>(step, nullptr).bytes, JetWeights<double>(step, nullptr).bytes);
+        },
+        [](const Jets& step) {
+          return SK_DTYPE(JetRoom<float>(step, nullptr).bytes, JetRoom<double>(step, nullptr).bytes);
+        },
+        SK_PHASES(Jets),
     },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),

@@ -1,23 +1,31 @@
-// What one instruction set exports: the phases of a step, for any thread's part of it. No threads in here.
+// What one instruction set exports: the phases of its work, for any thread's part of it. No threads in here.
 #pragma once
 
 #include <cstddef>
 
+#include "../jets.h"
 #include "../params.h"
 
 namespace sk {
 
+// The phases of a step, or of named derivatives
+template <class Work>
+struct Phases {
+  std::size_t (*shared_bytes)(const Work&);
+  std::size_t (*private_bytes)(const Work&);
+  // weights into the shared room
+  void (*pack)(const Work&, void* shared, int part, int parts);
+  // the part's tiles; `workspace` is the part's alone
+  void (*tiles)(const Work&, void* shared, void* workspace, int part, int parts);
+  // the private gradients and losses of all parts, added in their order, into the outputs
+  void (*reduce)(const Work&, void* workspace, std::size_t workspace_bytes, int part, int parts);
+};
+
 struct Kernels {
   const char* name;
   int vector_bytes;
-  std::size_t (*shared_bytes)(const Step&);
-  std::size_t (*private_bytes)(const Step&);
-  // weights into the shared room
-  void (*pack)(const Step&, void* shared, int part, int parts);
-  // the part's tiles; `workspace` is the part's alone
-  void (*tiles)(const Step&, void* shared, void* workspace, int part, int parts);
-  // the private gradients and losses of all parts, added in their order, into the outputs
-  void (*reduce)(const Step&, void* workspace, std::size_t workspace_bytes, int part, int parts);
+  Phases<Step> step;
+  Phases<Jets> jets;
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

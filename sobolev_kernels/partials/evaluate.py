@@ -15,7 +15,8 @@ from ..errors import Fault, NotProvided, in_words, refuse
 from ..math.activations import highest_order
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
-from .layers import through
+from .fused import Call, Results, why_not
+from .layers import by_plain, directions_of, results_of
 from .names import Fields
 from .nested import nested
 from .plan import Streams
@@ -118,14 +119,13 @@ def faults_of_kinks(known: Student | Unrecognised, order: int, names: Sequence[s
 
 
 def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> list[torch.Tensor]:
-    """Each derivative [N, 1], of the streams of the outputs."""
+    """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
-    outputs = through(streams, wide, widened(x))
-    results = []
-    for row in streams.outputs:
-        parts = [outputs[k][:, o, None] if c == 1 else c * outputs[k][:, o, None] for k, o, c in row]
-        results.append(sum(parts[1:], parts[0]))
-    return tied(results, student, x)
+    x = widened(x)
+    v = directions_of(streams, x)
+    if by_plain(x) or why_not(wide, x):
+        return tied(list(results_of(streams, wide, x, v)[:, :, None].unbind()), student, x)
+    return list(Results.apply(Call(streams, wide, results_of), x, v, *wide.parameters)[:, :, None].unbind())
 
 
 def tied(results: list[torch.Tensor], student: Student, x: torch.Tensor) -> list[torch.Tensor]:

@@ -120,7 +120,8 @@ class Activated(torch.autograd.Function):
         dbias = None if bias is None else dz[0].sum(0)
         if rows is None:
             return None, None, None, dz, None, dbias
-        return None, None, None, dz[: len(z)], dz[len(z) :].sum(1), dbias
+        of_rows = dz[len(z) :]
+        return None, None, None, dz[: len(z)], of_rows if rows.dim() == 3 else of_rows.sum(1), dbias
 
 
 def constant(sigma: tuple, like: torch.Tensor) -> tuple:
@@ -143,7 +144,22 @@ def by_plain(tensor: torch.Tensor) -> bool:
     return forward_ad._current_level >= 0 or type(tensor) is not torch.Tensor
 
 
-def through(streams: Streams, student: Student, x: torch.Tensor) -> dict[int, torch.Tensor]:
+def directions_of(streams: Streams, x: torch.Tensor) -> torch.Tensor:
+    """Those [F, D] of the streams that the inputs have beside their value."""
+    rows = [row for _, row in streams.first]
+    return torch.tensor(rows, dtype=x.dtype, device=x.device).reshape(len(rows), x.shape[1])
+
+
+def results_of(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The results [R, N] of inputs x [N, D] along v, [F, D] or [F, N, D]."""
+    outputs, results = through(streams, student, x, v), []
+    for row in streams.outputs:
+        parts = [outputs[k][:, o] if c == 1 else c * outputs[k][:, o] for k, o, c in row]
+        results.append(sum(parts[1:], parts[0]))
+    return torch.stack(results)
+
+
+def through(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor) -> dict[int, torch.Tensor]:
     """The wanted streams of the outputs, each [N, O]."""
     tensors = iter(student.parameters)
     layers = [(next(tensors), next(tensors) if bias else None) for bias in student.biases]
@@ -154,7 +170,7 @@ def through(streams: Streams, student: Student, x: torch.Tensor) -> dict[int, to
         z = torch.matmul(h, weight.T) if l else torch.mm(x, weight.T)[None]
         rows = None
         if l == 0 and streams.first:
-            rows = torch.tensor([row for _, row in streams.first], dtype=x.dtype, device=x.device) @ weight.T
+            rows = torch.matmul(v, weight.T)
         if formula != IDENTITY:
             wanted = streams.wanted if l == curved[-1] else every
             h, present = apply(streams, formula, wanted, z, rows, bias), wanted

@@ -1,0 +1,145 @@
+"""Streams through an MLP by the C++ core (csrc/cpu/jets.h): one pass for the results, one for all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import empty
+
+from ..backends import core, cpu
+from ..backends.core import strided
+from ..boundary import PLAIN, all_ready
+from ..enums import DTYPES
+from ..math.table import Formula
+from ..student import Student
+from .plan import Streams
+from .programs import Program, layers_of
+
+# Samples of a tile
+TILE = 32
+
+
+def why_not(student: Student, x: torch.Tensor) -> str | None:
+    """Why the core does not compute it: where somebody follows each operation, that is asked before."""
+    if core.MISSING:
+        return core.MISSING
+    if not hasattr(core._C, "mlp_jets"):
+        return "the compiled core is of another version (it has no mlp_jets); build it again"
+    if x.device.type != "cpu":
+        return f"tensors are on {x.device}"
+    if str(x.dtype).removeprefix("torch.") not in DTYPES:
+        return f"dtype {x.dtype} is not one of {', '.join(DTYPES)}"
+    if len(student.activations) > cpu.MOST_LAYERS:
+        return f"{len(student.activations)} linear layers are more than {cpu.MOST_LAYERS}"
+    if not all(student.widths):
+        return "a layer has no features"
+    if not all(type(tensor) in PLAIN for tensor in (x, *student.parameters)):
+        return "a tensor is of a class of its own"
+    return None
+
+
+@lru_cache(maxsize=256)
+def planned(
+    streams: Streams, widths: tuple[int, ...], activations: tuple[Formula, ...], dtype: str
+) -> tuple[object, float]:
+    """What the core is told of it but tensors, once; and the FLOPs of a sample, forward and back."""
+    layers = layers_of(streams, activations)
+    rows = []
+    work = 0.0
+    for l, (layer, formula) in enumerate(zip(layers, activations, strict=True)):
+        programs = [told(layer.values), told(layer.forward), told(layer.adjoint)]
+        n_in, n_out, counts = widths[l], widths[l + 1], tuple(map(len, layer[:3]))
+        rows.append((n_in, n_out, core.formula("Activation", formula), *counts, layer.given[0] == 0, *programs))
+        work += counts[0] * (8 * n_in * n_out + cpu.ACTIVATED * n_out)
+    top = {k: n for n, k in enumerate(layers[-1].made)}
+    results = [[(top[k], o, c) for k, o, c in row if k in top] for row in streams.outputs]
+    return core._C.Jets(core.CODES["Dtype"][dtype], widths[0], len(streams.first), rows, results), work
+
+
+def told(program: Program | None) -> tuple | None:
+    return None if program is None else tuple(program)
+
+
+class Call:
+    """Streams of a student of which tensors may be given: `again` makes the same results by PyTorch's operations."""
+
+    def __init__(self, streams: Streams, student: Student, again: Callable[..., torch.Tensor]):
+        self.widths, self.biases, self.activations = student.widths, student.biases, student.activations
+        self.streams, self.again = streams, again
+
+    def student(self, parameters: tuple[torch.Tensor, ...]) -> Student:
+        return Student(self.widths, self.biases, self.activations, parameters)
+
+    def run(
+        self, x: torch.Tensor, v: torch.Tensor, parameters: tuple[torch.Tensor, ...],
+        cotangents: torch.Tensor | None = None, of_x: bool = False, of_v: bool = False,
+    ) -> list[torch.Tensor | None]:  # fmt: skip
+        """The results [R, N], or from their cotangents the gradients of x, v and each parameter."""
+        N, R, back = x.shape[0], len(self.streams.outputs), cotangents is not None
+        x, v, *parameters = as_read([x, v, *parameters])
+        new = empty if N else torch.zeros
+        like = {"dtype": x.dtype, "device": x.device}
+        out = None if back else new((R, N), **like)
+        dx = new(x.shape, **like) if of_x else None
+        dv = new(v.shape, **like) if of_v else None
+        gradients = [new(p.shape, **like) for p in parameters] if back else []
+        if N:
+            plan, work = planned(self.streams, self.widths, self.activations, str(x.dtype).removeprefix("torch."))
+            threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
+            each = -(-N // threads)
+            tile = -(-each // -(-each // TILE))
+            places = [None if t is None else t.data_ptr() for t in (out, cotangents, dx, dv)]
+            pairs = self.with_gaps(map(strided, parameters)), self.with_gaps(g.data_ptr() for g in gradients)
+            given = v.stride() if v.dim() == 3 else (v.stride(0), 0, v.stride(1))
+            inputs = strided(x), (v.data_ptr(), *given) if len(v) else None
+            core._C.mlp_jets(plan, core.instruction_set(), N, tile, threads, *inputs, *pairs, *places)
+        return [dx, dv, *gradients] if back else [out]
+
+    def with_gaps(self, entries) -> list:
+        """Of weight and bias of each layer, None for a bias that is not there."""
+        entries = list(entries)
+        if not entries:
+            return []
+        of = iter(entries)
+        return [next(of) if there else None for bias in self.biases for there in (True, bias)]
+
+
+def as_read(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Such that the core may read them where they are."""
+    ready = all_ready(tensors, [t.shape for t in tensors], tensors[0].dtype, tensors[0].device)
+    if isinstance(ready, int):
+        raise ValueError(f"student: expected tensors in their memory, got {tuple(tensors[ready].shape)}")
+    return ready
+
+
+class Results(torch.autograd.Function):
+    """The results [R, N] of x [N, D], directions v [F, D] or [F, N, D] and parameters."""
+
+    @staticmethod
+    def forward(ctx, call: Call, x: torch.Tensor, v: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, v, *parameters)
+        return call.run(x, v, parameters)[0]
+
+    @staticmethod
+    def backward(ctx, cotangents: torch.Tensor):
+        call, (x, v, *parameters) = ctx.call, ctx.saved_tensors
+        asked = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # it will be differentiated again
+            return None, *again(call, [x, v, *parameters], cotangents, asked)
+        found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1])
+        return None, *(gradient if wanted else None for gradient, wanted in zip(found, asked, strict=True))
+
+
+def again(
+    call: Call, tensors: list[torch.Tensor], cotangents: torch.Tensor, asked: tuple[bool, ...]
+) -> list[torch.Tensor | None]:  # fmt: skip
+    """The gradients by PyTorch's operations, with their own graph."""
+    aliases = [t.view_as(t) if wanted else t for t, wanted in zip(tensors, asked, strict=True)]
+    x, v, *parameters = aliases
+    results = call.again(call.streams, call.student(tuple(parameters)), x, v)
+    wanted = [alias for alias, here in zip(aliases, asked, strict=True) if here]
+    found = iter(torch.autograd.grad(results, wanted, cotangents, create_graph=True, materialize_grads=True))
+    return [next(found) if here else None for here in asked]
