@@ -19,6 +19,8 @@ from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
 from .partials.evaluate import partials
 from .partials.names import Fields
+from .partials.residual import Residual
+from .partials.residual_loss import ResidualTerms, residual_loss, residual_scales
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
@@ -39,6 +41,8 @@ __all__ = [
     "GradNorm",
     "History",
     "NotProvided",
+    "Residual",
+    "ResidualTerms",
     "Scaled",
     "Scaler",
     "Sine",
@@ -57,6 +61,8 @@ __all__ = [
     "jvp",
     "laplacian",
     "partials",
+    "residual_loss",
+    "residual_scales",
     "sobolev_loss",
     "term_gradients",
     "vjp",
