@@ -39,6 +39,8 @@ assert_type(burgers.diff("x").explain(), str)
 assert_type(sk.residual_loss(student, x, [burgers, burgers.diff("x")], weights=[1, 2]), torch.Tensor)
 assert_type(sk.residual_loss(student, x, burgers, return_terms=True).terms, dict[str, torch.Tensor])
 assert_type(sk.residual_scales(student, x, burgers), dict[str, float])
+points = sk.Points([burgers, burgers.diff("x")], lambda: torch.rand(64, 2), target={"residual": x[:, :1]})
+assert_type(sk.fit(student, epochs=3, residuals=[points], finish=2), sk.History)
 assert_type(sk.explain(student, x, sk.Directions.sphere(4), of="jvp"), str)
 
 assert_type(sk.Directions.sphere(4, seed=1).at(3), sk.Directions)

@@ -27,6 +27,7 @@ from .targets import Targets
 from .terms import SobolevTerms
 from .training.fit import fit
 from .training.history import History
+from .training.points import Points
 from .training.weighting import GradNorm, Uncertainty
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "GradNorm",
     "History",
     "NotProvided",
+    "Points",
     "Residual",
     "ResidualTerms",
     "Scaled",
