@@ -174,7 +174,7 @@ def test_a_rule_weighs_all_terms_and_validation_chooses_the_epoch():
     seen = []
 
     def rule(terms):
-        seen.append([float(term) for term in terms])
+        seen.append([float(term.detach()) for term in terms])
         return [1.0, 2.0, 0.5]
 
     held = (DATA, TARGETS)

@@ -198,7 +198,7 @@ class PointTraining(Training):
             of_data, of_points = self.stepper.each(batch)
         there = [term for term in of_data if term.requires_grad]  # but for those without a target
         each = [*there, *of_points.values()]
-        found = [float(weight) for weight in self.rule((sum(each), *each))]
+        found = [float(torch.as_tensor(weight).detach()) for weight in self.rule((sum(each), *each))]
         expected = f"{len(each)} finite numbers >= 0, from the rule"
         right = len(found) == len(each) and all(0 <= weight < math.inf for weight in found)
         need(right, "weights", expected, found)
