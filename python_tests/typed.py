@@ -34,6 +34,13 @@ assert_type(sk.jet(student, x, sk.Directions.normal(2), order=2), tuple[torch.Te
 assert_type(sk.laplacian(student, x, wrt=torch.tensor([True, False])), tuple[torch.Tensor, torch.Tensor])
 assert_type(sk.hvp(student, x, torch.rand(3, 8, 2), torch.rand(3, 8, 2)), tuple[torch.Tensor, torch.Tensor])
 assert_type(sk.partials(student, x, ["u", "u_xx"], fields=sk.Fields("x t -> u")), dict[str, torch.Tensor])
+burgers = sk.Residual(lambda p: p.u_t + p.u * p.u_x, "x t -> u")
+assert_type(burgers.diff("x").explain(), str)
+assert_type(sk.residual_loss(student, x, [burgers, burgers.diff("x")], weights=[1, 2]), torch.Tensor)
+assert_type(sk.residual_loss(student, x, burgers, return_terms=True).terms, dict[str, torch.Tensor])
+assert_type(sk.residual_scales(student, x, burgers), dict[str, float])
+points = sk.Points([burgers, burgers.diff("x")], lambda: torch.rand(64, 2), target={"residual": x[:, :1]})
+assert_type(sk.fit(student, epochs=3, residuals=[points], finish=2), sk.History)
 assert_type(sk.explain(student, x, sk.Directions.sphere(4), of="jvp"), str)
 
 assert_type(sk.Directions.sphere(4, seed=1).at(3), sk.Directions)

@@ -19,12 +19,15 @@ from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
 from .partials.evaluate import partials
 from .partials.names import Fields
+from .partials.residual import Residual
+from .partials.residual_loss import ResidualTerms, residual_loss, residual_scales
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
 from .terms import SobolevTerms
 from .training.fit import fit
 from .training.history import History
+from .training.points import Points
 from .training.weighting import GradNorm, Uncertainty
 
 __version__ = "0.1.0"
@@ -39,6 +42,9 @@ __all__ = [
     "GradNorm",
     "History",
     "NotProvided",
+    "Points",
+    "Residual",
+    "ResidualTerms",
     "Scaled",
     "Scaler",
     "Sine",
@@ -57,6 +63,8 @@ __all__ = [
     "jvp",
     "laplacian",
     "partials",
+    "residual_loss",
+    "residual_scales",
     "sobolev_loss",
     "term_gradients",
     "vjp",

@@ -13,6 +13,7 @@ from ..boundary import faults_of_memory
 from ..checks import faults_of_inputs, faults_of_parameters
 from ..errors import Fault, NotProvided, in_words, refuse
 from ..math.activations import highest_order
+from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
 from .fused import Call, Results, why_not
@@ -29,9 +30,9 @@ def partials(
     """Derivatives of a student by their names, up to order 4, all of them in one pass.
 
     Of an MLP only the streams that the names need go through the layers: u, u_t, u_x and u_xxxx take five beside the
-    value, and a sum under one name, as the bilaplacian "u_xxxx + 2*u_xxyy + u_yyyy", fewer than its terms do. Any other
-    student is differentiated by autograd, again and again. Results are differentiable with respect to the parameters
-    and x, as often as you like.
+    value, and a sum under one name, as the bilaplacian "u_xxxx + 2*u_xxyy + u_yyyy", fewer than its terms do. A
+    `Scaled` MLP is one, with derivatives in the data's units. Any other student is differentiated by autograd, again
+    and again. Results are differentiable with respect to the parameters and x, as often as you like.
 
     Args:
         student: a module from [N, D] to [N, O], or [N] if O is 1; D and O are the fields'.
@@ -59,13 +60,14 @@ def partials(
     """
     fields = fields_of(fields)
     names = names_of(names)
-    known = recognise(student)
+    fold = fold_of(student, x, torch.is_grad_enabled()) if isinstance(x, torch.Tensor) and x.dim() == 2 else None
+    known, inputs = (recognise(student), x) if fold is None else (fold.student, fold.inputs)
     refuse(faults_of_call(student, known, x, fields))
     streams = fields.plan(names)
     refuse(faults_of_kinks(known, streams.order, names))
     if isinstance(known, Student):
         with uncast(x):
-            results = of_layers(streams, known, x)
+            results = of_layers(streams, known, inputs)
     else:
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)

@@ -30,10 +30,7 @@ def faults(
     student: object, x: object, loss: object, epochs: object, batch_size: object, scale: object, generator: object,
     weights: object,
 ) -> Iterator[Fault]:  # fmt: skip
-    if not isinstance(student, nn.Module):
-        yield Fault("student", "a torch.nn.Module", student, TypeError)
-    if not any(p.requires_grad for p in student.parameters()):
-        yield Fault("student", "a module with parameters that ask for gradients", type(student).__name__)
+    yield from faults_of_student(student, epochs, batch_size, generator)
     if not isinstance(x, torch.Tensor):
         yield Fault("x", "a tensor [N, …]", x, TypeError, as_tensor(x))
     if not x.is_floating_point() or x.dim() < 2 or not x.numel():
@@ -45,17 +42,27 @@ def faults(
     if loss.given is not None and not (loss.settings.directions or loss.settings.cotangents).shared:
         hint = "Targets(tangents=…, directions=v) has each sample's own"
         yield Fault("loss", "directions or cotangents that all samples share", loss.given, hint=hint)
+    if not (isinstance(scale, (bool, Scaler))):
+        yield Fault("scale", "True, False or a sobolev_kernels.Scaler", scale, TypeError)
+    if scale is not False:
+        yield from faults_of_scale(student, loss, weights)
+
+
+def faults_of_student(
+    student: object, epochs: object, batch_size: object, generator: object
+) -> Iterator[Fault]:  # fmt: skip
+    """Of what any training has."""
+    if not isinstance(student, nn.Module):
+        yield Fault("student", "a torch.nn.Module", student, TypeError)
+    if not any(p.requires_grad for p in student.parameters()):
+        yield Fault("student", "a module with parameters that ask for gradients", type(student).__name__)
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not (type(value) is int and value >= 1) and not (name == "batch_size" and value is None):
             yield Fault(name, "a whole number, at least 1", value)
-    if not (isinstance(scale, (bool, Scaler))):
-        yield Fault("scale", "True, False or a sobolev_kernels.Scaler", scale, TypeError)
     if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
         yield Fault(
             "generator", "a torch.Generator of the CPU", generator, TypeError, "torch.Generator().manual_seed(0)"
         )
-    if scale is not False:
-        yield from faults_of_scale(student, loss, weights)
 
 
 def faults_of_scale(student: nn.Module, loss: SobolevLoss, weights: object) -> Iterator[Fault]:

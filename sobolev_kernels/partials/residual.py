@@ -1,0 +1,280 @@
+"""`Residual`: an equation of named derivatives and coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..backends.graph import nodes_of
+from ..errors import NotProvided, clipped, in_words, nearest, need
+from ..explain import Printed
+from ..typed import Function
+from . import symbols
+from .evaluate import fields_of, partials
+from .names import Fields
+from .nested import KINKS
+
+Values = dict[str, torch.Tensor]
+# How often an operation may be differentiated before a jump counts.
+JUMPS = {**KINKS, "Abs": 1, "Sgn": 0, "Sign": 0, "Round": 0, "Floor": 0, "Ceil": 0, "Trunc": 0}
+
+
+class Residual(nn.Module):
+    """What a solution makes zero: a function of a student's derivatives by name, and of coordinates.
+
+    The function is given one argument, p, of which it reads what it needs: `p.u`, `p.u_xx`, a coordinate `p.x`, a sum
+    that is to be one stream `p["u_xx + u_yy"]`; each is [N, 1]. It is run once with numbers that remember, when the
+    residual is made, to find what it reads; then one call of `partials` serves all of it. It may return one residual
+    [N, 1], or several as a tuple or a dict of them.
+
+    A parameter that the function reads, an `nn.Parameter` of its own or of a module that it is, is one of
+    `residual.parameters()`, gets gradients, and so can be learnt from data.
+
+    Args:
+        function: of p, as `lambda p: p.u_t + p.u * p.u_x - 0.01 * p.u_xx`; a module with such a forward, too. It must
+            read the same names at each call, and change nothing in place.
+        fields: what the student's inputs and outputs are called, a `Fields` or its text: "x t -> u".
+        name: of its term in losses and histories; by default the function's. Of several residuals each has its key, or
+            its number, behind it.
+
+    Attributes:
+        reads: the derivatives that it reads. `coordinates`: the inputs that it reads.
+        names: of its terms.
+
+    Raises:
+        TypeError, ValueError: no such function or fields, or a result that is no residual.
+        NotImplementedError: a derivative above order 4.
+
+    Example:
+        >>> burgers = Residual(lambda p: p.u_t + p.u * p.u_x - 0.01 * p.u_xx, "x t -> u", name="burgers")
+        >>> burgers.reads
+        ('u_t', 'u', 'u_x', 'u_xx')
+        >>> student = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> burgers(student, torch.rand(5, 2)).shape
+        torch.Size([5, 1])
+    """
+
+    @in_words
+    def __init__(self, function: Callable, fields: Fields | str, *, name: str | None = None):
+        super().__init__()
+        need(callable(function), "function", "a function of p, as lambda p: p.u_t - p.u_xx", function, TypeError)
+        need(name is None or isinstance(name, str), "name", "a text", name, TypeError)
+        self.function, self.fields = function, fields_of(fields)
+        self.name = name_of(function) if name is None else name
+        result, read = symbols.record(function, self.fields)
+        self.reads = tuple(n for n in read if n not in self.fields.inputs)
+        self.coordinates = tuple(n for n in read if n in self.fields.inputs)
+        need(bool(self.reads), "function", "one that reads a derivative of p, as p.u_x", "none")
+        self.keys, recorded = parts_of(result, symbols.SAMPLES)
+        self.names = tuple(self.name if key is None else f"{self.name}_{key}" for key in self.keys)
+        self.coefficients = nn.ParameterList(learnt(recorded, set(self.parameters())))
+        self.fields.plan(self.reads)  # or why there is none
+
+    def forward(self, student: Function, x: torch.Tensor):
+        """The residuals [N, 1] at x [N, D], as the function returns them: one, a tuple or a dict; differentiable."""
+        values = list(self.values(self.partials(student, x)).values())
+        if self.keys == (None,):
+            return values[0]
+        if all(isinstance(key, int) for key in self.keys):
+            return tuple(values)
+        return dict(zip(self.keys, values, strict=True))
+
+    def partials(self, student: Function, x: torch.Tensor) -> Values:
+        """All that it reads, each [N, 1]: derivatives, and columns of x."""
+        return named_columns(self.fields, x) | partials(student, x, list(self.reads), fields=self.fields)
+
+    def values(self, p: Mapping[str, torch.Tensor]) -> Values:
+        """The residuals by the names of their terms, of what it reads."""
+
+        def get(name: str) -> torch.Tensor:
+            known = name in self.reads or name in self.coordinates
+            need(known, "function", f"the names that it read at first, {', '.join(self.reads)}", name)
+            return p[name]
+
+        like = next(iter(p.values()))
+        keys, found = parts_of(self.function(symbols.Named(self.fields, get)), len(like))
+        need(keys == self.keys, "function", f"the residuals that it gave at first, {self.keys}", keys)
+        return dict(zip(self.names, found, strict=True))
+
+    def polynomials(self) -> dict[str, symbols.Sum | None]:
+        """Of each term what polynomial of the names it is, as {((name, power), …): coefficient}, a coefficient a number
+        or a tensor with its graph; None of what is no polynomial."""
+        result, _ = symbols.record(self.function, self.fields)
+        _, found = parts_of(result, symbols.SAMPLES)
+        return dict(zip(self.names, (getattr(part, "polynomial", None) for part in found), strict=True))
+
+    def because(self) -> dict[str, str]:
+        """Of each term the operation by which it is no polynomial; no text where it is one."""
+        result, _ = symbols.record(self.function, self.fields)
+        _, found = parts_of(result, symbols.SAMPLES)
+        return {
+            name: "" if getattr(part, "polynomial", None) is not None else getattr(part, "because", "?")
+            for name, part in zip(self.names, found, strict=True)
+        }
+
+    @in_words
+    def diff(self, by: str) -> Residual:
+        """The derivative of the residuals with respect to an input, by the chain rule on their names: of
+        u u_x that is u_x² + u u_xx. To learn it is zero too is gradient-enhanced training.
+
+        The function may be any of smooth operations on samples by themselves, polynomial or not.
+
+        Args:
+            by: the name of an input.
+
+        Raises:
+            ValueError, TypeError: there is no such input.
+            NotImplementedError: an order above 4, a kink that counts, or a function that mixes samples.
+        """
+        inputs = self.fields.inputs
+        known = isinstance(by, str) and by in inputs
+        need(known, "by", f"one of {', '.join(inputs)}", by, hint=nearest(by, inputs))
+        return Differentiated(self, by)
+
+    def explain(self) -> str:
+        """Print, and return, what it reads, in how many streams, and which polynomial it is."""
+        text = Printed("\n".join(self._lines()))
+        print(text)
+        return text
+
+    def _lines(self) -> Iterator[str]:
+        fields, streams = self.fields, self.fields.plan(self.reads)
+        yield f"fields      {fields.names}"
+        yield f"reads       {', '.join((*self.reads, *self.coordinates))}"
+        alone = {f"{fields.outputs[o]}_{by_of(fields, e)}" if sum(e) else fields.outputs[o]
+                 for name in self.reads for o, p in fields.read(name).items() for e in p}  # fmt: skip
+        apart = fields.plan(sorted(alone)).count
+        saved = f", {apart - 1} without the sums" if apart != streams.count else ""
+        yield f"order       {streams.order}"
+        yield f"streams     {streams.count - 1} beside the value{saved}"
+        because = self.because()
+        for name, polynomial in self.polynomials().items():
+            said = f"no polynomial ({because[name]})" if polynomial is None else symbols.in_words(polynomial)
+            yield f"{clipped(name, 40):<11} {said}"
+        if learnt := sum(p.numel() for p in self.parameters() if p.requires_grad):
+            yield f"learnt      {learnt} coefficient{'s' if learnt > 1 else ''}"
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(self.names)}: {', '.join((*self.reads, *self.coordinates))} of {self.fields.names!r}"
+
+
+class Differentiated(Residual):
+    """The derivative of another residual by an input."""
+
+    def __init__(self, of: Residual, by: str):
+        nn.Module.__init__(self)
+        self.of, self.by, self.fields, self.keys = of, by, of.fields, of.keys
+        self.times = getattr(of, "times", 0) + 1
+        self.name, self.names = f"{of.name}_{by}", tuple(f"{name}_{by}" for name in of.names)
+        self.raised = {name: symbols.differentiated_name(of.fields, name, by) for name in of.reads}
+        self.reads = tuple(dict.fromkeys((*of.reads, *self.raised.values())))
+        self.coordinates = of.coordinates
+        self.fields.plan(self.reads)  # or why there is none
+        self.looked = False  # whether this function can be differentiated so, at the first numbers that come
+
+    def values(self, p: Mapping[str, torch.Tensor]) -> Values:
+        names, of = (*self.of.reads, *self.of.coordinates), self.of
+        self.look(p)
+        primals = tuple(p[name] for name in names)
+        tangents = tuple(self.slope(name, p) for name in names)
+        function = lambda *values: tuple(of.values(dict(zip(names, values, strict=True))).values())  # noqa: E731
+        _, slopes = torch.func.jvp(function, primals, tangents)
+        return dict(zip(self.names, slopes, strict=True))
+
+    def look(self, like: Mapping[str, torch.Tensor]) -> None:
+        """Once, whether the function can be differentiated so; of what is differentiated again first the inner one."""
+        if self.looked:
+            return
+        if isinstance(self.of, Differentiated):
+            self.of.look(like)
+        need_smooth(self.of, self.times, like)
+        need_own(self.of, like)
+        self.looked = True
+
+    def slope(self, name: str, p: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if name in self.raised:
+            return p[self.raised[name]]
+        return torch.ones_like(p[name]) if name == self.by else torch.zeros_like(p[name])
+
+    def polynomials(self) -> dict[str, symbols.Sum | None]:
+        found = self.of.polynomials().values()
+        derived = [None if s is None else symbols.derivative_of(s, self.fields, self.by) for s in found]
+        return dict(zip(self.names, derived, strict=True))
+
+    def because(self) -> dict[str, str]:
+        return dict(zip(self.names, self.of.because().values(), strict=True))
+
+
+def name_of(function: Callable) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    return name if name.isidentifier() else "residual"
+
+
+def by_of(fields: Fields, exponents: Sequence[int]) -> str:
+    return "".join(name * n for name, n in zip(fields.inputs, exponents, strict=True))
+
+
+def parts_of(result: object, N: int) -> tuple[tuple, list[torch.Tensor]]:
+    """The residuals that a function returned, each [N, 1], and their keys; None of the only one."""
+    expected = f"a residual [{N}, 1], or a tuple or dict of such"
+    if isinstance(result, torch.Tensor):
+        keys, found = (None,), [result]
+    elif isinstance(result, Mapping):
+        keys, found = tuple(result), list(result.values())
+    else:
+        need(isinstance(result, (tuple, list)), "function", expected, result, TypeError)
+        keys, found = tuple(range(len(result))), list(result)
+    need(bool(found), "function", expected, result)
+    for part in found:
+        need(isinstance(part, torch.Tensor), "function", expected, part, TypeError)
+        need(part.shape == (N, 1), "function", expected, tuple(part.shape))
+    return keys, found
+
+
+def learnt(recorded: Sequence[torch.Tensor], known: set) -> list[nn.Parameter]:
+    """The parameters in the graphs of residuals, but for those that are known."""
+    leaves = [node.variable for node in nodes_of(*recorded) if hasattr(node, "variable")]
+    return [leaf for leaf in dict.fromkeys(leaves) if isinstance(leaf, nn.Parameter) and leaf not in known]
+
+
+def named_columns(fields: Fields, x: torch.Tensor) -> Values:
+    if not isinstance(x, torch.Tensor) or x.dim() != 2 or x.shape[1] != len(fields.inputs):
+        return {}  # which `partials` refuses
+    return dict(zip(fields.inputs, x.split(1, dim=1), strict=True))
+
+
+def sampled(residual: Residual, like: Mapping[str, torch.Tensor]) -> Values:
+    """Numbers to try a residual with, of the dtype and on the device of those that came."""
+    names = (*residual.reads, *residual.coordinates)
+    made = [torch.linspace(0.5, 1.5, symbols.SAMPLES)[:, None] + 0.01 * i for i in range(len(names))]
+    return {name: numbers.to(like[name]) for name, numbers in zip(names, made, strict=True)}
+
+
+def need_smooth(of: Residual, times: int, like: Mapping[str, torch.Tensor]) -> None:
+    """That no operation jumps in a derivative that counts."""
+    base = of
+    while isinstance(base, Differentiated):
+        base = base.of
+    with torch.enable_grad():
+        numbers = {name: value.requires_grad_() for name, value in sampled(base, like).items()}
+        nodes = nodes_of(*base.values(numbers).values())
+    for node in nodes:
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if (highest := JUMPS.get(name, times)) < times:
+            raise NotProvided(
+                f"diff: expected at most {highest} derivative{'' if highest == 1 else 's'} of a residual with {name}, "
+                f"whose next one jumps (what the jump gives would be left out, silently), got {times}"
+            )
+
+
+def need_own(of: Residual, like: Mapping[str, torch.Tensor]) -> None:
+    """That each sample's residual is a function of that sample alone: the others' do not move with the first."""
+    p = sampled(of, like)
+    first = next(iter(p.values())).new_zeros(symbols.SAMPLES, 1)
+    first[0] = 1
+    function = lambda *values: tuple(of.values(dict(zip(p, values, strict=True))).values())  # noqa: E731
+    _, slopes = torch.func.jvp(function, tuple(p.values()), (first,) * len(p))
+    if any(bool((slope[1:] != 0).any()) for slope in slopes):
+        raise NotProvided("diff: expected residuals of each sample by itself, got a function that mixes samples")

@@ -1,0 +1,192 @@
+"""`residual_loss`: how far a student is from making residuals zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+
+from ..backends.residuals import term
+from ..errors import Fault, in_words, nearest, need, need_tensor, one_of, refuse
+from ..math.losses import LOSSES
+from ..math.table import Formula, choose
+from ..typed import Function
+from .evaluate import partials
+from .residual import Residual, Values, named_columns
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class ResidualTerms(NamedTuple):
+    """What `return_terms=True` gives: the loss, and by name each term without its weight; all can be differentiated."""
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+Residuals = Residual | Sequence[Residual]
+
+
+@overload
+def residual_loss(
+    student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = ..., target: Any = ...,
+    weights: Any = ..., scales: Any = ..., sample_weight: torch.Tensor | None = ..., reduction: str = ...,
+    return_terms: Literal[False] = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def residual_loss(
+    student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = ..., target: Any = ...,
+    weights: Any = ..., scales: Any = ..., sample_weight: torch.Tensor | None = ..., reduction: str = ...,
+    return_terms: Literal[True],
+) -> ResidualTerms: ...  # fmt: skip
+@in_words
+def residual_loss(
+    student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = "mse",
+    target: Any = None, weights: Any = None, scales: Any = None, sample_weight: torch.Tensor | None = None,
+    reduction: str = "mean", return_terms: bool = False,
+) -> torch.Tensor | ResidualTerms:  # fmt: skip
+    """Σ over terms of weight · mean over samples of ρ((residual - target) / scale), from one call of `partials`.
+
+    Args:
+        student: as of `partials`; x: inputs [N, D].
+        residual: a `Residual`, or several of the same fields, as `[r, r.diff("x")]`; all that they read comes of one
+            pass.
+        loss: ρ, "mse", "l1", "huber" or "log_cosh", or a name with parameters as ("huber", 0.5).
+        target: what residuals should be instead of 0, [N, 1].
+        weights: of the terms, by default 1.
+        scales: units of the terms, by default 1; `residual_scales` finds those in which each term is of size 1.
+        sample_weight: [N]. What has weight 0 is masked: its target, or its residual, may be no number.
+        reduction: "mean" or "sum" over samples, or "none" for [N].
+        return_terms: give a `ResidualTerms`.
+
+    `target`, `weights` and `scales` are by name, {"burgers": 2.0}; or, of one term alone, the thing itself; weights and
+    scales of several terms also a list in their order. Weights may be tensors, which get gradients.
+
+    Returns:
+        The loss of x's dtype, differentiable with respect to the student's parameters, those of the residuals, and x.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: bad arguments, in words; or what `partials` refuses.
+
+    Example:
+        >>> heat = Residual(lambda p: p.u_t - p.u_xx, "x t -> u", name="heat")
+        >>> student = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> loss = residual_loss(student, torch.rand(5, 2), [heat, heat.diff("x")], weights={"heat_x": 0.1})
+    """
+    residuals = residuals_of(residual)
+    names = names_of(residuals)
+    need(one_of(reduction, REDUCTIONS), "reduction", f"one of {', '.join(REDUCTIONS)}", reduction,
+         hint=nearest(reduction, REDUCTIONS))  # fmt: skip
+    rho = choose(LOSSES, "loss", loss)
+    numbers = {name: by_name(value, name, names) for name, value in (("weights", weights), ("scales", scales))}
+    refuse(faults_of_numbers(numbers))
+    targets = by_name(target, "target", names)
+    values = values_of(student, x, residuals)
+    refuse(faults_of_samples(targets, sample_weight, x))
+    terms = {}
+    for name, value in values.items():
+        each = each_of(rho, value, targets.get(name), numbers["scales"].get(name), sample_weight)
+        terms[name] = each if reduction == "none" else each.mean() if reduction == "mean" else each.sum()
+    total = sum(weighed(term, numbers["weights"].get(name)) for name, term in terms.items())
+    return ResidualTerms(total, terms) if return_terms else total
+
+
+@in_words
+@torch.no_grad()
+def residual_scales(student: Function, x: torch.Tensor, residual: Residuals) -> dict[str, float]:
+    """The size of each term with this student at x: the root mean square of its residual, as `scales` of
+    `residual_loss` that make each term 1 here. Of what is zero, or no number, 1.
+
+    Example:
+        >>> heat = Residual(lambda p: p.u_t - p.u_xx, "x t -> u", name="heat")
+        >>> list(residual_scales(torch.nn.Linear(2, 1), torch.rand(5, 2), [heat, heat.diff("x")]))
+        ['heat', 'heat_x']
+    """
+    values = values_of(student, x, residuals_of(residual))
+    found = {name: float(value.double().square().mean().sqrt()) for name, value in values.items()}
+    return {name: size if 0 < size < float("inf") else 1.0 for name, size in found.items()}
+
+
+def residuals_of(residual: object) -> list[Residual]:
+    several = list(residual) if isinstance(residual, (list, tuple)) else [residual]
+    for one in several:
+        need(isinstance(one, Residual), "residual", "a sobolev_kernels.Residual, or a list of them", one, TypeError)
+    need(bool(several), "residual", "a sobolev_kernels.Residual, or a list of them", "none")
+    fields = several[0].fields
+    for one in several[1:]:
+        need(one.fields == fields, "residual", f"residuals of the same fields, {fields.names!r}", one.fields.names)
+    return several
+
+
+def names_of(residuals: Sequence[Residual]) -> tuple[str, ...]:
+    names = [name for one in residuals for name in one.names]
+    for name in names:
+        hint = "Residual(…, name=…) sets one"
+        need(names.count(name) == 1, "residual", "terms of different names", f"{name!r} twice", hint=hint)
+    return tuple(names)
+
+
+def values_of(student: Function, x: torch.Tensor, residuals: Sequence[Residual]) -> Values:
+    """All terms [N, 1], from one call of `partials`."""
+    fields = residuals[0].fields
+    reads = list(dict.fromkeys(name for one in residuals for name in one.reads))
+    p = named_columns(fields, x) | partials(student, x, reads, fields=fields)
+    return {name: value for one in residuals for name, value in one.values(p).items()}
+
+
+def by_name(value: Any, argument: str, names: Sequence[str]) -> dict[str, Any]:
+    """What was given for terms, by their names."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        for name in value:
+            need(name in names, argument, f"names of terms, {', '.join(names)}", name, hint=nearest(name, names))
+        return dict(value)
+    if isinstance(value, (list, tuple)) and argument != "target":
+        need(len(value) == len(names), argument, f"{len(names)}, of {', '.join(names)}", value)
+        return dict(zip(names, value, strict=True))
+    need(len(names) == 1, argument, f"a dict by the names of terms, {', '.join(names)}", value, TypeError)
+    return {names[0]: value}
+
+
+def faults_of_numbers(numbers: dict[str, dict[str, Any]]) -> Iterator[Fault]:
+    for argument, by in numbers.items():
+        least = "> 0" if argument == "scales" else ">= 0"
+        for name, number in by.items():
+            if isinstance(number, torch.Tensor) and number.numel() == 1:
+                continue
+            real = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if not real or not (0 <= number < float("inf")) or (argument == "scales" and number == 0):
+                yield Fault(argument, f"finite numbers {least}", f"{number!r} of {name!r}", ValueError)
+
+
+def faults_of_samples(targets: dict[str, Any], sample_weight: object, x: torch.Tensor) -> Iterator[Fault]:
+    for name, target in targets.items():
+        need_tensor(target, "target", f"a tensor [{len(x)}, 1]")
+        if target.shape != (len(x), 1):
+            yield Fault("target", f"a tensor [{len(x)}, 1]", f"{tuple(target.shape)} of {name!r}")
+    if sample_weight is not None:
+        need_tensor(sample_weight, "sample_weight", f"a tensor [{len(x)}]")
+        if sample_weight.shape != (len(x),):
+            yield Fault("sample_weight", f"a tensor [{len(x)}]", sample_weight)
+        if not bool((sample_weight >= 0).all()):
+            yield Fault("sample_weight", "numbers >= 0", sample_weight)
+
+
+def each_of(
+    rho: Formula, value: torch.Tensor, target: torch.Tensor | None, scale: Any, sample_weight: torch.Tensor | None
+) -> torch.Tensor:  # fmt: skip
+    """ρ of each sample [N], times its weight."""
+    target = torch.zeros_like(value) if target is None else target.to(value)
+    if scale is not None:
+        value, target = value / scale, target / scale
+    weight = None if sample_weight is None else sample_weight.to(value)
+    return term(rho, value, target, None, weight)
+
+
+def weighed(value: torch.Tensor, weight: Any) -> torch.Tensor:
+    if weight is None:
+        return value
+    weight = weight.reshape(()).to(value) if isinstance(weight, torch.Tensor) else weight
+    return weight * value
