@@ -26,6 +26,15 @@ TARGETS = ("values", "jacobian")
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 
 
+REGISTERS = KERNELS.with_name("registers.cu")
+
+
+@cache
+def register_text(precision: str, width: int, groups: int) -> str:
+    options = f"-DSK_PRECISION={NAMES[precision]}", f"-DSK_WIDTH={width}", f"-DSK_GROUPS={groups}"
+    return compile_file(REGISTERS, options=options)
+
+
 @cache
 def text(precision: str) -> str:
     return compile_file(KERNELS, options=(f"-DSK_PRECISION={NAMES[precision]}",))
@@ -62,17 +71,23 @@ class OnPtx:
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
-    def execute(self, launch, arguments, pack, finish, memory):
+    def execute(self, launch, arguments, pack, finish, in_registers, memory):
         """Pack, step and finish as they are launched."""
-        ptx = loaded(self.ptx or text(PRECISIONS[launch.precision]))
+        precision = PRECISIONS[launch.precision]
+        own = register_text(precision, *self.layout["way"]) if in_registers else text(precision)
+        ptx = loaded(self.ptx or own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
         threads, shared = self.layout["threads"], self.layout["shared"]
-        run = lambda name, grid, **more: ptx.launch(  # noqa: E731
-            name, grid, threads, [arguments], memory=known, findings=self.findings, **more
+        run = lambda name, grid, given=arguments, **more: ptx.launch(  # noqa: E731
+            name, grid, threads, [given], memory=known, findings=self.findings, **more
         )
-        self.results["pack"] = run("pack_parameters", pack)
-        self.results["step"] = run("sobolev_step", launch.blocks, shared=shared, schedule=self.schedule)
+        on_chip = {"shared": shared, "schedule": self.schedule}
+        if in_registers:
+            self.results["step"] = run("register_step", launch.blocks, in_registers, **on_chip)
+        else:
+            self.results["pack"] = run("pack_parameters", pack)
+            self.results["step"] = run("sobolev_step", launch.blocks, **on_chip)
         if finish is not None:
             self.results["finish"] = run("finish_step", finish)
 
