@@ -15,6 +15,19 @@ namespace sk::cuda {
 using Fragment = std::uint32_t[4];
 using Sums = float[4];  // of 8 columns: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 
+// f(0) to f(n - 1), each number a type
+template <int n>
+struct Constant {
+  constexpr SK_INLINE operator int() const { return n; }
+};
+template <int n, class F>
+SK_INLINE void unrolled(F f) {
+  if constexpr (n > 0) {
+    unrolled<n - 1>(f);
+    f(Constant<n - 1>{});
+  }
+}
+
 template <Precision kPrecision>
 struct Half;
 
@@ -796,10 +809,9 @@ struct RegisterStep {
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     const Fragment ones = {To::kOnes, To::kOnes, To::kOnes, To::kOnes};
     const unsigned char* left = hidden_array(own().left, 1);
-#pragma unroll
-    for (int i = 0; i < kFirst; ++i) {
+unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) break;
+      if (m >= H / 16) return;
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[2], b;
@@ -808,32 +820,26 @@ struct RegisterStep {
         add(of_first[i], a, b);
         if (biased && n) add(of_first_bias[i], a, ones);
       }
-    }
+    });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
-#pragma unroll
-    for (int l = 0; l < kBetween; ++l) {
-      if (l + 1 >= hidden()) break;
-      if (m >= H / 16) break;
+    unrolled<kBetween>([&](auto l) {
+      if (l + 1 >= hidden() || m >= H / 16) return;
       const unsigned char *left = hidden_array(own().left, l + 2), *right = hidden_array(below, l + 1);
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[kDown][2];
-#pragma unroll
-        for (int i = 0; i < kDown; ++i) left_of<H>(left, row, m + i, a[i]);
-#pragma unroll
-        for (int j = 0; j < kRight; ++j) {
+        unrolled<kDown>([&](auto i) { left_of<H>(left, row, m + i, a[i]); });
+        unrolled<kRight>([&](auto j) {
           Fragment b;
           right_of<H>(right, row, n + j, b);
-#pragma unroll
-          for (int i = 0; i < kDown; ++i) add(of_between[l][i][j], a[i], b);
-        }
+          unrolled<kDown>([&](auto i) { add(of_between[l][i][j], a[i], b); });
+        });
         // of the warps side by side the first kDown have a row of pieces each
-#pragma unroll
-        for (int i = 0; i < kDown; ++i) {
+        unrolled<kDown>([&](auto i) {
           if (biased && warp() % kAcross == i) add(of_bias[l], a[i], ones);
-        }
+        });
       }
-    }
+    });
     if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
@@ -859,12 +865,12 @@ struct RegisterStep {
       for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
     }
     if (lane() == 0) sums[2 * warp()] = total[0], sums[2 * warp() + 1] = total[1];
-    float* outputs = mine();
+    float* outputs = reinterpret_cast<float*>(sums + 2 * kWarps);
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
-        if (lane() < 4) outputs[2 * lane() + i] = of_last_bias[i];
+        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of_last_bias[i];
       }
     }
     __syncthreads();
@@ -877,38 +883,31 @@ struct RegisterStep {
     const LayerArguments &first = a.layer[0], &last = a.layer[hidden()];
     if (threadIdx.x < kRegisterOutputs) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += outputs[256 * kParts * i + threadIdx.x];
+      for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
-#pragma unroll
-    for (int i = 0; i < kFirst; ++i) {
+unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) break;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
+      if (m >= H / 16) return;
+      unrolled<4>([&](auto e) {
         const int column = lane() % 4 * 4 + 2 * n + e % 2;
-        slot[first.gradient + (2 * m + column / 8) * 128 + (lane() / 4 * 4 + column % 8 / 2) * 4 + e / 2 * 2 + e % 2] =
-            of_first[i][e];
-      }
+        slot[first.gradient + (2 * m + column / 8) * 128 + (lane() / 4 * 4 + column % 8 / 2) * 4 + e] = of_first[i][e];
+      });
       if (n) store_bias(slot + first.bias_gradient, m, of_first_bias[i]);
-    }
+    });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
-#pragma unroll
-    for (int l = 0; l < kBetween; ++l) {
-      if (l + 1 >= hidden()) break;
-      if (m >= H / 16) break;
+    unrolled<kBetween>([&](auto l) {
+      if (l + 1 >= hidden() || m >= H / 16) return;
       const LayerArguments& layer = a.layer[l + 1];
-#pragma unroll
-      for (int i = 0; i < kDown; ++i) {
-#pragma unroll
-        for (int j = 0; j < kRight; ++j) {
+      unrolled<kDown>([&](auto i) {
+        unrolled<kRight>([&](auto j) {
           const Sums& c = of_between[l][i][j];
           reinterpret_cast<float4*>(slot + layer.gradient)[((m + i) * (H / 8) + n + j) * 32 + lane()] =
               make_float4(c[0], c[1], c[2], c[3]);
-        }
-      }
+        });
+      });
       if (warp() % kAcross < kDown) store_bias(slot + layer.bias_gradient, m + warp() % kAcross, of_bias[l]);
-    }
+    });
     if (warp() < H / 16) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {

@@ -35,7 +35,7 @@ struct RegisterLayout {
   std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
   std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
-  std::uint32_t own = 0;                           // 1 KiB of each warp
+  std::uint32_t own = 0;                           // 1 KiB of each warp, if it needs some
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
 };
@@ -114,9 +114,10 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.top = take(rows * kRegisterOutputs * 2);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
-  to.own = take(kWarps * 1024);
+  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
+  to.own = take(a.P && (tangents || columns_shared) ? kWarps * 1024 : 0);
   to.seed = take(16);
-  to.sums = take(kWarps * 2 * sizeof(double));
+  to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
   return to.bytes;
 }
