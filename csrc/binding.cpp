@@ -408,12 +408,14 @@ PYBIND11_MODULE(_C, m) {
         const auto& a = all.step;
         const auto& layout = a.layout;
         const bool registers = all.own.way.width > 0;
+        const auto& [width, groups, between, most] = all.own.way;
+        const auto way = py::make_tuple(width, groups, between, most);
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
                         "shared"_a = layout.floats * 4, "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
                         "gradients"_a = registers || !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
                         "slot"_a = layout.slot_floats * 4,
-                        "way"_a = py::make_tuple(all.own.way.width, all.own.way.groups),
+                        "way"_a = way,
                         "not_in_registers"_a = sk::cuda::refused_by_registers(step, rounded));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
@@ -459,9 +461,9 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, const std::array<std::int32_t, 2>& way, std::uint64_t shared, int device) {
+      [](int precision, const std::array<int, 4>& way, std::uint64_t shared, int device) {
         return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
-                                                    {way[0], way[1]}, shared);
+                                                    {way[0], way[1], way[2], way[3]}, shared);
       },
       "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("way"), py::arg("shared"),
       py::arg("device"));

@@ -30,9 +30,13 @@ REGISTERS = KERNELS.with_name("registers.cu")
 
 
 @cache
-def register_text(precision: str, width: int, groups: int) -> str:
-    options = f"-DSK_PRECISION={NAMES[precision]}", f"-DSK_WIDTH={width}", f"-DSK_GROUPS={groups}"
-    return compile_file(REGISTERS, options=options)
+def register_text(precision: str, way: tuple[int, ...]) -> str:
+    return compile_file(REGISTERS, options=register_options(precision, way))
+
+
+def register_options(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
+    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS"), way, strict=True)
+    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={number}" for name, number in named)
 
 
 @cache
@@ -74,7 +78,7 @@ class OnPtx:
     def execute(self, launch, arguments, pack, finish, in_registers, memory):
         """Pack, step and finish as they are launched."""
         precision = PRECISIONS[launch.precision]
-        own = register_text(precision, *self.layout["way"]) if in_registers else text(precision)
+        own = register_text(precision, self.layout["way"]) if in_registers else text(precision)
         ptx = loaded(self.ptx or own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}

@@ -4,7 +4,7 @@
 
 namespace sk::cuda {
 
-template __global__ void register_step<Precision::SK_PRECISION, SK_WIDTH, SK_GROUPS>(
+template __global__ void register_step<Precision::SK_PRECISION, SK_WIDTH, SK_GROUPS, SK_BETWEEN, SK_BLOCKS>(
     const __grid_constant__ RegisterArguments);
 
 }  // namespace sk::cuda

@@ -80,13 +80,12 @@ struct AnyCurve {
   }
 };
 
-template <Precision kPrecision, int H, int kGroups>
+template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterStep {
   using To = Half<kPrecision>;
   static constexpr int kParts = kWarps / kGroups, kRows = 16 * kGroups;
   static constexpr int kDepth = H / 16;        // fragments of all columns
   static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
-  static constexpr int kBetween = most_between(H);
   // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
   static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
   static constexpr int kAcross = H / 8 / kRight;
@@ -99,10 +98,8 @@ struct RegisterStep {
   unsigned char* shared;
   std::int64_t first_row = 0;
 
-  Sums of_first[kFirst] = {}, of_first_bias[kFirst] = {}, of_between[kBetween][kDown][kRight] = {};
-  Sums of_bias[kBetween] = {}, of_last = {};
+  Sums of_first[kFirst] = {}, of_between[kBetween][kDown][kRight] = {}, of_last = {};
   float of_last_bias[2] = {};
-  double total[2] = {0.0, 0.0};
 
   // Of the last layer, of this lane's rows and outputs
   struct Outputs {
@@ -195,10 +192,16 @@ struct RegisterStep {
         bias[i] = layer.bias.data && i < layer.out ? number(layer.bias, i) : 0.0f;
       }
     }
+    for (int i = threadIdx.x; a.gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    if (lane() == 0) sums()[0] = sums()[1] = 0.0;
     if (threadIdx.x == 0) store_seed(a.directions, seed());
     __syncthreads();
   }
 
+  SK_INLINE float* bias_sums(int l) const {  // of hidden layer l, from 1
+    return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+  }
+  SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
 
   // ---- Products ----
@@ -390,7 +393,11 @@ struct RegisterStep {
       owed = step().gradients && step().factor[kFirst_] != 0.0f;
     }
     value_residual(owed, rho[kValue_]);
-    total[0] += rho[0], total[1] += rho[1];
+#pragma unroll
+    for (int term = 0; term < 2; ++term) {
+      for (int apart = 16; apart; apart /= 2) rho[term] += __shfl_xor_sync(~0u, rho[term], apart);
+      if (lane() == 0) sums()[term] += rho[term];
+    }
     if (!step().gradients) __syncthreads();
   }
   static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
@@ -805,6 +812,12 @@ struct RegisterStep {
     To::multiply(c, left[1], right[2], right[3]);
   }
 
+  // Of a piece's rows, times ones
+  SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
+    float* to = bias_sums(l) + 16 * m + lane() / 4;
+    if (lane() % 4 == 0) to[0] += c[0], to[8] += c[2];
+  }
+
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     const Fragment ones = {To::kOnes, To::kOnes, To::kOnes, To::kOnes};
@@ -812,19 +825,22 @@ struct RegisterStep {
 unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
+      Sums bias = {};
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[2], b;
         left_of<H>(left, row, m, a);
         right_of<kRegisterInputs>(shared + source, row, n, b);
         add(of_first[i], a, b);
-        if (biased && n) add(of_first_bias[i], a, ones);
+        if (biased && n) add(bias, a, ones);
       }
+      if (biased && n) add_bias_sums(1, m, bias);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
       if (l + 1 >= hidden() || m >= H / 16) return;
       const unsigned char *left = hidden_array(own().left, l + 2), *right = hidden_array(below, l + 1);
+      Sums bias = {};
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[kDown][2];
@@ -836,9 +852,10 @@ unrolled<kFirst>([&](auto i) {
         });
         // of the warps side by side the first kDown have a row of pieces each
         unrolled<kDown>([&](auto i) {
-          if (biased && warp() % kAcross == i) add(of_bias[l], a[i], ones);
+          if (biased && warp() % kAcross == i) add(bias, a[i], ones);
         });
       }
+      if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
     if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
 #pragma unroll 1
@@ -853,19 +870,11 @@ unrolled<kFirst>([&](auto i) {
 
   // ---- What a block leaves ----
 
-  SK_INLINE void store_bias(float* to, int m, const Sums& c) const {
-    if (lane() % 4 == 0) to[16 * m + lane() / 4] = c[0], to[16 * m + lane() / 4 + 8] = c[2];
-  }
-
   SK_INLINE void end() {
     const Arguments& a = step();
     float* slot = a.slots + std::int64_t(blockIdx.x) * a.layout.slot_floats;
-    double* sums = reinterpret_cast<double*>(shared + own().sums);
-    for (double& of : total) {
-      for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
-    }
-    if (lane() == 0) sums[2 * warp()] = total[0], sums[2 * warp() + 1] = total[1];
-    float* outputs = reinterpret_cast<float*>(sums + 2 * kWarps);
+    const double* sums = reinterpret_cast<const double*>(shared + own().sums);
+    float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -881,6 +890,9 @@ unrolled<kFirst>([&](auto i) {
     }
     if (!a.gradients) return;
     const LayerArguments &first = a.layer[0], &last = a.layer[hidden()];
+    for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
+      slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+    }
     if (threadIdx.x < kRegisterOutputs) {
       float of = 0.0f;
       for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
@@ -893,7 +905,6 @@ unrolled<kFirst>([&](auto i) {
         const int column = lane() % 4 * 4 + 2 * n + e % 2;
         slot[first.gradient + (2 * m + column / 8) * 128 + (lane() / 4 * 4 + column % 8 / 2) * 4 + e] = of_first[i][e];
       });
-      if (n) store_bias(slot + first.bias_gradient, m, of_first_bias[i]);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
@@ -906,7 +917,6 @@ unrolled<kFirst>([&](auto i) {
               make_float4(c[0], c[1], c[2], c[3]);
         });
       });
-      if (warp() % kAcross < kDown) store_bias(slot + layer.bias_gradient, m + warp() % kAcross, of_bias[l]);
     });
     if (warp() < H / 16) {
 #pragma unroll
@@ -918,10 +928,10 @@ unrolled<kFirst>([&](auto i) {
   }
 };
 
-template <Precision kPrecision, int H, int kGroups>
-__global__ void __launch_bounds__(kThreads, 1) register_step(const __grid_constant__ RegisterArguments all) {
+template <Precision kPrecision, int H, int kGroups, int kBetween, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) register_step(const __grid_constant__ RegisterArguments all) {
   extern __shared__ __align__(16) unsigned char register_shared[];
-  RegisterStep<kPrecision, H, kGroups> step{all, register_shared};
+  RegisterStep<kPrecision, H, kGroups, kBetween> step{all, register_shared};
   step.begin();
   for (std::int64_t i = blockIdx.x; i < all.step.tiles; i += gridDim.x) step.run(i);
   step.end();

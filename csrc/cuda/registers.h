@@ -10,9 +10,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;         // layers of hidden units
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
-// Layers of H hidden units among each other whose gradients' sums stay in registers
-inline constexpr int most_between(int H) { return H <= 64 ? kMostHidden - 1 : 2; }
-
 // σ' and σ''/σ' as functions of h = σ(z): of h above 0 `top` and 0 if they are told apart there, else polynomials, less
 // e^-βh of the first, and β e^-βh more of the second.
 struct Curve {
@@ -21,16 +18,20 @@ struct Curve {
   float first[3], top, ratio[2], beta;
 };
 
-// How a block goes about it: groups of 16 rows, each by as many warps as share its columns.
+// How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
+// many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
 struct RegisterWay {
-  int width, groups;
+  int width, groups, between, blocks;
+  constexpr bool operator==(const RegisterWay& of) const {
+    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
+  }
 };
 
 // Bytes from the beginning of a block's shared memory. Arrays of 16-bit numbers [rows, features], of each hidden layer.
 struct RegisterLayout {
-  RegisterWay way = {0, 0};
+  RegisterWay way = {0, 0, 0, 0};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
-  std::uint32_t biases = 0;                        // [L, H] floats
+  std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what a tangent begins with
   std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
   std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
@@ -105,6 +106,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.between = take((hidden - 1) * H * H * 2);
   to.last = take(kRegisterOutputs * H * 2);
   to.biases = take(a.L * H * 4);
+  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * 2);
   to.source = take(rows * kRegisterInputs * 2);
   const std::uint64_t array = std::uint64_t(rows) * H * 2;
@@ -139,8 +141,9 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_REGISTER_WAYS(way) way(32, 8) way(64, 8) way(64, 4) way(64, 2) way(128, 2)
-#define SK_WAY(width, groups) {width, groups},
+#define SK_REGISTER_WAYS(way) \
+  way(32, 8, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) way(128, 2, 2, 1)
+#define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
 constexpr RegisterWay kRegisterWays[] = {SK_REGISTER_WAYS(SK_WAY)};
 #undef SK_WAY
 constexpr std::int64_t kTilesWanted = 128;
@@ -154,28 +157,23 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
   to.step = numbers_of(step, precision);
   Arguments& a = to.step;
   const std::int32_t H = width_of(a);
-  if (a.L - 2 > most_between(H)) return false;
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
-  bool found = false;
   for (const RegisterWay& way : kRegisterWays) {
-    if (way.width != H || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+    if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+    const std::uint64_t most = share(limit, way.blocks);
+    RegisterLayout layout;
     // sums of several rounds want all their digits
-    const bool fits = shared_bytes(a, way, false, to.own) <= limit ||
-                      (a.rounds <= 1 && shared_bytes(a, way, true, to.own) <= limit);
-    if (!fits) continue;
-    found = true;
+    if (shared_bytes(a, way, false, layout) > most && (a.rounds > 1 || shared_bytes(a, way, true, layout) > most)) {
+      continue;
+    }
+    to.own = layout;
     a.layout.samples = 16 * way.groups;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
-    a.layout.floats = to.own.bytes / 4;
+    a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;
   }
-  if (!found) return false;
-  // the last one that was looked at may not have fitted
-  const RegisterWay way{H, a.layout.samples / 16};
-  if (shared_bytes(a, way, false, to.own) > limit) shared_bytes(a, way, true, to.own);
-  a.layout.floats = to.own.bytes / 4;
-  return true;
+  return to.own.way.width > 0;
 }
 
 // What a step is launched with, by this kernel or, where `own.way` is of no width, by that of tiles (step.cuh)

@@ -154,7 +154,7 @@ def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scr
 
 
 @lru_cache(maxsize=256)
-def blocks_at_a_time(precision: int, way: tuple[int, int], shared: int, device: int) -> int:
+def blocks_at_a_time(precision: int, way: tuple[int, ...], shared: int, device: int) -> int:
     return core._C.cuda_blocks(precision, way, shared, device)
 
 
