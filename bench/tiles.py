@@ -1,8 +1,8 @@
 """The CUDA backend's two kernels on a GPU, in a few minutes: `python -m bench.tiles`.
 
 Each is checked by the one rule, then timed as a replayed graph: of three cases of the benchmark, in bf16, the step by
-tiles in shared memory and the one in registers with every tile that fits, directions given and drawn; beside them Triton
-and the other precisions, which the first kernel has alone.
+tiles in shared memory and the one in registers with every tile that fits, directions given and drawn; beside them
+Triton, and the other precisions, which the first kernel has alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from sobolev_kernels.testing.speed.variants import sobolev_step
 
 from . import gpu
 
-CHOSEN, IN_MEMORY = 1, 2  # csrc/cuda/registers.h
-TILES = (IN_MEMORY, CHOSEN, 128, 64, 32)
+TILES = (cuda.IN_MEMORY, cuda.CHOSEN, 128, 64, 32)
 WANTED = {(65536, 64, 3, 4), (8192, 128, 3, 4), (4096, 64, 4, 4)}
 TIMED = [case for case in CASES if case.kind == FIRST and (case.N, case.H, case.hidden, case.P) in WANTED]
 CHECKED = [
@@ -124,20 +123,20 @@ def main() -> int:
         for samples in TILES:
             attempt(f"check {shape} tile {samples}", lambda s=shape, t=samples: check(s, t))
     for activation in ("relu", "sigmoid", "softplus", "elu", "silu"):
-        attempt(f"check {activation}", lambda a=activation: check(CHECKED[3], CHOSEN, a))
+        attempt(f"check {activation}", lambda a=activation: check(CHECKED[3], cuda.CHOSEN, a))
     for kind in ("given", "normal", "rademacher", "basis"):
-        attempt(f"check {kind}", lambda k=kind: check(CHECKED[0], CHOSEN, "tanh", k))
+        attempt(f"check {kind}", lambda k=kind: check(CHECKED[0], cuda.CHOSEN, "tanh", k))
     for case in sorted(TIMED, key=lambda case: -case.N):
         for samples in TILES:
             for drawn in (False, True):
                 label = f"time {case} cuda bf16 tile {samples} {'drawn' if drawn else 'given'}"
                 attempt(label, lambda c=case, t=samples, d=drawn: time(c, "cuda", "bf16", t, d))
-        attempt(f"time {case} triton bf16 given", lambda c=case: time(c, "triton", "bf16", CHOSEN, False))
+        attempt(f"time {case} triton bf16 given", lambda c=case: time(c, "triton", "bf16", cuda.CHOSEN, False))
         for samples in TILES:
             attempt(f"kernels {case} tile {samples}", lambda c=case, t=samples: kernels(c, t))
     for case in sorted(TIMED, key=lambda case: -case.N):
         for precision in ("ieee", "tf32"):
-            attempt(f"time {case} cuda {precision}", lambda c=case, p=precision: time(c, "cuda", p, CHOSEN, False))
+            attempt(f"time {case} cuda {precision}", lambda c=case, p=precision: time(c, "cuda", p, cuda.CHOSEN, False))
     return 0
 
 

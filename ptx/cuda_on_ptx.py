@@ -46,9 +46,12 @@ def text(precision: str) -> str:
 
 class OnPtx:
     """A backend in place of `cuda` that launches on the PTX machine; it keeps the results of the last call, and what it
-    launched."""
+    launched. By the kernel of tiles in shared memory, unless `tile` says otherwise."""
 
-    def __init__(self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None):
+    def __init__(
+        self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None, tile=cuda.IN_MEMORY
+    ):  # fmt: skip
+        self.tile = tile
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
         self.results, self.layout, self.problem = {}, None, None
         self.memory: list[torch.Tensor] = []  # of the call that is running
@@ -116,7 +119,7 @@ def on_ptx(**options):
 
     with (
         patch.object(steps.Layout, "addresses", looked_at), patch.object(steps.Step, "run", ran),
-        on_cpu(backend.start, backend, backend.limit, backend.blocks),
+        patch.object(cuda, "TILE", backend.tile), on_cpu(backend.start, backend, backend.limit, backend.blocks),
     ):  # fmt: skip
         yield backend
 

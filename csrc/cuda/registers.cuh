@@ -121,7 +121,7 @@ struct RegisterStep {
   SK_INLINE unsigned char* hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
     return shared + of + (l - 1) * (kRows * H * 2);
   }
-  SK_INLINE float* mine() const { return reinterpret_cast<float*>(shared + own().own) + 256 * warp(); }
+  SK_INLINE float* mine() const { return reinterpret_cast<float*>(shared + own().own) + kOwnBytes / 4 * warp(); }
 
   // Chunk c of 8 numbers of a row of N: chunks lie in an order that depends on the row, so that eight rows of a chunk
   // are in different banks.
@@ -588,7 +588,7 @@ struct RegisterStep {
       __syncwarp();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        reinterpret_cast<float4*>(mine())[(lane() / 4 + 8 * half) * 4 + lane() % 4] =
+        *reinterpret_cast<float4*>(mine() + (lane() / 4 + 8 * half) * kOwnRow + lane() % 4 * 4) =
             make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
       }
       __syncwarp();
@@ -661,7 +661,7 @@ struct RegisterStep {
   SK_INLINE float tangent_target(int p, int half, int o, bool dense) const {
     const Strided& data = step().target[Term::kFirst].data;
     if (!dense) return number(data, p, row_of(half), o);
-    const float* v = mine() + (lane() / 4 + 8 * half) * 16;
+    const float* v = mine() + (lane() / 4 + 8 * half) * kOwnRow;
     float of = 0.0f;
 #pragma unroll 4
     for (int d = 0; d < step().W; ++d) of = fmaf(number(data, row_of(half), o, d), v[d], of);
@@ -778,13 +778,13 @@ struct RegisterStep {
         to[32 * half] = make_float4(g_bar[half][0], g_bar[half][1], g_bar[half][2], g_bar[half][3]);
       }
       meet();
-      const float4* from = reinterpret_cast<const float4*>(shared + own().own) + 64 * kParts * group() + lane();
+      const float4* from = reinterpret_cast<const float4*>(shared + own().own) + kOwnBytes / 16 * kParts * group() + lane();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float4 of = from[32 * half];
 #pragma unroll
         for (int i = 1; i < kParts; ++i) {
-          const float4 more = from[64 * i + 32 * half];
+          const float4 more = from[kOwnBytes / 16 * i + 32 * half];
           of = make_float4(of.x + more.x, of.y + more.y, of.z + more.z, of.w + more.w);
         }
         g_bar[half][0] = of.x, g_bar[half][1] = of.y, g_bar[half][2] = of.z, g_bar[half][3] = of.w;

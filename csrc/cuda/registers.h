@@ -8,6 +8,7 @@ namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;         // layers of hidden units
+constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
 // σ' and σ''/σ' as functions of h = σ(z): of h above 0 `top` and 0 if they are told apart there, else polynomials, less
@@ -36,7 +37,7 @@ struct RegisterLayout {
   std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
   std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
-  std::uint32_t own = 0;                           // 1 KiB of each warp, if it needs some
+  std::uint32_t own = 0;                           // kOwnBytes of each warp, if it needs some
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
 };
@@ -117,7 +118,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
-  to.own = take(a.P && (tangents || columns_shared) ? kWarps * 1024 : 0);
+  to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
@@ -142,7 +143,7 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
 #define SK_REGISTER_WAYS(way) \
-  way(32, 8, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) way(128, 2, 2, 1)
+  way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) way(128, 2, 2, 1)
 #define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
 constexpr RegisterWay kRegisterWays[] = {SK_REGISTER_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -161,6 +162,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
   place_gradients(a, H);
   for (const RegisterWay& way : kRegisterWays) {
     if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+    if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
     // sums of several rounds want all their digits

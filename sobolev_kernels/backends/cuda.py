@@ -16,8 +16,10 @@ from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Pr
 from . import constant_while_traced, core, triton
 
 MOST_LAYERS = 16
-# Samples of a tile of the step in registers; 1 is what suits a step, 2 the kernel of tiles for all (csrc/cuda/registers.h).
-TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", "1"))
+# Samples of a tile of the step in registers, or one of these: what suits a step, or the kernel of tiles in shared memory
+# for all (csrc/cuda/registers.h).
+CHOSEN, IN_MEMORY = 1, 2
+TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", CHOSEN))
 MISSING = core.MISSING
 if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
@@ -89,7 +91,7 @@ def hardware(device: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def layout(problem: Problem, side: str, limit: int, tile: int = 1, N: int = 1) -> dict:
+def layout(problem: Problem, side: str, limit: int, tile: int = CHOSEN, N: int = 1) -> dict:
     """How a block goes about it, from shapes alone."""
     step = core.step_of_shapes(problem, N)
     core.set_plan(step, side, tile)
