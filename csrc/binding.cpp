@@ -411,11 +411,11 @@ PYBIND11_MODULE(_C, m) {
         const auto& [width, groups, between, most] = all.own.way;
         const auto way = py::make_tuple(width, groups, between, most);
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
-                        "shared"_a = layout.floats * 4, "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
+                        "shared"_a = layout.floats * 4,
+                        "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
                         "gradients"_a = registers || !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
-                        "slot"_a = layout.slot_floats * 4,
-                        "way"_a = way,
+                        "slot"_a = layout.slot_floats * 4, "way"_a = way,
                         "not_in_registers"_a = sk::cuda::refused_by_registers(step, rounded));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),

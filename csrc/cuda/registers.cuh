@@ -84,7 +84,7 @@ template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterStep {
   using To = Half<kPrecision>;
   static constexpr int kParts = kWarps / kGroups, kRows = 16 * kGroups;
-  static constexpr int kDepth = H / 16;        // fragments of all columns
+  static constexpr int kDepth = H / 16;          // fragments of all columns
   static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
   // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
   static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
@@ -174,7 +174,9 @@ struct RegisterStep {
       const LayerArguments& layer = a.layer[l];
       const bool is_first = l == 0, is_last = l == hidden();
       const int rows = is_last ? kRegisterOutputs : H, half = (is_first ? kRegisterInputs : H) / 2;
-      unsigned char* to = shared + (is_first ? own().first : is_last ? own().last : own().between + (l - 1) * H * H * 2);
+      unsigned char* to = shared + (is_first  ? own().first
+                                    : is_last ? own().last
+                                              : own().between + (l - 1) * H * H * 2);
 #pragma unroll 4
       for (int i = threadIdx.x; i < rows * half; i += kThreads) {
         const int row = i / half, k = i % half * 2;
@@ -745,7 +747,8 @@ struct RegisterStep {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         g[half][i] = pulled[i / 2][2 * half + i % 2], g_bar[half][i] = 0.0f;
-        if (dense && valid(half) && column + i < step().W) g[half][i] -= number(target.data, row_of(half), o, column + i);
+        if (dense && valid(half) && column + i < step().W)
+          g[half][i] -= number(target.data, row_of(half), o, column + i);
       }
     }
 #pragma unroll 1
@@ -778,7 +781,8 @@ struct RegisterStep {
         to[32 * half] = make_float4(g_bar[half][0], g_bar[half][1], g_bar[half][2], g_bar[half][3]);
       }
       meet();
-      const float4* from = reinterpret_cast<const float4*>(shared + own().own) + kOwnBytes / 16 * kParts * group() + lane();
+      const float4* from =
+          reinterpret_cast<const float4*>(shared + own().own) + kOwnBytes / 16 * kParts * group() + lane();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float4 of = from[32 * half];
@@ -822,7 +826,7 @@ struct RegisterStep {
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     const Fragment ones = {To::kOnes, To::kOnes, To::kOnes, To::kOnes};
     const unsigned char* left = hidden_array(own().left, 1);
-unrolled<kFirst>([&](auto i) {
+    unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
       Sums bias = {};
@@ -898,7 +902,7 @@ unrolled<kFirst>([&](auto i) {
       for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
-unrolled<kFirst>([&](auto i) {
+    unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
       unrolled<4>([&](auto e) {

@@ -7,7 +7,7 @@
 namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kMostHidden = 5;         // layers of hidden units
+constexpr int kMostHidden = 5;                             // layers of hidden units
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
@@ -142,8 +142,9 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_REGISTER_WAYS(way) \
-  way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) way(128, 2, 2, 1)
+#define SK_REGISTER_WAYS(way)                                                                           \
+  way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
+      way(128, 2, 2, 1)
 #define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
 constexpr RegisterWay kRegisterWays[] = {SK_REGISTER_WAYS(SK_WAY)};
 #undef SK_WAY

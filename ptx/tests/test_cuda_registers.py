@@ -18,7 +18,9 @@ from ptx.cuda_on_ptx import SCHEDULES, compare  # noqa: E402
 HOPPER = 227 << 10
 
 
-def registers(numbers, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin", **how):
+def registers(
+    numbers, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin", **how
+):
     """Beside the reference, by the kernel that is meant."""
     on = {"limit": limit, "tile": tile, "schedule": schedule}
     done = compare(numbers, projections, "bf16", *arguments, on=on, **how)

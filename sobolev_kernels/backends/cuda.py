@@ -110,7 +110,9 @@ def plan(problem: Problem, N: int) -> Plan:
         ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
         ("parameters", where("parameters")), ("gradients", where("gradients")),
     )  # fmt: skip
-    kernel = "streams in registers" if chosen["way"][0] else f"tiles, for {chosen['not_in_registers'] or 'lack of room'}"
+    kernel = (
+        "streams in registers" if chosen["way"][0] else f"tiles, for {chosen['not_in_registers'] or 'lack of room'}"
+    )
     return Plan("cuda", "one launch", (*choices, ("kernel", kernel)))
 
 
