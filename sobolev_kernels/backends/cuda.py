@@ -16,8 +16,8 @@ from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Pr
 from . import constant_while_traced, core, triton
 
 MOST_LAYERS = 16
-# Samples of a tile of the step in registers, or one of these: what suits a step, or the kernel of tiles in shared memory
-# for all (csrc/cuda/registers.h).
+# Samples of a tile of the step in registers, or one of these: what suits a step, or the kernel of tiles in shared
+# memory for all (csrc/cuda/registers.h).
 CHOSEN, IN_MEMORY = 1, 2
 TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", CHOSEN))
 MISSING = core.MISSING
