@@ -91,7 +91,11 @@ struct RegisterStep {
   static constexpr int kAcross = H / 8 / kRight;
   static constexpr int kFirst = (H / 8 + kWarps - 1) / kWarps;
   static_assert(kMine >= 1 && kGroups % 2 == 0);
-  using Operands = Fragment[kDepth];
+  // All columns of a product's left side: in registers, or where the warps that share rows have stored them
+  struct Operands {
+    Fragment made[kParts == 1 ? kDepth : 1];
+    std::uint32_t array;
+  };
   using Columns = Sums[2 * kMine];
 
   const RegisterArguments& all;
@@ -101,10 +105,16 @@ struct RegisterStep {
   Sums of_first[kFirst] = {}, of_between[kBetween][kDown][kRight] = {}, of_last = {};
   float of_last_bias[2] = {};
 
-  // Of the last layer, of this lane's rows and outputs
-  struct Outputs {
-    float value[4], d1[4], d2[4], q[4];
-  } y;
+  // Of the last layer, of this lane's rows and outputs: in shared memory where rows are shared, since registers are few
+  enum Output : int { kY, kD1, kD2, kOwed };
+  float outputs[kParts == 1 ? kOutputNumbers : 1];
+  SK_INLINE float& y(Output of, int e) {
+    if constexpr (kParts == 1) {
+      return outputs[4 * of + e];
+    } else {
+      return reinterpret_cast<float*>(shared + own().outputs)[(4 * of + e) * kThreads + threadIdx.x];
+    }
+  }
 
   // ---- Where things are ----
 
@@ -118,31 +128,43 @@ struct RegisterStep {
   SK_INLINE std::int64_t row_of(int half) const { return first_row + lane() / 4 + 8 * half; }
   SK_INLINE bool valid(int half) const { return row_of(half) < step().N; }
   static SK_INLINE int output_of(int e) { return lane() % 4 * 2 + e % 2; }
-  SK_INLINE unsigned char* hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
-    return shared + of + (l - 1) * (kRows * H * 2);
+  SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
+    return of + (l - 1) * (kRows * H * 2);
   }
   SK_INLINE float* mine() const { return reinterpret_cast<float*>(shared + own().own) + kOwnBytes / 4 * warp(); }
 
   // Chunk c of 8 numbers of a row of N: chunks lie in an order that depends on the row, so that eight rows of a chunk
-  // are in different banks.
+  // are in different banks. Arrays begin at multiples of 256 bytes, so that another chunk is `^ 16 c` away, if the bits
+  // of both differ, and eight or more rows farther has the same order.
   template <int N>
   static SK_INLINE std::uint32_t place(int row, int c) {
     constexpr int kChunks = N / 8;
     const int order = kChunks >= 8 ? row % 8 : kChunks == 4 ? row / 2 % 4 : kChunks == 2 ? row / 4 % 2 : 0;
     return row * N * 2 + (c ^ order) * 16;
   }
+  SK_INLINE void matrices(Fragment& to, std::uint32_t at) const { ldmatrix(to, shared + at); }
+  SK_INLINE void changed_matrices(Fragment& to, std::uint32_t at) const { ldmatrix_transposed(to, shared + at); }
 
   // Of the rows of this warp, columns 16 k to 16 k + 15
   template <int N>
-  SK_INLINE void load(Fragment& to, const unsigned char* array, int k) const {
-    ldmatrix(to, array + place<N>(16 * group() + lane() % 16, 2 * k + lane() / 16));
+  SK_INLINE void load(Fragment& to, std::uint32_t array, int k) const {
+    matrices(to, (array + place<N>(16 * group() + lane() % 16, lane() / 16)) ^ 32 * k);
   }
   template <int N>
-  SK_INLINE void store(unsigned char* array, int k, const Fragment& from) const {
-    const int row = 16 * group() + lane() / 4;
+  SK_INLINE void store(std::uint32_t array, int k, const Fragment& from) const {
+    const std::uint32_t at = array + place<N>(16 * group() + lane() / 4, 0) + lane() % 4 * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      *reinterpret_cast<std::uint32_t*>(array + place<N>(row + i % 2 * 8, 2 * k + i / 2) + lane() % 4 * 4) = from[i];
+      *reinterpret_cast<std::uint32_t*>(shared + (at ^ (32 * k + 16 * (i / 2))) + i % 2 * (8 * N * 2)) = from[i];
+    }
+  }
+
+  SK_INLINE void fragment(const Operands& a, int k, Fragment& to) const {
+    if constexpr (kParts == 1) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[i] = a.made[k][i];
+    } else {
+      load<H>(to, a.array, k);
     }
   }
 
@@ -223,28 +245,30 @@ struct RegisterStep {
 
   // c += a Wᵀ, of the first layer and of one between
   SK_INLINE void through_first(const Fragment& a, Columns& c) const {
-    const unsigned char* weights = shared + own().first;
+    const int row = part() * kMine * 16 + lane() % 8 + lane() / 16 * 8;
+    const std::uint32_t weights = own().first + place<kRegisterInputs>(row, lane() / 8 % 2);
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
       Fragment b;
-      const int row = (part() * kMine + j) * 16 + lane() % 8 + lane() / 16 * 8;
-      ldmatrix(b, weights + place<kRegisterInputs>(row, lane() / 8 % 2));
+      matrices(b, weights + j * (16 * kRegisterInputs * 2));
       To::multiply(c[2 * j], a, b[0], b[1]);
       To::multiply(c[2 * j + 1], a, b[2], b[3]);
     }
   }
-  SK_INLINE const unsigned char* between(int l) const { return shared + own().between + (l - 1) * (H * H * 2); }
+  SK_INLINE std::uint32_t between(int l) const { return own().between + (l - 1) * (H * H * 2); }
   SK_INLINE void through_between(const Operands& a, int l, Columns& c) const {
-    const unsigned char* weights = between(l);
+    const int row = part() * kMine * 16 + lane() % 8 + lane() / 16 * 8;
+    const std::uint32_t weights = between(l) + place<H>(row, lane() / 8 % 2);
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
+      Fragment left;
+      fragment(a, k, left);
 #pragma unroll
       for (int j = 0; j < kMine; ++j) {
         Fragment b;
-        const int row = (part() * kMine + j) * 16 + lane() % 8 + lane() / 16 * 8;
-        ldmatrix(b, weights + place<H>(row, 2 * k + lane() / 8 % 2));
-        To::multiply(c[2 * j], a[k], b[0], b[1]);
-        To::multiply(c[2 * j + 1], a[k], b[2], b[3]);
+        matrices(b, (weights ^ 32 * k) + j * (16 * H * 2));
+        To::multiply(c[2 * j], left, b[0], b[1]);
+        To::multiply(c[2 * j + 1], left, b[2], b[3]);
       }
     }
   }
@@ -256,47 +280,54 @@ struct RegisterStep {
     }
   }
   SK_INLINE void through_last(const Operands& a, Sums& c) const {
-    const unsigned char* weights = shared + own().last;
+    const std::uint32_t weights = own().last + place<H>(lane() % 8, lane() / 8 % (kDepth == 1 ? 2 : 4));
 #pragma unroll
     for (int k = 0; k < kDepth; k += 2) {
       Fragment b;
-      ldmatrix(b, weights + place<H>(lane() % 8, 2 * k + lane() / 8 % (kDepth == 1 ? 2 : 4)));
-      To::multiply(c, a[k], b[0], b[1]);
-      if constexpr (kDepth > 1) To::multiply(c, a[k + 1], b[2], b[3]);
+      matrices(b, weights ^ 32 * k);
+#pragma unroll
+      for (int i = 0; i < (kDepth == 1 ? 1 : 2); ++i) {
+        Fragment left;
+        fragment(a, k + i, left);
+        To::multiply(c, left, b[2 * i], b[2 * i + 1]);
+      }
     }
   }
 
   // c += a W
   SK_INLINE void pull_first(const Operands& a, Sums (&c)[2]) const {
-    const unsigned char* weights = shared + own().first;
+    const std::uint32_t weights = own().first + place<kRegisterInputs>(lane() % 16, lane() / 16);
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
-      Fragment b;
-      ldmatrix_transposed(b, weights + place<kRegisterInputs>(16 * k + lane() % 16, lane() / 16));
-      To::multiply(c[0], a[k], b[0], b[1]);
-      To::multiply(c[1], a[k], b[2], b[3]);
+      Fragment left, b;
+      fragment(a, k, left);
+      changed_matrices(b, weights + k * (16 * kRegisterInputs * 2));
+      To::multiply(c[0], left, b[0], b[1]);
+      To::multiply(c[1], left, b[2], b[3]);
     }
   }
   SK_INLINE void pull_between(const Operands& a, int l, Columns& c) const {
-    const unsigned char* weights = between(l);
+    const std::uint32_t weights = between(l) + place<H>(lane() % 16, part() * kMine * 2 + lane() / 16);
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
+      Fragment left;
+      fragment(a, k, left);
 #pragma unroll
       for (int j = 0; j < kMine; ++j) {
         Fragment b;
-        ldmatrix_transposed(b, weights + place<H>(16 * k + lane() % 16, (part() * kMine + j) * 2 + lane() / 16));
-        To::multiply(c[2 * j], a[k], b[0], b[1]);
-        To::multiply(c[2 * j + 1], a[k], b[2], b[3]);
+        changed_matrices(b, (weights ^ 32 * j) + k * (16 * H * 2));
+        To::multiply(c[2 * j], left, b[0], b[1]);
+        To::multiply(c[2 * j + 1], left, b[2], b[3]);
       }
     }
   }
   SK_INLINE void pull_last(const Fragment& a, Columns& c) const {
-    const unsigned char* weights = shared + own().last;
     constexpr int kAtOnce = kMine == 1 ? 2 : 4;
+    const std::uint32_t weights = own().last + place<H>(lane() % 8, part() * kMine * 2 + lane() / 8 % kAtOnce);
 #pragma unroll
     for (int j = 0; j < 2 * kMine; j += kAtOnce) {
       Fragment b;
-      ldmatrix_transposed(b, weights + place<H>(lane() % 8, part() * kMine * 2 + j + lane() / 8 % kAtOnce));
+      changed_matrices(b, weights ^ 16 * j);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) To::multiply(c[j + i], a, b[i], 0u);
     }
@@ -313,7 +344,7 @@ struct RegisterStep {
 
   // Stores the fragments that f gives, of columns 16 j of a warp's, and makes operands of them
   template <class F>
-  SK_INLINE void hand_on(unsigned char* array, Operands& a, F f) const {
+  SK_INLINE void hand_on(std::uint32_t array, Operands& a, F f) const {
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
       Fragment made;
@@ -321,14 +352,11 @@ struct RegisterStep {
       store<H>(array, part() * kMine + j, made);
       if constexpr (kParts == 1) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[j][i] = made[i];
+        for (int i = 0; i < 4; ++i) a.made[j][i] = made[i];
       }
     }
+    a.array = array;
     meet();
-    if constexpr (kParts > 1) {
-#pragma unroll
-      for (int k = 0; k < kDepth; ++k) load<H>(a[k], array, k);
-    }
   }
 
   // f(the curve of layer l's activation), l from 0
@@ -422,7 +450,7 @@ struct RegisterStep {
       }
     }
     operand_of(of, to);
-    if (part() == 0) store<kRegisterInputs>(shared + own().x, 0, to);
+    if (part() == 0) store<kRegisterInputs>(own().x, 0, to);
   }
 
   SK_INLINE void direction(int p, float (&v)[2][4]) const {
@@ -490,7 +518,9 @@ struct RegisterStep {
     const Function& of = step().layer[hidden()].activation;
     const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
 #pragma unroll
-    for (int e = 0; e < 4; ++e) y.value[e] = s.value[e], y.d1[e] = s.d1[e], y.d2[e] = s.d2[e], y.q[e] = 0.0f;
+    for (int e = 0; e < 4; ++e) {
+      y(kY, e) = s.value[e], y(kD1, e) = s.d1[e], y(kD2, e) = s.d2[e], y(kOwed, e) = 0.0f;
+    }
   }
 
   // ---- Residuals ----
@@ -532,10 +562,10 @@ struct RegisterStep {
       const int o = output_of(e);
       back[e] = 0.0f;
       if (valid(e / 2) && o < step().O && target.kind != TargetKind::kNone) {
-        const float r = y.value[e] - number(target.data, row_of(e / 2), o);
-        back[e] = y.d1[e] * slope(Term::kValue, row_of(e / 2), r, output_weight(o), rho, part() == 0);
+        const float r = y(kY, e) - number(target.data, row_of(e / 2), o);
+        back[e] = y(kD1, e) * slope(Term::kValue, row_of(e / 2), r, output_weight(o), rho, part() == 0);
       }
-      back[e] += y.q[e];
+      back[e] += y(kOwed, e);
     }
     if (!step().gradients) return;
 #pragma unroll
@@ -584,7 +614,7 @@ struct RegisterStep {
     direction(p, v);
     Fragment source;
     operand_of(v, source);
-    if (part() == 0) store<kRegisterInputs>(shared + own().source, 0, source);
+    if (part() == 0) store<kRegisterInputs>(own().source, 0, source);
     const bool dense = step().target[Term::kFirst].kind != TargetKind::kProjected;
     if (dense) {
       __syncwarp();
@@ -622,11 +652,11 @@ struct RegisterStep {
       float of = 0.0f;
       if (valid(e / 2) && o < step().O) {
         const float weight = output_weight(o) * derivative_weight(p, row_of(e / 2), o);
-        const float r = y.d1[e] * z_dot[e] - tangent_target(p, e / 2, o, dense);
+        const float r = y(kD1, e) * z_dot[e] - tangent_target(p, e / 2, o, dense);
         of = slope(Term::kFirst, row_of(e / 2), r, weight, rho, part() == 0);
       }
-      back[e] = y.d1[e] * of;
-      y.q[e] += y.d2[e] * z_dot[e] * of;
+      back[e] = y(kD1, e) * of;
+      y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
     }
     if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
     Fragment top;
@@ -675,7 +705,7 @@ struct RegisterStep {
   SK_INLINE void by_gradient(int o, bool owed, float& rho) {
     float back[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == o ? y.d1[e] : 0.0f;
+    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == o ? y(kD1, e) : 0.0f;
     Fragment top;
     top_of(back, top);
     Operands a;
@@ -702,7 +732,7 @@ struct RegisterStep {
     if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
     Fragment source;
     operand_of(g_bar, source);
-    if (part() == 0) store<kRegisterInputs>(shared + own().source, 0, source);
+    if (part() == 0) store<kRegisterInputs>(own().source, 0, source);
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
       Columns c;
@@ -730,7 +760,7 @@ struct RegisterStep {
     Sums z_dot = {};
     through_last(a, z_dot);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) y.q[e] += output_of(e) == o ? y.d2[e] * z_dot[e] : 0.0f;
+    for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == o ? y(kD2, e) * z_dot[e] : 0.0f;
     __syncthreads();
     bring_together(own().source, own().right, false);
     __syncthreads();
@@ -800,16 +830,17 @@ struct RegisterStep {
 
   // Of 32 rows two operands, rows and columns of an array changed: of columns 16 m, or 8 n
   template <int N>
-  static SK_INLINE void left_of(const unsigned char* array, int row, int m, Fragment (&to)[2]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int at = row + 16 * i + lane() % 8 + lane() / 16 * 8;
-      ldmatrix_transposed(to[i], array + place<N>(at, 2 * m + lane() / 8 % 2));
-    }
+  static SK_INLINE std::uint32_t left_place(int m) {
+    return place<N>(lane() % 8 + lane() / 16 * 8, 2 * m + lane() / 8 % 2);
   }
   template <int N>
-  static SK_INLINE void right_of(const unsigned char* array, int row, int n, Fragment& to) {
-    ldmatrix_transposed(to, array + place<N>(row + lane(), n));
+  SK_INLINE void left_of(std::uint32_t at, int row, Fragment (&to)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) changed_matrices(to[i], at + (row + 16 * i) * (N * 2));
+  }
+  template <int N>
+  SK_INLINE void right_of(std::uint32_t at, int row, Fragment& to) const {
+    changed_matrices(to, at + row * (N * 2));
   }
   static SK_INLINE void add(Sums& c, const Fragment (&left)[2], const Fragment& right) {
     To::multiply(c, left[0], right[0], right[1]);
@@ -825,16 +856,16 @@ struct RegisterStep {
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     const Fragment ones = {To::kOnes, To::kOnes, To::kOnes, To::kOnes};
-    const unsigned char* left = hidden_array(own().left, 1);
     unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
+      const std::uint32_t left = own().left + left_place<H>(m), right = source + place<kRegisterInputs>(lane(), n);
       Sums bias = {};
-#pragma unroll 1
+#pragma unroll 2
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[2], b;
-        left_of<H>(left, row, m, a);
-        right_of<kRegisterInputs>(shared + source, row, n, b);
+        left_of<H>(left, row, a);
+        right_of<kRegisterInputs>(right, row, b);
         add(of_first[i], a, b);
         if (biased && n) add(bias, a, ones);
       }
@@ -843,15 +874,16 @@ struct RegisterStep {
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
       if (l + 1 >= hidden() || m >= H / 16) return;
-      const unsigned char *left = hidden_array(own().left, l + 2), *right = hidden_array(below, l + 1);
+      const std::uint32_t left = hidden_array(own().left, l + 2) + left_place<H>(m);
+      const std::uint32_t right = hidden_array(below, l + 1) + place<H>(lane(), n);
       Sums bias = {};
 #pragma unroll 1
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[kDown][2];
-        unrolled<kDown>([&](auto i) { left_of<H>(left, row, m + i, a[i]); });
+        unrolled<kDown>([&](auto i) { left_of<H>(left ^ 32 * i, row, a[i]); });
         unrolled<kRight>([&](auto j) {
           Fragment b;
-          right_of<H>(right, row, n + j, b);
+          right_of<H>(right ^ 16 * j, row, b);
           unrolled<kDown>([&](auto i) { add(of_between[l][i][j], a[i], b); });
         });
         // of the warps side by side the first kDown have a row of pieces each
@@ -862,11 +894,13 @@ struct RegisterStep {
       if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
     if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
-#pragma unroll 1
+      const std::uint32_t left = hidden_array(below, hidden()) + left_place<H>(warp());
+      const std::uint32_t right = own().top + place<kRegisterOutputs>(lane(), 0);
+#pragma unroll 2
       for (int row = 0; row < kRows; row += 32) {
         Fragment a[2], b;
-        left_of<H>(hidden_array(below, hidden()), row, warp(), a);
-        right_of<kRegisterOutputs>(shared + own().top, row, 0, b);
+        left_of<H>(left, row, a);
+        right_of<kRegisterOutputs>(right, row, b);
         add(of_last, a, b);
       }
     }
@@ -934,7 +968,7 @@ struct RegisterStep {
 
 template <Precision kPrecision, int H, int kGroups, int kBetween, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kBlocks) register_step(const __grid_constant__ RegisterArguments all) {
-  extern __shared__ __align__(16) unsigned char register_shared[];
+  extern __shared__ __align__(1024) unsigned char register_shared[];
   RegisterStep<kPrecision, H, kGroups, kBetween> step{all, register_shared};
   step.begin();
   for (std::int64_t i = blockIdx.x; i < all.step.tiles; i += gridDim.x) step.run(i);

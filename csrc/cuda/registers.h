@@ -8,6 +8,7 @@ namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;                             // layers of hidden units
+constexpr int kOutputNumbers = 16;     // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
@@ -38,6 +39,7 @@ struct RegisterLayout {
   std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
   std::uint32_t own = 0;                           // kOwnBytes of each warp, if it needs some
+  std::uint32_t outputs = 0;                       // kOutputNumbers of each thread, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
 };
@@ -100,7 +102,7 @@ inline std::int32_t width_of(const Arguments& a) {
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bool q_in_halves, RegisterLayout& to) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1;
   Cursor cursor;
-  const auto take = [&cursor](std::uint64_t bytes) { return 4 * cursor.take(bytes); };
+  const auto take = [&cursor](std::uint64_t bytes) { return 4 * cursor.take((bytes + 255) / 256 * 256); };
   to = RegisterLayout{};
   to.way = way;
   to.first = take(H * kRegisterInputs * 2);
@@ -119,6 +121,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
+  to.outputs = take(columns_shared ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);

@@ -147,4 +147,4 @@ def test_products_have_no_bank_conflicts(outputs):
     for shape, tile, way in WAYS[1:]:
         done = registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs)
         lines = done.backend.results["step"].lines
-        assert sum(line.bank_conflicts for line in lines) < 0.02 * sum(line.passes for line in lines)
+        assert sum(line.bank_conflicts for line in lines) < 0.05 * sum(line.passes for line in lines)
