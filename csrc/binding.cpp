@@ -10,7 +10,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/mean_loss.h"
-#include "cuda/layout.h"
+#include "cuda/registers.h"
 #include "jets.h"
 #include "math/enums.h"
 #include "reading.h"
@@ -306,11 +306,11 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
-sk::cuda::Arguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
-                                   Address scratch) {
+sk::cuda::RegisterArguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit,
+                                           int blocks, Address scratch) {
   need(!step.headed(), "a head must be none on a GPU");
-  auto a = sk::cuda::prepare(step, precision, limit);
-  sk::cuda::give_scratch(a, reinterpret_cast<void*>(scratch), blocks);
+  auto a = sk::cuda::prepare_any(step, precision, limit);
+  sk::cuda::give_scratch(a.step, reinterpret_cast<void*>(scratch), blocks);
   return a;
 }
 
@@ -546,13 +546,21 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_layout",
       [](StepBuilder& self, int precision, std::uint64_t limit) {
-        const auto a = sk::cuda::prepare(self.finish(), choice<sk::Precision>(precision, "precision"), limit);
+        const auto& step = self.finish();
+        const auto rounded = choice<sk::Precision>(precision, "precision");
+        const auto all = sk::cuda::prepare_any(step, rounded, limit);
+        const auto& a = all.step;
         const auto& layout = a.layout;
+        const bool registers = all.own.way.width > 0;
+        const auto& [width, groups, between, most] = all.own.way;
+        const auto way = py::make_tuple(width, groups, between, most);
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
-                        "shared"_a = layout.floats * 4, "parameters"_a = layout.packed != sk::cuda::kAbsent,
-                        "gradients"_a = !a.gradients || layout.gradients != sk::cuda::kAbsent,
+                        "shared"_a = layout.floats * 4,
+                        "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
+                        "gradients"_a = registers || !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
-                        "slot"_a = layout.slot_floats * 4);
+                        "slot"_a = layout.slot_floats * 4, "way"_a = way,
+                        "not_in_registers"_a = sk::cuda::refused_by_registers(step, rounded));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
@@ -563,13 +571,20 @@ PYBIND11_MODULE(_C, m) {
          Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
         self.again(reads, writes, seed, place, seed_at);
-        const auto a = cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
-        const auto size = [](const sk::cuda::Grid& grid) { return py::make_tuple(grid.columns, grid.rows); };
-        const bool finishes = sk::cuda::finishes(a);
-        return py::make_tuple(py::bytes(reinterpret_cast<const char*>(&a), sizeof a), size(sk::cuda::grid_of_pack(a)),
-                              finishes ? py::object(size(sk::cuda::grid_of_finish(a))) : py::none());
+        const auto all =
+            cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
+        const auto& a = all.step;
+        const auto size = [](const sk::cuda::Grid& grid) -> py::object {
+          return py::make_tuple(grid.columns, grid.rows);
+        };
+        const auto bytes = [](const auto& of) { return py::bytes(reinterpret_cast<const char*>(&of), sizeof of); };
+        const bool finishes = sk::cuda::finishes(a), registers = all.own.way.width > 0;
+        return py::make_tuple(bytes(a), registers ? py::none() : size(sk::cuda::grid_of_pack(a)),
+                              finishes ? size(sk::cuda::grid_of_finish(a)) : py::none(),
+                              registers ? py::object(bytes(all)) : py::none());
       },
-      "what cuda_step_at would launch: the kernels' one argument, and the grids of the first and of the last of them",
+      "what cuda_step_at would launch: the kernels' one argument, the grids of the first and of the last of them, and "
+      "the argument of the step in registers, which wants no first one",
       py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
       py::arg("writes"), py::arg("seed"), py::arg("place"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA
@@ -590,10 +605,12 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, std::uint64_t shared, int device) {
-        return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"), shared);
+      [](int precision, const std::array<int, 4>& way, std::uint64_t shared, int device) {
+        return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
+                                                    {way[0], way[1], way[2], way[3]}, shared);
       },
-      "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("shared"), py::arg("device"));
+      "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("way"), py::arg("shared"),
+      py::arg("device"));
   m.def("cuda_devices", &sk::cuda::count_devices, "GPUs that there are; 0 without a driver");
 #endif
 }

@@ -26,6 +26,19 @@ TARGETS = ("values", "jacobian")
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 
 
+REGISTERS = KERNELS.with_name("registers.cu")
+
+
+@cache
+def register_text(precision: str, way: tuple[int, ...]) -> str:
+    return compile_file(REGISTERS, options=register_options(precision, way))
+
+
+def register_options(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
+    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS"), way, strict=True)
+    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={number}" for name, number in named)
+
+
 @cache
 def text(precision: str) -> str:
     return compile_file(KERNELS, options=(f"-DSK_PRECISION={NAMES[precision]}",))
@@ -33,9 +46,12 @@ def text(precision: str) -> str:
 
 class OnPtx:
     """A backend in place of `cuda` that launches on the PTX machine; it keeps the results of the last call, and what it
-    launched."""
+    launched. By the kernel of tiles in shared memory, unless `tile` says otherwise."""
 
-    def __init__(self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None):
+    def __init__(
+        self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None, tile=cuda.IN_MEMORY
+    ):  # fmt: skip
+        self.tile = tile
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
         self.results, self.layout, self.problem = {}, None, None
         self.memory: list[torch.Tensor] = []  # of the call that is running
@@ -62,17 +78,23 @@ class OnPtx:
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
-    def execute(self, launch, arguments, pack, finish, memory):
+    def execute(self, launch, arguments, pack, finish, in_registers, memory):
         """Pack, step and finish as they are launched."""
-        ptx = loaded(self.ptx or text(PRECISIONS[launch.precision]))
+        precision = PRECISIONS[launch.precision]
+        own = register_text(precision, self.layout["way"]) if in_registers else text(precision)
+        ptx = loaded(self.ptx or own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
         threads, shared = self.layout["threads"], self.layout["shared"]
-        run = lambda name, grid, **more: ptx.launch(  # noqa: E731
-            name, grid, threads, [arguments], memory=known, findings=self.findings, **more
+        run = lambda name, grid, given=arguments, **more: ptx.launch(  # noqa: E731
+            name, grid, threads, [given], memory=known, findings=self.findings, **more
         )
-        self.results["pack"] = run("pack_parameters", pack)
-        self.results["step"] = run("sobolev_step", launch.blocks, shared=shared, schedule=self.schedule)
+        on_chip = {"shared": shared, "schedule": self.schedule}
+        if in_registers:
+            self.results["step"] = run("register_step", launch.blocks, in_registers, **on_chip)
+        else:
+            self.results["pack"] = run("pack_parameters", pack)
+            self.results["step"] = run("sobolev_step", launch.blocks, **on_chip)
         if finish is not None:
             self.results["finish"] = run("finish_step", finish)
 
@@ -97,7 +119,7 @@ def on_ptx(**options):
 
     with (
         patch.object(steps.Layout, "addresses", looked_at), patch.object(steps.Step, "run", ran),
-        on_cpu(backend.start, backend, backend.limit, backend.blocks),
+        patch.object(cuda, "TILE", backend.tile), on_cpu(backend.start, backend, backend.limit, backend.blocks),
     ):  # fmt: skip
         yield backend
 

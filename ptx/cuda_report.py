@@ -73,7 +73,7 @@ def student(width: int, precision: str) -> Problem:
 def way(width: int, precision: str, target: str) -> dict:
     """How a block of the target goes about a student."""
     problem = student(width, precision)
-    return cuda.layout(problem, planner.side(problem), TARGETS[target][0] << 10)
+    return cuda.layout(problem, planner.side(problem), TARGETS[target][0] << 10, cuda.IN_MEMORY)
 
 
 def blocks(registers: int, shared: int, target: str) -> int:

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kernels.cuh"
-#include "layout.h"
+#include "registers.cuh"
 
 namespace sk::cuda {
 namespace {
@@ -33,11 +33,25 @@ class OnDevice {
 };
 
 using Kernel = void (*)(Arguments);
+using RegisterKernel = void (*)(RegisterArguments);
+
+// Of a step: one of both kinds of `step`, and what packs its parameters if it wants them packed
 struct Kernels {
-  Kernel pack, step;
+  Kernel pack = nullptr, step = nullptr;
+  RegisterKernel in_registers = nullptr;
+
+  const void* main() const {
+    return in_registers ? reinterpret_cast<const void*>(in_registers) : reinterpret_cast<const void*>(step);
+  }
 };
 
-Kernels kernels_of(Precision precision) {
+Kernels kernels_of(Precision precision, RegisterWay way) {
+#define SK_CASE(...)                                                         \
+  if (way == RegisterWay{__VA_ARGS__}) {                                     \
+    return {nullptr, nullptr, register_step<Precision::kBf16, __VA_ARGS__>}; \
+  }
+  SK_REGISTER_WAYS(SK_CASE)
+#undef SK_CASE
   switch (precision) {
     case Precision::kIeee:
       return {pack_parameters<Precision::kIeee>, sobolev_step<Precision::kIeee>};
@@ -64,22 +78,22 @@ class Uncaptured {
 // Once for a device: a precision's kernels are loaded, which the first launch would do else, in the middle of a capture
 // maybe; and their blocks may have all shared memory that there is, so that no thread sets it to less than another's
 // launch takes.
-Kernels ready_kernels(int device, Precision precision) {
+Kernels ready_kernels(int device, Precision precision, RegisterWay way) {
   static std::mutex mutex;
-  static std::set<std::pair<int, Precision>> ready;
-  const Kernels kernels = kernels_of(precision);
+  static std::set<std::pair<int, const void*>> ready;
+  const Kernels kernels = kernels_of(precision, way);
   const std::lock_guard<std::mutex> lock(mutex);
-  if (ready.count({device, precision})) return kernels;
+  if (ready.count({device, kernels.main()})) return kernels;
   const Uncaptured uncaptured;
   cudaFuncAttributes attributes;
-  for (const Kernel kernel : {kernels.pack, Kernel(finish_step), kernels.step}) {
-    SK_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-  }
+  if (kernels.pack) SK_CHECK(cudaFuncGetAttributes(&attributes, kernels.pack));
+  SK_CHECK(cudaFuncGetAttributes(&attributes, finish_step));
+  SK_CHECK(cudaFuncGetAttributes(&attributes, kernels.main()));
   int most = 0;
   SK_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const int dynamic = most - int(attributes.sharedSizeBytes);
-  SK_CHECK(cudaFuncSetAttribute(kernels.step, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
-  ready.insert({device, precision});
+  SK_CHECK(cudaFuncSetAttribute(kernels.main(), cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+  ready.insert({device, kernels.main()});
   return kernels;
 }
 
@@ -91,25 +105,31 @@ int count_devices() {
   return devices;
 }
 
-int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t shared_bytes) {
+int blocks_of_a_multiprocessor(int device, Precision precision, RegisterWay way, std::uint64_t shared_bytes) {
   const OnDevice on(device);
-  const Kernel step = ready_kernels(device, precision).step;
+  const void* step = ready_kernels(device, precision, way).main();
   int blocks = 0;
   SK_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, step, kThreads, shared_bytes));
   return blocks;
 }
 
-void launch(const Arguments& arguments, Precision precision, int device, std::uintptr_t stream) {
+void launch(const RegisterArguments& all, Precision precision, int device, std::uintptr_t stream) {
+  const Arguments& arguments = all.step;
   if (arguments.blocks < 1) return;
   const OnDevice on(device);
-  const Kernels kernels = ready_kernels(device, precision);
+  const Kernels kernels = ready_kernels(device, precision, all.own.way);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
   const std::uint64_t shared = arguments.layout.floats * std::uint64_t(4);
   const auto grid = [](const Grid& of) { return dim3(of.columns, of.rows); };
-  kernels.pack<<<grid(grid_of_pack(arguments)), kThreads, 0, queue>>>(arguments);
-  check(cudaGetLastError(), "launch of pack_parameters");
-  kernels.step<<<arguments.blocks, kThreads, shared, queue>>>(arguments);
-  check(cudaGetLastError(), "launch of sobolev_step");
+  if (kernels.in_registers) {
+    kernels.in_registers<<<arguments.blocks, kThreads, shared, queue>>>(all);
+    check(cudaGetLastError(), "launch of register_step");
+  } else {
+    kernels.pack<<<grid(grid_of_pack(arguments)), kThreads, 0, queue>>>(arguments);
+    check(cudaGetLastError(), "launch of pack_parameters");
+    kernels.step<<<arguments.blocks, kThreads, shared, queue>>>(arguments);
+    check(cudaGetLastError(), "launch of sobolev_step");
+  }
   if (!finishes(arguments)) return;
   finish_step<<<grid(grid_of_finish(arguments)), kThreads, 0, queue>>>(arguments);
   check(cudaGetLastError(), "launch of finish_step");

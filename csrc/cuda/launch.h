@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "arguments.h"
+#include "registers.h"
 
 namespace sk::cuda {
 
@@ -11,9 +11,10 @@ namespace sk::cuda {
 int count_devices();
 
 // Blocks of the step that a multiprocessor of the device holds at a time
-int blocks_of_a_multiprocessor(int device, Precision precision, std::uint64_t shared_bytes);
+int blocks_of_a_multiprocessor(int device, Precision precision, RegisterWay way, std::uint64_t shared_bytes);
 
-// Pack, step and finish, on a stream of the device; nothing is allocated or waited for, so a graph can capture it.
-void launch(const Arguments& arguments, Precision precision, int device, std::uintptr_t stream);
+// Pack, where the step wants it, step and finish, on a stream of the device; nothing is allocated or waited for, so a
+// graph can capture it.
+void launch(const RegisterArguments& arguments, Precision precision, int device, std::uintptr_t stream);
 
 }  // namespace sk::cuda

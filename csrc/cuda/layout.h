@@ -110,8 +110,8 @@ inline bool draws(Distribution distribution) {
   }
 }
 
-// The arguments of a step whose block may have `limit` bytes of shared memory.
-inline Arguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
+// The arguments of a step but for where a block's arrays lie.
+inline Arguments numbers_of(const Step& step, Precision precision) {
   Arguments a{};
   a.N = step.N, a.D = std::int32_t(step.D), a.O = std::int32_t(step.O), a.W = std::int32_t(step.W);
   a.P = std::int32_t(step.P), a.L = std::int32_t(step.L);
@@ -157,6 +157,12 @@ inline Arguments prepare(const Step& step, Precision precision, std::uint64_t li
     to.bias_at = to.backward + bytes;
     a.layout.packed_bytes = to.bias_at + to.padded_out * 4;
   }
+  return a;
+}
+
+// The same, of a block that may have `limit` bytes of shared memory.
+inline Arguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
+  Arguments a = numbers_of(step, precision);
   for (const Way& way : kWays) {
     if (way.blocks > blocks_at_most(precision)) continue;
     place(a, way, precision, share(limit, way.blocks));

@@ -33,6 +33,19 @@ constexpr int kCountOfLoss = 4;
 constexpr int kCountOfCoupled = 2;
 constexpr int kCountOfLikelihood = 6;
 constexpr int kCountOfHead = 4;
+constexpr int kActIdentityRow = 0;
+constexpr int kActReluRow = 1;
+constexpr int kActLeakyReluRow = 2;
+constexpr int kActEluRow = 3;
+constexpr int kActTanhRow = 4;
+constexpr int kActSigmoidRow = 5;
+constexpr int kActSoftplusRow = 6;
+constexpr int kActSiluRow = 7;
+constexpr int kActGeluRow = 8;
+constexpr int kActGeluTanhRow = 9;
+constexpr int kActSinRow = 10;
+constexpr int kActSoftsignRow = 11;
+constexpr int kActMishRow = 12;
 
 }  // namespace sk
 

@@ -144,6 +144,10 @@ def generate_enums():
     quoted = lambda names: ", ".join(f'"{name}"' for name in names)  # noqa: E731
     entries = [f'  _("{table}", {quoted(names)})' for table, names in (tables | enums).items()]
     lines += [f"constexpr int kCountOf{table} = {len(names)};" for table, names in tables.items()]
+    lines += [
+        f"constexpr int kAct{name.title().replace('_', '')}Row = {row};"
+        for row, name in enumerate(tables["Activation"])
+    ]
     return "\n".join([*lines, "", "}  // namespace sk", "", " \\\n".join(["#define SK_TABLES(_)", *entries]), ""])
 
 

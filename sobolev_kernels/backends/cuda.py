@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Pr
 from . import constant_while_traced, core, triton
 
 MOST_LAYERS = 16
+# Samples of a tile of the step in registers, or one of these: what suits a step, or the kernel of tiles in shared
+# memory for all (csrc/cuda/registers.h).
+CHOSEN, IN_MEMORY = 1, 2
+TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", CHOSEN))
 MISSING = core.MISSING
 if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
@@ -75,7 +80,7 @@ def refusal(problem: Problem, device: int) -> str | None:
     if problem.result == PER_SAMPLE:  # the backward of the same call has to fit too
         problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
     try:
-        layout(problem, planner.side(problem), hardware(device)[0])
+        layout(problem, planner.side(problem), hardware(device)[0], TILE)
     except ValueError as error:
         return str(error)
     return None
@@ -89,10 +94,10 @@ def hardware(device: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def layout(problem: Problem, side: str, limit: int) -> dict:
+def layout(problem: Problem, side: str, limit: int, tile: int = CHOSEN, N: int = 1) -> dict:
     """How a block goes about it, from shapes alone."""
-    step = core.step_of_shapes(problem, 1)
-    core.set_plan(step, side)
+    step = core.step_of_shapes(problem, N)
+    core.set_plan(step, side, tile)
     return core._C.cuda_layout(step, precision(problem), limit)
 
 
@@ -102,13 +107,16 @@ def precision(problem: Problem) -> int:
 
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
-    chosen = layout(problem, side, hardware(torch.cuda.current_device())[0])
+    chosen = layout(problem, side, hardware(torch.cuda.current_device())[0], TILE, N)
     where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
     choices = (
         ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
         ("parameters", where("parameters")), ("gradients", where("gradients")),
     )  # fmt: skip
-    return Plan("cuda", "one launch", choices)
+    kernel = (
+        "streams in registers" if chosen["way"][0] else f"tiles, for {chosen['not_in_registers'] or 'lack of room'}"
+    )
+    return Plan("cuda", "one launch", (*choices, ("kernel", kernel)))
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
@@ -121,7 +129,7 @@ def kept(
 ) -> tuple[Launch, list[int], list[int]]:
     """What launches such a step again, told where it reads and writes, and its seed; and where this one does."""
     step = core.step_of(problem, operands, outputs, gradients)
-    core.set_plan(step, planner.side(problem))
+    core.set_plan(step, planner.side(problem), TILE)
     return launch_of(step, precision(problem), operands.x.device), *step.addresses()
 
 
@@ -153,13 +161,13 @@ def start(launch: Launch, where: tuple[list[int], list[int], int, int, int], scr
 
 
 @lru_cache(maxsize=256)
-def blocks_at_a_time(precision: int, shared: int, device: int) -> int:
-    return core._C.cuda_blocks(precision, shared, device)
+def blocks_at_a_time(precision: int, way: tuple[int, ...], shared: int, device: int) -> int:
+    return core._C.cuda_blocks(precision, way, shared, device)
 
 
 def launch_of(step, precision: int, device: torch.device) -> Launch:
     limit, processors = hardware(device.index)
     chosen = core._C.cuda_layout(step, precision, limit)
-    most = processors * blocks_at_a_time(precision, chosen["shared"], device.index)
+    most = processors * blocks_at_a_time(precision, chosen["way"], chosen["shared"], device.index)
     blocks = max(1, min(chosen["tiles"], most))
     return Launch(step, precision, limit, blocks, device, chosen["packed"] + blocks * chosen["slot"])

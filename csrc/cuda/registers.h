@@ -1,0 +1,194 @@
+// The step whose streams live in registers (registers.cuh), as the host sees it: which steps it computes, how a block
+// goes about its tiles, and where a block's arrays lie in shared memory. No CUDA here.
+#pragma once
+
+#include "layout.h"
+
+namespace sk::cuda {
+
+constexpr int kWarps = kThreads / 32;
+constexpr int kMostHidden = 5;                             // layers of hidden units
+constexpr int kOutputNumbers = 16;     // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
+constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
+
+// σ' and σ''/σ' as functions of h = σ(z): of h above 0 `top` and 0 if they are told apart there, else polynomials, less
+// e^-βh of the first, and β e^-βh more of the second.
+struct Curve {
+  bool known;
+  bool tanh, split;
+  float first[3], top, ratio[2], beta;
+};
+
+// How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
+// many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
+struct RegisterWay {
+  int width, groups, between, blocks;
+  constexpr bool operator==(const RegisterWay& of) const {
+    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
+  }
+};
+
+// Bytes from the beginning of a block's shared memory. Arrays of 16-bit numbers [rows, features], of each hidden layer.
+struct RegisterLayout {
+  RegisterWay way = {0, 0, 0, 0};
+  std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
+  std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
+  std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what a tangent begins with
+  std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
+  std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
+  std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
+  std::uint32_t own = 0;                           // kOwnBytes of each warp, if it needs some
+  std::uint32_t outputs = 0;                       // kOutputNumbers of each thread, where registers are few
+  std::uint32_t seed = 0, sums = 0, bytes = 0;
+  std::int32_t q_in_halves = 0;
+};
+
+// The kernels' one argument: `step` is what the kernel after it reads too.
+struct RegisterArguments {
+  Arguments step;
+  RegisterLayout own;
+  Curve curve[kMostHidden];
+};
+
+inline Curve curve_of(const Function& of) {
+  const float a = of.parameters[0];
+  switch (of.row) {
+    case kActIdentityRow:
+      return {true, false, false, {1, 0, 0}, 0, {0, 0}, 0};
+    case kActReluRow:
+      return {true, false, true, {0, 0, 0}, 1, {0, 0}, 0};
+    case kActLeakyReluRow:
+      return {a >= 0, false, true, {a, 0, 0}, 1, {0, 0}, 0};
+    case kActEluRow:
+      return {a > 0, false, true, {a, 1, 0}, 1, {1, 0}, 0};
+    case kActTanhRow:
+      return {true, true, false, {1, 0, -1}, 0, {0, -2}, 0};
+    case kActSigmoidRow:
+      return {true, false, false, {0, 1, -1}, 0, {1, -2}, 0};
+    case kActSoftplusRow:
+      return {a > 0, false, false, {1, 0, 0}, 0, {0, 0}, a};
+    default:
+      return {};
+  }
+}
+
+// In words, what such a step has that this kernel does not compute; nothing if it computes it.
+inline std::string refused_by_registers(const Step& step, Precision precision) {
+  if (precision != Precision::kBf16) return "products are not of bfloat16";
+  if (step.projection == Projection::kCotangents) return "cotangents";
+  if (step.per_sample) return "a loss for each sample";
+  if (step.dgiven) return "a gradient of directions";
+  if (step.D > kRegisterInputs) return "more than 16 inputs";
+  if (step.O > kRegisterOutputs) return "more than 8 outputs";
+  if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
+  for (std::int64_t l = 0; l + 1 < step.L; ++l) {
+    if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
+    if (!curve_of(function(step.layers[l].activation)).known) {
+      return "an activation whose derivatives are no functions of its value";
+    }
+  }
+  return "";
+}
+
+inline std::int32_t width_of(const Arguments& a) {
+  std::int32_t widest = 32;
+  for (int l = 0; l + 1 < a.L; ++l) {
+    while (widest < a.layer[l].out) widest *= 2;
+  }
+  return widest;
+}
+
+inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bool q_in_halves, RegisterLayout& to) {
+  const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1;
+  Cursor cursor;
+  const auto take = [&cursor](std::uint64_t bytes) { return 4 * cursor.take((bytes + 255) / 256 * 256); };
+  to = RegisterLayout{};
+  to.way = way;
+  to.first = take(H * kRegisterInputs * 2);
+  to.between = take((hidden - 1) * H * H * 2);
+  to.last = take(kRegisterOutputs * H * 2);
+  to.biases = take(a.L * H * 4);
+  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
+  to.x = take(rows * kRegisterInputs * 2);
+  to.source = take(rows * kRegisterInputs * 2);
+  const std::uint64_t array = std::uint64_t(rows) * H * 2;
+  to.h = take(hidden * array);
+  to.left = take(hidden * array);
+  to.right = take(hidden * array);
+  to.top = take(rows * kRegisterOutputs * 2);
+  to.q_in_halves = q_in_halves;
+  to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
+  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
+  to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
+  to.outputs = take(columns_shared ? kThreads * kOutputNumbers * 4 : 0);
+  to.seed = take(16);
+  to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
+  to.bytes = std::uint32_t(cursor.at * 4);
+  return to.bytes;
+}
+
+// The gradients' places in a block's slot, as finish_step reads them
+inline void place_gradients(Arguments& a, std::int32_t H) {
+  std::uint32_t at = 0;
+  for (int l = 0; l < a.L; ++l) {
+    LayerArguments& layer = a.layer[l];
+    layer.padded_in = l ? H : kRegisterInputs;
+    layer.padded_out = l + 1 < a.L ? H : 16;
+    layer.gradient = at;
+    layer.bias_gradient = at += layer.padded_in * layer.padded_out;
+    at += layer.padded_out;
+  }
+  a.layout = Layout{};
+  a.layout.gradient_floats = a.gradients ? at : 0;
+  a.layout.slot_floats = a.layout.gradient_floats + kSumsBytes / 4;
+}
+
+// Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
+#define SK_REGISTER_WAYS(way)                                                                           \
+  way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
+      way(128, 2, 2, 1)
+#define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
+constexpr RegisterWay kRegisterWays[] = {SK_REGISTER_WAYS(SK_WAY)};
+#undef SK_WAY
+constexpr std::int64_t kTilesWanted = 128;
+
+// What a step's `tile` says to this backend: samples of a tile of this kernel, or one of these.
+constexpr std::int64_t kAnyTile = 1, kTilesInMemory = 2;
+
+// Whether the step's kernel is this one, and how
+inline bool prepare_registers(const Step& step, Precision precision, std::uint64_t limit, RegisterArguments& to) {
+  if (step.tile == kTilesInMemory || !refused_by_registers(step, precision).empty()) return false;
+  to.step = numbers_of(step, precision);
+  Arguments& a = to.step;
+  const std::int32_t H = width_of(a);
+  for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
+  place_gradients(a, H);
+  for (const RegisterWay& way : kRegisterWays) {
+    if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+    if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
+    const std::uint64_t most = share(limit, way.blocks);
+    RegisterLayout layout;
+    // sums of several rounds want all their digits
+    if (shared_bytes(a, way, false, layout) > most && (a.rounds > 1 || shared_bytes(a, way, true, layout) > most)) {
+      continue;
+    }
+    to.own = layout;
+    a.layout.samples = 16 * way.groups;
+    a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
+    a.layout.floats = layout.bytes / 4;
+    if (a.tiles >= kTilesWanted) break;
+  }
+  return to.own.way.width > 0;
+}
+
+// What a step is launched with, by this kernel or, where `own.way` is of no width, by that of tiles (step.cuh)
+inline RegisterArguments prepare_any(const Step& step, Precision precision, std::uint64_t limit) {
+  RegisterArguments to{};
+  if (prepare_registers(step, precision, limit, to)) return to;
+  to = RegisterArguments{};
+  to.step = prepare(step, precision, limit);
+  return to;
+}
+
+}  // namespace sk::cuda

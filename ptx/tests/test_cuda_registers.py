@@ -1,0 +1,150 @@
+"""The CUDA step whose streams live in registers, as compiled PTX executed on the CPU."""
+
+import pytest
+import torch
+
+import sobolev_kernels as sk
+from ptx import missing
+from ptx.compile import missing as missing_tool
+from sobolev_kernels.backends import cuda
+from sobolev_kernels.testing.problems import SMALL, Shape, cotangents_of, data, directions_of, targets_of
+
+reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from ptx.cuda_on_ptx import SCHEDULES, compare  # noqa: E402
+
+HOPPER = 227 << 10
+
+
+def registers(
+    numbers, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin", **how
+):
+    """Beside the reference, by the kernel that is meant."""
+    on = {"limit": limit, "tile": tile, "schedule": schedule}
+    done = compare(numbers, projections, "bf16", *arguments, on=on, **how)
+    assert "pack" not in done.backend.results
+    assert way is None or done.backend.layout["way"] == way
+    return done
+
+
+WAYS = [
+    (Shape(141, 8, 64, 3, 1, 4, "two tiles of 128"), 128, (64, 8, 2, 1)),
+    (Shape(141, 8, 60, 4, 8, 3, "tiles of 64, deep"), 64, (64, 4, 4, 1)),
+    (Shape(70, 8, 64, 2, 2, 4, "two blocks of a multiprocessor"), 32, (64, 2, 2, 2)),
+    (Shape(70, 8, 64, 4, 8, 4, "one block, deep"), 32, (64, 2, 4, 1)),
+    (Shape(70, 16, 128, 3, 1, 5, "the widest"), 32, (128, 2, 2, 1)),
+    (Shape(141, 3, 20, 3, 3, 2, "narrow"), 128, (32, 8, 4, 1)),
+]
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize(("shape", "tile", "way"), WAYS, ids=lambda of: of.why if isinstance(of, Shape) else "")
+def test_every_way_of_a_block(shape, tile, way, outputs):
+    limit = 300 << 10 if tile == 128 and not outputs else HOPPER
+    registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs, limit=limit)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
+def test_activations(activation, outputs):
+    """All whose derivatives are functions of the value; others take the kernel of tiles."""
+    registers(data(SMALL, activation, last=activation), directions_of("normal", SMALL), outputs=outputs)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "sphere", "rademacher", "coordinate", "basis", "given"])
+def test_directions(kind, outputs):
+    """Drawn inside the kernel, also where warps that share rows share directions."""
+    registers(data(WIDE, "tanh"), directions_of(kind, WIDE), outputs=outputs)
+    registers(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs)
+
+
+WIDE = Shape(45, 7, 60, 2, 3, 5, "four warps share rows")
+SHAPES = [
+    Shape(0, 3, 5, 1, 2, 2, "empty batch"),
+    Shape(1, 1, 1, 1, 1, 1, "the smallest there is"),
+    Shape(129, 16, 32, 5, 8, 2, "a sample more than a tile; nothing to pad"),
+    Shape(37, 3, 100, 2, 2, 9, "odd"),
+]
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape, outputs):
+    registers(data(shape, "tanh"), directions_of("sphere", shape), outputs=outputs)
+
+
+some = (torch.arange(WIDE.N * WIDE.O * WIDE.D) % 5 > 1).float().reshape(WIDE.N, WIDE.O, WIDE.D)
+ramp = torch.linspace(0.5, 2, WIDE.N), torch.linspace(2, 1, WIDE.O)
+nan_jacobian = lambda d: sk.Targets(values=d.y, jacobian=d.jacobian * torch.nan)  # noqa: E731
+MODES = {
+    "sum, no bias": ("normal", None, {"reduction": "sum"}),
+    "weights": ("sphere", None, {"sample_weight": ramp[0], "output_weight": ramp[1], "weights": (0.25, 3.0)}),
+    "weight 0 of NaN": ("normal", nan_jacobian, {"weights": (1.0, 0.0), "derivative_loss": "l1"}),
+    "no values": ("normal", lambda d: targets_of(d, ["jacobian"]), {"weights": (0.0, 1.0)}),
+    "tangents": ("rademacher", lambda d: targets_of(d, ["values", "tangents"], WIDE.P), {"value_loss": "huber"}),
+    "two of the inputs": ("sphere", lambda d: targets_of(d, ["values", "jacobian"], wrt=[2, 0]), {"wrt": [2, 0]}),
+    "missing entries": ("basis", None, {"derivative_weight": 1.5 * some, "derivative_loss": "log_cosh"}),
+    "half precision's sizes": ("normal", None, {"weights": (1e-6, 1e-5), "sample_weight": ramp[0] * 1e-3}),
+}
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_modes(mode, outputs):
+    kind, targets, settings = MODES[mode]
+    numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
+    registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, **settings)
+
+
+def test_numbers_that_lie_apart():
+    numbers = data(WIDE, "tanh")
+    numbers.x = torch.stack([numbers.x, numbers.x], 2)[:, :, 0]
+    numbers.jacobian = numbers.jacobian.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    for parameter in numbers.student.parameters():
+        parameter.data = torch.stack([parameter.data, parameter.data], -1)[..., 0]
+    for outputs in (False, True):
+        registers(numbers, directions_of("given", WIDE), outputs=outputs)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize(("shape", "tile"), [(WAYS[0][0], 128), (WIDE, 32)], ids=["by itself", "shared"])
+def test_schedules(shape, tile, outputs):
+    """The bits of any schedule are those of the first, and none has a race."""
+    limit = 300 << 10 if tile == 128 else HOPPER
+    expected, *others = [
+        registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, schedule=schedule, outputs=outputs,
+                  limit=limit).got
+        for schedule in SCHEDULES
+    ]  # fmt: skip
+    for got in others:
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+REFUSED = {
+    "products are not of bfloat16": ({"precision": "fp16"}, "tanh", SMALL),
+    "an activation whose derivatives are no functions of its value": ({}, "silu", SMALL),
+    "more than 16 inputs": ({}, "tanh", Shape(20, 17, 20, 1, 2, 2, "")),
+    "hidden layers are wider than 128": ({}, "tanh", Shape(20, 3, 130, 1, 2, 2, "")),
+    "cotangents": ({}, "tanh", SMALL),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_it_refuses_takes_the_other_kernel(words):
+    settings, activation, shape = REFUSED[words]
+    settings = {"precision": "bf16", **settings}
+    projections = (cotangents_of if words == "cotangents" else directions_of)("sphere", shape)
+    done = compare(data(shape, activation), projections, on={"limit": HOPPER, "tile": cuda.CHOSEN}, **settings)
+    assert list(done.backend.results)[:2] == ["pack", "step"]
+    assert done.backend.layout["not_in_registers"] == words
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_products_have_no_bank_conflicts(outputs):
+    for shape, tile, way in WAYS[1:]:
+        done = registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs)
+        lines = done.backend.results["step"].lines
+        assert sum(line.bank_conflicts for line in lines) < 0.05 * sum(line.passes for line in lines)
