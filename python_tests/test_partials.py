@@ -197,6 +197,8 @@ BAD = [
     ({"names": ["u*u_x"]}, ValueError, "names: expected a derivative"),
     ({"names": ["u_x - u_x"]}, ValueError, "names: expected a sum that is not 0, got u_x - u_x"),
     ({"names": ["1/0*u"]}, ValueError, "names: expected no division by 0"),
+    ({"names": ["1e400*u"]}, ValueError, "names: expected coefficients of 1e-30 to 1e+30"),
+    ({"names": ["u_x + 1e-31*u"]}, ValueError, "names: expected coefficients of 1e-30 to 1e+30"),
     ({"names": ["u_xxxxx"]}, NotImplementedError, "names: expected derivatives up to order 4, got 'u_xxxxx', of"),
     ({"names": [3]}, TypeError, "names: expected texts, as 'u_xx', got 3"),
     ({"names": []}, ValueError, "names: expected a list of derivatives"),

@@ -18,6 +18,7 @@ from .polynomials import Exponents, Polynomial, added, degree
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 TERM = re.compile(rf"\s*([+-]?)\s*(?:({NUMBER})(?:\s*/\s*({NUMBER}))?\s*\*\s*)?([^\W\d_]\w*)\s*")
 NAME = re.compile(r"[^\W\d_][^\W_]*")
+SMALLEST = Fraction(1, 10**30)  # of a coefficient, and one over the largest
 EXAMPLE = 'inputs and outputs, as "x t -> u" or "x y -> u v p"'
 
 
@@ -89,6 +90,9 @@ class Fields:
             total[output] = added(total.get(output, {}), {exponents: Fraction(1)}, factor)
             end, terms = term.end(), terms + 1
         need(any(total.values()), "names", "a sum that is not 0", name)
+        sizes = [abs(c) for polynomial in total.values() for c in polynomial.values()]
+        within = min(sizes) >= SMALLEST and max(sizes) * SMALLEST <= 1  # numbers of float32, and products of some
+        need(within, "names", f"coefficients of {float(SMALLEST):g} to {float(1 / SMALLEST):g}", clipped(name, 80))
         order = max(map(degree, total.values()))
         need(order <= ORDERS, "names", f"derivatives up to order {ORDERS}", f"{name!r}, of order {order}", NotProvided)
         return {output: p for output, p in total.items() if p}
