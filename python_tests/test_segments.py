@@ -14,8 +14,11 @@ from torch.utils.checkpoint import checkpoint
 import sobolev_kernels as sk
 from python_tests.students import Call
 from python_tests.test_streams import Blocks, Encoder, Gated, differences, numbers
+from python_tests.test_streams_twice import second_differences
 from sobolev_kernels import ops
 from sobolev_kernels.backends.streams import propagated
+from sobolev_kernels.math.activations import is_curved
+from sobolev_kernels.math.table import choose
 from sobolev_kernels.modules import MODULES
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams import look
@@ -50,18 +53,19 @@ NETWORKS = {"residual MLP": Blocks, "encoder": Encoder, "gated product": Gated, 
 CHAINS = {"residual MLP": {2: 2}, "encoder": {2: 1}, "gated product": {1: 2}, "skip": {1: 1, 2: 1}}
 
 
-def through(function, x, v, ends=()):
-    """Value and tangents, with the chains that were found."""
+def through(function, x, v, ends=(), order=1):
+    """Value and derivatives, with the chains that were found."""
     segments = segments_of(ends)
-    return *propagated(function, x, v, segments=segments), segments
+    return *propagated(function, x, v, order=order, segments=segments), segments
 
 
-def assert_right(function, x, v, inputs, ends=(), tolerance=BY_DIFFERENCES["a network"]):
-    """Value, tangents, and the gradients of a function of both, of inputs, directions and parameters."""
-    results = []
+def assert_right(function, x, v, inputs, ends=(), order=1):
+    """Value, derivatives, and the gradients of a function of both, of inputs, directions and parameters."""
+    oracles, results = [differences, second_differences][:order], []
+    tolerance = BY_DIFFERENCES["a network" if order == 1 else "second derivatives"]
     for way in (
-        lambda x, v: through(function, x, v, ends)[:2],
-        lambda x, v: (function(x), differences(function, x, v)),
+        lambda x, v: through(function, x, v, ends, order)[:2],
+        lambda x, v: (function(x), torch.cat([oracle(function, x, v) for oracle in oracles])),
     ):
         x, v = x.detach().requires_grad_(), v.detach().requires_grad_()
         y, t = way(x, v)
@@ -70,7 +74,8 @@ def assert_right(function, x, v, inputs, ends=(), tolerance=BY_DIFFERENCES["a ne
         results.append([y, t, *torch.autograd.grad(loss, [x, v, *inputs], materialize_grads=True)])
     for i, (got, expected) in enumerate(zip(*results, strict=True)):
         assert got.shape == expected.shape
-        error = (got - expected).abs().max() / expected.abs().max().clamp(min=1e-2)
+        least = 1e-2 if order == 1 else results[1][0].abs().max()  # what cancels in a second difference
+        error = (got - expected).abs().max() / expected.abs().max().clamp(min=least)
         assert error <= tolerance, f"number {i}: {error:.2g}"
 
 
@@ -123,6 +128,53 @@ def test_the_fused_op_is_called(name, monkeypatch):
     assert f"segments    {', '.join(words)}, fused by cpu" in text
 
 
+@pytest.mark.parametrize("P, O", [(1, 1), (3, 4)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_second_derivatives(name, P, O):
+    """Of chains whose inputs have second derivatives themselves, and of chains that begin at x; and what
+    differentiates their gradients."""
+    torch.manual_seed(1)
+    module = NETWORKS[name](O).double()
+    x, v = numbers(N, module.D), numbers(P, N, module.D, seed=3)
+    assert_right(module, x, v, list(module.parameters()), order=2)
+    assert chains(through(module, x, v, order=2)[2]) == ({3: 1, 1: 1} if name == "skip" else CHAINS[name])
+    twice = []
+    for segments in (segments_of(()), None):
+        w = v.clone().requires_grad_()
+        y, d = propagated(module, x, w, order=2, segments=segments)
+        loss = (d.sin() * numbers(*d.shape, seed=9)).sum() + y.sum()
+        (dw,) = torch.autograd.grad(loss, w, create_graph=True)
+        twice.append(torch.autograd.grad(dw.sin().sum(), [w, *module.parameters()], materialize_grads=True))
+    torch.testing.assert_close(*twice, **ANOTHER_WAY)
+
+
+@pytest.mark.parametrize("match", ["jets", "a Laplacian"])
+def test_second_derivatives_of_a_loss(match, monkeypatch):
+    """The same numbers as by the reference; of a sum alone, which costs less by rules, nothing is fused."""
+    torch.manual_seed(1)
+    module, steps = Blocks(2).double(), []
+    x, v = numbers(N, module.D), numbers(2, N, module.D, seed=3)
+    along = {"tangents": numbers(2, N, 2, seed=2), "seconds": numbers(2, N, 2, seed=4), "directions": v}
+
+    def loss(backend):
+        if match == "a Laplacian":
+            return sk.laplacian(module, x, backend=backend)[1].square().sum()
+        return sk.sobolev_loss(module, x, sk.Targets(values=numbers(N, 2), **along), order=2, backend=backend)
+
+    loss(None)  # which looks at the module
+    compute = ops.compute
+    monkeypatch.setattr(ops, "compute", lambda problem, operands: steps.append(problem) or compute(problem, operands))
+    for got in (loss(None), loss(None)):
+        expected = loss("reference")
+        torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+        inputs = [*module.parameters()]
+        each = [torch.autograd.grad(result, inputs, materialize_grads=True) for result in (got, expected)]
+        torch.testing.assert_close(*each, **ANOTHER_WAY)
+    assert {problem.order for problem in steps} == ({1, 2} if match == "jets" else set())
+    text = sk.explain(module, x, sk.Directions.given(v), order=2)
+    assert "segments    2 segments of 2 layers, fused by cpu" in text
+
+
 def test_an_end_is_learnt():
     """What something else asks for as well is computed once, from the second run on."""
     torch.manual_seed(1)
@@ -147,6 +199,10 @@ def test_every_activation(name):
     assert_right(student, x, v, list(student.parameters()))
 
     assert chains(through(student, x, v)[2]) == ({} if name == "identity" else {2: 1})
+    curved = is_curved(choose(sk.ACTIVATIONS, "activation", name))
+    if curved or name == "identity":
+        assert_right(student, x, v, list(student.parameters()), order=2)
+    assert chains(through(student, x, v, order=2)[2]) == ({2: 1} if curved else {})
 
 
 def written(h, change):

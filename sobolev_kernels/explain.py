@@ -99,7 +99,7 @@ def explain(
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
             if counts:
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
-        if flow and flow.fused:
+        if flow and flow.fused and not problem.collapsed:
             lines += [f"segments    {segments_in_words(flow.fused)}"]
         if is_apart(problem) and problem.backend != "reference" and not problem.unrecognised:
             lines += [f"loss        {SEPARATELY}"]

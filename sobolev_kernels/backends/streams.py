@@ -15,7 +15,7 @@ from ..streams.checkpoints import Checkpoints
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
-from ..streams.segments import SEGMENTED, Segments
+from ..streams.segments import SEGMENTED, SEGMENTED_TWICE, Segments
 from ..streams.trusted import TRUSTED, TRUSTED_TWICE
 from ..streams.twice import LACKS, Twice, whole
 from ..student import COMPUTE_DTYPE, widened
@@ -105,8 +105,9 @@ def propagated(
         rules = RULES if segments is None else SEGMENTED
         run = Run(rules, x.dtype, x.device, trusted=TRUSTED, segments=segments, **told)
     else:
-        told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS}
-        run = Twice(TWICE, x.dtype, x.device, P=len(v), S=len(v) + (1 if collapsed else len(v)), **told)
+        told |= {"trusted": TRUSTED_TWICE, "lacks": LACKS, "segments": None if collapsed else segments}
+        rules, S = TWICE if told["segments"] is None else SEGMENTED_TWICE, len(v) + (1 if collapsed else len(v))
+        run = Twice(rules, x.dtype, x.device, P=len(v), S=S, **told)
     kept = torch.is_grad_enabled()
     try:
         with graphs(), Eagerly(), Checkpoints():

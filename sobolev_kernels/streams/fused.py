@@ -11,6 +11,7 @@ import torch
 from .. import ops
 from ..backends import core, on_device_of
 from ..dispatch import free
+from ..math.activations import is_curved
 from ..math.table import Formula
 from ..modules import IDENTITY
 from ..problem import DERIVATIVES, Operands, Problem
@@ -29,7 +30,14 @@ from .segments import Numbers, Segments
 #     256→256→256     relu 0.92 to 1.16, gelu 1.09 to 1.59        256→256         relu 0.85 to 1.09, gelu 1.02 to 1.46
 #     512→512→512     relu 0.66 to 0.94, gelu 0.81 to 1.04        256→1024→256    gelu 0.68 to 1.15
 #
-# and 0.82 to 0.98 of one linear layer alone. With one thread as much, but 64→64 relu 0.89 to 1.29.
+# and 0.82 to 0.98 of one linear layer alone. With one thread as much, but 64→64 relu 0.89 to 1.29. Of second
+# derivatives, by two calls, on one thread, N = 8, 128, 1024 and P = 1, 4:
+#
+#     64→128→64       tanh 1.09 to 1.61, gelu 1.30 to 1.76        128→128         tanh 1.04 to 1.27
+#     128→512→128     tanh 0.99 to 1.90                           256→256         gelu 1.12 to 1.39
+#     256→256→256     tanh 0.91 to 1.64, gelu 1.03 to 1.34        512→512→512     gelu 0.94 to 1.65
+#
+# and 0.92 to 1.08 where a sum over the directions alone is asked for, of which the calls carry twice the streams.
 MULTIPLIES = {(False, False): 32, (False, True): 256, (True, False): 256, (True, True): 512}
 WIDEST, CHEAP = 512, {"relu", "tanh", "sigmoid", "sin"}
 # In float64 the core has these from the C library, lane by lane; of more samples than so, 64→128→64, P = 1, N = 1024:
@@ -45,12 +53,17 @@ def segments_of(
 
 
 def fuse(
-    layers: list[Layer], v: torch.Tensor, d: torch.Tensor, known: dict[int, Known] | None = None, place: int = -1
+    layers: list[Layer], v: torch.Tensor, d: torch.Tensor, known: dict[int, Known] | None = None, place: int = -1,
+    P: int | None = None,
 ) -> tuple[str, Numbers] | None:  # fmt: skip
-    """What layers make of a value [..., n] and its tangents [P, ..., n], and the backend that did it; or None."""
+    """What layers make of a value [..., n] and its tangents [P, ..., n], and the backend that did it; or None. `P`: of
+    order 2 how many of the derivatives are first ones."""
     n, flat = v.shape[-1], v.dim() == 2
     x, given = (v, d) if flat else (v.reshape(-1, n), d.reshape(len(d), -1, n))
     parameters = [tensor for weight, bias, *_ in layers for tensor in (weight, bias) if tensor is not None]
+    if P is not None:
+        problem = problem_at(layers, v, d[:P], 2)
+        return None if problem is None else (problem.backend, twice(problem, v, Operands(x, parameters, given)))
     found = None if known is None else known.get(place)
     numbers = None if found is None else numbers_again(found, layers, x, parameters, given)
     if numbers is None:
@@ -72,7 +85,17 @@ def fuse(
     return (problem if found is None else found.problem).backend, (y, tangents)
 
 
-def problem_at(layers: list[Layer], v: torch.Tensor, d: torch.Tensor) -> Problem | None:
+def twice(problem: Problem, v: torch.Tensor, operands: Operands) -> Numbers:
+    """Of second derivatives, which follow the P first ones unless they are 0, D²m[ḣ, ḣ] + Dm[ḧ] by a call for each."""
+    first, *second = operands.given.split(problem.P)
+    y, tangents, bent = ops.mlp_sobolev(problem, operands._replace(given=first))
+    if second:
+        bent = bent + ops.mlp_sobolev(replace(problem, order=1), operands._replace(given=second[0]))[1]
+    d = torch.cat([tangents, bent])
+    return y.view(*v.shape[:-1], y.shape[-1]), d.view(len(d), *v.shape[:-1], y.shape[-1])
+
+
+def problem_at(layers: list[Layer], v: torch.Tensor, d: torch.Tensor, order: int = 1) -> Problem | None:
     """The problem of these layers; None where they are not fused."""
     widths, activations, biases = [v.shape[-1]], [], []
     for weight, bias, activation, _ in layers:
@@ -81,20 +104,24 @@ def problem_at(layers: list[Layer], v: torch.Tensor, d: torch.Tensor) -> Problem
         biases.append(bias is not None)
     shape = tuple(widths), tuple(activations), tuple(biases)
     many = v.numel() > FEW * widths[0]
-    asked = len(d), v.requires_grad, d.requires_grad, many, core.MISSING
+    asked = order, len(d), v.requires_grad, d.requires_grad, many, core.MISSING
     return problem_of(*shape, v.dtype, v.device, *asked) if v.numel() else None
 
 
 @lru_cache(maxsize=1024)
 def problem_of(
     widths: tuple[int, ...], activations: tuple[Formula, ...], biases: tuple[bool, ...], dtype: torch.dtype,
-    device: torch.device, P: int, of_input: bool, of_given: bool, many: bool, missing: str | None,
+    device: torch.device, order: int, P: int, of_input: bool, of_given: bool, many: bool, missing: str | None,
 ) -> Problem | None:  # fmt: skip
     """The problem on the backend of a free choice; None where that would cost more than it saves."""
     lanes = many and dtype is torch.float64 and any(a.name in BY_LANES for a in activations)
-    if lanes or not pays(widths, activations):
+    if (
+        lanes
+        or not pays(widths, activations)
+        or (order == 2 and not all(a == IDENTITY or is_curved(a) for a in activations))
+    ):
         return None
-    asked = {"P": P, "input_gradient": of_input, "given_gradient": of_given}
+    asked = {"order": order, "P": P, "input_gradient": of_input, "given_gradient": of_given}
     kinds = str(dtype).removeprefix("torch."), device.type
     problem = Problem(DERIVATIVES, widths, biases, activations, *kinds, **asked)
     with on_device_of(torch.empty(0, device=device)):

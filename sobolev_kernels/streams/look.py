@@ -34,9 +34,7 @@ def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None =
     flow = known.flows.get((order, cast))
     shapes = tuple(p.shape for module in modules for p in module._parameters.values() if p is not None)
     if flow is None or flow.shapes != shapes or outputs not in (None, flow.outputs or outputs):
-        held, segments = held_of(modules, x), None
-        if order == 1:
-            segments = segments_of(None if is_sharded(function) else (), careful=True)
+        held, segments = held_of(modules, x), segments_of(None if is_sharded(function) else (), careful=True)
         flow = looked_at(function, x, held, order, segments)
         if flow.unfollowed == CHANGED:
             flow = looked_at(function, x, held, order)

@@ -22,10 +22,11 @@ from . import products
 from .chain import FORMULAS, Layer
 from .flowing import ABOUT, Run, is_finite, spelt
 from .pair import Pair, is_pair, start, wrapper
-from .rules import RULES
+from .rules import RULES, TWICE
+from .twice import Twice
 
 CHANGED = "a weight in it is another after it was used"
-Numbers = tuple[torch.Tensor, torch.Tensor]  # a value [..., n], its derivatives [P, ..., n]
+Numbers = tuple[torch.Tensor, torch.Tensor]  # a value [..., n], its derivatives [P or S, ..., n]
 
 
 class Step:
@@ -65,11 +66,12 @@ class Step:
 class Segments:
     """The chains of one run of a forward: how they are fused, and what became of them.
 
-    `fuse` gives the name of a backend and its numbers, or None where none of them does it, or it costs more. A run that
-    is `careful` compares weights with copies, since what is written to `weight.data` is not seen otherwise.
+    `fuse` gives the name of a backend and its numbers, or None where none of them does it, or it costs more; it is told
+    of order 2 how many derivatives are first ones. A run that is `careful` compares weights with copies, since what is
+    written to `weight.data` is not seen otherwise.
     """
 
-    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor, dict | None, int], tuple[str, Numbers] | None]
+    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor, dict | None, int, int | None], tuple[str, Numbers] | None]
     ends: frozenset[int] = frozenset()
     careful: bool = False
     widest: float = math.inf  # features of a layer that may be fused
@@ -106,14 +108,14 @@ class Segments:
         while chain and not chain[0].begins:  # its linear layer has its numbers already
             chain.pop(0).settle()
         self.passed.update([each.place for each in chain[:-1]])
-        if chain and not self.through(step, chain):
+        if chain and not self.through(step, chain, run.P if isinstance(run, Twice) else None):
             for part in chain:
                 part.settle()
 
-    def through(self, step: Step, chain: list[Step]) -> bool:
+    def through(self, step: Step, chain: list[Step], P: int | None) -> bool:
         """Whether one fused call gave the numbers of the last step of a chain."""
         layers = [part.layer for part, after in itertools.pairwise([*chain, None]) if after is None or after.begins]
-        found = self.fuse(layers, *chain[0].before.numbers, self.known, step.place)
+        found = self.fuse(layers, *chain[0].before.numbers, self.known, step.place, P)
         if found is None:
             return False
         backend, step.numbers = found
@@ -309,15 +311,19 @@ def unasked(about: Callable, plain: Callable) -> Callable:
     return answered
 
 
-# The rules of pairs where chains of layers are put off.
-SEGMENTED: dict[Callable, Callable] = dict(RULES)
-SEGMENTED |= {function: unasked(ABOUT[function], RULES[function]) for function in ABOUT.keys() & RULES.keys()}
-for function in (linear, matmul, mul, add):
-    SEGMENTED |= {
-        spelling: function for spelling, plain in RULES.items() if plain is getattr(products, function.__name__)
-    }
-for name, formula_of in FORMULAS.items():
-    for function in spelt(name):
-        SEGMENTED[function] = activation(RULES[function], formula_of)
-    for function in spelt(f"{name}_"):
-        SEGMENTED[function] = partial(activation(RULES[function], formula_of), inplace=True)
+def segmented(rules: dict[Callable, Callable]) -> dict[Callable, Callable]:
+    """The rules of pairs where chains of layers are put off."""
+    table = rules | {function: unasked(ABOUT[function], rules[function]) for function in ABOUT.keys() & rules.keys()}
+    for function in (linear, matmul, mul, add):
+        table |= {
+            spelling: function for spelling, plain in rules.items() if plain is getattr(products, function.__name__)
+        }
+    for name, formula_of in FORMULAS.items():
+        for function in spelt(name):
+            table[function] = activation(rules[function], formula_of)
+        for function in spelt(f"{name}_"):
+            table[function] = partial(activation(rules[function], formula_of), inplace=True)
+    return table
+
+
+SEGMENTED, SEGMENTED_TWICE = segmented(RULES), segmented(TWICE)
