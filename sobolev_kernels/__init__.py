@@ -17,12 +17,13 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .partials.bilaplacian import bilaplacian
 from .partials.evaluate import partials
 from .partials.names import Fields
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
-from .terms import SobolevTerms
+from .terms import JetTerms, SobolevTerms
 from .training.fit import fit
 from .training.history import History
 from .training.weighting import GradNorm, Uncertainty
@@ -38,6 +39,7 @@ __all__ = [
     "Fields",
     "GradNorm",
     "History",
+    "JetTerms",
     "NotProvided",
     "Scaled",
     "Scaler",
@@ -48,6 +50,7 @@ __all__ = [
     "SobolevWarning",
     "Targets",
     "Uncertainty",
+    "bilaplacian",
     "check_targets",
     "derivative_error",
     "explain",

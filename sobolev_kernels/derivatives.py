@@ -47,6 +47,8 @@ def evaluate(
     )
     if not rows and kind is Cotangents:
         results = results[0], results[1].unflatten(2, shape)
+    if settings.order > 2:  # the last has derivatives of all orders from 2 on
+        results = *results[:-1], *results[-1].unbind()
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
@@ -162,21 +164,21 @@ def jet(
     student: Function, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
     wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
+    """Values and directional derivatives: m(x), D m(x)[v], D² m(x)[v, v] and so on, in one fused pass.
 
-    Differentiable as those of `jvp`. Order 3 would take σ'''' in the activation table and one more stream with its
-    adjoint (docs/math.md, section 10).
+    Differentiable as those of `jvp`. Orders 3 and 4 are fused on the CPU (docs/math.md, section 15).
 
     Args:
         student, x, v, wrt, backend: as for `jvp`.
-        order: 1 or 2.
+        order: 1 to 4.
 
     Returns:
-        y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O], of x's dtype.
+        y [N, O], tangents [P, N, O] and, of each order up to that one, derivatives [P, N, O], of x's dtype.
 
     Raises:
         ValueError: as `jvp`, or another order.
-        NotImplementedError: as `jvp`; of order 2 also an activation with σ'' = 0 almost everywhere, as ReLU.
+        NotImplementedError: as `jvp`; of order 2 also an activation with σ'' = 0 almost everywhere, as ReLU, and above
+            it one with a jump in a lower derivative, as ELU.
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))

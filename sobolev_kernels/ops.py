@@ -235,8 +235,10 @@ def gradient_of_given(
 
 
 def is_apart(problem: Problem) -> bool:
-    """Whether a loss is made of fused derivatives, since given vectors ask for a gradient that no kernel gives beside
-    the loss: of a target that is projected on them, too, and elsewhere than on the CPU."""
+    """Whether a loss is made of fused derivatives, since it is above order 2, or since given vectors ask for a gradient
+    that no kernel gives beside the loss: of a target that is projected on them, too, and elsewhere than on the CPU."""
+    if problem.order > 2:
+        return True
     if not problem.given_gradient or problem.result in DIFFERENTIABLE:
         return False
     own = hasattr(BACKENDS[problem.backend], "GIVES_GIVEN")
