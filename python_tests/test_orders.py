@@ -236,3 +236,24 @@ def test_refused_in_words(call, kind, message):
     with pytest.raises(kind) as caught:
         call()
     assert message in str(caught.value)
+
+
+def test_mixed_derivatives_of_directions_of_any_size():
+    """Polarization would lose all digits that v and w differ by."""
+    torch.manual_seed(0)
+    student, x = sk.MLP(3, 2, width=16, activation="silu").double(), random(9, 3).requires_grad_()
+    v, w = (1e-4 * random(5, 9, 3)).requires_grad_(), (1e3 * random(5, 9, 3) + 1).requires_grad_()
+
+    def expected():
+        def along(function, d):
+            return lambda x: torch.func.jvp(function, (x,), (d,))[1]
+
+        return student(x), torch.stack([along(along(student, a), b)(x) for a, b in zip(v, w, strict=True)])
+
+    exact = expected()[1].detach()
+    compare(lambda: sk.hvp(student, x, v, w), expected, [x, v, w, *student.parameters()])
+    single = sk.hvp(student.float(), *(t.detach().float() for t in (x, v, w)))[1]
+    assert_within_rule("float32", single.detach(), exact)
+    columns = sk.hvp(student.double(), x, v[..., :2], w[..., :2], wrt=(2, 0))[1]
+    padded = [torch.stack([t[..., 1], 0 * t[..., 0], t[..., 0]], -1) for t in (v, w)]
+    torch.testing.assert_close(columns, sk.hvp(student, x, *padded)[1], **ANOTHER_WAY)

@@ -66,6 +66,28 @@ def evaluated(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tens
     return Results.apply(Call(streams, student, results_of), x, v, *student.parameters)
 
 
+@lru_cache(maxsize=64)
+def pairs(P: int, O: int) -> Streams:
+    """Values and the second derivatives along each of P pairs of directions, of all O outputs. Its directions are all
+    first ones and then all second ones of the pairs."""
+    asked = [(0,) * (2 * P), *(tuple(int(q % P == p) for q in range(2 * P)) for p in range(P))]
+    return plan(tuple(row for e in asked for row in rows({e: Fraction(1)}, O)), 2 * P)
+
+
+def mixed_along(
+    student: Student, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """y [N, O] and D²m[v, w] [P, N, O] of an MLP along v and w [P, N, D], by the core."""
+    found = []
+    for some in zip(v.split(TOGETHER // 4), w.split(TOGETHER // 4), strict=True):
+        both = torch.cat(some)
+        streams = pairs(len(both) // 2, student.widths[-1])
+        along = both[torch.tensor([unit(e) for _, e in streams.first], device="cpu")]
+        results = evaluated(streams, student, x, along, core=True)
+        found.append(results.unflatten(0, (-1, student.widths[-1])).transpose(1, 2))
+    return found[0][0], torch.cat([each[1:] for each in found])
+
+
 def bilaplacian_of(columns: tuple[int, ...], D: int) -> Polynomial:
     """|ξ|⁴, with ξ of these columns."""
     square = {tuple(2 * (i == j) for j in range(D)): Fraction(1) for i in columns}
