@@ -1,4 +1,4 @@
-"""Named partials of a PDE residual: `python -m bench --partials`, ours against what is written by hand, in turns."""
+"""Named partials of a PDE residual: `python -m bench --partials`, our step against what is written by hand."""
 
 from __future__ import annotations
 

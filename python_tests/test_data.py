@@ -397,7 +397,7 @@ def test_whole_numbers_of_numpys(call, number):
 def test_what_is_no_whole_number(value):
     with pytest.raises(ValueError, match="P: expected a whole number"):
         sk.Directions.sphere(value)
-    with pytest.raises(ValueError, match="order: expected 1 or 2"):
+    with pytest.raises(ValueError, match="order: expected a whole number from 1"):
         sk.SobolevLoss(order=value)
 
 

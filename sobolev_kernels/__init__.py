@@ -17,6 +17,7 @@ from .loss import SobolevLoss, sobolev_loss
 from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
+from .partials.bilaplacian import bilaplacian
 from .partials.evaluate import partials
 from .partials.names import Fields
 from .partials.residual import Residual
@@ -24,7 +25,7 @@ from .partials.residual_loss import ResidualTerms, residual_loss, residual_scale
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
-from .terms import SobolevTerms
+from .terms import JetTerms, SobolevTerms
 from .training.fit import fit
 from .training.history import History
 from .training.points import Points
@@ -41,6 +42,7 @@ __all__ = [
     "Fields",
     "GradNorm",
     "History",
+    "JetTerms",
     "NotProvided",
     "Points",
     "Residual",
@@ -54,6 +56,7 @@ __all__ = [
     "SobolevWarning",
     "Targets",
     "Uncertainty",
+    "bilaplacian",
     "check_targets",
     "derivative_error",
     "explain",

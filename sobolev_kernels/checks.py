@@ -14,7 +14,7 @@ from .errors import Fault, NotProvided, as_tensor, converted, describe, range_of
 from .finite import faults_of_finite
 from .heads import inner_of
 from .labels import faults_of_classes, faults_of_labels
-from .math.table import Formula
+from .math.activations import highest_order
 from .request import Request
 from .rows import behind
 from .settings import DIFFERENTIAL_ML, Settings, faults_of_projections
@@ -53,7 +53,7 @@ def faults_of(request: Request, student: Layers, teacher: Layers | None) -> Iter
     if projections is not None:
         yield from projections.faults(inputs, O if isinstance(projections, Cotangents) else W, given)
     if targets is not None:
-        yield from faults_of_targets(targets, inputs, O, W, projections, settings.value_loss)
+        yield from faults_of_targets(targets, inputs, O, W, projections, settings)
         yield from faults_of_weight("sample_weight", request.sample_weight, inputs.shape[0], inputs)
         yield from faults_of_weight("output_weight", request.output_weight, "O" if O is None else O, inputs)
         yield from faults_of_derivative_weight(request, "O" if O is None else O, W, projections)
@@ -98,6 +98,9 @@ def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
     settings, asked = request.settings, request.asked()
     if settings.weights == DIFFERENTIAL_ML and targets.jacobian is None:
         yield Fault("targets", f"a jacobian, whose columns {DIFFERENTIAL_ML!r} weighs", targets.kind)
+    if settings.order > 2 and targets.jets is None and targets.teacher is None and any(settings.numbers(1)[1:]):
+        expected = f"jets, derivatives of all orders from 1 to {settings.order} along directions, or a teacher"
+        yield Fault("targets", expected, targets)
     yield from faults_of_scale(settings, request.input_scale)
     yield from faults_of_projections(settings.order, asked)
     for term, kind in enumerate(request.kinds[: settings.order]):
@@ -107,7 +110,7 @@ def faults_of_kinds(request: Request, targets: Targets) -> Iterator[Fault]:
     if settings.numbers(1)[0] != 0 and targets.values is None and targets.teacher is None:
         yield Fault("targets", "values, since the value term's weight is not zero", "none")
     chosen = next(iter(asked.values()), None)
-    for kind, names in ((Directions, ("tangents", "seconds")), (Cotangents, ("vjps",))):
+    for kind, names in ((Directions, ("tangents", "seconds", "jets")), (Cotangents, ("vjps",))):
         belongs = next((name for name in names if getattr(targets, name) is not None), None)
         if request.projects and belongs and not (isinstance(chosen, kind) and chosen.fixed):
             what = f"those the target {names[0]} belong to: given(tensor), a seed, or basis()"
@@ -160,12 +163,18 @@ def either_converted(inputs: torch.Tensor, parameter: torch.Tensor, name: str) -
 
 
 def faults_of_order(student: Layers, order: int, name: str) -> Iterator[Fault]:
-    """An activation whose second derivative is zero almost everywhere has no second derivative to fit."""
-    flat = student.flat() if order == 2 else None
+    """An activation whose second derivative is zero almost everywhere has no second derivative to fit, and one that has
+    a jump in a lower derivative no sound one of this order."""
+    flat = student.flat() if order > 1 else None
     if flat is not None:
         what = f"1 with {flat}, whose second derivative is 0 almost everywhere "
         what += f"(the second derivative of the {name} would be silently 0)"
         yield Fault("order", what, order, NotProvided)
+    for formula in student.activations:
+        highest, why = highest_order(formula)
+        if order > max(2, highest):
+            what = f"at most {highest} with {formula.name} in the {name}, since {why}"
+            yield Fault("order", what, order, NotProvided)
 
 
 def outputs_of(request: Request, student: Layers) -> int | None:
@@ -206,7 +215,7 @@ def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
 
 
 def faults_of_targets(
-    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None, value_loss: Formula
+    targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None, settings: Settings
 ) -> Iterator[Fault]:
     N, some, one = inputs.shape[0], "O" if O is None else O, O in (None, 1)
     P = None if projections is None else projections.count(some if isinstance(projections, Cotangents) else W)
@@ -217,12 +226,13 @@ def faults_of_targets(
         "tangents": [(P, N, some)],
         "seconds": [(P, N, some)],
         "vjps": [("R" if P == "O" else P, N, W)],
+        "jets": [(settings.order, P, N, some)],
     }
     for name, tensor in targets.tensors().items():
         if tensor.requires_grad:
             yield Fault(name, CONSTANT, tensor)
         if name == "values" and targets.has_classes:
-            yield from faults_of_classes(tensor, value_loss, inputs)
+            yield from faults_of_classes(tensor, settings.value_loss, inputs)
         elif projections is not None or name in ("values", "jacobian", "hessian"):
             yield from faults_of_shape(name, tensor, shapes[name], inputs)
 
@@ -277,12 +287,12 @@ def faults_of_derivative_weight(
 
 def faults_of_units(request: Request, targets: Targets, projections: Projections | None) -> Iterator[Fault]:
     """Weights of columns and outputs, where their derivatives are mixed already."""
-    if request.input_scale is not None and (targets.tangents is not None or targets.seconds is not None):
+    projected = any(getattr(targets, name) is not None for name in ("tangents", "seconds", "jets"))
+    if request.input_scale is not None and projected:
         yield Fault("input_scale", "a jacobian, hessian, vjps or teacher to scale alike", "projected tangents")
     mixed = isinstance(projections, Cotangents) and projections.distribution != "basis"
     if mixed and request.output_weight is not None:
         yield Fault("output_weight", UNMIXED, "mixed outputs")
-    projected = targets.tangents is not None or targets.seconds is not None
     if projected and request.residual_weights.masks(projections):
         yield Fault("derivative_weight", "a jacobian, hessian or teacher to mask alike", "projected tangents")
 

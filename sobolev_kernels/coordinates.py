@@ -106,7 +106,7 @@ def faults_of_coordinates(
         yield Fault("wrt", f"None, since {name} says with respect to what", got)
     if settings.weights == DIFFERENTIAL_ML:
         yield Fault("weights", f"numbers together with {name}", settings.weights)
-    for what in ("vjps", "hessian", "seconds"):
+    for what in ("vjps", "hessian", "seconds", "jets"):
         if getattr(targets, what) is not None:
             yield Fault("targets", FIRST.format("a jacobian, tangents or teacher"), what, NotProvided)
 
@@ -126,6 +126,6 @@ def faults_of_projected(of_q: Request, chosen: Projections, given: torch.Tensor 
     K = q.shape[1]
     chosen = Directions.basis() if chosen.entries else chosen
     yield from chosen.faults(q, K, given)
-    yield from faults_of_targets(targets, q, O, K, chosen, of_q.settings.value_loss)
+    yield from faults_of_targets(targets, q, O, K, chosen, of_q.settings)
     yield from faults_of_derivative_weight(of_q, "O" if O is None else O, K, chosen)
     yield from faults_of_units(of_q, targets, chosen)

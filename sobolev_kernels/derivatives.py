@@ -8,14 +8,19 @@ from functools import lru_cache
 import torch
 
 from . import call
-from .boundary import faults_of_memory
+from .boundary import PLAIN, faults_of_memory
 from .directions import Cotangents, Directions, Projections
+from .dispatch import requested
+from .drawing import over_samples
 from .errors import in_words, need, need_known, refuse
+from .partials.along import mixed_along
+from .partials.layers import by_plain
+from .prepare import prepare
 from .problem import DERIVATIVES
 from .request import Request
 from .rows import are_rows, derivatives_on_rows
 from .settings import Settings, as_columns, settings_with
-from .student import widened
+from .student import Student, recognise, widened
 from .typed import Function, Wrt
 
 NAMES = str, type(None)
@@ -47,6 +52,8 @@ def evaluate(
     )
     if not rows and kind is Cotangents:
         results = results[0], results[1].unflatten(2, shape)
+    if settings.order > 2:  # the last has derivatives of all orders from 2 on
+        results = *results[:-1], *results[-1].unbind()
     results = results if last is None else last(*results)
     return tuple(result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
 
@@ -162,21 +169,21 @@ def jet(
     student: Function, x: torch.Tensor, v: torch.Tensor | Directions, *, order: int = 2,
     wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Values, first and second directional derivatives: m(x), D m(x)[v] and D² m(x)[v, v], in one fused pass.
+    """Values and directional derivatives: m(x), D m(x)[v], D² m(x)[v, v] and so on, in one fused pass.
 
-    Differentiable as those of `jvp`. Order 3 would take σ'''' in the activation table and one more stream with its
-    adjoint (docs/math.md, section 10).
+    Differentiable as those of `jvp`. Orders 3 and 4 are fused on the CPU (docs/math.md, section 15).
 
     Args:
         student, x, v, wrt, backend: as for `jvp`.
-        order: 1 or 2.
+        order: 1 to 4.
 
     Returns:
-        y [N, O], tangents [P, N, O] and, of order 2, second derivatives [P, N, O], of x's dtype.
+        y [N, O], tangents [P, N, O] and, of each order up to that one, derivatives [P, N, O], of x's dtype.
 
     Raises:
         ValueError: as `jvp`, or another order.
-        NotImplementedError: as `jvp`; of order 2 also an activation with σ'' = 0 almost everywhere, as ReLU.
+        NotImplementedError: as `jvp`; of order 2 also an activation with σ'' = 0 almost everywhere, as ReLU, and above
+            it one with a jump in a lower derivative, as ELU.
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
@@ -243,9 +250,11 @@ def hvp(
     student: Function, x: torch.Tensor, v: torch.Tensor | Directions, w: torch.Tensor | Directions, *,
     wrt: Wrt = None, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Values and mixed second derivatives D² m(x)[v, w] = (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, by polarization.
+    """Values and mixed second derivatives D² m(x)[v, w].
 
-    Differentiable as those of `jvp`. Scale v and w alike: the difference loses as many digits as they differ.
+    Differentiable as those of `jvp`. Of an MLP on the CPU by the streams of v, w and both (docs/math.md, section 15);
+    elsewhere by polarization, (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4: scale v and w alike there, since the difference
+    loses as many digits as they differ.
 
     Args:
         student, x, wrt, backend: as for `jvp`.
@@ -267,6 +276,8 @@ def hvp(
         refuse(faults_of_memory(name, tensor))
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
     need(v.device == w.device, "w", f"a tensor on {v.device}, as v is", w)
+    if (found := mixed_by_core(student, x, v, w, wrt=wrt, backend=backend)) is not None:
+        return found
     # what is added and what is subtracted would be rounded in half precision
     exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))
     both = Directions.given(torch.cat([exact_v + exact_w, exact_v - exact_w]))
@@ -276,3 +287,33 @@ def hvp(
         return y, (plus - minus) / 4
 
     return evaluate(student, x, both, Directions, "v", False, mixed, wrt=wrt, backend=backend, order=2)
+
+
+def mixed_by_core(
+    student: object, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, **settings: object
+) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
+    """An HVP of an MLP whose streams the core takes; None of any other call."""
+    if torch.compiler.is_compiling() or requested(settings["backend"]) not in (None, "cpu"):
+        return None
+    known = recognise(student)
+    if not (isinstance(known, Student) and isinstance(x, torch.Tensor) and x.is_cpu and x.dim() == 2 and len(v)):
+        return None
+    if by_plain(x) or not all(type(tensor) in PLAIN for tensor in (v, w, *known.parameters)):
+        return None
+    if are_right(known, x, v, w) and settings["wrt"] is None:
+        return mixed_along(known, x, v, w)
+    call = prepare(request_of("hvp", student, x, Directions.given(v), **settings))
+    if call.problem.backend != "cpu" or w.dtype != v.dtype:
+        return None
+    wide = Student(known.widths, known.biases, known.activations, tuple(map(widened, known.parameters)))
+    v, w = (call.request.columns.embed(over_samples(widened(t), len(x)), x.shape[1]) for t in (v, w))
+    y, mixed = mixed_along(wide, widened(x), v, w)
+    return y.to(x.dtype), mixed.to(x.dtype)
+
+
+def are_right(student: Student, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether nothing is wrong with the tensors of an HVP, nor to be cast: what most calls are, without a look at the
+    rest."""
+    alike = x.dtype in (torch.float32, torch.float64) and x.shape[1] == student.D and v.dim() == 3
+    alike = alike and v.shape[1:] == x.shape and student.flat() is None and not torch.is_autocast_enabled("cpu")
+    return alike and all(t.dtype is x.dtype and t.is_cpu for t in (v, w, *student.parameters))

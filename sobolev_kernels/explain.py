@@ -23,7 +23,8 @@ from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 from .typed import Function
 
-SEPARATELY = "by PyTorch's operations, from fused derivatives: the vectors' gradient goes through the dense target, too"
+SEPARATELY = "by PyTorch's operations, from fused derivatives"
+WHY = ": the vectors' gradient goes through the dense target, too"
 
 
 class Printed(str):
@@ -102,7 +103,7 @@ def explain(
         if flow and flow.fused and not problem.collapsed:
             lines += [f"segments    {segments_in_words(flow.fused)}"]
         if is_apart(problem) and problem.backend != "reference" and not problem.unrecognised:
-            lines += [f"loss        {SEPARATELY}"]
+            lines += [f"loss        {SEPARATELY}{WHY if problem.order < 3 else ''}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

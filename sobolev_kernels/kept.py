@@ -42,7 +42,7 @@ from .targets import Targets
 from .weights import UNWEIGHTED, Weights
 
 PARTS = attrgetter(
-    "values", "jacobian", "tangents", "vjps", "hessian", "seconds", "directions", "cotangents", "teacher"
+    "values", "jacobian", "tangents", "vjps", "hessian", "seconds", "jets", "directions", "cotangents", "teacher"
 )  # fmt: skip
 KNOWN = {type(None), *PLAIN}  # types of what need not be there
 

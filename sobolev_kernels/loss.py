@@ -78,7 +78,8 @@ def sobolev_loss(
         directions: see `Directions`; by default `targets.directions`, else `Directions.sphere(1)`.
         cotangents: see `Cotangents`, instead of directions; by default `targets.cotangents`.
         derivatives: "exact", instead of directions and cotangents: the whole Jacobian, from the cheaper side.
-        order: 2 adds the second directional derivatives along the same directions. Refused for a student or teacher
+        order: 2 adds the second directional derivatives along the same directions, 3 and 4 those of these orders too,
+            whose targets are `jets` or a teacher's. Refused for a student or teacher
             with a module as ReLU in it, whose second derivative is 0 almost everywhere; a plain function, or a forward
             that calls relu as one, cannot be looked into, and its second derivatives are silently 0.
         wrt: the W input columns that are differentiated, for example without a label or time appended to the inputs;
@@ -94,7 +95,7 @@ def sobolev_loss(
             "sigmoid", "log_sigmoid", of the outputs divided by a temperature as ("log_softmax", 2.0); or any callable
             of the outputs [N, O]. All targets, directions and cotangents belong to what it gives. With a name an MLP is
             fused on the CPU, of order 1.
-        weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), finite numbers >= 0, by default ones. A term of weight zero
+        weights: (w_0, w_1), of order 2 (w_0, w_1, w_2), and so on, >= 0, by default ones. A term of weight zero
             needs no target. Or "differential-ml" (Huge & Savine, 2020): (1 / (1 + W), W / (1 + W)), with the
             `input_scale` 1 / rms(∂f/∂x_j) over the batch, from the entries of the target Jacobian that count.
         input_scale: [W], > 0: multiplies the derivatives with respect to each column, of student and target.

@@ -216,10 +216,10 @@ def gradients_of_derivatives(problem: Problem, operands: Operands, cotangents: t
 
 
 def is_apart(problem: Problem) -> bool:
-    """Whether a loss is made of fused derivatives, since given vectors ask for a gradient that no kernel gives beside
-    the loss: through a target that is projected on them, too."""
+    """Whether a loss is made of fused derivatives, since it is above order 2, or since given vectors ask for a gradient
+    that no kernel gives beside the loss: through a target that is projected on them, too."""
     asked = problem.given_gradient and problem.result not in DIFFERENTIABLE
-    return asked and DENSE in (problem.derivative_target, problem.second_target)
+    return problem.order > 2 or (asked and DENSE in (problem.derivative_target, problem.second_target))
 
 
 def backward_of(problem: Problem, result: str, first: str, second: str) -> Problem:

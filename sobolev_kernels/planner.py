@@ -26,8 +26,8 @@ def chains(problem: Problem) -> dict[str, int]:
     """How many streams each side carries beside the values, for the sides that give what is asked."""
     if problem.projection == COTANGENTS:
         return {GRADIENTS: problem.P}
-    if problem.order == 2:
-        return {TANGENTS: problem.P + (1 if problem.collapsed else problem.P)}
+    if problem.order > 1:
+        return {TANGENTS: problem.P + 1 if problem.collapsed else problem.order * problem.P}
     if problem.gradients and problem.given_gradient:  # a direction's adjoint is at the foot of its tangent's chain
         return {TANGENTS: problem.P}
     return {TANGENTS: problem.P, GRADIENTS: problem.O} if problem.P else {TANGENTS: 0}

@@ -180,7 +180,7 @@ def prepared_of(
 def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Problem:
     """The same, if pairs of values and tangents could do it, with whether they flow through the student."""
     wanted = requested(request.settings.backend) in (None, "streams") and problem.P
-    if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS:
+    if torch.compiler.is_compiling() or not wanted or problem.projection != DIRECTIONS or problem.order > 2:
         return problem
     flow = flow_of(request.student, request.inputs, problem.order, outputs_of(request, student))
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
@@ -219,7 +219,7 @@ def problem_of(
         order=request.order,
         collapsed=request.collapsed,
         derivative_target=first,
-        second_target=second if request.order == 2 else NONE,
+        second_target=second if request.order > 1 else NONE,
         value_loss=value_loss_of(request) if loss else None,
         derivative_loss=settings.derivative_loss if loss else None,
         head=None if settings.head == APART else settings.head,

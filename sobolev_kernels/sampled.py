@@ -11,7 +11,7 @@ from .directions import Directions, Projections
 from .drawing import over_samples
 from .errors import Fault, describe, need, refuse, whole
 
-AXIS = {"values": 0, "jacobian": 0, "hessian": 0, "tangents": 1, "seconds": 1, "vjps": 1, "samples": 0}
+AXIS = {"values": 0, "jacobian": 0, "hessian": 0, "tangents": 1, "seconds": 1, "vjps": 1, "samples": 0, "jets": 2}
 KINDS = "a whole number, a slice, whole numbers [n] or a Boolean mask [N], as a tensor, an array or a list"
 Index = slice | torch.Tensor
 

@@ -147,6 +147,7 @@ class Scaler(nn.Module):
             "hessian": lambda hessian: entries(hessian, outer),
             "tangents": lambda tangents: (tangents / t).to(tangents.dtype),
             "seconds": lambda seconds: (seconds / t).to(seconds.dtype),
+            "jets": lambda jets: (jets / t).to(jets.dtype),
             "vjps": lambda vjps: (vjps * s).to(vjps.dtype),
         }
         moved = {name: rules[name](tensor) for name, tensor in found.items()}
@@ -298,6 +299,8 @@ def faults_of_shapes(targets: Targets, N: int, O: int | None, shape: list[int]) 
         ending = fits(tensor.shape[2:], O) if end is None else list(tensor.shape[2:]) == shape
         if tensor.dim() < 3 or tensor.shape[1] != N or not ending:
             yield Fault(name, f"[P, N, {outputs if end is None else tail}], N = {N}", tensor)
+    if (jets := targets.jets) is not None and not (jets.dim() == 4 and jets.shape[2] == N and fits(jets.shape[3:], O)):
+        yield Fault("jets", f"[K, P, N, {outputs}], N = {N}", jets)
     for name, projections in targets.asked().items():
         v, end = projections.values, shape if name.startswith("dir") else [O]
         if list(v.shape)[-len(end) :] != end and end != [None]:

@@ -16,7 +16,8 @@ from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .enums import PRECISIONS
 from .errors import Fault, as_tensor, by_shape, nearest, need_known, one_of, refuse, whole
-from .math.heads import choose_head
+from .math.activations import ORDERS
+from .math.heads import APART, choose_head
 from .math.losses import HEADS_OF, choose_loss
 from .math.table import Formula, is_number, specialised
 from .typed import HeadName, LossName, Wrt
@@ -83,8 +84,10 @@ class Settings:
         if not one_of(self.reduction, REDUCTIONS):
             hint = nearest(self.reduction, REDUCTIONS)
             yield Fault("reduction", f"one of {', '.join(REDUCTIONS)}", self.reduction, hint=hint)
-        if type(self.order) is not int or self.order not in (1, 2):
-            yield Fault("order", "1 or 2 (3 would take the fourth derivative of the activations)", self.order)
+        if type(self.order) is not int or not 1 <= self.order <= ORDERS:
+            yield Fault("order", f"a whole number from 1 to {ORDERS}", self.order)
+        if type(self.order) is int and self.order > 2 and self.head not in (None, APART):
+            yield Fault("order", "1 or 2 behind a head (one that is a callable may be of any)", self.order)
         for name in ("return_terms", "check_finite"):
             if type(getattr(self, name)) is not bool:
                 yield Fault(name, "True or False", getattr(self, name))
@@ -99,7 +102,8 @@ class Settings:
             if self.order != 1:
                 yield Fault("weights", f"numbers, since {weights!r} is of order 1", f"order = {self.order}")
         elif len(weights) != 1 + self.order:
-            yield Fault("weights", WEIGHTS[self.order - 1], self.weights)
+            expected = WEIGHTS[self.order - 1] if self.order < 3 else f"{1 + self.order} numbers, one for each order"
+            yield Fault("weights", expected, self.weights)
         elif not all(math.isfinite(w) and w >= 0 for w in weights):
             yield Fault("weights", "finite numbers >= 0", self.weights)
         for name, kind in (("directions", Directions), ("cotangents", Cotangents)):
@@ -143,8 +147,8 @@ def faults_of_projections(order: int, asked: dict[str, Projections | str]) -> It
         yield Fault("directions", "either in targets or in the call", "both")
     if len(asked) > 1:
         yield Fault("directions", "one of directions, cotangents and derivatives", " and ".join(asked))
-    if order == 2 and not all(isinstance(value, Directions) for value in asked.values()):
-        yield Fault("order", "1 with cotangents or exact derivatives (order 2 is along directions)", order)
+    if order > 1 and not all(isinstance(value, Directions) for value in asked.values()):
+        yield Fault("order", f"1 with cotangents or exact derivatives (order {order} is along directions)", order)
 
 
 def faults_of_head(value_loss: Formula, head: Formula | None) -> Iterator[Fault]:
@@ -160,7 +164,7 @@ def numbers_of(weights: object, order: object) -> tuple[tuple[float, ...] | str,
     if isinstance(weights, str):
         return weights, None
     if weights is None:
-        return (1.0,) * (3 if type(order) is int and order == 2 else 2), None
+        return (1.0,) * (1 + order if type(order) is int and 1 <= order <= ORDERS else 2), None
     try:
         parts = tuple(weights)
     except TypeError:

@@ -12,14 +12,16 @@ from .student import widened
 from .targets import Targets
 from .weights import Weights, by_projection
 
-# Of values, derivatives and second derivatives; None where there is no target.
+# Of values, derivatives and second derivatives, above order 2 of all orders from 2 on, [order - 1, P, N, O]; None where
+# there is no target.
 Targeted = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 UNTARGETED: Targeted = (None, None, None)
 
 
 def targets_of(call: Prepared, targets: Targets, columns: Columns, of_teacher: Targeted | None = None) -> Targeted:
     """Targets as the backends take them: values [N, O], derivative and second, dense or projected."""
-    values, derivative, second = targets.values, targets.derivative, targets.second
+    values, derivative = targets.values, targets.derivative
+    second = targets.higher(call.problem.order)
     if derivative is targets.jacobian and derivative is not None and derivative.dim() == 2:
         derivative = derivative[:, None, :]
     if targets.has_classes:
@@ -36,7 +38,7 @@ def targets_of(call: Prepared, targets: Targets, columns: Columns, of_teacher: T
     if of_teacher is None and call.projections is not None:
         derivative, second = of_dense(call, targets, derivative, second)
     first = None if call.projections is None else derivative
-    return values, first, second if call.problem.order == 2 else None
+    return values, first, second if call.problem.order > 1 else None
 
 
 def of_dense(

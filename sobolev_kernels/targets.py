@@ -28,13 +28,14 @@ from .sampled import (
 )
 from .typed import Function, Wrt
 
-TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds")
+TENSORS = ("values", "jacobian", "tangents", "vjps", "hessian", "seconds", "jets")
 FIELDS = (
     "values", "jacobian", "tangents", "directions", "teacher", "vjps", "cotangents", "hessian", "seconds", "samples",
+    "jets",
 )  # fmt: skip
-KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "teacher": PROJECTED}
+KINDS = {"jacobian": DENSE, "tangents": PROJECTED, "vjps": PROJECTED, "jets": PROJECTED, "teacher": PROJECTED}
 CONSTANT = "a tensor without requires_grad (no gradient to targets is provided)"
-SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "teacher": PROJECTED}
+SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "jets": PROJECTED, "teacher": PROJECTED}
 
 
 class Targets:
@@ -61,6 +62,8 @@ class Targets:
         seconds: D²f(x)[v_p, v_p] [P, N, O], of order 2, along `directions`.
         samples: int64 [N], the numbers by which samples have their own directions or cotangents of a seed, by default
             0, 1, …; an index sets them, so that no sample meets the directions of another.
+        jets: the derivatives Dᵏf(x)[v_p, …, v_p] of all orders k from 1 to that of the loss, a list of [P, N, O] or one
+            tensor [K, P, N, O], along `directions`; what orders 3 and 4 are given as, if not by a teacher.
 
     Raises:
         ValueError: more than one kind of derivative, a tensor with requires_grad, or directions [P, D] that may be the
@@ -83,6 +86,7 @@ class Targets:
     hessian: torch.Tensor | None
     seconds: torch.Tensor | None
     samples: torch.Tensor | None
+    jets: torch.Tensor | None
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class Targets:
         hessian: torch.Tensor | None = None,
         seconds: torch.Tensor | None = None,
         samples: torch.Tensor | None = None,
+        jets: Sequence[torch.Tensor] | torch.Tensor | None = None,
     ):
         put = object.__setattr__
         put(self, "values", values)
@@ -108,6 +113,7 @@ class Targets:
         put(self, "hessian", hessian)
         put(self, "seconds", seconds)
         put(self, "samples", samples)
+        put(self, "jets", stacked(jets))
         refuse(self._faults())
         if directions is not None:
             put(self, "directions", Directions.of(directions, "directions"))
@@ -232,7 +238,7 @@ class Targets:
     @property
     def is_projected(self) -> bool:
         """Whether they are derivatives along directions or cotangents, and so belong to these."""
-        return self.tangents is not None or self.seconds is not None or self.vjps is not None
+        return any(getattr(self, name) is not None for name in ("tangents", "seconds", "jets", "vjps"))
 
     @classmethod
     def cat(cls, targets: Sequence[Targets]) -> Targets:
@@ -246,7 +252,8 @@ class Targets:
         first, counts = targets[0], []
         for one in targets:
             need(isinstance(one, Targets), "targets", "a list of sobolev_kernels.Targets", one, TypeError)
-            here, there = ([name for name in FIELDS[:-1] if getattr(t, name) is not None] for t in (first, one))
+            alike = [name for name in FIELDS if name != "samples"]
+            here, there = ([name for name in alike if getattr(t, name) is not None] for t in (first, one))
             need(here == there, "targets", f"{', '.join(here)} in all of them", ", ".join(there))
             need(one.teacher is first.teacher, "teacher", "the same one in all of them", one.teacher)
             counts.append(one._count())
@@ -368,11 +375,30 @@ class Targets:
 
     @property
     def derivative(self) -> torch.Tensor | None:
-        return next((t for t in (self.jacobian, self.tangents, self.vjps) if t is not None), None)
+        first = None if self.jets is None else self.jets[0]
+        return next((t for t in (self.jacobian, self.tangents, self.vjps, first) if t is not None), None)
 
     @property
     def second(self) -> torch.Tensor | None:
-        return self.hessian if self.hessian is not None else self.seconds
+        found = self.hessian if self.hessian is not None else self.seconds
+        return self.jets[1] if found is None and self.jets is not None and len(self.jets) > 1 else found
+
+    def higher(self, order: int) -> torch.Tensor | None:
+        """Second derivatives; of a loss above order 2 those of all orders from 2 on, [order - 1, P, N, O]."""
+        return self.second if order < 3 or self.jets is None else self.jets[1:order]
+
+
+def stacked(jets: object) -> object:
+    """Derivatives of all orders as one tensor [K, P, N, O], which they may be already."""
+    if not isinstance(jets, (list, tuple)):
+        return jets
+    for k, jet in enumerate(jets):
+        need_tensor(jet, "jets", "a list of tensors [P, N, O], one for each order")
+        refuse(faults_of_memory("jets", jet))
+        same = jet.shape == jets[0].shape and jet.dtype == jets[0].dtype and jet.device == jets[0].device
+        need(same, "jets", f"tensors like the first, of {describe(jets[0])}", f"for order {k + 1} {describe(jet)}")
+    need(len(jets) > 0, "jets", "a list of tensors [P, N, O], one for each order", "an empty one")
+    return torch.stack(list(jets))
 
 
 Targets.__init__ = in_words(Targets.__init__)

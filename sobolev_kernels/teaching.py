@@ -63,6 +63,8 @@ def from_teacher(
     need_tensor(x, "x", "the inputs [N, D]")
     refuse(faults_of_memory("x", x))
     need(x.dim() > 1 and x.is_floating_point(), "x", "floating inputs [N, D]", x)
+    if settings.order > 2:
+        need(directions is not None, "directions", f"directions, of which derivatives of order {order} are", directions)
     size = whole(batch_size)
     need(size is None or (type(size) is int and size > 0), "batch_size", "None or a whole number, at least 1", size)
     need(callable(teacher) and not isinstance(teacher, type), "teacher", "a callable", teacher, TypeError)
@@ -120,6 +122,8 @@ def of_some(
     if isinstance(vectors, Directions):
         name = "directions"
         y, *along = evaluate(teacher, x, vectors, Directions, name, order=settings.order, **asked)
+        if settings.order > 2:
+            return Targets(y, jets=along)
         return Targets(y, **dict(zip(("tangents", "seconds"), along, strict=False)))
     if isinstance(vectors, Cotangents):
         y, vjps = evaluate(teacher, x, vectors, Cotangents, "cotangents", **asked)

@@ -25,7 +25,7 @@ class SobolevTerms(NamedTuple):
     Each can be differentiated for itself, so that weights can be learned or follow the terms' gradients: the gradients
     of a term are computed in its backward, from the start again, those of `loss` beside the loss as ever. A term
     without a target, which a weight of zero allows, is NaN; `second` is None unless `order=2`, and is left out of
-    `_asdict()` and `log()` then.
+    `_asdict()` and `log()` then. Of orders 3 and 4 it is a `JetTerms`.
     """
 
     loss: torch.Tensor
@@ -38,24 +38,43 @@ class SobolevTerms(NamedTuple):
 
         It waits for the device once.
         """
-        named = self._asdict()
-        numbers = torch.stack([term.detach().double().mean() for term in named.values()]).tolist()
-        return dict(zip(named, numbers, strict=True))
+        return logged(self)
 
 
-def there(terms: SobolevTerms) -> dict[str, torch.Tensor]:
+class JetTerms(NamedTuple):
+    """The same of a loss of order 3 or 4, as `SobolevTerms`; `fourth` is None of order 3."""
+
+    loss: torch.Tensor
+    value: torch.Tensor
+    derivative: torch.Tensor
+    second: torch.Tensor
+    third: torch.Tensor
+    fourth: torch.Tensor | None = None
+
+    def log(self) -> dict[str, float]:
+        """As `SobolevTerms.log`."""
+        return logged(self)
+
+
+def logged(terms: SobolevTerms | JetTerms) -> dict[str, float]:
+    named = terms._asdict()
+    numbers = torch.stack([term.detach().double().mean() for term in named.values()]).tolist()
+    return dict(zip(named, numbers, strict=True))
+
+
+def there(terms: SobolevTerms | JetTerms) -> dict[str, torch.Tensor]:
     """As a dict, without what is None."""
     return {name: term for name, term in zip(terms._fields, terms, strict=True) if term is not None}
 
 
-SobolevTerms._asdict = there
+SobolevTerms._asdict = JetTerms._asdict = there
 
 
 def loss_of(
     settings: Settings, student: torch.nn.Module, inputs: torch.Tensor, targets: Targets, given: torch.Tensor | None,
     weights: Weights, input_scale: torch.Tensor | None, offset: int | None = None,
     input_jacobian: torch.Tensor | None = None, head: Callable | None = None,
-) -> torch.Tensor | SobolevTerms:  # fmt: skip
+) -> torch.Tensor | SobolevTerms | JetTerms:  # fmt: skip
     """The loss of these settings, of the inputs' dtype, with its terms if the settings return them.
 
     A `head` that is given is one that is a callable, of which the settings know no more.
@@ -85,5 +104,6 @@ def loss_of(
     if not settings.return_terms:
         return loss
     nothing = torch.full_like(loss.detach(), torch.nan)
-    each = [terms[0][i].to(inputs.dtype) if k else nothing for i, k in enumerate(known[: 1 + settings.order])]
-    return SobolevTerms(loss, *each)
+    known = (*known, *known[2:] * 2)[: 1 + settings.order]  # above order 2 there is a target for all of them, or none
+    each = [terms[0][i].to(inputs.dtype) if k else nothing for i, k in enumerate(known)]
+    return (SobolevTerms if settings.order < 3 else JetTerms)(loss, *each)

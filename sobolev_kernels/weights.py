@@ -66,7 +66,7 @@ class Weights(NamedTuple):
         counting = counting[None] if counting.dim() == 2 else counting  # [N or 1, O or 1, W or 1]
         if name == "hessian":
             return counting[..., None] & counting[..., None, :]
-        if name in ("tangents", "seconds", "vjps"):
+        if name in ("tangents", "seconds", "jets", "vjps"):
             return by_projection(counting, name == "vjps")
         counting = counting[..., 0] if name == "values" else counting
         return counting[:, 0] if target.dim() < counting.dim() else counting

@@ -91,7 +91,7 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not one of {', '.join(DTYPES)}"
     if len(problem.widths) - 1 > MOST_LAYERS:
         return f"{len(problem.widths) - 1} linear layers are more than {MOST_LAYERS}"
-    if problem.head is not None and problem.order == 2:
+    if problem.head is not None and problem.order > 1:
         return f"second derivatives of a head, {problem.head}"
     if problem.head is not None and problem.given_gradient and problem.derivative_target == DENSE:
         return f"a head, {problem.head}, where {problem.projection} that require grad are what targets are projected on"
@@ -99,6 +99,8 @@ def supports(problem: Problem) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
+    if problem.order > 2:
+        return Plan("cpu", "streams of all orders, tile-local", (("isa", core.instruction_set()),))
     side = planner.side(problem)
     together = problem.P
     if problem.collapsed or (side == GRADIENTS and problem.projection == DIRECTIONS):

@@ -35,6 +35,7 @@ def supports(problem: Problem) -> str | None:
         "PyTorch finds no GPU that it can use": not torch.cuda.is_available(),
         f"dtype {problem.dtype} is not float32": problem.dtype != "float32",
         f"a head, {problem.head}": problem.head,
+        f"order {problem.order}, above 2": problem.order > 2,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     return reason or refusal_while_traced(problem.to_string(), torch.cuda.current_device())

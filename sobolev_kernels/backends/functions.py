@@ -9,10 +9,12 @@ import torch
 from torch.autograd import forward_ad
 
 from ..enums import GRADIENTS
+from ..errors import NotProvided, need
 from ..planner import side_of_function
 from .dependence import Evaluated, Jets, refuse_dependence, refuse_slope
 from .exact import graphs, keeps_graphs, tracked
 from .graph import leads_to, nodes_of, refuse_inexact
+from .kinks import need_smooth
 from .running import are_own, by_transforms, with_graph
 from .transformed import given_out, of_each, transformed_jet, transformed_vjps
 
@@ -111,6 +113,9 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
 
     Not torch.func.jvp, which many operations do not support.
     """
+    if order > 2:
+        need(not by_transforms(), "order", "1 or 2 within a transform of a student that is no MLP", order, NotProvided)
+        need_smooth(ran.y, order, "order")
     if by_transforms():
         if order == 1 and by_gradients(ran, len(v)):
             return ran.y, given_out(along_gradients(v, transformed_vjps(ran, units(ran.y)))), None
@@ -124,11 +129,26 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
             results = y, along_gradients(v, gradients_of(ran, units(y))), None
             return results if kept else (without_graph(y), without_graph(results[1]), None)
         tangents = along(ran, v, again=kept or order == 2)
-        if order == 2:
-            of_tangents = (Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True))
-            seconds = [along(t, d[None], again=kept)[0] for t, d in zip(of_tangents, v, strict=True)]
+        if order > 1:
+            of_tangents = [Evaluated(tangent(ran, d), x, t, kept) for t, d in zip(tangents, v, strict=True)]
+            seconds = [along(t, d[None], again=kept or order > 2)[0] for t, d in zip(of_tangents, v, strict=True)]
+        if order > 2:
+            seconds = higher_along(of_tangents, seconds, v, order)
     results = (y, *(of_each(t, y) if t is not None else None for t in (tangents, seconds)))
     return results if kept else tuple(r if r is None else without_graph(r) for r in results)
+
+
+def higher_along(
+    ran: list[Evaluated], derivatives: list[torch.Tensor], v: torch.Tensor, order: int
+) -> list[torch.Tensor]:  # fmt: skip
+    """Derivatives of each order from 2 on, each [P, N, O], from the second ones along each direction."""
+    found = [of_each(derivatives, ran[0].y) if len(v) else v.new_zeros(0, *v.shape[1:])]
+    for k in range(3, order + 1):
+        ran = [Evaluated(tangent(r, d), r.x, t, r.kept) for r, t, d in zip(ran, derivatives, v, strict=True)]
+        again = k < order or (ran[0].kept if ran else False)
+        derivatives = [along(r, d[None], again=again)[0] for r, d in zip(ran, v, strict=True)]
+        found.append(of_each(derivatives, ran[0].y))
+    return found
 
 
 def by_gradients(ran: Evaluated, P: int) -> bool:

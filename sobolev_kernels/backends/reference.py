@@ -13,8 +13,9 @@ from ..enums import COTANGENTS
 from ..math import heads
 from ..math.activations import activation_jet
 from ..math.table import Formula
+from ..partials.along import jet_along
 from ..problem import DERIVATIVES, UNSEEN, Operands, Plan, Problem
-from ..student import widened
+from ..student import Student, widened
 from .dependence import Evaluated, Jets
 from .functions import by_gradients, function_jet, units, vjps
 from .residuals import loss_of
@@ -112,7 +113,13 @@ def derivatives_along(
         tangents = tangents if problem.magnitude == 1 else problem.magnitude * tangents
         return behind_head(problem, (widened(y), tangents, None))
     v = columns.embed(vectors, problem.D)
-    jet = mlp_jet(problem, parameters, x, v, problem.order) if ran is None else function_jet(ran, v, problem.order)
+    if ran is not None:
+        jet = function_jet(ran, v, problem.order)
+    elif problem.order > 2:
+        student = Student(problem.widths, problem.biases, problem.activations, tuple(parameters))
+        jet = jet_along(student, x, v, problem.order, core=problem.backend == "cpu")
+    else:
+        jet = mlp_jet(problem, parameters, x, v, problem.order)
     y, first, second = behind_head(problem, tuple(map(widened, jet)))
     return (y, None, second.sum(0)) if problem.collapsed else (y, first, second)
 

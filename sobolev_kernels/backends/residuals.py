@@ -37,10 +37,11 @@ def loss_of(
     )
     rows = of_each if rows is None else rows if of_each is None else rows * of_each
     samples, others = (None, None) if operands.sample_weight is None else operands.sample_weight
+    higher = orders_of(problem, predictions[2], second)
     parts = (
         (problem.value_loss, y, operands.values, outputs, samples),
         (problem.derivative_loss, predictions[1], derivative, rows, others),
-        (problem.derivative_loss, predictions[2], second, rows, others),
+        *((problem.derivative_loss, *pair, rows, others) for pair in higher),
     )
     terms = []
     for loss, prediction, target, weight, sample in parts[: 1 + problem.order]:
@@ -50,6 +51,15 @@ def loss_of(
     if not any(operands.weights):
         loss = loss + 0 * (y.sum(-1) if problem.reduction == "none" else y.sum())
     return loss, terms
+
+
+def orders_of(
+    problem: Problem, predictions: torch.Tensor | None, targets: torch.Tensor | None
+) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """Derivatives of each order from 2 on with their targets, of which there are none without a target."""
+    if problem.order < 3:
+        return [(predictions, targets)]
+    return list(zip(predictions, [None] * len(predictions) if targets is None else targets, strict=True))
 
 
 def project(jacobian: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -83,9 +93,10 @@ def is_plain(problem: Problem, operands: Operands) -> bool:
 
 def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets) -> tuple[torch.Tensor]:
     """The same loss, each term in one operation where that is possible, without the terms."""
-    losses = problem.value_loss, problem.derivative_loss, problem.derivative_loss
-    targets = operands.values, operands.derivative, operands.second
-    each = zip(losses[: 1 + problem.order], predictions, targets, strict=False)
+    higher = orders_of(problem, predictions[2], operands.second)
+    losses = problem.value_loss, *(problem.derivative_loss,) * problem.order
+    pairs = (predictions[0], operands.values), (predictions[1], operands.derivative), *higher
+    each = ((loss, *pair) for loss, pair in zip(losses, pairs, strict=False))
     terms = [term_of_all(*of_term) for of_term in each]
     factor = 1 if problem.reduction == "mean" else len(operands.x)
     weights = [factor * w for w in operands.weights]

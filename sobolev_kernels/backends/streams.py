@@ -36,6 +36,8 @@ def supports(problem: Problem) -> str | None:
         return "pairs are of derivatives along directions"
     if not problem.P:
         return "no derivative is asked for"
+    if problem.order > 2:
+        return f"pairs are of second derivatives at most, not of order {problem.order}"
     if problem.dtype not in DTYPES:
         return f"pairs are computed in {', '.join(DTYPES)}"
     if problem.unrecognised == AS_HE_IS and problem.dtype in HALVES:

@@ -16,8 +16,8 @@ from ..math.activations import highest_order
 from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
-from .fused import Call, Results, why_not
-from .layers import by_plain, directions_of, results_of
+from .along import by_core, evaluated
+from .layers import directions_of
 from .names import Fields
 from .nested import nested
 from .plan import Streams
@@ -71,7 +71,8 @@ def partials(
     else:
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
-    return dict(zip(names, (result.to(x.dtype) for result in results), strict=True))
+    results = (result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
+    return dict(zip(names, results, strict=True))
 
 
 def fields_of(fields: Any) -> Fields:
@@ -93,13 +94,17 @@ def names_of(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def faults_of_call(
-    student: object, known: Student | Unrecognised, x: torch.Tensor, fields: Fields
-) -> Iterator[Fault]:  # fmt: skip
+def faults_of_student(student: object, known: Student | Unrecognised, x: torch.Tensor) -> Iterator[Fault]:
     yield from faults_of_memory("inputs", x)
     yield from faults_of_inputs(x, known, "student")
     yield from faults_of_parameters(student, known, x, "student")
     yield from known.faults_of_statistics("student")
+
+
+def faults_of_call(
+    student: object, known: Student | Unrecognised, x: torch.Tensor, fields: Fields
+) -> Iterator[Fault]:  # fmt: skip
+    yield from faults_of_student(student, known, x)
     D, O = len(fields.inputs), len(fields.outputs)
     if x.shape[1] != D:
         yield Fault("fields", f"{x.shape[1]} inputs, as x has columns", f"{D} in {fields.names!r}")
@@ -107,30 +112,31 @@ def faults_of_call(
         yield Fault("fields", f"{known.O} outputs, as the student has", f"{O} in {fields.names!r}")
 
 
-def faults_of_kinks(known: Student | Unrecognised, order: int, names: Sequence[str]) -> Iterator[Fault]:
+def faults_of_kinks(
+    known: Student | Unrecognised, order: int, names: Sequence[str], argument: str = "names"
+) -> Iterator[Fault]:  # fmt: skip
     """Of an order at which an activation's jump counts, which each formula leaves out."""
     for formula in known.activations:
         highest, why = highest_order(formula)
         if order > highest:
             what = f"derivatives up to order {highest} with {formula.name}, since {why}"
-            yield Fault("names", what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
+            yield Fault(argument, what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
     flat = known.flat() if order > 1 and isinstance(known, Unrecognised) else None
     if flat is not None:
         what = f"derivatives of order 1 with {flat}, whose first derivative jumps"
-        yield Fault("names", what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
+        yield Fault(argument, what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
 
 
-def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> list[torch.Tensor]:
+def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[torch.Tensor]:
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    v = directions_of(streams, x)
-    if by_plain(x) or why_not(wide, x):
-        return tied(list(results_of(streams, wide, x, v)[:, :, None].unbind()), student, x)
-    return list(Results.apply(Call(streams, wide, results_of), x, v, *wide.parameters)[:, :, None].unbind())
+    core = by_core(wide, x)
+    results = evaluated(streams, wide, x, directions_of(streams, x), core)
+    return (results if core else tied(results, student, x))[:, :, None].unbind()
 
 
-def tied(results: list[torch.Tensor], student: Student, x: torch.Tensor) -> list[torch.Tensor]:
+def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:
     """Such that what none depends on, as the last bias of a derivative, gets a gradient of zeros and not None, with
     which an optimizer would step differently."""
     if not torch.is_grad_enabled():
@@ -139,4 +145,4 @@ def tied(results: list[torch.Tensor], student: Student, x: torch.Tensor) -> list
     if not asking:
         return results
     nothing = torch.cat([tensor.reshape(-1)[:0] for tensor in asking]).sum()
-    return [result + nothing.to(result.dtype) for result in results]
+    return results + nothing.to(results.dtype)

@@ -8,18 +8,10 @@ import torch
 
 from ..backends.dependence import Evaluated, Samples
 from ..backends.functions import gradient, need_constant, need_second_derivatives, where_graphs, without_graph
-from ..backends.graph import nodes_of
+from ..backends.kinks import need_smooth
 from ..backends.running import are_own, with_graph
 from ..errors import NotProvided, need, need_tensor
 from .polynomials import Exponents
-
-# The highest order that is sound with an operation, by the name of its node in the graph: what is above would leave
-# out what its jumps give.
-KINKS = {
-    "Relu": 1, "LeakyRelu": 1, "PreluKernel": 1, "Prelu": 1, "RreluWithNoise": 1, "Threshold": 1, "Hardtanh": 1,
-    "Hardsigmoid": 1, "Hardshrink": 1, "Softshrink": 1, "Hardswish": 1, "Clamp": 1, "Maximum": 1, "Minimum": 1,
-    "Elu": 2,
-}  # fmt: skip
 
 
 def outputs_at(function: Callable, x: torch.Tensor, O: int) -> torch.Tensor:
@@ -32,25 +24,16 @@ def outputs_at(function: Callable, x: torch.Tensor, O: int) -> torch.Tensor:
     return y
 
 
-def need_smooth(y: torch.Tensor, order: int) -> None:
-    """Raise where an operation of the graph has a kink that counts at this order."""
-    for node in nodes_of(y):
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
-        if KINKS.get(name, order) < order:
-            raise NotProvided(
-                f"names: expected derivatives up to order {KINKS[name]} with {name}, whose next derivative jumps (what "
-                f"the jump gives would be left out, silently), got order {order}"
-            )
-
-
 class Nested:
     """Derivatives of a function at x, each taken once: `at(o, exponents)`. It `looks` whether a zero is one, unless
     that look is what it is for."""
 
-    def __init__(self, function: Callable, x: torch.Tensor, O: int, order: int, looks: bool = True):
-        self.function, self.O, self.order, self.looks = function, O, order, looks
+    def __init__(
+        self, function: Callable, x: torch.Tensor, O: int, order: int, argument: str = "names", looks: bool = True
+    ):
+        self.function, self.O, self.order, self.looks, self.argument = function, O, order, looks, argument
         self.ran = with_graph(lambda x: outputs_at(function, x, O), x)
-        need_smooth(self.ran.y, order)
+        need_smooth(self.ran.y, order, argument)
         if order and len(x) > 1 and looks and not are_own(self.ran._replace(own=True, samples=Samples())):
             raise NotProvided("student: expected each sample's outputs to be its own, got one that mixes samples")
         self.columns: dict[tuple[int, Exponents], torch.Tensor] = {}
@@ -79,17 +62,19 @@ class Nested:
         return self.gradients[o, e]
 
     def again(self, x: torch.Tensor) -> Nested:
-        return Nested(self.function, x, self.O, self.order, looks=False)
+        return Nested(self.function, x, self.O, self.order, self.argument, looks=False)
 
 
 Rows = Sequence[Sequence[tuple[int, Exponents, float]]]
 
 
-def nested(function: Callable, x: torch.Tensor, rows: Rows, O: int) -> tuple[torch.Tensor, ...]:
+def nested(
+    function: Callable, x: torch.Tensor, rows: Rows, O: int, argument: str = "names"
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Of each row the sum of its terms (output, exponents, coefficient), [N, 1]."""
     order, kept = max(sum(e) for row in rows for _, e, _ in row), torch.is_grad_enabled()
     with where_graphs():
-        taken = Nested(function, x, O, order)
+        taken = Nested(function, x, O, order, argument)
         sums = []
         for row in rows:
             parts = [taken.at(o, e) if c == 1 else c * taken.at(o, e) for o, e, c in row]

@@ -22,6 +22,13 @@ def added(p: Polynomial, q: Polynomial, factor: Fraction = Fraction(1)) -> Polyn
     return {e: c for e, c in total.items() if c}
 
 
+def multiplied(p: Polynomial, q: Polynomial) -> Polynomial:
+    total: Polynomial = {}
+    for (e, c), (f, d) in itertools.product(p.items(), q.items()):
+        total = added(total, {tuple(n + k for n, k in zip(e, f, strict=True)): c * d})
+    return total
+
+
 def differentiated(p: Polynomial, i: int) -> Polynomial:
     return {(*e[:i], e[i] - 1, *e[i + 1 :]): c * e[i] for e, c in p.items() if e[i]}
 

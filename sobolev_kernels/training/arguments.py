@@ -186,5 +186,5 @@ def counted(loss: SobolevLoss, data: Data) -> Data:
     """Without the derivatives that a loss gives no weight."""
     if any(loss.settings.weights[1:]) or data.targets.values is None or data.targets.teacher is not None:
         return data
-    nothing = dict.fromkeys(("jacobian", "tangents", "vjps", "hessian", "seconds", "directions", "cotangents"))
+    nothing = dict.fromkeys(("jacobian", "tangents", "vjps", "hessian", "seconds", "jets", "directions", "cotangents"))
     return data._replace(targets=data.targets.replace(**nothing), derivative_weight=None)

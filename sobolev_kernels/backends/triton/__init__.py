@@ -58,6 +58,8 @@ def supports(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not float32"
     if problem.head is not None:
         return f"a head, {problem.head}"
+    if problem.order > 2:
+        return f"order {problem.order}, above 2"
     return unable() if problem.device == "cuda" else None
 
 

@@ -1,0 +1,101 @@
+"""Streams of directional derivatives of any order, and of Laplacians: what `jet`, losses of order 3 and 4, and
+`bilaplacian` take through an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+
+from ..student import Student
+from .fused import Call, Results, why_not
+from .layers import by_plain, results_of
+from .plan import Streams, plan
+from .polynomials import Exponents, Polynomial, multiplied
+
+# Directions go side by side up to so many streams, beside the value: arrays of a tile grow with them, and the value is
+# computed once for them.
+TOGETHER = 16
+
+
+@lru_cache(maxsize=256)
+def towers(P: int, O: int, order: int) -> Streams:
+    """Values and derivatives 1 … order along P directions, each of all O outputs: [1 + order·P] results of O."""
+    asked = [(0,) * P]
+    asked += [tuple(k * (p == q) for q in range(P)) for k in range(1, order + 1) for p in range(P)]
+    return plan(tuple(row for e in asked for row in rows({e: Fraction(1)}, O)), P)
+
+
+def rows(polynomial: Polynomial, O: int) -> Iterator[tuple[tuple[int, tuple[tuple[Exponents, Fraction], ...]], ...]]:
+    """A derivative of each output, as `plan` takes them."""
+    return (((o, tuple(polynomial.items())),) for o in range(O))
+
+
+def jet_along(student: Student, x: torch.Tensor, v: torch.Tensor, order: int, core: bool) -> tuple[torch.Tensor, ...]:
+    """y [N, O], tangents [P, N, O] and the others [order - 1, P, N, O] of an MLP along v [P, N, D], by the core or by
+    PyTorch's operations."""
+    P, N, _ = v.shape
+    O, most, core = student.widths[-1], max(1, TOGETHER // order), core and by_core(student, x)
+    y, parts = None, []
+    for some in v.split(most) if P else (v,):
+        streams = towers(len(some), O, order)
+        along = torch.stack([some[unit(e)] for _, e in streams.first]) if len(some) else some
+        results = evaluated(streams, student, x, along, core)
+        results = results.unflatten(0, (1 + order * len(some), O)).transpose(1, 2)
+        y = results[0] if y is None else y
+        parts.append(results[1:].unflatten(0, (order, len(some))) if len(some) else results.new_empty(order, 0, N, O))
+    derivatives = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return y, derivatives[0], derivatives[1:]
+
+
+def unit(direction: tuple[float, ...]) -> int:
+    return next(i for i, c in enumerate(direction) if c)
+
+
+def by_core(student: Student, x: torch.Tensor) -> bool:
+    """Whether the core computes it, and nobody follows each operation."""
+    return not by_plain(x) and why_not(student, x) is None
+
+
+def evaluated(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor, core: bool) -> torch.Tensor:
+    """The results [R, N], by the core or by PyTorch's operations."""
+    if not core:
+        return results_of(streams, student, x, v)
+    return Results.apply(Call(streams, student, results_of), x, v, *student.parameters)
+
+
+@lru_cache(maxsize=64)
+def pairs(P: int, O: int) -> Streams:
+    """Values and the second derivatives along each of P pairs of directions, of all O outputs. Its directions are all
+    first ones and then all second ones of the pairs."""
+    asked = [(0,) * (2 * P), *(tuple(int(q % P == p) for q in range(2 * P)) for p in range(P))]
+    return plan(tuple(row for e in asked for row in rows({e: Fraction(1)}, O)), 2 * P)
+
+
+def mixed_along(
+    student: Student, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """y [N, O] and D²m[v, w] [P, N, O] of an MLP along v and w [P, N, D], by the core."""
+    found = []
+    for some in zip(v.split(TOGETHER // 4), w.split(TOGETHER // 4), strict=True):
+        both = torch.cat(some)
+        streams = pairs(len(both) // 2, student.widths[-1])
+        along = both[torch.tensor([unit(e) for _, e in streams.first], device="cpu")]
+        results = evaluated(streams, student, x, along, core=True)
+        found.append(results.unflatten(0, (-1, student.widths[-1])).transpose(1, 2))
+    return found[0][0], torch.cat([each[1:] for each in found])
+
+
+def bilaplacian_of(columns: tuple[int, ...], D: int) -> Polynomial:
+    """|ξ|⁴, with ξ of these columns."""
+    square = {tuple(2 * (i == j) for j in range(D)): Fraction(1) for i in columns}
+    return multiplied(square, square)
+
+
+@lru_cache(maxsize=64)
+def bilaplacians(columns: tuple[int, ...], D: int, O: int) -> Streams:
+    """Values and bilaplacians of all O outputs."""
+    asked = {(0,) * D: Fraction(1)}, bilaplacian_of(columns, D)
+    return plan(tuple(row for p in asked for row in rows(p, O)), D)
