@@ -53,7 +53,7 @@ NAME, METRICS, PACE = "pde", ("error",), "gradient"
 COLOURS |= {"residual": COLOURS["ordinary"], "gradient": COLOURS["sobolev"]}
 METHODS |= {"residual": "residual", "gradient": "and its derivatives"}
 FIRST_SEED = 100  # weights, rate and size of the network were chosen with seeds below
-STEPS_OF = {Effort.full: 4000, Effort.short: 800, Effort.tiny: 3}
+STEPS_OF = {Effort.full: 3000, Effort.short: 800, Effort.tiny: 3}
 
 
 @dataclass(frozen=True)

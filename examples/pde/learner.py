@@ -96,7 +96,7 @@ class Rows:
     """Derivatives by name, each a column of a gradient that is computed once."""
 
     def __init__(self, y: torch.Tensor, x: torch.Tensor, fields: sk.Fields):
-        self.x, self.fields = x, fields
+        self.points, self.fields = x, fields
         self.columns = dict(zip(fields.outputs, y.split(1, dim=1), strict=True))
         self.gradients: dict[str, torch.Tensor] = {}
 
@@ -104,7 +104,9 @@ class Rows:
         if name not in self.columns:
             before = name[:-1].removesuffix("_")
             if before not in self.gradients:
-                (self.gradients[before],) = torch.autograd.grad(self.column(before).sum(), self.x, create_graph=True)
+                (self.gradients[before],) = torch.autograd.grad(
+                    self.column(before).sum(), self.points, create_graph=True
+                )
             i = self.fields.inputs.index(name[-1])
             self.columns[name] = self.gradients[before][:, i : i + 1]
         return self.columns[name]
@@ -112,7 +114,7 @@ class Rows:
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self.fields.inputs:
             i = self.fields.inputs.index(name)
-            return self.x[:, i : i + 1]
+            return self.points[:, i : i + 1]
         terms = [term.split("*") for term in name.split(" + ")]
         each = [self.column(term[-1]) * (float(term[0]) if term[1:] else 1) for term in terms]
         return sum(each[1:], each[0])
