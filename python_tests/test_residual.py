@@ -11,6 +11,7 @@ from torch import nn
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.rule import ROUNDED_WITHIN
 
 XT, UVP = "x t -> u", "x y -> u v p"
 
@@ -222,6 +223,21 @@ def test_coefficients_in_a_closure_are_parameters():
     twin = copy.deepcopy(sk.Residual(own, XT))
     sk.residual_loss(sk.MLP(2, 1, width=4).double(), torch.rand(3, 2).double(), twin).backward()
     assert all(p.grad is not None for p in twin.parameters()) and own.nu.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_in_the_equation_is_learnt(dtype):
+    """An unknown term of u and u_x, and its derivative by x beside autograd through the student."""
+    torch.manual_seed(0)
+    closure, student = sk.MLP(2, 1, width=5).to(dtype), sk.MLP(2, 1, width=6).to(dtype)
+    residual = sk.Residual(lambda p: p.u_t - closure(torch.cat([p.u, p.u_x], 1)), XT)
+    assert len(list(residual.parameters())) == len(list(closure.parameters()))
+    x = torch.rand(4, 2, dtype=dtype, requires_grad=True)
+    got = residual.diff("x")(student, x)
+    exact = torch.autograd.grad(residual(student, x).sum(), x)[0][:, :1]
+    torch.testing.assert_close(got, exact, **ROUNDED_WITHIN)
+    got.square().sum().backward()
+    assert all(p.grad is not None for p in closure[0].parameters())
 
 
 def test_weights_scales_masks_and_targets():
