@@ -135,33 +135,41 @@ def verdict(rows: list[dict], console: Console) -> None:
 
 
 def draw(rows: list[dict], pictures: dict[Case, dict[str, np.ndarray]]):
-    figure = figure_of((13, 2.7 * len(pictures)))
-    for line, (case, drawn) in zip(
-        figure.subfigures(len(pictures), 1, squeeze=False)[:, 0], pictures.items(), strict=True
-    ):
+    figure = figure_of((15, 2.7 * len(pictures)))
+    lines = figure.subfigures(len(pictures), 1, squeeze=False)[:, 0]
+    for line, (case, drawn) in zip(lines, pictures.items(), strict=True):
         equation = EQUATIONS[case.equation]
-        axes = line.subplots(1, 4, width_ratios=(1.2, 1, 1, 1))
-        x, exact, shape = equation.exact()
-        dots(axes[0], rows_of(rows, equation=case.equation, N=case.N), "error", [*drawn], joined=[*drawn])
-        axes[0].set_title(f"{equation.title}: error, {case.N:,} points", fontsize=10)
-        if len(shape) == 1:
-            axes[1].plot(x[:, 0], exact[:, 0], color="0.3")
-            for method, wrong in drawn.items():
-                axes[2].plot(x[:, 0], wrong, color=COLOURS[method])
-            axes[2].set_yscale("log")
-            axes[2].set_title("|error|", fontsize=10)
-        else:
-            size = np.linalg.norm(exact, axis=1) if exact.shape[1] > 1 else exact[:, 0]
-            extent = [end for side in equation.box for end in side]
-            axes[1].imshow(size.reshape(shape), origin="lower", aspect="auto", extent=extent, cmap="viridis")
-            errors = {method: wrong.reshape(shape) for method, wrong in drawn.items()}
-            maps(line, axes[2 : 2 + len(errors)], errors, extent)
-        axes[1].set_title("speed" if exact.shape[1] > 1 else "u", fontsize=10)
-        for axis in axes[1 + len(shape) - 1 + len(drawn) :] if len(shape) > 1 else axes[3:]:
+        axes = list(line.subplots(1, 5, width_ratios=(0.8, 0.8, 1, 1, 1)))
+        of_equation = rows_of(rows, equation=case.equation)
+        for axis, N in zip(axes, dict.fromkeys(row["N"] for row in of_equation), strict=False):
+            dots(axis, rows_of(of_equation, N=N), "error", [*drawn], joined=[*drawn])
+            axis.set_title(f"{equation.title}, {N:,} points", fontsize=10)
+        axes[1].tick_params(labelleft=False)
+        used = draw_solution(line, axes[2:], equation, drawn)
+        for axis in axes[2 + used :]:
             axis.set_axis_off()
-    figure.supxlabel(f"{said_of_seeds(rows)}; maps: one seed, equal steps", fontsize=10)
+    figure.supxlabel(f"left: relative errors, {said_of_seeds(rows)}; maps: one seed, equal steps", fontsize=10)
     marks_of(figure)
     return figure
+
+
+def draw_solution(figure, axes: list, equation: Equation, wrong: dict[str, np.ndarray]) -> int:
+    """A solution, and where the methods err; how many axes that took."""
+    x, exact, shape = equation.exact()
+    axes[0].set_title("speed" if exact.shape[1] > 1 else "u", fontsize=10)
+    if len(shape) == 1:
+        axes[0].plot(x[:, 0], exact[:, 0], color="0.3")
+        for method, error in wrong.items():
+            axes[1].plot(x[:, 0], error, color=COLOURS[method])
+        axes[1].set_yscale("log")
+        axes[1].set_title("|error|", fontsize=10)
+        return 2
+    size = np.linalg.norm(exact, axis=1) if exact.shape[1] > 1 else exact[:, 0]
+    extent = [end for side in equation.box for end in side]
+    axes[0].imshow(size.reshape(shape), origin="lower", aspect="auto", extent=extent, cmap="viridis")
+    errors = {method: error.reshape(shape) for method, error in wrong.items()}
+    maps(figure, axes[1 : 1 + len(errors)], errors, extent)
+    return 1 + len(errors)
 
 
 def cases_of(settings: Settings) -> list[Case]:
