@@ -16,7 +16,7 @@ demo: $(READY)
 
 # Short runs of all experiments, in under ten minutes on two cores; one that is interrupted goes on. The full ones are
 # the commands themselves, and docs/results.md has what came out of them.
-EXAMPLES := regression distillation distillation.pixels synthetic_gradients forces differential_ml field
+EXAMPLES := regression distillation distillation.pixels synthetic_gradients forces differential_ml field pde
 examples: $(READY)
 	for name in $(EXAMPLES); do $(BIN)/python -m examples.$$name --effort short || exit 1; done
 

@@ -37,6 +37,7 @@ ORDER = (
     "forces",
     "differential_ml",
     "field",
+    "pde",
 )
 DIRECTIVE = re.compile(r"^\{(table|picture)\b([^}]*)\}(.*)$")
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)

@@ -41,6 +41,7 @@ EXPERIMENTS = {
     "differential_ml": (2, 16),
     "field": (1, 8),
     "forces": (1, 14),
+    "pde": (5, 16),
     "regression": (6, 114),
 }
 WITHIN = ROUNDED_WITHIN["rtol"]

@@ -11,6 +11,7 @@ from torch import nn
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
+from sobolev_kernels.testing.rule import ROUNDED_WITHIN
 
 XT, UVP = "x t -> u", "x y -> u v p"
 
@@ -176,7 +177,7 @@ def evaluated(polynomial, p):
 
 @pytest.mark.parametrize("function", [burgers, *list(POLYNOMIALS.values())[2:], cavity, Equation()])
 def test_polynomials_and_their_derivatives_have_the_values(function):
-    """The symbolic chain rule beside forward mode, which evaluates it."""
+    """The symbolic chain rule beside that of autograd, which evaluates it."""
     fields = sk.Fields(UVP if function is cavity else XT)
     student, x = sk.MLP(2, len(fields.outputs), width=5).double(), torch.rand(4, 2, dtype=torch.float64)
     residual = sk.Residual(function, fields)
@@ -222,6 +223,21 @@ def test_coefficients_in_a_closure_are_parameters():
     twin = copy.deepcopy(sk.Residual(own, XT))
     sk.residual_loss(sk.MLP(2, 1, width=4).double(), torch.rand(3, 2).double(), twin).backward()
     assert all(p.grad is not None for p in twin.parameters()) and own.nu.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_in_the_equation_is_learnt(dtype):
+    """An unknown term of u and u_x, and its derivative by x beside autograd through the student."""
+    torch.manual_seed(0)
+    closure, student = sk.MLP(2, 1, width=5).to(dtype), sk.MLP(2, 1, width=6).to(dtype)
+    residual = sk.Residual(lambda p: p.u_t - closure(torch.cat([p.u, p.u_x], 1)), XT)
+    assert len(list(residual.parameters())) == len(list(closure.parameters()))
+    x = torch.rand(4, 2, dtype=dtype, requires_grad=True)
+    got = residual.diff("x")(student, x)
+    exact = torch.autograd.grad(residual(student, x).sum(), x)[0][:, :1]
+    torch.testing.assert_close(got, exact, **ROUNDED_WITHIN)
+    got.square().sum().backward()
+    assert all(p.grad is not None for p in closure[0].parameters())
 
 
 def test_weights_scales_masks_and_targets():
@@ -295,7 +311,9 @@ REFUSED = {
     "that leave what it reads as it is, got add_": lambda: sk.Residual(changed, XT),
     "it is, got add_ in place": lambda: sk.Residual(added, XT),
     "by: expected one of x, t": lambda: HEAT.diff("y"),
-    "a function that mixes samples": lambda: sk.Residual(lambda p: p.u - p.u.mean(), XT).diff("x")(STUDENT, X),
+    "by itself, got one that mixes samples": lambda: sk.Residual(lambda p: p.u - p.u.mean(), XT).diff("x")(STUDENT, X),
+    "got one that mixes": lambda: sk.Residual(lambda p: p.u.cumsum(0), XT).diff("x").diff("t")(STUDENT, X),
+    "PyTorch differentiates": lambda: sk.Residual(lambda p: p.u.detach(), XT).diff("x")(STUDENT, X),
     "with Relu, whose next one jumps": lambda: sk.Residual(lambda p: p.u.relu(), XT).diff("x").diff("x")(STUDENT, X),
     "with Abs, whose next one jumps": lambda: sk.Residual(lambda p: p.u.abs(), XT).diff("x").diff("t")(STUDENT, X),
     "a sobolev_kernels.Residual": lambda: sk.residual_loss(STUDENT, X, lambda p: p.u),

@@ -83,7 +83,7 @@ class Residual(nn.Module):
 
     def partials(self, student: Function, x: torch.Tensor) -> Values:
         """All that it reads, each [N, 1]: derivatives, and columns of x."""
-        return named_columns(self.fields, x) | partials(student, x, list(self.reads), fields=self.fields)
+        return Read(named_columns(self.fields, x) | partials(student, x, list(self.reads), fields=self.fields))
 
     def values(self, p: Mapping[str, torch.Tensor]) -> Values:
         """The residuals by the names of their terms, of what it reads."""
@@ -175,28 +175,28 @@ class Differentiated(Residual):
         self.looked = False  # whether this function can be differentiated so, at the first numbers that come
 
     def values(self, p: Mapping[str, torch.Tensor]) -> Values:
-        names, of = (*self.of.reads, *self.of.coordinates), self.of
+        """Σ ∂R/∂name · (the name's derivative), and what R has of the coordinate itself."""
         self.look(p)
-        primals = tuple(p[name] for name in names)
-        tangents = tuple(self.slope(name, p) for name in names)
-        function = lambda *values: tuple(of.values(dict(zip(names, values, strict=True))).values())  # noqa: E731
-        _, slopes = torch.func.jvp(function, primals, tangents)
-        return dict(zip(self.names, slopes, strict=True))
+        found = {}
+        for name, by_name in zip(self.names, slopes_of(self.of, p), strict=True):
+            terms = [slope * p[self.raised[read]] for read, slope in by_name.items() if read in self.raised]
+            terms += [by_name[self.by]] if self.by in by_name else []
+            found[name] = sum(terms[1:], terms[0]) if terms else torch.zeros_like(next(iter(p.values())))
+        return found
 
     def look(self, like: Mapping[str, torch.Tensor]) -> None:
-        """Once, whether the function can be differentiated so; of what is differentiated again first the inner one."""
+        """Once, whether the function can be differentiated so often."""
         if self.looked:
             return
-        if isinstance(self.of, Differentiated):
-            self.of.look(like)
-        need_smooth(self.of, self.times, like)
-        need_own(self.of, like)
+        base = self.of
+        while isinstance(base, Differentiated):
+            base = base.of
+        with torch.enable_grad():
+            numbers = {name: value.requires_grad_() for name, value in sampled(base, like).items()}
+            values = list(base.values(numbers).values())
+            need_smooth(values, self.times)
+            need_own(values, list(numbers.values()))
         self.looked = True
-
-    def slope(self, name: str, p: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if name in self.raised:
-            return p[self.raised[name]]
-        return torch.ones_like(p[name]) if name == self.by else torch.zeros_like(p[name])
 
     def polynomials(self) -> dict[str, symbols.Sum | None]:
         found = self.of.polynomials().values()
@@ -205,6 +205,45 @@ class Differentiated(Residual):
 
     def because(self) -> dict[str, str]:
         return dict(zip(self.names, self.of.because().values(), strict=True))
+
+
+class Read(dict[str, torch.Tensor]):
+    """What residuals read at some points; of what is differentiated by several inputs the slopes are kept in it."""
+
+    def __init__(self, values: Mapping[str, torch.Tensor]):
+        super().__init__(values)
+        self.slopes: dict[Residual, list[Values]] = {}
+
+
+def slopes_of(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
+    """Of each term its derivatives with respect to what the function reads, at each sample by itself."""
+    kept = p.slopes if isinstance(p, Read) else {}
+    if of not in kept:
+        kept[of] = slopes_at(of, p)
+    return kept[of]
+
+
+def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
+    with_graph, found = torch.is_grad_enabled(), []
+    with torch.enable_grad():
+        # u_x may depend on u in the student's graph, and not in this one
+        own = {name: apart(p[name]) for name in (*of.reads, *of.coordinates)}
+        for name, value in of.values(own).items():
+            differentiable = value.requires_grad
+            need(
+                differentiable, "function", "operations that PyTorch differentiates", f"a constant {name}", NotProvided
+            )
+            slopes = torch.autograd.grad(
+                value, [*own.values()], torch.ones_like(value), create_graph=with_graph, retain_graph=True,
+                allow_unused=True,
+            )  # fmt: skip
+            found.append({read: slope for read, slope in zip(own, slopes, strict=True) if slope is not None})
+    return found
+
+
+def apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers with a node of their own in the graph."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def name_of(function: Callable) -> str:
@@ -252,15 +291,9 @@ def sampled(residual: Residual, like: Mapping[str, torch.Tensor]) -> Values:
     return {name: numbers.to(like[name]) for name, numbers in zip(names, made, strict=True)}
 
 
-def need_smooth(of: Residual, times: int, like: Mapping[str, torch.Tensor]) -> None:
+def need_smooth(values: Sequence[torch.Tensor], times: int) -> None:
     """That no operation jumps in a derivative that counts."""
-    base = of
-    while isinstance(base, Differentiated):
-        base = base.of
-    with torch.enable_grad():
-        numbers = {name: value.requires_grad_() for name, value in sampled(base, like).items()}
-        nodes = nodes_of(*base.values(numbers).values())
-    for node in nodes:
+    for node in nodes_of(*values):
         name = node.name().rstrip("0123456789").removesuffix("Backward")
         if (highest := JUMPS.get(name, times)) < times:
             raise NotProvided(
@@ -269,12 +302,11 @@ def need_smooth(of: Residual, times: int, like: Mapping[str, torch.Tensor]) -> N
             )
 
 
-def need_own(of: Residual, like: Mapping[str, torch.Tensor]) -> None:
-    """That each sample's residual is a function of that sample alone: the others' do not move with the first."""
-    p = sampled(of, like)
-    first = next(iter(p.values())).new_zeros(symbols.SAMPLES, 1)
-    first[0] = 1
-    function = lambda *values: tuple(of.values(dict(zip(p, values, strict=True))).values())  # noqa: E731
-    _, slopes = torch.func.jvp(function, tuple(p.values()), (first,) * len(p))
-    if any(bool((slope[1:] != 0).any()) for slope in slopes):
-        raise NotProvided("diff: expected residuals of each sample by itself, got a function that mixes samples")
+def need_own(values: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+    """That each sample's residual is a function of that sample alone."""
+    for value in values:
+        for i, one in enumerate(value.unbind() if value.requires_grad else ()):
+            for slope in torch.autograd.grad(one.sum(), of, retain_graph=True, materialize_grads=True):
+                others = torch.cat([slope[:i], slope[i + 1 :]])
+                if bool((others != 0).any()):
+                    raise NotProvided("diff: expected residuals of each sample by itself, got one that mixes samples")

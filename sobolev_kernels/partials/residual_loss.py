@@ -13,7 +13,7 @@ from ..math.losses import LOSSES
 from ..math.table import Formula, choose
 from ..typed import Function
 from .evaluate import partials
-from .residual import Residual, Values, named_columns
+from .residual import Read, Residual, Values, named_columns
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -131,7 +131,7 @@ def values_of(student: Function, x: torch.Tensor, residuals: Sequence[Residual])
     """All terms [N, 1], from one call of `partials`."""
     fields = residuals[0].fields
     reads = list(dict.fromkeys(name for one in residuals for name in one.reads))
-    p = named_columns(fields, x) | partials(student, x, reads, fields=fields)
+    p = Read(named_columns(fields, x) | partials(student, x, reads, fields=fields))
     return {name: value for one in residuals for name, value in one.values(p).items()}
 
 

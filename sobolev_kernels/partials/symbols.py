@@ -152,11 +152,18 @@ RULES: dict[str, Callable[..., Sum | None]] = {
 
 def record(function: Callable, fields: Fields) -> tuple[object, tuple[str, ...]]:
     """What it returns of recorded tensors, and the names that it read, in this order."""
+    try:
+        return recorded_in(torch.float32, function, fields)
+    except RuntimeError:  # a network of float64 in it takes no other numbers
+        return recorded_in(torch.float64, function, fields)
+
+
+def recorded_in(dtype: torch.dtype, function: Callable, fields: Fields) -> tuple[object, tuple[str, ...]]:
     read: dict[str, Recorded] = {}
 
     def get(name: str) -> Recorded:
         if name not in read:
-            numbers = torch.linspace(0.5, 1.5, SAMPLES)[:, None] + 0.01 * len(read)
+            numbers = torch.linspace(0.5, 1.5, SAMPLES, dtype=dtype)[:, None] + 0.01 * len(read)
             read[name] = recorded(numbers, {((name, 1),): 1.0})
         return read[name]
 
