@@ -2,6 +2,8 @@
 // goes about its tiles, and where a block's arrays lie in shared memory. No CUDA here.
 #pragma once
 
+#include <algorithm>
+
 #include "layout.h"
 
 namespace sk::cuda {
@@ -9,6 +11,7 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;                             // layers of hidden units
 constexpr int kOutputNumbers = 16;     // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kMostBatch = 4;          // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
@@ -34,7 +37,9 @@ struct RegisterLayout {
   RegisterWay way = {0, 0, 0, 0};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
-  std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what a tangent begins with
+  std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
+  std::uint32_t targets = 0;                       // of a batch's tangents: four floats of each lane of a warp for a row
+  std::int32_t batch = 1;
   std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
   std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
@@ -111,7 +116,10 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.biases = take(a.L * H * 4);
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * 2);
-  to.source = take(rows * kRegisterInputs * 2);
+  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
+  to.batch = columns_shared && tangents ? std::min(a.P, kMostBatch) : 1;
+  to.source = take(to.batch * rows * kRegisterInputs * 2);
+  to.targets = take(tangents ? to.batch * way.groups * 512 : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * 2;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
@@ -119,7 +127,6 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.top = take(rows * kRegisterOutputs * 2);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
-  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
   to.outputs = take(columns_shared ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
