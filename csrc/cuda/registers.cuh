@@ -638,7 +638,8 @@ struct RegisterStep {
         __syncwarp();
       }
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half) reinterpret_cast<float2*>(&targets_at(p))[half] = tangent_targets(p, half, dense);
+      for (int half = 0; half < 2; ++half)
+        reinterpret_cast<float2*>(&targets_at(p))[half] = tangent_targets(p, half, dense);
     }
     meet();
   }
