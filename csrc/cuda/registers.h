@@ -80,7 +80,7 @@ inline Curve curve_of(const Function& of) {
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step, Precision precision) {
-  if (precision != Precision::kBf16) return "products are not of bfloat16";
+  if (operand_bytes(precision) != 2) return "products are not of 16-bit numbers";
   if (step.projection == Projection::kCotangents) return "cotangents";
   if (step.per_sample) return "a loss for each sample";
   if (step.dgiven) return "a gradient of directions";
