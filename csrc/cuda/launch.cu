@@ -46,9 +46,11 @@ struct Kernels {
 };
 
 Kernels kernels_of(Precision precision, RegisterWay way) {
-#define SK_CASE(...)                                                         \
-  if (way == RegisterWay{__VA_ARGS__}) {                                     \
-    return {nullptr, nullptr, register_step<Precision::kBf16, __VA_ARGS__>}; \
+#define SK_CASE(...)                                                                       \
+  if (way == RegisterWay{__VA_ARGS__}) {                                                   \
+    return {nullptr, nullptr,                                                              \
+            precision == Precision::kBf16 ? register_step<Precision::kBf16, __VA_ARGS__>   \
+                                          : register_step<Precision::kFp16, __VA_ARGS__>}; \
   }
   SK_REGISTER_WAYS(SK_CASE)
 #undef SK_CASE

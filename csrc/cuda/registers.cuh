@@ -416,6 +416,7 @@ struct RegisterStep {
 #pragma unroll 1
     for (int i = 0; i < step().rounds; ++i) {
       if (step().from == From::kDirections) {
+        if (i % own().batch == 0) prepare_tangents(i);
         by_tangent(i, owed, rho[kFirst_]);
       } else {
         by_gradient(i, owed, rho[kFirst_]);
@@ -609,22 +610,73 @@ struct RegisterStep {
 
   // ---- A tangent from a direction ----
 
-  SK_INLINE void by_tangent(int p, bool owed, float& rho) {
-    float v[2][4];
-    direction(p, v);
-    Fragment source;
-    operand_of(v, source);
-    if (part() == 0) store<kRegisterInputs>(own().source, 0, source);
+  SK_INLINE std::uint32_t source_at(int p) const {
+    return own().source + p % own().batch * (kRows * kRegisterInputs * 2);
+  }
+  SK_INLINE float4& targets_at(int p) const {
+    return reinterpret_cast<float4*>(shared + own().targets)[(p % own().batch * kGroups + group()) * 32 + lane()];
+  }
+
+  // Directions from p on, of a batch, and the tangents of the target along them; warps that share rows share them
+  SK_INLINE void prepare_tangents(int from) const {
     const bool dense = step().target[Term::kFirst].kind != TargetKind::kProjected;
-    if (dense) {
-      __syncwarp();
+    const int to = min(step().P, from + own().batch);
+#pragma unroll 1
+    for (int p = from + part(); p < to; p += kParts) {
+      float v[2][4];
+      direction(p, v);
+      Fragment source;
+      operand_of(v, source);
+      store<kRegisterInputs>(source_at(p), 0, source);
+      if (dense) {
+        __syncwarp();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        *reinterpret_cast<float4*>(mine() + (lane() / 4 + 8 * half) * kOwnRow + lane() % 4 * 4) =
-            make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+        for (int half = 0; half < 2; ++half) {
+          *reinterpret_cast<float4*>(mine() + (lane() / 4 + 8 * half) * kOwnRow + lane() % 4 * 4) =
+              make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+        }
+        __syncwarp();
       }
-      __syncwarp();
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half)
+        reinterpret_cast<float2*>(&targets_at(p))[half] = tangent_targets(p, half, dense);
     }
+    meet();
+  }
+
+  // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs
+  SK_INLINE float2 tangent_targets(int p, int half, bool dense) const {
+    const Strided& data = step().target[Term::kFirst].data;
+    // rows and outputs that are not there have any number
+    const std::int64_t row = min(row_of(half), step().N - 1);
+    const int o[2] = {min(output_of(0), step().O - 1), min(output_of(1), step().O - 1)};
+    if (!dense) return make_float2(number(data, p, row, o[0]), number(data, p, row, o[1]));
+    const float* from = static_cast<const float*>(data.data) + row * data.stride[0] + o[0] * data.stride[1];
+    const std::int64_t apart = (o[1] - o[0]) * data.stride[1];
+    const float* v = mine() + (lane() / 4 + 8 * half) * kOwnRow;
+    const bool wide = step().W % 4 == 0 && data.stride[0] % 4 == 0 && data.stride[1] % 4 == 0 && data.stride[2] == 1 &&
+                      reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
+    float2 of = make_float2(0.0f, 0.0f);
+    if (wide) {
+#pragma unroll 2
+      for (int d = 0; d < step().W; d += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(from + d), y = *reinterpret_cast<const float4*>(v + d);
+        const float4 z = *reinterpret_cast<const float4*>(from + apart + d);
+        of.x = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, of.x))));
+        of.y = fmaf(z.x, y.x, fmaf(z.y, y.y, fmaf(z.z, y.z, fmaf(z.w, y.w, of.y))));
+      }
+    } else {
+#pragma unroll 2
+      for (int d = 0; d < step().W; ++d, from += data.stride[2]) {
+        of.x = fmaf(from[0], v[d], of.x), of.y = fmaf(from[apart], v[d], of.y);
+      }
+    }
+    return of;
+  }
+
+  SK_INLINE void by_tangent(int p, bool owed, float& rho) {
+    Fragment source;
+    load<kRegisterInputs>(source, source_at(p), 0);
     Operands a;
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
@@ -645,6 +697,7 @@ struct RegisterStep {
     }
     Sums z_dot = {};
     through_last(a, z_dot);
+    const float4 target = targets_at(p);
     float back[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -652,7 +705,7 @@ struct RegisterStep {
       float of = 0.0f;
       if (valid(e / 2) && o < step().O) {
         const float weight = output_weight(o) * derivative_weight(p, row_of(e / 2), o);
-        const float r = y(kD1, e) * z_dot[e] - tangent_target(p, e / 2, o, dense);
+        const float r = y(kD1, e) * z_dot[e] - (&target.x)[e];
         of = slope(Term::kFirst, row_of(e / 2), r, weight, rho, part() == 0);
       }
       back[e] = y(kD1, e) * of;
@@ -685,19 +738,8 @@ struct RegisterStep {
       });
     }
     __syncthreads();
-    bring_together(own().source, own().right, false);
+    bring_together(source_at(p), own().right, false);
     __syncthreads();
-  }
-
-  // (Df(x)[v_p])_o
-  SK_INLINE float tangent_target(int p, int half, int o, bool dense) const {
-    const Strided& data = step().target[Term::kFirst].data;
-    if (!dense) return number(data, p, row_of(half), o);
-    const float* v = mine() + (lane() / 4 + 8 * half) * kOwnRow;
-    float of = 0.0f;
-#pragma unroll 4
-    for (int d = 0; d < step().W; ++d) of = fmaf(number(data, row_of(half), o, d), v[d], of);
-    return of;
   }
 
   // ---- The gradient of output o, and its adjoint as a tangent along it ----

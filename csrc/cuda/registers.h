@@ -2,13 +2,16 @@
 // goes about its tiles, and where a block's arrays lie in shared memory. No CUDA here.
 #pragma once
 
+#include <algorithm>
+
 #include "layout.h"
 
 namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kMostHidden = 5;                             // layers of hidden units
-constexpr int kOutputNumbers = 16;     // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kMostHidden = 5;      // layers of hidden units
+constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
 
@@ -34,12 +37,14 @@ struct RegisterLayout {
   RegisterWay way = {0, 0, 0, 0};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
-  std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what a tangent begins with
-  std::uint32_t h = 0, left = 0, right = 0;        // values; adjoints; tangents
-  std::uint32_t top = 0;                           // [rows, 8], adjoints of outputs
-  std::uint32_t q = 0;                             // what derivatives owe the values, in the order of lanes
-  std::uint32_t own = 0;                           // kOwnBytes of each warp, if it needs some
-  std::uint32_t outputs = 0;                       // kOutputNumbers of each thread, where registers are few
+  std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
+  std::uint32_t targets = 0;  // of a batch's tangents: four floats of each lane of a warp for a row
+  std::int32_t batch = 1;
+  std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
+  std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
+  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
+  std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
+  std::uint32_t outputs = 0;                 // kOutputNumbers of each thread, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
 };
@@ -75,7 +80,7 @@ inline Curve curve_of(const Function& of) {
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step, Precision precision) {
-  if (precision != Precision::kBf16) return "products are not of bfloat16";
+  if (operand_bytes(precision) != 2) return "products are not of 16-bit numbers";
   if (step.projection == Projection::kCotangents) return "cotangents";
   if (step.per_sample) return "a loss for each sample";
   if (step.dgiven) return "a gradient of directions";
@@ -99,7 +104,8 @@ inline std::int32_t width_of(const Arguments& a) {
   return widest;
 }
 
-inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bool q_in_halves, RegisterLayout& to) {
+inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bool q_in_halves, int batch,
+                                  RegisterLayout& to) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1;
   Cursor cursor;
   const auto take = [&cursor](std::uint64_t bytes) { return 4 * cursor.take((bytes + 255) / 256 * 256); };
@@ -111,7 +117,10 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.biases = take(a.L * H * 4);
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * 2);
-  to.source = take(rows * kRegisterInputs * 2);
+  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
+  to.batch = columns_shared && tangents ? batch : 1;
+  to.source = take(to.batch * rows * kRegisterInputs * 2);
+  to.targets = take(tangents ? to.batch * way.groups * 512 : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * 2;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
@@ -119,7 +128,6 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bo
   to.top = take(rows * kRegisterOutputs * 2);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
-  const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
   to.outputs = take(columns_shared ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
@@ -169,10 +177,14 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
+    const auto fits = [&](bool halves) {
+      for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
+        if (shared_bytes(a, way, halves, batch, layout) <= most) return true;
+      }
+      return false;
+    };
     // sums of several rounds want all their digits
-    if (shared_bytes(a, way, false, layout) > most && (a.rounds > 1 || shared_bytes(a, way, true, layout) > most)) {
-      continue;
-    }
+    if (!fits(false) && (a.rounds > 1 || !fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;

@@ -19,11 +19,12 @@ HOPPER = 227 << 10
 
 
 def registers(
-    numbers, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin", **how
-):
+    numbers, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin",
+    precision="bf16", **how,
+):  # fmt: skip
     """Beside the reference, by the kernel that is meant."""
     on = {"limit": limit, "tile": tile, "schedule": schedule}
-    done = compare(numbers, projections, "bf16", *arguments, on=on, **how)
+    done = compare(numbers, projections, precision, *arguments, on=on, **how)
     assert "pack" not in done.backend.results
     assert way is None or done.backend.layout["way"] == way
     return done
@@ -96,7 +97,8 @@ MODES = {
 def test_modes(mode, outputs):
     kind, targets, settings = MODES[mode]
     numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
-    registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, **settings)
+    for precision in ("bf16", "fp16"):
+        registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, precision=precision, **settings)
 
 
 def test_numbers_that_lie_apart():
@@ -124,7 +126,7 @@ def test_schedules(shape, tile, outputs):
 
 
 REFUSED = {
-    "products are not of bfloat16": ({"precision": "fp16"}, "tanh", SMALL),
+    "products are not of 16-bit numbers": ({"precision": "tf32"}, "tanh", SMALL),
     "an activation whose derivatives are no functions of its value": ({}, "silu", SMALL),
     "more than 16 inputs": ({}, "tanh", Shape(20, 17, 20, 1, 2, 2, "")),
     "hidden layers are wider than 128": ({}, "tanh", Shape(20, 3, 130, 1, 2, 2, "")),
