@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ..backends.graph import nodes_of
+from ..backends.kinks import KINKS
 from ..errors import NotProvided, clipped, in_words, nearest, need
 from ..explain import Printed
 from ..typed import Function
 from . import symbols
 from .evaluate import fields_of, partials
 from .names import Fields
-from .nested import KINKS
 
 Values = dict[str, torch.Tensor]
 # How often an operation may be differentiated before a jump counts.
