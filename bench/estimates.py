@@ -152,13 +152,25 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
     return row.block, place, difference(*steps)
 
 
+def tile_of(case: Case, gpu: Gpu, precision: str) -> int:
+    """Samples of a tile in registers as all of the case's would be gone about; or the kernel of tiles in memory."""
+    from sobolev_kernels.backends import cuda
+
+    problem = replace(case.problem, precision=precision)
+    try:
+        chosen = cuda.layout(problem, planner.side(problem), gpu.shared, cuda.CHOSEN, case.N)
+    except ValueError:  # it does not fit
+        return cuda.IN_MEMORY
+    return chosen["samples"] if chosen["way"][0] else cuda.IN_MEMORY
+
+
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
     """The same of the CUDA backend; None where it refuses."""
     from ptx import cuda_on_ptx
 
-    taken = []
-    with cuda_on_ptx.on_ptx(limit=gpu.shared, blocks=1) as backend:
-        if cuda_on_ptx.cuda.refusal(replace(case.problem, precision=precision), 0):
+    taken, problem = [], replace(case.problem, precision=precision)
+    with cuda_on_ptx.on_ptx(limit=gpu.shared, blocks=1, tile=tile_of(case, gpu, precision)) as backend:
+        if cuda_on_ptx.cuda.refusal(problem, 0):
             return None
         step(replace(case, N=1), "cuda", precision)
         chosen = backend.layout
@@ -167,7 +179,7 @@ def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str,
                 step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
             taken.append(counts(backend.results["step"]))
     in_cache = [name for name in ("parameters", "gradients") if not chosen[name]]
-    place = f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
+    place = "in registers" if chosen["way"][0] else f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
     return chosen["samples"], place, difference(*taken) | {"launches": len(backend.results) + traffic.kernels}
 
 

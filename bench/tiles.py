@@ -48,14 +48,18 @@ def tile(samples: int) -> Iterator[None]:
         forget()
 
 
-def check(shape: Shape, samples: int, activation: str = "tanh", kind: str = "sphere") -> str:
+def check(
+    shape: Shape, samples: int, activation: str = "tanh", kind: str = "sphere", precision: str = "bf16"
+) -> str:  # fmt: skip
     """The error over what the rule allows; a second run must give the same bits."""
     numbers, projections = data(shape, activation), directions_of(kind, shape)
     with tile(samples):
-        first = beside_reference(numbers, projections, ("values", "jacobian"), "cuda", precision="bf16", device="cuda")
+        first = beside_reference(
+            numbers, projections, ("values", "jacobian"), "cuda", precision=precision, device="cuda"
+        )
         same = True
         if kind != "given":
-            second = step(numbers.on("cuda"), projections, "cuda", precision="bf16")
+            second = step(numbers.on("cuda"), projections, "cuda", precision=precision)
             same = all(torch.equal(first.got[name], second[name]) for name in first.names())
     worst, where = first.worst()
     try:
@@ -122,6 +126,8 @@ def main() -> int:
     for shape in CHECKED:
         for samples in TILES:
             attempt(f"check {shape} tile {samples}", lambda s=shape, t=samples: check(s, t))
+    for shape in CHECKED:
+        attempt(f"check {shape} fp16", lambda s=shape: check(s, cuda.CHOSEN, precision="fp16"))
     many = Shape(16384, 8, 64, 3, 1, 4, "")
     attempt(f"check {many}", lambda: check(many, cuda.CHOSEN))
     for activation in ("relu", "sigmoid", "softplus", "elu", "silu"):
@@ -137,7 +143,7 @@ def main() -> int:
         for samples in TILES:
             attempt(f"kernels {case} tile {samples}", lambda c=case, t=samples: kernels(c, t))
     for case in sorted(TIMED, key=lambda case: -case.N):
-        for precision in ("ieee", "tf32"):
+        for precision in ("fp16", "ieee", "tf32"):
             attempt(f"time {case} cuda {precision}", lambda c=case, p=precision: time(c, "cuda", p, cuda.CHOSEN, False))
     return 0
 

@@ -17,7 +17,7 @@ from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import LOSS, Problem
 
 from .compile import assemble, compile_file, tool
-from .cuda_on_ptx import KERNELS, NAMES
+from .cuda_on_ptx import KERNELS, NAMES, REGISTERS, register_options
 
 # KiB of shared memory that a block may have, and threads of a multiprocessor; it has 1 KiB more, and 65536 registers.
 TARGETS = {
@@ -58,6 +58,17 @@ def code(precision: str, target: str) -> Code:
         *registers, max(used.stack for used in resources.values()), spills, count("HMMA"), count("LDSM"),
         count(r"LDG?\.E\.(?:\w+\.)*128"),
     )  # fmt: skip
+
+
+# Ways of the step in registers (SK_REGISTER_WAYS of csrc/cuda/registers.h)
+WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
+
+
+def in_registers(precision: str, taken: tuple[int, ...], target: str) -> tuple[int, int, int]:
+    """Registers, bytes of stack and of spills of a way."""
+    _, resources = assemble(compile_file(REGISTERS, target=target, options=register_options(precision, taken)), target)
+    used = next(used for name, used in resources.items() if "register_step" in name)
+    return used.registers, used.stack, used.spill_stores + used.spill_loads
 
 
 def student(width: int, precision: str) -> Problem:
@@ -110,6 +121,16 @@ def main() -> None:
                 held = blocks(registers[target, precision], chosen["shared"], target)
                 cells = (width, precision, target, chosen["samples"], *where, chosen["shared"], held)
                 print(f"| {' | '.join(map(str, cells))} |")
+    print(
+        "\n"
+        + head("width", "samples", "layers between", "blocks", "precision", "target", "registers", "stack B", "spill B")
+    )
+    for taken in WAYS:
+        for precision in ("bf16", "fp16"):
+            for target in ("sm_80", "sm_90"):
+                width, groups, *rest = taken
+                cells = (width, 16 * groups, *rest, precision, target, *in_registers(precision, taken, target))
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

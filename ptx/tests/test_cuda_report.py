@@ -8,7 +8,7 @@ reason = missing("nvcc") or missing("ptxas") or missing("nvdisasm")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.cuda_report import PRECISIONS, TARGETS, WIDTHS, blocks, code, way  # noqa: E402
+from ptx.cuda_report import PRECISIONS, TARGETS, WAYS, WIDTHS, blocks, code, in_registers, way  # noqa: E402
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -33,3 +33,10 @@ def test_every_width_has_a_place(target, width):
         assert chosen["shared"] <= TARGETS[target][0] << 10
         assert blocks(128, chosen["shared"], target) >= 1
         assert chosen["parameters"] or width > 32
+
+
+@pytest.mark.parametrize("taken", [way for way in WAYS if way[0] > 32], ids=str)
+def test_streams_in_registers(taken):
+    """As many blocks as its way says, and hardly a spill; the stack is that of sin and cos."""
+    registers, stack, spills = in_registers("bf16", taken, "sm_90")
+    assert registers <= (128 if taken[-1] == 2 else 255) and spills <= 64 and stack <= 64
