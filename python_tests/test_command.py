@@ -70,7 +70,7 @@ def test_verify():
     assert found["right"] and {row["outcome"] for row in rows} <= {"right", "refused", "not here"}
     for name, _ in core._C.instruction_sets():
         here = [row for row in rows if row["where"] == name]
-        assert {row["dtype"] for row in here} == {"float32", "float64"} and len(here) == 28
+        assert {row["dtype"] for row in here} == {"float32", "float64"} and len(here) == 32
         assert all(row["outcome"] == "right" for row in here)
         assert all(0 < row["error_over_allowed"] <= 1 for row in here if row["check"] != "the same bits twice")
     assert {row["backend"] for row in rows} == {"cpu", "cuda", "triton", "streams", "reference"}

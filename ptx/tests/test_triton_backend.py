@@ -86,6 +86,13 @@ def test_gradients_of_given_vectors(on_ptx, place, one_program, kind):
         assert {r.kernel for r in results} == {"pack_kernel", "step_kernel", "finish_kernel"}
 
 
+def test_gradients_of_given_vectors_layer_by_layer(on_ptx, monkeypatch):
+    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    on_ptx("random:4")
+    for vectors, along in ((directions_of("given", SHAPE), "tangents"), (cotangents_of("given", SHAPE), "vjps")):
+        compare(data(SHAPE, "silu", last="tanh"), asking(vectors), ("values", along), "triton")
+
+
 # Of each row along drawn directions every precision, on sm_80 where it has that row; the other ways on sm_90.
 ROWS = [
     (target, row, case, precision)

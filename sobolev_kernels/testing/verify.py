@@ -20,7 +20,7 @@ import sobolev_kernels as sk
 from ..backends import core, cuda, triton
 from ..enums import GRADIENTS, PRECISIONS, TANGENTS
 from .compare import Comparison, beside_reference, computed_from, forget, gradient, gradients, ramp, step
-from .problems import DTYPES, Data, Shape, as_dtype, cotangents_of, data, directions_of, random, threads
+from .problems import DTYPES, Data, Shape, as_dtype, asking, cotangents_of, data, directions_of, random, threads
 
 RIGHT, WRONG, REFUSED, FAILED, ABSENT = OUTCOMES = ("right", "wrong", "refused", "failed", "not here")
 IEEE = PRECISIONS[0]
@@ -143,6 +143,12 @@ def checks(student: Callable[[Shape], Data]) -> dict[str, Check]:
         "some columns, with units": partial(
             loss, numbers=wide, projections=directions_of("normal", Shape(101, 3, 37, 3, 3, 3, "three columns")),
             wrt=(3, 0, 1), input_scale=torch.tensor([0.5, 2.0, 4.0]),
+        ),
+        "gradients of given directions": partial(
+            loss, numbers=wide, projections=asking(directions_of("given", WIDE)), targets=("values", "tangents")
+        ),
+        "gradients of given cotangents": partial(
+            loss, numbers=wide, projections=asking(cotangents_of("given", WIDE)), targets=("values", "vjps")
         ),
         "a teacher": partial(loss, numbers=wide, projections=spheres, targets=("teacher",)),
         "second derivatives": partial(loss, numbers=wide, projections=spheres, targets=second, order=2),
