@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kernels.cuh"
-#include "registers.cuh"
+#include "registers.h"
 
 namespace sk::cuda {
 namespace {
@@ -33,7 +33,6 @@ class OnDevice {
 };
 
 using Kernel = void (*)(Arguments);
-using RegisterKernel = void (*)(RegisterArguments);
 
 // Of a step: one of both kinds of `step`, and what packs its parameters if it wants them packed
 struct Kernels {
@@ -46,14 +45,9 @@ struct Kernels {
 };
 
 Kernels kernels_of(Precision precision, RegisterWay way) {
-#define SK_CASE(...)                                                                       \
-  if (way == RegisterWay{__VA_ARGS__}) {                                                   \
-    return {nullptr, nullptr,                                                              \
-            precision == Precision::kBf16 ? register_step<Precision::kBf16, __VA_ARGS__>   \
-                                          : register_step<Precision::kFp16, __VA_ARGS__>}; \
+  if (way.width) {
+    return {nullptr, nullptr, precision == Precision::kBf16 ? bf16_in_registers(way) : fp16_in_registers(way)};
   }
-  SK_REGISTER_WAYS(SK_CASE)
-#undef SK_CASE
   switch (precision) {
     case Precision::kIeee:
       return {pack_parameters<Precision::kIeee>, sobolev_step<Precision::kIeee>};

@@ -7,6 +7,11 @@
 
 namespace sk::cuda {
 
+// The kernel of a way, of translation units of their own, which are compiled side by side
+using RegisterKernel = void (*)(RegisterArguments);
+RegisterKernel bf16_in_registers(RegisterWay way);
+RegisterKernel fp16_in_registers(RegisterWay way);
+
 // 0 without a driver too
 int count_devices();
 
