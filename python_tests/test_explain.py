@@ -141,7 +141,9 @@ def test_of_derivatives(kind, name, backend, monkeypatch):
             sk.explain(student, X, vectors, of=name, backend=backend)
         return
     got = lines(student, X, vectors, of=name, backend=backend)
-    assert got["call"] == name and ran[0] == ran[1] and got["->"].startswith(ran[0].backend)
+    if "mixed" in got:  # by the core's streams of any kind, which is no Problem of a step
+        assert name == "hvp" and kind == "MLP" and len(ran) == 1 and got["mixed"].startswith("by the streams of v, w")
+    assert got["call"] == name and ran[0] == ran[-1] and got["->"].startswith(ran[0].backend)
     assert kind != "MLP" or said == got["cotangents" if name == "vjp" else "directions"]
     if kind == "fft" and name == "jvp" and backend is None:
         assert got["streams"] == "refused: fft_rfft in it has no rule" and "linear 2" in got["operations"]

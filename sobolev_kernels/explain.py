@@ -102,6 +102,10 @@ def explain(
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if flow and flow.fused and not problem.collapsed:
             lines += [f"segments    {segments_in_words(flow.fused)}"]
+        if of == "hvp" and problem.backend == "cpu" and not any(call.followed):
+            lines += [
+                f"mixed       by the streams of v, w and both, {3 * problem.P // 2} of them, without polarization"
+            ]
         if is_apart(problem) and problem.backend != "reference" and not problem.unrecognised:
             lines += [f"loss        {SEPARATELY}{WHY if problem.order < 3 else ''}"]
         if not problem.unrecognised:
