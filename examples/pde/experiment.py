@@ -37,6 +37,7 @@ from examples.lab import (
     interleaved,
     maps,
     marks_of,
+    name_ticks,
     print_lines,
     report,
     report_times,
@@ -141,10 +142,16 @@ def draw(rows: list[dict], pictures: dict[Case, dict[str, np.ndarray]]):
         equation = EQUATIONS[case.equation]
         axes = list(line.subplots(1, 5, width_ratios=(0.8, 0.8, 1, 1, 1)))
         of_equation = rows_of(rows, equation=case.equation)
-        for axis, N in zip(axes, dict.fromkeys(row["N"] for row in of_equation), strict=False):
+        sizes = list(dict.fromkeys(row["N"] for row in of_equation))
+        for axis, N in zip(axes, sizes, strict=False):
             dots(axis, rows_of(of_equation, N=N), "error", [*drawn], joined=[*drawn])
-            axis.set_title(f"{equation.title}, {N:,} points", fontsize=10)
+            low, high = axis.get_xlim()
+            axis.set_xlim(low / 1.5, high * 1.5)
+            name_ticks(axis.xaxis)
+            axis.set_title(f"{equation.title}\n{N:,} points" if axis is axes[0] else f"{N:,} points", fontsize=10)
         axes[1].tick_params(labelleft=False)
+        if len(sizes) < 2:
+            axes[1].set_axis_off()
         used = draw_solution(line, axes[2:], equation, drawn)
         for axis in axes[2 + used :]:
             axis.set_axis_off()
