@@ -12,7 +12,9 @@ from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.rule import CLOSE_IN_SINGLE
 
 METHODS = [
-    (name, m) for name, equation in EQUATIONS.items() for m in ("residual", "gradient")[: 1 + bool(equation.enhanced)]
+    (name, m)
+    for name, equation in EQUATIONS.items()
+    for m in ("residual", "with derivatives")[: 1 + bool(equation.enhanced)]
 ]
 
 

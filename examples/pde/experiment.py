@@ -6,9 +6,10 @@ Burgers (a quadrature of Cole's and Hopf's transform), Kuramoto-Sivashinsky (Fou
 network of three layers of 24 is trained by `sk.fit` on residuals at N points, at the border and at the start; by Adam,
 then by L-BFGS. Two methods, of the same first weights and points:
 
-    residual   the squares of the residual
-    gradient   and of its first derivatives: gradient-enhanced (Yu et al., 2022), Sobolev training of a residual whose
-               target is zero everywhere; of the equations of fourth order that is of order 5, which is not provided
+    residual          the squares of the residual
+    with derivatives  and of its first derivatives: gradient-enhanced (Yu et al., 2022), Sobolev training of a residual
+                      whose target is zero everywhere; of the equations of fourth order that is of order 5, which is
+                      not provided
 
 The error is that of the solution, on a grid, the root of the sum of squares over that of the solution's. Steps are
 evaluations of the loss with its gradients. `--times` gives the time of such a one beside nested autograd, as DeepXDE's
@@ -28,7 +29,6 @@ from rich.console import Console
 
 from examples.lab import (
     COLOURS,
-    METHODS,
     Effort,
     Outcome,
     Settings,
@@ -37,6 +37,7 @@ from examples.lab import (
     interleaved,
     maps,
     marks_of,
+    name_ticks,
     print_lines,
     report,
     report_times,
@@ -49,9 +50,8 @@ from examples.lab.training import STEPS, TIME
 from examples.pde.equations import EQUATIONS, Equation
 from examples.pde.learner import DEPTH, WIDTH, Learner, Solved
 
-NAME, METRICS, PACE = "pde", ("error",), "gradient"
-COLOURS |= {"residual": COLOURS["ordinary"], "gradient": COLOURS["sobolev"]}
-METHODS |= {"residual": "residual", "gradient": "and its derivatives"}
+NAME, METRICS = "pde", ("error",)
+COLOURS |= {"residual": COLOURS["ordinary"], "with derivatives": COLOURS["sobolev"]}
 FIRST_SEED = 100  # weights, rate and size of the network were chosen with seeds below
 STEPS_OF = {Effort.full: 3000, Effort.short: 800, Effort.tiny: 3}
 
@@ -78,7 +78,7 @@ def error_of(student: torch.nn.Module, equation: Equation) -> tuple[float, np.nd
 
 def run_case(case: Case) -> Outcome:
     equation, records, drawn = EQUATIONS[case.equation], [], {}
-    methods = ("residual", "gradient") if equation.enhanced else ("residual",)
+    methods = ("residual", "with derivatives") if equation.enhanced else ("residual",)
     learners = {method: Learner(equation, method, case.N, case.seed) for method in methods}
     solved = {method: learner.solve(case.steps) for method, learner in learners.items()}
 
@@ -102,7 +102,7 @@ def times_of_steps(settings: Settings) -> list[dict]:
     """The loss inside with its gradients, interleaved."""
     rows, rounds = [], 3 if settings.effort == Effort.tiny else 15
     for name, equation in EQUATIONS.items():
-        for method in ("residual", "gradient")[: 1 + bool(equation.enhanced)]:
+        for method in ("residual", "with derivatives")[: 1 + bool(equation.enhanced)]:
             N = 64 if settings.effort == Effort.tiny else 1000
             learner = Learner(equation, method, N, 0)
             student = learner.first()
@@ -112,7 +112,7 @@ def times_of_steps(settings: Settings) -> list[dict]:
                 "by hand ms": lambda learner=learner, student=student: learner.by_hand(student),
             }
             found = interleaved({way: partial(step, student, loss) for way, loss in ways.items()}, rounds)
-            rows.append({"step": f"{name}, {METHODS[method]}", "N": N, **found})
+            rows.append({"step": f"{name}, {method}", "N": N, **found})
     return rows
 
 
@@ -124,7 +124,7 @@ def step(student: torch.nn.Module, loss) -> None:
 def verdict(rows: list[dict], console: Console) -> None:
     for budget, said in ((STEPS, "equal steps"), (TIME, "equal time")):
         parts = []
-        for row in rows_of(rows, method="gradient", budget=budget):
+        for row in rows_of(rows, method="with derivatives", budget=budget):
             alone = rows_of(rows, equation=row["equation"], N=row["N"], method="residual", budget=budget)[0]
             ratio = alone["error_median"] / row["error_median"]
             parts.append(f"{row['equation']}, {row['N']:,} points {ratio:.2f}")
@@ -141,10 +141,16 @@ def draw(rows: list[dict], pictures: dict[Case, dict[str, np.ndarray]]):
         equation = EQUATIONS[case.equation]
         axes = list(line.subplots(1, 5, width_ratios=(0.8, 0.8, 1, 1, 1)))
         of_equation = rows_of(rows, equation=case.equation)
-        for axis, N in zip(axes, dict.fromkeys(row["N"] for row in of_equation), strict=False):
+        sizes = list(dict.fromkeys(row["N"] for row in of_equation))
+        for axis, N in zip(axes, sizes, strict=False):
             dots(axis, rows_of(of_equation, N=N), "error", [*drawn], joined=[*drawn])
-            axis.set_title(f"{equation.title}, {N:,} points", fontsize=10)
+            low, high = axis.get_xlim()
+            axis.set_xlim(low / 1.5, high * 1.5)
+            name_ticks(axis.xaxis)
+            axis.set_title(f"{equation.title}\n{N:,} points" if axis is axes[0] else f"{N:,} points", fontsize=10)
         axes[1].tick_params(labelleft=False)
+        if len(sizes) < 2:
+            axes[1].set_axis_off()
         used = draw_solution(line, axes[2:], equation, drawn)
         for axis in axes[2 + used :]:
             axis.set_axis_off()

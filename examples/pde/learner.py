@@ -43,7 +43,7 @@ class Learner:
         generator = torch.Generator().manual_seed(seed)
         self.x = equation.draw(N, generator)
         residual = sk.Residual(equation.inside, equation.fields)
-        self.residuals = [residual, *(residual.diff(by) for by in equation.enhanced if method == "gradient")]
+        self.residuals = [residual, *(residual.diff(by) for by in equation.enhanced if method == "with derivatives")]
         weights = {name: equation.weight for one in self.residuals[1:] for name in one.names}
         scales = {name: equation.size for one in self.residuals for name in one.names}
         self.inside = sk.Points(self.residuals, self.x, weights=weights, scales=scales)

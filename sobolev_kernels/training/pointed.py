@@ -69,9 +69,12 @@ class PointStepper(Stepper):
     """Steps whose loss is that of a batch of data, if there is one, and of a batch of each set of points. The `terms`
     that it was made of are kept until the next."""
 
-    def __init__(self, student: nn.Module, optimizer: torch.optim.Optimizer, sets: Sequence[Points]):
+    def __init__(
+        self, student: nn.Module, optimizer: torch.optim.Optimizer, sets: Sequence[PointBatches],
+        weights: dict[str, float],
+    ):  # fmt: skip
         super().__init__(student, optimizer, None)
-        self.sets, self.weights = sets, {}
+        self.sets, self.weights = [source.points for source in sets], weights
         self.at: tuple[PointBatch, ...] = ()
         self.terms: dict[str, torch.Tensor] = {}
 
@@ -125,7 +128,8 @@ class PointTraining(Training):
         self._optimizer(optimizer, lr, [p for p in dict.fromkeys(coefficients) if p not in known])
         self.batches = NoData() if data is None else Batches(data, batch_size or len(data.x))
         self.points = [PointBatches(points, batch_size) for points in sets]
-        self.stepper = PointStepper(student, self.optimizer, sets)
+        self.weights: dict[str, float] = {}  # of terms, by a rule
+        self.stepper = self._stepper()
         self.schedule = Schedule(schedule, self.optimizer, epochs * self.count)
         self.validation = None if held is None else Validation(held, self.loss)
         self.history = History(student)
@@ -136,15 +140,8 @@ class PointTraining(Training):
     def count(self) -> int:
         return max(source.count for source in (self.batches, *self.points))
 
-    def _finish(self) -> None:
-        weights = self.stepper.weights
-        super()._finish()
-        self.stepper = PointStepper(self.student, self.optimizer, self.stepper_sets)
-        self.stepper.weights = weights
-
-    @property
-    def stepper_sets(self) -> list[Points]:
-        return [source.points for source in self.points]
+    def _stepper(self) -> PointStepper:
+        return PointStepper(self.student, self.optimizer, self.points, self.weights)
 
     def _at_once(self) -> None:
         if self.batches.data is not None:
@@ -207,8 +204,8 @@ class PointTraining(Training):
             weights = tuple(next(numbers) if term.requires_grad else 0.0 for term in of_data)
             self.loss = with_settings(self.loss, weights=weights)
             self.columns |= dict(zip(WEIGHTS, weights, strict=False))
-        self.stepper.weights = dict(zip(of_points, found[len(there) :], strict=True))
-        self.columns |= {f"weight_{name}": weight for name, weight in self.stepper.weights.items()}
+        self.weights.update(zip(of_points, found[len(there) :], strict=True))
+        self.columns |= {f"weight_{name}": weight for name, weight in self.weights.items()}
 
     def _state(self) -> dict:
         coefficients = [p.detach() for p in self.more]

@@ -97,9 +97,13 @@ class Training:
         """From here on by the second optimizer, on all samples at once."""
         self.optimizer.zero_grad()
         self._optimizer(self.finisher[1], None, self.more)
-        self.stepper = Stepper(self.student, self.optimizer, self.learned)
+        self.stepper = self._stepper()
         self.schedule = Schedule(None, self.optimizer, 0)
         self._at_once()
+
+    def _stepper(self) -> Stepper:
+        """One that takes any optimizer."""
+        return Stepper(self.student, self.optimizer, self.learned)
 
     def _at_once(self) -> None:
         self.batches = Batches(self.batches.data, len(self.batches.data.x))
