@@ -12,6 +12,7 @@ import sobolev_kernels as sk
 from sobolev_kernels import call, dispatch
 from sobolev_kernels.backends import core, cuda, triton
 from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.math.table import Formula
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing.compare import compare, forget, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, replayed, whole_step
@@ -62,7 +63,7 @@ def test_a_call_like_one_before_has_the_same_bits(reduction):
 
 @on_gpu
 def test_launches():
-    """Of a whole step three, and two of autograd's own."""
+    """Of a whole step three, and two of autograd's own. (That outputs begin as NaN is the tests': conftest.py.)"""
     numbers, projections = data(SHAPES[0], "tanh").on("cuda"), directions_of("sphere", SHAPES[0])
     run = lambda: loss_of(numbers, projections).backward()  # noqa: E731
     run(), torch.cuda.synchronize()
@@ -72,7 +73,8 @@ def test_launches():
     names = [event.name for event in recorded.events() if str(event.device_type).endswith("CUDA")]
     ours = [name for name in names if "sk::cuda" in name]
     if names:  # a profiler without the rights to look sees nothing
-        assert len(ours) == 3 and len(names) <= 5, "\n".join(names)
+        others = [name for name in names if name not in ours and "FillFunctor" not in name]
+        assert len(ours) == 3 and len(others) <= 1, "\n".join(names)
 
 
 def loss_of(numbers, directions, **settings):
@@ -167,12 +169,25 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 
 
 @pytest.mark.skipif(triton.MISSING is not None, reason="no triton")
-@pytest.mark.parametrize("widths, taken", [((2, 64, 64, 1), "triton"), ((2, 64, 32, 1), "cuda")])
-def test_it_gives_way_where_triton_has_one_launch(monkeypatch, widths, taken):
-    """Which was faster on a GPU; one that Triton takes layer by layer, as of different widths, stays."""
+@pytest.mark.skipif(not BUILT, reason="built without CUDA")
+@pytest.mark.parametrize(
+    "widths, precision, taken",
+    [
+        ((2, 64, 64, 1), "ieee", "triton"), ((2, 64, 64, 1), "tf32", "triton"), ((2, 64, 64, 1), "bf16", "cuda"),
+        ((2, 64, 64, 1), "fp16", "cuda"), ((40, 64, 64, 1), "bf16", "triton"), ((2, 64, 32, 1), "ieee", "cuda"),
+    ],
+)  # fmt: skip
+def test_it_gives_way_where_triton_has_one_launch(monkeypatch, widths, precision, taken):
+    """Which was faster on a GPU, but for streams in registers; one that Triton takes layer by layer, as of different
+    widths, stays."""
     monkeypatch.setattr(cuda, "supports", lambda problem: None)
+    monkeypatch.setattr(cuda, "hardware", lambda device: (232448, 132))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(triton, "STARTED", [True])
-    problem = Problem("loss", widths, (True,) * 3, (("tanh",), ("tanh",), ("identity",)), "float32", "cuda", P=2)
+    activations = tuple(map(Formula, ("tanh", "tanh", "identity")))
+    problem = Problem(
+        "loss", widths, (True,) * 3, activations, "float32", "cuda", P=2, precision=precision, gradients=True
+    )
     assert dispatch.free(problem) == taken
     for name, value in (("MISSING", "triton is not installed"), ("unable", lambda: "no C compiler")):
         with monkeypatch.context() as context:

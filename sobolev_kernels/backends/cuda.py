@@ -47,19 +47,26 @@ def refusal_while_traced(text: str, device: int) -> str | None:
 
 
 def gives_way(problem: Problem) -> str | None:
-    """Why Triton is the better choice: it was faster on an H100 wherever it takes one launch (docs/gpu/README.md)."""
+    """Why Triton is the better choice: on GPUs it was faster wherever it takes one launch, but for a step whose streams
+    live in registers (docs/gpu/README.md)."""
     return given_way_while_traced(problem.to_string())
 
 
 @constant_while_traced
 def given_way_while_traced(text: str) -> str | None:
     problem = Problem.from_string(text)
-    if triton.supports(problem) is not None:
+    if triton.supports(problem) is not None or in_registers(problem):
         return None
     from .triton import one_launch
 
     found = one_launch.refusal(problem) is None
-    return "Triton's step of one launch took 0.42 to 0.94 times as long on an H100" if found else None
+    return "Triton's step of one launch took 0.36 to 0.94 times as long on an H100 and an H200" if found else None
+
+
+def in_registers(problem: Problem) -> bool:
+    """Whether the kernel of csrc/cuda/registers.cuh takes the step."""
+    limit, _ = hardware(torch.cuda.current_device())
+    return bool(layout(problem, planner.side(problem), limit, TILE)["way"][0])
 
 
 @lru_cache(maxsize=256)
