@@ -403,7 +403,7 @@ def test_estimates_for_gpus():
     ]
     assert all(row["Triton µs"] > 0 and row["eager µs"] > row["Triton µs"] for row in rows)
     fused, refused = rows[: len(estimates.GPUS)], rows[len(estimates.GPUS) :]
-    assert all(row["CUDA launches"] == 3 for row in fused)
+    assert all(row["CUDA launches"] == 2 and "in registers" in row["CUDA"] for row in fused)
     assert all(row["CUDA µs"] > 0 and "tile of" in row["CUDA"] and "on chip" in row["Triton"] for row in fused)
     assert all(row["CUDA"] == "refused" and "layer by layer" in row["Triton"] for row in refused)
 

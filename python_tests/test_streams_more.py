@@ -86,7 +86,7 @@ PROVED = {
     "statistics": lambda h: h[0].cov()[0, 0] * h + h[:, 0].corrcoef()[0, 1] * h,
     "special": lambda h: (
         torch.i0(h) + special.i0e(h) + special.i1(h) + (h * h + 1).digamma() + torch.polygamma(1, h * h + 1)
-        + special.erfcx(h) + special.ndtr(h) + special.log_ndtr(h) + special.entr(h * h + 0.5)
+        + special.erfcx(h * h) + special.ndtr(h) + special.log_ndtr(h) + special.entr(h * h + 0.5)
     ),
     "stacked": lambda h: (
         torch.vstack([h, h])[: len(h)] + torch.hstack([h, h])[:, :2] + torch.dstack([h, h])[..., :4]

@@ -22,12 +22,13 @@ from .problem import (
     DERIVATIVES_GRADIENTS,
     DIFFERENTIABLE,
     LOSS,
+    NO_COTANGENTS,
     PER_SAMPLE,
     PER_SAMPLE_GRADIENTS,
     Operands,
     Problem,
 )  # fmt: skip
-from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode
+from .transforms import RefuseDoubleBackward, need_no_batch, refuse_forward_mode, several
 
 empty, empty_like = torch.empty, torch.empty_like  # the tests replace them by ones that return NaN
 
@@ -146,9 +147,6 @@ def inputs_of(problem: Problem, operands: Operands) -> tuple[torch.Tensor | None
     return (operands.x, given, *NO_COTANGENTS, *operands.parameters)
 
 
-NO_COTANGENTS = (None,) * 3
-
-
 def differentiate(
     ctx, cotangents: tuple[torch.Tensor | None, ...], read: Operands | None = None
 ) -> list[torch.Tensor | None]:
@@ -159,6 +157,8 @@ def differentiate(
     problem, (operands, finished) = ctx.problem, saved(ctx) if read is None else (read, [])
     if all(g is None for g in cotangents):
         return [None] * (5 + ctx.count)
+    if problem.result == DERIVATIVES and several(*cotangents):
+        return again.of_several(problem, operands, cotangents)
     need_no_batch(*cotangents)
     if problem.result == DERIVATIVES_GRADIENTS:
         return again.gradients(problem, operands, cotangents)

@@ -194,6 +194,9 @@ class Problem:
         return cls(**problem)
 
 
+NO_COTANGENTS = (None,) * 3  # of values, derivatives and second derivatives, where they are not inputs
+
+
 class Operands(NamedTuple):
     """The tensors of one call, in the dtype and on the device of its Problem, of any strides; None where absent."""
 

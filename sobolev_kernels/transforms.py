@@ -52,11 +52,16 @@ def is_batched(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and torch._C._dispatch_keys(tensor).has(BATCHED)
 
 
+def several(*cotangents: torch.Tensor | None) -> bool:
+    """Whether a backward is asked for several cotangents at a time."""
+    if torch.compiler.is_compiling() or not torch._C._dispatch_tls_is_dispatch_key_included(VMAP_MODE):
+        return False  # they are made in this mode alone, which takes less to ask for than each of them
+    return any(map(is_batched, cotangents))
+
+
 def need_no_batch(*cotangents: torch.Tensor | None) -> None:
     """Raise where a backward is asked for several cotangents at a time."""
-    if torch.compiler.is_compiling() or not torch._C._dispatch_tls_is_dispatch_key_included(VMAP_MODE):
-        return  # they are made in this mode alone, which takes less to ask for than each of them
-    if any(map(is_batched, cotangents)):
+    if several(*cotangents):
         raise NotProvided(
             "batched gradients: the fused step takes one cotangent at a time, not is_grads_batched=True or "
             'vectorize=True; loop over them, or pass backend="reference"'

@@ -347,9 +347,11 @@ def test_a_loss_for_each_sample_is_refused_if_its_backward_does_not_fit():
 MUTANT = Shape(18, 17, 18, 2, 18, 2, "two tiles of 16 for one block, the last of 2; rows of more than four chunks")
 SHALLOW = replace(MUTANT, depth=1)  # operands take turns, and end with the other one
 # Of the second the tile is 32, and the weights are on chip
+ASKING = ", asking"  # for their gradient
 STEPS = (
     (MUTANT, "directions", "sphere", 40 << 10, False), (MUTANT, "directions", "given", LIMIT, True),
     (MUTANT, "cotangents", "sphere", 40 << 10, True), (SHALLOW, "outputs", "sphere", 40 << 10, False),
+    (MUTANT, "directions", "given" + ASKING, LIMIT, True),
 )  # fmt: skip
 
 
@@ -370,8 +372,13 @@ def run_mutant(ptx, shape, side, kind, limit, input_gradient, precision="bf16"):
     numbers = data(shape, "tanh", last="tanh")
     x = numbers.x.clone().requires_grad_(input_gradient)
     numbers.student.zero_grad(set_to_none=True)
+    vectors = SIDES[side](kind.removesuffix(ASKING), shape)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-    projections = {"cotangents" if side == "cotangents" else "directions": SIDES[side](kind, shape)}
+    if kind.endswith(ASKING):
+        v = vectors.values.clone().requires_grad_()
+        tangents = torch.einsum("nod,pnd->pno", numbers.jacobian, v.detach())
+        vectors, targets = sk.Directions.given(v), sk.Targets(values=numbers.y, tangents=tangents)
+    projections = {"cotangents" if side == "cotangents" else "directions": vectors}
     from_outputs = computed_from("gradients" if side == "outputs" else "tangents")
     with from_outputs, on_ptx(findings="return", ptx=ptx, blocks=1, limit=limit) as backend:
         loss = sk.sobolev_loss(
@@ -383,7 +390,7 @@ def run_mutant(ptx, shape, side, kind, limit, input_gradient, precision="bf16"):
 
 @pytest.mark.long
 def test_every_deleted_barrier_and_wait_is_found():
-    """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of four steps."""
+    """Each barrier of the step deleted in turn, and the wait for the weights shortened: found by one of five steps."""
     original = for_mutants()
     found = lambda ptx: any(run_mutant(ptx, *step)[0] for step in STEPS)  # noqa: E731
     assert not found(original)

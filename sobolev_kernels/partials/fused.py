@@ -14,6 +14,7 @@ from ..boundary import PLAIN, all_ready
 from ..enums import DTYPES
 from ..math.table import Formula
 from ..student import Student
+from ..transforms import several
 from .plan import Streams
 from .programs import Program, layers_of
 
@@ -127,7 +128,9 @@ class Results(torch.autograd.Function):
     def backward(ctx, cotangents: torch.Tensor):
         call, (x, v, *parameters) = ctx.call, ctx.saved_tensors
         asked = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # it will be differentiated again
+        if torch.is_grad_enabled() or several(
+            cotangents
+        ):  # it will be differentiated again, or is of several at a time
             return None, *again(call, [x, v, *parameters], cotangents, asked)
         found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1])
         return None, *(gradient if wanted else None for gradient, wanted in zip(found, asked, strict=True))
@@ -137,9 +140,11 @@ def again(
     call: Call, tensors: list[torch.Tensor], cotangents: torch.Tensor, asked: tuple[bool, ...]
 ) -> list[torch.Tensor | None]:  # fmt: skip
     """The gradients by PyTorch's operations, with their own graph."""
-    aliases = [t.view_as(t) if wanted else t for t, wanted in zip(tensors, asked, strict=True)]
-    x, v, *parameters = aliases
-    results = call.again(call.streams, call.student(tuple(parameters)), x, v)
-    wanted = [alias for alias, here in zip(aliases, asked, strict=True) if here]
-    found = iter(torch.autograd.grad(results, wanted, cotangents, create_graph=True, materialize_grads=True))
+    kept = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [t.view_as(t) if wanted else t for t, wanted in zip(tensors, asked, strict=True)]
+        x, v, *parameters = aliases
+        results = call.again(call.streams, call.student(tuple(parameters)), x, v)
+        wanted = [alias for alias, here in zip(aliases, asked, strict=True) if here]
+        found = iter(torch.autograd.grad(results, wanted, cotangents, create_graph=kept, materialize_grads=True))
     return [next(found) if here else None for here in asked]

@@ -12,6 +12,7 @@ from ..math.activations import activation_jet
 from ..math.table import Formula
 from ..modules import IDENTITY
 from ..student import Student
+from ..transforms import several
 from .plan import Streams
 
 Parts = dict[int, torch.Tensor]
@@ -35,7 +36,8 @@ def sum_of(products: Products, out: torch.Tensor | None) -> torch.Tensor:
 
 def gathered(rows: Iterable[Products], count: int, like: torch.Tensor) -> torch.Tensor:
     """The sums [count, N, n]; of no products 0."""
-    if torch.is_grad_enabled() or by_plain(like):
+    rows = [*rows]
+    if torch.is_grad_enabled() or by_plain(like) or several(*(b for row in rows for _, b, _ in row)):
         zeros = torch.zeros_like(like)
         return torch.stack([sum_of(row, None).expand_as(like) if row else zeros for row in rows])
     total = like.new_empty((count, *like.shape))
