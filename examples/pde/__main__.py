@@ -5,4 +5,4 @@ from examples.lab import run_command
 from .experiment import main
 
 if __name__ == "__main__":
-    run_command(main, full="45 minutes", short="4 minutes", seeds=(5, 1, 1))
+    run_command(main, full="20 minutes", short="1 minute", seeds=(5, 1, 1))
