@@ -391,7 +391,7 @@ def test_dropout_in_training():
 
 
 def test_derivatives_of_gradients():
-    """As often as one likes: an HVP of a loss of tangents, beside the reference; several cotangents at a time, not."""
+    """As often as one likes: an HVP of a loss of tangents, beside the reference; and several cotangents at a time."""
     torch.manual_seed(1)
     student = Gated(2).double()
     x, v, results = numbers(N, 3).requires_grad_(), numbers(2, N, 3, seed=1).requires_grad_(), []
@@ -404,8 +404,10 @@ def test_derivatives_of_gradients():
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, **ANOTHER_WAY)
     y, _ = sk.jvp(student, x, v, backend="streams")
-    with pytest.raises(sk.NotProvided, match="one cotangent at a time"):
-        torch.autograd.grad(y, x, torch.ones(2, *y.shape, dtype=f64), is_grads_batched=True)
+    cotangents = numbers(2, *y.shape, seed=2)
+    (batched,) = torch.autograd.grad(y, x, cotangents, is_grads_batched=True, retain_graph=True)
+    for got, cotangent in zip(batched, cotangents, strict=True):
+        torch.testing.assert_close(got, torch.autograd.grad(y, x, cotangent, retain_graph=True)[0], **ANOTHER_WAY)
 
 
 def test_without_gradients():

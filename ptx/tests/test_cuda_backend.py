@@ -347,11 +347,11 @@ def test_a_loss_for_each_sample_is_refused_if_its_backward_does_not_fit():
 MUTANT = Shape(18, 17, 18, 2, 18, 2, "two tiles of 16 for one block, the last of 2; rows of more than four chunks")
 SHALLOW = replace(MUTANT, depth=1)  # operands take turns, and end with the other one
 # Of the second the tile is 32, and the weights are on chip
-ASKING = ", asking"  # for their gradient
+WITH_THEIRS = ", asking"  # for their gradient
 STEPS = (
     (MUTANT, "directions", "sphere", 40 << 10, False), (MUTANT, "directions", "given", LIMIT, True),
     (MUTANT, "cotangents", "sphere", 40 << 10, True), (SHALLOW, "outputs", "sphere", 40 << 10, False),
-    (MUTANT, "directions", "given" + ASKING, LIMIT, True),
+    (MUTANT, "directions", "given" + WITH_THEIRS, LIMIT, True),
 )  # fmt: skip
 
 
@@ -372,9 +372,9 @@ def run_mutant(ptx, shape, side, kind, limit, input_gradient, precision="bf16"):
     numbers = data(shape, "tanh", last="tanh")
     x = numbers.x.clone().requires_grad_(input_gradient)
     numbers.student.zero_grad(set_to_none=True)
-    vectors = SIDES[side](kind.removesuffix(ASKING), shape)
+    vectors = SIDES[side](kind.removesuffix(WITH_THEIRS), shape)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-    if kind.endswith(ASKING):
+    if kind.endswith(WITH_THEIRS):
         v = vectors.values.clone().requires_grad_()
         tangents = torch.einsum("nod,pnd->pno", numbers.jacobian, v.detach())
         vectors, targets = sk.Directions.given(v), sk.Targets(values=numbers.y, tangents=tangents)
