@@ -136,6 +136,19 @@ def microseconds(step: Callable[[], object], rounds: int, flush: torch.Tensor | 
     return statistics.median(times)
 
 
+def launched(step: Callable[[], object]) -> list:
+    """What the profiler sees of a step on the GPU, an event for each launch."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as recorded:
+        step()
+        torch.cuda.synchronize()
+    return [event for event in recorded.events() if str(event.device_type).endswith("CUDA")]
+
+
 def host_microseconds(step: Callable[[], object], rounds: int, device: str) -> tuple[float, float]:
     """Of the call alone, and of one in a row of calls that the GPU has finished."""
     alone = []

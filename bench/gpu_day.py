@@ -192,16 +192,7 @@ def graph(backend: str, precision: str) -> None:
 
 def kernels(backend: str, precision: str) -> None:
     """What a step launches, by the profiler, into kernels.csv."""
-    from torch.profiler import ProfilerActivity, profile
-
-    run, _ = gpu.step_of(cases()[4], backend, precision, DEVICE)
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as recorded:
-        run()
-        torch.cuda.synchronize()
-    rows = [e for e in recorded.events() if str(e.device_type).endswith("CUDA")]
+    rows = gpu.launched(gpu.step_of(cases()[4], backend, precision, DEVICE)[0])
     with (OUT / "kernels.csv").open("a", newline="") as file:
         csv.writer(file).writerows([backend, precision, e.name[:90], e.device_time_total] for e in rows)
     total = sum(e.device_time_total for e in rows)
