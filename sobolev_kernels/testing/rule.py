@@ -35,7 +35,7 @@ BY_DIFFERENCE = {"rtol": 1e-6, "atol": 1e-7}  # the same, for `torch.testing.ass
 CLOSE_IN_SINGLE = {"rtol": 1e-4, "atol": 1e-5}  # of float32 numbers of about 1 whose rounding nobody follows
 IN_SINGLE = 1e-3  # of a result's largest number, in float32 beside float32 by another way: what is a fault is more
 IN_HALF = 0.05  # of a result's largest number, computed in half precision by a chain of calls
-SEARCHED = {"rtol": 0.05, "atol": 0.02}  # parameters after some 40 steps of a line search, which part at rounding errors
+SEARCHED = {"rtol": 0.05, "atol": 0.02}  # parameters after 40 steps with a line search, which part at rounding errors
 ODD = 0x2545F4914F6CDD1D  # of xorshift64*, a multiplier that mixes well
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
