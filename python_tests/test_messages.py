@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 import numpy as np
 import pytest
 import torch
-from test_refusals import NUMBERS, STUDENT, TARGETS, H, J, V, X, Y, ids, loss
+from small_case import NUMBERS, STUDENT, TARGETS, H, J, V, X, Y, ids, loss
 from torch import nn
 
 import sobolev_kernels as sk

@@ -1,43 +1,43 @@
 """Bad input is refused in words: the argument, what was expected, what came. What is not provided is never zero."""
 
-import copy
-import math
-import re
-
 import numpy as np
 import pytest
 import torch
-from test_reference import written_out
+from small_case import (
+    CURVED,
+    ONES,
+    SCALE,
+    SPHERE,
+    STUDENT,
+    TANGENTS,
+    TARGETS,
+    TWO,
+    UNFIXED,
+    UP,
+    D,
+    G,
+    H,
+    J,
+    N,
+    O,
+    P,
+    S,
+    T,
+    U,
+    V,
+    X,
+    Y,
+    assert_refused,
+    fresh,
+    ids,
+    loss,
+)  # fmt: skip
 from torch import nn
-from torch.autograd import forward_ad
 
 import sobolev_kernels as sk
-from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import step
-from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
-N, D, O, P = 6, 3, 2, 2
-SHAPE = Shape(N, D, 5, 1, O, P, "small, and all sizes differ where a mistake could hide")
-NUMBERS = data(SHAPE)
-STUDENT, X, Y, J = NUMBERS.student, NUMBERS.x, NUMBERS.y, NUMBERS.jacobian
-V = directions_of("given", SHAPE).values  # [P, N, D]
-T = torch.einsum("nod,pnd->pno", J, V)  # [P, N, O]
-U = cotangents_of("given", SHAPE).values  # [P, N, O]
-G = torch.einsum("nod,rno->rnd", J, U)  # [P, N, D]
-H = NUMBERS.hessian  # [N, O, D, D]
-S = torch.einsum("node,pnd,pne->pno", H, V, V)  # [P, N, O]
-TARGETS = sk.Targets(values=Y, jacobian=J)
-TANGENTS = sk.Targets(values=Y, tangents=T, directions=V)
-UNFIXED = sk.Targets(values=Y, tangents=T)
-SPHERE = sk.Directions.sphere(P)
-UP = sk.Cotangents.sphere(P)
-CURVED = sk.Targets(values=Y, jacobian=J, hessian=H)
 ACTIVATION_NAMES = ", ".join(sk.ACTIVATIONS)
 NEEDS_TARGET = "targets: expected a derivative target, since its weight is not zero"
-
-
-def loss(student=STUDENT, x=X, targets=TARGETS, **settings):
-    return sk.sobolev_loss(student, x, targets, **{"directions": None, **settings})
 
 
 def with_targets(**targets):
@@ -50,23 +50,6 @@ ENTRIES = {
     "jvp": lambda student, x, directions: sk.jvp(student, x, directions),
     "explain": lambda student, x, directions: sk.explain(student, x, directions),
 }
-
-
-def assert_refused(call, kind, message):
-    with pytest.raises(kind) as caught:
-        call()
-    assert type(caught.value) is kind
-    assert message in str(caught.value)
-
-
-def ids(rows):
-    return [row[0] for row in rows]
-
-
-def fresh(change=lambda student: None):
-    student = copy.deepcopy(STUDENT)
-    change(student)
-    return student
 
 
 def not_a_number(tensor, value=torch.nan):
@@ -591,7 +574,6 @@ COLUMNS = "wrt: expected columns of the inputs, whole numbers from 0 to 2, got "
 SCALES = "input_scale: expected torch.float32 [3] on cpu without requires_grad, got "
 UNSCALED = "input_scale: expected a jacobian, hessian, vjps or teacher to scale alike, got projected tangents"
 WEIGHT_GRAD = "expected a tensor without requires_grad (no gradient to weights is provided), got a tensor"
-SCALE, ONES, TWO = torch.full((D,), 0.5), torch.ones(N), torch.ones(O)
 TEACHER = sk.Targets(teacher=STUDENT)
 ARGUMENTS = [
     ("derivatives", lambda: loss(derivatives="all"), "derivatives: expected None or 'exact', got all"),
@@ -839,475 +821,3 @@ REFUSALS = DIRECTIONS + COTANGENTS + BAD_TARGETS
 @pytest.mark.parametrize("call, kind, message", [row[1:] for row in REFUSALS], ids=ids(REFUSALS))
 def test_projections_and_targets(call, kind, message):
     assert_refused(call, kind, message)
-
-
-EXACT = NUMBERS.to(torch.float64)
-TENSORS = {"x": EXACT.x, "weight": EXACT.student[0].weight.detach(), "values": EXACT.y, "jacobian": EXACT.jacobian}
-TENSORS |= {"directions": V.double(), "cotangents": U.double(), "hessian": EXACT.hessian}
-TENSORS |= {"sample_weight": 2 * torch.ones(N).double(), "output_weight": TWO.double()}
-TENSORS["derivative_weight"] = torch.full((N, O), 1.5).double()
-TENSORS["input_scale"] = SCALE.double()
-OF_A_LOSS = ("x", "weight", "values", "jacobian")
-# By result, the tensors that it depends on.
-USED = {
-    "loss": (*OF_A_LOSS, "directions"),
-    "per sample": (*OF_A_LOSS, "directions"),
-    "cotangents": (*OF_A_LOSS, "cotangents"),
-    "order 2": (*OF_A_LOSS, "directions", "hessian"),
-    "balanced": (*OF_A_LOSS, "directions", "sample_weight", "output_weight", "derivative_weight", "input_scale"),
-    "jvp": ("x", "weight", "directions"),
-    "vjp": ("x", "weight", "cotangents"),
-    "jet": ("x", "weight", "directions"),
-    "laplacian": ("x", "weight", "directions"),
-    "hvp": ("x", "weight", "directions"),
-}
-RESULTS = list(USED)
-LOSSES = RESULTS[:5]
-COMPILED = ["loss", "per sample", "jvp"]  # compiling takes seconds, and the others go the same way
-
-
-class Calling(nn.Module):
-    """Lets `functional_call` replace the parameters of a student that is handed on to a function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function, self.student = function, EXACT.student
-
-    def forward(self):
-        return self.function(self.student)
-
-
-def call(result, backend, **replaced):
-    """A scalar in float64; `replaced` tensors take the places of those in TENSORS, on whatever level they live."""
-    tensors = {**TENSORS, **replaced}
-
-    def function(student):
-        x, v, u = tensors["x"], tensors["directions"], tensors["cotangents"]
-        vectors = {"jvp": [v], "vjp": [u], "jet": [v], "laplacian": [v], "hvp": [v, v + 1]}
-        if result in vectors:
-            _, *derivatives = getattr(sk, result)(student, x, *vectors[result], backend=backend)
-            return sum(derivative.square().sum() for derivative in derivatives)
-        settings = {"directions": sk.Directions.given(v)}
-        targets = {name: tensors[name] for name in ("values", "jacobian")}
-        if result == "per sample":
-            settings["reduction"] = "none"
-        elif result == "order 2":
-            settings["order"], targets["hessian"] = 2, tensors["hessian"]
-        elif result == "cotangents":
-            settings = {"cotangents": sk.Cotangents.given(u)}
-        elif result == "balanced":
-            balance = ("sample_weight", "output_weight", "derivative_weight", "input_scale")
-            settings |= {name: tensors[name] for name in balance}
-            settings |= {"value_loss": "relative_mse", "derivative_loss": "cosine"}
-        return sk.sobolev_loss(student, x, sk.Targets(**targets), backend=backend, **settings).sum()
-
-    if "weight" not in replaced:
-        return function(EXACT.student)
-    return torch.func.functional_call(Calling(function), {"student.0.weight": replaced["weight"]}, ())
-
-
-def make_dual(f, tensor):
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(f(forward_ad.make_dual(tensor, torch.ones_like(tensor)))).tangent
-
-
-FORWARD = {
-    "make_dual": make_dual,
-    "torch.func.jvp": lambda f, t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1],
-    "jacfwd": lambda f, t: torch.func.jacfwd(f)(t),
-    "jacfwd of vmap": lambda f, t: torch.func.jacfwd(lambda t: torch.func.vmap(f)(t[None]))(t),
-}
-REVERSE = {
-    "grad": lambda f, t: torch.func.grad(f)(t),
-    "vjp": lambda f, t: torch.func.vjp(f, t)[1](torch.ones_like(f(t))),
-    "jacrev": lambda f, t: torch.func.jacrev(f)(t),
-    "vmap": lambda f, t: torch.func.vmap(f)(torch.stack((t, t))),
-    "grad of grad": lambda f, t: torch.func.grad(lambda t: torch.func.grad(f)(t).sum())(t),
-}
-NO_FORWARD = re.compile(r'forward-mode AD: no tangent is provided .* silent zero\); pass backend="reference"')
-NO_TRANSFORM = re.compile(r'torch\.func: grad, vjp, vmap .* do not go through the fused step; .* backend="reference"')
-PLACES = [(result, name) for result, names in USED.items() for name in names]
-
-
-@pytest.mark.parametrize("way", FORWARD)
-@pytest.mark.parametrize("result, name", PLACES)
-def test_forward_mode_is_refused_and_never_zero(result, name, way):
-    with pytest.raises(sk.NotProvided, match=NO_FORWARD):
-        FORWARD[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
-
-
-@pytest.mark.parametrize("result", [*COMPILED, "laplacian"])
-def test_forward_mode_in_compiled_code_is_refused(result):
-    torch._dynamo.reset()
-    slope = lambda x: FORWARD["torch.func.jvp"](lambda x: call(result, "cpu", x=x), x)  # noqa: E731
-    with pytest.raises(sk.NotProvided, match=NO_FORWARD):
-        torch.compile(slope, backend="eager")(EXACT.x)
-
-
-@pytest.mark.parametrize("way", REVERSE)
-@pytest.mark.parametrize("name", ["x", "weight"])
-@pytest.mark.parametrize("result", RESULTS)
-def test_transforms_of_torch_func_are_refused(result, name, way):
-    with pytest.raises(sk.NotProvided, match=NO_TRANSFORM):
-        REVERSE[way](lambda tensor: call(result, "cpu", **{name: tensor}), TENSORS[name])
-
-
-def test_transforms_over_input_scale():
-    """Whether it is > 0 cannot be asked of a batch."""
-    with pytest.raises(sk.NotProvided, match=NO_TRANSFORM):
-        REVERSE["vmap"](lambda scale: call("balanced", "cpu", input_scale=scale), TENSORS["input_scale"])
-    scales = torch.stack((TENSORS["input_scale"], 3 * TENSORS["input_scale"]))
-    got = torch.func.vmap(lambda scale: call("balanced", "reference", input_scale=scale))(scales)
-    expected = torch.stack([call("balanced", "reference", input_scale=scale) for scale in scales])
-    assert_within_rule("losses", got, expected)
-
-
-@pytest.mark.parametrize("name", ["x", "weight"])
-@pytest.mark.parametrize("result", RESULTS)
-def test_the_reference_goes_through_every_transform(result, name):
-    """Its gradients and directional derivatives are those of the fused step's own backward."""
-    tensor = TENSORS[name].clone().requires_grad_()
-    gradient = torch.autograd.grad(call(result, "cpu", **{name: tensor}), tensor)[0]
-    f = lambda tensor: call(result, "reference", **{name: tensor})  # noqa: E731
-    for way in ("grad", "jacrev"):
-        assert_within_rule(way, REVERSE[way](f, TENSORS[name]), gradient)
-    assert_within_rule("jacfwd", FORWARD["jacfwd"](f, TENSORS[name]), gradient)
-    for way in ("make_dual", "torch.func.jvp"):
-        assert_within_rule(way, FORWARD[way](f, TENSORS[name]), gradient.sum())
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: sk.laplacian(EXACT.student, x, backend="reference")[1].sum(),
-        lambda x: sk.jvp(EXACT.student, x, sk.Directions.sphere(2, seed=1), backend="reference")[1].sum(),
-        lambda x: sk.sobolev_loss(
-            EXACT.student, x, sk.Targets(values=EXACT.y, jacobian=EXACT.jacobian), derivatives="exact",
-            backend="reference",
-        ),
-    ],
-    ids=["laplacian", "jvp", "exact loss"],
-)  # fmt: skip
-def test_the_reference_goes_through_transforms_with_what_it_draws(function):
-    x = EXACT.x.clone().requires_grad_()
-    assert_within_rule("grad", torch.func.grad(function)(EXACT.x), torch.autograd.grad(function(x), x)[0])
-
-
-def penalty(f, x, parameters, beside):
-    """Gradients of a gradient penalty; `beside` adds a term that autograd would differentiate alone, without a word."""
-    x = x.clone().requires_grad_()
-    value = f(x) + x.pow(3).sum() if beside else f(x)
-    slope = torch.autograd.grad(value, x, create_graph=True)[0]
-    return torch.autograd.grad(slope.square().sum(), (x, *parameters), materialize_grads=True)
-
-
-DOUBLE = re.compile(r'double backward: .* pass backend="reference"')
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another term"])
-@pytest.mark.parametrize("result", LOSSES)
-def test_double_backward_of_a_loss_is_refused_and_never_zero(result, beside):
-    with pytest.raises(sk.NotProvided, match=DOUBLE):
-        penalty(lambda x: call(result, "cpu", x=x), EXACT.x, EXACT.student.parameters(), beside)
-
-
-# dynamo itself, where it looks into a backward
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize(
-    "result, whole",
-    [(result, whole) for result in COMPILED for whole in (False, True)]
-    + [(result, False) for result in ("order 2", "laplacian")],
-)
-def test_double_backward_in_compiled_code_is_refused_or_right(result, whole):
-    torch._dynamo.reset()
-    step = lambda x: call(result, "cpu", x=x)  # noqa: E731
-    step = step if whole else torch.compile(step, backend="eager")
-    f = lambda x: penalty(step, x, EXACT.student.parameters(), beside=True)  # noqa: E731
-    f = torch.compile(f, backend="eager") if whole else f
-    if result in LOSSES:
-        with pytest.raises(sk.NotProvided, match=DOUBLE):
-            f(EXACT.x)
-        return
-    expected = penalty(lambda x: call(result, "reference", x=x), EXACT.x, EXACT.student.parameters(), beside=True)
-    for i, (g, e) in enumerate(zip(f(EXACT.x), expected, strict=True)):
-        assert_within_rule(f"second derivative {i}", g, e)
-
-
-def test_double_backward_to_the_cotangent_is_refused_or_right():
-    for result in RESULTS:
-        found = []
-        for backend in ("cpu", "reference"):
-            x, cotangent = EXACT.x.clone().requires_grad_(), torch.ones((), dtype=torch.float64, requires_grad=True)
-            gradient = torch.autograd.grad(call(result, backend, x=x), x, cotangent, create_graph=True)[0]
-            if result in LOSSES and backend == "cpu":
-                with pytest.raises(sk.NotProvided, match="double backward"):
-                    gradient.sum().backward()
-                break
-            found.append(torch.autograd.grad(gradient.sum(), cotangent)[0])
-        else:
-            assert_within_rule(result, *found)
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another term"])
-@pytest.mark.parametrize("result", ["loss", "jvp"])
-def test_the_reference_computes_double_backward(result, beside):
-    parameters = list(EXACT.student.parameters())
-
-    def written(x):
-        if result == "loss":
-            return written_out(EXACT.student, x, EXACT.y, EXACT.jacobian, V.double(), (1.0, 1.0))
-        zero = torch.zeros_like(EXACT.jacobian)
-        return P * N * O * written_out(EXACT.student, x, EXACT.y, zero, V.double(), (0.0, 1.0))
-
-    got = penalty(lambda x: call(result, "reference", x=x), EXACT.x, parameters, beside)
-    for i, (g, e) in enumerate(zip(got, penalty(written, EXACT.x, parameters, beside), strict=True)):
-        assert_within_rule(f"second derivative {i}", g, e)
-
-
-def strided(tensor):
-    """The same numbers, every second element of a tensor of NaN along every axis."""
-    buffer = torch.full([2 * n for n in tensor.shape], torch.nan, dtype=tensor.dtype)
-    view = buffer[tuple(slice(1, None, 2) for _ in tensor.shape)]
-    return view.copy_(tensor)
-
-
-def offset(tensor):
-    """The same numbers in the middle of a longer tensor of NaN, aligned to nothing."""
-    buffer = torch.full((tensor.numel() + 7,), torch.nan, dtype=tensor.dtype)
-    return buffer[3 : 3 + tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
-LAYOUTS = {
-    "transposed": lambda t: t.permute(*range(t.dim())[::-1]).contiguous().permute(*range(t.dim())[::-1]),
-    "strided": strided,
-    "offset": offset,
-    "expanded along the first axis": lambda t: t[:1].expand_as(t),
-    "expanded along the last axis": lambda t: t[..., :1].expand_as(t),
-}
-OPERANDS = ["x", "values", "jacobian", "tangents", "directions", "shared directions", "weight", "bias"]
-OPERANDS += ["vjps", "cotangents", "shared cotangents", "hessian", "seconds"]
-OPERANDS += ["sample_weight", "output_weight", "derivative_weight", "input_scale"]
-LARGE = Shape(37, 5, 9, 2, 3, 2, "more than a register, less than a panel in every size")
-
-
-def step_with(operand, layout):
-    """Everything of one fused step in which one operand has been laid out by `layout`."""
-    numbers = data(LARGE, "silu")
-    lay = lambda name, tensor: layout(tensor) if name == operand else tensor  # noqa: E731
-    v, u = directions_of("given", LARGE).values, cotangents_of("given", LARGE).values
-    v = lay("shared directions", v[:, 0]) if operand == "shared directions" else lay("directions", v)
-    u = lay("shared cotangents", u[:, 0]) if operand == "shared cotangents" else lay("cotangents", u)
-    numbers.x = lay("x", numbers.x)
-    if operand in ("weight", "bias"):
-        parameter = getattr(numbers.student[2], operand)
-        setattr(numbers.student[2], operand, nn.Parameter(layout(parameter.detach())))
-    fields, settings = {"values": lay("values", numbers.y)}, {}
-    if operand == "tangents":
-        fields["tangents"] = layout(torch.einsum("nod,pnd->pno", numbers.jacobian, v))
-    elif operand == "vjps":
-        fields["vjps"] = layout(torch.einsum("nod,rno->rnd", numbers.jacobian, u))
-    else:
-        fields["jacobian"] = lay("jacobian", numbers.jacobian)
-    if operand in ("hessian", "seconds"):
-        seconds = torch.einsum("node,pnd,pne->pno", numbers.hessian, v, v)
-        fields[operand], settings["order"] = layout(numbers.hessian if operand == "hessian" else seconds), 2
-    counts = {"sample_weight": (LARGE.N,), "output_weight": (LARGE.O,), "input_scale": (LARGE.D,)}
-    counts["derivative_weight"] = LARGE.N, LARGE.O
-    if operand in counts:
-        settings[operand] = layout(torch.linspace(1, 2, math.prod(counts[operand])).reshape(counts[operand]))
-    up = operand == "vjps" or "cotangents" in operand
-    projections = sk.Cotangents.given(u) if up else sk.Directions.given(v)
-    return step(numbers, projections, "cpu", targets=sk.Targets(**fields), **settings)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("operand", OPERANDS)
-def test_any_layout_gives_the_numbers_of_the_contiguous_one(operand, layout):
-    got = step_with(operand, layout)
-    expected = step_with(operand, lambda tensor: layout(tensor).clone(memory_format=torch.contiguous_format))
-    for name, tensor in got.items():
-        assert_within_rule(name, tensor, expected[name])
-
-
-BACKENDS = ["cpu", "reference"]
-REDUCTIONS = ["mean", "sum", "none"]
-EMPTY = Shape(0, D, 5, 1, O, P, "empty batch")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "kind", ["jacobian", "tangents", "teacher", "vjps", "exact", "differential-ml", "hessian", "seconds", *sk.COUPLED]
-)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_an_empty_batch_has_loss_zero_and_gradients_zero(reduction, kind, backend):
-    numbers = data(EMPTY)
-    directions, cotangents = sk.Directions.sphere(P, seed=1), sk.Cotangents.sphere(P, seed=1)
-    none, fields = torch.zeros(P, 0, O), {"values": numbers.y, "jacobian": numbers.jacobian}
-    coupled = {"value_loss": kind, "derivative_loss": kind}
-    fields, projections, settings = {
-        "jacobian": (fields, directions, {}),
-        "tangents": ({"values": numbers.y, "tangents": none}, directions, {}),
-        "teacher": ({"teacher": lambda x: x[:, :2].sin()}, directions, {}),
-        "vjps": ({"values": numbers.y, "vjps": torch.zeros(P, 0, D)}, cotangents, {}),
-        "exact": (fields, None, {"derivatives": "exact"}),
-        "differential-ml": (fields, cotangents, {"weights": "differential-ml"}),
-        "hessian": (fields | {"hessian": numbers.hessian}, directions, {"order": 2}),
-        "seconds": (fields | {"seconds": none}, directions, {"order": 2}),
-    }.get(kind, (fields, directions, coupled))
-    got = step(numbers, projections, backend, targets=sk.Targets(**fields), reduction=reduction, **settings)
-    assert got["loss"].shape == ((0,) if reduction == "none" else ())
-    assert got["dx"].shape == (0, D)
-    for name, tensor in got.items():
-        assert torch.equal(tensor, torch.zeros_like(tensor)), name
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_jvp_of_an_empty_batch(backend):
-    x = torch.zeros(0, D, requires_grad=True)
-    y, tangents = sk.jvp(STUDENT, x, torch.ones(P, 0, D), backend=backend)
-    assert y.shape == (0, O) and tangents.shape == (P, 0, O)
-    gradients = torch.autograd.grad(y.sum() + tangents.sum(), (x, *STUDENT.parameters()))
-    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_half_precision_is_computed_in_float32_and_answered_in_its_own(backend, dtype):
-    half = NUMBERS.to(dtype)
-    single = half.to(torch.float32)
-    teachers = [sk.MLP(D, O, width=4).to(dtype) for _ in range(2)]
-    teachers[1].load_state_dict(teachers[0].state_dict())
-    teachers[1].float()
-    results = []
-    for numbers, teacher in zip((half, single), teachers, strict=True):
-        x, v = numbers.x.clone().requires_grad_(), V.to(dtype).to(numbers.x.dtype)
-        y, tangents = sk.jvp(numbers.student, x, v, backend=backend)
-        distilled = loss(numbers.student, x, sk.Targets(teacher=teacher), directions=sk.Directions.given(v))
-        results.append([y, tangents, distilled, *torch.autograd.grad(tangents.float().square().sum(), x)])
-    for got, expected in zip(*results, strict=True):
-        assert got.dtype == dtype
-        assert_within_rule("half", got, expected.double(), expected.to(dtype))
-
-
-KINDS = {
-    "directions": {"directions": sk.Directions.sphere(P, seed=1)},
-    "cotangents": {"cotangents": sk.Cotangents.sphere(P, seed=1)},
-    "exact": {"derivatives": "exact", "derivative_loss": "cosine"},
-    "order 2": {"directions": sk.Directions.sphere(P, seed=1), "targets": CURVED, "order": 2},
-}
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@each_kind
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
-def test_without_gradients_the_loss_is_the_same(mode, kind, reduction, backend):
-    settings = {**KINDS[kind], "reduction": reduction, "backend": backend}
-    with mode():
-        got = loss(**settings)
-    assert not got.requires_grad
-    assert torch.equal(got, loss(**settings))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("result", ["jvp", "vjp", "jet", "laplacian", "hvp"])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
-def test_without_gradients_derivatives_are_the_same(mode, result, backend):
-    with mode():
-        got = call(result, backend)
-    assert not got.requires_grad
-    assert torch.equal(got, call(result, backend))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@each_kind
-@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1, 2, 3)], ids=str)
-def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen, kind, reduction, backend):
-    settings = {**KINDS[kind], "reduction": reduction}
-    projections = settings.get("directions") or settings.pop("cotangents", None)
-    settings.pop("directions", None)
-    expected = step(NUMBERS, projections, backend, **settings)
-    student = fresh()
-    for i, parameter in enumerate(student.parameters()):
-        parameter.requires_grad_(i not in frozen)
-    got = loss(student, **KINDS[kind], reduction=reduction, backend=backend)
-    assert got.requires_grad == (len(frozen) < 4)
-    if got.requires_grad:
-        got.backward(torch.linspace(1, 2, got.numel()).reshape(got.shape))
-    for i, (name, parameter) in enumerate(student.named_parameters()):
-        assert parameter.grad is None if i in frozen else torch.equal(parameter.grad, expected[f"d{name}"])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weights", [(2.0, 0.0), (0.0, 3.0), (0.0, 0.0)], ids=str)
-def test_a_weight_of_zero_needs_no_target(weights, reduction, backend):
-    """The loss is the other term alone, and the term that has no target is NaN."""
-    directions = sk.Directions.sphere(P, seed=1)
-    targets = sk.Targets(values=Y if weights[0] else None, jacobian=J if weights[1] else None)
-    settings = {"reduction": reduction, "return_terms": True, "backend": backend, "directions": directions}
-    both = loss(**settings)
-    got = loss(targets=targets, weights=weights, **settings)
-    expected = torch.zeros_like(both.loss)
-    for weight, term, reference in zip(
-        weights, (got.value, got.derivative), (both.value, both.derivative), strict=True
-    ):
-        if weight:  # values alone are not multiplied beside tangents, and so may be rounded otherwise
-            assert_within_rule("term", term.detach(), reference.detach())
-        else:
-            assert term.isnan().all()
-        expected = expected + weight * reference
-    assert_within_rule("loss", got.loss.detach(), expected.detach())
-    got.loss.sum().backward()
-    assert weights != (0.0, 0.0) or all(not p.grad.any() for p in STUDENT.parameters() if p.grad is not None)
-    STUDENT.zero_grad()
-
-
-def test_weights_are_any_two_numbers():
-    directions = sk.Directions.sphere(P, seed=1)
-    expected = loss(weights=(1.0, 2.0), directions=directions)
-    for weights in ([1, 2], torch.tensor([1.0, 2.0]), (torch.tensor(1), 2)):
-        assert torch.equal(loss(weights=weights, directions=directions), expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("result", RESULTS)
-def test_repeated_calls_are_bitwise_equal(result, backend):
-    """With the forward's and the backward's own computing, and two backwards of one forward."""
-    first, *others = [call(result, backend, x=EXACT.x.clone().requires_grad_()) for _ in range(4)]
-    gradients = [torch.autograd.grad(value, EXACT.student.parameters(), retain_graph=True, materialize_grads=True)
-                 for value in (first, first, *others)]  # fmt: skip
-    assert all(torch.equal(first, other) for other in others)
-    for other in gradients[1:]:
-        assert all(map(torch.equal, gradients[0], other))
-
-
-def test_the_environment_forces_a_backend_and_the_argument_overrules_it(monkeypatch):
-    student = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, O))
-    monkeypatch.setenv("SOBOLEV_BACKEND", "cpu")
-    with pytest.raises(NotImplementedError):
-        loss(student)
-    assert loss(student, backend="reference").isfinite()
-    monkeypatch.setenv("SOBOLEV_BACKEND", "")
-    assert loss(student).isfinite()
-
-
-def test_targets_and_directions_that_ask_for_a_gradient_later():
-    """They were constants when they were given; directions have a gradient."""
-    targets, v = sk.Targets(values=Y.clone(), jacobian=J.clone()), torch.ones(1, N, D)
-    given = sk.Directions.given(v)
-    targets.jacobian.requires_grad_()
-    assert_refused(lambda: loss(targets=targets), ValueError, "jacobian: expected a tensor without requires_grad")
-    v.requires_grad_()
-    assert torch.autograd.grad(loss(directions=given), v)[0].any()
-
-
-@pytest.mark.parametrize(
-    "made", [lambda y: y + 1j, lambda y: y > 0, lambda y: y.long()], ids=["complex", "bool", "int"]
-)
-def test_outputs_of_a_student_are_real_floating_numbers(made):
-    message = f"student: expected to return real floating numbers [{N}, O], got a tensor"
-    for call in (lambda f: loss(f), lambda f: sk.jvp(f, X, torch.ones(1, N, D))):
-        assert_refused(lambda call=call: call(lambda x: made(x[:, :O])), ValueError, message)
