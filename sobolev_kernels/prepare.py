@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from operator import index
 
 import torch
-from torch.amp.autocast_mode import is_autocast_available
 
 from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
+from .autocast import casting
 from .backends import on_device_of
 from .boundary import is_sound
 from .changed import replace
@@ -254,9 +254,7 @@ def kinds_of(request: Request, projections: Projections | None) -> Sequence[str]
 
 def precision_of(precision: str | None, device: str) -> str:
     """What was asked for, or what autocast computes in on this kind of device."""
-    if precision is not None or not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return precision or "ieee"
-    return AUTOCAST_PRECISION.get(torch.get_autocast_dtype(device), "ieee")
+    return precision or AUTOCAST_PRECISION.get(casting(device), "ieee")
 
 
 def teacher_of(prepared: Prepared, teacher: Student | Unrecognised) -> Prepared:

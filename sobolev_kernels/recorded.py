@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .backends import constant_while_traced
+from .backends import constant_while_traced, held_by
 from .backends.dependence import Jets
 from .backends.streams import propagated
 from .backends.transformed import transformed, transformed_jet
@@ -177,14 +177,15 @@ def followed_him() -> bool:
 
 
 @constant_while_traced
-def told_in_trace(student: nn.Module, D: int, dtype: str, device: str) -> str:
-    """What is `recordable`, anew in each trace: dynamo traces again since something that the student reads is another.
+def told_in_trace(module: int, D: int, dtype: str, device: str) -> str:
+    """What is `recordable` of the module of that `id`, anew in each trace: dynamo traces again since something that he
+    reads is another.
 
     So the number is another one as well, by which nothing is found that a compiler has kept of the last one.
     """
     try:
         told = traced_below() and followed_him() and only_sizes_vary()
-        return recordable(student, numbers_of_ours(D, dtype, device)) if told else ""
+        return recordable(held_by(module), numbers_of_ours(D, dtype, device)) if told else ""
     except Exception:
         return ""
 
@@ -193,7 +194,7 @@ def recorded_of(student: nn.Module, x: torch.Tensor) -> Recorded | None:
     """What is told of a student who is traced, and what he is made of."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return None
-    words = told_in_trace(student, index(x.shape[1]), str(x.dtype), x.device.type).split()
+    words = told_in_trace(id(student), index(x.shape[1]), str(x.dtype), x.device.type).split()
     if not words:
         return None
     tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}

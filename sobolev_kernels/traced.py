@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .backends import constant_while_traced
+from .backends import constant_while_traced, held_by
 from .backends.exact import ExactNorms
 from .paths import known_of, look_times, message_of, untouched
 from .recorded import numbers_of_ours
@@ -22,14 +22,14 @@ def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
     """The words for a module, or none of what is no module, which a compiler hands to nobody; and a refusal, or ""."""
     if not isinstance(function, nn.Module):
         return "", ""
-    told, _, refusal = look(function, index(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
+    told, _, refusal = look(id(function), index(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
     return told, refusal
 
 
 @constant_while_traced
-def look(function: nn.Module, D: int, dtype: str, device: str) -> str:
-    """What is told of a function of x [N, D], looked at once."""
-    x = numbers_of_ours(D, dtype, device)
+def look(module: int, D: int, dtype: str, device: str) -> str:
+    """What is told of a function of x [N, D], the module of that `id`, looked at once."""
+    function, x = held_by(module), numbers_of_ours(D, dtype, device)
     known = known_of(function, x)
     if known.traced is None:
         known.traced = looked_at(function, x)

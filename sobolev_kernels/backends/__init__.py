@@ -8,6 +8,7 @@ addresses that this one reads and writes. `supports` and `plan` are asked on the
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,3 +25,11 @@ def constant_while_traced(function: Callable) -> Callable:
     """What `torch.compiler.assume_constant_result` does, which takes two seconds to import the compiler for it."""
     function._dynamo_marked_constant = True
     return function
+
+
+def held_by(number: int) -> object:
+    """The object of this `id`, which the caller holds.
+
+    Dynamo of PyTorch before 2.12 hands a constant function no module; its `id`, which it then watches, any does.
+    """
+    return ctypes.cast(number, ctypes.py_object).value

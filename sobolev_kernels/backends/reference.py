@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.amp.autocast_mode import is_autocast_available
 
+from ..autocast import casting
 from ..columns import Columns
 from ..drawing import drawn, over_samples
 from ..enums import COTANGENTS
@@ -88,8 +88,7 @@ def tied(result: torch.Tensor, operands: Operands) -> torch.Tensor:
 def uncast(x: torch.Tensor) -> AbstractContextManager:
     """Within it torch.autocast rounds no product of ours; a student's own forward keeps it."""
     device = x.device.type
-    cast = is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if cast else nullcontext()
+    return nullcontext() if casting(device) is None else torch.autocast(device, enabled=False)
 
 
 def derivatives_along(

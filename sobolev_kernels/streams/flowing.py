@@ -17,22 +17,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional
+
+from ..autocast import casting
 
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
 
 
 class NotFollowed(Exception):
     """A forward did something that the run has no rule for."""
-
-
-def casting(kind: str) -> torch.dtype | None:
-    """What autocast computes in on this kind of device, if it does."""
-    return torch.get_autocast_dtype(kind) if can_cast(kind) and torch.is_autocast_enabled(kind) else None
-
-
-can_cast = cache(is_autocast_available)
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..autocast import casting
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
@@ -12,7 +13,7 @@ from ..parts import modules_of
 from ..paths import NUMBERS, Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
-from .flowing import NotFollowed, casting
+from .flowing import NotFollowed
 from .fused import segments_of
 from .segments import CHANGED, Segments
 from .whole import is_traced
