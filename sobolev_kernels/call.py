@@ -186,6 +186,8 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         if recorded is not None:
             ran = ran._replace(jet=(lambda x, v, order: recorded_jet(recorded, x, v, order), recorded.orders))
         return ran._replace(looked=int(traced.LOOKED in told), own=traced.OWN in told)
+    if ran.pull is not None:  # a compiler followed the run, and gave up since
+        raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
     looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known)

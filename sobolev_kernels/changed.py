@@ -1,4 +1,4 @@
-"""`dataclasses.replace`, of which a compiler keeps less to be looked at before each call."""
+"""`dataclasses.replace` and `astuple`, of which a compiler keeps less to be looked at before each call."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def replace(value: T, **others: object) -> T:
     """
     kind = type(value)
     return kind(**({name: getattr(value, name) for name in kind.__match_args__} | others))
+
+
+def fields_of(value: object) -> tuple:
+    """The fields' values, which `dataclasses.astuple` would copy deeply, one by one."""
+    return tuple([getattr(value, name) for name in type(value).__match_args__])

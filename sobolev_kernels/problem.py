@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from .changed import fields_of
 from .enums import (
     COTANGENTS,
     DENSE,
@@ -55,7 +56,7 @@ class Drawing:
 
     def to_string(self) -> str:
         """For an op's schema, which has no place for a dataclass."""
-        return repr(specialised(astuple(self)))
+        return repr(specialised(fields_of(self)))
 
     @classmethod
     @lru_cache(maxsize=256)
@@ -179,7 +180,7 @@ class Problem:
 
     def to_string(self) -> str:
         """For an op's schema, which has no place for a dataclass."""
-        return repr(specialised(astuple(self)))
+        return repr(specialised(fields_of(self)))
 
     @classmethod
     @lru_cache(maxsize=256)

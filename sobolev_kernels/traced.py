@@ -11,17 +11,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .backends import constant_while_traced, held_by
 from .backends.exact import ExactNorms
 from .paths import known_of, look_times, message_of, untouched
-from .recorded import numbers_of_ours
+from .recorded import followed_him, numbers_of_ours
 
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
 # at, whether each sample's outputs are its own, and whether torch.func cannot differentiate it.
 LOOKED, OWN, BREAKS = "looked", "own", "breaks"
+
+BROKEN = "student: expected a forward without a graph break, across which this PyTorch's torch.func loses derivatives"
+
+
+@constant_while_traced
+def loses_tangents() -> bool:
+    """Whether the trace goes on after a graph break, within whose transforms PyTorch 2.11 gives wrong derivatives."""
+    return torch.__version__ < (2, 13) and not followed_him()
 
 
 def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
     """The words for a module, or none of what is no module, which a compiler hands to nobody; and a refusal, or ""."""
     if not isinstance(function, nn.Module):
         return "", ""
+    if loses_tangents():
+        return "", BROKEN
     told, _, refusal = look(id(function), index(x.shape[1]), str(x.dtype), x.device.type).partition("\n")
     return told, refusal
 
