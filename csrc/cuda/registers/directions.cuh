@@ -13,13 +13,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   using Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part, Outer::row_of;
   using Outer::Outer;
   using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
-  using typename Outer::To;
-
-  // A lane has columns 4t to 4t + 3 of its two rows: the order of an operand's columns is that of the first weights.
-  static SK_INLINE void operand_of(const float (&of)[2][4], Fragment& to) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = To::pack(of[i % 2][i / 2 * 2], of[i % 2][i / 2 * 2 + 1]);
-  }
+  using typename Outer::Fragment, typename Outer::To;
 
   SK_INLINE void direction(int p, float (&v)[2][4]) const {
     const Directions& from = step().directions;
@@ -54,7 +48,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   // ---- Tangents of the target ----
 
   SK_INLINE std::uint32_t source_at(int p) const {
-    return own().source + p % own().batch * (kRows * kRegisterInputs * 2);
+    return own().source + p % own().batch * (kRows * kRegisterInputs * To::kBytes);
   }
   SK_INLINE float4& targets_at(int p) const {
     return reinterpret_cast<float4*>(shared + own().targets)[(p % own().batch * kGroups + group()) * 32 + lane()];
@@ -69,7 +63,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
       float v[2][4];
       direction(p, v);
       Fragment source;
-      operand_of(v, source);
+      To::pack_inputs(v, source);
       store_inputs(source_at(p), source);
       if (dense) {
         __syncwarp();
@@ -129,7 +123,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        g[half][i] = pulled[i / 2][2 * half + i % 2], g_bar[half][i] = 0.0f;
+        g[half][i] = To::input_of(pulled, half, i), g_bar[half][i] = 0.0f;
         if (dense && valid(half) && column + i < step().W)
           g[half][i] -= number(target.data, row_of(half), o, column + i);
       }

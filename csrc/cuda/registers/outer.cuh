@@ -12,92 +12,98 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   using Products::Products;
   using Products::shared, Products::step, Products::kRows;
   using typename Products::To;
+  using Left = typename To::Left;
+  using Right = typename To::Right;
 
   // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
   static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
   static constexpr int kAcross = H / 8 / kRight;
   static constexpr int kFirst = (H / 8 + kWarps - 1) / kWarps;
 
-  Sums of_first[kFirst] = {}, of_between[kBetween][kDown][kRight] = {}, of_last = {};
+  using Pieces = Sums[kDown][kRight];
+  Sums of_first[kFirst] = {}, of_last = {};
+  Pieces of_between[kBetween] = {};
   float of_last_bias[2] = {};
 
   // ---- Sums over the block's rows ----
 
-  // Of 32 rows two operands, rows and columns of an array changed: of columns 16 m, or 8 n
-  template <int N>
-  static SK_INLINE std::uint32_t left_place(int m) {
-    return place<N>(lane() % 8 + lane() / 16 * 8, 2 * m + lane() / 8 % 2);
-  }
-  template <int N>
-  SK_INLINE void left_of(std::uint32_t at, int row, Fragment (&to)[2]) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) ldmatrix_transposed(to[i], shared + at + (row + 16 * i) * (N * 2));
-  }
-  template <int N>
-  SK_INLINE void right_of(std::uint32_t at, int row, Fragment& to) const {
-    ldmatrix_transposed(to, shared + at + row * (N * 2));
-  }
-  static SK_INLINE void add(Sums& c, const Fragment (&left)[2], const Fragment& right) {
-    To::multiply(c, left[0], right[0], right[1]);
-    To::multiply(c, left[1], right[2], right[3]);
-  }
-
   // Of a piece's rows, times ones
   SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
-    float* to = bias_sums(l) + 16 * m + lane() / 4;
-    if (lane() % 4 == 0) to[0] += c[0], to[8] += c[2];
+    float* to = bias_sums(l);
+    if (lane() % 4 == 0) to[To::sum_row(m, 0)] += c[0], to[To::sum_row(m, 2)] += c[2];
+  }
+
+  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add
+  template <class C, class F>
+  static SK_INLINE void summed(C& total, F f) {
+    if constexpr (To::kCut) {
+      C of_tile = {};
+      f(of_tile);
+#pragma unroll
+      for (int i = 0; i < int(sizeof(C) / 4); ++i) {
+        reinterpret_cast<float*>(&total)[i] += reinterpret_cast<float*>(&of_tile)[i];
+      }
+    } else {
+      f(total);
+    }
   }
 
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
-    const Fragment ones = {To::kOnes, To::kOnes, To::kOnes, To::kOnes};
+    Right ones;
+    To::ones(ones);
     unrolled<kFirst>([&](auto i) {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
-      const std::uint32_t left = own().left + left_place<H>(m), right = source + place<kRegisterInputs>(lane(), n);
+      const std::uint32_t left = own().left + To::template left_place<H>(m);
+      const std::uint32_t right = source + To::template right_place<kRegisterInputs>(n);
       Sums bias = {};
+      summed(of_first[i], [&](Sums& sums) {
 #pragma unroll 2
-      for (int row = 0; row < kRows; row += 32) {
-        Fragment a[2], b;
-        left_of<H>(left, row, a);
-        right_of<kRegisterInputs>(right, row, b);
-        add(of_first[i], a, b);
-        if (biased && n) add(bias, a, ones);
-      }
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a;
+          To::template left_of<H>(shared, left, 0, row, a);
+          To::template each_right<kRegisterInputs, 1>(shared, right, row,
+                                                      [&](auto, const Right& b) { To::add(sums, a, b); });
+          if (biased && n) To::add(bias, a, ones);
+        }
+      });
       if (biased && n) add_bias_sums(1, m, bias);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
       if (l + 1 >= hidden() || m >= H / 16) return;
-      const std::uint32_t left = hidden_array(own().left, l + 2) + left_place<H>(m);
-      const std::uint32_t right = hidden_array(below, l + 1) + place<H>(lane(), n);
+      const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
+      const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
       Sums bias = {};
+      summed(of_between[l], [&](Pieces& sums) {
 #pragma unroll 1
-      for (int row = 0; row < kRows; row += 32) {
-        Fragment a[kDown][2];
-        unrolled<kDown>([&](auto i) { left_of<H>(left ^ 32 * i, row, a[i]); });
-        unrolled<kRight>([&](auto j) {
-          Fragment b;
-          right_of<H>(right ^ 16 * j, row, b);
-          unrolled<kDown>([&](auto i) { add(of_between[l][i][j], a[i], b); });
-        });
-        // of the warps side by side the first kDown have a row of pieces each
-        unrolled<kDown>([&](auto i) {
-          if (biased && warp() % kAcross == i) add(bias, a[i], ones);
-        });
-      }
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a[kDown];
+          unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
+          To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
+            unrolled<kDown>([&](auto i) { To::add(sums[i][j], a[i], b); });
+          });
+          // of the warps side by side the first kDown have a row of pieces each
+          unrolled<kDown>([&](auto i) {
+            if (biased && warp() % kAcross == i) To::add(bias, a[i], ones);
+          });
+        }
+      });
       if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
     if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
-      const std::uint32_t left = hidden_array(below, hidden()) + left_place<H>(warp());
-      const std::uint32_t right = own().top + place<kRegisterOutputs>(lane(), 0);
+      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(warp());
+      const std::uint32_t right = own().top + To::template right_place<kRegisterOutputs>(0);
+      summed(of_last, [&](Sums& sums) {
 #pragma unroll 2
-      for (int row = 0; row < kRows; row += 32) {
-        Fragment a[2], b;
-        left_of<H>(left, row, a);
-        right_of<kRegisterOutputs>(right, row, b);
-        add(of_last, a, b);
-      }
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a;
+          To::template left_of<H>(shared, left, 0, row, a);
+          To::template each_right<kRegisterOutputs, 1>(shared, right, row,
+                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
+        }
+      });
     }
   }
 
@@ -135,29 +141,40 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
       if (m >= H / 16) return;
       unrolled<4>([&](auto e) {
-        const int column = lane() % 4 * 4 + 2 * n + e % 2;
-        slot[first.gradient + (2 * m + column / 8) * 128 + (lane() / 4 * 4 + column % 8 / 2) * 4 + e] = of_first[i][e];
+        const int column = To::input_column(To::template sum_column<1>(n, 0, e));
+        slot[first.gradient + place_of(To::sum_row(m, e), column, kRegisterInputs)] = of_first[i][e];
       });
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
       if (l + 1 >= hidden() || m >= H / 16) return;
-      const LayerArguments& layer = a.layer[l + 1];
+      float* to = slot + a.layer[l + 1].gradient;
       unrolled<kDown>([&](auto i) {
         unrolled<kRight>([&](auto j) {
           const Sums& c = of_between[l][i][j];
-          reinterpret_cast<float4*>(slot + layer.gradient)[((m + i) * (H / 8) + n + j) * 32 + lane()] =
-              make_float4(c[0], c[1], c[2], c[3]);
+          if constexpr (To::kBytes == 2) {
+            reinterpret_cast<float4*>(to)[((m + i) * (H / 8) + n + j) * 32 + lane()] =
+                make_float4(c[0], c[1], c[2], c[3]);
+          } else {
+            unrolled<4>([&](auto e) {
+              to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)] = c[e];
+            });
+          }
         });
       });
     });
     if (warp() < H / 16) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int column = 16 * warp() + lane() / 4 + e / 2 * 8, o = lane() % 4 * 2 + e % 2;
-        slot[last.gradient + (column / 8 * 32 + o * 4 + column % 8 / 2) * 4 + column % 2] = of_last[e];
+        const int o = lane() % 4 * 2 + e % 2;
+        slot[last.gradient + place_of(o, To::sum_row(warp(), e), H)] = of_last[e];
       }
     }
+  }
+
+  // Of a number of a gradient of n columns, as finish_step reads them
+  static SK_INLINE int place_of(int row, int column, int n) {
+    return (row / 16 * (n / 8) + column / 8) * 128 + (row % 8 * 4 + column % 8 / 2) * 4 + row / 8 % 2 * 2 + column % 2;
   }
 };
 

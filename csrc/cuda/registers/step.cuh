@@ -13,11 +13,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base::Base;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::load_weights, Base::meet, Base::of_last_bias, Base::operand_of, Base::output_of, Base::own, Base::pack;
+  using Base::load_weights, Base::meet, Base::of_last_bias, Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
-  using Base::targets_at, Base::through, Base::through_last, Base::unpack, Base::valid, Base::y;
-  using typename Base::Columns, typename Base::Operands, typename Base::To;
+  using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
+  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::To;
   static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
 
   SK_INLINE void begin() const {
@@ -65,7 +65,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         of[half][i] = there ? number(step().x, row_of(half), column + i) : 0.0f;
       }
     }
-    operand_of(of, to);
+    To::pack_inputs(of, to);
     if (part() == 0) store_inputs(own().x, to);
   }
 
@@ -90,21 +90,22 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       add_bias(c, l);
       through(l, x, a, c);
       const Function& of = step().layer[l].activation;
-      const bool tanh = all.curve[l].tanh;
+      const bool tanh = To::kBytes == 2 && all.curve[l].tanh;
       hand_on(hidden_array(own().h, l + 1), a, [&](int j, int, Fragment& made) {
+        float value[8];
         if (tanh) {
-          float value[8];
 #pragma unroll
           for (int i = 0; i < 8; ++i) value[i] = tanh_approx(sum(c, j, i));
-          pack(value, made);
         } else {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const float4 z = make_float4(c[2 * j + i][0], c[2 * j + i][1], c[2 * j + i][2], c[2 * j + i][3]);
             const Activated s = activated(of.row, of.parameters[0], of.parameters[1], z);
-            made[2 * i] = To::pack(s.value[0], s.value[1]), made[2 * i + 1] = To::pack(s.value[2], s.value[3]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
           }
         }
+        To::pack(value, made);
       });
     }
     const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
@@ -121,13 +122,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   // Adjoints of the outputs as an operand of 8 columns, the others 0
   SK_INLINE void top_of(const float (&of)[4], Fragment& to) const {
-    to[0] = To::pack(of[0], of[1]), to[1] = To::pack(of[2], of[3]), to[2] = to[3] = 0u;
-    if (part() != 0) return;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = 16 * group() + lane() / 4 + 8 * i;
-      *reinterpret_cast<std::uint32_t*>(shared + own().top + place<kRegisterOutputs>(row, 0) + lane() % 4 * 4) = to[i];
-    }
+    To::pack_outputs(of, to);
+    if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), to);
   }
 
   SK_INLINE void value_residual(bool owed, float& rho) {
@@ -158,11 +154,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
           float h[8], q[8] = {};
           Fragment from;
           load(from, hidden_array(own().h, l), k);
-          unpack(from, h);
+          To::unpack(from, h);
           if (owed) load_q(l, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) q[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
-          pack(q, made);
+          To::pack(q, made);
         });
       });
     }
@@ -178,8 +174,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     if (part() != 0) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int half = i / 2 % 2, d = lane() % 4 * 4 + i / 4 * 2 + i % 2;
-      if (valid(half) && d < step().D) step().dx[row_of(half) * step().D + d] = step().common * of[i / 4][i % 4];
+      const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = lane() % 4 * 4 + column;
+      if (valid(half) && d < step().D) {
+        step().dx[row_of(half) * step().D + d] = step().common * To::input_of(of, half, column);
+      }
     }
   }
 
@@ -199,10 +197,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
           float h[8];
           Fragment from;
           load(from, hidden_array(own().h, l + 1), k);
-          unpack(from, h);
+          To::unpack(from, h);
 #pragma unroll
           for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          pack(h, made);
+          To::pack(h, made);
         });
       });
     }
@@ -234,9 +232,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
           float h[8], h_dot[8], q[8] = {};
           Fragment from;
           load(from, hidden_array(own().h, l), k);
-          unpack(from, h);
+          To::unpack(from, h);
           load(from, hidden_array(own().right, l), k);
-          unpack(from, h_dot);
+          To::unpack(from, h_dot);
           if (owed) load_q(l, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
@@ -244,7 +242,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
             h[i] = curve.first(h[i]) * sum(c, j, i);
           }
           store_q(l, j, q);
-          pack(h, made);
+          To::pack(h, made);
         });
       });
     }
@@ -271,10 +269,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
           float h[8];
           Fragment from;
           load(from, hidden_array(own().h, l), k);
-          unpack(from, h);
+          To::unpack(from, h);
 #pragma unroll
           for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          pack(h, made);
+          To::pack(h, made);
         });
       });
     }
@@ -284,7 +282,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     projected_residuals(o, pulled, g_bar, rho);
     if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
     Fragment source;
-    operand_of(g_bar, source);
+    To::pack_inputs(g_bar, source);
     if (part() == 0) store_inputs(own().source, source);
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
@@ -296,9 +294,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
           float h[8], delta[8], q[8] = {};
           Fragment from;
           load(from, hidden_array(own().h, l + 1), k);
-          unpack(from, h);
+          To::unpack(from, h);
           load(from, hidden_array(own().left, l + 1), k);
-          unpack(from, delta);
+          To::unpack(from, delta);
           if (owed) load_q(l + 1, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
@@ -306,7 +304,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
             h[i] = curve.first(h[i]) * sum(c, j, i);
           }
           store_q(l + 1, j, q);
-          pack(h, made);
+          To::pack(h, made);
         });
       });
     }
