@@ -51,7 +51,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       for (int apart = 16; apart; apart /= 2) rho[term] += __shfl_xor_sync(~0u, rho[term], apart);
       if (lane() == 0) sums()[term] += rho[term];
     }
-    if (!step().gradients) __syncthreads();
+    if (!step().gradients) meet();
   }
 
   SK_INLINE void load_x(Fragment& to) const {
@@ -280,7 +280,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     pull_first(a, pulled);
     float g_bar[2][4];
     projected_residuals(o, pulled, g_bar, rho);
-    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
+    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
     Fragment source;
     To::pack_inputs(g_bar, source);
     if (part() == 0) store_inputs(own().source, source);
