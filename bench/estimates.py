@@ -105,7 +105,8 @@ def counts(result) -> dict[str, float]:
     for opcode, n in result.instructions.items():
         work["issue"] += 0 if PARAMETER.match(opcode) else n
         if shape := MMA.match(opcode):
-            work["tensor"] += 2 * n * math.prod(map(int, shape.groups()))
+            # of what tensor cores do with 16-bit numbers: TF32 goes half as fast
+            work["tensor"] += (4 if "tf32" in opcode else 2) * n * math.prod(map(int, shape.groups()))
         work["float32"] += n * bool(FLOAT.match(opcode))
         work["special"] += n * bool(SPECIAL.match(opcode))
     return work | {"cache": result.bytes_read + result.bytes_written}

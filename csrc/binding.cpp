@@ -428,7 +428,7 @@ PYBIND11_MODULE(_C, m) {
                         "gradients"_a = registers || !a.gradients || layout.gradients != sk::cuda::kAbsent,
                         "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
                         "slot"_a = layout.slot_floats * 4, "way"_a = way,
-                        "not_in_registers"_a = sk::cuda::refused_by_registers(step, rounded));
+                        "not_in_registers"_a = sk::cuda::refused_by_registers(step));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));

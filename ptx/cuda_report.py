@@ -60,8 +60,10 @@ def code(precision: str, target: str) -> Code:
     )  # fmt: skip
 
 
-# Ways of the step in registers (SK_REGISTER_WAYS of csrc/cuda/registers.h)
-WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
+# Ways of the step in registers (SK_HALF_WAYS and SK_FLOAT_WAYS of csrc/cuda/registers.h), by precision
+HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
+FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1))
+WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
 def in_registers(precision: str, taken: tuple[int, ...], target: str) -> tuple[int, int, int]:
@@ -125,12 +127,11 @@ def main() -> None:
         "\n"
         + head("width", "samples", "layers between", "blocks", "precision", "target", "registers", "stack B", "spill B")
     )
-    for taken in WAYS:
-        for precision in ("bf16", "fp16"):
-            for target in ("sm_80", "sm_90"):
-                width, groups, *rest = taken
-                cells = (width, 16 * groups, *rest, precision, target, *in_registers(precision, taken, target))
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    for precision, taken in WAYS:
+        for target in ("sm_80", "sm_90"):
+            width, groups, *rest = taken
+            cells = (width, 16 * groups, *rest, precision, target, *in_registers(precision, taken, target))
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ struct Kernels {
 
 Kernels kernels_of(Precision precision, RegisterWay way) {
   if (way.width) {
-    return {nullptr, nullptr, precision == Precision::kBf16 ? bf16_in_registers(way) : fp16_in_registers(way)};
+    using Choice = RegisterKernel (*)(RegisterWay);
+    constexpr Choice kOf[] = {ieee_in_registers, tf32_in_registers, bf16_in_registers, fp16_in_registers};
+    return {nullptr, nullptr, kOf[int(precision)](way)};
   }
   switch (precision) {
     case Precision::kIeee:

@@ -11,6 +11,8 @@ namespace sk::cuda {
 using RegisterKernel = void (*)(RegisterArguments);
 RegisterKernel bf16_in_registers(RegisterWay way);
 RegisterKernel fp16_in_registers(RegisterWay way);
+RegisterKernel tf32_in_registers(RegisterWay way);
+RegisterKernel ieee_in_registers(RegisterWay way);
 
 // 0 without a driver too
 int count_devices();

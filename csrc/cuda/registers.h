@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "layout.h"
 
@@ -32,7 +33,8 @@ struct RegisterWay {
   }
 };
 
-// Bytes from the beginning of a block's shared memory. Arrays of 16-bit numbers [rows, features], of each hidden layer.
+// Bytes from the beginning of a block's shared memory. Arrays of what is multiplied, of 16 bits or of 32, [rows,
+// features] of each hidden layer.
 struct RegisterLayout {
   RegisterWay way = {0, 0, 0, 0};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
@@ -79,8 +81,7 @@ inline Curve curve_of(const Function& of) {
 }
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
-inline std::string refused_by_registers(const Step& step, Precision precision) {
-  if (operand_bytes(precision) != 2) return "products are not of 16-bit numbers";
+inline std::string refused_by_registers(const Step& step) {
   if (step.projection == Projection::kCotangents) return "cotangents";
   if (step.per_sample) return "a loss for each sample";
   if (step.dgiven) return "a gradient of directions";
@@ -104,32 +105,35 @@ inline std::int32_t width_of(const Arguments& a) {
   return widest;
 }
 
-inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, bool q_in_halves, int batch,
-                                  RegisterLayout& to) {
-  const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1;
+inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
+                                  int batch, RegisterLayout& to) {
+  const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
   Cursor cursor;
-  const auto take = [&cursor](std::uint64_t bytes) { return 4 * cursor.take((bytes + 255) / 256 * 256); };
+  const auto take = [&](std::uint64_t bytes) {
+    const std::uint64_t aligned = 128 * size;
+    return 4 * cursor.take((bytes + aligned - 1) / aligned * aligned);
+  };
   to = RegisterLayout{};
   to.way = way;
-  to.first = take(H * kRegisterInputs * 2);
-  to.between = take((hidden - 1) * H * H * 2);
-  to.last = take(kRegisterOutputs * H * 2);
+  to.first = take(H * kRegisterInputs * size);
+  to.between = take((hidden - 1) * H * H * size);
+  to.last = take(kRegisterOutputs * H * size);
   to.biases = take(a.L * H * 4);
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
-  to.x = take(rows * kRegisterInputs * 2);
+  to.x = take(rows * kRegisterInputs * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   to.batch = columns_shared && tangents ? batch : 1;
-  to.source = take(to.batch * rows * kRegisterInputs * 2);
+  to.source = take(to.batch * rows * kRegisterInputs * size);
   to.targets = take(tangents ? to.batch * way.groups * 512 : 0);
-  const std::uint64_t array = std::uint64_t(rows) * H * 2;
+  const std::uint64_t array = std::uint64_t(rows) * H * size;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
   to.right = take(hidden * array);
-  to.top = take(rows * kRegisterOutputs * 2);
+  to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
-  to.q = take(a.gradients ? hidden * array * (q_in_halves ? 1 : 2) : 0);
+  to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
   to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
-  to.outputs = take(columns_shared ? kThreads * kOutputNumbers * 4 : 0);
+  to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
@@ -153,12 +157,18 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_REGISTER_WAYS(way)                                                                           \
+#define SK_HALF_WAYS(way)                                                                               \
   way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
       way(128, 2, 2, 1)
+// Of float32 all arrays take twice the room.
+#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1)
 #define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
-constexpr RegisterWay kRegisterWays[] = {SK_REGISTER_WAYS(SK_WAY)};
+constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
+inline std::vector<RegisterWay> ways_of(Precision precision) {
+  if (operand_bytes(precision) == 2) return {std::begin(kHalfWays), std::end(kHalfWays)};
+  return {std::begin(kFloatWays), std::end(kFloatWays)};
+}
 constexpr std::int64_t kTilesWanted = 128;
 
 // What a step's `tile` says to this backend: samples of a tile of this kernel, or one of these.
@@ -166,25 +176,26 @@ constexpr std::int64_t kAnyTile = 1, kTilesInMemory = 2;
 
 // Whether the step's kernel is this one, and how
 inline bool prepare_registers(const Step& step, Precision precision, std::uint64_t limit, RegisterArguments& to) {
-  if (step.tile == kTilesInMemory || !refused_by_registers(step, precision).empty()) return false;
+  if (step.tile == kTilesInMemory || !refused_by_registers(step).empty()) return false;
   to.step = numbers_of(step, precision);
   Arguments& a = to.step;
   const std::int32_t H = width_of(a);
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
-  for (const RegisterWay& way : kRegisterWays) {
+  for (const RegisterWay& way : ways_of(precision)) {
     if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
     const auto fits = [&](bool halves) {
       for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
-        if (shared_bytes(a, way, halves, batch, layout) <= most) return true;
+        if (shared_bytes(a, way, precision, halves, batch, layout) <= most) return true;
       }
       return false;
     };
-    // sums of several rounds want all their digits
-    if (!fits(false) && (a.rounds > 1 || !fits(true))) continue;
+    // sums of several rounds want all their digits, and of float32 any
+    const bool halves = a.rounds <= 1 && operand_bytes(precision) == 2;
+    if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;

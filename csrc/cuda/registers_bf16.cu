@@ -8,7 +8,7 @@ namespace sk::cuda {
 RegisterKernel bf16_in_registers(RegisterWay way) {
 #define SK_CASE(...) \
   if (way == RegisterWay{__VA_ARGS__}) return register_step<Precision::kBf16, __VA_ARGS__>;
-  SK_REGISTER_WAYS(SK_CASE)
+  SK_HALF_WAYS(SK_CASE)
 #undef SK_CASE
   throw std::invalid_argument("no such way of a block");
 }

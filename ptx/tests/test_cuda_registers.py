@@ -7,6 +7,7 @@ import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels.backends import cuda
+from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.problems import SMALL, Shape, cotangents_of, data, directions_of, targets_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
@@ -38,6 +39,12 @@ WAYS = [
     (Shape(70, 16, 128, 3, 1, 5, "the widest"), 32, (128, 2, 2, 1)),
     (Shape(141, 3, 20, 3, 3, 2, "narrow"), 128, (32, 8, 4, 1)),
 ]
+FLOAT_WAYS = [
+    (Shape(70, 8, 64, 3, 1, 4, "three tiles of 32"), 32, (64, 2, 4, 1)),
+    (Shape(45, 5, 60, 4, 8, 2, "deep"), 32, (64, 2, 4, 1)),
+    (Shape(141, 3, 20, 3, 3, 2, "narrow, three tiles of 64"), 64, (32, 4, 4, 1)),
+]
+FLOATS = ("ieee", "tf32")
 
 
 @pytest.mark.parametrize("outputs", [False, True])
@@ -47,11 +54,21 @@ def test_every_way_of_a_block(shape, tile, way, outputs):
     registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs, limit=limit)
 
 
+@pytest.mark.parametrize("precision", FLOATS)
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize(("shape", "tile", "way"), FLOAT_WAYS, ids=lambda of: of.why if isinstance(of, Shape) else "")
+def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
+    numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
+    registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
+
+
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
 def test_activations(activation, outputs):
     """All whose derivatives are functions of the value; others take the kernel of tiles."""
-    registers(data(SMALL, activation, last=activation), directions_of("normal", SMALL), outputs=outputs)
+    for precision in ("bf16", "ieee"):
+        numbers = data(SMALL, activation, last=activation)
+        registers(numbers, directions_of("normal", SMALL), outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
@@ -59,7 +76,8 @@ def test_activations(activation, outputs):
 def test_directions(kind, outputs):
     """Drawn inside the kernel, also where warps that share rows share directions."""
     registers(data(WIDE, "tanh"), directions_of(kind, WIDE), outputs=outputs)
-    registers(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs)
+    for precision in ("bf16", "tf32"):
+        registers(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs, precision=precision)
 
 
 WIDE = Shape(45, 7, 60, 2, 3, 5, "four warps share rows")
@@ -97,7 +115,7 @@ MODES = {
 def test_modes(mode, outputs):
     kind, targets, settings = MODES[mode]
     numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
-    for precision in ("bf16", "fp16"):
+    for precision in PRECISIONS:
         registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, precision=precision, **settings)
 
 
@@ -108,17 +126,21 @@ def test_numbers_that_lie_apart():
     for parameter in numbers.student.parameters():
         parameter.data = torch.stack([parameter.data, parameter.data], -1)[..., 0]
     for outputs in (False, True):
-        registers(numbers, directions_of("given", WIDE), outputs=outputs)
+        for precision in ("bf16", "ieee"):
+            registers(numbers, directions_of("given", WIDE), outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize(("shape", "tile"), [(WAYS[0][0], 128), (WIDE, 32)], ids=["by itself", "shared"])
-def test_schedules(shape, tile, outputs):
+@pytest.mark.parametrize(
+    ("shape", "tile", "precision"), [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee")],
+    ids=["by itself", "shared", "float32"],
+)  # fmt: skip
+def test_schedules(shape, tile, precision, outputs):
     """The bits of any schedule are those of the first, and none has a race."""
     limit = 300 << 10 if tile == 128 else HOPPER
     expected, *others = [
         registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, schedule=schedule, outputs=outputs,
-                  limit=limit).got
+                  limit=limit, precision=precision).got
         for schedule in SCHEDULES
     ]  # fmt: skip
     for got in others:
@@ -126,7 +148,6 @@ def test_schedules(shape, tile, outputs):
 
 
 REFUSED = {
-    "products are not of 16-bit numbers": ({"precision": "tf32"}, "tanh", SMALL),
     "an activation whose derivatives are no functions of its value": ({}, "silu", SMALL),
     "more than 16 inputs": ({}, "tanh", Shape(20, 17, 20, 1, 2, 2, "")),
     "hidden layers are wider than 128": ({}, "tanh", Shape(20, 3, 130, 1, 2, 2, "")),
@@ -144,9 +165,17 @@ def test_what_it_refuses_takes_the_other_kernel(words):
     assert done.backend.layout["not_in_registers"] == words
 
 
+PRODUCTS = ("halves.cuh", "floats.cuh", "half_products.cuh", "float_products.cuh", "outer.cuh")
+
+
 @pytest.mark.parametrize("outputs", [False, True])
 def test_products_have_no_bank_conflicts(outputs):
-    for shape, tile, way in WAYS[1:]:
-        done = registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs)
+    ways = [(*taken, "bf16") for taken in WAYS[1:]] + [(*taken, "ieee") for taken in FLOAT_WAYS]
+    for shape, tile, way, precision in ways:
+        numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
+        done = registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
         lines = done.backend.results["step"].lines
+        products = [line for line in lines if any(file in str(line.location) for file in PRODUCTS)]
+        assert sum(line.passes for line in products) > 0.3 * sum(line.passes for line in lines)
+        assert sum(line.bank_conflicts for line in products) == 0
         assert sum(line.bank_conflicts for line in lines) < 0.05 * sum(line.passes for line in lines)

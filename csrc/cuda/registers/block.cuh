@@ -1,0 +1,136 @@
+// Where everything is that a block has, in shared memory and in its threads' registers.
+#pragma once
+
+#include "../registers.h"
+#include "floats.cuh"
+#include "halves.cuh"
+
+namespace sk::cuda {
+
+template <Precision kPrecision, int H_, int kGroups>
+struct RegisterBlock {
+  using To = Numbers<kPrecision>;
+  using Fragment = typename To::Fragment;
+  static constexpr int H = H_;
+  static constexpr int kParts = kWarps / kGroups, kRows = 16 * kGroups;
+  static constexpr int kDepth = H / 16;          // fragments of all columns
+  static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
+  static constexpr int kNumbers = sizeof(Fragment) / 4;
+  static constexpr bool kHalves = To::kBytes == 2;
+  static constexpr bool kOutputsHere = kParts == 1 || !kHalves;
+  static_assert(kMine >= 1 && kGroups % 2 == 0);
+  // All columns of a product's left side: in registers, or where the warps that share rows have stored them
+  struct Operands {
+    Fragment made[kParts == 1 ? kDepth : 1];
+    std::uint32_t array;
+  };
+  using Columns = Sums[2 * kMine];
+
+  const RegisterArguments& all;
+  unsigned char* shared;
+  std::int64_t first_row = 0;
+
+  SK_INLINE RegisterBlock(const RegisterArguments& all, unsigned char* shared) : all(all), shared(shared) {}
+
+  // Of the last layer, of this lane's rows and outputs: in shared memory where registers are few
+  enum Output : int { kY, kD1, kD2, kOwed };
+  float outputs[kOutputsHere ? kOutputNumbers : 1];
+  SK_INLINE float& y(Output of, int e) {
+    if constexpr (kOutputsHere) {
+      return outputs[4 * of + e];
+    } else {
+      return reinterpret_cast<float*>(shared + own().outputs)[(4 * of + e) * kThreads + threadIdx.x];
+    }
+  }
+
+  SK_INLINE const Arguments& step() const { return all.step; }
+  SK_INLINE const RegisterLayout& own() const { return all.own; }
+  SK_INLINE int hidden() const { return step().L - 1; }
+  static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
+  static SK_INLINE int group() { return warp() / kParts; }
+  SK_INLINE std::int64_t row_of(int half) const { return first_row + lane() / 4 + 8 * half; }
+  SK_INLINE bool valid(int half) const { return row_of(half) < step().N; }
+  static SK_INLINE int output_of(int e) { return lane() % 4 * 2 + e % 2; }
+  SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
+    return of + (l - 1) * (kRows * H * To::kBytes);
+  }
+  SK_INLINE float* mine() const { return reinterpret_cast<float*>(shared + own().own) + kOwnBytes / 4 * warp(); }
+
+  // Of the rows of this warp, columns 16 k to 16 k + 15 of an array of N
+  SK_INLINE void load(Fragment& to, std::uint32_t array, int k) const {
+    To::template load<H>(to, shared, array, 16 * group(), k);
+  }
+  SK_INLINE void load_inputs(Fragment& to, std::uint32_t array) const {
+    To::template load<kRegisterInputs>(to, shared, array, 16 * group(), 0);
+  }
+  SK_INLINE void store(std::uint32_t array, int k, const Fragment& from) const {
+    To::template store<H>(shared, array, 16 * group(), k, from);
+  }
+  SK_INLINE void store_inputs(std::uint32_t array, const Fragment& from) const {
+    To::template store<kRegisterInputs>(shared, array, 16 * group(), 0, from);
+  }
+  SK_INLINE void fragment(const Operands& a, int k, Fragment& to) const {
+    if constexpr (kParts == 1) {
+#pragma unroll
+      for (int i = 0; i < kNumbers; ++i) to[i] = a.made[k][i];
+    } else {
+      load(to, a.array, k);
+    }
+  }
+
+  // The warps that share rows have stored what they all read
+  static SK_INLINE void meet() {
+    if constexpr (kParts == 1) {
+      __syncwarp();
+    } else {
+      barrier(1 + group(), 32 * kParts);
+    }
+  }
+
+  // Sums of columns 16 j to 16 j + 15 of a warp's, in a fragment's order
+  static SK_INLINE float& sum(Columns& c, int j, int i) { return c[2 * j + i / 4][i % 4]; }
+
+  SK_INLINE float* bias_sums(int l) const {  // of hidden layer l, from 1
+    return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+  }
+  SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
+  SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
+
+  // ---- What derivatives owe the values: each lane its own ----
+
+  SK_INLINE unsigned char* q_at(int l, int j) const {
+    const int size = kHalves && own().q_in_halves ? 512 : 1024;
+    return shared + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
+  }
+  SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
+    const unsigned char* at = q_at(l, j);
+    if (kHalves && own().q_in_halves) {
+      const uint4 four = *reinterpret_cast<const uint4*>(at);
+      Fragment from;
+      from[0] = four.x, from[1] = four.y, from[2] = four.z, from[3] = four.w;
+      To::unpack(from, to);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 four = *reinterpret_cast<const float4*>(at + 512 * i);
+        to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+      }
+    }
+  }
+  SK_INLINE void store_q(int l, int j, const float (&from)[8]) const {
+    unsigned char* at = q_at(l, j);
+    if (kHalves && own().q_in_halves) {
+      Fragment to;
+      To::pack(from, to);
+      *reinterpret_cast<uint4*>(at) = make_uint4(to[0], to[1], to[2], to[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        *reinterpret_cast<float4*>(at + 512 * i) =
+            make_float4(from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]);
+      }
+    }
+  }
+};
+
+}  // namespace sk::cuda

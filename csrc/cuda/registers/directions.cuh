@@ -1,0 +1,177 @@
+// Directions, given or drawn, and what is compared along them: the target's tangents, and outputs' gradients.
+#pragma once
+
+#include "../philox.cuh"
+#include "losses.cuh"
+#include "outer.cuh"
+
+namespace sk::cuda {
+
+template <Precision kPrecision, int H, int kGroups, int kBetween>
+struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
+  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween>;
+  using Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part, Outer::row_of;
+  using Outer::Outer;
+  using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
+  using typename Outer::Fragment, typename Outer::To;
+
+  SK_INLINE void direction(int p, float (&v)[2][4]) const {
+    const Directions& from = step().directions;
+    const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
+    const int column = lane() % 4 * 4, n = step().W;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float4 drawn = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (valid(half) && column < n) {
+        if (given) {
+          float of[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, row_of(half), column + i) : 0.0f;
+          drawn = make_float4(of[0], of[1], of[2], of[3]);
+        } else {
+          const std::uint32_t sample = from.shared ? 0u : seed()[3] + std::uint32_t(row_of(half));
+          drawn = draw(from.distribution, seed(), sample, p, column, n);
+        }
+      }
+      float factor = given ? 1.0f : float(from.magnitude);
+      if (sphere) {
+        float square = drawn.x * drawn.x + drawn.y * drawn.y + drawn.z * drawn.z + drawn.w * drawn.w;
+        square += __shfl_xor_sync(~0u, square, 1);
+        square += __shfl_xor_sync(~0u, square, 2);
+        factor = valid(half) ? factor / sqrtf(square) : 0.0f;
+      }
+      v[half][0] = drawn.x * factor, v[half][1] = drawn.y * factor;
+      v[half][2] = drawn.z * factor, v[half][3] = drawn.w * factor;
+    }
+  }
+
+  // ---- Tangents of the target ----
+
+  SK_INLINE std::uint32_t source_at(int p) const {
+    return own().source + p % own().batch * (kRows * kRegisterInputs * To::kBytes);
+  }
+  SK_INLINE float4& targets_at(int p) const {
+    return reinterpret_cast<float4*>(shared + own().targets)[(p % own().batch * kGroups + group()) * 32 + lane()];
+  }
+
+  // Directions from p on, of a batch, and the tangents of the target along them; warps that share rows share them
+  SK_INLINE void prepare_tangents(int from) const {
+    const bool dense = step().target[Term::kFirst].kind != TargetKind::kProjected;
+    const int to = min(step().P, from + own().batch);
+#pragma unroll 1
+    for (int p = from + part(); p < to; p += kParts) {
+      float v[2][4];
+      direction(p, v);
+      Fragment source;
+      To::pack_inputs(v, source);
+      store_inputs(source_at(p), source);
+      if (dense) {
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          *reinterpret_cast<float4*>(mine() + (lane() / 4 + 8 * half) * kOwnRow + lane() % 4 * 4) =
+              make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+        }
+        __syncwarp();
+      }
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half)
+        reinterpret_cast<float2*>(&targets_at(p))[half] = tangent_targets(p, half, dense);
+    }
+    meet();
+  }
+
+  // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs
+  SK_INLINE float2 tangent_targets(int p, int half, bool dense) const {
+    const Strided& data = step().target[Term::kFirst].data;
+    // rows and outputs that are not there have any number
+    const std::int64_t row = min(row_of(half), step().N - 1);
+    const int o[2] = {min(output_of(0), step().O - 1), min(output_of(1), step().O - 1)};
+    if (!dense) return make_float2(number(data, p, row, o[0]), number(data, p, row, o[1]));
+    const float* from = static_cast<const float*>(data.data) + row * data.stride[0] + o[0] * data.stride[1];
+    const std::int64_t apart = (o[1] - o[0]) * data.stride[1];
+    const float* v = mine() + (lane() / 4 + 8 * half) * kOwnRow;
+    const bool wide = step().W % 4 == 0 && data.stride[0] % 4 == 0 && data.stride[1] % 4 == 0 && data.stride[2] == 1 &&
+                      reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
+    float2 of = make_float2(0.0f, 0.0f);
+    if (wide) {
+#pragma unroll 2
+      for (int d = 0; d < step().W; d += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(from + d), y = *reinterpret_cast<const float4*>(v + d);
+        const float4 z = *reinterpret_cast<const float4*>(from + apart + d);
+        of.x = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, of.x))));
+        of.y = fmaf(z.x, y.x, fmaf(z.y, y.y, fmaf(z.z, y.z, fmaf(z.w, y.w, of.y))));
+      }
+    } else {
+#pragma unroll 2
+      for (int d = 0; d < step().W; ++d, from += data.stride[2]) {
+        of.x = fmaf(from[0], v[d], of.x), of.y = fmaf(from[apart], v[d], of.y);
+      }
+    }
+    return of;
+  }
+
+  // ---- Outputs' gradients ----
+
+  // Of the gradient along each direction, and its adjoint; warps that share rows share directions
+  SK_INLINE void projected_residuals(int o, const Sums (&pulled)[2], float (&g_bar)[2][4], float& rho) const {
+    const Target& target = step().target[Term::kFirst];
+    const bool dense = target.kind == TargetKind::kDense;
+    const int column = lane() % 4 * 4;
+    float g[2][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        g[half][i] = To::input_of(pulled, half, i), g_bar[half][i] = 0.0f;
+        if (dense && valid(half) && column + i < step().W)
+          g[half][i] -= number(target.data, row_of(half), o, column + i);
+      }
+    }
+#pragma unroll 1
+    for (int p = part(); p < step().P; p += kParts) {
+      float v[2][4];
+      direction(p, v);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float r = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (v[half][i] != 0.0f) r = fmaf(g[half][i], v[half][i], r);  // of a basis all but one are 0
+        }
+        r += __shfl_xor_sync(~0u, r, 1);
+        r += __shfl_xor_sync(~0u, r, 2);
+        if (valid(half) && !dense) r -= number(target.data, p, row_of(half), o);
+        float of = 0.0f;
+        if (valid(half)) {
+          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o);
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho, lane() % 4 == 0);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) g_bar[half][i] = fmaf(of, v[half][i], g_bar[half][i]);
+      }
+    }
+    if constexpr (kParts > 1) {
+      float4* to = reinterpret_cast<float4*>(mine()) + lane();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        to[32 * half] = make_float4(g_bar[half][0], g_bar[half][1], g_bar[half][2], g_bar[half][3]);
+      }
+      meet();
+      const float4* from =
+          reinterpret_cast<const float4*>(shared + own().own) + kOwnBytes / 16 * kParts * group() + lane();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4 of = from[32 * half];
+#pragma unroll
+        for (int i = 1; i < kParts; ++i) {
+          const float4 more = from[kOwnBytes / 16 * i + 32 * half];
+          of = make_float4(of.x + more.x, of.y + more.y, of.z + more.z, of.w + more.w);
+        }
+        g_bar[half][0] = of.x, g_bar[half][1] = of.y, g_bar[half][2] = of.z, g_bar[half][3] = of.w;
+      }
+    }
+  }
+};
+
+}  // namespace sk::cuda

@@ -1,0 +1,116 @@
+// Products of 16-bit numbers with the weights.
+#pragma once
+
+#include "../step.cuh"
+#include "block.cuh"
+
+namespace sk::cuda {
+
+template <Precision kPrecision, int H, int kGroups>
+struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
+  using Block = RegisterBlock<kPrecision, H, kGroups>;
+  using Block::Block;
+  using Block::fragment, Block::own, Block::part, Block::shared;
+  using Block::kDepth, Block::kMine;
+  using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
+
+  // Weights k and k + 1 of a row
+  static SK_INLINE void put(unsigned char* to, bool is_first, bool, int row, int k, const float (&of)[2]) {
+    const std::uint32_t at = is_first ? place<kRegisterInputs>(row, k / 8) : place<H>(row, k / 8);
+    *reinterpret_cast<std::uint32_t*>(to + at + k % 8 * 2) = To::two(of[0], of[1]);
+  }
+
+  // Transposed, or as they lie
+  template <bool kTransposed>
+  SK_INLINE void matrices(Fragment& to, std::uint32_t at) const {
+    if constexpr (kTransposed) {
+      ldmatrix_transposed(to, shared + at);
+    } else {
+      ldmatrix(to, shared + at);
+    }
+  }
+
+  SK_INLINE void add_bias(Columns& c, int l) const {
+    const float* bias = reinterpret_cast<const float*>(shared + own().biases) + l * H;
+#pragma unroll
+    for (int j = 0; j < 2 * kMine; ++j) {
+      const float2 two = *reinterpret_cast<const float2*>(bias + part() * kMine * 16 + 8 * j + lane() % 4 * 2);
+      c[j][0] += two.x, c[j][1] += two.y, c[j][2] += two.x, c[j][3] += two.y;
+    }
+  }
+
+  // c += a Wᵀ, of the first layer and of one between
+  SK_INLINE void through_first(const Fragment& a, Columns& c) const {
+    const int row = part() * kMine * 16 + lane() % 8 + lane() / 16 * 8;
+    const std::uint32_t weights = own().first + place<kRegisterInputs>(row, lane() / 8 % 2);
+#pragma unroll
+    for (int j = 0; j < kMine; ++j) {
+      Fragment b;
+      matrices<false>(b, weights + j * (16 * kRegisterInputs * 2));
+      To::multiply(c[2 * j], a, b[0], b[1]);
+      To::multiply(c[2 * j + 1], a, b[2], b[3]);
+    }
+  }
+  SK_INLINE std::uint32_t between(int l) const { return own().between + (l - 1) * (H * H * 2); }
+  // c += a Wᵀ, or a W, of a layer between hidden ones
+  template <bool kPulled>
+  SK_INLINE void product_between(const Operands& a, int l, Columns& c) const {
+    const int first = part() * kMine * 2;
+    const std::uint32_t place_of_lane = kPulled ? place<H>(lane() % 16, first + lane() / 16)
+                                                : place<H>(8 * first + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+    const std::uint32_t weights = between(l) + place_of_lane;
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      Fragment left;
+      fragment(a, k, left);
+#pragma unroll
+      for (int j = 0; j < kMine; ++j) {
+        const int across = kPulled ? j : k, down = kPulled ? k : j;
+        Fragment b;
+        matrices<kPulled>(b, (weights ^ 32 * across) + down * (16 * H * 2));
+        To::multiply(c[2 * j], left, b[0], b[1]);
+        To::multiply(c[2 * j + 1], left, b[2], b[3]);
+      }
+    }
+  }
+  SK_INLINE void through_last(const Operands& a, Sums& c) const {
+    const std::uint32_t weights = own().last + place<H>(lane() % 8, lane() / 8 % (kDepth == 1 ? 2 : 4));
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 2) {
+      Fragment b;
+      matrices<false>(b, weights ^ 32 * k);
+#pragma unroll
+      for (int i = 0; i < (kDepth == 1 ? 1 : 2); ++i) {
+        Fragment left;
+        fragment(a, k + i, left);
+        To::multiply(c, left, b[2 * i], b[2 * i + 1]);
+      }
+    }
+  }
+
+  // c += a W
+  SK_INLINE void pull_first(const Operands& a, Sums (&c)[2]) const {
+    const std::uint32_t weights = own().first + place<kRegisterInputs>(lane() % 16, lane() / 16);
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      Fragment left, b;
+      fragment(a, k, left);
+      matrices<true>(b, weights + k * (16 * kRegisterInputs * 2));
+      To::multiply(c[0], left, b[0], b[1]);
+      To::multiply(c[1], left, b[2], b[3]);
+    }
+  }
+  SK_INLINE void pull_last(const Fragment& a, Columns& c) const {
+    constexpr int kAtOnce = kMine == 1 ? 2 : 4;
+    const std::uint32_t weights = own().last + place<H>(lane() % 8, part() * kMine * 2 + lane() / 8 % kAtOnce);
+#pragma unroll
+    for (int j = 0; j < 2 * kMine; j += kAtOnce) {
+      Fragment b;
+      matrices<true>(b, weights ^ 16 * j);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) To::multiply(c[j + i], a, b[i], 0u);
+    }
+  }
+};
+
+}  // namespace sk::cuda

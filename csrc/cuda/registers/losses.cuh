@@ -1,0 +1,27 @@
+// Losses of residuals, with their weights.
+#pragma once
+
+#include "../step.cuh"
+
+namespace sk::cuda {
+
+// The slope of a residual, which it adds to the term if told to; a term or a residual of weight 0 may have any
+// target, also NaN.
+SK_INLINE float slope(const Arguments& step, Term term, std::int64_t row, float r, float weight, float& rho,
+                      bool added) {
+  const Function& loss = step.loss[term];
+  if (step.sample_weight.data) weight *= number(step.sample_weight, term, row);
+  if (weight == 0.0f) r = 0.0f;
+  Residual<float> of = LossMse::call(r, nullptr);
+  if (loss.row != 0) of = residual(loss.row, loss.parameters[0], loss.parameters[1], r);
+  if (added) rho += of.value * weight;
+  return step.factor[term] == 0.0f ? 0.0f : step.factor[term] * of.slope * weight;
+}
+SK_INLINE float output_weight(const Arguments& step, int o) {
+  return step.output_weight.data ? number(step.output_weight, o) : 1.0f;
+}
+SK_INLINE float derivative_weight(const Arguments& step, int p, std::int64_t row, int o) {
+  return step.derivative_weight.data ? number(step.derivative_weight, p, row, o) : 1.0f;
+}
+
+}  // namespace sk::cuda

@@ -1,0 +1,181 @@
+// Gradients of weights: outer products over a block's rows, in sums that stay in registers to its end.
+#pragma once
+
+#include "products.cuh"
+
+namespace sk::cuda {
+
+template <Precision kPrecision, int H, int kGroups, int kBetween>
+struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
+  using Products = RegisterProducts<kPrecision, H, kGroups>;
+  using Products::bias_sums, Products::group, Products::hidden, Products::hidden_array, Products::own, Products::part;
+  using Products::Products;
+  using Products::shared, Products::step, Products::kRows;
+  using typename Products::To;
+  using Left = typename To::Left;
+  using Right = typename To::Right;
+
+  // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
+  static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
+  static constexpr int kAcross = H / 8 / kRight;
+  static constexpr int kFirst = (H / 8 + kWarps - 1) / kWarps;
+
+  using Pieces = Sums[kDown][kRight];
+  Sums of_first[kFirst] = {}, of_last = {};
+  Pieces of_between[kBetween] = {};
+  float of_last_bias[2] = {};
+
+  // ---- Sums over the block's rows ----
+
+  // Of a piece's rows, times ones
+  SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
+    float* to = bias_sums(l);
+    if (lane() % 4 == 0) to[To::sum_row(m, 0)] += c[0], to[To::sum_row(m, 2)] += c[2];
+  }
+
+  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add
+  template <class C, class F>
+  static SK_INLINE void summed(C& total, F f) {
+    if constexpr (To::kCut) {
+      C of_tile = {};
+      f(of_tile);
+#pragma unroll
+      for (int i = 0; i < int(sizeof(C) / 4); ++i) {
+        reinterpret_cast<float*>(&total)[i] += reinterpret_cast<float*>(&of_tile)[i];
+      }
+    } else {
+      f(total);
+    }
+  }
+
+  // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
+  SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
+    Right ones;
+    To::ones(ones);
+    unrolled<kFirst>([&](auto i) {
+      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
+      if (m >= H / 16) return;
+      const std::uint32_t left = own().left + To::template left_place<H>(m);
+      const std::uint32_t right = source + To::template right_place<kRegisterInputs>(n);
+      Sums bias = {};
+      summed(of_first[i], [&](Sums& sums) {
+#pragma unroll 2
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a;
+          To::template left_of<H>(shared, left, 0, row, a);
+          To::template each_right<kRegisterInputs, 1>(shared, right, row,
+                                                      [&](auto, const Right& b) { To::add(sums, a, b); });
+          if (biased && n) To::add(bias, a, ones);
+        }
+      });
+      if (biased && n) add_bias_sums(1, m, bias);
+    });
+    const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
+    unrolled<kBetween>([&](auto l) {
+      if (l + 1 >= hidden() || m >= H / 16) return;
+      const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
+      const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
+      Sums bias = {};
+      summed(of_between[l], [&](Pieces& sums) {
+#pragma unroll 1
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a[kDown];
+          unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
+          To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
+            unrolled<kDown>([&](auto i) { To::add(sums[i][j], a[i], b); });
+          });
+          // of the warps side by side the first kDown have a row of pieces each
+          unrolled<kDown>([&](auto i) {
+            if (biased && warp() % kAcross == i) To::add(bias, a[i], ones);
+          });
+        }
+      });
+      if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
+    });
+    if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
+      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(warp());
+      const std::uint32_t right = own().top + To::template right_place<kRegisterOutputs>(0);
+      summed(of_last, [&](Sums& sums) {
+#pragma unroll 2
+        for (int row = 0; row < kRows; row += To::kTogether) {
+          Left a;
+          To::template left_of<H>(shared, left, 0, row, a);
+          To::template each_right<kRegisterOutputs, 1>(shared, right, row,
+                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
+        }
+      });
+    }
+  }
+
+  // ---- What a block leaves ----
+
+  SK_INLINE void end() {
+    const Arguments& a = step();
+    float* slot = a.slots + std::int64_t(blockIdx.x) * a.layout.slot_floats;
+    const double* sums = reinterpret_cast<const double*>(shared + own().sums);
+    float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
+    if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
+        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of_last_bias[i];
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < 2 * kSums) {
+      double of = 0.0;
+      for (int i = 0; threadIdx.x % kSums == 0 && i < kWarps; ++i) of += sums[2 * i + threadIdx.x / kSums];
+      reinterpret_cast<double*>(slot + a.layout.gradient_floats)[threadIdx.x] = of;
+    }
+    if (!a.gradients) return;
+    const LayerArguments &first = a.layer[0], &last = a.layer[hidden()];
+    for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
+      slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+    }
+    if (threadIdx.x < kRegisterOutputs) {
+      float of = 0.0f;
+      for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
+      slot[last.bias_gradient + threadIdx.x] = of;
+    }
+    unrolled<kFirst>([&](auto i) {
+      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
+      if (m >= H / 16) return;
+      unrolled<4>([&](auto e) {
+        const int column = To::input_column(To::template sum_column<1>(n, 0, e));
+        slot[first.gradient + place_of(To::sum_row(m, e), column, kRegisterInputs)] = of_first[i][e];
+      });
+    });
+    const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
+    unrolled<kBetween>([&](auto l) {
+      if (l + 1 >= hidden() || m >= H / 16) return;
+      float* to = slot + a.layer[l + 1].gradient;
+      unrolled<kDown>([&](auto i) {
+        unrolled<kRight>([&](auto j) {
+          const Sums& c = of_between[l][i][j];
+          if constexpr (To::kBytes == 2) {
+            reinterpret_cast<float4*>(to)[((m + i) * (H / 8) + n + j) * 32 + lane()] =
+                make_float4(c[0], c[1], c[2], c[3]);
+          } else {
+            unrolled<4>([&](auto e) {
+              to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)] = c[e];
+            });
+          }
+        });
+      });
+    });
+    if (warp() < H / 16) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int o = lane() % 4 * 2 + e % 2;
+        slot[last.gradient + place_of(o, To::sum_row(warp(), e), H)] = of_last[e];
+      }
+    }
+  }
+
+  // Of a number of a gradient of n columns, as finish_step reads them
+  static SK_INLINE int place_of(int row, int column, int n) {
+    return (row / 16 * (n / 8) + column / 8) * 128 + (row % 8 * 4 + column % 8 / 2) * 4 + row / 8 % 2 * 2 + column % 2;
+  }
+};
+
+}  // namespace sk::cuda

@@ -1,0 +1,321 @@
+// A tile from start to end: values, tangents from directions or outputs' gradients, and the way back.
+#pragma once
+
+#include "curves.cuh"
+#include "directions.cuh"
+
+namespace sk::cuda {
+
+template <Precision kPrecision, int H, int kGroups, int kBetween>
+struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
+  using Base = RegisterDirections<kPrecision, H, kGroups, kBetween>;
+  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::direction, Base::first_row;
+  using Base::Base;
+  using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
+  using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
+  using Base::load_weights, Base::meet, Base::of_last_bias, Base::output_of, Base::own;
+  using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
+  using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
+  using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
+  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::To;
+  static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
+
+  SK_INLINE void begin() const {
+    load_weights();
+    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    if (lane() == 0) sums()[0] = sums()[1] = 0.0;
+    if (threadIdx.x == 0) store_seed(step().directions, seed());
+    __syncthreads();
+  }
+
+  SK_INLINE void run(std::int64_t tile) {
+    first_row = tile * kRows + 16 * group();
+    float rho[2] = {0.0f, 0.0f};
+    Fragment x;
+    load_x(x);
+    values_forward(x);
+    bool owed = false;
+#pragma unroll 1
+    for (int i = 0; i < step().rounds; ++i) {
+      if (step().from == From::kDirections) {
+        if (i % own().batch == 0) prepare_tangents(i);
+        by_tangent(i, owed, rho[kFirst_]);
+      } else {
+        by_gradient(i, owed, rho[kFirst_]);
+      }
+      owed = step().gradients && step().factor[kFirst_] != 0.0f;
+    }
+    value_residual(owed, rho[kValue_]);
+#pragma unroll
+    for (int term = 0; term < 2; ++term) {
+      for (int apart = 16; apart; apart /= 2) rho[term] += __shfl_xor_sync(~0u, rho[term], apart);
+      if (lane() == 0) sums()[term] += rho[term];
+    }
+    if (!step().gradients) meet();
+  }
+
+  SK_INLINE void load_x(Fragment& to) const {
+    float of[2][4];
+    const int column = lane() % 4 * 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool there = valid(half) && column + i < step().D;
+        of[half][i] = there ? number(step().x, row_of(half), column + i) : 0.0f;
+      }
+    }
+    To::pack_inputs(of, to);
+    if (part() == 0) store_inputs(own().x, to);
+  }
+
+  // f(the curve of layer l's activation), l from 0
+  template <class F>
+  SK_INLINE void by_curve(int l, F f) const {
+    if (all.curve[l].tanh) {
+      f(TanhCurve{});
+    } else {
+      f(AnyCurve{all.curve[l]});
+    }
+  }
+
+  // ---- Values ----
+
+  SK_INLINE void values_forward(const Fragment& x) {
+    Operands a;
+#pragma unroll 1
+    for (int l = 0; l < hidden(); ++l) {
+      Columns c;
+      clear(c);
+      add_bias(c, l);
+      through(l, x, a, c);
+      const Function& of = step().layer[l].activation;
+      const bool tanh = To::kBytes == 2 && all.curve[l].tanh;
+      hand_on(hidden_array(own().h, l + 1), a, [&](int j, int, Fragment& made) {
+        float value[8];
+        if (tanh) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) value[i] = tanh_approx(sum(c, j, i));
+        } else {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float4 z = make_float4(c[2 * j + i][0], c[2 * j + i][1], c[2 * j + i][2], c[2 * j + i][3]);
+            const Activated s = activated(of.row, of.parameters[0], of.parameters[1], z);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
+          }
+        }
+        To::pack(value, made);
+      });
+    }
+    const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
+                                                         hidden() * H + lane() % 4 * 2);
+    Sums z = {bias.x, bias.y, bias.x, bias.y};
+    through_last(a, z);
+    const Function& of = step().layer[hidden()].activation;
+    const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      y(kY, e) = s.value[e], y(kD1, e) = s.d1[e], y(kD2, e) = s.d2[e], y(kOwed, e) = 0.0f;
+    }
+  }
+
+  // Adjoints of the outputs as an operand of 8 columns, the others 0
+  SK_INLINE void top_of(const float (&of)[4], Fragment& to) const {
+    To::pack_outputs(of, to);
+    if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), to);
+  }
+
+  SK_INLINE void value_residual(bool owed, float& rho) {
+    const Target& target = step().target[Term::kValue];
+    float back[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int o = output_of(e);
+      back[e] = 0.0f;
+      if (valid(e / 2) && o < step().O && target.kind != TargetKind::kNone) {
+        const float r = y(kY, e) - number(target.data, row_of(e / 2), o);
+        back[e] = y(kD1, e) * slope(step(), Term::kValue, row_of(e / 2), r, output_weight(step(), o), rho, part() == 0);
+      }
+      back[e] += y(kOwed, e);
+    }
+    if (!step().gradients) return;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += back[e];
+    Fragment top;
+    top_of(back, top);
+    Operands a;
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      Columns c;
+      pull(l, top, a, c);
+      by_curve(l - 1, [&](auto curve) {
+        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+          float h[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+          if (owed) load_q(l, j, q);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) q[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
+          To::pack(q, made);
+        });
+      });
+    }
+    if (step().dx) store_dx(a);
+    __syncthreads();
+    bring_together(own().x, own().h, true);
+    __syncthreads();
+  }
+
+  SK_INLINE void store_dx(const Operands& a) const {
+    Sums of[2] = {};
+    pull_first(a, of);
+    if (part() != 0) return;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = lane() % 4 * 4 + column;
+      if (valid(half) && d < step().D) {
+        step().dx[row_of(half) * step().D + d] = step().common * To::input_of(of, half, column);
+      }
+    }
+  }
+
+  // ---- A tangent from a direction ----
+
+  SK_INLINE void by_tangent(int p, bool owed, float& rho) {
+    Fragment source;
+    load_inputs(source, source_at(p));
+    Operands a;
+#pragma unroll 1
+    for (int l = 0; l < hidden(); ++l) {
+      Columns c;
+      clear(c);
+      through(l, source, a, c);
+      by_curve(l, [&](auto curve) {
+        hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
+          float h[8];
+          Fragment from;
+          load(from, hidden_array(own().h, l + 1), k);
+          To::unpack(from, h);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
+          To::pack(h, made);
+        });
+      });
+    }
+    Sums z_dot = {};
+    through_last(a, z_dot);
+    const float4 target = targets_at(p);
+    float back[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int o = output_of(e);
+      float of = 0.0f;
+      if (valid(e / 2) && o < step().O) {
+        const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(e / 2), o);
+        const float r = y(kD1, e) * z_dot[e] - (&target.x)[e];
+        of = slope(step(), Term::kFirst, row_of(e / 2), r, weight, rho, part() == 0);
+      }
+      back[e] = y(kD1, e) * of;
+      y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
+    }
+    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
+    Fragment top;
+    top_of(back, top);
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      Columns c;
+      pull(l, top, a, c);
+      by_curve(l - 1, [&](auto curve) {
+        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+          float h[8], h_dot[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+          load(from, hidden_array(own().right, l), k);
+          To::unpack(from, h_dot);
+          if (owed) load_q(l, j, q);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            q[i] = fmaf(curve.ratio(h[i]) * h_dot[i], sum(c, j, i), q[i]);
+            h[i] = curve.first(h[i]) * sum(c, j, i);
+          }
+          store_q(l, j, q);
+          To::pack(h, made);
+        });
+      });
+    }
+    __syncthreads();
+    bring_together(source_at(p), own().right, false);
+    __syncthreads();
+  }
+
+  // ---- The gradient of output o, and its adjoint as a tangent along it ----
+
+  SK_INLINE void by_gradient(int o, bool owed, float& rho) {
+    float back[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == o ? y(kD1, e) : 0.0f;
+    Fragment top;
+    top_of(back, top);
+    Operands a;
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      Columns c;
+      pull(l, top, a, c);
+      by_curve(l - 1, [&](auto curve) {
+        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+          float h[8];
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
+          To::pack(h, made);
+        });
+      });
+    }
+    Sums pulled[2] = {};
+    pull_first(a, pulled);
+    float g_bar[2][4];
+    projected_residuals(o, pulled, g_bar, rho);
+    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
+    Fragment source;
+    To::pack_inputs(g_bar, source);
+    if (part() == 0) store_inputs(own().source, source);
+#pragma unroll 1
+    for (int l = 0; l < hidden(); ++l) {
+      Columns c;
+      clear(c);
+      through(l, source, a, c);
+      by_curve(l, [&](auto curve) {
+        hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
+          float h[8], delta[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l + 1), k);
+          To::unpack(from, h);
+          load(from, hidden_array(own().left, l + 1), k);
+          To::unpack(from, delta);
+          if (owed) load_q(l + 1, j, q);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            q[i] = fmaf(curve.ratio(h[i]) * delta[i], sum(c, j, i), q[i]);
+            h[i] = curve.first(h[i]) * sum(c, j, i);
+          }
+          store_q(l + 1, j, q);
+          To::pack(h, made);
+        });
+      });
+    }
+    Sums z_dot = {};
+    through_last(a, z_dot);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == o ? y(kD2, e) * z_dot[e] : 0.0f;
+    __syncthreads();
+    bring_together(own().source, own().right, false);
+    __syncthreads();
+  }
+};
+
+}  // namespace sk::cuda

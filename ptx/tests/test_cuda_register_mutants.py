@@ -1,0 +1,136 @@
+"""The CUDA step in registers, broken on purpose: what does not find it does not check."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import sobolev_kernels as sk
+from ptx import missing
+from ptx.compile import missing as missing_tool
+from sobolev_kernels.backends import cuda
+from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.problems import Shape, data, directions_of
+
+reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from ptx.compile import compile_file  # noqa: E402
+from ptx.cuda_on_ptx import REGISTERS, compare, on_ptx, register_options  # noqa: E402
+from ptx.mutate import barriers  # noqa: E402
+
+SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two warps, of one
+
+
+class Step(NamedTuple):
+    outputs: bool
+    kind: str
+    activation: str = "tanh"
+    depth: int = 2
+    gradients: bool = True
+    derivatives: bool = True
+
+
+STEPS = (
+    Step(False, "given"), Step(True, "sphere"), Step(False, "given", "sigmoid"), Step(True, "sphere", "sigmoid"),
+    Step(False, "given", depth=1, gradients=False), Step(True, "given", depth=1),
+    Step(True, "given", depth=1, gradients=False, derivatives=False),
+)  # fmt: skip
+
+
+def source(precision, way, change=lambda text: text) -> str:
+    """A kernel that knows two activations and mse, which is decoded faster."""
+    rows = {
+        "SK_ACTIVATIONS(SK_CASE)": "SK_CASE(4, ActTanh) SK_CASE(5, ActSigmoid)",
+        "SK_LOSSES(SK_CASE)": "SK_CASE(0, LossMse)",
+    }
+
+    def changed(text):
+        for every, some in rows.items():
+            text = text.replace(every, some)
+        return change(text)
+
+    return compile_file(REGISTERS, options=register_options(precision, way), change=changed)
+
+
+def run(ptx, precision, way, step: Step):
+    """Findings, and the numbers, of two tiles of one block."""
+    tile = 16 * way[1]
+    shape = Shape(tile + 3, 5, way[0] - 2, step.depth, 2, 5, "")
+    numbers = data(shape, step.activation, last="tanh")
+    parameters = list(numbers.student.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(step.gradients)
+    x = numbers.x.clone().requires_grad_(step.gradients)
+    targets, settings = sk.Targets(values=numbers.y), {"weights": (1.0, 0.0)}
+    if step.derivatives:
+        targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+        settings = {"directions": directions_of(step.kind, shape)}
+    side = computed_from("gradients" if step.outputs else "tangents")
+    with side, on_ptx(findings="return", ptx=ptx, blocks=1, limit=300 << 10, tile=tile) as backend:
+        loss = sk.sobolev_loss(numbers.student, x, targets, precision=precision, backend="cuda", **settings)
+        if step.gradients:
+            loss.backward()
+    assert backend.layout["way"] == way
+    grads = [leaf.grad for leaf in (x, *parameters)] if step.gradients else []
+    return backend.kinds, [loss.detach(), *grads]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("of", [SHARED, OWN], ids=["shared rows", "own rows"])
+def test_every_deleted_barrier_is_found(of):
+    """Each barrier deleted in turn: found by one of the steps."""
+    original = source(*of)
+    found = lambda ptx: any(run(ptx, *of, step)[0] for step in STEPS)  # noqa: E731
+    assert not found(original)
+    broken = list(barriers(original))
+    assert len(broken) > 15
+    missed = [name for name, ptx in broken if not found(ptx)]
+    # the lanes of a warp that has its rows for itself hand nothing on but in registers
+    assert [name for name in missed if of is SHARED or "warp.sync" not in name] == []
+
+
+BROKEN = {
+    "rows of an operand swapped": ("uint32_t*>(rows(i, 0))", "uint32_t*>(rows(1 - i, 0))", None),
+    "a row of weights too far": ("row_pairs(at + H * 4, b[1])", "row_pairs(at + 2 * H * 4, b[1])", None),
+    "the tail of a tile not masked": ("return row_of(half) < step().N;", "return true;", "out of bounds"),
+    "a column too many": ("column + i < step().D", "column + i <= step().D", "out of bounds"),
+    "sums of biases not cleared": ("bias_sums(1)[i] = 0.0f;", "bias_sums(1);", "uninitialised"),
+    "q read before it is owed": ("if (owed) load_q", "load_q", "uninitialised"),
+    "one place for all warps of a row": ("kOwnBytes / 4 * warp()", "kOwnBytes / 4 * group()", "race"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_sources_are_found(name):
+    right, wrong, kind = BROKEN[name]
+    original = source(*SHARED)
+    broken = source(*SHARED, lambda text: text.replace(right, wrong))
+    assert broken != original
+    for step in STEPS[:2]:
+        (kinds, got), (_, expected) = run(broken, *SHARED, step), run(original, *SHARED, step)
+        if kind:
+            found = any(kind in finding for finding in kinds)
+        else:
+            pairs = zip(got, expected, strict=True)
+            found = any((a - b).abs().max() > 0.1 * b.abs().max() or torch.isnan(a).any() for a, b in pairs)
+        if found:
+            return
+    raise AssertionError(f"{name}: not found")
+
+
+def test_float32_stands_sums_that_are_cut():
+    """Tensor cores do not round what they add to a sum, but cut it: with the last bit of every sum cut off, float32 as
+    three products of TF32 is still within the rule."""
+    way, right = (32, 4, 4, 1), "mma_tf32(c, four, b[0], b[1]);"
+    cut = f"{right} for (float& sum : c) sum = __uint_as_float(__float_as_uint(sum) & ~1u);"
+    ptx = compile_file(REGISTERS, options=register_options("ieee", way), change=lambda text: text.replace(right, cut))
+    shape = Shape(300, 8, 32, 3, 2, 3, "five tiles of 64 for one block")
+    on = {"limit": 227 << 10, "tile": 64, "blocks": 1}
+    for outputs in (False, True):
+        numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
+        rounded, found = [
+            compare(numbers, directions, "ieee", on={**on, "ptx": text}, outputs=outputs).worst for text in (None, ptx)
+        ]
+        assert 2 * rounded < found < 0.6
