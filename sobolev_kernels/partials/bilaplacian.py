@@ -11,8 +11,9 @@ from ..errors import in_words, need, refuse
 from ..settings import as_columns, faults_of_columns
 from ..student import Student, recognise, widened
 from ..typed import Function, Wrt
-from .along import bilaplacian_of, bilaplacians, by_core, evaluated
+from .along import bilaplacian_of, bilaplacians, evaluated, way_of
 from .evaluate import faults_of_kinks, faults_of_student, tied
+from .launched import products_of_torch
 from .layers import directions_of
 from .nested import nested
 
@@ -67,9 +68,9 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
 def of_layers(student: Student, x: torch.Tensor, columns: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     streams, x = bilaplacians(columns, x.shape[1], student.widths[-1]), widened(x)
-    core = by_core(wide, x)
-    results = evaluated(streams, wide, x, directions_of(streams, x), core)
-    results = results if core else tied(results, student, x)
+    way = way_of(wide, x)
+    results = evaluated(streams, wide, x, directions_of(streams, x), way, products_of_torch())
+    results = results if way else tied(results, student, x)
     y, total = results.unflatten(0, (2, -1)).transpose(1, 2)
     return y, total
 

@@ -16,7 +16,8 @@ from ..math.activations import highest_order
 from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
-from .along import by_core, evaluated
+from .along import evaluated, way_of
+from .launched import products_of_torch
 from .layers import directions_of
 from .names import Fields
 from .nested import nested
@@ -131,9 +132,9 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    core = by_core(wide, x)
-    results = evaluated(streams, wide, x, directions_of(streams, x), core)
-    return (results if core else tied(results, student, x))[:, :, None].unbind()
+    way = way_of(wide, x)
+    results = evaluated(streams, wide, x, directions_of(streams, x), way, products_of_torch())
+    return (results if way else tied(results, student, x))[:, :, None].unbind()
 
 
 def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:
