@@ -12,7 +12,7 @@ import torch
 from ..student import Student
 from . import fused, launched
 from .fused import Call, Results
-from .launched import Launched
+from .launched import Launched, products_of_torch
 from .layers import by_plain, results_of
 from .plan import Streams, plan
 from .polynomials import Exponents, Polynomial, multiplied
@@ -70,14 +70,15 @@ def way_of(student: Student, x: torch.Tensor, backend: str | None = None) -> str
 
 
 def evaluated(
-    streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor, way: str | None, precision: str = "ieee"
+    streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor, way: str | None, precision: str | None = None
 ) -> torch.Tensor:  # fmt: skip
-    """The results [R, N], by the kernels of a backend or by PyTorch's operations."""
+    """The results [R, N], by the kernels of a backend or by PyTorch's operations; on a GPU in products of a precision
+    of `sobolev_loss`, or of that of PyTorch's own."""
     if way is None or not streams.wanted:
         return results_of(streams, student, x, v)
     if way == "triton":
         asking = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, *student.parameters))
-        call = Launched(streams, student, results_of, precision, asking)
+        call = Launched(streams, student, results_of, precision or products_of_torch(), asking)
     else:
         call = Call(streams, student, results_of)
     return Results.apply(call, x, v, *student.parameters)

@@ -69,4 +69,5 @@ def nothing(
     """What is made of no samples."""
     if not back:
         return [x.new_zeros(R, 0)]
-    return [*(t.new_zeros(t.shape) if of else None for t, of in ((x, of_x), (v, of_v))), *map(torch.zeros_like, parameters)]
+    along = [torch.zeros_like(t) if of else None for t, of in ((x, of_x), (v, of_v))]
+    return [*along, *map(torch.zeros_like, parameters)]

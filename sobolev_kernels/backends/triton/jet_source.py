@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from ...partials.programs import Layer, Program
-from . import formulas, primitives
+from . import formulas, fused_multiply
 
 GENERATED = ModuleType(f"{__name__}.generated")  # where launches find the kernels, by name
-NAMES = {"tl": tl, "dot": primitives.dot, "operand": primitives.operand, "whole_jet": formulas.whole_jet}
+NAMES = {"tl": tl, "tile_product": fused_multiply.tile_product, "whole_jet": formulas.whole_jet}
 finished: Callable = lambda kernel: kernel  # noqa: E731 -- the machines of ptx/ put themselves in a kernel's place
 
 TILE = """
@@ -31,14 +31,7 @@ TILE = """
     at = first * n + rows[:, None] * n + columns[None, :]
     IN += first * K"""
 PRODUCT = """
-    for start in range(0, K, BK):
-        k = start + tl.arange(0, BK)
-        inside, place = (rows < many)[:, None] & (k < K)[None, :], rows[:, None] * K + k[None, :]
-        w = W + columns[None, :] * sw_n + k[:, None] * sw_k
-        w = operand(tl.load(w, mask=(k < K)[:, None] & (columns < n)[None, :], other=0.0), PRECISION)"""
-ONE_OF_PRODUCT = """
-        x = tl.load(IN + ({s} * below + place), mask=inside, other=0.0)
-        v{s} += dot(operand(x, PRECISION), w, PRECISION)"""
+    v{s} = tile_product(IN + {s} * below, W, rows, columns, many, K, sw_n, sw_k, n, PRECISION, BM, BN, BK)"""
 NUMBERS = """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = N.to(tl.int64) * n
@@ -147,8 +140,7 @@ def kernel_of(slots: Slots, forward: bool, fused: bool, value: bool = False) -> 
     if fused:
         more = ("B, ", "activation, ") if forward else ("", "")
         head = f"IN, W, {more[0]}H, G, N, K, n, sw_n, sw_k, {more[1]}{OF_TILE}"
-        text = TILE + "".join(f"\n    v{s} = tl.zeros((BM, BN), tl.float32)" for s in slots.given)
-        text += PRODUCT + "".join(ONE_OF_PRODUCT.format(s=s) for s in slots.given)
+        text = TILE + "".join(PRODUCT.format(s=s) for s in slots.given)
     else:
         head = f"IN, {'B, H, G, N, n, activation' if forward else 'H, G, VALUE, N, n'}, BLOCK: tl.constexpr"
         text = NUMBERS + "".join(f"\n    v{s} = tl.load({stream('IN', s)}, mask=valid, other=0.0)" for s in slots.given)

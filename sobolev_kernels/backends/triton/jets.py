@@ -21,7 +21,8 @@ from ...math.table import Formula
 from ...partials.plan import Streams
 from ...partials.programs import Layer, layers_of
 from ...problem import DERIVATIVES_GRADIENTS, Operands, Problem
-from .. import on_device_of, triton as backend
+from .. import on_device_of
+from .. import triton as backend
 from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
@@ -100,8 +101,7 @@ def sums_kernel(IN, OUT, BEGIN, AT, C, N, rows, n_in, n_out, BLOCK: tl.constexpr
 def kernels_of(asked: Asked, fused: bool, keeping: bool) -> tuple[list[Layer], list[Kernel], list[Kernel]]:
     """The programs of each layer, and its kernels, forward and adjoint."""
     layers = layers_of(asked.streams, asked.activations)
-    has_value = [0 in layer.given for layer in layers]
-    forward = [kernel_of(forward_slots(of, keeping), True, fused, value) for of, value in zip(layers, has_value)]
+    forward = [kernel_of(forward_slots(of, keeping), True, fused, 0 in of.given) for of in layers]
     adjoint = [kernel_of(adjoint_slots(of), False, fused and of is not layers[-1]) for of in layers]
     return layers, forward, adjoint
 
