@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends.triton import jets
+from sobolev_kernels.backends.triton import jet_source, jets
 from sobolev_kernels.math.activations import ACTIVATIONS, highest_order
 from sobolev_kernels.math.table import Formula, choose
 from sobolev_kernels.partials.along import evaluated
@@ -18,6 +18,7 @@ from sobolev_kernels.testing.named import PLANS, Named, agree
 
 IDENTITY, TANH, GELU = (choose(ACTIVATIONS, "activation", name) for name in ("identity", "tanh", "gelu"))
 ACTIVATED = [choose(ACTIVATIONS, "activation", name) for name in ACTIVATIONS if name != "identity"]
+plain = jet_source.product
 NAMES = ("u", "u_t, u_x", "u, u_xt, u_xx", "u_xxt, u_x", "u_ttxx, u_tttt")
 
 
@@ -25,7 +26,7 @@ NAMES = ("u", "u_t, u_x", "u, u_xt, u_xx", "u_xxt, u_x", "u_ttxx, u_tttt")
 def multiply(request, monkeypatch):
     forget()
     jets.kept_by.cache_clear()
-    monkeypatch.setattr(jets, "fuses", lambda problem: request.param == "own")
+    monkeypatch.setattr(jets, "is_fused", lambda asked: request.param == "own")
     yield request.param
     forget()
     jets.kept_by.cache_clear()
@@ -42,6 +43,18 @@ def test_each_plan(multiply, plan):
 def test_each_activation_at_its_highest_order(formula):
     order = min(4, highest_order(formula)[0])
     agree(Named("x t -> u", NAMES[order], (5, 6), (formula, formula, IDENTITY), 19), "triton")
+
+
+def test_a_wrong_coefficient_is_found(monkeypatch):
+    """Each plan's terms without theirs."""
+    monkeypatch.setattr(jet_source, "product", lambda term: plain((*term[:2], 1.0)))
+    for kernels in (jet_source.forget, jets.kernels_of.cache_clear, forget):
+        kernels()
+    with pytest.raises(AssertionError, match=r"error .* to the float64 reference"):
+        agree(Named(*PLANS["KdV"], (5, 6), (TANH, TANH, IDENTITY), 19), "triton")
+    monkeypatch.undo()
+    for kernels in (jet_source.forget, jets.kernels_of.cache_clear, forget):
+        kernels()
 
 
 SHAPES = {

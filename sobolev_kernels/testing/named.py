@@ -14,7 +14,7 @@ from ..math.table import Formula
 from ..modules import to_module
 from ..partials.along import KERNELS, evaluated
 from ..partials.layers import directions_of, results_of
-from ..partials.nested import nested
+from ..partials.nested import Nested
 from ..student import Student
 from .rule import assert_within_rule, multiplies_in
 
@@ -86,7 +86,8 @@ def by_autograd(named: Named) -> list[torch.Tensor]:
 
     fields = sk.Fields(named.fields)
     rows = fields.terms(tuple(name.strip() for name in named.names.split(",")))
-    found = nested(function, x, rows, len(fields.outputs))
+    at = Nested(function, x, len(fields.outputs), named.streams.order, looks=False).at
+    found = [sum(c * at(o, e) for o, e, c in row) for row in rows]
     return everything(torch.cat(found, 1).T, student, x, v)
 
 

@@ -26,7 +26,7 @@ from .. import triton as backend
 from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
-from .jet_source import GENERATED, Kernel, adjoint_slots, forward_slots, kernel_of
+from .jet_source import GENERATED, Kernel, adjoint_slots, code_of, forward_slots, kernel_of
 from .launches import JET_BLOCKS, JETS, fuses, padded
 from .layers import Layers
 from .layerwise import near
@@ -98,6 +98,14 @@ def sums_kernel(IN, OUT, BEGIN, AT, C, N, rows, n_in, n_out, BLOCK: tl.constexpr
 
 
 @lru_cache(maxsize=256)
+def is_fused(asked: Asked) -> bool:
+    """Whether programs stand behind products of our own: up to a width, and where all that lives fits in registers."""
+    layers = layers_of(asked.streams, asked.activations)
+    most = max(code_of(slots)[1] for of in layers for slots in (forward_slots(of, True), adjoint_slots(of)))
+    return fuses(asked.problem("cpu", True)) and most <= JETS[-1].alive
+
+
+@lru_cache(maxsize=256)
 def kernels_of(asked: Asked, fused: bool, keeping: bool) -> tuple[list[Layer], list[Kernel], list[Kernel]]:
     """The programs of each layer, and its kernels, forward and adjoint."""
     layers = layers_of(asked.streams, asked.activations)
@@ -111,7 +119,7 @@ class JetLayers(Layers):
     layer, come from or go to; without, the forward keeps nothing."""
 
     def __init__(self, script: Script, asked: Asked, problem: Problem, operands: Operands, at: Operands, kept: list):
-        super().__init__(layerwise, fuses(problem), script, problem, operands, at, streams=asked.streams.count)
+        super().__init__(layerwise, is_fused(asked), script, problem, operands, at, streams=asked.streams.count)
         self.jets, self.forwards, self.adjoints = kernels_of(asked, self.fusing, bool(kept))
         h, g = kept[: self.last + 1], iter(kept[self.last + 1 :])
         self.h = h or [None] * (self.last + 1)
@@ -204,7 +212,7 @@ class JetLayers(Layers):
 def kept_by(asked: Asked) -> tuple[tuple[int, int, torch.dtype], ...]:
     """Streams and features of h of the inputs and of each layer but the last, and of g of each curved layer."""
     layers = layers_of(asked.streams, asked.activations)
-    half = None if fuses(asked.problem("cpu", True)) else OPERANDS.get(asked.precision)
+    half = None if is_fused(asked) else OPERANDS.get(asked.precision)
     h = [(len(of.given), n, half or torch.float32) for of, n in zip(layers, asked.widths, strict=False)]
     return (*h, *((len(of.kept), n, torch.float32) for of, n in zip(layers, asked.widths[1:], strict=True) if of.kept))
 
