@@ -83,6 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     partials.add_options(parser)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected cpu, since PyTorch finds no GPU that it can use, got cuda")
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
     return options

@@ -26,6 +26,9 @@ import torch
 
 import sobolev_kernels as sk
 from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.math.activations import ACTIVATIONS
+from sobolev_kernels.math.table import choose
+from sobolev_kernels.testing import named
 from sobolev_kernels.testing.compare import beside_reference, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
@@ -268,6 +271,15 @@ def partials() -> None:
         got = sk.partials(student.to(DEVICE), x.float().to(DEVICE), wanted, fields="x y z t -> u v")
         errors = ((got[each].cpu() - expected[each]).abs().max() / expected[each].abs().max() for each in wanted)
         print(f"partials of {name}, errors:", ", ".join(f"{error.item():.0e}" for error in errors), flush=True)
+    formulas = tuple(choose(ACTIVATIONS, "activation", name) for name in (*["tanh"] * 3, "identity"))
+    for plan, asked in named.PLANS.items():
+        for precision in PRECISIONS:
+            try:
+                named.agree(named.Named(*asked, (64,) * 3, formulas, 1000 if GPU else 8), "triton", precision, DEVICE)
+                said = "within the rule"
+            except (AssertionError, NotImplementedError) as error:
+                said = str(error)
+            print(f"named, {plan}, {precision}: {said}", flush=True)
 
 
 def cases() -> list[Case]:

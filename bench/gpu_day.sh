@@ -84,7 +84,8 @@ if [ "$DRY" = 0 ]; then
   wait "${pids[@]}"
   wanted host && stage "host" 60 $DAY host | tee -a "$OUT/host.txt"
   wanted whole && { stage "verify" 60 $PY -m sobolev_kernels verify
-    for each in partials fit students; do stage $each 60 $DAY $each; done; } 2>&1 | grep -v -e ^== -e Warning | tail -60 | both
+    for each in partials fit students; do stage $each 60 $DAY $each; done
+    stage "partials, timed" 90 $PY -m bench --partials --device cuda --shape 0 2 4 --seconds 1; } 2>&1 | grep -v -e ^== -e Warning | tail -60 | both
   if wanted sanitizer; then
     for f in "$WORK"/san-*; do echo "#### ${f##*/san-}"; head -c 20000 "$f"; done >"$OUT/sanitizer.txt"
     grep -H -E "ERROR SUMMARY|RACECHECK SUMMARY|^rc" "$WORK"/san-* | sed 's/.*san-//' | both

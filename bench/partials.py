@@ -56,6 +56,7 @@ SHAPES = ((20, 5, 1024), (64, 4, 1024), (64, 4, 4096), (128, 4, 1024), (128, 4, 
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--partials", nargs="*", choices=EQUATIONS, metavar="EQUATION", help="only: named partials")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --partials")
     parser.add_argument("--shape", type=int, nargs="+", default=range(len(SHAPES)), help="of --partials, which")
 
 
@@ -123,12 +124,15 @@ def by_streams(student: torch.nn.Module, equation: Equation) -> Callable:
     return loss
 
 
-def steps_of(equation: Equation, width: int, depth: int, N: int, compiled: bool) -> dict[str, Step]:
+def steps_of(
+    equation: Equation, width: int, depth: int, N: int, compiled: bool, device: str = "cpu"
+) -> dict[str, Step]:  # fmt: skip
     """A step with the gradients of all parameters, by way; losses and gradients are compared first."""
     torch.manual_seed(0)
     fields = sk.Fields(equation.fields)
     student = sk.MLP(len(fields.inputs), len(fields.outputs), width=width, depth=depth)
-    parameters, x, names = tuple(student.parameters()), torch.rand(N, len(fields.inputs)), names_of(equation)
+    x, names = torch.rand(N, len(fields.inputs)).to(device), names_of(equation)
+    parameters = tuple(student.to(device).parameters())
     leaf, v = x.clone().requires_grad_(), directions_of(fields.plan(names), x)
     by_hand = by_streams(student, equation)
     losses = {
@@ -150,7 +154,12 @@ def steps_of(equation: Equation, width: int, depth: int, N: int, compiled: bool)
         for got, expected in zip(results, found[OURS], strict=True):
             within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(expected.abs().max())}
             torch.testing.assert_close(got, expected, **within, msg=lambda m, w=way: f"{w}: {m}")
-    return steps
+    return steps if device == "cpu" else {way: finished(step) for way, step in steps.items()}
+
+
+def finished(step: Step) -> Step:
+    """The same until the GPU has done it."""
+    return lambda: (step(), torch.cuda.synchronize())
 
 
 def measure_partials(options: Namespace, console: Console) -> None:
@@ -161,7 +170,7 @@ def measure_partials(options: Namespace, console: Console) -> None:
         table.add_column(column, justify="left" if column == "equation" else "right")
     for shape, name in product(options.shape, options.partials or EQUATIONS):
         width, depth, N = SHAPES[shape]
-        steps = steps_of(EQUATIONS[name], width, depth, N, not options.no_compile)
+        steps = steps_of(EQUATIONS[name], width, depth, N, not options.no_compile, options.device)
         times = interleave(steps, options.rounds, options.seconds, TURN)
         found = {way: 1e3 * quartiles(each).median for way, each in times.items()}
         best = min(number for way, number in found.items() if way != OURS)

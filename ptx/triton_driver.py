@@ -14,10 +14,9 @@ from typing import NamedTuple
 from triton.runtime import driver
 
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.testing.compare import forget
 
 from .compile import gpu_of, without_ptxas
-from .triton_on_ptx import KERNELS
+from .triton_on_ptx import KERNELS, anew
 
 STREAM = 7
 
@@ -72,11 +71,11 @@ def driven(target: str = "sm_80") -> Iterator[Driver]:
         driver.set_active(made)
         for kernel in kernels:
             kernel.device_caches.clear()
-        forget()
+        anew()
         with without_ptxas():
             yield made
     finally:
-        forget()
+        anew()
         backend.interpreting = interpreting
         driver.set_active(active)
         for kernel in kernels:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import finishing, layerwise, one_launch, parameters
+from sobolev_kernels.backends.triton import finishing, jet_source, jets, layerwise, one_launch, parameters
 from sobolev_kernels.testing.compare import forget
 
 from .compile import variant
@@ -16,6 +16,7 @@ KERNELS = {
     one_launch: ["step_kernel"],
     parameters: ["pack_kernel"],
     finishing: ["finish_kernel"],
+    jets: ["sums_kernel"],
     layerwise: [
         "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
         "product_kernel", "pull_kernel", "push_kernel", "outer_kernel", "start_kernel", "along_kernel", "cast_kernel",
@@ -61,6 +62,13 @@ class Recorded:
         return lambda *values, **named: self.launches.append((self.kernel, values, named))
 
 
+def anew() -> None:
+    """Nothing is known of a step before, nor of the kernels that are written at a call."""
+    forget()
+    jet_source.forget()
+    jets.kernels_of.cache_clear()
+
+
 @contextmanager
 def replaced(replacement: Callable) -> Iterator[None]:
     """Within it the backend takes tensors of the CPU, and `replacement(kernel)` stands for each kernel."""
@@ -68,10 +76,12 @@ def replaced(replacement: Callable) -> Iterator[None]:
     try:
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, replacement(kernel))
-        forget()
+        jet_source.finished = replacement
+        anew()
         yield
     finally:
-        forget()
+        jet_source.finished = lambda kernel: kernel
+        anew()
         backend.interpreting = interpreting
         for (module, name), kernel in PLAIN.items():
             setattr(module, name, kernel)

@@ -6,9 +6,12 @@ import torch
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton
 from sobolev_kernels.enums import PRECISIONS
+from sobolev_kernels.math.activations import ACTIVATIONS
+from sobolev_kernels.math.table import choose
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare, computed_from, forget, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
+from sobolev_kernels.testing.named import PLANS, Named, agree
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 pytestmark = pytest.mark.skipif(triton.MISSING is not None or not torch.cuda.is_available(), reason="no GPU, or triton")
@@ -39,6 +42,24 @@ def test_numbers(path, side, shape, precision):
     first = compare(numbers, projections, backend="triton", device="cuda", precision=precision)
     second, third = (step(numbers.on("cuda"), projections, "triton", precision=precision) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("multiply", ["own", "torch's"])
+def test_named_derivatives(plan, precision, multiply, monkeypatch):
+    from sobolev_kernels.backends.triton import jets
+
+    forget()
+    jets.kept_by.cache_clear()
+    monkeypatch.setattr(jets, "is_fused", lambda asked: multiply == "own")
+    formulas = tuple(choose(ACTIVATIONS, "activation", name) for name in ("tanh", "silu", "identity"))
+    first, second = (
+        agree(Named(*PLANS[plan], (64, 50), formulas, 1000), "triton", precision, "cuda") for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+    forget()
+    jets.kept_by.cache_clear()
 
 
 @pytest.mark.parametrize("side", ["tangents", "gradients"])

@@ -13,7 +13,7 @@ from .directions import Cotangents, Directions, Projections
 from .dispatch import requested
 from .drawing import over_samples
 from .errors import in_words, need, need_known, refuse
-from .partials.along import mixed_along
+from .partials.along import KERNELS, mixed_along, way_of
 from .partials.layers import by_plain
 from .prepare import prepare
 from .problem import DERIVATIVES
@@ -171,7 +171,8 @@ def jet(
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Values and directional derivatives: m(x), D m(x)[v], D² m(x)[v, v] and so on, in one fused pass.
 
-    Differentiable as those of `jvp`. Orders 3 and 4 are fused on the CPU (docs/math.md, section 15).
+    Differentiable as those of `jvp`. Orders 3 and 4 are fused on the CPU and by Triton (docs/math.md, section
+    15).
 
     Args:
         student, x, v, wrt, backend: as for `jvp`.
@@ -252,9 +253,9 @@ def hvp(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and mixed second derivatives D² m(x)[v, w].
 
-    Differentiable as those of `jvp`. Of an MLP on the CPU by the streams of v, w and both (docs/math.md, section 15);
-    elsewhere by polarization, (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4: scale v and w alike there, since the difference
-    loses as many digits as they differ.
+    Differentiable as those of `jvp`. Of an MLP by the streams of v, w and both (docs/math.md, section 15), on the
+    CPU and in float32 by Triton; elsewhere by polarization, (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4: scale v and w alike
+    there, since the difference loses as many digits as they differ.
 
     Args:
         student, x, wrt, backend: as for `jvp`.
@@ -276,7 +277,7 @@ def hvp(
         refuse(faults_of_memory(name, tensor))
     need(v.shape == w.shape, "w", f"the shape of v, {list(v.shape)}", w)
     need(v.device == w.device, "w", f"a tensor on {v.device}, as v is", w)
-    if (found := mixed_by_core(student, x, v, w, wrt=wrt, backend=backend)) is not None:
+    if (found := mixed_by_streams(student, x, v, w, wrt=wrt, backend=backend)) is not None:
         return found
     # what is added and what is subtracted would be rounded in half precision
     exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))
@@ -289,25 +290,26 @@ def hvp(
     return evaluate(student, x, both, Directions, "v", False, mixed, wrt=wrt, backend=backend, order=2)
 
 
-def mixed_by_core(
+def mixed_by_streams(
     student: object, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, **settings: object
 ) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
-    """An HVP of an MLP whose streams the core takes; None of any other call."""
-    if torch.compiler.is_compiling() or requested(settings["backend"]) not in (None, "cpu"):
+    """An HVP of an MLP whose streams a backend's kernels take; None of any other call."""
+    if torch.compiler.is_compiling() or (forced := requested(settings["backend"])) not in (None, *KERNELS):
         return None
     known = recognise(student)
-    if not (isinstance(known, Student) and isinstance(x, torch.Tensor) and x.is_cpu and x.dim() == 2 and len(v)):
+    if not (isinstance(known, Student) and isinstance(x, torch.Tensor) and x.dim() == 2 and len(v)):
         return None
     if by_plain(x) or not all(type(tensor) in PLAIN for tensor in (v, w, *known.parameters)):
         return None
-    if are_right(known, x, v, w) and settings["wrt"] is None:
+    if forced != "triton" and are_right(known, x, v, w) and settings["wrt"] is None:
         return mixed_along(known, x, v, w)
     call = prepare(request_of("hvp", student, x, Directions.given(v), **settings))
-    if call.problem.backend != "cpu" or w.dtype != v.dtype:
-        return None
     wide = Student(known.widths, known.biases, known.activations, tuple(map(widened, known.parameters)))
+    way = way_of(wide, widened(x), call.problem.backend)
+    if way is None or w.dtype != v.dtype:
+        return None
     v, w = (call.request.columns.embed(over_samples(widened(t), len(x)), x.shape[1]) for t in (v, w))
-    y, mixed = mixed_along(wide, widened(x), v, w)
+    y, mixed = mixed_along(wide, widened(x), v, w, way, call.problem.precision)
     return y.to(x.dtype), mixed.to(x.dtype)
 
 

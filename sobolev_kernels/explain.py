@@ -15,6 +15,7 @@ from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
 from .math.heads import APART
 from .ops import is_apart
+from .partials.along import KERNELS
 from .prepare import prepare, undo
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
@@ -102,7 +103,7 @@ def explain(
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
         if flow and flow.fused and not problem.collapsed:
             lines += [f"segments    {segments_in_words(flow.fused)}"]
-        if of == "hvp" and problem.backend == "cpu" and not any(call.followed):
+        if of == "hvp" and problem.backend in KERNELS and not any(call.followed):
             lines += [
                 f"mixed       by the streams of v, w and both, {3 * problem.P // 2} of them, without polarization"
             ]

@@ -116,7 +116,7 @@ def derivatives_along(
         jet = function_jet(ran, v, problem.order)
     elif problem.order > 2:
         student = Student(problem.widths, problem.biases, problem.activations, tuple(parameters))
-        jet = jet_along(student, x, v, problem.order, core=problem.backend == "cpu")
+        jet = jet_along(student, x, v, problem.order, problem.backend, problem.precision)
     else:
         jet = mlp_jet(problem, parameters, x, v, problem.order)
     y, first, second = behind_head(problem, tuple(map(widened, jet)))

@@ -10,11 +10,15 @@ from functools import lru_cache
 import torch
 
 from ..student import Student
-from .fused import Call, Results, why_not
+from . import fused, launched
+from .fused import Call, Results
+from .launched import MOST, Launched, products_of_torch
 from .layers import by_plain, results_of
 from .plan import Streams, plan
 from .polynomials import Exponents, Polynomial, multiplied
 
+# Backends whose kernels take streams of any derivatives through an MLP
+KERNELS = {"cpu": fused.why_not, "triton": launched.why_not}
 # Directions go side by side up to so many streams, beside the value: arrays of a tile grow with them, and the value is
 # computed once for them.
 TOGETHER = 16
@@ -33,16 +37,18 @@ def rows(polynomial: Polynomial, O: int) -> Iterator[tuple[tuple[int, tuple[tupl
     return (((o, tuple(polynomial.items())),) for o in range(O))
 
 
-def jet_along(student: Student, x: torch.Tensor, v: torch.Tensor, order: int, core: bool) -> tuple[torch.Tensor, ...]:
-    """y [N, O], tangents [P, N, O] and the others [order - 1, P, N, O] of an MLP along v [P, N, D], by the core or by
-    PyTorch's operations."""
+def jet_along(
+    student: Student, x: torch.Tensor, v: torch.Tensor, order: int, backend: str, precision: str = "ieee"
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """y [N, O], tangents [P, N, O] and the others [order - 1, P, N, O] of an MLP along v [P, N, D], by the kernels of a
+    backend that has such, or by PyTorch's operations."""
     P, N, _ = v.shape
-    O, most, core = student.widths[-1], max(1, TOGETHER // order), core and by_core(student, x)
+    O, most, way = student.widths[-1], max(1, TOGETHER // order), way_of(student, x, backend)
     y, parts = None, []
     for some in v.split(most) if P else (v,):
         streams = towers(len(some), O, order)
         along = torch.stack([some[unit(e)] for _, e in streams.first]) if len(some) else some
-        results = evaluated(streams, student, x, along, core)
+        results = evaluated(streams, student, x, along, way, precision)
         results = results.unflatten(0, (1 + order * len(some), O)).transpose(1, 2)
         y = results[0] if y is None else y
         parts.append(results[1:].unflatten(0, (order, len(some))) if len(some) else results.new_empty(order, 0, N, O))
@@ -54,16 +60,28 @@ def unit(direction: tuple[float, ...]) -> int:
     return next(i for i, c in enumerate(direction) if c)
 
 
-def by_core(student: Student, x: torch.Tensor) -> bool:
-    """Whether the core computes it, and nobody follows each operation."""
-    return not by_plain(x) and why_not(student, x) is None
+def way_of(student: Student, x: torch.Tensor, backend: str | None = None) -> str | None:
+    """The backend whose kernels take the streams; None where PyTorch's operations do, as where somebody follows each of
+    them. `backend`: the only one that may."""
+    if by_plain(x):
+        return None
+    names = KERNELS if backend is None else [name for name in KERNELS if name == backend]
+    return next((name for name in names if KERNELS[name](student, x) is None), None)
 
 
-def evaluated(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor, core: bool) -> torch.Tensor:
-    """The results [R, N], by the core or by PyTorch's operations."""
-    if not core:
+def evaluated(
+    streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor, way: str | None, precision: str | None = None
+) -> torch.Tensor:  # fmt: skip
+    """The results [R, N], by the kernels of a backend or by PyTorch's operations; on a GPU in products of a precision
+    of `sobolev_loss`, or of that of PyTorch's own."""
+    if way is None or not streams.wanted or (way == "triton" and streams.count > MOST):
         return results_of(streams, student, x, v)
-    return Results.apply(Call(streams, student, results_of), x, v, *student.parameters)
+    if way == "triton":
+        asking = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, *student.parameters))
+        call = Launched(streams, student, results_of, precision or products_of_torch(), asking)
+    else:
+        call = Call(streams, student, results_of)
+    return Results.apply(call, x, v, *student.parameters)
 
 
 @lru_cache(maxsize=64)
@@ -75,15 +93,15 @@ def pairs(P: int, O: int) -> Streams:
 
 
 def mixed_along(
-    student: Student, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor
+    student: Student, x: torch.Tensor, v: torch.Tensor, w: torch.Tensor, way: str = "cpu", precision: str = "ieee"
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """y [N, O] and D²m[v, w] [P, N, O] of an MLP along v and w [P, N, D], by the core."""
+    """y [N, O] and D²m[v, w] [P, N, O] of an MLP along v and w [P, N, D], by the kernels of a backend."""
     found = []
     for some in zip(v.split(TOGETHER // 4), w.split(TOGETHER // 4), strict=True):
         both = torch.cat(some)
         streams = pairs(len(both) // 2, student.widths[-1])
         along = both[torch.tensor([unit(e) for _, e in streams.first], device="cpu")]
-        results = evaluated(streams, student, x, along, core=True)
+        results = evaluated(streams, student, x, along, way, precision)
         found.append(results.unflatten(0, (-1, student.widths[-1])).transpose(1, 2))
     return found[0][0], torch.cat([each[1:] for each in found])
 

@@ -11,8 +11,8 @@ from ..errors import in_words, need, refuse
 from ..settings import as_columns, faults_of_columns
 from ..student import Student, recognise, widened
 from ..typed import Function, Wrt
-from .along import bilaplacian_of, bilaplacians, by_core, evaluated
-from .evaluate import faults_of_kinks, faults_of_student, tied
+from .along import bilaplacian_of, bilaplacians, evaluated
+from .evaluate import chosen, faults_of_kinks, faults_of_student, tied
 from .layers import directions_of
 from .nested import nested
 
@@ -55,6 +55,7 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
         with uncast(x):
             y, total = of_layers(known, x, columns)
     else:
+        chosen(known, x)
         O = outputs_of(student, x)
         rows = [[(o, (0,) * D, 1.0)] for o in range(O)]
         fourth = [(e, float(c)) for e, c in bilaplacian_of(columns, D).items()]
@@ -67,9 +68,9 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
 def of_layers(student: Student, x: torch.Tensor, columns: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     streams, x = bilaplacians(columns, x.shape[1], student.widths[-1]), widened(x)
-    core = by_core(wide, x)
-    results = evaluated(streams, wide, x, directions_of(streams, x), core)
-    results = results if core else tied(results, student, x)
+    way = chosen(wide, x)
+    results = evaluated(streams, wide, x, directions_of(streams, x), way)
+    results = results if way else tied(results, student, x)
     y, total = results.unflatten(0, (2, -1)).transpose(1, 2)
     return y, total
 

@@ -11,16 +11,19 @@ from ..backends.functions import differentiably
 from ..backends.reference import uncast
 from ..boundary import faults_of_memory
 from ..checks import faults_of_inputs, faults_of_parameters
-from ..errors import Fault, NotProvided, in_words, refuse
+from ..dispatch import requested
+from ..errors import Fault, NotProvided, in_words, need, refuse
 from ..math.activations import highest_order
 from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
-from .along import by_core, evaluated
+from .along import KERNELS, evaluated, way_of
 from .layers import directions_of
 from .names import Fields
 from .nested import nested
 from .plan import Streams
+
+FUSED = ("cpu", "cuda", "triton")  # backends that are kernels
 
 
 @in_words
@@ -69,6 +72,7 @@ def partials(
         with uncast(x):
             results = of_layers(streams, known, inputs)
     else:
+        chosen(known, x)
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
     results = (result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
@@ -131,9 +135,24 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    core = by_core(wide, x)
-    results = evaluated(streams, wide, x, directions_of(streams, x), core)
-    return (results if core else tied(results, student, x))[:, :, None].unbind()
+    way = chosen(wide, x)
+    results = evaluated(streams, wide, x, directions_of(streams, x), way)
+    return (results if way else tied(results, student, x))[:, :, None].unbind()
+
+
+def chosen(student: Student | Unrecognised, x: torch.Tensor) -> str | None:
+    """The backend whose kernels compute it, which SOBOLEV_BACKEND may force; None where PyTorch's operations do."""
+    name = requested(None)
+    if name in FUSED:
+        reason = getattr(student, "reason", "") or why_not(name, student, x)
+        expected = f"{name} to support this problem"
+        need(reason is None, "SOBOLEV_BACKEND", expected, f"a refusal: {reason}", NotImplementedError)
+    return way_of(student, x, name)
+
+
+def why_not(backend: str, student: Student, x: torch.Tensor) -> str | None:
+    known = KERNELS.get(backend)
+    return "it has no kernel of named derivatives" if known is None else known(student, x)
 
 
 def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -76,8 +76,9 @@ class Call:
     def run(
         self, x: torch.Tensor, v: torch.Tensor, parameters: tuple[torch.Tensor, ...],
         cotangents: torch.Tensor | None = None, of_x: bool = False, of_v: bool = False,
+        kept: Sequence[torch.Tensor] = (),
     ) -> list[torch.Tensor | None]:  # fmt: skip
-        """The results [R, N], or from their cotangents the gradients of x, v and each parameter."""
+        """The results [R, N], or from their cotangents the gradients of x, v and each parameter; nothing is kept."""
         N, R, back = x.shape[0], len(self.streams.outputs), cotangents is not None
         x, v, *parameters = as_read([x, v, *parameters])
         new = empty if N else torch.zeros
@@ -120,19 +121,21 @@ class Results(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call: Call, x: torch.Tensor, v: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        ctx.call = call
-        ctx.save_for_backward(x, v, *parameters)
-        return call.run(x, v, parameters)[0]
+        results, *kept = call.run(x, v, parameters)
+        ctx.call, ctx.count = call, len(parameters)
+        ctx.save_for_backward(x, v, *parameters, *kept)
+        return results
 
     @staticmethod
     def backward(ctx, cotangents: torch.Tensor):
-        call, (x, v, *parameters) = ctx.call, ctx.saved_tensors
+        call, (x, v, *saved) = ctx.call, ctx.saved_tensors
+        parameters, kept = saved[: ctx.count], saved[ctx.count :]
         asked = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or several(
             cotangents
         ):  # it will be differentiated again, or is of several at a time
             return None, *again(call, [x, v, *parameters], cotangents, asked)
-        found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1])
+        found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1], kept)
         return None, *(gradient if wanted else None for gradient, wanted in zip(found, asked, strict=True))
 
 

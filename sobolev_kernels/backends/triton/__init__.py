@@ -50,22 +50,31 @@ def unable() -> str | None:
 
 
 def supports(problem: Problem) -> str | None:
-    if MISSING or problem.unrecognised:
-        return MISSING or problem.unrecognised
-    if problem.device != "cuda" and not (problem.device == "cpu" and interpreting()):
-        return f"tensors are on {problem.device}, not on a GPU (TRITON_INTERPRET=1 interprets the kernels there)"
-    if problem.dtype != "float32":
-        return f"dtype {problem.dtype} is not float32"
-    if problem.head is not None:
-        return f"a head, {problem.head}"
-    if problem.order > 2:
-        return f"order {problem.order}, above 2"
-    return unable() if problem.device == "cuda" else None
+    if problem.unrecognised and not MISSING:
+        return problem.unrecognised
+    reason = refusal(problem.device, problem.dtype)
+    return f"a head, {problem.head}" if reason is None and problem.head is not None else reason
+
+
+def refusal(device: str, dtype: str) -> str | None:
+    """Why it takes no tensors like these."""
+    if MISSING:
+        return MISSING
+    if device != "cuda" and not (device == "cpu" and interpreting()):
+        return f"tensors are on {device}, not on a GPU (TRITON_INTERPRET=1 interprets the kernels there)"
+    if dtype != "float32":
+        return f"dtype {dtype} is not float32"
+    return unable() if device == "cuda" else None
 
 
 def plan(problem: Problem, N: int) -> Plan:
     from . import launches, one_launch
 
+    if problem.order > 2:
+        multiply = "own" if launches.fuses(problem) else "torch's"
+        return Plan(
+            "triton", f"streams of all orders, layer-wise, {multiply} multiply", (("precision", problem.precision),)
+        )
     reason = one_launch.refusal(problem)
     side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else TANGENTS
     choices = (("precision", problem.precision), ("side", side))
@@ -118,11 +127,15 @@ def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, 
         if next(iter(outputs), None) == "loss" and "terms" not in outputs:  # by the same kernels as one that gives them
             with_terms = SCRIPTS.get(likeness(problem, operands, reads, ("loss", "terms", *[*outputs][1:])))
             script.compiled = script.compiled if with_terms is None else with_terms.compiled
-        with LOCK:
-            while len(SCRIPTS) >= MOST_SCRIPTS:
-                del SCRIPTS[next(iter(SCRIPTS))]
-            SCRIPTS[key] = script
+        keep(key, script)
     return script
+
+
+def keep(key: tuple, script: Script) -> None:
+    with LOCK:
+        while len(SCRIPTS) >= MOST_SCRIPTS:
+            del SCRIPTS[next(iter(SCRIPTS))]
+        SCRIPTS[key] = script
 
 
 def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:

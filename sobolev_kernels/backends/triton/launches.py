@@ -138,6 +138,22 @@ class Outer(Linear):
     programs: int
 
 
+@dataclass(frozen=True)
+class Jet(Linear):
+    """A product of all streams at once, of a program of which so many numbers live at most at each place of a tile."""
+
+    alive: int
+    stages: int
+
+
+# Named derivatives: the first row that a program takes is its own; all that is asked for up to order 4 of two or three
+# inputs fits the last one, or is taken apart from the product (JET_BLOCKS: alive, numbers of a block, warps).
+JETS = (
+    Jet(rows=64, columns=32, depth=32, warps=8, alive=14, stages=2),
+    Jet(rows=32, columns=32, depth=32, warps=8, alive=40, stages=2),
+)
+JET_BLOCKS = ((20, 1024, 8), (40, 512, 8), (1 << 30, 128, 4))
+
 LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
 OUTER = Outer(rows=64, columns=64, depth=32, warps=4, programs=528)
 WIDEST_DRAWN = 8192  # numbers of a direction that a program draws at a time

@@ -37,13 +37,14 @@ class Layers:
     """The layers of one script, and what its streams leave behind: Z, the stacked z without bias, and H."""
 
     def __init__(
-        self, module: ModuleType, fusing: bool, script: Script, problem: Problem, operands: Operands, at: Operands
-    ):
-        """module: where its kernels are found."""
+        self, module: ModuleType, fusing: bool, script: Script, problem: Problem, operands: Operands, at: Operands,
+        streams: int | None = None,
+    ):  # fmt: skip
+        """module: where its kernels are found; streams: of a layer, by default those along directions."""
         self.module, self.fusing = module, fusing
         self.script, self.problem, self.operands, self.at = script, problem, operands, at
         self.N, self.P = operands.x.shape[0], 0 if problem.projection == COTANGENTS else problem.P
-        self.S, self.last = 1 + problem.order * self.P, len(problem.biases) - 1
+        self.S, self.last = streams or 1 + problem.order * self.P, len(problem.biases) - 1
         self.dtype = torch.float32 if self.fusing else OPERANDS.get(problem.precision, torch.float32)
         self.strides = [weight.stride() for weight, _ in by_layer(problem, operands.parameters)]
         self.weights, self.biases = map(list, zip(*by_layer(problem, at.parameters), strict=True))
@@ -110,12 +111,12 @@ class Layers:
 
     # ---- The ways through the layers ----
 
-    def start(self, x: At | None, streams: int, n: int, W: int) -> At:
-        """Stacked inputs [S, N, D], or vectors [P, N, n]; as an operand if torch multiplies them."""
-        problem, operands, at = self.problem, self.operands, self.at
-        out, copy = self.script.room(streams, self.N, n), None
-        if self.dtype != torch.float32:
-            copy = self.room(streams, n, operand=True)
+    def start(self, x: At | None, streams: int, n: int, W: int, place: At | None = None) -> At:
+        """Stacked inputs [S, N, D], or vectors [P, N, n], in their place if there is one; as an operand if torch
+        multiplies them."""
+        problem, operands, at, half = self.problem, self.operands, self.at, self.dtype != torch.float32
+        out = place if place is not None and not half else self.script.room(streams, self.N, n)
+        copy = (place or self.room(streams, n, operand=True)) if half else None
         if n > WIDEST_DRAWN:
             self.start_wide(x, W, out, copy)
             return out if copy is None else copy
@@ -276,25 +277,30 @@ class Layers:
 
     def outer(self, a: list[At], h: list[At], streams: int, biases: bool = False) -> None:
         """Σ over streams and samples of a hᵀ of each layer, into the next parts; of biases Σ a of the values alone."""
-        M, fusing = streams * self.N, self.fusing
-        for first in range(0, len(self.sizes) if fusing or biases else 0, AT_ONCE):
-            some = slice(first, first + AT_ONCE)
-            sizes = [(n_out, n_in, *at) for (n_in, n_out), (_, *at) in zip(self.sizes, self.layers, strict=True)][some]
+        self.outer_of(range(len(self.sizes)), a, h, streams, self.N if biases else None, self.Z)
+        self.part = self.part + self.parts if self.fusing else 1
+
+    def outer_of(
+        self, layers: Sequence[int], a: list[At], h: list[At], streams: int, values: int | None, Z: list[At]
+    ) -> None:  # fmt: skip
+        """Those of some layers; with the gradients of biases if it is told how many rows are of values, which where
+        torch multiplies are those of Z."""
+        M, fusing = (streams if self.fusing else 1) * self.N, self.fusing
+        for first in range(0, len(layers) if fusing or values is not None else 0, AT_ONCE):
+            some = layers[first : first + AT_ONCE]
+            sizes = [(*self.sizes[l][::-1], *self.layers[l][1:]) for l in some]
             tiles = [triton.cdiv(s[0], OUTER.rows) * (triton.cdiv(s[1], OUTER.columns) if fusing else 1) for s in sizes]
             rows = triton.cdiv(M if fusing else self.N, self.parts)
             self.launch(
-                "outer_kernel", (max(tiles), self.parts, len(sizes)), tuple(a[some] if fusing else self.Z[some]),
-                tuple(h[some] if fusing else self.Z[some]), tuple(n for of in sizes for n in of), self.slots_at,
-                self.bias_slots_at if biases else None, M, self.N, self.part, rows, self.stride, self.bias_stride,
-                PRECISION=self.problem.precision, MULTIPLY=fusing, BM=OUTER.rows, BN=OUTER.columns, BK=OUTER.depth,
-                num_warps=OUTER.warps,
+                "outer_kernel", (max(tiles), self.parts, len(sizes)), tuple((a if fusing else Z)[l] for l in some),
+                tuple((h if fusing else Z)[l] for l in some), tuple(n for of in sizes for n in of), self.slots_at,
+                self.bias_slots_at if values is not None else None, M, values or 0, self.part, rows, self.stride,
+                self.bias_stride, PRECISION=self.problem.precision, MULTIPLY=fusing, BM=OUTER.rows, BN=OUTER.columns,
+                BK=OUTER.depth, num_warps=OUTER.warps,
             )  # fmt: skip
-        if fusing:
-            self.part += self.parts
-        else:
-            for l in range(len(self.sizes)):
+        if not fusing:
+            for l in layers:
                 self.torch_outer(a[l], h[l], l, bool(self.part))
-            self.part = 1
 
     def torch_outer(self, a: At, h: At, l: int, add: bool) -> None:
         (n_in, n_out), (_, at, _) = self.sizes[l], self.layers[l]

@@ -1,0 +1,111 @@
+"""Named derivatives by the Triton kernels as compiled PTX, executed on the CPU; and what they take of a GPU."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+import sobolev_kernels as sk
+from ptx import PtxFailure, missing
+from ptx.compile import missing as missing_tool
+from ptx.mutate import masks
+from sobolev_kernels.math.activations import ACTIVATIONS
+from sobolev_kernels.math.table import choose
+from sobolev_kernels.partials.along import evaluated
+from sobolev_kernels.testing.named import PLANS, Named, agree
+
+reason = missing() or missing_tool("triton")
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from ptx import triton_on_ptx  # noqa: E402
+from ptx.compile import variant  # noqa: E402
+from ptx.report import LIMITS, usage  # noqa: E402
+from ptx.triton_driver import driven  # noqa: E402
+from sobolev_kernels.backends.triton import jets  # noqa: E402
+
+SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
+TARGETS = ["sm_80", "sm_90", "sm_100"]
+IDENTITY, TANH, GELU = (choose(ACTIVATIONS, "activation", name) for name in ("identity", "tanh", "gelu"))
+
+
+@pytest.fixture
+def on_ptx():
+    with ExitStack() as stack:
+        yield lambda *args, **named: stack.enter_context(triton_on_ptx.on_ptx(*args, **named))
+        jets.kept_by.cache_clear()
+
+
+# Each target that the machine knows, schedule and precision is some plan's.
+CASES = [
+    ("Burgers", "sm_80", "tf32", "round_robin"),
+    ("Kuramoto-Sivashinsky", "sm_90", "bf16", "ahead"),
+    ("biharmonic", "sm_80", "ieee", "reverse"),
+    ("Navier-Stokes", "sm_90", "tf32", "random:1"),
+]
+
+
+@pytest.mark.parametrize("plan, target, precision, schedule", CASES)
+def test_plans(on_ptx, plan, target, precision, schedule):
+    """Of sizes that nothing divides, with a part of a tile; no race, nothing out of bounds, right numbers."""
+    results = on_ptx(schedule, target=target)
+    agree(Named(*PLANS[plan], (18, 7), (TANH, GELU, IDENTITY), 37), "triton", precision)
+    launched = [r for r in results if r.kernel.startswith("jets_")]
+    assert len(launched) == 3 + 2
+    assert all((r.count("mma.") + r.count("wgmma.") > 0) == (precision != "ieee") for r in launched)
+
+
+def test_a_dropped_mask_is_found(on_ptx):
+    texts, named = [], Named(*PLANS["Burgers"], (18,), (TANH, IDENTITY), 37)
+    on_ptx(change=lambda text: texts.append(text) or text)
+    agree(named, "triton")
+    for kind in ("jets_forward", "jets_adjoint"):
+        text = next(text for text in texts if kind in text)
+        _, mutant = next(m for m in masks(text) if "st.global" in m[0])
+        on_ptx(change=lambda other, text=text, mutant=mutant: mutant if other == text else other)
+        with pytest.raises(PtxFailure, match=r"bounds|race"):
+            agree(named, "triton")
+
+
+def step(student, x, names="u, u_t, u_x, u_xx, u_xxxx"):
+    sum(p.square().sum() for p in sk.partials(student, x, names, fields="x t -> u").values()).backward()
+
+
+def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch):
+    """Steps, a last batch of another size, a batch that is a view: L + 2 launches of L layers, and L + 4 back."""
+    monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
+    student, x = sk.MLP(2, 1, width=18, depth=4), torch.rand(65, 2)
+    with driven() as driver:
+        step(student, x[:32])
+        compiled = [*driver.compiled]
+        names = [name.split("_")[1] if name.startswith("jets_") else name for name in driver.names()]
+        forward = ["start_kernel", *["forward"] * 5, "sums_kernel"]
+        back = ["sums_kernel", *["adjoint"] * 4, *["outer_kernel"] * 3, "finish_kernel"]
+        assert names == forward + back
+        for batch in [slice(0, 32)] * 3 + [slice(32, 49), slice(1, 33)]:
+            step(student, x[batch])
+        assert driver.compiled == compiled and len(driver.launches) == 6 * len(names)
+
+
+# The hidden layers' kernels of the plan of the most streams, and of a common one.
+TAKES = [
+    ("sm_80", "tf32", "biharmonic, closure"), ("sm_90", "ieee", "Kuramoto-Sivashinsky"),
+    ("sm_100", "bf16", "Kuramoto-Sivashinsky"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target, precision, plan", TAKES)
+def test_what_a_layer_takes(target, precision, plan):
+    """All streams of a tile in registers: no stack but what ptxas takes to halve them, so that two programs are
+    resident."""
+    student, x, v = (named := Named(*PLANS[plan], (64,) * 3, (TANH,) * 3 + (IDENTITY,), 64)).numbers(torch.float32)
+    with triton_on_ptx.recorded() as launches:
+        results = evaluated(named.streams, student, x, v, "triton", precision)
+        torch.autograd.grad(results, student.parameters, torch.ones_like(results), materialize_grads=True)
+    kernels = {kernel.fn.__name__: (kernel, values, more) for kernel, values, more in launches}
+    layers = [name for kernel, *_ in launches if (name := kernel.fn.__name__).startswith("jets_")]
+    for name in (layers[1], layers[-2]):
+        used = usage(name, plan, target, variant(*kernels[name], target).compiled())
+        assert used.stack <= (8 if used.registers == 128 else 0), used
+        assert used.registers <= 255 and used.shared <= LIMITS[target], used
+        assert (used.tensor > 0) == (precision != "ieee"), used
