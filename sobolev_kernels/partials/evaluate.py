@@ -17,10 +17,11 @@ from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
 from .along import by_core, evaluated
-from .layers import directions_of
+from .layers import directions_of, tied
 from .names import Fields
 from .nested import nested
 from .plan import Streams
+from .transformed import of_parts, parts_of
 
 
 @in_words
@@ -31,8 +32,9 @@ def partials(
 
     Of an MLP only the streams that the names need go through the layers: u, u_t, u_x and u_xxxx take five beside the
     value, and a sum under one name, as the bilaplacian "u_xxxx + 2*u_xxyy + u_yyyy", fewer than its terms do. A
-    `Scaled` MLP is one, with derivatives in the data's units. Any other student is differentiated by autograd, again
-    and again. Results are differentiable with respect to the parameters and x, as often as you like.
+    `Scaled` MLP is one, with derivatives in the data's units, and so is one between transforms (`Transformed`). Any
+    other student is differentiated by autograd, again and again. Results are differentiable with respect to the
+    parameters and x, as often as you like.
 
     Args:
         student: a module from [N, D] to [N, O], or [N] if O is 1; D and O are the fields'.
@@ -68,6 +70,10 @@ def partials(
     if isinstance(known, Student):
         with uncast(x):
             results = of_layers(streams, known, inputs)
+    elif (parts := parts_of(student, x)) is not None:
+        refuse(faults_of_kinks(parts.student, streams.order, names))
+        with uncast(x):
+            results = of_parts(parts, student, streams, fields.terms(names), len(fields.outputs), x, names)
     else:
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
@@ -134,15 +140,3 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     core = by_core(wide, x)
     results = evaluated(streams, wide, x, directions_of(streams, x), core)
     return (results if core else tied(results, student, x))[:, :, None].unbind()
-
-
-def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:
-    """Such that what none depends on, as the last bias of a derivative, gets a gradient of zeros and not None, with
-    which an optimizer would step differently."""
-    if not torch.is_grad_enabled():
-        return results
-    asking = [tensor for tensor in (x, *student.parameters) if tensor.requires_grad]
-    if not asking:
-        return results
-    nothing = torch.cat([tensor.reshape(-1)[:0] for tensor in asking]).sum()
-    return results + nothing.to(results.dtype)
