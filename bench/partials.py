@@ -6,7 +6,9 @@ parameters, by `sk.residual_loss`, by hand in PyTorch, by jet-for-pytorch and by
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import sobolev_kernels as sk
 from sobolev_kernels.testing.rule import IN_SINGLE
 from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
@@ -30,6 +33,7 @@ from .partial_ways import (
     OURS,
     WAYS,
     Step,
+    Task,
     asked_of_jax,
     is_there,
     step_of,
@@ -55,6 +59,7 @@ def add_options(parser: ArgumentParser) -> None:
 def steps_of(name: str, width: int, depth: int, N: int, ways: Sequence[str]) -> dict[str, Step]:
     """By way; losses and gradients are compared first."""
     task = task_of(name, EQUATIONS[name], width, depth, N)
+    need_fused(task)
     steps = {way: step_of(way, task) for way in ways}
     expected = flat(steps[OURS]())
     for way, step in steps.items():
@@ -62,6 +67,14 @@ def steps_of(name: str, width: int, depth: int, N: int, ways: Sequence[str]) -> 
             within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(ours.abs().max())}
             torch.testing.assert_close(got, ours, **within, msg=lambda m, w=way: f"{name}, {w}: {m}")
     return steps
+
+
+def need_fused(task: Task) -> None:
+    """That ours is the kernel's, and not for want of one PyTorch's operations."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        text = sk.explain(task.student, task.x, of="partials", names=list(task.names), fields=task.fields)
+    if "-> cpu" not in text:
+        raise RuntimeError(f"the kernel does not compute it:\n{text}")
 
 
 def flat(result: tuple) -> list[torch.Tensor]:
