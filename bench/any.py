@@ -27,7 +27,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--outputs", type=int, nargs="+", default=[1, 10], help="of --any, O")
     parser.add_argument("--along", type=int, nargs="+", default=[1, 4], help="of --any, P")
     parser.add_argument("--compiled", action="store_true", help="of --any: each way by torch.compile")
-    parser.add_argument("--peak", action="store_true", help="of --any: also the memory of each way, and no times")
+    parser.add_argument("--peak", action="store_true", help="of --any and --partials: memory, and no times")
 
 
 def steps_of(

@@ -132,14 +132,16 @@ def serve(
         idle = time.process_time()
 
 
-def main(threads: str, others: dict[str, Callable] | None = None) -> None:
+def main(
+    threads: str, build: Callable[..., Callable[[], tuple]] = build, others: dict[str, Callable] | None = None
+) -> None:  # fmt: skip
     """On as many processors as we have threads, for JAX's threads are as many as its processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     answers = os.fdopen(os.dup(1), "wb")
     # what libraries print must not come between the answers
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, answers, others=others)
+    serve(sys.stdin.buffer, answers, build, others)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,18 @@
-"""Peak memory of one step, in a process of its own: `python -m bench.memory CASE VARIANT` prints bytes.
-
-The peak is VmHWM, reset just before the step, less the memory then in use. (Not ru_maxrss: it cannot be reset, and a
-child inherits the maximum of the process that started it.)
-"""
+"""Peak memory of one step, in a process of its own: `python -m bench.memory CASE VARIANT` prints bytes."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
 from dataclasses import astuple, replace
-from pathlib import Path
 
 from sobolev_kernels.testing.speed.baselines import Variant
 from sobolev_kernels.testing.speed.cases import Case, make_data, make_student
 
+from .resident import ENVIRONMENT, ROOT, can_tell, peak_of
 from .variants import variants_of
-
-ROOT = Path(__file__).parents[1]
-CLEAR = Path("/proc/self/clear_refs")
-# malloc gives freed tensors back at once, so that none of them hides a part of the next peak.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def tiny(case: Case) -> Case:
@@ -48,18 +32,12 @@ def measure(case: Case, variant: Variant) -> int:
     if variant.compiled:
         # its compiler would count
         step()
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")
-    before = resident("VmRSS")
-    result = step()
-    after = resident("VmHWM")
-    del result
-    return after - before
+    return peak_of(step)
 
 
 def peak_memory(case: Case, name: str) -> int | None:
     """Bytes of one step of a variant; None where the system does not say (not Linux), or the variant crashes."""
-    if not CLEAR.exists():
+    if not can_tell():
         return None
     command = [sys.executable, "-m", "bench.memory", json.dumps(astuple(case)), name]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)

@@ -1,159 +1,74 @@
-"""Named partials of a PDE residual: `python -m bench --partials`, our step against what is written by hand."""
+"""Named partials of a PDE residual: `python -m bench --partials`, a residual's loss with the gradients of all
+parameters, by `sk.residual_loss`, by hand in PyTorch, by jet-for-pytorch and by JAX, where these are installed.
+
+`python -m bench.partials EQUATION SHAPE WAY` prints the bytes of one step, in a process of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+import os
+import subprocess
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import sobolev_kernels as sk
-from sobolev_kernels.partials.layers import directions_of, results_of
-from sobolev_kernels.student import Student, recognise
 from sobolev_kernels.testing.rule import IN_SINGLE
 from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
-Parts = dict[str, torch.Tensor]
-Step = Callable[[], tuple[torch.Tensor, ...]]
-OURS, NESTED, FUNC, STREAMS, COMPILED = (
-    "sk.partials", "nested autograd.grad", "nested torch.func", "streams by hand", "compiled streams"
-)  # fmt: skip
+from .equations import EQUATIONS
+from .partial_ways import (
+    IN_COMPILERS,
+    JAX_JET,
+    JAX_NESTED,
+    OURS,
+    WAYS,
+    Step,
+    Task,
+    asked_of_jax,
+    is_there,
+    step_of,
+    task_of,
+    worker,
+)
+from .resident import ENVIRONMENT, ROOT, can_tell, peak_of
 
-
-class Equation(NamedTuple):
-    fields: str
-    names: str
-    residuals: Callable[[Parts], tuple[torch.Tensor, ...]]
-
-
-def navier_stokes(p: Parts) -> tuple[torch.Tensor, ...]:
-    u, v = p["u"], p["v"]
-    along = [p[f"{f}_t"] + u * p[f"{f}_x"] + v * p[f"{f}_y"] + p[f"p_{d}"] for f, d in (("u", "x"), ("v", "y"))]
-    return along[0] - 0.01 * p["u_xx + u_yy"], along[1] - 0.01 * p["v_xx + v_yy"], p["u_x"] + p["v_y"]
-
-
-VELOCITIES = "u, v, u_t, v_t, u_x, v_x, p_x, u_y, v_y, p_y, u_xx + u_yy, v_xx + v_yy"
-EQUATIONS = {
-    "Burgers": Equation(
-        "x t -> u", "u, u_t, u_x, u_xx", lambda p: (p["u_t"] + p["u"] * p["u_x"] - 0.01 * p["u_xx"],)
-    ),
-    "Allen-Cahn": Equation("x t -> u", "u, u_t, u_xx", lambda p: (p["u_t"] - 1e-4 * p["u_xx"] + p["u"] ** 3 - p["u"],)),
-    "KdV": Equation("x t -> u", "u, u_t, u_x, u_xxx", lambda p: (p["u_t"] + 6 * p["u"] * p["u_x"] + p["u_xxx"],)),
-    "Kuramoto-Sivashinsky": Equation(
-        "x t -> u", "u, u_t, u_x, u_xx, u_xxxx", lambda p: (p["u_t"] + p["u"] * p["u_x"] + p["u_xx"] + p["u_xxxx"],)
-    ),
-    "biharmonic": Equation(
-        "x y -> u", "u_xxxx + 2*u_xxyy + u_yyyy", lambda p: (p["u_xxxx + 2*u_xxyy + u_yyyy"] - 1,)
-    ),
-    "Navier-Stokes": Equation("x y t -> u v p", VELOCITIES, navier_stokes),
-}  # fmt: skip
-SHAPES = ((20, 5, 1024), (64, 4, 1024), (64, 4, 4096), (128, 4, 1024), (128, 4, 4096))
+SHAPES = ((20, 5, 1024), (20, 5, 4096), (64, 4, 1024), (64, 4, 4096), (128, 4, 1024), (128, 4, 4096))
+Row = dict[str, object]
 
 
 def add_options(parser: ArgumentParser) -> None:
+    shapes = "; ".join(f"{i}: {width}×{depth}, {N} points" for i, (width, depth, N) in enumerate(SHAPES))
     parser.add_argument("--partials", nargs="*", choices=EQUATIONS, metavar="EQUATION", help="only: named partials")
+    parser.add_argument(
+        "--shape", type=int, nargs="+", choices=range(len(SHAPES)), default=range(len(SHAPES)), metavar="SHAPE",
+        help=f"of --partials, which. {shapes}",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --partials")
-    parser.add_argument("--shape", type=int, nargs="+", default=range(len(SHAPES)), help="of --partials, which")
-
-
-def loss_of(equation: Equation, parts: Parts) -> torch.Tensor:
-    return sum(residual.square().mean() for residual in equation.residuals(parts))
-
-
-def nested(function: Callable, x: torch.Tensor, equation: Equation) -> Parts:
-    """As DeepXDE and most hand-written code do: each gradient once, however many derivatives are read from it."""
-    y = function(x)
-    kept: dict = {}
-
-    def at(o: int, e: tuple[int, ...]) -> torch.Tensor:
-        if not any(e):
-            return y[:, o : o + 1]
-        i = max(i for i, n in enumerate(e) if n)
-        below = (*e[:i], e[i] - 1, *e[i + 1 :])
-        if (o, below) not in kept:
-            kept[o, below] = torch.autograd.grad(at(o, below).sum(), x, create_graph=True)[0]
-        return kept[o, below][:, i : i + 1]
-
-    return summed(equation, at)
-
-
-def by_func(function: Callable, x: torch.Tensor, equation: Equation) -> Parts:
-    """jvp of jvp along unit vectors, of all outputs and the whole batch."""
-    kept: dict = {}
-
-    def derived(e: tuple[int, ...]) -> Callable:
-        i = next((i for i, n in enumerate(e) if n), None)
-        if i is None:
-            return function
-        below = derived((*e[:i], e[i] - 1, *e[i + 1 :]))
-        along = torch.zeros_like(x)
-        along[:, i] = 1
-        return lambda x: torch.func.jvp(below, (x,), (along,))[1]
-
-    def at(o: int, e: tuple[int, ...]) -> torch.Tensor:
-        if e not in kept:
-            kept[e] = derived(e)(x)
-        return kept[e][:, o : o + 1]
-
-    return summed(equation, at)
-
-
-def summed(equation: Equation, at: Callable[[int, tuple[int, ...]], torch.Tensor]) -> Parts:
-    names = names_of(equation)
-    rows = sk.Fields(equation.fields).terms(tuple(names))
-    return {name: sum(c * at(o, e) for o, e, c in row) for name, row in zip(names, rows, strict=True)}
-
-
-def names_of(equation: Equation) -> list[str]:
-    return [name.strip() for name in equation.names.split(",")]
-
-
-def by_streams(student: torch.nn.Module, equation: Equation) -> Callable:
-    """The same streams as ours, in PyTorch's operations: the best that its user could derive and write."""
-    names, known = names_of(equation), recognise(student)
-    streams = sk.Fields(equation.fields).plan(names)
-
-    def loss(x: torch.Tensor, v: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        of = Student(known.widths, known.biases, known.activations, parameters)
-        return loss_of(equation, dict(zip(names, results_of(streams, of, x, v), strict=True)))
-
-    return loss
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=WAYS, help="of --partials, beside ours")
 
 
 def steps_of(
-    equation: Equation, width: int, depth: int, N: int, compiled: bool, device: str = "cpu"
+    name: str, width: int, depth: int, N: int, ways: Sequence[str], device: str = "cpu"
 ) -> dict[str, Step]:  # fmt: skip
-    """A step with the gradients of all parameters, by way; losses and gradients are compared first."""
-    torch.manual_seed(0)
-    fields = sk.Fields(equation.fields)
-    student = sk.MLP(len(fields.inputs), len(fields.outputs), width=width, depth=depth)
-    x, names = torch.rand(N, len(fields.inputs)).to(device), names_of(equation)
-    parameters = tuple(student.to(device).parameters())
-    leaf, v = x.clone().requires_grad_(), directions_of(fields.plan(names), x)
-    by_hand = by_streams(student, equation)
-    losses = {
-        OURS: lambda: loss_of(equation, sk.partials(student, x, names, fields=fields)),
-        NESTED: lambda: loss_of(equation, nested(student, leaf, equation)),
-        FUNC: lambda: loss_of(equation, by_func(student, x, equation)),
-        STREAMS: lambda: by_hand(x, v, *parameters),
-    }
-    if compiled:
-        torch.compiler.reset()
-        whole = torch.compile(by_hand, fullgraph=True, dynamic=False)
-        losses[COMPILED] = lambda: whole(x, v, *parameters)
-    steps = {
-        way: lambda loss=loss: torch.autograd.grad(loss(), parameters, materialize_grads=True)
-        for way, loss in losses.items()
-    }
-    found = {way: [losses[way]().detach(), *steps[way]()] for way in steps}
-    for way, results in found.items():
-        for got, expected in zip(results, found[OURS], strict=True):
-            within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(expected.abs().max())}
-            torch.testing.assert_close(got, expected, **within, msg=lambda m, w=way: f"{w}: {m}")
+    """By way; losses and gradients are compared first."""
+    task = task_of(name, EQUATIONS[name], width, depth, N, device)
+    need_fused(task)
+    steps = {way: step_of(way, task) for way in ways}
+    expected = flat(steps[OURS]())
+    for way, step in steps.items():
+        for got, ours in zip(flat(step()), expected, strict=True):
+            within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(ours.abs().max())}
+            torch.testing.assert_close(got, ours, **within, msg=lambda m, w=way: f"{name}, {w}: {m}")
     return steps if device == "cpu" else {way: finished(step) for way, step in steps.items()}
 
 
@@ -162,18 +77,82 @@ def finished(step: Step) -> Step:
     return lambda: (step(), torch.cuda.synchronize())
 
 
+def need_fused(task: Task) -> None:
+    """That ours is the kernel's, and not for want of one PyTorch's operations."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        text = sk.explain(task.student, task.x, of="partials", names=list(task.names), fields=task.fields)
+    if "-> cpu" not in text and "-> triton" not in text:
+        raise RuntimeError(f"no kernel computes it:\n{text}")
+
+
+def flat(result: tuple) -> list[torch.Tensor]:
+    loss, gradients = result
+    return [loss, *gradients]
+
+
+def ways_of(options: Namespace) -> tuple[str, ...]:
+    chosen = (way for way in WAYS if way == OURS or way in options.way)
+    return tuple(way for way in chosen if is_there(way) and not (options.no_compile and way in IN_COMPILERS))
+
+
+def peak_memory(name: str, shape: int, way: str) -> int | None:
+    """Bytes of one step, by a process of its own; None where it does not end well, or nobody tells."""
+    if not can_tell():
+        return None
+    command = [sys.executable, "-m", "bench.partials", name, str(shape), way]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def print_peak(name: str, shape: str, way: str) -> None:
+    width, depth, N = SHAPES[int(shape)]
+    task = task_of(name, EQUATIONS[name], width, depth, N)
+    if way in (JAX_JET, JAX_NESTED):
+        print(worker(torch.get_num_threads()).ask("peak", *asked_of_jax(way, task)))
+        return
+    step_of(way, task_of(name, EQUATIONS[name], 4, 2, 2))()  # what a first call leaves behind for good
+    step = step_of(way, task)
+    if way in IN_COMPILERS:
+        step()
+    print(peak_of(step))
+
+
 def measure_partials(options: Namespace, console: Console) -> None:
-    """Run and print: milliseconds of each way, and of the best other over ours."""
-    ways = (OURS, NESTED, FUNC, STREAMS, *(() if options.no_compile else (COMPILED,)))
-    table = Table(title="A residual and its gradients, ms", title_justify="left")
+    """Run, print and add to partials.csv, case by case: milliseconds of each way, or megabytes."""
+    what, ways = "peak MB" if options.peak else "ms", ways_of(options)
+    table = Table(title=f"A residual and its gradients, {what}", title_justify="left")
     for column in ("equation", "MLP", "N", *ways, "best other ÷ ours"):
         table.add_column(column, justify="left" if column == "equation" else "right")
     for shape, name in product(options.shape, options.partials or EQUATIONS):
         width, depth, N = SHAPES[shape]
-        steps = steps_of(EQUATIONS[name], width, depth, N, not options.no_compile, options.device)
-        times = interleave(steps, options.rounds, options.seconds, TURN)
-        found = {way: 1e3 * quartiles(each).median for way, each in times.items()}
-        best = min(number for way, number in found.items() if way != OURS)
-        row = [f"{found[way]:.2f}" for way in ways]
-        table.add_row(name, f"{width}×{depth}", str(N), *row, f"{best / found[OURS]:.2f}")
+        if options.peak:
+            bytes_of = {way: peak_memory(name, shape, way) for way in ways}
+            found = {way: n / 1e6 for way, n in bytes_of.items() if n is not None}
+        else:
+            times = interleave(
+                steps_of(name, width, depth, N, ways, options.device), options.rounds, options.seconds, TURN
+            )
+            found = {way: 1e3 * quartiles(each).median for way, each in times.items()}
+        best = min((number for way, number in found.items() if way != OURS), default=None)
+        ratio = best / found[OURS] if best is not None and OURS in found else None
+        numbers = [f"{found[way]:.2f}" if way in found else "–" for way in ways]
+        table.add_row(name, f"{width}×{depth}", str(N), *numbers, f"{ratio:.2f}" if ratio else "–")
+        case = {"equation": name, "width": width, "depth": depth, "N": N, "what": what}
+        keep(options.results, case | {way: found.get(way) for way in WAYS})
     console.print(table)
+
+
+def keep(folder: Path, row: Row) -> None:
+    """A case that is measured again has another row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "partials.csv"
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    print_peak(*sys.argv[1:])

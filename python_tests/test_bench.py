@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import epoch, estimates, jax_worker, planner, readme, twice
+from bench import epoch, estimates, jax_worker, partial_ways, partials, planner, readme, taylor, twice
+from bench.equations import EQUATIONS
 from bench.jax_baseline import idleness
-from bench.memory import CLEAR, peak_memory
+from bench.memory import peak_memory
 from bench.overhead import DIFFERENCES, SMALLEST, overhead, pieces
+from bench.resident import CLEAR
 from bench.variants import JAX, VARIANTS, left_out, variants_of
 from ptx import missing
 from ptx.compile import missing as missing_tool
@@ -416,3 +418,34 @@ def test_second_derivatives_of_any_student(kind):
 
 def test_an_epoch_of_fit_is_that_of_the_loop_by_double_backward():
     epoch.check(*epoch.problem(), worker=None)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_ways_to_a_residual_agree(name):
+    ways = (partial_ways.OURS, partial_ways.NESTED, partial_ways.FUNC, partial_ways.STREAMS)
+    assert set(partials.steps_of(name, 5, 2, 6, ways)) == set(ways)
+
+
+@pytest.mark.parametrize("collapses", [True, False])
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_series_along_directions_make_the_derivatives(name, collapses):
+    task = partial_ways.task_of(name, EQUATIONS[name], 4, 2, 3)
+    series = taylor.series_of(task.rows, task.x.shape[1], collapses)
+    for row, parts in zip(task.rows, series.rows, strict=True):
+        degree = sum(row[0][1])
+        for e in {e for _, e, _ in row} if degree else ():
+            total = 0.0
+            for part in parts:
+                bundle = series.bundles[part.bundle]
+                along = bundle.along if bundle.collapsed and degree == bundle.order else [bundle.along[part.r]]
+                total += part.coefficient * sum(taylor.expanded(v, e) for v in along)
+            assert total == pytest.approx(sum(c for _, of, c in row if of == e))
+
+
+def test_a_residual_is_measured_and_kept(tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    arguments = ["--partials", "KdV", "--shape", "0", "--rounds", "2", "--seconds", "0", "--no-compile"]
+    options = program.parse([*arguments, "--way", "nested autograd.grad", "--results", str(tmp_path)])
+    partials.measure_partials(options, console)
+    (row,) = csv.DictReader((tmp_path / "partials.csv").read_text().splitlines())
+    assert row["equation"] == "KdV" and float(row["sk.residual_loss"]) > 0 and not row["JAX jet"]

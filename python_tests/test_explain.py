@@ -166,7 +166,8 @@ def test_of_refusals():
     ):
         with pytest.raises(error, match=re.escape(said)):
             asked(**more)
-    with pytest.raises(ValueError, match=re.escape("of: expected one of loss, jvp, vjp, jet, laplacian, hvp, got jv")):
+    names = "loss, jvp, vjp, jet, laplacian, hvp, partials, residual_loss"
+    with pytest.raises(ValueError, match=re.escape(f"of: expected one of {names}, got jv")):
         sk.explain(STUDENT, X, V, of="jv")
     assert "order 1" not in sk.explain(STUDENT, X, V, of="jet", order=1, wrt=[1, 0])
 
@@ -425,3 +426,39 @@ def test_a_loss_that_is_made_of_derivatives():
             v = sk.Directions.given(torch.ones(1, 4, 3, requires_grad=asks))
             text = sk.explain(student, x, v, derivative_target=target, backend="cpu")
             assert ("from fused derivatives" in text) == (said and asks)
+
+
+def test_named_partials(capsys):
+    x, names = torch.zeros(8, 2), ["u", "u_xx + u_yy"]
+    text = sk.explain(sk.MLP(2, 1, width=16), x, of="partials", names=names, fields="x y -> u")
+    assert capsys.readouterr().out == text + "\n"
+    assert "streams     3 beside the value, 4 without the sums\n" in text
+    assert "\n-> cpu        one pass" in text or "the compiled core" in text
+    around = sk.Transformed(sk.MLP(2, 1, width=16), inputs=torch.sin, outputs=lambda x, y: x[:, :1] * y)
+    text = sk.explain(around, x, of="partials", names=names, fields="x y -> u")
+    assert "inputs      transformed: all 4 streams of 2 features" in text and "outputs     transformed" in text
+    text = sk.explain(lambda x: x[:, :1], x, of="partials", names="u_x", fields="x y -> u")
+    assert "\n-> reference  autograd of autograd" in text
+
+
+def test_residual_losses():
+    heat = sk.Residual(lambda p: p.u_t - p.u_xx, "x t -> u", name="heat")
+    text = sk.explain(sk.MLP(2, 1, width=16), torch.zeros(8, 2), of="residual_loss", residual=[heat, heat.diff("x")])
+    assert "order       3\n" in text and "heat_x      u_xt - u_xxx\n" in text
+
+
+@pytest.mark.parametrize(
+    "said, more",
+    [
+        ("names: expected", {"of": "partials", "fields": "x t -> u"}),
+        ("directions: expected none of partials", {"of": "partials", "directions": 3}),
+        ("order: expected no such keyword of partials", {"of": "partials", "order": 2}),
+        ("residual: expected a sobolev_kernels.Residual", {"of": "residual_loss"}),
+        ("names: expected none but of", {"names": "u"}),
+        ("order 2", {"of": "partials", "names": "u_xx", "fields": "x t -> u", "activation": "relu"}),
+    ],
+)
+def test_what_is_wrong_with_named_partials(said, more):
+    student = sk.MLP(2, 1, width=4, activation=more.pop("activation", "tanh"))
+    with pytest.raises((ValueError, TypeError, NotImplementedError), match=said):
+        sk.explain(student, torch.zeros(8, 2), **more)

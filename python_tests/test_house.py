@@ -89,7 +89,8 @@ def test_the_keywords_of_the_loss_are_the_fields_of_its_settings():
     assert set(typed.LossKeywords.__annotations__) == set(names)
     assert set(typed.AllKeywords.__annotations__) == {*names, *tensors} - {"return_terms"}
     assert set(inspect.signature(sk.SobolevLoss).parameters) == {*names, "input_scale", "output_weight"}
-    assert set(inspect.signature(sk.explain).parameters) == {*names, "student", "x", "of", "derivative_target"}
+    own = {"student", "x", "of", "derivative_target", "names", "fields", "residual"}
+    assert set(inspect.signature(sk.explain).parameters) == {*names, *own}
     for function in (sk.SobolevLoss, lambda **k: sk.explain(sk.MLP(2, 1), torch.zeros(3, 2), **k)):
         with pytest.raises(TypeError, match="reductoin"):
             function(reductoin="sum")

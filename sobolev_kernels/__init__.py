@@ -22,6 +22,7 @@ from .partials.evaluate import partials
 from .partials.names import Fields
 from .partials.residual import Residual
 from .partials.residual_loss import ResidualTerms, residual_loss, residual_scales
+from .partials.transformed import Transformed
 from .scaled import Scaled
 from .scaler import Scaler
 from .targets import Targets
@@ -55,6 +56,7 @@ __all__ = [
     "SobolevTerms",
     "SobolevWarning",
     "Targets",
+    "Transformed",
     "Uncertainty",
     "bilaplacian",
     "check_targets",

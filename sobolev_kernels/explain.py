@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from .heads import inner_of, with_head
 from .math.heads import APART
 from .ops import is_apart
 from .partials.along import KERNELS
+from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss
 from .prepare import prepare, undo
+from .printed import printed
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
 from .request import Request
 from .rows import are_rows, behind, derivatives_on_rows
@@ -28,16 +31,10 @@ SEPARATELY = "by PyTorch's operations, from fused derivatives"
 WHY = ": the vectors' gradient goes through the dense target, too"
 
 
-class Printed(str):
-    """What has been printed already, so that a notebook does not show it again as the value of a cell."""
-
-    def _ipython_display_(self) -> None:
-        pass
-
-
 def explain(
     student: Function, x: torch.Tensor, directions: Directions | Cotangents | torch.Tensor | None = None, *,
-    of: str = "loss", derivative_target: str = DENSE, **settings,
+    of: str = "loss", derivative_target: str = DENSE, names: Any = None, fields: Any = None, residual: Any = None,
+    **settings,
 ) -> str:  # fmt: skip
     """Print, and return, what `sobolev_loss` would do with this student and these inputs [N, D]; or `jvp` and its like.
 
@@ -49,7 +46,9 @@ def explain(
     Args:
         student, x, directions, …: as for `sobolev_loss`. Those of its arguments that are tensors change nothing.
         of: "loss", or "jvp", "vjp", "jet", "laplacian", "hvp". Then `directions` are the vectors that this function
-            takes, v or u, of an HVP v alone; and the other keywords are those that it has too.
+            takes, v or u, of an HVP v alone; and the other keywords are those that it has too. "partials" has `names`
+            and `fields` instead, "residual_loss" its `residual`: then it says also in how many streams, of which order,
+            what sums under one name save, and which way these are taken, "reference" being autograd of autograd.
         derivative_target: "dense" or "projected", for the count of bytes.
 
     Raises:
@@ -65,7 +64,25 @@ def explain(
         student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
         directions  2 x basis, order 2, summed, N = 8
         ...
+        >>> named = {"names": "u_xx + u_yy", "fields": "x y -> u"}
+        >>> text = explain(MLP(2, 1, width=16), torch.zeros(8, 2), of="partials", **named)
+        call        partials
+        student     2 -> 16 -> 16 -> 1 (tanh, tanh, identity), float32 on cpu
+        fields      x y -> u
+        reads       u_xx + u_yy, N = 8
+        order       2
+        streams     3 beside the value, 4 without the sums
+        ...
     """
+    if of in (PARTIALS, RESIDUAL_LOSS):
+        need(directions is None, "directions", f"none of {of}", directions)
+        for name, value in settings.items():
+            need(False, name, f"no such keyword of {of}", value, TypeError)
+        if of == PARTIALS:
+            return printed(lines_of_partials(student, x, names, fields))
+        return printed(lines_of_residual_loss(student, x, residual))
+    for name, value in (("names", names), ("fields", fields), ("residual", residual)):
+        need(value is None, name, f'none but of "{PARTIALS}" and "{RESIDUAL_LOSS}"', value)
     call = prepare(asked(student, x, directions, of, derivative_target, settings))
     undo(call.followed)
     student, x = call.request.student, call.request.inputs
@@ -112,18 +129,15 @@ def explain(
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]
-    text = Printed("\n".join(lines))
-    print(text)
-    return text
+    return printed(lines)
 
 
 def asked(
     student: object, x: torch.Tensor, directions: object, of: str, derivative_target: str, settings: dict[str, object]
 ) -> Request:  # fmt: skip
     """What the loss, or the function by this name, would be asked for."""
-    for name, value, names in (
-        ("of", of, (LOSS, *ASKED)), ("derivative_target", derivative_target, (DENSE, PROJECTED))
-    ):  # fmt: skip
+    calls = LOSS, *ASKED, PARTIALS, RESIDUAL_LOSS
+    for name, value, names in (("of", of, calls), ("derivative_target", derivative_target, (DENSE, PROJECTED))):
         need(one_of(value, names), name, f"one of {', '.join(names)}", value, hint=nearest(value, names))
     if of != LOSS:
         need(derivative_target == DENSE, "derivative_target", f"none, since {of} has no targets", derivative_target)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from examples.lab import fused
 from examples.lab.clock import since
 from examples.pde.equations import Equation
 
@@ -65,6 +66,7 @@ class Learner:
     def solve(self, steps: int) -> Solved:
         """So many steps of Adam and then L-BFGS, on all points."""
         student, before = self.first(), self.counted.count
+        need_fused(student, self.sets)
         start = time.process_time()
         sk.fit(
             student, residuals=self.sets, epochs=steps, batch_size=None, lr=RATE, schedule="cosine", progress=False,
@@ -90,6 +92,20 @@ class Learner:
             slopes = torch.autograd.grad(value.sum(), x, create_graph=True)[0] / equation.size
             total = total + equation.weight * slopes.square().mean(0).sum()
         return total
+
+
+def need_fused(student: nn.Module, sets: list[sk.Points]) -> None:
+    """That each set of points takes one pass of the kernel for its derivatives.
+
+    Raises:
+        RuntimeError: one does not, as where the compiled core is missing or of another version.
+    """
+    for points in sets:
+        taken = fused(student, points.sample().x, of="residual_loss", residual=points.residuals)
+        if taken != "cpu":
+            raise RuntimeError(
+                f"the residuals {', '.join(points.names)} are not of one pass of the kernel but by {taken}"
+            )
 
 
 class Rows:

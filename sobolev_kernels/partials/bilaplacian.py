@@ -12,9 +12,10 @@ from ..settings import as_columns, faults_of_columns
 from ..student import Student, recognise, widened
 from ..typed import Function, Wrt
 from .along import bilaplacian_of, bilaplacians, evaluated
-from .evaluate import chosen, faults_of_kinks, faults_of_student, tied
-from .layers import directions_of
+from .evaluate import faults_of_kinks, faults_of_student
+from .layers import directions_of, tied
 from .nested import nested
+from .ways import chosen
 
 
 @in_words

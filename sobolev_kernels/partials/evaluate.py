@@ -11,19 +11,18 @@ from ..backends.functions import differentiably
 from ..backends.reference import uncast
 from ..boundary import faults_of_memory
 from ..checks import faults_of_inputs, faults_of_parameters
-from ..dispatch import requested
-from ..errors import Fault, NotProvided, in_words, need, refuse
+from ..errors import Fault, NotProvided, in_words, refuse
 from ..math.activations import highest_order
 from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
-from .along import KERNELS, evaluated, way_of
-from .layers import directions_of
+from .along import evaluated
+from .layers import directions_of, tied
 from .names import Fields
 from .nested import nested
 from .plan import Streams
-
-FUSED = ("cpu", "cuda", "triton")  # backends that are kernels
+from .transformed import of_parts, parts_of
+from .ways import chosen
 
 
 @in_words
@@ -34,8 +33,9 @@ def partials(
 
     Of an MLP only the streams that the names need go through the layers: u, u_t, u_x and u_xxxx take five beside the
     value, and a sum under one name, as the bilaplacian "u_xxxx + 2*u_xxyy + u_yyyy", fewer than its terms do. A
-    `Scaled` MLP is one, with derivatives in the data's units. Any other student is differentiated by autograd, again
-    and again. Results are differentiable with respect to the parameters and x, as often as you like.
+    `Scaled` MLP is one, with derivatives in the data's units, and so is one between transforms (`Transformed`). Any
+    other student is differentiated by autograd, again and again. Results are differentiable with respect to the
+    parameters and x, as often as you like.
 
     Args:
         student: a module from [N, D] to [N, O], or [N] if O is 1; D and O are the fields'.
@@ -71,6 +71,10 @@ def partials(
     if isinstance(known, Student):
         with uncast(x):
             results = of_layers(streams, known, inputs)
+    elif (parts := parts_of(student, x)) is not None:
+        refuse(faults_of_kinks(parts.student, streams.order, names))
+        with uncast(x):
+            results = of_parts(parts, student, streams, fields.terms(names), len(fields.outputs), x, names)
     else:
         chosen(known, x)
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
@@ -138,30 +142,3 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     way = chosen(wide, x)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     return (results if way else tied(results, student, x))[:, :, None].unbind()
-
-
-def chosen(student: Student | Unrecognised, x: torch.Tensor) -> str | None:
-    """The backend whose kernels compute it, which SOBOLEV_BACKEND may force; None where PyTorch's operations do."""
-    name = requested(None)
-    if name in FUSED:
-        reason = getattr(student, "reason", "") or why_not(name, student, x)
-        expected = f"{name} to support this problem"
-        need(reason is None, "SOBOLEV_BACKEND", expected, f"a refusal: {reason}", NotImplementedError)
-    return way_of(student, x, name)
-
-
-def why_not(backend: str, student: Student, x: torch.Tensor) -> str | None:
-    known = KERNELS.get(backend)
-    return "it has no kernel of named derivatives" if known is None else known(student, x)
-
-
-def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:
-    """Such that what none depends on, as the last bias of a derivative, gets a gradient of zeros and not None, with
-    which an optimizer would step differently."""
-    if not torch.is_grad_enabled():
-        return results
-    asking = [tensor for tensor in (x, *student.parameters) if tensor.requires_grad]
-    if not asking:
-        return results
-    nothing = torch.cat([tensor.reshape(-1)[:0] for tensor in asking]).sum()
-    return results + nothing.to(results.dtype)

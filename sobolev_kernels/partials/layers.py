@@ -183,3 +183,15 @@ def through(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor
             present = every
         h = torch.cat([z[:1] + bias, z[1:]]) if bias is not None and 0 in present else z
     return dict(zip(present, h.unbind(), strict=True))
+
+
+def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:
+    """Such that what none depends on, as the last bias of a derivative, gets a gradient of zeros and not None, with
+    which an optimizer would step differently."""
+    if not torch.is_grad_enabled():
+        return results
+    asking = [tensor for tensor in (x, *student.parameters) if tensor.requires_grad]
+    if not asking:
+        return results
+    nothing = torch.cat([tensor.reshape(-1)[:0] for tensor in asking]).sum()
+    return results + nothing.to(results.dtype)

@@ -69,12 +69,12 @@ Rows = Sequence[Sequence[tuple[int, Exponents, float]]]
 
 
 def nested(
-    function: Callable, x: torch.Tensor, rows: Rows, O: int, argument: str = "names"
+    function: Callable, x: torch.Tensor, rows: Rows, O: int, argument: str = "names", looks: bool = True
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Of each row the sum of its terms (output, exponents, coefficient), [N, 1]."""
     order, kept = max(sum(e) for row in rows for _, e, _ in row), torch.is_grad_enabled()
     with where_graphs():
-        taken = Nested(function, x, O, order, argument)
+        taken = Nested(function, x, O, order, argument, looks)
         sums = []
         for row in rows:
             parts = [taken.at(o, e) if c == 1 else c * taken.at(o, e) for o, e, c in row]

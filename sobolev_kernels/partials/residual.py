@@ -10,7 +10,7 @@ from torch import nn
 from ..backends.graph import nodes_of
 from ..backends.kinks import KINKS
 from ..errors import NotProvided, clipped, in_words, nearest, need
-from ..explain import Printed
+from ..printed import printed
 from ..typed import Function
 from . import symbols
 from .evaluate import fields_of, partials
@@ -135,26 +135,13 @@ class Residual(nn.Module):
 
     def explain(self) -> str:
         """Print, and return, what it reads, in how many streams, and which polynomial it is."""
-        text = Printed("\n".join(self._lines()))
-        print(text)
-        return text
+        return printed(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        fields, streams = self.fields, self.fields.plan(self.reads)
-        yield f"fields      {fields.names}"
+        yield f"fields      {self.fields.names}"
         yield f"reads       {', '.join((*self.reads, *self.coordinates))}"
-        alone = {f"{fields.outputs[o]}_{by_of(fields, e)}" if sum(e) else fields.outputs[o]
-                 for name in self.reads for o, p in fields.read(name).items() for e in p}  # fmt: skip
-        apart = fields.plan(sorted(alone)).count
-        saved = f", {apart - 1} without the sums" if apart != streams.count else ""
-        yield f"order       {streams.order}"
-        yield f"streams     {streams.count - 1} beside the value{saved}"
-        because = self.because()
-        for name, polynomial in self.polynomials().items():
-            said = f"no polynomial ({because[name]})" if polynomial is None else symbols.in_words(polynomial)
-            yield f"{clipped(name, 40):<11} {said}"
-        if learnt := sum(p.numel() for p in self.parameters() if p.requires_grad):
-            yield f"learnt      {learnt} coefficient{'s' if learnt > 1 else ''}"
+        yield from lines_of_streams(self.fields, self.reads)
+        yield from lines_of_residual(self)
 
     def extra_repr(self) -> str:
         return f"{', '.join(self.names)}: {', '.join((*self.reads, *self.coordinates))} of {self.fields.names!r}"
@@ -244,6 +231,27 @@ def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
 def apart(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with a node of their own in the graph."""
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def lines_of_streams(fields: Fields, names: Sequence[str]) -> Iterator[str]:
+    """What `explain` says of derivatives."""
+    streams = fields.plan(names)
+    alone = {f"{fields.outputs[o]}_{by_of(fields, e)}" if sum(e) else fields.outputs[o]
+             for name in names for o, p in fields.read(name).items() for e in p}  # fmt: skip
+    apart = fields.plan(sorted(alone)).count
+    saved = f", {apart - 1} without the sums" if apart != streams.count else ""
+    yield f"order       {streams.order}"
+    yield f"streams     {streams.count - 1} beside the value{saved}"
+
+
+def lines_of_residual(residual: Residual) -> Iterator[str]:
+    """What `explain` says of terms."""
+    because = residual.because()
+    for name, polynomial in residual.polynomials().items():
+        said = f"no polynomial ({because[name]})" if polynomial is None else symbols.in_words(polynomial)
+        yield f"{clipped(name, 40):<11} {said}"
+    if learnt := sum(p.numel() for p in residual.parameters() if p.requires_grad):
+        yield f"learnt      {learnt} coefficient{'s' if learnt > 1 else ''}"
 
 
 def name_of(function: Callable) -> str:

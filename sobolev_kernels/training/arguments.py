@@ -83,13 +83,14 @@ def faults_of_scale(student: nn.Module, loss: SobolevLoss, weights: object) -> I
 
 
 def data_of(x: torch.Tensor, targets: object, loss: SobolevLoss, name: str, weights: tuple = (None, None)) -> Data:
-    """Inputs and targets as tensors; a teacher is asked once, where what he says has room."""
+    """Inputs and targets as tensors; a teacher is asked once, where what he says has room: up to order 2 by dense
+    derivatives, which hold along any directions of a step."""
     x = x.detach()
     if not isinstance(targets, Targets):
         need(callable(targets) and not isinstance(targets, type), name, "Targets, or a teacher", targets, TypeError)
         targets = Targets(teacher=targets)
     settings = loss.settings
-    if targets.teacher is not None and has_room(targets.teacher, x, loss):
+    if targets.teacher is not None and settings.order < 3 and has_room(targets.teacher, x, loss):
         head = settings.head if loss.head is None else loss.head
         taught = from_teacher(
             targets.teacher, x, order=settings.order, wrt=settings.wrt, head=head, value_loss=settings.value_loss,

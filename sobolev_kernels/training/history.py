@@ -21,9 +21,10 @@ class History:
     shows some of them, `history.to_csv(path)` writes all, `history.plot()` draws them.
 
     Columns: `epoch`, from 1; `loss`, the mean over the epoch's batches; `lr`; `seconds`; with validation `value_error`
-    and `derivative_error` (`second_error` of order 2), the root mean square of the error over that of the target,
-    of values without their mean, so that 1 is as bad as a constant; `validation_loss` where values are classes or
-    probabilities; `weight_value`, `weight_derivative` … of a rule that sets them.
+    and `derivative_error` (`second_error` of order 2, and above `third_error` and `fourth_error`), the root mean square
+    of the error over that of the target, of values without their mean, so that 1 is as bad as a constant;
+    `validation_loss` where values are classes or probabilities; `weight_value`, `weight_derivative` … of a rule that
+    sets them.
 
     Attributes:
         student: the module that was trained, a `Scaled` with `scale=True`.

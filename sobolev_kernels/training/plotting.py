@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ERRORS = {"value_error": "values", "derivative_error": "derivatives", "second_error": "second derivatives"}
-COLOURS = {"loss": "tab:gray", "value_error": "tab:blue", "derivative_error": "tab:orange", "second_error": "tab:green"}
+ERRORS = {
+    "value_error": "values", "derivative_error": "derivatives", "second_error": "second derivatives",
+    "third_error": "third derivatives", "fourth_error": "fourth derivatives",
+}  # fmt: skip
+COLOURS = {
+    "loss": "tab:gray", "value_error": "tab:blue", "derivative_error": "tab:orange", "second_error": "tab:green",
+    "third_error": "tab:red", "fourth_error": "tab:purple",
+}  # fmt: skip
 
 INSTALL = "history.plot() draws with matplotlib, which is not installed: pip install matplotlib"
 

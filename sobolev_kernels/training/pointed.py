@@ -23,10 +23,10 @@ from .settings import with_settings
 from .stepping import Stepper
 from .stopping import TRY, stop
 from .trainer import WEIGHTS, Training
-from .validating import Validation
+from .validating import ERRORS, Validation
 from .weighting import terms_of
 
-RESERVED = ("epoch", "loss", "lr", "seconds", "data", "value_error", "derivative_error", "second_error", *WEIGHTS)
+RESERVED = ("epoch", "loss", "lr", "seconds", "data", *ERRORS, *WEIGHTS)
 
 
 def faults_of_points(
@@ -123,6 +123,7 @@ class PointTraining(Training):
             part = isinstance(validation, Real)
             need(not part, "validation", "(x, targets), where there are no data to hold out", validation)
             self.rule = weights
+        self.projected = data is not None and bool(data.targets.asked())
         coefficients = [p for points in sets for one in points.residuals for p in one.parameters() if p.requires_grad]
         known = set(student.parameters())
         self._optimizer(optimizer, lr, [p for p in dict.fromkeys(coefficients) if p not in known])

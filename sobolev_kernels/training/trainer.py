@@ -33,7 +33,7 @@ from .stopping import stop
 from .validating import Validation, score_of
 from .weighting import numbers_of_rule
 
-WEIGHTS = ("weight_value", "weight_derivative", "weight_second")
+WEIGHTS = ("weight_value", "weight_derivative", "weight_second", "weight_third", "weight_fourth")
 
 
 class Training:
@@ -54,6 +54,7 @@ class Training:
         if scale is not False:
             data, held = self._scaled(scale, data, held, loss)
         data = self._weigh(loss, weights, data)
+        self.projected = bool(data.targets.asked())
         more = [] if self.learned is None else [p for p in self.learned.parameters() if p.requires_grad]
         if self.learned is not None:
             self.learned.to(self.device)
@@ -144,6 +145,8 @@ class Training:
         """Of directions that an optimizer meets more than once a step."""
         if not needs_closure(self.optimizer):
             return
+        if self.projected:
+            return  # along the vectors of the data, whatever the step
         if self.loss.settings.directions is self.loss.settings.cotangents is None:
             if self.loss.settings.derivatives is None:
                 self.loss = with_settings(self.loss, directions=Directions.sphere(1))

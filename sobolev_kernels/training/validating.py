@@ -14,7 +14,7 @@ from .batches import Data
 from .settings import with_scale, with_settings
 
 MOST = 4096  # samples at a time
-ERRORS = ("value_error", "derivative_error", "second_error")
+ERRORS = ("value_error", "derivative_error", "second_error", "third_error", "fourth_error")
 
 
 class Validation:
@@ -29,9 +29,15 @@ class Validation:
             self.loss = with_settings(along_a_seed(loss), reduction="mean", return_terms=True)
             return
         targets = data.targets
-        known = [
-            t is not None or targets.teacher is not None for t in (targets.values, targets.derivative, targets.second)
-        ]
+        jets = 0 if targets.jets is None else len(targets.jets)
+        there = (
+            targets.values is not None,
+            targets.derivative is not None,
+            targets.second is not None,
+            jets > 2,
+            jets > 3,
+        )
+        known = [here or targets.teacher is not None for here in there]
         weights = tuple(map(float, known[: 1 + settings.order]))
         changes = {"value_loss": "mse", "derivative_loss": "mse", "weights": weights, "reduction": "mean"}
         if targets.jacobian is not None and settings.order == 1:

@@ -56,13 +56,13 @@ class Uncertainty(nn.Module):
     optimizer. The gradients of terms are computed one by one, so that a step takes about twice as long.
 
     Args:
-        terms: of the loss, 2, or 3 of order 2.
+        terms: of the loss, one more than its order.
     """
 
     @in_words
     def __init__(self, terms: int = 2):
         super().__init__()
-        need(type(terms) is int and terms in (2, 3), "terms", "2, or 3 of a loss of order 2", terms)
+        need(type(terms) is int and terms in (2, 3, 4, 5), "terms", "2 to 5, one more than the loss's order", terms)
         self.log_variances = nn.Parameter(torch.zeros(terms))
 
     def forward(self, terms: SobolevTerms) -> torch.Tensor:
@@ -74,7 +74,7 @@ class Uncertainty(nn.Module):
 
 
 def terms_of(terms: SobolevTerms) -> list[torch.Tensor]:
-    """Value, derivative and, of order 2, second derivative."""
+    """Value, derivative and, of higher orders, others."""
     return [term for term in terms[1:] if term is not None]
 
 

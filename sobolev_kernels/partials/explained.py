@@ -1,0 +1,90 @@
+"""What `partials` and `residual_loss` would do with a student, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import need, refuse
+from ..scaled import fold_of
+from ..student import Student, recognise
+from .along import KERNELS, way_of
+from .evaluate import faults_of_call, faults_of_kinks, fields_of, names_of
+from .layers import by_plain
+from .names import Fields
+from .residual import Residual, lines_of_residual, lines_of_streams
+from .residual_loss import names_of as terms_of
+from .residual_loss import residuals_of
+from .transformed import Parts, parts_of
+
+PARTIALS, RESIDUAL_LOSS = "partials", "residual_loss"
+FUSED = {
+    "cpu": "one pass of the core for the results, and one for all gradients",
+    "triton": "a launch for each layer, forward and back",
+}
+STREAMS = "by PyTorch's operations, each layer with its adjoint"
+AGAIN = "autograd of autograd: a gradient for each output, order and way to it"
+
+
+def lines_of_partials(student: object, x: torch.Tensor, names: Any, fields: Any) -> Iterator[str]:
+    fields, names = fields_of(fields), names_of(names)
+    yield f"call        {PARTIALS}"
+    yield from lines_of_call(student, x, fields, names)
+
+
+def lines_of_residual_loss(student: object, x: torch.Tensor, residual: Any) -> Iterator[str]:
+    residuals = residuals_of(residual)
+    terms_of(residuals)
+    reads = tuple(dict.fromkeys(name for one in residuals for name in one.reads))
+    yield f"call        {RESIDUAL_LOSS}"
+    yield from lines_of_call(student, x, residuals[0].fields, reads, residuals)
+
+
+def lines_of_call(
+    student: object, x: torch.Tensor, fields: Fields, names: Sequence[str], residuals: Sequence[Residual] = ()
+) -> Iterator[str]:  # fmt: skip
+    need(isinstance(x, torch.Tensor) and x.dim() == 2, "x", "inputs [N, D]", x)
+    fold = fold_of(student, x, False)
+    known = recognise(student) if fold is None else fold.student
+    refuse(faults_of_call(student, known, x, fields))
+    streams = fields.plan(names)
+    refuse(faults_of_kinks(known, streams.order, names))
+    parts = None if isinstance(known, Student) else parts_of(student, x)
+    inner = parts.student if parts else known
+    refuse(faults_of_kinks(inner, streams.order, names))
+    if isinstance(inner, Student):
+        what = f"{' -> '.join(map(str, inner.widths))} ({', '.join(map(str, inner.activations))})"
+    else:
+        what = type(student).__name__
+    yield f"student     {what}, {str(x.dtype).removeprefix('torch.')} on {x.device}"
+    yield f"fields      {fields.names}"
+    yield f"reads       {', '.join(names)}, N = {len(x)}"
+    yield from lines_of_streams(fields, names)
+    yield from lines_of_transforms(parts, streams.count)
+    for residual in residuals:
+        yield from lines_of_residual(residual)
+    yield from lines_of_ways(inner, x)
+
+
+def lines_of_transforms(parts: Parts | None, count: int) -> Iterator[str]:
+    if parts and parts.inputs is not None:
+        yield f"inputs      transformed: all {count} streams of {parts.student.widths[0]} features, by autograd"
+    if parts and parts.outputs is not None:
+        yield "outputs     transformed: by autograd, of a polynomial with the streams of the student"
+
+
+def lines_of_ways(known: object, x: torch.Tensor) -> Iterator[str]:
+    """The one taken, and why not the others."""
+    if not isinstance(known, Student):
+        said = dict.fromkeys((*KERNELS, "streams"), f"refused: {known.reason}") | {"reference": AGAIN}
+        taken = "reference"
+    else:
+        taken = way_of(known, x) or "streams"
+        followed = "somebody follows each operation" if by_plain(x) else ""
+        said = {name: followed or why_not(known, x) for name, why_not in KERNELS.items()}
+        said = {name: f"refused: {why}" if why else FUSED[name] for name, why in said.items()}
+        said["streams"] = STREAMS if taken == "streams" else f"{STREAMS} (not taken: kernels are faster)"
+    for name, words in said.items():
+        yield f"{'-> ' if name == taken else '   '}{name:<11}{words}"
