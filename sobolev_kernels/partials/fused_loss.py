@@ -1,0 +1,249 @@
+"""A loss of polynomial residuals with all its gradients, in one pass of the core (csrc/cpu/jet_loss.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..backends import core
+from ..backends.core import strided
+from ..boundary import PLAIN
+from ..math.table import Formula
+from ..ops import AGAIN, is_one
+from ..student import Student
+from ..transforms import refuse_forward_mode, several
+from . import fused
+from .along import by_core, evaluated
+from .fused import Call
+from .layers import directions_of, results_of
+from .plan import Streams
+from .residual import Read, Residual, sampled
+from .tape import Recording, Tape, told
+
+LARGEST = 1e30  # of a unit and its inverse: products of some are numbers of float32
+Terms = tuple[torch.Tensor, torch.Tensor]
+
+
+class Comparison(NamedTuple):
+    """What a loss is beside its formula: of each term a target [N, 1], a scale and a weight, or None of each; weights
+    of samples [N]; and whether it is their mean."""
+
+    rho: Formula
+    targets: list[torch.Tensor | None]
+    scales: list[Any]
+    weights: list[Any]
+    sample_weight: torch.Tensor | None
+    mean: bool
+
+
+Compared = Callable[[Comparison, Sequence[torch.Tensor]], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+def fused_loss(
+    streams: Streams, student: Student, x: torch.Tensor, inputs: torch.Tensor, residuals: Sequence[Residual],
+    names: Sequence[str], of: Comparison, compared: Compared,
+) -> Terms | None:  # fmt: skip
+    """The loss and its terms [T], differentiable; None where the core does not compute them.
+
+    `names` of derivatives are the results of the streams; those of coordinates follow, which are columns of `inputs`,
+    where x is what the layers take. `compared` makes the same loss of residuals by PyTorch's operations.
+    """
+    if not all(residual.recorded for residual in residuals) or not len(x) or not can_be_read(x, inputs, student, of):
+        return None
+    if not by_core(student, x):
+        return None
+    recorded = record(residuals, names, x)
+    if recorded is None:
+        return None
+    recording, coefficients = recorded
+    columns = [residuals[0].fields.inputs.index(name) for name in names[len(streams.outputs) :]]
+    loss = Loss(Call(streams, student, results_of), recording, columns, of, compared)
+    learnt = [weight for weight in of.weights if isinstance(weight, torch.Tensor)]
+    tensors = x, inputs if columns else None, directions_of(streams, x), *student.parameters, *coefficients, *learnt
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return FusedLoss.apply(loss, *tensors)
+    total, each, _ = loss.run(tensors, None)
+    return total, each
+
+
+def can_be_read(x: torch.Tensor, inputs: torch.Tensor, student: Student, of: Comparison) -> bool:
+    scales = [scale for scale in of.scales if isinstance(scale, torch.Tensor)]
+    constant = [t for t in (*of.targets, of.sample_weight, *scales) if t is not None]
+    weights = [weight for weight in of.weights if isinstance(weight, torch.Tensor)]
+    alike = [x, inputs, *student.parameters]
+    if x.dtype not in (torch.float32, torch.float64) or any(t.dtype is not x.dtype for t in alike):
+        return False
+    if not all(type(t) in PLAIN and t.is_cpu for t in (*alike, *constant, *weights)):
+        return False
+    units = [1.0 if scale is None else float(scale) for scale in of.scales]
+    in_reach = all(1 / LARGEST <= abs(unit) <= LARGEST for unit in units)
+    return in_reach and not any(t.requires_grad for t in constant) and not any(t.is_complex() for t in constant)
+
+
+def record(
+    residuals: Sequence[Residual], names: Sequence[str], x: torch.Tensor
+) -> tuple[Recording, list[torch.Tensor]] | None:  # fmt: skip
+    """Residuals as sums, with their coefficients; None where they are none."""
+    tape = Tape({name: i for i, name in enumerate(names)}, x.dtype)
+    try:
+        recording = tape.recording([value for residual in residuals for value in residual.on(tape)])
+    except Exception:  # a symbol is no tensor, so that a function may fail at it in any way
+        return None
+    form = recording.form()
+    if not all(form in residual.agreed for residual in residuals):
+        if not agrees(residuals, names, recording, tape.coefficients, x):
+            return None
+        for residual in residuals:
+            residual.agreed.add(form)
+    return recording, tape.coefficients
+
+
+def agrees(
+    residuals: Sequence[Residual], names: Sequence[str], recording: Recording, coefficients: list[torch.Tensor],
+    x: torch.Tensor,
+) -> bool:  # fmt: skip
+    """Whether the sums are, at some numbers, what the functions make of tensors, and have their gradients."""
+    with torch.enable_grad():
+        p = {name: sampled(i, x).requires_grad_() for i, name in enumerate(names)}
+        values = [value for residual in residuals for value in residual.values(Read(p)).values()]
+        leaves = list(p.values())
+        sums = recording.values([leaf[:, 0] for leaf in leaves], coefficients)
+        pairs = [(value[:, 0], found) for value, found in zip(values, sums, strict=True)]
+        for pair in list(pairs):
+            slopes = [
+                torch.autograd.grad(part.sum(), leaves, retain_graph=True, materialize_grads=True) for part in pair
+            ]
+            pairs += zip(*slopes, strict=True)
+    within = 1e3 * torch.finfo(x.dtype).eps
+    return all(torch.allclose(a, b, rtol=within, atol=within, equal_nan=True) for a, b in pairs)
+
+
+@lru_cache(maxsize=256)
+def planned(recording: Recording, columns: tuple[int, ...], asked: tuple[bool, ...], results: int):
+    programs = told(recording, asked)
+    given = [results, len(columns), recording.coefficients]
+    values, adjoint = tuple(programs.values), tuple(programs.adjoint)
+    terms = len(recording.residuals)
+    return core._C.JetLoss(given, list(columns), terms, values, adjoint, programs.deviations, programs.bars)
+
+
+class Loss:
+    """A loss of which tensors may be given: x, inputs if columns of them are read, directions, parameters, coefficients
+    and weights."""
+
+    def __init__(
+        self, call: Call, recording: Recording, columns: list[int], of: Comparison, compared: Compared
+    ):  # fmt: skip
+        self.call, self.recording, self.columns, self.of, self.compared = call, recording, columns, of, compared
+        self.count = sum(1 + bias for bias in call.biases)
+
+    def parts(self, tensors: Sequence) -> tuple[Any, Any, Any, Sequence, Sequence, Sequence]:
+        x, inputs, v, *rest = tensors
+        end = self.count + self.recording.coefficients
+        return x, inputs, v, rest[: self.count], rest[self.count : end], rest[end:]
+
+    def run(
+        self, tensors: Sequence[torch.Tensor | None], asked: Sequence[bool] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+        """The loss, its terms, and the gradient of each tensor that is asked for, if any is."""
+        x, inputs, _, _, coefficients, weights = self.parts(tensors)
+        back, results, of = asked is not None, len(self.call.streams.outputs), self.of
+        of_x, of_inputs, of_coefficients, of_weights = False, False, [False] * len(coefficients), []
+        if asked is not None:
+            of_x, of_inputs, _, _, of_coefficients, of_weights = self.parts(asked)
+        wanted = (back,) * results + (of_inputs,) * len(self.columns) + tuple(of_coefficients)
+        plan = planned(self.recording, tuple(self.columns), wanted, results)
+        new = lambda *shape: fused.empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
+        total, each = new(), new(len(of.weights))
+        dinputs = new(len(x), len(self.columns)) if of_inputs else None
+        dcoefficients = new(len(coefficients)) if any(of_coefficients) else None
+        N, learnt, terms = len(x), iter(weights), []
+        for scale, weight in zip(of.scales, of.weights, strict=True):
+            weight = next(learnt) if isinstance(weight, torch.Tensor) else weight
+            unit = 1.0 if scale is None else 1 / float(scale)
+            terms.append((unit, 1.0 if weight is None else float(weight), 1 / N if of.mean else 1.0))
+        targets = [None if t is None else t.to(x) for t in of.targets]
+        sample_weight = None if of.sample_weight is None else of.sample_weight.to(x)
+        addresses = [None if t is None else t.data_ptr() for t in (total, each, dinputs, dcoefficients)]
+        told = (
+            plan, core.formula("Loss", of.rho), [float(c) for c in coefficients], terms, list(map(strided, targets)),
+            strided(inputs), strided(sample_weight), *addresses,
+        )  # fmt: skip
+        gradients = self.call.loss(tensors[: 3 + self.count], told, back, of_x)
+        if not back:
+            return total, each, []
+        if dinputs is not None:
+            of_all = torch.zeros_like(inputs)
+            of_all[:, self.columns] = dinputs
+            dinputs = of_all
+        slopes = [None] * len(coefficients) if dcoefficients is None else dcoefficients.unbind()
+        slopes = [None if s is None else s.reshape(c.shape).to(c.dtype)
+                  for s, c in zip(slopes, coefficients, strict=True)]  # fmt: skip
+        places = [i for i, weight in enumerate(of.weights) if isinstance(weight, torch.Tensor)]
+        of_terms = [each[i].reshape(w.shape).to(w.dtype) for i, w in zip(places, weights, strict=True)]
+        found = [gradients[0], dinputs, None, *gradients[1:], *slopes, *of_terms]
+        return total, each, [g if here else None for g, here in zip(found, asked, strict=True)]
+
+    def again(self, tensors: Sequence[torch.Tensor | None]) -> Terms:
+        """The same by PyTorch's operations, but for the student's streams, which have derivatives of their own."""
+        x, inputs, v, parameters, coefficients, weights = self.parts(tensors)
+        results = evaluated(self.call.streams, self.call.student(tuple(parameters)), x, v, core=True)
+        given = [*results.unbind(), *(inputs[:, i] for i in self.columns)]
+        values = self.recording.values(given, coefficients)
+        learnt = iter(weights)
+        by = [next(learnt) if isinstance(weight, torch.Tensor) else weight for weight in self.of.weights]
+        total, terms = self.compared(self.of._replace(weights=by), [value[:, None] for value in values])
+        return total, torch.stack(terms)
+
+
+class FusedLoss(torch.autograd.Function):
+    """The loss and its terms. Gradients of the loss are computed beside it and kept; those of terms, and further
+    derivatives, are computed from the start again."""
+
+    @staticmethod
+    def forward(ctx, loss: Loss, *tensors: torch.Tensor | None) -> Terms:
+        ctx.set_materialize_grads(False)
+        total, each, gradients = loss.run(tensors, ctx.needs_input_grad[1:])
+        ctx.loss, ctx.held = loss, gradients
+        ctx.places = [i for i, tensor in enumerate(tensors) if tensor is not None]
+        ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
+        return total, each
+
+    @staticmethod
+    def backward(ctx, total: torch.Tensor | None, each: torch.Tensor | None):
+        asked = ctx.needs_input_grad[1:]
+        if total is None and each is None:
+            return None, *[None] * len(asked)
+        if torch.is_grad_enabled() or each is not None or several(total):
+            return None, *from_the_start(ctx, asked, total, each)
+        if ctx.held is None:
+            raise RuntimeError(AGAIN)
+        gradients, last = ctx.held, not torch._C._autograd._get_current_graph_task_keep_graph()
+        if last:
+            ctx.held = None
+        if not (last and is_one(total)):
+            found = iter(torch._foreach_mul([g for g in gradients if g is not None], total))
+            gradients = [None if g is None else next(found) for g in gradients]
+        return None, *gradients
+
+    @staticmethod
+    def jvp(ctx, *_):
+        refuse_forward_mode()
+
+
+def from_the_start(
+    ctx, asked: Sequence[bool], total: torch.Tensor | None, each: torch.Tensor | None
+) -> list[torch.Tensor | None]:  # fmt: skip
+    """Gradients with their own graph."""
+    kept, tensors = torch.is_grad_enabled(), [None] * len(asked)
+    with torch.enable_grad():
+        for i, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            tensors[i] = tensor.view_as(tensor) if asked[i] else tensor
+        pairs = [(out, c) for out, c in zip(ctx.loss.again(tensors), (total, each), strict=True) if c is not None]
+        wanted = [tensor for tensor, here in zip(tensors, asked, strict=True) if here]
+        outs, cotangents = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outs, wanted, cotangents, create_graph=kept, materialize_grads=True))
+    return [next(found) if here else None for here in asked]
