@@ -22,6 +22,8 @@ from .names import Fields
 from .nested import nested
 from .plan import Streams
 
+Looked = tuple[Streams, Student | Unrecognised, torch.Tensor]
+
 
 @in_words
 def partials(
@@ -80,7 +82,7 @@ def results_at(
 
 def looked_at(
     student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields
-) -> tuple[Streams, Student | Unrecognised, torch.Tensor]:  # fmt: skip
+) -> Looked:  # fmt: skip
     """The streams of derivatives, what the student was recognised as, and what his layers take; or a refusal."""
     fold = fold_of(student, x, torch.is_grad_enabled()) if isinstance(x, torch.Tensor) and x.dim() == 2 else None
     known, inputs = (recognise(student), x) if fold is None else (fold.student, fold.inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -78,44 +78,28 @@ class Call:
         cotangents: torch.Tensor | None = None, of_x: bool = False, of_v: bool = False,
     ) -> list[torch.Tensor | None]:  # fmt: skip
         """The results [R, N], or from their cotangents the gradients of x, v and each parameter."""
-        back = cotangents is not None
-        new = empty if len(x) else torch.zeros
-        shape = len(self.streams.outputs), len(x)
-        out = None if back else new(shape, dtype=x.dtype, device=x.device)
-        places = [None if t is None else t.data_ptr() for t in (out, cotangents)]
-        gradients = self.call(core._C.mlp_jets, (x, v, *parameters), places, back, of_x, of_v)
-        return gradients if back else [out]
-
-    def loss(
-        self, tensors: Sequence[torch.Tensor], told: Sequence, back: bool, of_x: bool
-    ) -> list[torch.Tensor | None]:  # fmt: skip
-        """Computes a loss that is `told`, of x, inputs, v and parameters; gives the gradients of x and of each
-        parameter, if they are wanted."""
-        x, _, v, *parameters = tensors
-        dx, _, *gradients = self.call(core._C.mlp_jets_loss, (x, v, *parameters), told, back, of_x, False)
-        return [dx, *gradients]
-
-    def call(
-        self, function: Callable, tensors: Sequence[torch.Tensor], told: Sequence, back: bool, of_x: bool, of_v: bool
-    ) -> list[torch.Tensor | None]:  # fmt: skip
-        """A function of the core, with what it is `told` beside streams; the gradients of x, v and each parameter."""
-        x, v, *parameters = as_read(list(tensors))
-        N, new = len(x), empty if len(x) else torch.zeros
+        N, R, back = x.shape[0], len(self.streams.outputs), cotangents is not None
+        x, v, *parameters = as_read([x, v, *parameters])
+        new = empty if N else torch.zeros
         like = {"dtype": x.dtype, "device": x.device}
+        out = None if back else new((R, N), **like)
         dx = new(x.shape, **like) if of_x else None
         dv = new(v.shape, **like) if of_v else None
         gradients = [new(p.shape, **like) for p in parameters] if back else []
         if N:
-            plan, work = planned(self.streams, self.widths, self.activations, str(x.dtype).removeprefix("torch."))
-            threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
-            each = -(-N // threads)
-            tile = -(-each // -(-each // TILE))
+            places = [None if t is None else t.data_ptr() for t in (dx, dv, out, cotangents)]
             pairs = self.with_gaps(map(strided, parameters)), self.with_gaps(g.data_ptr() for g in gradients)
             given = v.stride() if v.dim() == 3 else (v.stride(0), 0, v.stride(1))
             inputs = strided(x), (v.data_ptr(), *given) if len(v) else None
-            places = [None if t is None else t.data_ptr() for t in (dx, dv)]
-            function(plan, core.instruction_set(), N, tile, threads, *inputs, *pairs, *places, *told)
-        return [dx, dv, *gradients]
+            core._C.mlp_jets(*self.shared_out(N, x.dtype), *inputs, *pairs, *places)
+        return [dx, dv, *gradients] if back else [out]
+
+    def shared_out(self, N: int, dtype: torch.dtype) -> tuple:
+        """(plan, instruction set, N, samples of a tile, threads), as the core is told."""
+        plan, work = planned(self.streams, self.widths, self.activations, str(dtype).removeprefix("torch."))
+        threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
+        each = -(-N // threads)
+        return plan, core.instruction_set(), N, -(-each // -(-each // TILE)), threads
 
     def with_gaps(self, entries) -> list:
         """Of weight and bias of each layer, None for a bias that is not there."""

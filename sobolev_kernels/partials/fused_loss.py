@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import empty, empty_like
 
 from ..backends import core
 from ..backends.core import strided
 from ..boundary import PLAIN
 from ..math.table import Formula
 from ..ops import AGAIN, is_one
-from ..student import Student
 from ..transforms import refuse_forward_mode, several
-from . import fused
-from .along import by_core, evaluated
-from .fused import Call
-from .layers import directions_of, results_of
-from .plan import Streams
+from .along import evaluated
+from .known import WHOLE, Found
 from .residual import Read, Residual, sampled
 from .tape import Recording, Tape, told
 
@@ -43,44 +40,39 @@ Compared = Callable[[Comparison, Sequence[torch.Tensor]], tuple[torch.Tensor, li
 
 
 def fused_loss(
-    streams: Streams, student: Student, x: torch.Tensor, inputs: torch.Tensor, residuals: Sequence[Residual],
-    names: Sequence[str], of: Comparison, compared: Compared,
+    found: Found, inputs: torch.Tensor, residuals: Sequence[Residual], names: tuple[str, ...], of: Comparison,
+    compared: Compared,
 ) -> Terms | None:  # fmt: skip
-    """The loss and its terms [T], differentiable; None where the core does not compute them.
+    """The loss and its terms [T], differentiable; None where the residuals are no polynomials.
 
-    `names` of derivatives are the results of the streams; those of coordinates follow, which are columns of `inputs`,
-    where x is what the layers take. `compared` makes the same loss of residuals by PyTorch's operations.
+    `names` of derivatives are the results of the streams; those of coordinates follow, which are columns of `inputs`.
+    `compared` makes the same loss of residuals by PyTorch's operations.
     """
-    if not all(residual.recorded for residual in residuals) or not len(x) or not can_be_read(x, inputs, student, of):
-        return None
-    if not by_core(student, x):
-        return None
-    recorded = record(residuals, names, x)
+    recorded = record(residuals, names, found.x)
     if recorded is None:
         return None
     recording, coefficients = recorded
-    columns = [residuals[0].fields.inputs.index(name) for name in names[len(streams.outputs) :]]
-    loss = Loss(Call(streams, student, results_of), recording, columns, of, compared)
+    columns = names[len(found.frame.call.streams.outputs) :]
+    columns = tuple(residuals[0].fields.inputs.index(name) for name in columns)
+    loss = Loss(found, recording, columns, of, compared)
     learnt = [weight for weight in of.weights if isinstance(weight, torch.Tensor)]
-    tensors = x, inputs if columns else None, directions_of(streams, x), *student.parameters, *coefficients, *learnt
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return FusedLoss.apply(loss, *tensors)
-    total, each, _ = loss.run(tensors, None)
-    return total, each
+    tensors = found.x, inputs if columns else None, *found.parameters, *coefficients, *learnt
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors]):
+        return apply(loss, *tensors)
+    return loss.run(tensors, None)[:2]
 
 
-def can_be_read(x: torch.Tensor, inputs: torch.Tensor, student: Student, of: Comparison) -> bool:
-    scales = [scale for scale in of.scales if isinstance(scale, torch.Tensor)]
-    constant = [t for t in (*of.targets, of.sample_weight, *scales) if t is not None]
+def is_provided(residuals: Sequence[Residual], x: torch.Tensor, of: Comparison) -> bool:
+    """Whether the core makes such a loss, of polynomials."""
+    constant = [t for t in (*of.targets, of.sample_weight, *of.scales) if isinstance(t, torch.Tensor)]
     weights = [weight for weight in of.weights if isinstance(weight, torch.Tensor)]
-    alike = [x, inputs, *student.parameters]
-    if x.dtype not in (torch.float32, torch.float64) or any(t.dtype is not x.dtype for t in alike):
+    if not all([residual.recorded for residual in residuals]) or not len(x) or x.dtype not in WHOLE:
         return False
-    if not all(type(t) in PLAIN and t.is_cpu for t in (*alike, *constant, *weights)):
+    if not all([type(t) in PLAIN and t.is_cpu and not t.is_complex() for t in (x, *constant, *weights)]):
         return False
     units = [1.0 if scale is None else float(scale) for scale in of.scales]
-    in_reach = all(1 / LARGEST <= abs(unit) <= LARGEST for unit in units)
-    return in_reach and not any(t.requires_grad for t in constant) and not any(t.is_complex() for t in constant)
+    in_reach = all([1 / LARGEST <= abs(unit) <= LARGEST for unit in units])
+    return in_reach and not any([t.requires_grad for t in constant])
 
 
 def record(
@@ -93,7 +85,7 @@ def record(
     except Exception:  # a symbol is no tensor, so that a function may fail at it in any way
         return None
     form = recording.form()
-    if not all(form in residual.agreed for residual in residuals):
+    if not all([form in residual.agreed for residual in residuals]):
         if not agrees(residuals, names, recording, tape.coefficients, x):
             return None
         for residual in residuals:
@@ -131,48 +123,49 @@ def planned(recording: Recording, columns: tuple[int, ...], asked: tuple[bool, .
 
 
 class Loss:
-    """A loss of which tensors may be given: x, inputs if columns of them are read, directions, parameters, coefficients
-    and weights."""
+    """A loss of which tensors may be given: x, inputs if columns of them are read, parameters, coefficients and
+    weights."""
 
     def __init__(
-        self, call: Call, recording: Recording, columns: list[int], of: Comparison, compared: Compared
+        self, found: Found, recording: Recording, columns: tuple[int, ...], of: Comparison, compared: Compared
     ):  # fmt: skip
-        self.call, self.recording, self.columns, self.of, self.compared = call, recording, columns, of, compared
-        self.count = sum(1 + bias for bias in call.biases)
+        self.frame, self.addresses, self.held = found.frame, found.addresses, found.held
+        self.recording, self.columns, self.of, self.compared = recording, columns, of, compared
+        self.count = len(found.parameters)
 
-    def parts(self, tensors: Sequence) -> tuple[Any, Any, Any, Sequence, Sequence, Sequence]:
-        x, inputs, v, *rest = tensors
+    def parts(self, tensors: Sequence) -> tuple[Any, Any, Sequence, Sequence, Sequence]:
+        x, inputs, *rest = tensors
         end = self.count + self.recording.coefficients
-        return x, inputs, v, rest[: self.count], rest[self.count : end], rest[end:]
+        return x, inputs, rest[: self.count], rest[self.count : end], rest[end:]
 
     def run(
         self, tensors: Sequence[torch.Tensor | None], asked: Sequence[bool] | None
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
         """The loss, its terms, and the gradient of each tensor that is asked for, if any is."""
-        x, inputs, _, _, coefficients, weights = self.parts(tensors)
-        back, results, of = asked is not None, len(self.call.streams.outputs), self.of
-        of_x, of_inputs, of_coefficients, of_weights = False, False, [False] * len(coefficients), []
-        if asked is not None:
-            of_x, of_inputs, _, _, of_coefficients, of_weights = self.parts(asked)
+        x, inputs, parameters, coefficients, weights = self.parts(tensors)
+        back, results, of, N = asked is not None, len(self.frame.call.streams.outputs), self.of, len(x)
+        of_x, of_inputs, _, of_coefficients, _ = (False, False, [], [], []) if asked is None else self.parts(asked)
         wanted = (back,) * results + (of_inputs,) * len(self.columns) + tuple(of_coefficients)
-        plan = planned(self.recording, tuple(self.columns), wanted, results)
-        new = lambda *shape: fused.empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
+        plan = planned(self.recording, self.columns, wanted, results)
+        new = lambda *shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
         total, each = new(), new(len(of.weights))
-        dinputs = new(len(x), len(self.columns)) if of_inputs else None
+        dx = new(*x.shape) if of_x else None
+        dinputs = new(N, len(self.columns)) if of_inputs else None
         dcoefficients = new(len(coefficients)) if any(of_coefficients) else None
-        N, learnt, terms = len(x), iter(weights), []
-        for scale, weight in zip(of.scales, of.weights, strict=True):
-            weight = next(learnt) if isinstance(weight, torch.Tensor) else weight
-            unit = 1.0 if scale is None else 1 / float(scale)
-            terms.append((unit, 1.0 if weight is None else float(weight), 1 / N if of.mean else 1.0))
+        like = empty_like if self.frame.dense else lambda p: new(*p.shape)
+        gradients = list(map(like, parameters)) if back else []
+        places = [None if t is None else t.data_ptr() for t in (total, each, dinputs, dcoefficients)]
         targets = [None if t is None else t.to(x) for t in of.targets]
         sample_weight = None if of.sample_weight is None else of.sample_weight.to(x)
-        addresses = [None if t is None else t.data_ptr() for t in (total, each, dinputs, dcoefficients)]
+        share, learnt, terms = 1 / N if of.mean else 1.0, iter(weights), []
+        for scale, weight in zip(of.scales, of.weights, strict=True):
+            weight = next(learnt) if isinstance(weight, torch.Tensor) else weight
+            terms.append((1.0 if scale is None else 1 / float(scale), 1.0 if weight is None else float(weight), share))
         told = (
             plan, core.formula("Loss", of.rho), [float(c) for c in coefficients], terms, list(map(strided, targets)),
-            strided(inputs), strided(sample_weight), *addresses,
+            strided(inputs), strided(sample_weight), *places,
         )  # fmt: skip
-        gradients = self.call.loss(tensors[: 3 + self.count], told, back, of_x)
+        self.frame.compute(self.addresses, gradients, dx, told)
         if not back:
             return total, each, []
         if dinputs is not None:
@@ -184,13 +177,13 @@ class Loss:
                   for s, c in zip(slopes, coefficients, strict=True)]  # fmt: skip
         places = [i for i, weight in enumerate(of.weights) if isinstance(weight, torch.Tensor)]
         of_terms = [each[i].reshape(w.shape).to(w.dtype) for i, w in zip(places, weights, strict=True)]
-        found = [gradients[0], dinputs, None, *gradients[1:], *slopes, *of_terms]
+        found = [dx, dinputs, *gradients, *slopes, *of_terms]
         return total, each, [g if here else None for g, here in zip(found, asked, strict=True)]
 
     def again(self, tensors: Sequence[torch.Tensor | None]) -> Terms:
         """The same by PyTorch's operations, but for the student's streams, which have derivatives of their own."""
-        x, inputs, v, parameters, coefficients, weights = self.parts(tensors)
-        results = evaluated(self.call.streams, self.call.student(tuple(parameters)), x, v, core=True)
+        (x, inputs, parameters, coefficients, weights), call = self.parts(tensors), self.frame.call
+        results = evaluated(call.streams, call.student(tuple(parameters)), x, self.frame.directions, core=True)
         given = [*results.unbind(), *(inputs[:, i] for i in self.columns)]
         values = self.recording.values(given, coefficients)
         learnt = iter(weights)
@@ -232,6 +225,10 @@ class FusedLoss(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, *_):
         refuse_forward_mode()
+
+
+# without what torch.func would be told of it: it is none of its business here
+apply = super(torch.autograd.Function, FusedLoss).apply
 
 
 def from_the_start(

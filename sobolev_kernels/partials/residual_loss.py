@@ -13,8 +13,10 @@ from ..math.losses import LOSSES
 from ..math.table import Formula, choose
 from ..student import Student
 from ..typed import Function
-from .evaluate import looked_at, partials, results_at
-from .fused_loss import Comparison, fused_loss
+from .along import by_core
+from .evaluate import Looked, looked_at, partials, results_at
+from .fused_loss import Comparison, fused_loss, is_provided
+from .known import found_again, found_first, keep
 from .residual import Read, Residual, Values, named_columns
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -78,28 +80,38 @@ def residual_loss(
     """
     residuals = residuals_of(residual)
     names = names_of(residuals)
-    need(one_of(reduction, REDUCTIONS), "reduction", f"one of {', '.join(REDUCTIONS)}", reduction,
-         hint=nearest(reduction, REDUCTIONS))  # fmt: skip
+    if not one_of(reduction, REDUCTIONS):
+        hint = nearest(reduction, REDUCTIONS)
+        refuse([Fault("reduction", f"one of {', '.join(REDUCTIONS)}", reduction, hint=hint)])
     rho = choose(LOSSES, "loss", loss)
     numbers = {name: by_name(value, name, names) for name, value in (("weights", weights), ("scales", scales))}
     refuse(faults_of_numbers(numbers))
     targets = by_name(target, "target", names)
-    fields, reads = residuals[0].fields, reads_of(residuals)
-    looked = looked_at(student, x, reads, fields)
-    refuse(faults_of_samples(targets, sample_weight, x))
     by = [[given.get(name) for name in names] for given in (targets, numbers["scales"], numbers["weights"])]
     of = Comparison(rho, *by, sample_weight, reduction == "mean")
-    fused = None
-    if reduction != "none" and isinstance(looked[1], Student):
-        streams, known, inputs = looked
+    fields, reads = residuals[0].fields, reads_of(residuals)
+    found, looked, total = found_again(student, x, (fields.names, reads)), None, None
+    if found is None:
+        looked = looked_at(student, x, reads, fields)
+    refuse(faults_of_samples(targets, sample_weight, x))
+    if reduction != "none" and (found or in_core(looked)) and is_provided(residuals, x, of):
+        if found is None:
+            found = found_first(*looked)
+            keep(found, student, (fields.names, reads))
         coordinates = dict.fromkeys(name for one in residuals for name in one.coordinates)
-        fused = fused_loss(streams, known, inputs, x, residuals, (*reads, *coordinates), of, compared)
-    if fused is None:
+        total, each = fused_loss(found, x, residuals, (*reads, *coordinates), of, compared) or (None, None)
+        each = each.unbind() if total is not None and return_terms else ()
+    if total is None:
+        looked = looked or looked_at(student, x, reads, fields)
         values = values_of(x, residuals, results_at(x, reads, fields, student, *looked))
         total, each = compared(of, values, reduction)
-    else:
-        total, each = fused[0], fused[1].unbind() if return_terms else ()
     return ResidualTerms(total, dict(zip(names, each, strict=True))) if return_terms else total
+
+
+def in_core(looked: Looked) -> bool:
+    """Whether the core takes a student's streams, of the dtype that came."""
+    _, known, x = looked
+    return isinstance(known, Student) and by_core(known, x) and all(p.dtype is x.dtype for p in known.parameters)
 
 
 def compared(
