@@ -20,7 +20,7 @@ from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 Parts = dict[str, torch.Tensor]
 Step = Callable[[], tuple[torch.Tensor, ...]]
 OURS, NESTED, FUNC, STREAMS, COMPILED = (
-    "sk.partials", "nested autograd.grad", "nested torch.func", "streams by hand", "compiled streams"
+    "sk.residual_loss", "nested autograd.grad", "nested torch.func", "streams by hand", "compiled streams"
 )  # fmt: skip
 
 
@@ -131,8 +131,9 @@ def steps_of(equation: Equation, width: int, depth: int, N: int, compiled: bool)
     parameters, x, names = tuple(student.parameters()), torch.rand(N, len(fields.inputs)), names_of(equation)
     leaf, v = x.clone().requires_grad_(), directions_of(fields.plan(names), x)
     by_hand = by_streams(student, equation)
+    residual = sk.Residual(equation.residuals, fields, name="equation")
     losses = {
-        OURS: lambda: loss_of(equation, sk.partials(student, x, names, fields=fields)),
+        OURS: lambda: sk.residual_loss(student, x, residual),
         NESTED: lambda: loss_of(equation, nested(student, leaf, equation)),
         FUNC: lambda: loss_of(equation, by_func(student, x, equation)),
         STREAMS: lambda: by_hand(x, v, *parameters),
