@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from ..student import Student
-from .fused import Call, Results, why_not
+from .fused import Call, apply, why_not
 from .layers import by_plain, results_of
 from .plan import Streams, plan
 from .polynomials import Exponents, Polynomial, multiplied
@@ -63,7 +63,7 @@ def evaluated(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tens
     """The results [R, N], by the core or by PyTorch's operations."""
     if not core:
         return results_of(streams, student, x, v)
-    return Results.apply(Call(streams, student, results_of), x, v, *student.parameters)
+    return apply(Call(streams, student, results_of), x, v, *student.parameters)
 
 
 @lru_cache(maxsize=64)

@@ -139,6 +139,10 @@ class Results(torch.autograd.Function):
         return None, *(gradient if wanted else None for gradient, wanted in zip(found, asked, strict=True))
 
 
+# without what torch.func would be told of it: nobody follows who comes here
+apply = super(torch.autograd.Function, Results).apply
+
+
 def again(
     call: Call, tensors: list[torch.Tensor], cotangents: torch.Tensor, asked: tuple[bool, ...]
 ) -> list[torch.Tensor | None]:  # fmt: skip
