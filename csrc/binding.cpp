@@ -369,7 +369,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("deviations"), py::arg("bars"));
   m.def("mlp_jets_loss", &mlp_jets_loss, "a loss of named derivatives, and all its gradients", py::arg("plan"),
         py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("x"), py::arg("v"),
-        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"), py::arg("rho"),
+        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"),
         py::arg("coefficients"), py::arg("terms"), py::arg("targets"), py::arg("inputs"), py::arg("sample_weight"),
         py::arg("total"), py::arg("each"), py::arg("dinputs"), py::arg("dcoefficients"));
   py::class_<sk::cpu::MeanLoss>(m, "MeanLoss", "weighted means of pointwise terms of values and derivatives")

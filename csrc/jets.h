@@ -55,13 +55,13 @@ struct Deviation {
 
 // A term is the sum of ρ(unit · deviation) over samples and deviations times `share`; it counts by `weight`.
 struct JetTerm {
+  Formula loss;
   double unit = 1, weight = 1, share = 1;
 };
 
 // A loss of the results, made and differentiated in the tile. Its slots are, one after the other, results, inputs that
 // are read, coefficients, the number 1, and then what is made of them.
 struct JetLoss {
-  Formula loss;
   Program values, adjoint;  // of the slots of deviations; and of their slopes those of what is given
   std::int64_t count_results = 0;
   const int* columns = nullptr;

@@ -187,10 +187,11 @@ void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, s
   sk::cpu::mlp_jets(kernels, call.jets);
 }
 
-// `terms`: of each (unit, weight, share); `targets`: of each deviation, or None; `inputs` are those that columns are of
+// `terms`: of each (loss, unit, weight, share); `targets`: of each deviation, or None; `inputs` are those that columns
+// are of
 void mlp_jets_loss(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
                    const py::object& x, const py::object& v, const py::list& parameters, const py::list& gradients,
-                   const py::object& dx, const py::object& dv, const JetLossBuilder& of, const py::tuple& rho,
+                   const py::object& dx, const py::object& dv, const JetLossBuilder& of,
                    const std::vector<double>& coefficients, const py::list& terms, const py::list& targets,
                    const py::object& inputs, const py::object& sample_weight, const py::object& total,
                    const py::object& each, const py::object& dinputs, const py::object& dcoefficients) {
@@ -199,7 +200,6 @@ void mlp_jets_loss(const JetsBuilder& plan, const std::string& isa, std::int64_t
   sk::JetLoss loss = of.loss;
   auto deviations = of.deviations;
   std::vector<sk::JetTerm> numbers;
-  loss.loss = formula(rho, sk::kCountOfLoss, "loss");
   need(loss.count_results == call.jets.results, "a loss must have the results of its plan");
   for (const int column : of.columns) checked(column, int(call.jets.D), "column");
   need(std::int64_t(coefficients.size()) == loss.count_coefficients, "each coefficient must have its number");
@@ -207,7 +207,8 @@ void mlp_jets_loss(const JetsBuilder& plan, const std::string& isa, std::int64_t
   need(targets.size() == deviations.size(), "each deviation must have a target, or None");
   for (const auto& term : terms) {
     const auto t = py::cast<py::tuple>(term);
-    numbers.push_back({py::cast<double>(t[0]), py::cast<double>(t[1]), py::cast<double>(t[2])});
+    const auto rho = formula(t[0], sk::kCountOfLoss, "loss");
+    numbers.push_back({rho, py::cast<double>(t[1]), py::cast<double>(t[2]), py::cast<double>(t[3])});
   }
   for (std::size_t i = 0; i < deviations.size(); ++i) deviations[i].target = strided(targets[i]);
   loss.coefficients = coefficients.data();

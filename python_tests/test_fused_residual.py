@@ -12,7 +12,7 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import core
-from sobolev_kernels.partials import fused_loss, residual_loss
+from sobolev_kernels.partials import one_pass, residual_loss, tape
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.problems import threads
 from sobolev_kernels.testing.rule import ANOTHER_WAY
@@ -285,4 +285,4 @@ def test_sums_are_those_of_the_function_in_its_order():
 
 
 def test_nothing_kept_is_held():
-    assert fused_loss.planned.cache_info().maxsize == fused_loss.told.cache_info().maxsize == 256
+    assert one_pass.planned.cache_info().maxsize == tape.told.cache_info().maxsize == 256

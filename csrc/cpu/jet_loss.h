@@ -73,10 +73,10 @@ class LossTile {
       const Deviation& of = loss_.deviations[i];
       const JetTerm& term = loss_.terms[of.term];
       if (of.target.data) put(room_.target, [&](std::int64_t n) { return at<T>(of.target, n); });
-      room_.totals[of.term] += with_loss(loss_.loss.row, [&](auto rho) {
+      room_.totals[of.term] += with_loss(term.loss.row, [&](auto rho) {
         return deviate<decltype(rho), T>(slot(of.value), of.target.data ? room_.target : nullptr, room_.weight,
                                          panels_ * kPanel<T>, term.unit, term.unit * term.weight * term.share,
-                                         loss_.loss.parameters, loss_.back ? slot(of.slope) : nullptr);
+                                         term.loss.parameters, loss_.back ? slot(of.slope) : nullptr);
       });
     }
     if (!loss_.back) return;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +12,14 @@ from ..backends import core
 from ..backends.core import strided
 from ..boundary import PLAIN
 from ..math.table import Formula
-from ..ops import AGAIN, is_one
-from ..transforms import refuse_forward_mode, several
 from .along import evaluated
+from .fused import as_read
 from .known import WHOLE, Found
+from .one_pass import Terms, apply, planned
 from .residual import Read, Residual, sampled
-from .tape import Recording, Tape, told
+from .tape import Recording, Tape
 
 LARGEST = 1e30  # of a unit and its inverse: products of some are numbers of float32
-Terms = tuple[torch.Tensor, torch.Tensor]
 
 
 class Comparison(NamedTuple):
@@ -113,15 +111,6 @@ def agrees(
     return all(torch.allclose(a, b, rtol=within, atol=within, equal_nan=True) for a, b in pairs)
 
 
-@lru_cache(maxsize=256)
-def planned(recording: Recording, columns: tuple[int, ...], asked: tuple[bool, ...], results: int):
-    programs = told(recording, asked)
-    given = [results, len(columns), recording.coefficients]
-    values, adjoint = tuple(programs.values), tuple(programs.adjoint)
-    terms = len(recording.residuals)
-    return core._C.JetLoss(given, list(columns), terms, values, adjoint, programs.deviations, programs.bars)
-
-
 class Loss:
     """A loss of which tensors may be given: x, inputs if columns of them are read, parameters, coefficients and
     weights."""
@@ -146,7 +135,7 @@ class Loss:
         back, results, of, N = asked is not None, len(self.frame.call.streams.outputs), self.of, len(x)
         of_x, of_inputs, _, of_coefficients, _ = (False, False, [], [], []) if asked is None else self.parts(asked)
         wanted = (back,) * results + (of_inputs,) * len(self.columns) + tuple(of_coefficients)
-        plan = planned(self.recording, self.columns, wanted, results)
+        plan = planned(self.recording, self.columns, wanted, results, len(of.weights))
         new = lambda *shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
         total, each = new(), new(len(of.weights))
         dx = new(*x.shape) if of_x else None
@@ -155,14 +144,16 @@ class Loss:
         like = empty_like if self.frame.dense else lambda p: new(*p.shape)
         gradients = list(map(like, parameters)) if back else []
         places = [None if t is None else t.data_ptr() for t in (total, each, dinputs, dcoefficients)]
-        targets = [None if t is None else t.to(x) for t in of.targets]
-        sample_weight = None if of.sample_weight is None else of.sample_weight.to(x)
-        share, learnt, terms = 1 / N if of.mean else 1.0, iter(weights), []
+        *targets, sample_weight, inputs = [
+            None if t is None else as_read([t.to(x)])[0] for t in (*of.targets, of.sample_weight, inputs)
+        ]
+        rho, share, learnt, terms = core.formula("Loss", of.rho), 1 / N if of.mean else 1.0, iter(weights), []
         for scale, weight in zip(of.scales, of.weights, strict=True):
             weight = next(learnt) if isinstance(weight, torch.Tensor) else weight
-            terms.append((1.0 if scale is None else 1 / float(scale), 1.0 if weight is None else float(weight), share))
+            unit, weight = 1.0 if scale is None else 1 / float(scale), 1.0 if weight is None else float(weight)
+            terms.append((rho, unit, weight, share))
         told = (
-            plan, core.formula("Loss", of.rho), [float(c) for c in coefficients], terms, list(map(strided, targets)),
+            plan, [float(c) for c in coefficients], terms, list(map(strided, targets)),
             strided(inputs), strided(sample_weight), *places,
         )  # fmt: skip
         self.frame.compute(self.addresses, gradients, dx, told)
@@ -190,57 +181,3 @@ class Loss:
         by = [next(learnt) if isinstance(weight, torch.Tensor) else weight for weight in self.of.weights]
         total, terms = self.compared(self.of._replace(weights=by), [value[:, None] for value in values])
         return total, torch.stack(terms)
-
-
-class FusedLoss(torch.autograd.Function):
-    """The loss and its terms. Gradients of the loss are computed beside it and kept; those of terms, and further
-    derivatives, are computed from the start again."""
-
-    @staticmethod
-    def forward(ctx, loss: Loss, *tensors: torch.Tensor | None) -> Terms:
-        ctx.set_materialize_grads(False)
-        total, each, gradients = loss.run(tensors, ctx.needs_input_grad[1:])
-        ctx.loss, ctx.held = loss, gradients
-        ctx.places = [i for i, tensor in enumerate(tensors) if tensor is not None]
-        ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
-        return total, each
-
-    @staticmethod
-    def backward(ctx, total: torch.Tensor | None, each: torch.Tensor | None):
-        asked = ctx.needs_input_grad[1:]
-        if total is None and each is None:
-            return None, *[None] * len(asked)
-        if torch.is_grad_enabled() or each is not None or several(total):
-            return None, *from_the_start(ctx, asked, total, each)
-        if ctx.held is None:
-            raise RuntimeError(AGAIN)
-        gradients, last = ctx.held, not torch._C._autograd._get_current_graph_task_keep_graph()
-        if last:
-            ctx.held = None
-        if not (last and is_one(total)):
-            found = iter(torch._foreach_mul([g for g in gradients if g is not None], total))
-            gradients = [None if g is None else next(found) for g in gradients]
-        return None, *gradients
-
-    @staticmethod
-    def jvp(ctx, *_):
-        refuse_forward_mode()
-
-
-# without what torch.func would be told of it: it is none of its business here
-apply = super(torch.autograd.Function, FusedLoss).apply
-
-
-def from_the_start(
-    ctx, asked: Sequence[bool], total: torch.Tensor | None, each: torch.Tensor | None
-) -> list[torch.Tensor | None]:  # fmt: skip
-    """Gradients with their own graph."""
-    kept, tensors = torch.is_grad_enabled(), [None] * len(asked)
-    with torch.enable_grad():
-        for i, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            tensors[i] = tensor.view_as(tensor) if asked[i] else tensor
-        pairs = [(out, c) for out, c in zip(ctx.loss.again(tensors), (total, each), strict=True) if c is not None]
-        wanted = [tensor for tensor, here in zip(tensors, asked, strict=True) if here]
-        outs, cotangents = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outs, wanted, cotangents, create_graph=kept, materialize_grads=True))
-    return [next(found) if here else None for here in asked]

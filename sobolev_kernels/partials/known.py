@@ -38,7 +38,8 @@ class Frame:
         """A loss that is `told` to the core, with gradients of the parameters or none."""
         x, *pairs = [(address, *strides) for address, strides in zip(addresses, self.strides, strict=True)]
         v = self.directions
-        along = (v.data_ptr(), v.stride(0), 0, v.stride(1)) if len(v) else None
+        strides = v.stride() if v.dim() == 3 else (v.stride(0), 0, v.stride(1))
+        along = (v.data_ptr(), *strides) if len(v) else None
         places = self.call.with_gaps(gradient.data_ptr() for gradient in gradients)
         dx = None if dx is None else dx.data_ptr()
         core._C.mlp_jets_loss(*self.told, x, along, self.call.with_gaps(pairs), places, dx, None, *told)
@@ -73,12 +74,13 @@ def found_again(student: object, x: torch.Tensor, of: tuple) -> Found | None:
     return None
 
 
-def found_first(streams: Streams, student: Student, x: torch.Tensor) -> Found:
-    """Of a student who was looked at, and who the core can read."""
+def found_first(streams: Streams, student: Student, x: torch.Tensor, directions: torch.Tensor | None = None) -> Found:
+    """Of a student who was looked at, and who the core can read; along the streams' own directions, or given ones."""
     read = as_read([x, *student.parameters])
+    directions = directions_of(streams, x) if directions is None else as_read([directions])[0]
     call = Call(streams, student, results_of)
     strides = tuple(tensor.stride() for tensor in read)
-    frame = Frame(call, None, directions_of(streams, x), call.shared_out(len(x), x.dtype), strides,
+    frame = Frame(call, None, directions, call.shared_out(len(x), x.dtype), strides,
                   all(t.is_contiguous() for t in read))  # fmt: skip
     return Found(frame, x, student.parameters, [tensor.data_ptr() for tensor in read], read)
 

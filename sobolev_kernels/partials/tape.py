@@ -28,12 +28,13 @@ class NoPolynomial(Exception):
 
 class Recording(NamedTuple):
     """A set of residuals, but for the tensors among their coefficients: what is `given`, derivatives and coordinates,
-    how many `coefficients`, the `sums`, and which number each of the `residuals` is."""
+    how many `coefficients`, the `sums`, and which number each of the `residuals` is, and of which of the `terms`."""
 
     given: int
     coefficients: int
     sums: tuple[Terms, ...]
     residuals: tuple[int, ...]
+    terms: tuple[int, ...]
 
     def form(self) -> tuple:
         """It without numbers."""
@@ -124,7 +125,7 @@ class Tape:
 
     def recording(self, residuals: Sequence[Symbol]) -> Recording:
         numbers = tuple(map(self.number_of, residuals))
-        return Recording(self.one, len(self.coefficients), tuple(self.sums), numbers)
+        return Recording(self.one, len(self.coefficients), tuple(self.sums), numbers, tuple(range(len(numbers))))
 
 
 class Names:
@@ -316,7 +317,7 @@ def told(recording: Recording, asked: tuple[bool, ...]) -> Told:
             wanted.add(to)
     slots = one + 1 + len(sums)
     deviations, owed = [], {}
-    for t, residual in enumerate(map(slot, recording.residuals)):
+    for residual, t in zip(map(slot, recording.residuals), recording.terms, strict=True):
         deviations.append((residual, slots, t))
         owed.setdefault(residual, []).append((slots, one, 1.0))
         slots += 1
