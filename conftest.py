@@ -20,7 +20,7 @@ if path := os.environ.get("SOBOLEV_CORE"):
     spec.loader.exec_module(sys.modules[spec.name])
 
 from sobolev_kernels import ops
-from sobolev_kernels.partials import fused
+from sobolev_kernels.partials import fused, fused_loss, fused_towers
 from sobolev_kernels.testing.compare import forget
 from sobolev_kernels.testing.rule import MACHINE, perturbed
 
@@ -36,7 +36,10 @@ def poisoned(*size, **options):
 def poison_outputs(monkeypatch):
     monkeypatch.setattr(ops, "empty", poisoned)
     monkeypatch.setattr(fused, "empty", poisoned)
-    monkeypatch.setattr(ops, "empty_like", lambda tensor: torch.full_like(tensor, torch.nan, requires_grad=False))
+    for module in (fused_loss, fused_towers):
+        monkeypatch.setattr(module, "empty", poisoned)
+    for module in (ops, fused_loss, fused_towers):
+        monkeypatch.setattr(module, "empty_like", lambda like: torch.full_like(like, torch.nan, requires_grad=False))
 
 
 def pytest_addoption(parser):

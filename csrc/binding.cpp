@@ -360,8 +360,18 @@ PYBIND11_MODULE(_C, m) {
            py::arg("directions"), py::arg("layers"), py::arg("results"));
   m.def("mlp_jets", &mlp_jets, "named derivatives, or from their cotangents the gradients", py::arg("plan"),
         py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("x"), py::arg("v"),
-        py::arg("parameters"), py::arg("gradients"), py::arg("out"), py::arg("cotangents"), py::arg("dx"),
-        py::arg("dv"));
+        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("out"),
+        py::arg("cotangents"));
+  py::class_<JetLossBuilder>(m, "JetLoss", "a loss of named derivatives, but for tensors")
+      .def(py::init<const std::vector<int>&, std::vector<int>, std::int64_t, const py::tuple&, const py::tuple&,
+                    const py::list&, std::vector<int>>(),
+           py::arg("given"), py::arg("columns"), py::arg("terms"), py::arg("values"), py::arg("adjoint"),
+           py::arg("deviations"), py::arg("bars"));
+  m.def("mlp_jets_loss", &mlp_jets_loss, "a loss of named derivatives, and all its gradients", py::arg("plan"),
+        py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("x"), py::arg("v"),
+        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"),
+        py::arg("coefficients"), py::arg("terms"), py::arg("targets"), py::arg("inputs"), py::arg("sample_weight"),
+        py::arg("total"), py::arg("each"), py::arg("dinputs"), py::arg("dcoefficients"));
   py::class_<sk::cpu::MeanLoss>(m, "MeanLoss", "weighted means of pointwise terms of values and derivatives")
       .def(py::init([](bool wide, const py::tuple& losses, double values, double derivatives,
                        const std::vector<std::int64_t>& sizes, bool projected) {

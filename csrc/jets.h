@@ -47,6 +47,42 @@ struct Named {
   double coefficient;
 };
 
+// A number of each sample that a loss compares with its target, or with 0: its slot, that of its slope, and its term
+struct Deviation {
+  int value, slope, term;
+  Strided target;  // [N]
+};
+
+// A term is the sum of ρ(unit · deviation) over samples and deviations times `share`; it counts by `weight`.
+struct JetTerm {
+  Formula loss;
+  double unit = 1, weight = 1, share = 1;
+};
+
+// A loss of the results, made and differentiated in the tile. Its slots are, one after the other, results, inputs that
+// are read, coefficients, the number 1, and then what is made of them.
+struct JetLoss {
+  Program values, adjoint;  // of the slots of deviations; and of their slopes those of what is given
+  std::int64_t count_results = 0;
+  const int* columns = nullptr;
+  std::int64_t count_columns = 0;
+  const double* coefficients = nullptr;
+  std::int64_t count_coefficients = 0;
+  const int* bars =
+      nullptr;  // of results, columns and coefficients the slots of their adjoints; -1: it is not asked for
+  const Deviation* deviations = nullptr;
+  std::int64_t count_deviations = 0;
+  const JetTerm* terms = nullptr;
+  std::int64_t count_terms = 0;
+  Strided inputs;                 // [N, D], of which the columns are
+  Strided sample_weight;          // [N]
+  void* total = nullptr;          // [1]
+  void* each = nullptr;           // [terms], without their weights
+  void* dinputs = nullptr;        // [N, columns]
+  void* dcoefficients = nullptr;  // [coefficients]
+  bool back = false;              // whether gradients are wanted
+};
+
 struct Jets {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t N = 0, D = 0, O = 0, L = 0;
@@ -58,12 +94,13 @@ struct Jets {
   Strided v;                         // [directions, N, D]
   void* out = nullptr;               // [results, N]
   const void* cotangents = nullptr;  // [results, N]
+  const JetLoss* loss = nullptr;     // in their place
   void* dx = nullptr;                // [N, D]
   void* dv = nullptr;                // [directions, N, D]
   std::int64_t tile = 0;             // samples
   int threads = 1;
 
-  bool gradients() const { return cotangents != nullptr; }
+  bool gradients() const { return loss ? loss->back : cotangents != nullptr; }
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
 };
 

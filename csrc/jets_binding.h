@@ -1,13 +1,54 @@
 // Named derivatives as Python tells them, all checked here: what jets.h calls Jets, and how it is run.
 // Included in binding.cpp, inside its namespace: no include here, no #pragma once.
 
+// Owns the sums of programs.
+struct Programs {
+  std::deque<std::vector<sk::SumOfProducts>> sums;
+  std::deque<std::vector<sk::Product>> terms;
+
+  // (slots, sigma, [(to, [(a, b, coefficient)])]); `ordered`: summed in this order
+  sk::Program program(const py::handle& entry, int named_slots, bool ordered = false) {
+    const auto t = py::cast<py::tuple>(entry);
+    sk::Program result;
+    result.slots = py::cast<int>(t[0]);
+    need(result.slots >= named_slots, "a program must have a slot for each stream");
+    const auto slot = [&](const py::handle& i) { return checked(py::cast<int>(i), result.slots, "slot"); };
+    const auto sigma = py::cast<py::list>(t[1]);
+    for (std::size_t m = 0; m < sigma.size() && m < sk::kDerivatives; ++m) {
+      if (!sigma[m].is_none()) result.sigma[m] = slot(sigma[m]);
+    }
+    auto& products = terms.emplace_back();
+    auto& rows = sums.emplace_back();
+    for (const auto& row : py::cast<py::list>(t[2])) {
+      const auto pair = py::cast<py::tuple>(row);
+      sk::SumOfProducts sum;
+      sum.to = slot(pair[0]);
+      sum.begin = sum.scaled = std::int64_t(products.size());
+      for (const auto& part : py::cast<py::list>(pair[1])) {
+        const auto abc = py::cast<py::tuple>(part);
+        const double c = py::cast<double>(abc[2]);
+        products.push_back({slot(abc[0]), slot(abc[1]), c, float(c)});
+      }
+      sum.end = std::int64_t(products.size());
+      const auto begin = products.begin() + sum.begin;
+      const auto one = [](const auto& p) { return p.wide == 1; };
+      const auto scaled =
+          ordered ? std::find_if_not(begin, products.end(), one) : std::stable_partition(begin, products.end(), one);
+      sum.scaled += scaled - begin;
+      rows.push_back(sum);
+    }
+    result.sums = rows.data();
+    result.terms = products.data();
+    result.count = std::int64_t(rows.size());
+    return result;
+  }
+};
+
 // Named derivatives but for their tensors: owns the layers and programs that `jets` points to.
-struct JetsBuilder {
+struct JetsBuilder : Programs {
   sk::Jets jets;
   std::vector<sk::JetLayer> layers;
   std::vector<sk::Named> named;
-  std::deque<std::vector<sk::SumOfProducts>> sums;
-  std::deque<std::vector<sk::Product>> terms;
 
   JetsBuilder(const JetsBuilder&) = delete;
   JetsBuilder(int dtype, std::int64_t D, int directions, const py::list& rows, const py::list& results) {
@@ -61,76 +102,128 @@ struct JetsBuilder {
     result.adjoint = program(t[9], result.given + result.made + result.kept);
     return result;
   }
+};
 
-  // (slots, sigma, [(to, [(a, b, coefficient)])])
-  sk::Program program(const py::handle& entry, int named_slots) {
-    const auto t = py::cast<py::tuple>(entry);
-    sk::Program result;
-    result.slots = py::cast<int>(t[0]);
-    need(result.slots >= named_slots, "a program must have a slot for each stream");
-    const auto slot = [&](const py::handle& i) { return checked(py::cast<int>(i), result.slots, "slot"); };
-    const auto sigma = py::cast<py::list>(t[1]);
-    for (std::size_t m = 0; m < sigma.size() && m < sk::kDerivatives; ++m) {
-      if (!sigma[m].is_none()) result.sigma[m] = slot(sigma[m]);
+// A loss of named derivatives but for its tensors
+struct JetLossBuilder : Programs {
+  sk::JetLoss loss;
+  std::vector<int> columns, bars;
+  std::vector<sk::Deviation> deviations;
+
+  JetLossBuilder(const JetLossBuilder&) = delete;
+  // `given`: counts of results, columns and coefficients; a deviation is (slot, slot of its slope, term)
+  JetLossBuilder(const std::vector<int>& given, std::vector<int> columns, std::int64_t terms, const py::tuple& values,
+                 const py::tuple& adjoint, const py::list& deviations, std::vector<int> bars)
+      : columns(std::move(columns)), bars(std::move(bars)) {
+    need(given.size() == 3 && given[1] == int(this->columns.size()), "counts of results, columns and coefficients");
+    const int named = given[0] + given[1] + given[2];
+    need(int(this->bars.size()) == named, "all that is given must have its adjoint's slot, or -1");
+    loss.values = program(values, named + 1, true);
+    loss.adjoint = program(adjoint, named + 1, true);
+    need(loss.values.slots == loss.adjoint.slots, "a loss has one set of slots");
+    for (const int bar : this->bars) need(-1 <= bar && bar < loss.adjoint.slots, "a slot of an adjoint");
+    for (const auto& entry : deviations) {
+      const auto t = py::cast<py::tuple>(entry);
+      const auto slot = [&](int i) { return checked(py::cast<int>(t[i]), loss.values.slots, "slot"); };
+      this->deviations.push_back({slot(0), slot(1), checked(py::cast<int>(t[2]), int(terms), "term"), {}});
     }
-    auto& products = terms.emplace_back();
-    auto& rows = sums.emplace_back();
-    for (const auto& row : py::cast<py::list>(t[2])) {
-      const auto pair = py::cast<py::tuple>(row);
-      sk::SumOfProducts sum;
-      sum.to = slot(pair[0]);
-      sum.begin = sum.scaled = std::int64_t(products.size());
-      for (const auto& part : py::cast<py::list>(pair[1])) {
-        const auto abc = py::cast<py::tuple>(part);
-        const double c = py::cast<double>(abc[2]);
-        products.push_back({slot(abc[0]), slot(abc[1]), c, float(c)});
-      }
-      sum.end = std::int64_t(products.size());
-      const auto begin = products.begin() + sum.begin;
-      const auto scaled = std::stable_partition(begin, products.end(), [](const auto& p) { return p.wide == 1; });
-      sum.scaled += scaled - begin;
-      rows.push_back(sum);
-    }
-    result.sums = rows.data();
-    result.terms = products.data();
-    result.count = std::int64_t(rows.size());
-    return result;
+    loss.count_results = given[0];
+    loss.count_columns = given[1];
+    loss.count_coefficients = given[2];
+    loss.count_deviations = std::int64_t(this->deviations.size());
+    loss.count_terms = terms;
+    loss.columns = this->columns.data();
+    loss.bars = this->bars.data();
   }
 };
 
-// `parameters` are those of a layer after the other, address and strides of weight and bias, and `gradients` where
-// theirs go
+// What is to be computed of which tensors, but what for: `parameters` are those of a layer after the other, address and
+// strides of weight and bias, and `gradients` where theirs go, or none.
+struct JetsCall {
+  sk::Jets jets;
+  std::vector<sk::JetLayer> layers;
+
+  JetsCall(const JetsBuilder& plan, std::int64_t N, std::int64_t tile, int threads, const py::object& x,
+           const py::object& v, const py::list& parameters, const py::list& gradients, const py::object& dx,
+           const py::object& dv)
+      : jets(plan.jets), layers(plan.layers) {
+    jets.layers = layers.data();
+    jets.N = N;
+    jets.tile = tile;
+    jets.threads = threads;
+    jets.x = strided(x);
+    jets.v = strided(v);
+    jets.dx = output(dx);
+    jets.dv = output(dv);
+    need(N > 0 && tile > 0, "samples and tile must be positive");
+    need(jets.x.data && (jets.v.data || !jets.directions), "derivatives must have inputs and directions");
+    need(parameters.size() == 2 * layers.size(), "each layer must have a weight and a bias, or none");
+    const bool back = gradients.size() > 0;
+    need(!back || gradients.size() == parameters.size(), "a gradient must have its place");
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      sk::Layer& layer = layers[l].layer;
+      layer.weight = strided(parameters[2 * l]);
+      layer.bias = strided(parameters[2 * l + 1]);
+      need(layer.weight.data, "a layer must have a weight");
+      if (!back) continue;
+      layer.dweight = output(gradients[2 * l]);
+      layer.dbias = output(gradients[2 * l + 1]);
+      need(layer.dweight && (layer.dbias || !layer.bias.data), "a gradient must have its place");
+    }
+  }
+  JetsCall(const JetsCall&) = delete;
+};
+
 void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
               const py::object& x, const py::object& v, const py::list& parameters, const py::list& gradients,
-              const py::object& out, const py::object& cotangents, const py::object& dx, const py::object& dv) {
+              const py::object& dx, const py::object& dv, const py::object& out, const py::object& cotangents) {
   const auto& kernels = instruction_set(isa);
-  sk::Jets jets = plan.jets;
-  auto layers = plan.layers;
-  jets.layers = layers.data();
-  jets.N = N;
-  jets.tile = tile;
-  jets.threads = threads;
-  jets.x = strided(x);
-  jets.v = strided(v);
-  jets.out = output(out);
-  jets.cotangents = output(cotangents);
-  jets.dx = output(dx);
-  jets.dv = output(dv);
-  need(N > 0 && tile > 0, "samples and tile must be positive");
-  need(jets.x.data && (jets.v.data || !jets.directions), "derivatives must have inputs and directions");
-  need(jets.out || jets.cotangents, "derivatives must have their place");
-  need(parameters.size() == 2 * layers.size(), "each layer must have a weight and a bias, or none");
-  need(!jets.cotangents || gradients.size() == parameters.size(), "a gradient must have its place");
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    sk::Layer& layer = layers[l].layer;
-    layer.weight = strided(parameters[2 * l]);
-    layer.bias = strided(parameters[2 * l + 1]);
-    need(layer.weight.data, "a layer must have a weight");
-    if (!jets.cotangents) continue;
-    layer.dweight = output(gradients[2 * l]);
-    layer.dbias = output(gradients[2 * l + 1]);
-    need(layer.dweight && (layer.dbias || !layer.bias.data), "a gradient must have its place");
-  }
+  JetsCall call(plan, N, tile, threads, x, v, parameters, gradients, dx, dv);
+  call.jets.out = output(out);
+  call.jets.cotangents = output(cotangents);
+  need(call.jets.out || call.jets.cotangents, "derivatives must have their place");
+  need(!call.jets.cotangents || gradients.size() > 0, "a gradient must have its place");
   py::gil_scoped_release release;
-  sk::cpu::mlp_jets(kernels, jets);
+  sk::cpu::mlp_jets(kernels, call.jets);
+}
+
+// `terms`: of each (loss, unit, weight, share); `targets`: of each deviation, or None; `inputs` are those that columns
+// are of
+void mlp_jets_loss(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
+                   const py::object& x, const py::object& v, const py::list& parameters, const py::list& gradients,
+                   const py::object& dx, const py::object& dv, const JetLossBuilder& of,
+                   const std::vector<double>& coefficients, const py::list& terms, const py::list& targets,
+                   const py::object& inputs, const py::object& sample_weight, const py::object& total,
+                   const py::object& each, const py::object& dinputs, const py::object& dcoefficients) {
+  const auto& kernels = instruction_set(isa);
+  JetsCall call(plan, N, tile, threads, x, v, parameters, gradients, dx, dv);
+  sk::JetLoss loss = of.loss;
+  auto deviations = of.deviations;
+  std::vector<sk::JetTerm> numbers;
+  need(loss.count_results == call.jets.results, "a loss must have the results of its plan");
+  for (const int column : of.columns) checked(column, int(call.jets.D), "column");
+  need(std::int64_t(coefficients.size()) == loss.count_coefficients, "each coefficient must have its number");
+  need(std::int64_t(terms.size()) == loss.count_terms, "each term must have its unit, weight and share");
+  need(targets.size() == deviations.size(), "each deviation must have a target, or None");
+  for (const auto& term : terms) {
+    const auto t = py::cast<py::tuple>(term);
+    const auto rho = formula(t[0], sk::kCountOfLoss, "loss");
+    numbers.push_back({rho, py::cast<double>(t[1]), py::cast<double>(t[2]), py::cast<double>(t[3])});
+  }
+  for (std::size_t i = 0; i < deviations.size(); ++i) deviations[i].target = strided(targets[i]);
+  loss.coefficients = coefficients.data();
+  loss.deviations = deviations.data();
+  loss.terms = numbers.data();
+  loss.inputs = strided(inputs);
+  loss.sample_weight = strided(sample_weight);
+  loss.total = output(total);
+  loss.each = output(each);
+  loss.dinputs = output(dinputs);
+  loss.dcoefficients = output(dcoefficients);
+  loss.back = gradients.size() > 0;
+  need(loss.total && loss.each && (loss.inputs.data || of.columns.empty()),
+       "a loss must have its place, and its inputs");
+  call.jets.loss = &loss;
+  py::gil_scoped_release release;
+  sk::cpu::mlp_jets(kernels, call.jets);
 }

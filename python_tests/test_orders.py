@@ -1,10 +1,13 @@
 """Losses and jets of orders 3 and 4, beside nested forward mode of torch.func in float64."""
 
+from random import Random as random_of
+
 import pytest
 import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from sobolev_kernels import call
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.rule import ANOTHER_WAY
 
@@ -257,3 +260,43 @@ def test_mixed_derivatives_of_directions_of_any_size():
     columns = sk.hvp(student.double(), x, v[..., :2], w[..., :2], wrt=(2, 0))[1]
     padded = [torch.stack([t[..., 1], 0 * t[..., 0], t[..., 0]], -1) for t in (v, w)]
     torch.testing.assert_close(columns, sk.hvp(student, x, *padded)[1], **ANOTHER_WAY)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_losses_in_one_pass_beside_two(seed, monkeypatch):
+    """Losses, reductions, weights of terms, missing targets and further derivatives: what a call of the core makes, and
+    what PyTorch makes of derivatives."""
+    rng = random_of(seed)
+    P, O, order = rng.choice([1, 2, 4]), rng.choice([1, 3]), rng.choice([3, 4])
+    torch.manual_seed(seed)
+    student = sk.MLP(3, O, width=rng.choice([4, 17]), depth=rng.choice([1, 3])).double()
+    N, wrt = rng.choice([1, 7, 40]), rng.choice([None, (2, 0)])
+    x, v = random(N, 3).requires_grad_(), random(P, N, 3 if wrt is None else 2)
+    values = rng.choice([random(N, O), random(O, N).T])
+    targets = sk.Targets(values, jets=[random(P, N, O) / k for k in range(1, 1 + order)], directions=v)
+    asked = {
+        "order": order, "value_loss": rng.choice(["mse", ("huber", 0.3)]), "reduction": rng.choice(["mean", "sum"]),
+        "derivative_loss": rng.choice(["mse", "l1", "log_cosh"]), "weights": rng.choice([None, (1, 0, 0.5, 0, 2)]),
+        "wrt": wrt,
+    }  # fmt: skip
+    asked["weights"] = (1,) * (1 + order) if asked["weights"] is None else asked["weights"][: 1 + order]
+    asking, passes = [x, *student.parameters()], []
+    own = call.fused_towers
+
+    def everything():
+        loss = sk.sobolev_loss(student, x, targets, **asked)
+        with torch.no_grad():
+            plain = sk.sobolev_loss(student, x, targets, **asked)
+        terms = sk.sobolev_loss(student, x, targets, **asked, return_terms=True)
+        slopes = torch.autograd.grad(-1.5 * loss, asking, create_graph=seed % 2 == 0)
+        found = [loss, plain, *terms, *slopes, *torch.autograd.grad(terms.loss + terms.value, asking)]
+        if seed % 2 == 0:
+            found += torch.autograd.grad(sum(s.square().sum() for s in slopes), asking, materialize_grads=True)
+        return [number for number in found if isinstance(number, torch.Tensor)]
+
+    monkeypatch.setattr(call, "fused_towers", lambda *given: passes.append(own(*given)) or passes[-1])
+    got = everything()
+    assert len(passes) == 3 and passes[0] is not None
+    monkeypatch.setattr(call, "fused_towers", lambda *_: None)
+    for a, b in zip(got, everything(), strict=True):
+        torch.testing.assert_close(a, b, **ANOTHER_WAY)

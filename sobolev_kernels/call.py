@@ -26,6 +26,7 @@ from .finite import faults_of_finite, one_if_finite
 from .known_function import run_function
 from .math.directions import GIVEN, IN_KERNELS
 from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
+from .partials.fused_towers import fused_towers
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import DERIVATIVES, UNSEEN, Operands, Problem
@@ -224,6 +225,8 @@ def compute(
 def computed(
     problem: Problem, operands: Operands, columns: Columns, ran: Evaluated | None
 ) -> tuple[Results, Problem, Operands]:
+    if problem.order > 2 and (made := fused_towers(problem, operands, columns)) is not None:
+        return made, problem, operands
     if problem.backend == "reference" or problem.order > 2:
         return reference.run(problem, operands, columns, ran), problem, operands
     x, parameters, _, seed, *_ = operands

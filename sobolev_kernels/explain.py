@@ -16,7 +16,7 @@ from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
 from .math.heads import APART
 from .ops import is_apart
-from .partials.along import KERNELS
+from .partials.along import KERNELS, TOGETHER
 from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss
 from .prepare import prepare, undo
 from .printed import printed
@@ -27,6 +27,7 @@ from .settings import EXACT, keywords, settings_named
 from .streams.look import flow_of
 from .typed import Function
 
+WITHIN = "in one pass with its derivatives, where neither samples nor outputs have weights"
 SEPARATELY = "by PyTorch's operations, from fused derivatives"
 WHY = ": the vectors' gradient goes through the dense target, too"
 
@@ -125,7 +126,8 @@ def explain(
                 f"mixed       by the streams of v, w and both, {3 * problem.P // 2} of them, without polarization"
             ]
         if is_apart(problem) and problem.backend != "reference" and not problem.unrecognised:
-            lines += [f"loss        {SEPARATELY}{WHY if problem.order < 3 else ''}"]
+            few = problem.backend == "cpu" and 2 < problem.order and problem.P <= TOGETHER // problem.order
+            lines += [f"loss        {WITHIN if few else SEPARATELY}{WHY if problem.order < 3 else ''}"]
         if not problem.unrecognised:
             lines += [f"work        {line}" for line in sides_of(problem, N, exact)]
             lines += [f"memory      {problem.bytes(N):.3g} bytes at the least"]

@@ -3,48 +3,6 @@
 // made for all of them, and what the activation makes of it follows while it is in the first-level cache.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
-template <class T>
-SK_INLINE Vec<T> coefficient(const Product& term) {
-  if constexpr (std::is_same_v<T, float>) {
-    return typename Vec<T>::native{} + term.narrow;
-  } else {
-    return Vec<T>(term.wide);
-  }
-}
-
-// R registers of a sum of products
-template <class T, int R>
-void sum_products(const SumOfProducts& sum, const Product* terms, T* const* at) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  Vec<T> total[R];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) total[i] = Vec<T>(0.0);
-  for (std::int64_t t = sum.begin; t < sum.scaled; ++t) {
-    const T *a = at[terms[t].a], *b = at[terms[t].b];
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) total[i] = total[i] + Vec<T>::load(a + i * kLanes) * Vec<T>::load(b + i * kLanes);
-  }
-  for (std::int64_t t = sum.scaled; t < sum.end; ++t) {
-    const T *a = at[terms[t].a], *b = at[terms[t].b];
-    const Vec<T> c = coefficient<T>(terms[t]);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      total[i] = total[i] + c * Vec<T>::load(a + i * kLanes) * Vec<T>::load(b + i * kLanes);
-    }
-  }
-  T* to = at[sum.to];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) total[i].store(to + i * kLanes);
-}
-
-template <class T>
-using SumProducts = void (*)(const SumOfProducts&, const Product*, T* const*);
-template <class T, int... I>
-SumProducts<T> sum_products_of(std::int64_t R, std::integer_sequence<int, I...>) {
-  static constexpr SumProducts<T> kTable[] = {&sum_products<T, I + 1>...};
-  return kTable[R - 1];
-}
-
 template <class A, class T, bool kHigh>
 void differentiate(const T* z, T* const* sigma, std::int64_t count, const double* parameters) {
   using V = Vec<T>;
@@ -73,6 +31,7 @@ struct JetRoom {
   T *block, *scratch;  // [streams] and [slots] of a block of rows
   T** slots;
   T* rows;  // [streams][n] as rows
+  LossRoom<T> loss;
   Samples<T>* samples;
   T* dweight[kMaxLayers];  // in strips
   T* dbias[kMaxLayers];
@@ -105,6 +64,7 @@ struct JetRoom {
     next_bar = arena.take<T>(back ? tile * numbers : 0);
     block = arena.take<T>(streams * kRows * kPanel<T>);
     scratch = arena.take<T>(slots * kRows * kPanel<T>);
+    if (jets.loss) slots = std::max<std::int64_t>(slots, loss.take(*jets.loss, tile, arena));
     this->slots = arena.take<T*>(slots);
     rows = arena.take<T>(back ? tile * streams * ld_rows : 0);
     samples = arena.take<Samples<T>>(1 + streams);
@@ -155,7 +115,8 @@ class JetTile {
     M_ = count;
     load();
     for (std::int64_t l = 0; l < jets_.L; ++l) forward(l);
-    if (!jets_.gradients()) return store();
+    if (jets_.loss) compare();
+    if (!jets_.gradients()) return jets_.loss ? void() : store();
     seed();
     for (std::int64_t l = jets_.L - 1; l >= 0; --l) {
       sum_gradients(l);
@@ -238,11 +199,6 @@ class JetTile {
     for (std::int64_t s = 0; s < count; ++s) room_.slots[slots_++] = from + s * apart * kPanel<T>;
   }
 
-  void execute(const Program& program, std::int64_t R) {
-    const auto sum = sum_products_of<T>(R, RowCounts{});
-    for (std::int64_t i = 0; i < program.count; ++i) sum(program.sums[i], program.terms, room_.slots);
-  }
-
   void forward(std::int64_t l) {
     const JetLayer& here = layer(l);
     const std::int64_t n = here.layer.n_out;
@@ -269,41 +225,58 @@ class JetTile {
                            sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
                          }
                          activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
-                         execute(program, R);
+                         execute(program, R, room_.slots);
                        });
   }
 
-  // f(where output `column` of a panel of a stream of the last layer is, result, where its samples begin, coefficient)
+  // f(where output `column` of a panel of a stream of the last layer is, result, panel, coefficient)
   template <class F>
   void each_named(T* of, F f) const {
     const int made = layer(jets_.L - 1).made;
     for (std::int64_t i = 0; i < jets_.count_named; ++i) {
       const Named& named = jets_.named[i];
       for (std::int64_t panel = 0; panel < panels(); ++panel) {
-        f(place(of, panel, made, jets_.O, 0) + (named.stream * jets_.O + named.column) * kPanel<T>,
-          named.result * jets_.N + first_ + panel * kPanel<T>, samples(panel), T(named.coefficient));
+        f(place(of, panel, made, jets_.O, 0) + (named.stream * jets_.O + named.column) * kPanel<T>, named.result, panel,
+          T(named.coefficient));
       }
     }
   }
 
   void store() {
-    T* out = static_cast<T*>(jets_.out);
-    for (std::int64_t r = 0; r < jets_.results; ++r) zero(out + r * jets_.N + first_, M_);
-    each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t to, std::int64_t count, T c) {
-      for (std::int64_t m = 0; m < count; ++m) out[to + m] += c * h[m];
+    T* out = static_cast<T*>(jets_.out) + first_;
+    for (std::int64_t r = 0; r < jets_.results; ++r) zero(out + r * jets_.N, M_);
+    each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
+      T* to = out + result * jets_.N + panel * kPanel<T>;
+      for (std::int64_t m = 0; m < samples(panel); ++m) to[m] += c * h[m];
     });
+  }
+
+  // The loss of the results, and their cotangents
+  void compare() {
+    const LossTile<T> loss(*jets_.loss, room_.loss, first_, M_);
+    loss.load();
+    for (std::int64_t r = 0; r < jets_.results; ++r) zero(loss.slot(r), panels() * kPanel<T>);
+    each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
+      T* to = loss.slot(result) + panel * kPanel<T>;
+      for (int m = 0; m < kPanel<T>; ++m) to[m] += c * h[m];
+    });
+    loss.run(room_.slots);
   }
 
   // The adjoint of the last layer's z, from the cotangents of the results
   void seed() {
     const JetLayer& top = layer(jets_.L - 1);
-    const T* cotangents = static_cast<const T*>(jets_.cotangents);
     bar_ = room_.bar;
     next_bar_ = room_.next_bar;
     T* h_bar = top.adjoint.slots ? next_bar_ : bar_;
     zero(h_bar, panels() * top.made * jets_.O * kPanel<T>);
-    each_named(h_bar, [&](T* bar, std::int64_t from, std::int64_t count, T c) {
-      for (std::int64_t m = 0; m < count; ++m) bar[m] += c * cotangents[from + m];
+    each_named(h_bar, [&](T* bar, std::int64_t result, std::int64_t panel, T c) {
+      const int slot = jets_.loss ? jets_.loss->bars[result] : 0;
+      if (slot < 0) return;
+      const T* from =
+          jets_.loss ? room_.loss.slot(slot) : static_cast<const T*>(jets_.cotangents) + result * jets_.N + first_;
+      from += panel * kPanel<T>;
+      for (std::int64_t m = 0; m < samples(panel); ++m) bar[m] += c * from[m];
     });
     if (!top.adjoint.slots) return;
     const RowBlocks blocks(jets_.O);
@@ -326,7 +299,7 @@ class JetTile {
     slots(h_bar, here.made, apart);
     slots(place(room_.g[l], panel, here.kept, n, row), here.kept, n);
     slots(to, here.given, n);
-    execute(here.adjoint, R);
+    execute(here.adjoint, R, room_.slots);
   }
 
   void sum_gradients(std::int64_t l) {

@@ -34,6 +34,8 @@ constexpr int kRows = SK_ROWS;
 #include "residuals.h"
 #include "heads.h"
 #include "step.h"
+#include "programs.h"
+#include "jet_loss.h"
 #include "jets.h"
 
 namespace {
@@ -244,9 +246,31 @@ void tiles(const Jets& jets, void* base, void* room_base, int part, int parts) {
     for (std::int64_t i = 0; i < size; ++i) room.dweight[l][i] = 0;
     for (std::int64_t i = 0; room.dbias[l] && i < layer.n_out; ++i) room.dbias[l][i] = 0;
   }
+  if (jets.loss) room.loss.begin(*jets.loss);
   JetTile<T> tile(jets, weights, room);
   for (std::int64_t first = samples.begin; first < samples.end; first += jets.tile) {
     tile.run(first, std::min(jets.tile, samples.end - first));
+  }
+}
+
+// What all parts have of a loss of named derivatives
+template <class T>
+void add_losses(const JetLoss& loss, const LossRoom<T>& room, std::size_t room_bytes, int parts) {
+  const auto of_all = [&](double* totals, std::int64_t i) {
+    double total = 0;
+    for (int p = 0; p < parts; ++p) total += of_part(totals, p, room_bytes)[i];
+    return total;
+  };
+  double whole = 0;
+  for (std::int64_t t = 0; t < loss.count_terms; ++t) {
+    const double term = loss.terms[t].share * of_all(room.totals, t);
+    static_cast<T*>(loss.each)[t] = T(term);
+    whole += loss.terms[t].weight * term;
+  }
+  static_cast<T*>(loss.total)[0] = T(whole);
+  T* dcoefficients = static_cast<T*>(loss.dcoefficients);
+  for (std::int64_t k = 0; dcoefficients && k < loss.count_coefficients; ++k) {
+    dcoefficients[k] = T(of_all(room.dcoefficients, k));
   }
 }
 
@@ -256,6 +280,7 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
   for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
     add_parts(jets.layers[l].layer, room.dweight[l], room.dbias[l], room_bytes, part, parts);
   }
+  if (part == 0 && jets.loss) add_losses<T>(*jets.loss, room.loss, room_bytes, parts);
 }
 
 }  // namespace

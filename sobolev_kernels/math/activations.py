@@ -10,6 +10,8 @@ function, of all orders, and neither branch is infinite where the other is taken
 of a clamped z, or a power of z would overflow and make NaN of it: e^-800 is 0 in float64 too. NaN stays NaN.
 """
 
+from functools import lru_cache
+
 import torch
 
 from . import primitives as m
@@ -210,4 +212,11 @@ def activation_jet(activation: Formula, z, order: int) -> tuple:
 
 def is_curved(activation: Formula) -> bool:
     """Whether σ'' is more than the number 0."""
+    return (bends if torch.compiler.is_compiling() else known_to_bend)(activation)
+
+
+def bends(activation: Formula) -> bool:
     return not isinstance(activation_jet(activation, torch.zeros((), dtype=torch.float32, device="cpu"), 2)[2], float)
+
+
+known_to_bend = lru_cache(maxsize=256)(bends)

@@ -11,7 +11,7 @@ import torch
 
 from ..student import Student
 from . import fused, launched
-from .fused import Call, Results
+from .fused import Call, apply
 from .launched import MOST, Launched, products_of_torch
 from .layers import by_plain, results_of
 from .plan import Streams, plan
@@ -81,7 +81,7 @@ def evaluated(
         call = Launched(streams, student, results_of, precision or products_of_torch(), asking)
     else:
         call = Call(streams, student, results_of)
-    return Results.apply(call, x, v, *student.parameters)
+    return apply(call, x, v, *student.parameters)
 
 
 @lru_cache(maxsize=64)

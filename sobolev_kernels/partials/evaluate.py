@@ -24,6 +24,8 @@ from .plan import Streams
 from .transformed import of_parts, parts_of
 from .ways import chosen
 
+Looked = tuple[Streams, Student | Unrecognised, torch.Tensor]
+
 
 @in_words
 def partials(
@@ -63,11 +65,14 @@ def partials(
     """
     fields = fields_of(fields)
     names = names_of(names)
-    fold = fold_of(student, x, torch.is_grad_enabled()) if isinstance(x, torch.Tensor) and x.dim() == 2 else None
-    known, inputs = (recognise(student), x) if fold is None else (fold.student, fold.inputs)
-    refuse(faults_of_call(student, known, x, fields))
-    streams = fields.plan(names)
-    refuse(faults_of_kinks(known, streams.order, names))
+    return results_at(x, names, fields, student, *looked_at(student, x, names, fields))
+
+
+def results_at(
+    x: torch.Tensor, names: tuple[str, ...], fields: Fields, student: Function, streams: Streams,
+    known: Student | Unrecognised, inputs: torch.Tensor,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """By name, of what was looked at."""
     if isinstance(known, Student):
         with uncast(x):
             results = of_layers(streams, known, inputs)
@@ -81,6 +86,18 @@ def partials(
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
     results = (result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
     return dict(zip(names, results, strict=True))
+
+
+def looked_at(
+    student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields
+) -> Looked:  # fmt: skip
+    """The streams of derivatives, what the student was recognised as, and what his layers take; or a refusal."""
+    fold = fold_of(student, x, torch.is_grad_enabled()) if isinstance(x, torch.Tensor) and x.dim() == 2 else None
+    known, inputs = (recognise(student), x) if fold is None else (fold.student, fold.inputs)
+    refuse(faults_of_call(student, known, x, fields))
+    streams = fields.plan(names)
+    refuse(faults_of_kinks(known, streams.order, names))
+    return streams, known, inputs
 
 
 def fields_of(fields: Any) -> Fields:

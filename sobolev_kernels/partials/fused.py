@@ -26,8 +26,8 @@ def why_not(student: Student, x: torch.Tensor) -> str | None:
     """Why the core does not compute it: where somebody follows each operation, that is asked before."""
     if core.MISSING:
         return core.MISSING
-    if not hasattr(core._C, "mlp_jets"):
-        return "the compiled core is of another version (it has no mlp_jets); build it again"
+    if not hasattr(core._C, "mlp_jets_loss"):
+        return "the compiled core is of another version (it has no mlp_jets_loss); build it again"
     if x.device.type != "cpu":
         return f"tensors are on {x.device}"
     if str(x.dtype).removeprefix("torch.") not in DTYPES:
@@ -88,16 +88,19 @@ class Call:
         dv = new(v.shape, **like) if of_v else None
         gradients = [new(p.shape, **like) for p in parameters] if back else []
         if N:
-            plan, work = planned(self.streams, self.widths, self.activations, str(x.dtype).removeprefix("torch."))
-            threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
-            each = -(-N // threads)
-            tile = -(-each // -(-each // TILE))
-            places = [None if t is None else t.data_ptr() for t in (out, cotangents, dx, dv)]
+            places = [None if t is None else t.data_ptr() for t in (dx, dv, out, cotangents)]
             pairs = self.with_gaps(map(strided, parameters)), self.with_gaps(g.data_ptr() for g in gradients)
             given = v.stride() if v.dim() == 3 else (v.stride(0), 0, v.stride(1))
             inputs = strided(x), (v.data_ptr(), *given) if len(v) else None
-            core._C.mlp_jets(plan, core.instruction_set(), N, tile, threads, *inputs, *pairs, *places)
+            core._C.mlp_jets(*self.shared_out(N, x.dtype), *inputs, *pairs, *places)
         return [dx, dv, *gradients] if back else [out]
+
+    def shared_out(self, N: int, dtype: torch.dtype) -> tuple:
+        """(plan, instruction set, N, samples of a tile, threads), as the core is told."""
+        plan, work = planned(self.streams, self.widths, self.activations, str(dtype).removeprefix("torch."))
+        threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
+        each = -(-N // threads)
+        return plan, core.instruction_set(), N, -(-each // -(-each // TILE)), threads
 
     def with_gaps(self, entries) -> list:
         """Of weight and bias of each layer, None for a bias that is not there."""
@@ -137,6 +140,10 @@ class Results(torch.autograd.Function):
             return None, *again(call, [x, v, *parameters], cotangents, asked)
         found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1], kept)
         return None, *(gradient if wanted else None for gradient, wanted in zip(found, asked, strict=True))
+
+
+# without what torch.func would be told of it: nobody follows who comes here
+apply = super(torch.autograd.Function, Results).apply
 
 
 def again(

@@ -31,6 +31,10 @@ class Streams(NamedTuple):
     count: int
     order: int
 
+    def __hash__(self) -> int:
+        """Of a few of the numbers: it is asked for at every call."""
+        return hash((self.count, self.order, self.first, self.outputs))
+
 
 def powers_of(table: Sequence[Term], degrees: Sequence[int]) -> tuple[tuple[int, int, tuple[Term, ...]], ...]:
     """The products of u_a and u_b, which begin with degrees a and b; each pair of equal powers once."""

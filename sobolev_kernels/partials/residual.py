@@ -15,6 +15,7 @@ from ..typed import Function
 from . import symbols
 from .evaluate import fields_of, partials
 from .names import Fields
+from .tape import Names, NoPolynomial, Symbol, Tape
 
 Values = dict[str, torch.Tensor]
 # How often an operation may be differentiated before a jump counts.
@@ -41,7 +42,7 @@ class Residual(nn.Module):
 
     Attributes:
         reads: the derivatives that it reads. `coordinates`: the inputs that it reads.
-        names: of its terms.
+        names: of its terms. `recorded`: whether all of them are polynomials.
 
     Raises:
         TypeError, ValueError: no such function or fields, or a result that is no residual.
@@ -71,6 +72,8 @@ class Residual(nn.Module):
         self.names = tuple(self.name if key is None else f"{self.name}_{key}" for key in self.keys)
         self.coefficients = nn.ParameterList(learnt(recorded, set(self.parameters())))
         self.fields.plan(self.reads)  # or why there is none
+        self.recorded = all(getattr(part, "polynomial", None) is not None for part in recorded)
+        self.agreed: set[tuple] = set()  # forms of sums that were seen to be what the function gives
 
     def forward(self, student: Function, x: torch.Tensor):
         """The residuals [N, 1] at x [N, D], as the function returns them: one, a tuple or a dict; differentiable."""
@@ -97,6 +100,22 @@ class Residual(nn.Module):
         keys, found = parts_of(self.function(symbols.Named(self.fields, get)), len(like))
         need(keys == self.keys, "function", f"the residuals that it gave at first, {self.keys}", keys)
         return dict(zip(self.names, found, strict=True))
+
+    def on(self, tape: Tape) -> list[Symbol]:
+        """The residuals as sums on a tape.
+
+        Raises:
+            Exception: of whatever the function does that no polynomial does.
+        """
+        result = self.function(Names(tape, self.fields))
+        if type(result) is Symbol:
+            keys, found = (None,), [result]
+        else:
+            several = isinstance(result, Mapping)
+            keys, found = (tuple(result), list(result.values())) if several else (tuple(range(len(result))), result)
+        if keys != self.keys or not all(type(part) is Symbol for part in found):
+            raise NoPolynomial
+        return list(found)
 
     def polynomials(self) -> dict[str, symbols.Sum | None]:
         """Of each term what polynomial of the names it is, as {((name, power), …): coefficient}, a coefficient a number
@@ -159,6 +178,7 @@ class Differentiated(Residual):
         self.reads = tuple(dict.fromkeys((*of.reads, *self.raised.values())))
         self.coordinates = of.coordinates
         self.fields.plan(self.reads)  # or why there is none
+        self.agreed: set[tuple] = set()
         self.looked = False  # whether this function can be differentiated so, at the first numbers that come
 
     def values(self, p: Mapping[str, torch.Tensor]) -> Values:
@@ -171,6 +191,17 @@ class Differentiated(Residual):
             found[name] = sum(terms[1:], terms[0]) if terms else torch.zeros_like(next(iter(p.values())))
         return found
 
+    @property
+    def recorded(self) -> bool:
+        return self.of.recorded
+
+    def on(self, tape: Tape) -> list[Symbol]:
+        """The chain rule on the sums themselves."""
+        raised = {tape.given[read]: tape.named(name) for read, name in self.raised.items()}
+        leaves = raised | ({tape.given[self.by]: tape.symbol(1.0)} if self.by in self.coordinates else {})
+        kept: dict[int, Symbol] = {}
+        return [tape.derivative(value, leaves, kept) for value in self.of.on(tape)]
+
     def look(self, like: Mapping[str, torch.Tensor]) -> None:
         """Once, whether the function can be differentiated so often."""
         if self.looked:
@@ -179,7 +210,7 @@ class Differentiated(Residual):
         while isinstance(base, Differentiated):
             base = base.of
         with torch.enable_grad():
-            numbers = {name: value.requires_grad_() for name, value in sampled(base, like).items()}
+            numbers = {name: value.requires_grad_() for name, value in all_sampled(base, like).items()}
             values = list(base.values(numbers).values())
             need_smooth(values, self.times)
             need_own(values, list(numbers.values()))
@@ -292,11 +323,15 @@ def named_columns(fields: Fields, x: torch.Tensor) -> Values:
     return dict(zip(fields.inputs, x.split(1, dim=1), strict=True))
 
 
-def sampled(residual: Residual, like: Mapping[str, torch.Tensor]) -> Values:
+def all_sampled(residual: Residual, like: Mapping[str, torch.Tensor]) -> Values:
     """Numbers to try a residual with, of the dtype and on the device of those that came."""
     names = (*residual.reads, *residual.coordinates)
-    made = [torch.linspace(0.5, 1.5, symbols.SAMPLES)[:, None] + 0.01 * i for i in range(len(names))]
-    return {name: numbers.to(like[name]) for name, numbers in zip(names, made, strict=True)}
+    return {name: sampled(i, like[name]) for i, name in enumerate(names)}
+
+
+def sampled(i: int, like: torch.Tensor) -> torch.Tensor:
+    """The i-th of such numbers."""
+    return (torch.linspace(0.5, 1.5, symbols.SAMPLES)[:, None] + 0.01 * i).to(like)
 
 
 def need_smooth(values: Sequence[torch.Tensor], times: int) -> None:

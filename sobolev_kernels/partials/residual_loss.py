@@ -11,9 +11,13 @@ from ..backends.residuals import term
 from ..errors import Fault, in_words, nearest, need, need_tensor, one_of, refuse
 from ..math.losses import LOSSES
 from ..math.table import Formula, choose
+from ..student import Student
 from ..typed import Function
-from .evaluate import partials
+from .evaluate import Looked, looked_at, partials, results_at
+from .fused_loss import Comparison, fused_loss, is_provided
+from .known import found_again, found_first, keep
 from .residual import Read, Residual, Values, named_columns
+from .ways import chosen
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -76,20 +80,51 @@ def residual_loss(
     """
     residuals = residuals_of(residual)
     names = names_of(residuals)
-    need(one_of(reduction, REDUCTIONS), "reduction", f"one of {', '.join(REDUCTIONS)}", reduction,
-         hint=nearest(reduction, REDUCTIONS))  # fmt: skip
+    if not one_of(reduction, REDUCTIONS):
+        hint = nearest(reduction, REDUCTIONS)
+        refuse([Fault("reduction", f"one of {', '.join(REDUCTIONS)}", reduction, hint=hint)])
     rho = choose(LOSSES, "loss", loss)
     numbers = {name: by_name(value, name, names) for name, value in (("weights", weights), ("scales", scales))}
     refuse(faults_of_numbers(numbers))
     targets = by_name(target, "target", names)
-    values = values_of(student, x, residuals)
+    by = [[given.get(name) for name in names] for given in (targets, numbers["scales"], numbers["weights"])]
+    of = Comparison(rho, *by, sample_weight, reduction == "mean")
+    fields, reads = residuals[0].fields, reads_of(residuals)
+    found, looked, total = found_again(student, x, (fields.names, reads)), None, None
+    if found is None:
+        looked = looked_at(student, x, reads, fields)
     refuse(faults_of_samples(targets, sample_weight, x))
-    terms = {}
-    for name, value in values.items():
-        each = each_of(rho, value, targets.get(name), numbers["scales"].get(name), sample_weight)
-        terms[name] = each if reduction == "none" else each.mean() if reduction == "mean" else each.sum()
-    total = sum(weighed(term, numbers["weights"].get(name)) for name, term in terms.items())
-    return ResidualTerms(total, terms) if return_terms else total
+    if reduction != "none" and (found or in_core(looked)) and is_provided(residuals, x, of):
+        if found is None:
+            found = found_first(*looked)
+            keep(found, student, (fields.names, reads))
+        coordinates = dict.fromkeys(name for one in residuals for name in one.coordinates)
+        total, each = fused_loss(found, x, residuals, (*reads, *coordinates), of, compared) or (None, None)
+        each = each.unbind() if total is not None and return_terms else ()
+    if total is None:
+        looked = looked or looked_at(student, x, reads, fields)
+        values = values_of(x, residuals, results_at(x, reads, fields, student, *looked))
+        total, each = compared(of, values, reduction)
+    return ResidualTerms(total, dict(zip(names, each, strict=True))) if return_terms else total
+
+
+def in_core(looked: Looked) -> bool:
+    """Whether the core takes a student's streams, of the dtype that came."""
+    _, known, x = looked
+    return (
+        isinstance(known, Student) and chosen(known, x) == "cpu" and all(p.dtype is x.dtype for p in known.parameters)
+    )
+
+
+def compared(
+    of: Comparison, values: Sequence[torch.Tensor], reduction: str | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+    """The loss and its terms, of residuals [N, 1]."""
+    terms = []
+    for value, target, scale in zip(values, of.targets, of.scales, strict=True):
+        each = each_of(of.rho, value, target, scale, of.sample_weight)
+        terms.append(each if reduction == "none" else each.mean() if of.mean else each.sum())
+    return sum(weighed(term, weight) for term, weight in zip(terms, of.weights, strict=True)), terms
 
 
 @in_words
@@ -103,8 +138,10 @@ def residual_scales(student: Function, x: torch.Tensor, residual: Residuals) -> 
         >>> list(residual_scales(torch.nn.Linear(2, 1), torch.rand(5, 2), [heat, heat.diff("x")]))
         ['heat', 'heat_x']
     """
-    values = values_of(student, x, residuals_of(residual))
-    found = {name: float(value.double().square().mean().sqrt()) for name, value in values.items()}
+    residuals = residuals_of(residual)
+    found = partials(student, x, reads_of(residuals), fields=residuals[0].fields)
+    values = zip(names_of(residuals), values_of(x, residuals, found), strict=True)
+    found = {name: float(value.double().square().mean().sqrt()) for name, value in values}
     return {name: size if 0 < size < float("inf") else 1.0 for name, size in found.items()}
 
 
@@ -127,12 +164,14 @@ def names_of(residuals: Sequence[Residual]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def values_of(student: Function, x: torch.Tensor, residuals: Sequence[Residual]) -> Values:
-    """All terms [N, 1], from one call of `partials`."""
-    fields = residuals[0].fields
-    reads = list(dict.fromkeys(name for one in residuals for name in one.reads))
-    p = Read(named_columns(fields, x) | partials(student, x, reads, fields=fields))
-    return {name: value for one in residuals for name, value in one.values(p).items()}
+def reads_of(residuals: Sequence[Residual]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for one in residuals for name in one.reads))
+
+
+def values_of(x: torch.Tensor, residuals: Sequence[Residual], found: Values) -> list[torch.Tensor]:
+    """All terms [N, 1], of the derivatives that they read."""
+    p = Read(named_columns(residuals[0].fields, x) | found)
+    return [value for one in residuals for value in one.values(p).values()]
 
 
 def by_name(value: Any, argument: str, names: Sequence[str]) -> dict[str, Any]:
