@@ -9,8 +9,9 @@ from itertools import pairwise
 import torch
 
 from .. import ops
-from ..backends import core, on_device_of
+from ..backends import core, cpu, on_device_of
 from ..dispatch import free
+from ..enums import COTANGENTS
 from ..math.activations import is_curved
 from ..math.table import Formula
 from ..modules import IDENTITY
@@ -18,7 +19,9 @@ from ..problem import DERIVATIVES, Operands, Problem
 from ..steps import surroundings
 from .again import Known, learn, numbers_again
 from .chain import Layer
+from .passes import Passes, Values, passes_of
 from .segments import Numbers, Segments
+from .values import ValueSegments
 
 # A chain is fused where it has at most so many multiplies for each number that an activation is applied to, by whether
 # it has several linear layers and whether a slope of its activations is taken by autograd; and no layer wider than so.
@@ -85,6 +88,55 @@ def fuse(
     return (problem if found is None else found.problem).backend, (y, tangents)
 
 
+def values_put_off(
+    ends: tuple[int, ...] = (), careful: bool = False, known: dict[tuple, Passes | None] | None = None
+) -> ValueSegments:  # fmt: skip
+    """How the chains of a run of values alone are put off, and where they end."""
+    return ValueSegments(fuse_values, frozenset(ends), careful, WIDEST, known)
+
+
+def fuse_values(
+    layers: list[Layer], v: torch.Tensor, known: dict | None, place: int, P: int | None = None
+) -> tuple[str, Numbers] | None:  # fmt: skip
+    """What layers make of a value [..., n], whose gradient is one operation, too; or None where that does not pay."""
+    parameters = [tensor for weight, bias, *_ in layers for tensor in (weight, bias) if tensor is not None]
+    passes = passes_at(layers, v, parameters)
+    return None if passes is None else ("cpu", (apply(passes, v, *parameters)[0],))
+
+
+def passes_at(layers: list[Layer], v: torch.Tensor, parameters: list[torch.Tensor]) -> Passes | None:
+    """How they are computed; None where PyTorch does."""
+    if not v.numel() or any(tensor.is_neg() for tensor in parameters):
+        return None
+    widths, activations = (v.shape[-1], *[layer.weight.shape[0] for layer in layers]), tuple(a for _, _, a, _ in layers)
+    biases = tuple(layer.bias is not None for layer in layers)
+    strides = tuple(tensor.stride() for tensor in parameters)
+    around = torch.get_num_threads(), core.instruction_set()
+    return passes_of_shape(widths, activations, biases, v.dtype, v.numel() // widths[0], strides, *around)
+
+
+@lru_cache(maxsize=1024)
+def passes_of_shape(
+    widths: tuple[int, ...], activations: tuple[Formula, ...], biases: tuple[bool, ...], dtype: torch.dtype, N: int,
+    strides: tuple[tuple[int, ...], ...], threads: int, isa: str,
+) -> Passes | None:  # fmt: skip
+    lanes = N > FEW and dtype is torch.float64 and any(a.name in BY_LANES for a in activations)
+    gaps = any(len(stride) == 1 and stride[0] != 1 for stride in strides)
+    if lanes or gaps or not pays_back(widths, activations, N):
+        return None
+    kinds = str(dtype).removeprefix("torch."), "cpu"
+    problem = Problem(DERIVATIVES, widths, biases, activations, *kinds, input_gradient=True)
+    if cpu.supports(problem) is not None:
+        return None
+    of_gradient = replace(problem, projection=COTANGENTS, P=1)
+    of_weights = tuple(stride for stride in strides if len(stride) == 2)
+    return passes_of(problem, N, of_weights, cpu.plan(of_gradient, N))
+
+
+def pays_back(widths: tuple[int, ...], activations: tuple[Formula, ...], N: int) -> bool:
+    return max(widths) <= WIDEST and any(a != IDENTITY for a in activations)
+
+
 def twice(problem: Problem, v: torch.Tensor, operands: Operands) -> Numbers:
     """Of second derivatives, which follow the P first ones unless they are 0, D²m[ḣ, ḣ] + Dm[ḧ] by a call for each."""
     first, *second = operands.given.split(problem.P)
@@ -136,3 +188,6 @@ def pays(widths: tuple[int, ...], activations: tuple[Formula, ...]) -> bool:
     dear = any(a.name not in CHEAP for _, a in activated)
     most = MULTIPLIES[len(widths) > 2, dear] * sum(n for n, _ in activated)
     return max(widths) <= WIDEST and 0 < multiplies <= most
+
+
+apply = super(torch.autograd.Function, Values).apply  # without what torch.func would be told of it

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..backends import core
+from ..backends.running import Chains, Graphs, with_graph
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
@@ -13,8 +17,9 @@ from ..paths import NUMBERS, Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
 from .flowing import NotFollowed, casting
-from .fused import segments_of
+from .fused import segments_of, values_put_off
 from .segments import CHANGED, Segments
+from .values import deferred
 from .whole import is_traced
 
 
@@ -79,3 +84,31 @@ def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) ->
     if reason not in (OUTPUTS, CHANGED) and flow is not None:
         known.flows[order, cast] = flow._replace(unfollowed=reason)
     known.number = next(NUMBERS)
+
+
+def chains_of(function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, graphs: Graphs) -> Chains:
+    """What is known of chains of layers in a function of which values alone are wanted, with their graph; at first by
+    a run, of which nothing is left. `run` is the function with its results checked."""
+    if graphs.chains is None:
+        graphs.chains = chains_seen(function, run, x, graphs)
+    return graphs.chains
+
+
+def chains_seen(function: object, run: Callable, x: torch.Tensor, graphs: Graphs) -> Chains:
+    if core.MISSING or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or is_sharded(function):
+        return Chains()
+    held, needs, ends = held_of(list(modules_of(function)), x), graphs.needs, ()
+    try:
+        for _ in range(2):  # with ends other chains are fused
+            segments = values_put_off(ends, careful=True)
+            with_graph(deferred(run, lambda of=segments: of), x.detach().requires_grad_(x.requires_grad), graphs)
+            if segments.found() == ends:
+                break
+            held.restore()
+            ends = segments.found()
+        return Chains(ends, segments.fused)
+    except NotFollowed as reason:
+        return Chains(reason=str(reason))
+    finally:
+        held.restore()
+        graphs.needs = needs

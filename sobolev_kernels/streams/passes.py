@@ -135,8 +135,11 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def wanted_of(ctx) -> list[bool]:
-    """Of each tensor that the operation was given, whether this backward comes to it."""
-    return [node is not None and is_wanted(node) for node, _ in ctx.next_functions]
+    """Of each tensor that the operation was given, whether this backward comes to it; of leaves this is asked only of
+    one whose graph is kept, which none of them is wanted of as a rule, since the answer that one is is an exception."""
+    kept = torch.is_grad_enabled()
+    return [node is not None and (is_wanted(node) if kept or node.next_functions else True) for node, _ in
+            ctx.next_functions]
 
 
 def is_wanted(node: torch.autograd.graph.Node) -> bool:

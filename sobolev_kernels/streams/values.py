@@ -1,0 +1,156 @@
+"""A forward of values alone in which chains of layers are put off, so that autograd meets each as one operation.
+
+All else is PyTorch's own, called with numbers. Whatever could tell that something was put off ends the run: the student
+is then run as he is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ..boundary import PLAIN
+from .flowing import NotFollowed, Run, spelt
+from .pair import wrapper
+from .rules import RULES
+from .segments import Delaying, Pending, Segments, Step, numbers_of
+
+HELD = "something keeps what was put off"
+
+
+class Value(Pending):
+    """A value that is computed when it is asked for."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return called(function, args, kwargs)
+
+
+def called(function: Callable, args: tuple, kwargs: dict | None) -> object:
+    """By its rule if that puts off, or of the numbers."""
+    run = run_of(args, kwargs)
+    run.need_graph()
+    rule = VALUED.get(function)
+    if rule is None:
+        return function(*settled(args), **settled(kwargs or {}))
+    return rule(*args, **kwargs) if kwargs else rule(*args)
+
+
+def run_of(*arguments: object) -> Run | None:
+    for argument in arguments:
+        if isinstance(argument, Value):
+            return argument.run
+        if isinstance(argument, (tuple, list, dict)):
+            run = run_of(*(argument.values() if isinstance(argument, dict) else argument))
+            if run is not None:
+                return run
+    return None
+
+
+def settled(x: object) -> object:
+    """Of what was put off its numbers, also in lists; all else as it is."""
+    if isinstance(x, Value):
+        return numbers_of(x)[0]
+    if type(x) in (tuple, list):
+        return type(x)(map(settled, x))
+    return {name: settled(value) for name, value in x.items()} if type(x) is dict else x
+
+
+class Deferring(TorchFunctionMode):
+    """Within it layers of what has a graph are put off."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if Value in types:
+            return called(function, args, kwargs)
+        if function in LINEAR and args and self.may_begin(args[0]):
+            rule, input = VALUED[function], args[0]
+            value = wrapper(Value, self.run, tuple(input.shape), input.dtype, input.device)
+            value.step = Step(None, None, -1, marks=marks_of(input), numbers=(input,))
+            return rule(value, *args[1:], **(kwargs or {}))
+        return function(*args, **kwargs) if kwargs else function(*args)
+
+    def may_begin(self, input: object) -> bool:
+        """Whether a layer of it may be computed later."""
+        run = self.run
+        if type(input) not in PLAIN or not input.requires_grad or run.segments.computing:
+            return False
+        if input.dtype is not run.dtype or input.device != run.device or not input.dim() or not is_usual(input):
+            return False
+        # in a backward, or a checkpoint, what is run is not what is saved
+        return torch.is_grad_enabled() and GRAPH_TASK() == -1 and SAVING(True) is None
+
+
+def is_usual(tensor: torch.Tensor) -> bool:
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not transformed and tensor.layout is torch.strided and not tensor.is_neg() and not tensor.is_inference()
+
+
+GRAPH_TASK, SAVING = torch._C._current_graph_task_id, torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def marks_of(*tensors: torch.Tensor) -> list[tuple]:
+    return [(tensor, tensor._version, tensor.data_ptr(), None) for tensor in tensors]
+
+
+class ValueSegments(Segments):
+    """Numbers that were computed are looked at again when others are made of them: PyTorch may write to them."""
+
+    def settle(self, run: Run, step: Step) -> tuple[torch.Tensor, ...]:
+        if step.numbers is not None:
+            return super().settle(run, step)
+        numbers = super().settle(run, step)
+        step.marks = marks_of(*numbers)
+        return numbers
+
+
+def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function with chains of layers put off.
+
+    Raises:
+        NotFollowed: something in it could tell.
+    """
+
+    def run_of_it(x: torch.Tensor) -> torch.Tensor:
+        run = Run({}, x.dtype, x.device, bodies=True, segments=segments_of())
+        try:
+            with Deferring(run):
+                result = settled(function(x))
+        except Exception as error:
+            if run.reason:  # that a forward may have made another error of
+                raise NotFollowed(run.reason) from error
+            raise
+        if run.reason:
+            raise NotFollowed(run.reason)
+        if run.is_held():
+            raise NotFollowed(HELD)
+        return result
+
+    return run_of_it
+
+
+def by_numbers(function: Callable) -> Callable:
+    return lambda *args, **kwargs: function(*settled(args), **settled(kwargs))
+
+
+VALUES = Delaying(
+    Value, *map(by_numbers, (functional.linear, torch.matmul, torch.mul, torch.add)),
+    layer=lambda weight, bias: lambda v: (functional.linear(v, weight, bias),),
+    own=lambda run, plain, arguments, named: lambda v: (plain(v, *arguments, **named),),
+)  # fmt: skip
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    return input if not training or p == 0 else functional.dropout(settled(input), p, training, inplace)
+
+
+VALUED = VALUES.segmented({function: by_numbers(function) for function in RULES}, RULES)
+VALUED |= dict.fromkeys(spelt("dropout"), dropout)
+LINEAR = {function for function, rule in VALUED.items() if rule in (VALUES.a_linear, VALUES.a_matmul)}
