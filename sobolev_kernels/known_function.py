@@ -140,10 +140,10 @@ def with_chains(
     """The run with chains of layers put off; None where that can be told, or its graph is of another kind."""
     held = before_flow(student, x)
     try:
-        ran = running.run_again(deferred(function, lambda: values_put_off(chains.ends)), x, graphs, looked, own)
+        ran = running.run_again(deferred(function, lambda: values_put_off(chains.ends, chains.begun)), x, graphs, looked, own)
     except NotFollowed as error:
         held.restore()
-        graphs.chains = running.Chains(reason=str(error))
+        graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=str(error)))
         return None
     if ran is None:
         held.restore()

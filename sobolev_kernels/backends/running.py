@@ -25,10 +25,11 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 
 class Chains(NamedTuple):
-    """Of a run in which layers are put off (streams/values.py): where chains end, and how many there are by their
-    layers; or why none is put off."""
+    """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
+    operation each, and how many there are of so many layers; or why none is put off."""
 
     ends: tuple[int, ...] = ()
+    begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
 
@@ -41,7 +42,7 @@ class Graphs:
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
-    chains: Chains | None = None  # of layers within him that are one operation each; None: not looked at
+    chains: dict[int, Chains] = field(default_factory=dict)  # of layers within him, by how many samples there are
 
     def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
         if len(self.seen) > MOST:  # of one that is another each time

@@ -17,7 +17,7 @@ from ..paths import NUMBERS, Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
 from .flowing import NotFollowed, casting
-from .fused import segments_of, values_put_off
+from .fused import FUNCTION, segments_of, values_put_off
 from .segments import CHANGED, Segments
 from .values import deferred
 from .whole import is_traced
@@ -87,17 +87,20 @@ def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) ->
 
 
 def chains_of(function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, graphs: Graphs) -> Chains:
-    """What is known of chains of layers in a function of which values alone are wanted, with their graph; at first by
-    a run, of which nothing is left. `run` is the function with its results checked."""
-    if graphs.chains is None:
-        graphs.chains = chains_seen(function, run, x, graphs)
-    return graphs.chains
+    """What is known of chains of layers in a function of which values alone are wanted, with their graph; at first, and
+    where there are half or twice as many samples, by a run of which nothing is left. `run` is the function with its
+    results checked."""
+    about = len(x).bit_length()
+    if about not in graphs.chains:
+        graphs.chains[about] = chains_seen(function, run, x, graphs)
+    return graphs.chains[about]
 
 
 def chains_seen(function: object, run: Callable, x: torch.Tensor, graphs: Graphs) -> Chains:
     if core.MISSING or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or is_sharded(function):
         return Chains()
     held, needs, ends = held_of(list(modules_of(function)), x), graphs.needs, ()
+    graphs.needs = None  # so that it is run in all contexts, which makes its graphs known
     try:
         for _ in range(2):  # with ends other chains are fused
             segments = values_put_off(ends, careful=True)
@@ -106,7 +109,8 @@ def chains_seen(function: object, run: Callable, x: torch.Tensor, graphs: Graphs
                 break
             held.restore()
             ends = segments.found()
-        return Chains(ends, segments.fused)
+        pays = segments.saving > FUNCTION * segments.functions
+        return Chains(ends, frozenset(segments.taken), segments.fused) if pays else Chains()
     except NotFollowed as reason:
         return Chains(reason=str(reason))
     finally:

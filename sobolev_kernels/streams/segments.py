@@ -76,7 +76,10 @@ class Segments:
     asked: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
     fused: dict[tuple[int, str], int] = field(default_factory=dict)
-    computing: bool = False  # numbers that were put off
+
+    def next_place(self, after: Step | None = None) -> int:
+        """That of an operation after a step of its own layer, or of a layer."""
+        return next(self.places)
 
     def found(self) -> tuple[int, ...]:
         """The places that were passed over, or could have been, and asked for as well."""
@@ -86,15 +89,11 @@ class Segments:
         """The numbers of a step, computed in the precision that it was put off in."""
         self.asked.add(step.place)
         if step.numbers is None:
-            before, self.computing = self.computing, True
-            try:
-                if run.casting():
-                    with torch.autocast(run.device.type, enabled=False):
-                        self.compute(run, step)
-                else:
+            if run.casting():
+                with torch.autocast(run.device.type, enabled=False):
                     self.compute(run, step)
-            finally:
-                self.computing = before
+            else:
+                self.compute(run, step)
         return step.numbers
 
     def compute(self, run: Run, step: Step) -> None:
@@ -179,15 +178,20 @@ def step_of(input: Pair) -> Step:
 def is_layer(input: Pair, weight: object, bias: object) -> bool:
     """Whether these are the weight and the bias of a layer that a fused call may have for its own."""
     run = input.run
-    if not fits(run, weight, 2) or not input.sizes:
-        return False
-    n_out, n_in = weight.shape
-    if n_in != input.sizes[-1] or (bias is not None and not (fits(run, bias, 1) and len(bias) == n_out)):
-        return False
-    if n_out > run.segments.widest or n_in > run.segments.widest or run.casting():
+    if not input.sizes or not are_of_layer(run, input.sizes[-1], weight, bias):
         return False
     # of one that is put off it is known
     return isinstance(input, Pending) or (input.v.dtype is run.dtype and input.v.device == run.device)
+
+
+def are_of_layer(run: Run, n: int, weight: object, bias: object) -> bool:
+    """The same of a layer of n numbers."""
+    if not fits(run, weight, 2):
+        return False
+    n_out, n_in = weight.shape
+    if n_in != n or (bias is not None and not (fits(run, bias, 1) and bias.shape[0] == n_out)):
+        return False
+    return n_out <= run.segments.widest and n_in <= run.segments.widest and not run.casting()
 
 
 def fits(run: Run, tensor: object, dims: int) -> bool:
@@ -254,16 +258,22 @@ class Delaying:
     def following(self, input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
         """What an operation makes of a layer, by itself `plain(input, …)`."""
         run = input.run
-        return Step(input.step, layer, next(run.segments.places), self.own(run, plain, arguments, named))
+        return Step(input.step, layer, run.segments.next_place(input.step), self.own(run, plain, arguments, named))
 
     def a_linear(self, input, weight, bias=None):
         if not is_pair(input) or not is_layer(input, weight, bias):
             return self.linear(input, weight, bias)
-        run, segments = input.run, input.run.segments
+        return self.beginning(input.run, step_of(input), input.sizes, weight, bias)
+
+    def beginning(
+        self, run: Run, before: Step, sizes: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Pending:  # fmt: skip
+        """A linear layer of what a step gives."""
+        segments = run.segments
         marks = marks_of(segments, weight) if bias is None else marks_of(segments, weight, bias)
         own = self.layer(weight, bias)
-        step = Step(step_of(input), Layer(weight, bias), next(segments.places), own, begins=True, marks=marks)
-        return self.pending(run, (*input.sizes[:-1], weight.shape[0]), step)
+        step = Step(before, Layer(weight, bias), segments.next_place(), own, begins=True, marks=marks)
+        return self.pending(run, (*sizes[:-1], weight.shape[0]), step)
 
     def a_matmul(self, input, other):
         if is_pair(input) and isinstance(other, torch.Tensor) and not is_pair(other) and other.dim() == 2:

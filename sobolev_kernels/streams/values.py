@@ -7,6 +7,7 @@ is then run as he is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch.autograd import forward_ad
@@ -15,9 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..boundary import PLAIN
 from .flowing import NotFollowed, Run, spelt
-from .pair import wrapper
-from .rules import RULES
-from .segments import Delaying, Pending, Segments, Step, numbers_of
+from .rules import RULES, products
+from .segments import Delaying, Pending, Segments, Step, are_of_layer, numbers_of
 
 HELD = "something keeps what was put off"
 
@@ -32,12 +32,15 @@ class Value(Pending):
 
 def called(function: Callable, args: tuple, kwargs: dict | None) -> object:
     """By its rule if that puts off, or of the numbers."""
-    run = run_of(args, kwargs)
+    run = args[0].run if args and type(args[0]) is Value else run_of(args, kwargs)
     run.need_graph()
+    if function in LINEAR:
+        run.segments.calls += 1
     rule = VALUED.get(function)
-    if rule is None:
-        return function(*settled(args), **settled(kwargs or {}))
-    return rule(*args, **kwargs) if kwargs else rule(*args)
+    if rule is not None:
+        return rule(*args, **kwargs) if kwargs else rule(*args)
+    args = settled(args)
+    return function(*args, **settled(kwargs)) if kwargs else function(*args)
 
 
 def run_of(*arguments: object) -> Run | None:
@@ -70,17 +73,21 @@ class Deferring(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if Value in types:
             return called(function, args, kwargs)
-        if function in LINEAR and args and self.may_begin(args[0]):
-            rule, input = VALUED[function], args[0]
-            value = wrapper(Value, self.run, tuple(input.shape), input.dtype, input.device)
-            value.step = Step(None, None, -1, marks=marks_of(input), numbers=(input,))
-            return rule(value, *args[1:], **(kwargs or {}))
+        segments, begin = self.run.segments, LINEAR.get(function)
+        segments.functions += 1
+        if begin is not None:
+            segments.calls += 1
+            wanted = segments.begun is None or segments.calls in segments.begun
+            if wanted and args and self.may_begin(args[0]):
+                begun = begin(self.run, *args, **(kwargs or {}))
+                if begun is not None:
+                    return begun
         return function(*args, **kwargs) if kwargs else function(*args)
 
     def may_begin(self, input: object) -> bool:
         """Whether a layer of it may be computed later."""
         run = self.run
-        if type(input) not in PLAIN or not input.requires_grad or run.segments.computing:
+        if type(input) not in PLAIN or not input.requires_grad:
             return False
         if input.dtype is not run.dtype or input.device != run.device or not input.dim() or not is_usual(input):
             return False
@@ -100,15 +107,43 @@ def marks_of(*tensors: torch.Tensor) -> list[tuple]:
     return [(tensor, tensor._version, tensor.data_ptr(), None) for tensor in tensors]
 
 
+@dataclass(eq=False)
 class ValueSegments(Segments):
-    """Numbers that were computed are looked at again when others are made of them: PyTorch may write to them."""
+    """Those of values alone. Numbers that were computed are looked at again when others are made of them: PyTorch may
+    write to them. A place is that of a call of a linear layer, and how many operations followed it; `begun` are the
+    calls that begin a chain which is fused, if that is known: no others are put off.
+    """
+
+    begun: frozenset[int] | None = None
+    calls: int = 0  # of linear layers so far
+    followed: dict[int, int] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+    functions: int = 0  # of PyTorch's that were met
+    saving: float = 0.0  # by the chains that were fused
+
+    def next_place(self, after: Step | None = None) -> int:
+        if after is None:
+            return self.calls * MOST
+        call = after.place // MOST
+        self.followed[call] = count = self.followed.get(call, 0) + 1
+        return call * MOST + count
+
+    def through(self, step: Step, chain: list[Step], P: int | None) -> bool:
+        fused = super().through(step, chain, P)
+        if fused:
+            self.taken.add(chain[0].place // MOST)
+        return fused
 
     def settle(self, run: Run, step: Step) -> tuple[torch.Tensor, ...]:
         if step.numbers is not None:
             return super().settle(run, step)
-        numbers = super().settle(run, step)
-        step.marks = marks_of(*numbers)
+        with torch._C.DisableTorchFunction():  # as by an attribute that was asked for, within all modes
+            numbers = super().settle(run, step)
+            step.marks = marks_of(*numbers)
         return numbers
+
+
+MOST = 1 << 16  # operations after a layer
 
 
 def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -122,7 +157,8 @@ def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callabl
         run = Run({}, x.dtype, x.device, bodies=True, segments=segments_of())
         try:
             with Deferring(run):
-                result = settled(function(x))
+                result = function(x)
+            result = settled(result)
         except Exception as error:
             if run.reason:  # that a forward may have made another error of
                 raise NotFollowed(run.reason) from error
@@ -151,6 +187,21 @@ def dropout(input, p=0.5, training=True, inplace=False):
     return input if not training or p == 0 else functional.dropout(settled(input), p, training, inplace)
 
 
+def begin_linear(run: Run, input, weight, bias=None) -> Value | None:
+    """A layer of numbers put off; None if it is not."""
+    sizes = tuple(input.shape)
+    if not are_of_layer(run, sizes[-1], weight, bias):
+        return None
+    return VALUES.beginning(run, Step(None, None, -1, marks=marks_of(input), numbers=(input,)), sizes, weight, bias)
+
+
+def begin_matmul(run: Run, input, other) -> Value | None:
+    if isinstance(other, torch.Tensor) and other.dim() == 2:
+        return begin_linear(run, input, other.t())
+    return None
+
+
+BEGINNING = {products.linear: begin_linear, products.matmul: begin_matmul}
 VALUED = VALUES.segmented({function: by_numbers(function) for function in RULES}, RULES)
 VALUED |= dict.fromkeys(spelt("dropout"), dropout)
-LINEAR = {function for function, rule in VALUED.items() if rule in (VALUES.a_linear, VALUES.a_matmul)}
+LINEAR = {function: BEGINNING[rule] for function, rule in RULES.items() if rule in BEGINNING}
