@@ -17,12 +17,12 @@ from .advice import looked_at_again
 from .backends import reference, running, streams
 from .backends.functions import by_gradients, gradients_of, units
 from .columns import Columns
-from .enums import COTANGENTS, DIRECTIONS, GRADIENTS
+from .enums import COTANGENTS, DIRECTIONS
 from .errors import NotProvided
 from .kept import Call
 from .mean_loss import computes, computes_of_pairs, mean_loss
 from .outputs import outputs_of
-from .planner import side_of_function
+from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .streams.flowing import NotFollowed
@@ -126,25 +126,20 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluat
     return running.evaluate(function, x, graphs, again)._replace(looked=looked, own=own)
 
 
-def takes_gradients(problem: Problem) -> bool:
-    """Whether first derivatives are gradients of outputs, or of cotangents."""
-    if problem.order > 1 or not problem.P:
-        return False
-    return problem.projection == COTANGENTS or side_of_function(problem.P, problem.O) == GRADIENTS
-
-
 def with_chains(
     student: object, function: Callable, x: torch.Tensor, chains: running.Chains, graphs: running.Graphs, looked: int,
     own: bool,
 ) -> running.Evaluated | None:  # fmt: skip
     """The run with chains of layers put off; None where that can be told, or its graph is of another kind."""
-    held = before_flow(student, x)
+    held, before = before_flow(student, x), (graphs.needs, graphs.unlike)
+    of_chains = deferred(function, lambda: values_put_off(chains.ends, chains.begun))
     try:
-        ran = running.run_again(deferred(function, lambda: values_put_off(chains.ends, chains.begun)), x, graphs, looked, own)
+        ran = running.run_again(of_chains, x, graphs, looked, own)
+        reason = "" if ran is not None else "its graph is another than before"
     except NotFollowed as error:
-        held.restore()
-        graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=str(error)))
-        return None
+        ran, reason = None, str(error)
     if ran is None:
         held.restore()
+        graphs.needs, graphs.unlike = before
+        graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=reason))
     return ran

@@ -138,8 +138,10 @@ def wanted_of(ctx) -> list[bool]:
     """Of each tensor that the operation was given, whether this backward comes to it; of leaves this is asked only of
     one whose graph is kept, which none of them is wanted of as a rule, since the answer that one is is an exception."""
     kept = torch.is_grad_enabled()
-    return [node is not None and (is_wanted(node) if kept or node.next_functions else True) for node, _ in
-            ctx.next_functions]
+    return [
+        node is not None and (is_wanted(node) if kept or node.next_functions else True)
+        for node, _ in ctx.next_functions
+    ]
 
 
 def is_wanted(node: torch.autograd.graph.Node) -> bool:
@@ -156,7 +158,7 @@ def differentiated(
     by the reference: differentiable again, and of several adjoints at a time."""
     problem, rows, u = passes.problem, x.reshape(-1, x.shape[-1]), bar.reshape(-1, bar.shape[-1])
     if c is None:
-        dx, *_, dparameters = apart(again.of_several(problem, Operands(rows, parameters), (u,)))
+        dx, *_, dparameters = apart(again.of_several(problem, Operands(rows, parameters), (u, None)))
         return [shaped(dx, x), *dparameters]
     asked = replace(problem, projection=COTANGENTS, P=1, given_gradient=True)
     operands, adjoints = Operands(rows, parameters, u[None]), (None, c.reshape(1, *rows.shape))

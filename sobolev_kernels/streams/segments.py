@@ -327,7 +327,8 @@ class Delaying:
         self, rules: dict[Callable, Callable], like: dict[Callable, Callable] | None = None
     ) -> dict[Callable, Callable]:  # fmt: skip
         """These rules where chains of layers are put off; `like` those of pairs, if they are others."""
-        table = rules | {function: unasked(ABOUT[function], rules[function]) for function in ABOUT.keys() & rules.keys()}
+        about = ABOUT.keys() & rules.keys()
+        table = rules | {function: unasked(ABOUT[function], rules[function]) for function in about}
         of_products = {
             products.linear: self.a_linear, products.matmul: self.a_matmul, products.mul: self.a_mul,
             products.add: self.an_add,

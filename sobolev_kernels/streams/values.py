@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..boundary import PLAIN
-from .flowing import NotFollowed, Run, spelt
+from .flowing import NotFollowed, Run, is_of_checkpoint, spelt
 from .rules import RULES, products
 from .segments import Delaying, Pending, Segments, Step, are_of_layer, numbers_of
 
@@ -159,10 +159,10 @@ def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callabl
             with Deferring(run):
                 result = function(x)
             result = settled(result)
-        except Exception as error:
-            if run.reason:  # that a forward may have made another error of
-                raise NotFollowed(run.reason) from error
-            raise
+        except Exception as error:  # whatever it is: run as it is, the function says it himself
+            if is_of_checkpoint(error):
+                raise
+            raise NotFollowed(run.reason or f"{type(error).__name__} in it: {error}") from error
         if run.reason:
             raise NotFollowed(run.reason)
         if run.is_held():
