@@ -91,13 +91,17 @@ class Deferring(TorchFunctionMode):
             return False
         if input.dtype is not run.dtype or input.device != run.device or not input.dim() or not is_usual(input):
             return False
-        # in a backward, or a checkpoint, what is run is not what is saved
-        return torch.is_grad_enabled() and GRAPH_TASK() == -1 and SAVING(True) is None
+        return torch.is_grad_enabled() and GRAPH_TASK() == -1 and nobody_saves()
 
 
 def is_usual(tensor: torch.Tensor) -> bool:
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return not transformed and tensor.layout is torch.strided and not tensor.is_neg() and not tensor.is_inference()
+
+
+def nobody_saves() -> bool:
+    """Whether no checkpoint, nor another hook of saved tensors, would have to save the same again."""
+    return SAVING(True) is None
 
 
 GRAPH_TASK, SAVING = torch._C._current_graph_task_id, torch._C._autograd._top_saved_tensors_default_hooks
