@@ -245,6 +245,8 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
+#include "chain_binding.h"
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -386,6 +388,17 @@ PYBIND11_MODULE(_C, m) {
            }),
            py::arg("wide"), py::arg("losses"), py::arg("values"), py::arg("derivatives"), py::arg("sizes"),
            py::arg("projected"));
+  py::class_<ChainBuilder>(m, "Chain", "a chain of layers amid other operations, but for its tensors")
+      .def(py::init<int, std::int64_t, std::int64_t, int, bool, const std::string&, const py::list&>(),
+           py::arg("dtype"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("in_place"), py::arg("isa"),
+           py::arg("layers"))
+      .def(
+          "sizes",
+          [](const ChainBuilder& self) {
+            const auto sizes = self.kernels.chain_sizes(self.chain);
+            return py::make_tuple(sizes.slopes, sizes.values, sizes.adjoint);
+          },
+          "numbers of what its passes keep: slopes, values, and of each gradient");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
       {"modules", fast(sk::reading::modules), METH_FASTCALL,
@@ -396,6 +409,7 @@ PYBIND11_MODULE(_C, m) {
        "(step, isa, addresses, tensors, seed, place): a kept step, of what is at these and into those"},
       {"mean_loss", fast(mean_loss), METH_FASTCALL,
        "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
+      {"run_chain", fast(run_chain), METH_FASTCALL, "(chain, pass, tensors): a pass of a chain of layers"},
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(m.ptr(), read_at_every_step) < 0) throw py::error_already_set();

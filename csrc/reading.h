@@ -266,13 +266,15 @@ inline PyObject* addresses(PyObject*, PyObject* const* arguments, Py_ssize_t cou
   return found.get();
 }
 
-// One after the other, the numbers of a list or where its tensors are; 0 of what is not there, or has no address.
+// One after the other, the numbers of a list or where its tensors are; 0 of what is not there, or has no address. If
+// only `some` need be there, None stands for others.
 class Each {
  public:
-  explicit Each(PyObject* list) : list_(list) {}
+  explicit Each(PyObject* list, bool some = false) : list_(list), some_(some) {}
   std::size_t number() { return of(next()); }
   std::size_t address() {
     PyObject* tensor = next();
+    if (some_ && tensor == Py_None) return 0;
     return tensor ? of(Owned(PyObject_CallMethodNoArgs(tensor, names().data_ptr)).get()) : 0;
   }
   // Whether there were just as many, and each had one.
@@ -289,7 +291,7 @@ class Each {
 
   PyObject* list_;
   Py_ssize_t next_ = 0;
-  bool missing_ = false;
+  bool some_, missing_ = false;
 };
 
 }  // namespace sk::reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
 from .math.heads import APART
 from .ops import is_apart
+from .outputs import outputs_of
 from .partials.along import KERNELS, TOGETHER
 from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss
+from .parts import modules_of
+from .paths import HOOKS, known_of
 from .prepare import prepare, undo
 from .printed import printed
-from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN
+from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN, Problem
 from .request import Request
 from .rows import are_rows, behind, derivatives_on_rows
 from .settings import EXACT, keywords, settings_named
-from .streams.look import flow_of
+from .streams.look import chains_of, flow_of
 from .typed import Function
 
 WITHIN = "in one pass with its derivatives, where neither samples nor outputs have weights"
@@ -119,8 +123,11 @@ def explain(
         for title, counts in (("operations", flow.counts), ("without rule", flow.without_rule)) if flow else ():
             if counts:
                 lines += [f"{title:<11} {', '.join(f'{name} {count}' for name, count in counts.items())}"]
-        if flow and flow.fused and not problem.collapsed:
-            lines += [f"segments    {segments_in_words(flow.fused)}"]
+        fused = {} if flow is None or problem.collapsed else flow.fused
+        if problem.backend == "reference" and problem.unrecognised:
+            fused = chains_in(student, x, problem)
+        if fused:
+            lines += [f"segments    {segments_in_words(fused)}"]
         if of == "hvp" and problem.backend in KERNELS and not any(call.followed):
             lines += [
                 f"mixed       by the streams of v, w and both, {3 * problem.P // 2} of them, without polarization"
@@ -151,6 +158,14 @@ def asked(
     if not are_rows(x, known):
         student, x, known, given, _ = derivatives_on_rows(student, x, known, given)
     return Request(result, student, x, known, given, kinds=(derivative_target, derivative_target))
+
+
+def chains_in(student: object, x: torch.Tensor, problem: Problem) -> dict[tuple[int, str], int]:
+    """Chains of layers within a student whose gradients are taken, as of calls like one before."""
+    hooked = any(getattr(module, name, None) for module in modules_of(student) for name in HOOKS)
+    if hooked or not planner.takes_gradients(problem) or problem.given_gradient:
+        return {}
+    return chains_of(student, partial(outputs_of, student), x, known_of(student, x).graphs).fused
 
 
 def segments_in_words(fused: dict[tuple[int, str], int]) -> str:

@@ -7,6 +7,7 @@ mixes samples as often as ever. Where pairs flow through it, each operation is m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,12 +22,14 @@ from .errors import NotProvided
 from .kept import Call
 from .mean_loss import computes, computes_of_pairs, mean_loss
 from .outputs import outputs_of
+from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .streams.flowing import NotFollowed
-from .streams.fused import segments_of
-from .streams.look import before_flow, flows_no_more
+from .streams.fused import segments_of, values_put_off
+from .streams.look import before_flow, chains_of, flows_no_more
 from .streams.segments import CHANGED
+from .streams.values import deferred, nobody_saves
 from .targeted import UNTARGETED, targets_of
 
 PLAIN = Columns()
@@ -43,7 +46,7 @@ def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...],
 def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
     """By autograd."""
     x, problem = found.tensors[0], call.problem
-    ran = ran_again(found, x, problem.given_gradient)
+    ran = ran_again(found, x, problem)
     if ran.y.shape[1] != problem.O:
         return None
     operands, known = operands_of(found, call)
@@ -108,12 +111,36 @@ def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated) -
     return operands, vectors, ran.y, *gradients_of(ran, u)
 
 
-def ran_again(found: Call, x: torch.Tensor, again: bool) -> running.Evaluated:
+def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluated:
     student, known, graphs = found.student, found.known.found[1], found.known.graphs
-    looked, own = int(known.told), known.own
+    looked, own, again = int(known.told), known.own, problem.given_gradient
     function = partial(outputs_of, student)
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
+        if takes_gradients(problem) and nobody_saves():
+            chains = chains_of(student, function, x, graphs)
+            ran = with_chains(student, function, x, chains, graphs, looked, own) if chains.fused else None
+            if ran is not None:
+                return ran
         ran = running.run_again(function, x, graphs, looked, own)
         if ran is not None:
             return ran
     return running.evaluate(function, x, graphs, again)._replace(looked=looked, own=own)
+
+
+def with_chains(
+    student: object, function: Callable, x: torch.Tensor, chains: running.Chains, graphs: running.Graphs, looked: int,
+    own: bool,
+) -> running.Evaluated | None:  # fmt: skip
+    """The run with chains of layers put off; None where that can be told, or its graph is of another kind."""
+    held, before = before_flow(student, x), (graphs.needs, graphs.unlike)
+    of_chains = deferred(function, lambda: values_put_off(chains.ends, chains.begun))
+    try:
+        ran = running.run_again(of_chains, x, graphs, looked, own)
+        reason = "" if ran is not None else "its graph is another than before"
+    except NotFollowed as error:
+        ran, reason = None, str(error)
+    if ran is None:
+        held.restore()
+        graphs.needs, graphs.unlike = before
+        graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=reason))
+    return ran

@@ -63,6 +63,13 @@ def side_of_function(P: int, O: int, pairs: bool = False) -> str:
     return GRADIENTS if 0 < O and (STREAM_GRADIENT * O <= 1 + P if pairs else O <= P) else TANGENTS
 
 
+def takes_gradients(problem: Problem) -> bool:
+    """Of any function: whether first derivatives are taken as gradients of outputs, or of cotangents."""
+    if problem.projection == COTANGENTS or problem.order > 1:
+        return problem.order == 1
+    return problem.P > 0 and side_of_function(problem.P, problem.outputs or 0) == GRADIENTS
+
+
 def sides_of_function(problem: Problem) -> dict[str, float] | None:
     """What first derivatives of a function cost from both sides, in values or tangents of a pair; None of others, and
     of one whose outputs are not known.

@@ -123,6 +123,8 @@ void mlp_sobolev(const Kernels& kernels, const Step& step) { run(kernels.step, s
 
 void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets); }
 
+void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, chain); }
+
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
   const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;
   const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * std::size_t(kernels.vector_bytes) + 128;

@@ -17,6 +17,9 @@ void mlp_sobolev(const Kernels& kernels, const Step& step);
 // Named derivatives, or of their cotangents the gradients. As deterministic.
 void mlp_jets(const Kernels& kernels, const Jets& jets);
 
+// A pass of a chain of layers. As deterministic.
+void run_chain(const Kernels& kernels, const Chain& chain);
+
 // The directions of a step as a tensor: out [P, N, D].
 void draw_directions(const Kernels& kernels, const Step& step, void* out);
 

@@ -37,6 +37,7 @@ constexpr int kRows = SK_ROWS;
 #include "programs.h"
 #include "jet_loss.h"
 #include "jets.h"
+#include "chain.h"
 
 namespace {
 
@@ -283,6 +284,45 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
   if (part == 0 && jets.loss) add_losses<T>(*jets.loss, room.loss, room_bytes, parts);
 }
 
+template <class T>
+void pack(const Chain& chain, void* base, int part, int parts) {
+  const ChainWeights<T> weights(chain, base);
+  for (std::int64_t l = 0; l < chain.L; ++l) {
+    const Layer& layer = chain.layers[l];
+    pack_blocks(layer, false, weights.forward[l], part, parts);
+    pack_blocks(layer, true, weights.backward[l], part, parts);
+    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
+      weights.bias[l][i] = at<T>(layer.bias, i);
+    }
+  }
+}
+
+template <class T>
+void tiles(const Chain& chain, void* base, void* room_base, int part, int parts) {
+  const ChainWeights<T> weights(chain, base);
+  const ChainRoom<T> room(chain, room_base);
+  const std::int64_t panels = (chain.N + kPanel<T> - 1) / kPanel<T>, tile = round_up(chain.tile, kPanel<T>);
+  const Range mine(panels, part, parts);
+  const Range samples(mine.begin * kPanel<T>, std::min(mine.end * kPanel<T>, chain.N));
+  for (std::int64_t l = 0; chain.sums() && samples.begin >= samples.end && l < chain.L; ++l) {
+    const Layer& layer = chain.layers[l];
+    if (room.dweight[l]) std::fill_n(room.dweight[l], Private<T>::gradient_size(layer), T(0));
+    if (room.dbias[l]) std::fill_n(room.dbias[l], layer.n_out, T(0));
+  }
+  ChainTile<T> run(chain, weights, room);
+  for (std::int64_t first = samples.begin; first < samples.end; first += tile) {
+    run.run(first, std::min(tile, samples.end - first));
+  }
+}
+
+template <class T>
+void reduce(const Chain& chain, void* room_base, std::size_t room_bytes, int part, int parts) {
+  const ChainRoom<T> room(chain, room_base);
+  for (std::int64_t l = 0; chain.sums() && l < chain.L; ++l) {
+    add_parts(chain.layers[l], room.dweight[l], room.dbias[l], room_bytes, part, parts);
+  }
+}
+
 }  // namespace
 
 #define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
@@ -320,6 +360,16 @@ const Kernels kKernels = {
         },
         SK_PHASES(Jets),
     },
+    {
+        [](const Chain& step) {
+          return SK_DTYPE(ChainWeights<float>(step, nullptr).bytes, ChainWeights<double>(step, nullptr).bytes);
+        },
+        [](const Chain& step) {
+          return SK_DTYPE(ChainRoom<float>(step, nullptr).bytes, ChainRoom<double>(step, nullptr).bytes);
+        },
+        SK_PHASES(Chain),
+    },
+    [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),
                draw(step, room, static_cast<double*>(out), part, parts));

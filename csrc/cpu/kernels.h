@@ -3,12 +3,13 @@
 
 #include <cstddef>
 
+#include "../chain.h"
 #include "../jets.h"
 #include "../params.h"
 
 namespace sk {
 
-// The phases of a step, or of named derivatives
+// The phases of a step, of named derivatives, or of a pass of a chain
 template <class Work>
 struct Phases {
   std::size_t (*shared_bytes)(const Work&);
@@ -26,6 +27,9 @@ struct Kernels {
   int vector_bytes;
   Phases<Step> step;
   Phases<Jets> jets;
+  Phases<Chain> chain;
+  // numbers that its passes keep
+  ChainSizes (*chain_sizes)(const Chain&);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

@@ -30,6 +30,18 @@ inline bool curved(const Layer& layer) {
   return with_activation(layer.activation.row, [](auto activation) { return decltype(activation)::kCurved; });
 }
 
+// A weight or its transpose as the left operand of a product, packed into the arena or where it lies.
+template <class T>
+Matrix<T> left_operand(Arena& arena, bool wanted, bool in_place, const Strided& w, bool transposed, std::int64_t rows,
+                       std::int64_t K) {
+  const std::int64_t next_row = w.stride[transposed], next_k = w.stride[!transposed];
+  if (!wanted) return {};
+  if (in_place && (next_row == 1 || next_k == 1)) {
+    return {static_cast<const T*>(w.data), rows, K, next_row, next_k, false};
+  }
+  return {arena.take<T>(rows * K), rows, K, 1, 0, true};
+}
+
 // What all threads read: the weights for the two directions they are multiplied in, packed or where they lie.
 template <class T>
 struct Shared {
@@ -43,11 +55,7 @@ struct Shared {
   Shared(const Step& step, void* base) {
     Arena arena(base);
     const auto matrix = [&](bool wanted, const Strided& w, bool transposed, std::int64_t rows, std::int64_t K) {
-      const std::int64_t next_row = w.stride[transposed], next_k = w.stride[!transposed];
-      if (!wanted) return Matrix<T>{};
-      const bool in_place = step.in_place && (next_row == 1 || next_k == 1);
-      if (in_place) return Matrix<T>{static_cast<const T*>(w.data), rows, K, next_row, next_k, false};
-      return Matrix<T>{arena.take<T>(rows * K), rows, K, 1, 0, true};
+      return left_operand<T>(arena, wanted, step.in_place, w, transposed, rows, K);
     };
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];

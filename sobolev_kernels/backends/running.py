@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -23,6 +24,16 @@ MOST = 64
 UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is run exactly each time
 
 
+class Chains(NamedTuple):
+    """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
+    operation each, and how many there are of so many layers; or why none is put off."""
+
+    ends: tuple[int, ...] = ()
+    begun: frozenset[int] = frozenset()
+    fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
+    reason: str = ""
+
+
 @dataclass
 class Graphs:
     """What was seen of a function's graphs, by the kinds of their nodes in order, for as long as he lives."""
@@ -31,6 +42,7 @@ class Graphs:
     unlike: int = 0
     seen: dict[tuple, Alike] = field(default_factory=dict)
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
+    chains: dict[int, Chains] = field(default_factory=dict)  # of layers within him, by how many samples there are
 
     def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
         if len(self.seen) > MOST:  # of one that is another each time

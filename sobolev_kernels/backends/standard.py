@@ -73,4 +73,4 @@ def along(g: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, scale: torch.Ten
     return back(g, x, x.shape[-n:], mean, scale, None, None, [True, False, False])[0]
 
 
-OWN = Standardised, Slope
+OWN = {Standardised, Slope}  # operations whose kind tells what their derivatives are

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
 
 from .. import ops
-from ..backends import core, on_device_of
+from ..backends import core, cpu, on_device_of
 from ..dispatch import free
+from ..enums import COTANGENTS
 from ..math.activations import is_curved
 from ..math.table import Formula
 from ..modules import IDENTITY
@@ -18,7 +19,9 @@ from ..problem import DERIVATIVES, Operands, Problem
 from ..steps import surroundings
 from .again import Known, learn, numbers_again
 from .chain import Layer
+from .passes import Passes, Values, passes_of
 from .segments import Numbers, Segments
+from .values import ValueSegments
 
 # A chain is fused where it has at most so many multiplies for each number that an activation is applied to, by whether
 # it has several linear layers and whether a slope of its activations is taken by autograd; and no layer wider than so.
@@ -43,6 +46,20 @@ WIDEST, CHEAP = 512, {"relu", "tanh", "sigmoid", "sin"}
 # In float64 the core has these from the C library, lane by lane; of more samples than so, 64→128→64, P = 1, N = 1024:
 # tanh 0.67, sin 0.61, elu 0.79, gelu 0.92, and 1.2 to 2.3 of the others; tanh with N = 64 1.18.
 BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
+
+# On the gradients' side a chain is four passes, of values, of a gradient, of its adjoint and of theirs. What they save
+# is counted in multiplies, with so many for each number that an activation is applied to, and more where PyTorch has no
+# double backward of its own in few steps; their Python costs as much as PASSES of them, and each function of PyTorch's
+# that a run meets FUNCTION. Double backward ÷ passes, one thread of the same machine, one gradient and four:
+#
+#                        N = 128                                   N = 1024
+#     64→128→64          gelu 1.23 1.31, relu 1.00 0.98            gelu 1.94 2.56, relu 1.90 1.91
+#     16→128             gelu 0.94 1.01, relu 0.55 0.53            gelu 1.54 3.40, relu 1.17 1.18
+#     128→512→128        gelu 1.94 2.03, relu 1.90 1.90            gelu 2.86 2.35, relu 2.13 2.20
+#     128→128→128→128    gelu 1.61 1.70, relu 1.38 1.39            gelu 2.06 2.01, relu 2.06 2.01
+#
+# before the Python of putting them off, and with all in the cache that others have between them.
+ACTIVATED, DEAR, PASSES, FUNCTION = 16, 4, 6e6, 7e4
 
 
 def segments_of(
@@ -83,6 +100,68 @@ def fuse(
     if not flat:
         y, tangents = y.view(*v.shape[:-1], y.shape[-1]), tangents.view(*d.shape[:-1], y.shape[-1])
     return (problem if found is None else found.problem).backend, (y, tangents)
+
+
+def values_put_off(
+    ends: tuple[int, ...] = (), begun: frozenset[int] | None = None, careful: bool = False
+) -> ValueSegments:  # fmt: skip
+    """How the chains of a run of values alone are put off, and where they end: those that begin where it is said, of a
+    first run those that it pays for."""
+    segments = ValueSegments(fuse_values, frozenset(ends), careful, WIDEST, begun=begun)
+    if begun is None:
+        segments.fuse = partial(fuse_paying, segments)
+    return segments
+
+
+def fuse_paying(segments: ValueSegments, layers: list[Layer], v: torch.Tensor, *rest) -> tuple[str, Numbers] | None:
+    """The same where that takes less time than PyTorch's operations; how much less is noted."""
+    saving = saving_of(layers, v)
+    found = fuse_values(layers, v, *rest) if saving > 0 else None
+    segments.saving += saving if found is not None else 0
+    return found
+
+
+def fuse_values(
+    layers: list[Layer], v: torch.Tensor, known: None = None, place: int = -1, P: int | None = None
+) -> tuple[str, Numbers] | None:  # fmt: skip
+    """What layers make of a value [..., n], whose gradient is one operation, too; or None, where the core does not."""
+    parameters = [tensor for weight, bias, *_ in layers for tensor in (weight, bias) if tensor is not None]
+    if not v.numel() or any(tensor.is_neg() for tensor in parameters):
+        return None
+    widths, activations = (v.shape[-1], *[layer.weight.shape[0] for layer in layers]), tuple(a for _, _, a, _ in layers)
+    biases, strides = tuple(layer.bias is not None for layer in layers), tuple(p.stride() for p in parameters)
+    around = torch.get_num_threads(), core.instruction_set()
+    passes = passes_of_shape(widths, activations, biases, v.dtype, v.numel() // widths[0], strides, *around)
+    return None if passes is None else ("cpu", (apply(passes, v, *parameters)[0],))
+
+
+@lru_cache(maxsize=1024)
+def passes_of_shape(
+    widths: tuple[int, ...], activations: tuple[Formula, ...], biases: tuple[bool, ...], dtype: torch.dtype, N: int,
+    strides: tuple[tuple[int, ...], ...], threads: int, isa: str,
+) -> Passes | None:  # fmt: skip
+    if any(len(stride) == 1 and stride[0] != 1 for stride in strides):
+        return None
+    kinds = str(dtype).removeprefix("torch."), "cpu"
+    problem = Problem(DERIVATIVES, widths, biases, activations, *kinds, input_gradient=True)
+    if cpu.supports(problem) is not None:
+        return None
+    of_gradient = replace(problem, projection=COTANGENTS, P=1)
+    of_weights = tuple(stride for stride in strides if len(stride) == 2)
+    return passes_of(problem, N, of_weights, cpu.plan(of_gradient, N))
+
+
+def saving_of(layers: list[Layer], v: torch.Tensor) -> float:
+    """What fused passes save, in multiplies; not of a chain without an activation, or one too wide."""
+    widths, activated = (v.shape[-1], *[layer.weight.shape[0] for layer in layers]), 0
+    for layer, n in zip(layers, widths[1:], strict=True):
+        if layer.activation != IDENTITY:
+            activated += n * (DEAR if layer.activation.name not in CHEAP else 1)
+    N = v.numel() // max(1, widths[0])
+    lanes = N > FEW and v.dtype is torch.float64 and any(layer.activation.name in BY_LANES for layer in layers)
+    if max(widths) > WIDEST or not activated or lanes:
+        return 0.0
+    return N * (sum(a * b for a, b in pairwise(widths)) + ACTIVATED * activated) - PASSES
 
 
 def twice(problem: Problem, v: torch.Tensor, operands: Operands) -> Numbers:
@@ -136,3 +215,6 @@ def pays(widths: tuple[int, ...], activations: tuple[Formula, ...]) -> bool:
     dear = any(a.name not in CHEAP for _, a in activated)
     most = MULTIPLIES[len(widths) > 2, dear] * sum(n for n, _ in activated)
     return max(widths) <= WIDEST and 0 < multiplies <= most
+
+
+apply = super(torch.autograd.Function, Values).apply  # without what torch.func would be told of it

@@ -26,11 +26,11 @@ from .rules import RULES, TWICE
 from .twice import Twice
 
 CHANGED = "a weight in it is another after it was used"
-Numbers = tuple[torch.Tensor, torch.Tensor]  # a value [..., n], its derivatives [P or S, ..., n]
+Numbers = tuple[torch.Tensor, ...]  # a value [..., n], and its derivatives [P or S, ..., n] but of values alone
 
 
 class Step:
-    """A value with its derivatives; or an operation that gives them of those of the step before.
+    """Numbers; or an operation, `own`, that gives them of those of the step before.
 
     `layer` is what the operation makes of the last linear layer, which `begins` with it or is that of the step before.
     """
@@ -46,11 +46,7 @@ class Step:
 
     def settle(self) -> None:
         """Its numbers by its own operation."""
-        if self.begins:
-            self.numbers = products.layer(*self.before.numbers, self.layer.weight, self.layer.bias)
-        else:
-            self.numbers = self.own(*self.before.numbers)
-        self.before = None
+        self.numbers, self.before = self.own(*self.before.numbers), None
 
     def holds(self) -> bool:
         """Whether its weights are those that it was made with."""
@@ -71,7 +67,7 @@ class Segments:
     written to `weight.data` is not seen otherwise.
     """
 
-    fuse: Callable[[list[Layer], torch.Tensor, torch.Tensor, dict | None, int, int | None], tuple[str, Numbers] | None]
+    fuse: Callable[..., tuple[str, Numbers] | None]  # of layers, numbers, `known`, a place, the P of order 2
     ends: frozenset[int] = frozenset()
     careful: bool = False
     widest: float = math.inf  # features of a layer that may be fused
@@ -80,6 +76,10 @@ class Segments:
     asked: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
     fused: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def next_place(self, after: Step | None = None) -> int:
+        """That of an operation after a step of its own layer, or of a layer."""
+        return next(self.places)
 
     def found(self) -> tuple[int, ...]:
         """The places that were passed over, or could have been, and asked for as well."""
@@ -100,7 +100,7 @@ class Segments:
         chain = [step]
         while (before := chain[0].before).numbers is None:
             chain.insert(0, before)
-        if not all(map(Step.holds, chain)):
+        if not all(map(Step.holds, [chain[0].before, *chain])):
             run.stop(CHANGED)
         if step.layer.factor != 1.0:  # which no sine has followed
             self.settle(run, step.before)
@@ -165,12 +165,6 @@ def known(v: torch.Tensor, d: torch.Tensor) -> Step:
     return Step(None, None, -1, numbers=(v, d))
 
 
-def pending(run: Run, sizes: tuple[int, ...], step: Step) -> Pending:
-    pair = wrapper(Pending, run, sizes, run.dtype, run.device)
-    pair.step = step
-    return pair
-
-
 def step_of(input: Pair) -> Step:
     """What a linear layer of it follows."""
     if not isinstance(input, Pending):
@@ -184,15 +178,20 @@ def step_of(input: Pair) -> Step:
 def is_layer(input: Pair, weight: object, bias: object) -> bool:
     """Whether these are the weight and the bias of a layer that a fused call may have for its own."""
     run = input.run
-    if not fits(run, weight, 2) or not input.sizes:
-        return False
-    n_out, n_in = weight.shape
-    if n_in != input.sizes[-1] or (bias is not None and not (fits(run, bias, 1) and len(bias) == n_out)):
-        return False
-    if n_out > run.segments.widest or n_in > run.segments.widest or run.casting():
+    if not input.sizes or not are_of_layer(run, input.sizes[-1], weight, bias):
         return False
     # of one that is put off it is known
     return isinstance(input, Pending) or (input.v.dtype is run.dtype and input.v.device == run.device)
+
+
+def are_of_layer(run: Run, n: int, weight: object, bias: object) -> bool:
+    """The same of a layer of n numbers."""
+    if not fits(run, weight, 2):
+        return False
+    n_out, n_in = weight.shape
+    if n_in != n or (bias is not None and not (fits(run, bias, 1) and bias.shape[0] == n_out)):
+        return False
+    return n_out <= run.segments.widest and n_in <= run.segments.widest and not run.casting()
 
 
 def fits(run: Run, tensor: object, dims: int) -> bool:
@@ -209,23 +208,6 @@ def marks_of(segments: Segments, *tensors: torch.Tensor) -> list[tuple]:
     return [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
 
 
-def linear(input, weight, bias=None):
-    if not is_pair(input) or not is_layer(input, weight, bias):
-        return products.linear(input, weight, bias)
-    run, segments = input.run, input.run.segments
-    marks = marks_of(segments, weight) if bias is None else marks_of(segments, weight, bias)
-    step = Step(step_of(input), Layer(weight, bias), next(segments.places), begins=True, marks=marks)
-    return pending(run, (*input.sizes[:-1], weight.shape[0]), step)
-
-
-def matmul(input, other):
-    if is_pair(input) and isinstance(other, torch.Tensor) and not is_pair(other) and other.dim() == 2:
-        weight = other.t()
-        if is_layer(input, weight, None):
-            return linear(input, weight)
-    return products.matmul(input, other)
-
-
 def open_layer(input: object) -> Layer | None:
     """The linear layer that gave a pair which has no numbers yet, and no activation has followed."""
     if not isinstance(input, Pending) or input.step.numbers is not None:
@@ -233,61 +215,6 @@ def open_layer(input: object) -> Layer | None:
     step, run = input.step, input.run
     is_open = step.layer.activation is IDENTITY and step.place not in run.segments.ends and not run.casting()
     return step.layer if is_open else None
-
-
-def following(input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
-    """What an operation makes of a layer, by itself `plain(input, …)`."""
-    run = input.run
-
-    def own(v, d):
-        after = plain(start(run, v, d), *arguments, **named)
-        return after.v, after.d
-
-    return Step(input.step, layer, next(run.segments.places), own)
-
-
-def activation(plain: Callable, formula_of: Callable[..., Formula]) -> Callable:
-    """The rule of an activation: after a layer that was put off it is put off, too."""
-    default = told(formula_of, (), {})
-
-    def applied(input, *arguments, inplace=False, **named):
-        layer, formula = open_layer(input), None
-        if layer is not None:
-            formula = told(formula_of, arguments, named) if arguments or named else default
-        if formula is None or not (layer.factor == 1.0 or formula.name == "sin"):
-            return plain(input, *arguments, **named, **({"inplace": True} if inplace else {}))
-        if formula.name == "sin":
-            formula, layer = Formula("sin", (layer.factor,)), layer._replace(factor=1.0)
-        step = following(input, layer._replace(activation=formula), plain, *arguments, **named)
-        if not inplace:
-            return pending(input.run, input.sizes, step)
-        input.step = step
-        return input
-
-    return applied
-
-
-def mul(input, other):
-    """By a number: a sine that follows has it for its own."""
-    pair, factor = (input, other) if is_pair(input) else (other, input)
-    layer = open_layer(pair) if is_finite(factor) else None
-    if layer is None or not is_finite(layer.factor * factor):
-        return products.mul(input, other)
-    step = following(pair, layer._replace(factor=float(layer.factor * factor)), products.mul, factor)
-    return pending(pair.run, pair.sizes, step)
-
-
-def add(input, other, *, alpha=1):
-    """Of a product with a weight: its bias."""
-    pair, bias = (input, other) if is_pair(input) else (other, input)
-    layer = open_layer(pair) if alpha == 1 and isinstance(bias, torch.Tensor) and not is_pair(bias) else None
-    if layer is None or layer.bias is not None or layer.factor != 1.0 or not fits(pair.run, bias, 1):
-        return products.add(input, other, alpha=alpha)
-    if bias.shape != layer.weight.shape[:1]:
-        return products.add(input, other, alpha=alpha)
-    step = following(pair, layer._replace(bias=bias), products.add, bias)
-    step.marks = marks_of(pair.run.segments, bias)
-    return pending(pair.run, pair.sizes, step)
 
 
 def told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
@@ -311,19 +238,120 @@ def unasked(about: Callable, plain: Callable) -> Callable:
     return answered
 
 
-def segmented(rules: dict[Callable, Callable]) -> dict[Callable, Callable]:
-    """The rules of pairs where chains of layers are put off."""
-    table = rules | {function: unasked(ABOUT[function], rules[function]) for function in ABOUT.keys() & rules.keys()}
-    for function in (linear, matmul, mul, add):
-        table |= {
-            spelling: function for spelling, plain in rules.items() if plain is getattr(products, function.__name__)
-        }
-    for name, formula_of in FORMULAS.items():
-        for function in spelt(name):
-            table[function] = activation(rules[function], formula_of)
-        for function in spelt(f"{name}_"):
-            table[function] = partial(activation(rules[function], formula_of), inplace=True)
-    return table
+@dataclass(frozen=True)
+class Delaying:
+    """The rules by which layers are put off, and what else is done: of pairs their own rules."""
+
+    kind: type[Pending]
+    linear: Callable
+    matmul: Callable
+    mul: Callable
+    add: Callable
+    layer: Callable[[torch.Tensor, torch.Tensor | None], Callable[..., Numbers]]  # of numbers, those of a linear layer
+    own: Callable[..., Callable[..., Numbers]]  # those of an operation (run, plain, arguments, named)
+
+    def pending(self, run: Run, sizes: tuple[int, ...], step: Step) -> Pending:
+        pair = wrapper(self.kind, run, sizes, run.dtype, run.device)
+        pair.step = step
+        return pair
+
+    def following(self, input: Pending, layer: Layer, plain: Callable, *arguments, **named) -> Step:
+        """What an operation makes of a layer, by itself `plain(input, …)`."""
+        run = input.run
+        return Step(input.step, layer, run.segments.next_place(input.step), self.own(run, plain, arguments, named))
+
+    def a_linear(self, input, weight, bias=None):
+        if not is_pair(input) or not is_layer(input, weight, bias):
+            return self.linear(input, weight, bias)
+        return self.beginning(input.run, step_of(input), input.sizes, weight, bias)
+
+    def beginning(
+        self, run: Run, before: Step, sizes: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Pending:  # fmt: skip
+        """A linear layer of what a step gives."""
+        segments = run.segments
+        marks = marks_of(segments, weight) if bias is None else marks_of(segments, weight, bias)
+        own = self.layer(weight, bias)
+        step = Step(before, Layer(weight, bias), segments.next_place(), own, begins=True, marks=marks)
+        return self.pending(run, (*sizes[:-1], weight.shape[0]), step)
+
+    def a_matmul(self, input, other):
+        if is_pair(input) and isinstance(other, torch.Tensor) and not is_pair(other) and other.dim() == 2:
+            weight = other.t()
+            if is_layer(input, weight, None):
+                return self.a_linear(input, weight)
+        return self.matmul(input, other)
+
+    def a_mul(self, input, other):
+        """By a number: a sine that follows has it for its own."""
+        pair, factor = (input, other) if is_pair(input) else (other, input)
+        layer = open_layer(pair) if is_finite(factor) else None
+        if layer is None or not is_finite(layer.factor * factor):
+            return self.mul(input, other)
+        step = self.following(pair, layer._replace(factor=float(layer.factor * factor)), self.mul, factor)
+        return self.pending(pair.run, pair.sizes, step)
+
+    def an_add(self, input, other, *, alpha=1):
+        """Of a product with a weight: its bias."""
+        pair, bias = (input, other) if is_pair(input) else (other, input)
+        layer = open_layer(pair) if alpha == 1 and isinstance(bias, torch.Tensor) and not is_pair(bias) else None
+        if layer is None or layer.bias is not None or layer.factor != 1.0 or not fits(pair.run, bias, 1):
+            return self.add(input, other, alpha=alpha)
+        if bias.shape != layer.weight.shape[:1]:
+            return self.add(input, other, alpha=alpha)
+        step = self.following(pair, layer._replace(bias=bias), self.add, bias)
+        step.marks = marks_of(pair.run.segments, bias)
+        return self.pending(pair.run, pair.sizes, step)
+
+    def activation(self, plain: Callable, formula_of: Callable[..., Formula]) -> Callable:
+        """The rule of an activation: after a layer that was put off it is put off, too."""
+        default = told(formula_of, (), {})
+
+        def applied(input, *arguments, inplace=False, **named):
+            layer, formula = open_layer(input), None
+            if layer is not None:
+                formula = told(formula_of, arguments, named) if arguments or named else default
+            if formula is None or not (layer.factor == 1.0 or formula.name == "sin"):
+                return plain(input, *arguments, **named, **({"inplace": True} if inplace else {}))
+            if formula.name == "sin":
+                formula, layer = Formula("sin", (layer.factor,)), layer._replace(factor=1.0)
+            step = self.following(input, layer._replace(activation=formula), plain, *arguments, **named)
+            if not inplace:
+                return self.pending(input.run, input.sizes, step)
+            input.step = step
+            return input
+
+        return applied
+
+    def segmented(
+        self, rules: dict[Callable, Callable], like: dict[Callable, Callable] | None = None
+    ) -> dict[Callable, Callable]:  # fmt: skip
+        """These rules where chains of layers are put off; `like` those of pairs, if they are others."""
+        about = ABOUT.keys() & rules.keys()
+        table = rules | {function: unasked(ABOUT[function], rules[function]) for function in about}
+        of_products = {
+            products.linear: self.a_linear, products.matmul: self.a_matmul, products.mul: self.a_mul,
+            products.add: self.an_add,
+        }  # fmt: skip
+        table |= {spelling: of_products[plain] for spelling, plain in (like or rules).items() if plain in of_products}
+        for name, formula_of in FORMULAS.items():
+            for function in spelt(name):
+                table[function] = self.activation(rules[function], formula_of)
+            for function in spelt(f"{name}_"):
+                table[function] = partial(self.activation(rules[function], formula_of), inplace=True)
+        return table
 
 
-SEGMENTED, SEGMENTED_TWICE = segmented(RULES), segmented(TWICE)
+def own_of_pairs(run: Run, plain: Callable, arguments: tuple, named: dict) -> Callable[..., Numbers]:
+    def own(v, d):
+        after = plain(start(run, v, d), *arguments, **named)
+        return after.v, after.d
+
+    return own
+
+
+PAIRS = Delaying(
+    Pending, products.linear, products.matmul, products.mul, products.add,
+    layer=lambda weight, bias: lambda v, d: products.layer(v, d, weight, bias), own=own_of_pairs,
+)  # fmt: skip
+SEGMENTED, SEGMENTED_TWICE = PAIRS.segmented(RULES), PAIRS.segmented(TWICE)
