@@ -20,7 +20,7 @@ from .checks import tensors_of
 from .columns import Columns
 from .dispatch import requested
 from .drawing import drawn, over_samples
-from .enums import COTANGENTS, NONE
+from .enums import COTANGENTS, DIRECTIONS, NONE
 from .errors import NotProvided, refuse
 from .finite import faults_of_finite, one_if_finite
 from .known_function import run_function
@@ -30,7 +30,7 @@ from .partials.fused_towers import fused_towers
 from .paths import Known, known_of, need_paths
 from .prepare import Prepared, prepare, prepared_again
 from .problem import DERIVATIVES, UNSEEN, Operands, Problem
-from .recorded import recorded_jet, recorded_of
+from .recorded import all_is_watched, recorded_jet, recorded_of
 from .request import Request
 from .settings import DIFFERENTIAL_ML, Settings
 from .streams.flowing import NotFollowed
@@ -40,6 +40,7 @@ from .streams.segments import CHANGED
 from .student import COMPUTE_DTYPE, widened
 from .targeted import UNTARGETED, Targeted, targets_of, taught
 from .targets import Targets
+from .unwatched import leave_unwatched
 from .weights import UNWEIGHTED, Weights
 
 Results = tuple[torch.Tensor, ...]
@@ -96,6 +97,8 @@ def evaluate(
             chain = prepared.followed[0] if chain is None else chain
         if chain is not None:
             chain.attach(results)
+        if torch.compiler.is_compiling():
+            leave_unwatched()
         return results, known
     except Exception:
         if chain is not None:
@@ -157,11 +160,14 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     if call.problem.backend == "streams":
         call = knowing_outputs(call, call.problem.O)
     elif student.reason:
-        known = None if torch.compiler.is_compiling() else known_of(request.student, x)
-        again = call.problem.given_gradient
-        evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known and known.graphs, again)
-        call = knowing_outputs(call, index(evaluated.y.shape[1]))
-        evaluated = looked_at("student", call, evaluated, x, known)
+        if torch.compiler.is_compiling():
+            evaluated = evaluated_in_trace(call, x)
+            call = knowing_outputs(call, index(evaluated.y.shape[1]))
+        else:
+            known, again = known_of(request.student, x), call.problem.given_gradient
+            evaluated = running.evaluate(lambda x: outputs_of(request.student, x), x, known.graphs, again)
+            call = knowing_outputs(call, index(evaluated.y.shape[1]))
+            evaluated = looked_at("student", call, evaluated, x, known)
         advise_of_reference(request.student, call.problem)
     seed = None if call.projections is None else call.projections.draw_seed(inputs.device, inputs.shape[0])
     columns = replace(columns, scale=widened(columns.scale))
@@ -175,18 +181,34 @@ def run_on(call: Prepared, inputs: torch.Tensor) -> Ran:
     return Ran(results, targets, problem, operands)
 
 
+def evaluated_in_trace(call: Prepared, x: torch.Tensor) -> Evaluated:
+    """The student as a compiler follows him: run as he is where pairs are recorded beside that, else in a transform."""
+    student, problem = call.request.student, call.problem
+    function = lambda x: outputs_of(student, x)  # noqa: E731
+    if call.projections is None:
+        return running.evaluate(function, x)
+    told, refusal = traced.told_of(student, x)
+    if refusal:
+        raise NotProvided(refusal)
+    looked, own = int(traced.LOOKED in told), traced.OWN in told
+    recorded = recorded_of(student, x) if looked and problem.projection == DIRECTIONS else None
+    if recorded is not None and problem.order <= recorded.orders:
+        jet = lambda x, v, order: recorded_jet(recorded, x, v, order)  # noqa: E731
+        ran = Evaluated(function, x, function(x), looked=looked, own=own, jet=jet)
+        if (problem.order > 1 or not functions.by_gradients(ran, problem.P)) and all_is_watched():
+            return ran
+    ran = running.evaluate(function, x)
+    if traced.loses_tangents():
+        raise NotProvided(traced.BROKEN)
+    return ran._replace(looked=looked, own=own)
+
+
 def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known: Known | None = None) -> Evaluated:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
     if torch.compiler.is_compiling():
-        told, refusal = traced.told_of(call.request.student, x) if role == "student" else ("", "")
-        if refusal:
-            raise NotProvided(refusal)
-        recorded = recorded_of(call.request.student, x) if traced.LOOKED in told else None
-        if recorded is not None:
-            ran = ran._replace(jet=(lambda x, v, order: recorded_jet(recorded, x, v, order), recorded.orders))
-        return ran._replace(looked=int(traced.LOOKED in told), own=traced.OWN in told)
+        return ran._replace(looked=0, own=False)
     if ran.pull is not None:  # a compiler followed the run, and gave up since
         raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given

@@ -64,6 +64,7 @@ assert list(MODULES) == list(ACTIVATIONS), "every activation has its module"
 KINDS: dict[type[nn.Module], list[str]] = {}
 for name, row in MODULES.items():
     KINDS.setdefault(row.kind, []).append(name)
+NAMES = ", ".join(kind.__name__ for kind in KINDS)
 
 
 def to_module(formula: Formula) -> nn.Module:
@@ -92,7 +93,7 @@ def from_module(module: nn.Module) -> Formula | str | Fault:
                     return f"{name} is {describe(value)}, not a number"
                 return Fault("student", f"{name} to be a number", value, TypeError)
             return Formula(name, tuple(numbers))
-    return f"{kind_of(module)} is not one of Linear and {', '.join(kind.__name__ for kind in KINDS)}"
+    return f"{kind_of(module)} is not one of Linear and {NAMES}"
 
 
 def number(value: object) -> float | None:

@@ -198,7 +198,8 @@ def problem_of(
     W = request.columns.count(D)
     cotangents = isinstance(projections, Cotangents)
     n = (student.O or 0) if cotangents else W
-    wanted = any(t is not None and t.requires_grad for t in (x, given, *student.parameters))
+    asking = () if student.reason else (x, given, *student.parameters)
+    wanted = any(t is not None and t.requires_grad for t in asking)
     first, second = kinds_of(request, projections)
     # directions with masked columns are drawn first, and given
     drawn = projections is not None and not request.residual_weights.masks(projections)
@@ -224,7 +225,7 @@ def problem_of(
         derivative_loss=settings.derivative_loss if loss else None,
         head=None if settings.head == APART else settings.head,
         reduction=settings.reduction,
-        gradients=request.result == LOSS and wanted and torch.is_grad_enabled() and not student.reason,
+        gradients=request.result == LOSS and wanted and torch.is_grad_enabled(),
         terms=loss and settings.return_terms,
         input_gradient=x.requires_grad,
         given_gradient=given is not None and given.requires_grad and torch.is_grad_enabled(),

@@ -85,7 +85,7 @@ def recordable(student: nn.Module, x: torch.Tensor) -> str:
     words = [word for order, word in ((1, FIRST), (2, SECOND)) if flows(student, x, order)]
     if FIRST not in words:
         return ""
-    tell_tracer()
+    torch._dynamo.allow_in_graph(of_pairs)  # loaded here, since importing it takes a second
     # of no other process either, since compilers keep what they make of a number on disk
     number = int.from_bytes(os.urandom(7), "little")
     STUDENTS[number] = student
@@ -125,13 +125,6 @@ def states() -> tuple:
 
 def same(a: tuple, b: tuple) -> bool:
     return torch.equal(a[0], b[0]) and bool((a[1] == b[1]).all()) and a[2:] == b[2:]
-
-
-def tell_tracer() -> None:
-    """Dynamo is loaded where this is called: importing it takes a second."""
-    global record
-    if record is of_pairs:
-        record = torch._dynamo.nonstrict_trace(of_pairs)
 
 
 def only_sizes_vary() -> bool:
@@ -184,10 +177,18 @@ def told_in_trace(module: int, D: int, dtype: str, device: str) -> str:
     So the number is another one as well, by which nothing is found that a compiler has kept of the last one.
     """
     try:
-        told = traced_below() and followed_him() and only_sizes_vary()
-        return recordable(held_by(module), numbers_of_ours(D, dtype, device)) if told else ""
+        return recordable(held_by(module), numbers_of_ours(D, dtype, device))
     except Exception:
         return ""
+
+
+@constant_while_traced
+def all_is_watched() -> bool:
+    """Whether dynamo, which has followed the student just now, compares all that he reads before each call."""
+    try:
+        return traced_below() and followed_him() and only_sizes_vary()
+    except Exception:
+        return False
 
 
 def recorded_of(student: nn.Module, x: torch.Tensor) -> Recorded | None:
@@ -197,22 +198,32 @@ def recorded_of(student: nn.Module, x: torch.Tensor) -> Recorded | None:
     words = told_in_trace(id(student), index(x.shape[1]), str(x.dtype), x.device.type).split()
     if not words:
         return None
-    tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
-    return Recorded(int(words[-1]), tensors, 2 if SECOND in words else 1)
+    return Recorded(int(words[-1]), tensors_in(student), 2 if SECOND in words else 1)
+
+
+def tensors_in(module: nn.Module, path: str = "") -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, found as dynamo has found them already; named_parameters it would watch, too."""
+    own = *module._parameters.items(), *module._buffers.items()
+    named = {f"{path}{name}": tensor for name, tensor in own if tensor is not None}
+    for name, child in module._modules.items():
+        if child is not None:
+            named |= tensors_in(child, f"{path}{name}.")
+    return named
 
 
 def recorded_jet(recorded: Recorded, x: torch.Tensor, v: torch.Tensor, order: int) -> Jets:
     """y, tangents and second derivatives along v [P, N, D]."""
-    y, streams = record(recorded.number, x, v, recorded.tensors, order)
+    y, streams = of_pairs(recorded.number, x, v, recorded.tensors, order)
     return (y, streams, None) if order == 1 else (y, *streams.split([len(v), len(v)]))
 
 
 def of_pairs(number: int, x: torch.Tensor, v: torch.Tensor, tensors: dict[str, torch.Tensor], order: int):
-    """What the tracer below dynamo runs: by the transforms after all, if pairs do not flow here as they did before."""
+    """What the tracer below dynamo runs, and dynamo does not follow: by the transforms after all, if pairs do not flow
+    here as they did before."""
     student = STUDENTS.get(number)
     if student is None:
         raise RuntimeError("the student of this compiled step is no more: compile it again")
-    function = lambda x: torch.func.functional_call(student, tensors, (x,))  # noqa: E731
+    function = lambda x: torch.func.functional_call(student, dict(tensors), (x,))  # noqa: E731
     held = Held(student.modules(), buffers=False)
     try:
         return propagated(function, x, v, order=order)
@@ -223,6 +234,3 @@ def of_pairs(number: int, x: torch.Tensor, v: torch.Tensor, tensors: dict[str, t
         return y, streams[0] if order == 1 else torch.cat(streams)
     finally:
         held.restore()
-
-
-record = of_pairs  # as the tracer is told of it, once a student is recorded

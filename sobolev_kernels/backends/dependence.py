@@ -29,8 +29,8 @@ class Evaluated(NamedTuple):
     `kept`, if the graph of what follows is: where gradients are on, and something in it asks for one. `looked` is the
     order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
     is known that each sample's outputs depend on its inputs alone; `pull`, its VJP where transforms are followed;
-    `jet`, its derivatives by pairs of a value and its tangents where these are recorded, and up to which order; `alike`
-    and `samples`, what is known of graphs like that of y.
+    `jet`, its derivatives by pairs of a value and its tangents where these are recorded; `alike` and `samples`, what is
+    known of graphs like that of y.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -40,7 +40,7 @@ class Evaluated(NamedTuple):
     looked: int = 0
     own: bool = False
     pull: Callable | None = None
-    jet: tuple[Callable, int] | None = None
+    jet: Callable | None = None
     alike: Alike | None = None
     samples: Samples | None = None
 

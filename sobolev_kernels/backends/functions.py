@@ -119,8 +119,8 @@ def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:
     if by_transforms():
         if order == 1 and by_gradients(ran, len(v)):
             return ran.y, given_out(along_gradients(v, transformed_vjps(ran, units(ran.y)))), None
-        if ran.jet is not None and order <= ran.jet[1]:
-            return tuple(None if r is None else given_out(r) for r in ran.jet[0](ran.x, v, order))
+        if ran.jet is not None:
+            return tuple(None if r is None else given_out(r) for r in ran.jet(ran.x, v, order))
         return transformed_jet(ran, v, order)
     x, y, kept = ran.x, ran.y, ran.kept
     with where_graphs():
