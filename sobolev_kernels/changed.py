@@ -17,6 +17,11 @@ def replace(value: T, **others: object) -> T:
     return kind(**({name: getattr(value, name) for name in kind.__match_args__} | others))
 
 
-def fields_of(value: object) -> tuple:
-    """The fields' values, which `dataclasses.astuple` would copy deeply, one by one."""
-    return tuple([getattr(value, name) for name in type(value).__match_args__])
+def fields_of(value: object) -> object:
+    """The fields' values, those of fields of fields too, which `dataclasses.astuple` would copy deeply, one by one."""
+    if isinstance(value, tuple):
+        return tuple([fields_of(each) for each in value])
+    kind = type(value)
+    if not hasattr(kind, "__dataclass_fields__"):
+        return value
+    return tuple([fields_of(getattr(value, name)) for name in kind.__match_args__])

@@ -174,7 +174,7 @@ class Loss:
     def again(self, tensors: Sequence[torch.Tensor | None]) -> Terms:
         """The same by PyTorch's operations, but for the student's streams, which have derivatives of their own."""
         (x, inputs, parameters, coefficients, weights), call = self.parts(tensors), self.frame.call
-        results = evaluated(call.streams, call.student(tuple(parameters)), x, self.frame.directions, core=True)
+        results = evaluated(call.streams, call.student(tuple(parameters)), x, self.frame.directions, "cpu")
         given = [*results.unbind(), *(inputs[:, i] for i in self.columns)]
         values = self.recording.values(given, coefficients)
         learnt = iter(weights)

@@ -127,6 +127,6 @@ class TowerLoss:
         """The same by PyTorch's operations on the jet, which has derivatives of its own."""
         (x, *parameters), problem = tensors, self.problem
         student = Student(problem.widths, problem.biases, problem.activations, tuple(parameters))
-        jet = jet_along(student, x, self.v, problem.order, core=True)
+        jet = jet_along(student, x, self.v, problem.order, "cpu")
         total, *terms = loss_of(problem, self.operands._replace(x=x, parameters=parameters), None, jet)
         return total, terms[0] if terms else total.new_zeros(1 + problem.order)
