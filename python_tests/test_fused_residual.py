@@ -286,3 +286,24 @@ def test_sums_are_those_of_the_function_in_its_order():
 
 def test_nothing_kept_is_held():
     assert one_pass.planned.cache_info().maxsize == tape.told.cache_info().maxsize == 256
+
+
+def test_functions_of_named_derivatives_find_the_student_again(passes):
+    """Named partials, and residuals that are no polynomials, of a student and inputs as before and of others."""
+    student, x = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double()
+    residual = sk.Residual(lambda p: p.u_t + torch.sin(p.u_xx), XT)
+
+    def right(x):
+        found = sk.partials(student, x, ["u", "u_xx", "u_t"], fields=XT)
+        by = nested(student, x.detach().requires_grad_(), sk.Fields(XT))
+        for name, value in found.items():
+            torch.testing.assert_close(value, by[name], **ANOTHER_WAY)
+        loss, exact = sk.residual_loss(student, x, residual), (by["u_t"] + torch.sin(by["u_xx"])).square().mean()
+        torch.testing.assert_close(loss, exact, **ANOTHER_WAY)
+        pairs = [torch.autograd.grad(one, list(student.parameters()), materialize_grads=True) for one in (loss, exact)]
+        for got, expected in zip(*pairs, strict=True):
+            torch.testing.assert_close(got, expected, **ANOTHER_WAY)
+
+    for inputs in (x, x, x + 1, torch.rand(9, 2).double(), x.clone().requires_grad_()):
+        right(inputs)
+    assert passes == {"mlp_jets_loss": 0, "mlp_jets": 15}

@@ -17,6 +17,8 @@ from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
 from .along import evaluated
+from .fused import apply
+from .known import WHOLE, Found, found_again, found_first, keep
 from .layers import directions_of, tied
 from .names import Fields
 from .nested import nested
@@ -65,14 +67,37 @@ def partials(
     """
     fields = fields_of(fields)
     names = names_of(names)
-    return results_at(x, names, fields, student, *looked_at(student, x, names, fields))
+    found, looked = found_of(student, x, names, fields)
+    return results_at(x, names, fields, student, looked) if found is None else results_of_core(found, names)
+
+
+def found_of(
+    student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields
+) -> tuple[Found | None, Looked | None]:  # fmt: skip
+    """The streams of derivatives where the core takes them, or else what the student was recognised as; or a refusal of
+    what nobody computes."""
+    of = fields.names, names
+    if (found := found_again(student, x, of)) is not None:
+        return found, None
+    looked = streams, known, inputs = looked_at(student, x, names, fields)
+    if not isinstance(known, Student) or inputs.dtype not in WHOLE or not len(inputs) or chosen(known, inputs) != "cpu":
+        return None, looked
+    found = found_first(streams, known, inputs)
+    keep(found, student, of)
+    return found, looked
+
+
+def results_of_core(found: Found, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Each derivative [N, 1] by its name."""
+    results = apply(found.frame.call, found.x, found.frame.directions, *found.parameters)
+    return dict(zip(names, results[:, :, None].unbind(), strict=True))
 
 
 def results_at(
-    x: torch.Tensor, names: tuple[str, ...], fields: Fields, student: Function, streams: Streams,
-    known: Student | Unrecognised, inputs: torch.Tensor,
+    x: torch.Tensor, names: tuple[str, ...], fields: Fields, student: Function, looked: Looked
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """By name, of what was looked at."""
+    streams, known, inputs = looked
     if isinstance(known, Student):
         with uncast(x):
             results = of_layers(streams, known, inputs)

@@ -30,7 +30,7 @@ class Frame:
     directions: torch.Tensor
     told: tuple  # the plan, the instruction set, N, samples of a tile, threads
     strides: tuple[tuple[int, ...], ...]  # of x and the parameters
-    dense: bool  # whether all these are without gaps
+    dense: bool  # whether the parameters are without gaps
 
     def compute(
         self, addresses: Sequence[int], gradients: Sequence[torch.Tensor], dx: torch.Tensor | None, told: Sequence
@@ -61,7 +61,7 @@ FRAMES: Shelf[Frame] = Shelf()
 
 def found_again(student: object, x: torch.Tensor, of: tuple) -> Found | None:
     """Of a call like one before, in which `of` is asked for; None of one that is looked at from the start."""
-    if type(x) not in PLAIN or not x.is_cpu or torch.compiler.is_compiling() or core.MISSING is not None:
+    if torch.compiler.is_compiling() or type(x) not in PLAIN or not x.is_cpu or core.MISSING is not None:
         return None
     kinds, parameters = [], []
     if x.is_nested or kept.watched("cpu") or not core._C.read(student, RULES, kinds, parameters):
@@ -81,7 +81,7 @@ def found_first(streams: Streams, student: Student, x: torch.Tensor, directions:
     call = Call(streams, student, results_of)
     strides = tuple(tensor.stride() for tensor in read)
     frame = Frame(call, None, directions, call.shared_out(len(x), x.dtype), strides,
-                  all(t.is_contiguous() for t in read))  # fmt: skip
+                  all(t.is_contiguous() for t in read[1:]))  # fmt: skip
     return Found(frame, x, student.parameters, [tensor.data_ptr() for tensor in read], read)
 
 

@@ -11,13 +11,10 @@ from ..backends.residuals import term
 from ..errors import Fault, in_words, nearest, need, need_tensor, one_of, refuse
 from ..math.losses import LOSSES
 from ..math.table import Formula, choose
-from ..student import Student
 from ..typed import Function
-from .evaluate import Looked, looked_at, partials, results_at
+from .evaluate import found_of, partials, results_at, results_of_core
 from .fused_loss import Comparison, fused_loss, is_provided
-from .known import found_again, found_first, keep
 from .residual import Read, Residual, Values, named_columns
-from .ways import chosen
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -90,30 +87,18 @@ def residual_loss(
     by = [[given.get(name) for name in names] for given in (targets, numbers["scales"], numbers["weights"])]
     of = Comparison(rho, *by, sample_weight, reduction == "mean")
     fields, reads = residuals[0].fields, reads_of(residuals)
-    found, looked, total = found_again(student, x, (fields.names, reads)), None, None
-    if found is None:
-        looked = looked_at(student, x, reads, fields)
+    found, looked = found_of(student, x, reads, fields)
     refuse(faults_of_samples(targets, sample_weight, x))
-    if reduction != "none" and (found or in_core(looked)) and is_provided(residuals, x, of):
-        if found is None:
-            found = found_first(*looked)
-            keep(found, student, (fields.names, reads))
+    total = None
+    if found is not None and reduction != "none" and is_provided(residuals, x, of):
         coordinates = dict.fromkeys(name for one in residuals for name in one.coordinates)
         total, each = fused_loss(found, x, residuals, (*reads, *coordinates), of, compared) or (None, None)
         each = each.unbind() if total is not None and return_terms else ()
     if total is None:
-        looked = looked or looked_at(student, x, reads, fields)
-        values = values_of(x, residuals, results_at(x, reads, fields, student, *looked))
+        at = results_at(x, reads, fields, student, looked) if found is None else results_of_core(found, reads)
+        values = values_of(x, residuals, at)
         total, each = compared(of, values, reduction)
     return ResidualTerms(total, dict(zip(names, each, strict=True))) if return_terms else total
-
-
-def in_core(looked: Looked) -> bool:
-    """Whether the core takes a student's streams, of the dtype that came."""
-    _, known, x = looked
-    return (
-        isinstance(known, Student) and chosen(known, x) == "cpu" and all(p.dtype is x.dtype for p in known.parameters)
-    )
 
 
 def compared(

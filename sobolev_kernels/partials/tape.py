@@ -161,9 +161,10 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
-        name = getattr(function, "__name__", "").strip("_")
-        if keywords or name not in RULES:
-            raise NoPolynomial(name)
+        own = getattr(function, "__name__", "")
+        in_place, name = own.endswith("_") and not own.endswith("__"), own.strip("_")
+        if keywords or in_place or name not in RULES:
+            raise NoPolynomial(own)
         return applied(RULES[name], *arguments)
 
     def none(self, *_):
