@@ -2,7 +2,7 @@
 
 Each is checked by the one rule, then timed as a replayed graph: of three cases of the benchmark, in bf16, the step by
 tiles in shared memory and the one in registers with every tile that fits, directions given and drawn; beside them
-Triton, and the other precisions, which the first kernel has alone.
+Triton, and the other precisions.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def main() -> int:
     for shape in CHECKED:
         for samples in TILES:
             attempt(f"check {shape} tile {samples}", lambda s=shape, t=samples: check(s, t))
-    for shape in CHECKED:
-        attempt(f"check {shape} fp16", lambda s=shape: check(s, cuda.CHOSEN, precision="fp16"))
+    for precision in ("fp16", "ieee", "tf32"):
+        for shape in CHECKED:
+            attempt(f"check {shape} {precision}", lambda s=shape, p=precision: check(s, cuda.CHOSEN, precision=p))
     many = Shape(16384, 8, 64, 3, 1, 4, "")
     attempt(f"check {many}", lambda: check(many, cuda.CHOSEN))
     for activation in ("relu", "sigmoid", "softplus", "elu", "silu"):
@@ -136,7 +137,10 @@ def main() -> int:
             attempt(f"kernels {case} tile {samples}", lambda c=case, t=samples: kernels(c, t))
     for case in sorted(TIMED, key=lambda case: -case.N):
         for precision in ("fp16", "ieee", "tf32"):
-            attempt(f"time {case} cuda {precision}", lambda c=case, p=precision: time(c, "cuda", p, cuda.CHOSEN, False))
+            for samples in (cuda.CHOSEN, cuda.IN_MEMORY):
+                label = f"time {case} cuda {precision} tile {samples}"
+                attempt(label, lambda c=case, p=precision, t=samples: time(c, "cuda", p, t, False))
+            attempt(f"time {case} triton {precision}", lambda c=case, p=precision: time(c, "triton", p, 1, False))
     return 0
 
 

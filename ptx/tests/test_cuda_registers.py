@@ -179,3 +179,17 @@ def test_products_have_no_bank_conflicts(outputs):
         assert sum(line.passes for line in products) > 0.3 * sum(line.passes for line in lines)
         assert sum(line.bank_conflicts for line in products) == 0
         assert sum(line.bank_conflicts for line in lines) < 0.05 * sum(line.passes for line in lines)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_bytes(outputs):
+    """Each input is read once and each output written once, however many directions there are."""
+    for P, precision in ((1, "bf16"), (5, "tf32")):
+        shape = Shape(640, 4, 20, 1, 2, P, "of many samples, the weights are little")
+        numbers, directions = data(shape, "tanh"), directions_of("given", shape)
+        done = registers(numbers, directions, precision=precision, outputs=outputs)
+        result, problem = done.backend.results["step"], done.backend.problem
+        parameters = 4 * 2 * (problem.multiplies + 22)
+        state = 2 * done.backend.layout["slot"]
+        moved = result.unique_bytes_read + result.unique_bytes_written - state
+        assert abs(moved - (problem.bytes(shape.N) - parameters)) < 0.05 * problem.bytes(shape.N)
