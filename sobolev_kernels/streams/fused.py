@@ -53,10 +53,10 @@ BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
 # that a run meets FUNCTION. Double backward ÷ passes, one thread of the same machine, one gradient and four:
 #
 #                        N = 128                                   N = 1024
-#     64→128→64          gelu 1.23 1.31, relu 1.00 0.98            gelu 1.94 2.56, relu 1.90 1.91
-#     16→128             gelu 0.94 1.01, relu 0.55 0.53            gelu 1.54 3.40, relu 1.17 1.18
-#     128→512→128        gelu 1.94 2.03, relu 1.90 1.90            gelu 2.86 2.35, relu 2.13 2.20
-#     128→128→128→128    gelu 1.61 1.70, relu 1.38 1.39            gelu 2.06 2.01, relu 2.06 2.01
+#     16→128             gelu 1.33 1.50, relu 0.78 0.77            gelu 1.80 3.45, relu 1.36
+#     64→128→64          gelu 1.70 1.81, relu 1.33 1.36            gelu 2.14 2.68, relu 1.99 2.00
+#     128→128→128→128    gelu 2.00 2.16, relu 1.71 1.75            gelu 2.11 2.08, relu 2.18 2.01
+#     128→512→128        gelu 2.21, relu 2.02 2.02                 gelu 2.68, relu 1.65 1.84
 #
 # before the Python of putting them off, and with all in the cache that others have between them. Within students, a
 # step without ÷ with them, two threads: 128→128→10 tanh, N = 1024, 0.95; three of 64→128→64 gelu, N = 1024, 1.2 to 1.4.
