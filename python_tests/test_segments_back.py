@@ -206,6 +206,37 @@ def test_odd_forwards(name):
     assert_right(student, x, numbers(2, *student(x.requires_grad_()).shape, seed=3), list(student.parameters()))
 
 
+WRAPPED = {
+    "averaged": lambda m: torch.optim.swa_utils.AveragedModel(m).eval(),
+    "functional_call": lambda m: Call(lambda x, m: torch.func.functional_call(m, dict(m.named_parameters()), (x,)), m),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped(name):
+    torch.manual_seed(1)
+    student = WRAPPED[name](NETWORKS["residual MLP"](2).double()).requires_grad_()
+    assert_right(student, numbers(N, 6), numbers(2, N, 2, seed=3), list(student.parameters()))
+
+
+class Counts(torch.overrides.TorchFunctionMode):
+    layers = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.layers += function is F.linear
+        return function(*args, **kwargs or {})
+
+
+def test_who_counts_functions_sees_all(fusing):
+    student, x, _ = net_of(lambda x, a, b: b(F.gelu(a(x))).sin(), nn.Linear(D, 4), nn.Linear(4, 2))
+    u = numbers(1, N, 2, seed=3)
+    by_chains(student, x, u)
+    fusing.clear()
+    with Counts() as counts:
+        sk.vjp(student, x, u, backend="reference")
+    assert counts.layers == 2 and not fusing
+
+
 def test_what_is_kept_has_numbers():
     torch.manual_seed(0)
     student, x = Keeps(), numbers(N, D)

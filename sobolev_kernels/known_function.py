@@ -29,7 +29,7 @@ from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
 from .streams.segments import CHANGED
-from .streams.values import deferred, nobody_saves
+from .streams.values import deferred, nobody_watches
 from .targeted import UNTARGETED, targets_of
 
 PLAIN = Columns()
@@ -116,7 +116,7 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluat
     looked, own, again = int(known.told), known.own, problem.given_gradient
     function = partial(outputs_of, student)
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
-        if takes_gradients(problem) and nobody_saves():
+        if takes_gradients(problem) and nobody_watches():
             chains = chains_of(student, function, x, graphs)
             ran = with_chains(student, function, x, chains, graphs, looked, own) if chains.fused else None
             if ran is not None:

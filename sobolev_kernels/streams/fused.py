@@ -53,13 +53,14 @@ BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
 # that a run meets FUNCTION. Double backward ÷ passes, one thread of the same machine, one gradient and four:
 #
 #                        N = 128                                   N = 1024
-#     64→128→64          gelu 1.23 1.31, relu 1.00 0.98            gelu 1.94 2.56, relu 1.90 1.91
-#     16→128             gelu 0.94 1.01, relu 0.55 0.53            gelu 1.54 3.40, relu 1.17 1.18
-#     128→512→128        gelu 1.94 2.03, relu 1.90 1.90            gelu 2.86 2.35, relu 2.13 2.20
-#     128→128→128→128    gelu 1.61 1.70, relu 1.38 1.39            gelu 2.06 2.01, relu 2.06 2.01
+#     16→128             gelu 1.33 1.50, relu 0.78 0.77            gelu 1.80 3.45, relu 1.36
+#     64→128→64          gelu 1.70 1.81, relu 1.33 1.36            gelu 2.14 2.68, relu 1.99 2.00
+#     128→128→128→128    gelu 2.00 2.16, relu 1.71 1.75            gelu 2.11 2.08, relu 2.18 2.01
+#     128→512→128        gelu 2.21, relu 2.02 2.02                 gelu 2.68, relu 1.65 1.84
 #
-# before the Python of putting them off, and with all in the cache that others have between them.
-ACTIVATED, DEAR, PASSES, FUNCTION = 16, 4, 6e6, 7e4
+# before the Python of putting them off, and with all in the cache that others have between them. Within students, a
+# step without ÷ with them, two threads: 128→128→10 tanh, N = 1024, 0.95; three of 64→128→64 gelu, N = 1024, 1.2 to 1.4.
+ACTIVATED, DEAR, PASSES, FUNCTION = 16, 4, 1e7, 7e4
 
 
 def segments_of(
@@ -152,7 +153,7 @@ def passes_of_shape(
 
 
 def saving_of(layers: list[Layer], v: torch.Tensor) -> float:
-    """What fused passes save, in multiplies; not of a chain without an activation, or one too wide."""
+    """What fused passes save, in multiplies of a thread; not of a chain without an activation, or one too wide."""
     widths, activated = (v.shape[-1], *[layer.weight.shape[0] for layer in layers]), 0
     for layer, n in zip(layers, widths[1:], strict=True):
         if layer.activation != IDENTITY:
@@ -161,7 +162,8 @@ def saving_of(layers: list[Layer], v: torch.Tensor) -> float:
     lanes = N > FEW and v.dtype is torch.float64 and any(layer.activation.name in BY_LANES for layer in layers)
     if max(widths) > WIDEST or not activated or lanes:
         return 0.0
-    return N * (sum(a * b for a, b in pairwise(widths)) + ACTIVATED * activated) - PASSES
+    multiplies = sum(a * b for a, b in pairwise(widths)) + ACTIVATED * activated
+    return N * multiplies / torch.get_num_threads() - PASSES
 
 
 def twice(problem: Problem, v: torch.Tensor, operands: Operands) -> Numbers:

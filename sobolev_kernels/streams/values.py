@@ -91,7 +91,7 @@ class Deferring(TorchFunctionMode):
             return False
         if input.dtype is not run.dtype or input.device != run.device or not input.dim() or not is_usual(input):
             return False
-        return torch.is_grad_enabled() and GRAPH_TASK() == -1 and nobody_saves()
+        return torch.is_grad_enabled() and GRAPH_TASK() == -1 and SAVING(True) is None
 
 
 def is_usual(tensor: torch.Tensor) -> bool:
@@ -99,9 +99,9 @@ def is_usual(tensor: torch.Tensor) -> bool:
     return not transformed and tensor.layout is torch.strided and not tensor.is_neg() and not tensor.is_inference()
 
 
-def nobody_saves() -> bool:
-    """Whether no checkpoint, nor another hook of saved tensors, would have to save the same again."""
-    return SAVING(True) is None
+def nobody_watches() -> bool:
+    """Whether nobody counts functions, and no checkpoint, nor another hook of saved tensors, saves the same again."""
+    return torch._C._len_torch_function_stack() == 0 and SAVING(True) is None
 
 
 GRAPH_TASK, SAVING = torch._C._current_graph_task_id, torch._C._autograd._top_saved_tensors_default_hooks
