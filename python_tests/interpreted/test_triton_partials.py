@@ -22,11 +22,12 @@ plain = jet_source.product
 NAMES = ("u", "u_t, u_x", "u, u_xt, u_xx", "u_xxt, u_x", "u_ttxx, u_tttt")
 
 
-@pytest.fixture(params=["own", "torch's"])
+@pytest.fixture(params=["one launch", "own", "torch's"])
 def multiply(request, monkeypatch):
     forget()
     jets.kept_by.cache_clear()
-    monkeypatch.setattr(jets, "is_fused", lambda asked: request.param == "own")
+    monkeypatch.setattr(jets, "is_fused", lambda asked: request.param != "torch's")
+    monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * (request.param == "one launch"))
     yield request.param
     forget()
     jets.kept_by.cache_clear()

@@ -152,6 +152,14 @@ JETS = (
     Jet(rows=64, columns=32, depth=32, warps=8, alive=14, stages=2),
     Jet(rows=32, columns=32, depth=32, warps=8, alive=40, stages=2),
 )
+# All layers of a pass in one launch: a program has so many samples and all features, up to this width and so many
+# layers, each of which is compiled. Beyond so many samples launches cost little beside larger tiles: not measured.
+JET_CHAINS = (
+    Jet(rows=32, columns=16, depth=16, warps=4, alive=40, stages=2),
+    Jet(rows=16, columns=32, depth=32, warps=4, alive=40, stages=2),
+    Jet(rows=16, columns=64, depth=32, warps=8, alive=40, stages=2),
+)
+LONGEST_CHAIN, MOST_CHAINED = 6, 16384
 JET_BLOCKS = ((20, 1024, 8), (40, 512, 8), (1 << 30, 128, 4))
 
 LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
