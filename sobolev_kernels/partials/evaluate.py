@@ -18,6 +18,7 @@ from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
 from .along import KERNELS, evaluated, way_of
+from .launched import unfit
 from .layers import directions_of
 from .names import Fields
 from .nested import nested
@@ -135,24 +136,27 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    way = chosen(wide, x)
+    way = chosen(wide, x, streams)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     return (results if way else tied(results, student, x))[:, :, None].unbind()
 
 
-def chosen(student: Student | Unrecognised, x: torch.Tensor) -> str | None:
+def chosen(student: Student | Unrecognised, x: torch.Tensor, streams: Streams | None = None) -> str | None:
     """The backend whose kernels compute it, which SOBOLEV_BACKEND may force; None where PyTorch's operations do."""
     name = requested(None)
     if name in FUSED:
-        reason = getattr(student, "reason", "") or why_not(name, student, x)
+        reason = getattr(student, "reason", "") or why_not(name, student, x, streams)
         expected = f"{name} to support this problem"
         need(reason is None, "SOBOLEV_BACKEND", expected, f"a refusal: {reason}", NotImplementedError)
-    return way_of(student, x, name)
+    way = way_of(student, x, name)
+    return None if way == "triton" and streams is not None and unfit(streams) else way
 
 
-def why_not(backend: str, student: Student, x: torch.Tensor) -> str | None:
-    known = KERNELS.get(backend)
-    return "it has no kernel of named derivatives" if known is None else known(student, x)
+def why_not(backend: str, student: Student, x: torch.Tensor, streams: Streams | None) -> str | None:
+    if backend not in KERNELS:
+        return "it has no kernel of named derivatives"
+    reason = unfit(streams) if backend == "triton" and streams is not None else None
+    return reason or KERNELS[backend](student, x)
 
 
 def tied(results: torch.Tensor, student: Student, x: torch.Tensor) -> torch.Tensor:

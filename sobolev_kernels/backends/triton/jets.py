@@ -167,8 +167,8 @@ class JetLayers(Layers):
     def product_of(self, kernel: Kernel, tile: Jet, across: int, *values, **more) -> None:
         self.script.launch(
             GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), across), *values,
-            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, num_warps=tile.warps,
-            num_stages=tile.stages, **more,
+            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, **tile.options,
+            **more,
         )  # fmt: skip
 
     def results(self, out: At, tables: Table, R: int) -> None:

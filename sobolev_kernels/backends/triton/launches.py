@@ -145,6 +145,11 @@ class Jet(Linear):
     alive: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """A warp of AMD's has 64 lanes."""
+        return {"num_warps": self.warps // 2 if torch.version.hip else self.warps, "num_stages": self.stages}
+
 
 # Named derivatives: the first row that a program takes is its own; all that is asked for up to order 4 of two or three
 # inputs fits the last one, or is taken apart from the product (JET_BLOCKS: alive, numbers of a block, warps).
