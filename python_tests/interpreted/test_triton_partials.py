@@ -9,6 +9,7 @@ import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import jet_source, jets
 from sobolev_kernels.math.activations import ACTIVATIONS, highest_order
 from sobolev_kernels.math.table import Formula, choose
+from sobolev_kernels.partials import launched as launched_streams
 from sobolev_kernels.partials.along import evaluated
 from sobolev_kernels.partials.layers import directions_of
 from sobolev_kernels.student import recognise
@@ -22,11 +23,12 @@ plain = jet_source.product
 NAMES = ("u", "u_t, u_x", "u, u_xt, u_xx", "u_xxt, u_x", "u_ttxx, u_tttt")
 
 
-@pytest.fixture(params=["own", "torch's"])
+@pytest.fixture(params=["one launch", "own", "torch's"])
 def multiply(request, monkeypatch):
     forget()
     jets.kept_by.cache_clear()
-    monkeypatch.setattr(jets, "is_fused", lambda asked: request.param == "own")
+    monkeypatch.setattr(jets, "is_fused", lambda asked: request.param != "torch's")
+    monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * (request.param == "one launch"))
     yield request.param
     forget()
     jets.kept_by.cache_clear()
@@ -131,6 +133,10 @@ def test_partials_takes_it_where_the_core_cannot_and_says_so(monkeypatch):
         assert_within_rule("twice", twice, torch.autograd.grad(slope.square().sum(), x)[0].double())
         with pytest.raises(NotImplementedError, match="triton to support this problem, got a refusal: dtype float64"):
             sk.partials(student.double(), x.double(), names, fields="x t -> u")
+        with monkeypatch.context() as few:
+            few.setattr(launched_streams, "MOST", 3)
+            with pytest.raises(NotImplementedError, match="got a refusal: 4 streams are more than 3"):
+                sk.partials(sk.MLP(2, 1, width=9), x, ["u_t", "u_x", "u_xx"], fields="x t -> u")
         with pytest.raises(NotImplementedError, match=r"triton to support this problem, got a refusal: .*GRU"):
             sk.partials(torch.nn.GRU(2, 1), x, names, fields="x t -> u")
 

@@ -12,7 +12,7 @@ import torch
 from ..student import Student
 from . import fused, launched
 from .fused import Call, apply
-from .launched import MOST, Launched, products_of_torch
+from .launched import Launched, products_of_torch
 from .layers import by_plain, results_of
 from .plan import Streams, plan
 from .polynomials import Exponents, Polynomial, multiplied
@@ -74,7 +74,7 @@ def evaluated(
 ) -> torch.Tensor:  # fmt: skip
     """The results [R, N], by the kernels of a backend or by PyTorch's operations; on a GPU in products of a precision
     of `sobolev_loss`, or of that of PyTorch's own."""
-    if way is None or not streams.wanted or (way == "triton" and streams.count > MOST):
+    if way is None:
         return results_of(streams, student, x, v)
     if way == "triton":
         asking = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, *student.parameters))

@@ -69,7 +69,7 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
 def of_layers(student: Student, x: torch.Tensor, columns: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     streams, x = bilaplacians(columns, x.shape[1], student.widths[-1]), widened(x)
-    way = chosen(wide, x)
+    way = chosen(wide, x, streams)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     results = results if way else tied(results, student, x)
     y, total = results.unflatten(0, (2, -1)).transpose(1, 2)

@@ -181,6 +181,6 @@ def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[t
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    way = chosen(wide, x)
+    way = chosen(wide, x, streams)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     return (results if way else tied(results, student, x))[:, :, None].unbind()

@@ -28,6 +28,13 @@ def why_not(student: Student, x: torch.Tensor) -> str | None:
     return None
 
 
+def unfit(streams: Streams) -> str | None:
+    """Why no kernels are written for such streams."""
+    if not streams.wanted:
+        return "nothing is asked for"
+    return f"{streams.count} streams are more than {MOST}" if streams.count > MOST else None
+
+
 def products_of_torch() -> str:
     """The precision that PyTorch's own products of float32 have on a GPU."""
     try:

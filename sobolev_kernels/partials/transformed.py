@@ -123,7 +123,7 @@ def of_parts(
     else:
         given = own._replace(first=tuple((k, ()) for k in range(1, own.count)))
         h, v = features(parts.inputs, own, x, D, looks)
-    way = chosen(parts.student, h)
+    way = chosen(parts.student, h, given)
     results = evaluated(given, parts.student, h, v, way)
     results = results if way else tied(results, parts.student, h)
     if parts.outputs is None:

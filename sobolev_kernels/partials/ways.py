@@ -8,20 +8,25 @@ from ..dispatch import requested
 from ..errors import need
 from ..student import Student, Unrecognised
 from .along import KERNELS, way_of
+from .launched import unfit
+from .plan import Streams
 
 FUSED = ("cpu", "cuda", "triton")  # backends that are kernels
 
 
-def chosen(student: Student | Unrecognised, x: torch.Tensor) -> str | None:
+def chosen(student: Student | Unrecognised, x: torch.Tensor, streams: Streams | None = None) -> str | None:
     """The backend whose kernels compute it, which SOBOLEV_BACKEND may force; None where PyTorch's operations do."""
     name = requested(None)
     if name in FUSED:
-        reason = getattr(student, "reason", "") or why_not(name, student, x)
+        reason = getattr(student, "reason", "") or why_not(name, student, x, streams)
         expected = f"{name} to support this problem"
         need(reason is None, "SOBOLEV_BACKEND", expected, f"a refusal: {reason}", NotImplementedError)
-    return way_of(student, x, name)
+    way = way_of(student, x, name)
+    return None if way == "triton" and streams is not None and unfit(streams) else way
 
 
-def why_not(backend: str, student: Student, x: torch.Tensor) -> str | None:
-    known = KERNELS.get(backend)
-    return "it has no kernel of named derivatives" if known is None else known(student, x)
+def why_not(backend: str, student: Student, x: torch.Tensor, streams: Streams | None) -> str | None:
+    if backend not in KERNELS:
+        return "it has no kernel of named derivatives"
+    reason = unfit(streams) if backend == "triton" and streams is not None else None
+    return reason or KERNELS[backend](student, x)

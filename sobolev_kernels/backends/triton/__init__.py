@@ -72,9 +72,7 @@ def plan(problem: Problem, N: int) -> Plan:
 
     if problem.order > 2:
         multiply = "own" if launches.fuses(problem) else "torch's"
-        return Plan(
-            "triton", f"streams of all orders, layer-wise, {multiply} multiply", (("precision", problem.precision),)
-        )
+        return Plan("triton", f"streams of all orders, {multiply} multiply", (("precision", problem.precision),))
     reason = one_launch.refusal(problem)
     side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else TANGENTS
     choices = (("precision", problem.precision), ("side", side))

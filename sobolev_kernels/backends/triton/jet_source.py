@@ -40,6 +40,9 @@ OF_TILE = "PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.c
 BIAS = """
     if B is not None:
         v0 += tl.load(B + columns, mask=columns < n, other=0.0){row}"""
+BETWEEN = """
+    tl.debug_barrier()
+    """
 OF_VALUE = """
     if VALUE is not None:
         tl.store(VALUE + at, v{slot}, mask=valid)"""
@@ -126,10 +129,11 @@ def most_alive(alive: set[int], steps: list[tuple[set[int], set[int]]]) -> int:
 
 
 class Kernel(NamedTuple):
-    """Its name in GENERATED, and how many numbers live at most at each place of a tile."""
+    """Its name in GENERATED, how many numbers live at most at each place of a tile, and what other kernels call."""
 
     name: str
     alive: int
+    function: triton.JITFunction
 
 
 def kernel_of(slots: Slots, forward: bool, fused: bool, value: bool = False) -> Kernel:
@@ -152,18 +156,39 @@ def kernel_of(slots: Slots, forward: bool, fused: bool, value: bool = False) -> 
     return jitted(f"({head}):{text}\n", "forward" if forward else "adjoint", alive)
 
 
+@lru_cache(maxsize=256)
+def chain_of(kernels: tuple[Kernel, ...], columns: tuple[int, ...], forward: bool) -> Kernel:
+    """The `fused` kernels of layers one after the other, each from what the one before made of the same samples: a
+    program has all columns of a layer. Its arguments are IN and K of the first one, and of each the others."""
+    B, end = ("B{l}, ", "activation{l}, ") if forward else ("", "")
+    of_layer = f"W{{l}}, {B}H{{l}}, G{{l}}, n{{l}}, sw_n{{l}}, sw_k{{l}}, {end}"
+    call = (
+        f"({{IN}}, W{{l}}, {B}H{{l}}, G{{l}}, N, {{K}}, n{{l}}, sw_n{{l}}, sw_k{{l}}, {end}PRECISION, BM, {{BN}}, BK)"
+    )
+    calls, IN, K = [], "IN", "K"
+    for l, (kernel, BN) in enumerate(zip(kernels, columns, strict=True)):
+        calls.append(kernel.name + call.format(l=l, IN=IN, K=K, BN=BN))
+        IN, K = f"H{l}", f"n{l}"
+    head = "IN, N, K, " + "".join(of_layer.format(l=l) for l in range(len(kernels)))
+    text = f"({head}{OF_TILE.replace('BN: tl.constexpr, ', '')}):\n    " + BETWEEN.join(calls)
+    return jitted(f"{text}\n", "layers", max(kernel.alive for kernel in kernels), kernels)
+
+
 @lru_cache(maxsize=1024)
-def jitted(text: str, kind: str, alive: int) -> Kernel:
+def jitted(text: str, kind: str, alive: int, called: tuple[Kernel, ...] = ()) -> Kernel:
     name = f"jets_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     text, file, names = f"def {name}{text}", f"<sobolev_kernels: {name}>", NAMES | {"__name__": __name__}
+    names |= {kernel.name: kernel.function for kernel in called}
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # where Triton looks for the text
     exec(compile(text, file, "exec"), names)
-    setattr(GENERATED, name, finished(triton.jit(names[name], do_not_specialize=["N"])))
-    return Kernel(name, alive)
+    function = triton.jit(names[name], do_not_specialize=["N"])
+    setattr(GENERATED, name, finished(function))
+    return Kernel(name, alive, function)
 
 
 def forget() -> None:
     """All that was written."""
     jitted.cache_clear()
+    chain_of.cache_clear()
     for name in [name for name in vars(GENERATED) if name.startswith("jets_")]:
         delattr(GENERATED, name)

@@ -1,7 +1,8 @@
 """Streams of any derivatives through the layers of an MLP: one pass for the results, one for all gradients.
 
-Layer by layer, each product of all streams with the layer's program behind it (`jet_source.py`); where products are
-torch's, the program is a launch of its own. The forward may leave h and g of each layer to the backward.
+Each product of all streams has the layer's program behind it (`jet_source.py`); of narrow layers all are one launch, of
+others a launch each, and where products are torch's the program is a launch of its own. The forward may leave h and g
+of each layer to the backward.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .. import triton as backend
 from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
-from .jet_source import GENERATED, Kernel, adjoint_slots, code_of, forward_slots, kernel_of
-from .launches import JET_BLOCKS, JETS, fuses, padded
+from .jet_source import GENERATED, Kernel, adjoint_slots, chain_of, code_of, forward_slots, kernel_of
+from .launches import JET_BLOCKS, JET_CHAINS, JETS, LONGEST_CHAIN, MOST_CHAINED, Jet, fuses, padded
 from .layers import Layers
 from .layerwise import near
 from .parameters import OPERANDS
@@ -48,7 +49,8 @@ class Asked(NamedTuple):
 
     def problem(self, device: str, shared: bool) -> Problem:
         """As the layers of a step know it."""
-        directions = {"P": len(self.streams.first), "shared": shared, "projection": DIRECTIONS}
+        P = len(self.streams.first)  # of none, any distribution that is drawn: there is nothing to read
+        directions = {"P": P, "shared": shared, "distribution": "given" if P else "sphere", "projection": DIRECTIONS}
         return Problem(
             DERIVATIVES_GRADIENTS, self.widths, self.biases, self.activations, "float32", device, **directions,
             order=self.streams.order, gradients=True, precision=self.precision, backend="triton",
@@ -114,6 +116,18 @@ def kernels_of(asked: Asked, fused: bool, keeping: bool) -> tuple[list[Layer], l
     return layers, forward, adjoint
 
 
+class Step(NamedTuple):
+    """A product with a kernel behind it, of n features: its matrix with its strides, what else it reads and makes, of
+    which `out` is what the next one multiplies, and the activation."""
+
+    kernel: Kernel
+    n: int
+    tensors: tuple[At | None, ...]
+    strides: tuple[int, ...]
+    out: At
+    end: tuple = ()
+
+
 class JetLayers(Layers):
     """The layers of a script. `kept`: where h of the inputs and of each layer but the last, and then g of each curved
     layer, come from or go to; without, the forward keeps nothing."""
@@ -121,41 +135,59 @@ class JetLayers(Layers):
     def __init__(self, script: Script, asked: Asked, problem: Problem, operands: Operands, at: Operands, kept: list):
         super().__init__(layerwise, is_fused(asked), script, problem, operands, at, streams=asked.streams.count)
         self.jets, self.forwards, self.adjoints = kernels_of(asked, self.fusing, bool(kept))
+        self.chained = self.N <= MOST_CHAINED
         h, g = kept[: self.last + 1], iter(kept[self.last + 1 :])
         self.h = h or [None] * (self.last + 1)
         self.g = [next(g) if kept and of.kept else None for of in self.jets]
 
-    def through(self, kernel: Kernel, l: int, n: int, *tensors, K: int = 0, strides: tuple = (), end: tuple = ()):
-        """A kernel that makes streams of n features, of K with a matrix, or of as many."""
-        if not K:
-            block, warps = next(row[1:] for row in JET_BLOCKS if kernel.alive <= row[0])
-            grid, more = (triton.cdiv(self.N * n, block),), {"BLOCK": block, "num_warps": warps}
-            self.script.launch(GENERATED, kernel.name, grid, *tensors, self.N, n, *end, **more)
+    def elementwise_of(self, kernel: Kernel, n: int, *tensors, end: tuple = ()) -> None:
+        """A program by itself, of streams of n features."""
+        block, warps = next(row[1:] for row in JET_BLOCKS if kernel.alive <= row[0])
+        grid = (triton.cdiv(self.N * n, block),)
+        self.script.launch(GENERATED, kernel.name, grid, *tensors, self.N, n, *end, BLOCK=block, num_warps=warps)
+
+    def chain(self, IN: At, K: int, steps: list[Step], forward: bool) -> None:
+        """Products with programs behind them, one after the other: in one launch where a program can have all columns,
+        else a launch each."""
+        width, alive = padded(max(step.n for step in steps)), max(step.kernel.alive for step in steps)
+        rows = [row for row in JET_CHAINS if width <= row.columns and alive <= row.alive]
+        if rows and self.chained and 1 < len(steps) <= LONGEST_CHAIN:
+            whole = chain_of(tuple(step.kernel for step in steps), tuple(padded(step.n) for step in steps), forward)
+            of_layers = [value for step in steps for value in (*step.tensors, step.n, *step.strides, *step.end)]
+            self.product_of(whole, rows[0], 1, IN, self.N, K, *of_layers)
             return
-        tile = next(row for row in JETS if kernel.alive <= row.alive)
-        columns = min(tile.columns, padded(n))
+        for step in steps:
+            tile = next(row for row in JETS if step.kernel.alive <= row.alive)
+            columns = min(tile.columns, padded(step.n))
+            W, *others = step.tensors
+            values = IN, W, *others, self.N, K, step.n, *step.strides, *step.end
+            self.product_of(step.kernel, tile, triton.cdiv(step.n, columns), *values, BN=columns)
+            IN, K = step.out, step.n
+
+    def product_of(self, kernel: Kernel, tile: Jet, across: int, *values, **more) -> None:
         self.script.launch(
-            GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), triton.cdiv(n, columns)), *tensors, self.N, K, n,
-            *strides, *end, PRECISION=self.problem.precision, BM=tile.rows, BN=columns, BK=tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages,
+            GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), across), *values,
+            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, **tile.options,
+            **more,
         )  # fmt: skip
 
     def results(self, out: At, tables: Table, R: int) -> None:
-        first, O = len(self.jets[0].given), self.problem.O
-        D = self.problem.D
-        h = self.start(self.at.x, first, D, D if first > 1 else 0, self.h[0])
-        for l, ((K, n), layer, kernel) in enumerate(zip(self.sizes, self.jets, self.forwards, strict=True)):
+        D, first, steps = self.problem.D, len(self.jets[0].given), []
+        h = start = self.start(self.at.x, first, D, D if first > 1 else 0, self.h[0])
+        for l, ((_, n), layer, kernel) in enumerate(zip(self.sizes, self.jets, self.forwards, strict=True)):
             below, end = h, (activation_of(self.problem.activations[l]),)
             kept = l < self.last and self.h[l + 1]
             h = kept or self.room(len(layer.made), n, operand=l < self.last)
             if self.fusing:
-                tensors = below, self.weights[l], self.biases[l], h, self.g[l]
-                self.through(kernel, l, n, *tensors, K=K, strides=self.strides[l], end=end)
+                tensors = self.weights[l], self.biases[l], h, self.g[l]
+                steps.append(Step(kernel, n, tensors, self.strides[l], h, end))
             else:
                 z = self.script.room(len(layer.given), self.N, n)
                 self.multiply(below, l, z)
-                self.through(kernel, l, n, z, self.biases[l], h, self.g[l], end=end)
-        self.sums(h, out, tables, R, O, 1)
+                self.elementwise_of(kernel, n, z, self.biases[l], h, self.g[l], end=end)
+        if steps:
+            self.chain(start, D, steps, True)
+        self.sums(h, out, tables, R, self.problem.O, 1)
 
     def sums(self, source: At, out: At, tables: Table, rows: int, n_in: int, n_out: int) -> None:
         programs = rows * triton.cdiv(self.N, RESULTS)
@@ -168,7 +200,7 @@ class JetLayers(Layers):
     ) -> None:  # fmt: skip
         """From the cotangents [R, N] of the results."""
         problem, z_bar, Z = self.problem, [None] * (self.last + 1), [None] * (self.last + 1)
-        top, O = self.jets[-1], problem.O
+        top, O, steps = self.jets[-1], problem.O, []
         h_bar = self.script.room(len(top.made), self.N, O)
         self.sums(cotangents, h_bar, tables, len(top.made) * O, 1, O)
         for l in range(self.last, -1, -1):
@@ -180,14 +212,15 @@ class JetLayers(Layers):
                 z_bar[l] = Z[l] = self.room(len(layer.given), n, operand=True)
                 if alone:
                     Z[l] = self.script.room(1, self.N, n) if half else z_bar[l]
-                    self.through(kernel, l, n, h_bar, z_bar[l], self.g[l], Z[l] if half else None)
+                    self.elementwise_of(kernel, n, h_bar, z_bar[l], self.g[l], Z[l] if half else None)
                 else:
-                    tensors = z_bar[l + 1], self.weights[l + 1], z_bar[l], self.g[l]
-                    strides = self.strides[l + 1][::-1]
-                    self.through(kernel, l, n, *tensors, K=self.sizes[l + 1][1], strides=strides)
+                    tensors = self.weights[l + 1], z_bar[l], self.g[l]
+                    steps.append(Step(kernel, n, tensors, self.strides[l + 1][::-1], z_bar[l]))
             if l and not self.fusing:
                 h_bar = self.script.room(len(layer.given), self.N, self.sizes[l][0])
                 self.multiply(z_bar[l], l, h_bar, transposed=True)
+        if steps:
+            self.chain(z_bar[-1], O, steps, False)
         if dx is not None:
             self.product(z_bar[0], 0, dx, 1)
         if dv is not None:

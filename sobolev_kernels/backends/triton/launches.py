@@ -145,6 +145,11 @@ class Jet(Linear):
     alive: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """A warp of AMD's has 64 lanes."""
+        return {"num_warps": self.warps // 2 if torch.version.hip else self.warps, "num_stages": self.stages}
+
 
 # Named derivatives: the first row that a program takes is its own; all that is asked for up to order 4 of two or three
 # inputs fits the last one, or is taken apart from the product (JET_BLOCKS: alive, numbers of a block, warps).
@@ -152,6 +157,14 @@ JETS = (
     Jet(rows=64, columns=32, depth=32, warps=8, alive=14, stages=2),
     Jet(rows=32, columns=32, depth=32, warps=8, alive=40, stages=2),
 )
+# All layers of a pass in one launch: a program has so many samples and all features, up to this width and so many
+# layers, each of which is compiled. Beyond so many samples launches cost little beside larger tiles: not measured.
+JET_CHAINS = (
+    Jet(rows=32, columns=16, depth=16, warps=4, alive=40, stages=2),
+    Jet(rows=16, columns=32, depth=32, warps=4, alive=40, stages=2),
+    Jet(rows=16, columns=64, depth=32, warps=8, alive=40, stages=2),
+)
+LONGEST_CHAIN, MOST_CHAINED = 6, 16384
 JET_BLOCKS = ((20, 1024, 8), (40, 512, 8), (1 << 30, 128, 4))
 
 LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
