@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import epoch, estimates, jax_worker, partial_ways, partials, planner, readme, taylor, twice
+from bench import epoch, estimates, jax_worker, partial_ways, partials, partials_table, planner, readme, taylor, twice
 from bench.equations import EQUATIONS
 from bench.jax_baseline import idleness
 from bench.memory import peak_memory
@@ -449,3 +449,5 @@ def test_a_residual_is_measured_and_kept(tmp_path):
     partials.measure_partials(options, console)
     (row,) = csv.DictReader((tmp_path / "partials.csv").read_text().splitlines())
     assert row["equation"] == "KdV" and float(row["sk.residual_loss"]) > 0 and not row["JAX jet"]
+    (line,) = partials_table.lines_of(partials_table.rows_of(tmp_path / "partials.csv", "ms"), "ms")[2:]
+    assert line.startswith("| KdV | 20×5 | 1024 | ") and line.endswith("× | – | – | – | – | – | – | – |")

@@ -18,6 +18,7 @@ from .math.activations import ACTIVATIONS
 from .math.losses import COUPLED, LOSSES
 from .modules import MLP, Sine
 from .partials.bilaplacian import bilaplacian
+from .partials.dense import divergence, hessian
 from .partials.evaluate import partials
 from .partials.names import Fields
 from .partials.residual import Residual
@@ -61,8 +62,10 @@ __all__ = [
     "bilaplacian",
     "check_targets",
     "derivative_error",
+    "divergence",
     "explain",
     "fit",
+    "hessian",
     "hvp",
     "jet",
     "jvp",
