@@ -22,6 +22,7 @@ from .evaluate import faults_of_kinks, faults_of_student, of_layers
 from .nested import nested
 from .plan import Streams, plan
 from .polynomials import Exponents
+from .ways import chosen
 
 Row = list[tuple[int, Exponents, float]]
 
@@ -106,6 +107,7 @@ def computed(
 ) -> torch.Tensor:  # fmt: skip
     """The results [R, N], of x's dtype."""
     if not isinstance(known, Student):
+        chosen(known, x)
         found = differentiably(lambda x: nested(student, x, of, O, "student"), x, breaks=True)
         return torch.cat(found, 1).T.to(x.dtype)
     with uncast(x):
