@@ -180,7 +180,7 @@ def test_what_others_write_is_what_is_written_here():
         "weighted": torch.einsum("node,de->no", hessian, S),
         "diagonal": torch.einsum("nodd->dno", hessian),
         "divergence": torch.einsum("ndd->n", jacobian),
-        "hessian": hessian.permute(2, 3, 0, 1),
+        "hessian": hessian,
     }.items():
         torch.testing.assert_close(
             got[name], expected, **CLOSE_IN_SINGLE, msg=lambda said, name=name: f"{name}: {said}"

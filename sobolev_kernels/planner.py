@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from .backends import constant_while_traced
 from .enums import COTANGENTS, DIRECTIONS, GRADIENTS, TANGENTS
 from .math.directions import ROWS
 from .problem import Problem
@@ -57,6 +58,7 @@ def side(problem: Problem) -> str:
     return next(iter(choices)) if len(choices) == 1 else min(choices, key=lambda taken: cost(problem, taken))
 
 
+@constant_while_traced  # dynamo would take the threshold for a variable
 def side_of_function(P: int, O: int, pairs: bool = False) -> str:
     """The same for any function: a gradient of each output, or as much for each direction, by the VJP of a VJP; or by
     `pairs` of a value and its tangents."""

@@ -56,8 +56,10 @@ def gives_way(problem: Problem) -> str | None:
 @constant_while_traced
 def given_way_while_traced(text: str) -> str | None:
     problem = Problem.from_string(text)
+    if triton.supports(problem) is not None:
+        return None
     registers = in_registers(problem)
-    if triton.supports(problem) is not None or (registers and problem.precision in HALVES):
+    if registers and problem.precision in HALVES:
         return None
     from .triton import one_launch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import index
 
 import torch
 from torch.autograd import forward_ad
@@ -153,7 +154,7 @@ def higher_along(
 
 def by_gradients(ran: Evaluated, P: int) -> bool:
     """Whether derivatives along P directions are projections of the gradient of each output, and these are fewer."""
-    return side_of_function(P, ran.y.shape[1], ran.jet is not None) == GRADIENTS and are_own(ran)
+    return side_of_function(index(P), index(ran.y.shape[1]), ran.jet is not None) == GRADIENTS and are_own(ran)
 
 
 def along_gradients(v: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
