@@ -1,7 +1,7 @@
 """`torch.compile(fullgraph=True)` of a step at batch sizes that change: few graphs for all sizes.
 
-One graph for the first size (made twice where dynamo takes a student's floats for variables at first), one for all others,
-and torch's own for the size 1.
+One graph for the first size (made twice where dynamo takes a student's floats for variables), one for all others, and
+torch's own for the size 1.
 """
 
 import pytest
