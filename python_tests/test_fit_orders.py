@@ -83,7 +83,7 @@ def test_units_of_the_data():
     z, scaled = scaler.transform(x, right)
     again = sk.jet(lambda z: scaler_free(scaler, z), z, scaled.directions.values, order=3)
     for k in range(3):
-        torch.testing.assert_close(scaled.jets[k], again[1 + k], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(scaled.jets[k], again[1 + k], **CLOSE_IN_SINGLE)
 
 
 def scaler_free(scaler, z):
