@@ -168,7 +168,7 @@ def tiny(backend: str) -> None:
     """A few small steps, for the sanitizer."""
     for shape in (Shape(37, 3, 16, 2, 1, 2, ""), Shape(37, 5, 40, 3, 2, 2, ""), Shape(20, 4, 100, 2, 2, 2, "")):
         numbers = data(shape, "tanh").on(DEVICE)
-        for precision in ("ieee", "bf16") if GPU else ("ieee",):
+        for precision in ("ieee", "tf32", "bf16") if GPU else ("ieee",):
             for side in (directions_of, cotangents_of):
                 loss = step(numbers, side("sphere", shape), backend, precision=precision)["loss"]
                 print("tiny", backend, precision, shape, float(loss))
@@ -261,8 +261,9 @@ def students() -> None:
             print(f"{what}: us {said}", flush=True)
 
 
-def partials() -> None:
-    """Named partials up to order 4, of an MLP and of a student that is none, beside those in float64 on the CPU."""
+def partials(shard: str = "0", shards: str = "1") -> None:
+    """Named partials up to order 4, of an MLP and of a student that is none, beside those in float64 on the CPU; and a
+    shard of the plans by Triton's kernels in each precision."""
     wanted = ("u", "u_x", "u_xy", "v_xxx", "u_xxxx", "u_xxxx + 2*u_xxyy + u_yyyy")
     networks = {"MLP": (sk.MLP(4, 2, width=64, depth=3, activation="tanh"), 1000), "Fourier": (ANY["Fourier"](2), 200)}
     for name, (student, N) in networks.items():
@@ -272,14 +273,14 @@ def partials() -> None:
         errors = ((got[each].cpu() - expected[each]).abs().max() / expected[each].abs().max() for each in wanted)
         print(f"partials of {name}, errors:", ", ".join(f"{error.item():.0e}" for error in errors), flush=True)
     formulas = tuple(choose(ACTIVATIONS, "activation", name) for name in (*["tanh"] * 3, "identity"))
-    for plan, asked in named.PLANS.items():
-        for precision in PRECISIONS if GPU else PRECISIONS[:1]:
-            try:
-                named.agree(named.Named(*asked, (64,) * 3, formulas, 1000 if GPU else 8), "triton", precision, DEVICE)
-                said = "within the rule"
-            except (AssertionError, NotImplementedError) as error:
-                said = str(error)
-            print(f"named, {plan}, {precision}: {said}", flush=True)
+    asked = list(itertools.product(PRECISIONS if GPU else PRECISIONS[:1], named.PLANS.items()))
+    for precision, (plan, names) in asked[int(shard) :: int(shards)]:
+        try:
+            named.agree(named.Named(*names, (64,) * 3, formulas, 1000 if GPU else 8), "triton", precision, DEVICE)
+            said = "within the rule"
+        except (AssertionError, NotImplementedError) as error:
+            said = str(error)
+        print(f"named, {plan}, {precision}: {said}", flush=True)
 
 
 def cases() -> list[Case]:
