@@ -22,30 +22,77 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
 
   // ---- Once for a block ----
 
+  enum Place : int { kFirstLayer, kBetweenLayers, kLastLayer };
+
+  // Weights of one layer, or of all between hidden ones, as many of a row at a time as kTogether. Each thread has
+  // several loads under way: a block's first tile waits for the slowest.
+  template <Place kPlace, int kTogether>
+  SK_INLINE void load_matrices(int layers, unsigned char* to) const {
+    constexpr bool kFirst = kPlace == kFirstLayer, kLast = kPlace == kLastLayer;
+    constexpr int kColumns = kFirst ? kRegisterInputs : H, kOfRow = kColumns / kTogether;
+    constexpr int kOfMatrix = (kLast ? kRegisterOutputs : H) * kOfRow,
+                  kPerThread = (kOfMatrix + kThreads - 1) / kThreads;
+    constexpr int kAtOnce = kPlace == kBetweenLayers ? 8 : kPerThread < 8 ? kPerThread : 8;
+#pragma unroll 1
+    for (int begin = threadIdx.x; begin < layers * kOfMatrix; begin += kAtOnce * kThreads) {
+      float of[kAtOnce][kTogether];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % (kOfMatrix / kOfRow);
+        const int k = at % kOfRow * kTogether, column = kFirst ? To::input_column(k) : k;
+#pragma unroll
+        for (int e = 0; e < kTogether; ++e) of[i][e] = 0.0f;
+        if (at >= layers * kOfMatrix) continue;
+        const LayerArguments& layer = step().layer[kFirst ? 0 : kLast ? hidden() : l + 1];
+        if (row >= layer.out) continue;
+        if constexpr (kTogether == 4) {
+          if (column >= layer.in) continue;
+          const float4 four = *reinterpret_cast<const float4*>(static_cast<const float*>(layer.weight.data) +
+                                                               row * layer.weight.stride[0] + column);
+          of[i][0] = four.x, of[i][1] = four.y, of[i][2] = four.z, of[i][3] = four.w;
+        } else {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            if (column + e < layer.in) of[i][e] = number(layer.weight, row, column + e);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % (kOfMatrix / kOfRow);
+        if (at >= layers * kOfMatrix) continue;
+#pragma unroll
+        for (int e = 0; e < kTogether; e += 2) {
+          const float two[2] = {of[i][e], of[i][e + 1]};
+          Base::put(to + l * (H * H * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether + e, two);
+        }
+      }
+    }
+  }
+
+  // Whether rows of weights can be read by fours
+  static SK_INLINE bool by_fours(const LayerArguments& layer) {
+    return layer.in % 4 == 0 && layer.weight.stride[1] == 1 && layer.weight.stride[0] % 4 == 0 &&
+           reinterpret_cast<std::uintptr_t>(layer.weight.data) % 16 == 0;
+  }
+
   SK_INLINE void load_weights() const {
     const Arguments& a = step();
-    for (int l = 0; l < a.L; ++l) {
-      const LayerArguments& layer = a.layer[l];
-      const bool is_first = l == 0, is_last = l == hidden();
-      const int rows = is_last ? kRegisterOutputs : H, half = (is_first ? kRegisterInputs : H) / 2;
-      unsigned char* to = shared + (is_first  ? own().first
-                                    : is_last ? own().last
-                                              : own().between + (l - 1) * H * H * To::kBytes);
+    bool wide = true;
+    for (int l = 1; l < a.L; ++l) wide = wide && by_fours(a.layer[l]);
+    float* biases = reinterpret_cast<float*>(shared + own().biases);
 #pragma unroll 4
-      for (int i = threadIdx.x; i < rows * half; i += kThreads) {
-        const int row = i / half, k = i % half * 2;
-        const int column = is_first ? To::input_column(k) : k;
-        float of[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          of[e] = row < layer.out && column + e < layer.in ? number(layer.weight, row, column + e) : 0.0f;
-        }
-        Base::put(to, is_first, is_last, row, k, of);
-      }
-      float* bias = reinterpret_cast<float*>(shared + own().biases) + l * H;
-      for (int i = threadIdx.x; i < H; i += kThreads) {
-        bias[i] = layer.bias.data && i < layer.out ? number(layer.bias, i) : 0.0f;
-      }
+    for (int i = threadIdx.x; i < a.L * H; i += kThreads) {
+      const LayerArguments& layer = a.layer[i / H];
+      biases[i] = layer.bias.data && i % H < layer.out ? number(layer.bias, i % H) : 0.0f;
+    }
+    load_matrices<kFirstLayer, 2>(1, shared + own().first);
+    if (wide) {
+      load_matrices<kLastLayer, 4>(1, shared + own().last);
+      load_matrices<kBetweenLayers, 4>(hidden() - 1, shared + own().between);
+    } else {
+      load_matrices<kLastLayer, 2>(1, shared + own().last);
+      load_matrices<kBetweenLayers, 2>(hidden() - 1, shared + own().between);
     }
   }
 
