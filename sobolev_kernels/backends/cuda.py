@@ -21,7 +21,6 @@ MOST_LAYERS = 16
 # memory for all (csrc/cuda/registers.h).
 CHOSEN, IN_MEMORY = 1, 2
 TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", CHOSEN))
-HALVES = ("bf16", "fp16")
 MISSING = core.MISSING
 if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
@@ -48,25 +47,20 @@ def refusal_while_traced(text: str, device: int) -> str | None:
 
 
 def gives_way(problem: Problem) -> str | None:
-    """Why Triton is the better choice: on GPUs it was faster wherever it takes one launch, but for a step of 16-bit
-    numbers whose streams live in registers (docs/gpu/README.md)."""
+    """Why Triton is the better choice: on GPUs it was faster wherever it takes one launch, but for a step whose streams
+    live in registers (docs/gpu/README.md)."""
     return given_way_while_traced(problem.to_string())
 
 
 @constant_while_traced
 def given_way_while_traced(text: str) -> str | None:
     problem = Problem.from_string(text)
-    if triton.supports(problem) is not None:
-        return None
-    registers = in_registers(problem)
-    if registers and problem.precision in HALVES:
+    if triton.supports(problem) is not None or in_registers(problem):
         return None
     from .triton import one_launch
 
     if one_launch.refusal(problem) is not None:
         return None
-    if registers:  # by three products of TF32, or one
-        return "no GPU has run this kernel in float32 or TF32 yet, as some have Triton's step of one launch"
     return "Triton's step of one launch took 0.36 to 0.94 times as long on an H100 and an H200"
 
 

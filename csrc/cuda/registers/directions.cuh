@@ -5,43 +5,94 @@
 #include "losses.cuh"
 #include "outer.cuh"
 
+#ifndef SK_FETCH
+#define SK_FETCH "prefetch.global.L1"
+#endif
+
 namespace sk::cuda {
 
 template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween>;
-  using Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part, Outer::row_of;
+  using Outer::first_row, Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part,
+      Outer::row_of;
   using Outer::Outer;
   using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
   using typename Outer::Fragment, typename Outer::To;
 
+  // Of at most 8 columns a lane draws those of one row: half the lanes would have none else.
   SK_INLINE void direction(int p, float (&v)[2][4]) const {
     const Directions& from = step().directions;
-    const bool given = from.distribution == Distribution::kGiven, sphere = from.distribution == Distribution::kSphere;
-    const int column = lane() % 4 * 4, n = step().W;
+    const int t = lane() % 4, n = step().W;
+    float4 of[2] = {};
+    if (from.distribution == Distribution::kGiven) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float four[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          four[i] = valid(half) && 4 * t + i < n ? number(from.given, p, row_of(half), 4 * t + i) : 0.0f;
+        }
+        of[half] = make_float4(four[0], four[1], four[2], four[3]);
+      }
+    } else {
+      const bool narrow = n <= 8;
+      const int column = narrow ? t % 2 * 4 : t * 4;
+#pragma unroll 1
+      for (int i = 0; i < (narrow ? 1 : 2); ++i) {
+        const int half = narrow ? t / 2 : i;
+        if (!valid(half) || column >= n) continue;
+        const std::uint32_t sample = from.shared ? 0u : seed()[3] + std::uint32_t(row_of(half));
+        const float4 drawn = draw(from.distribution, seed(), sample, p, column, n);
+        (i == 0 ? of[0] : of[1]) = drawn;
+      }
+      if (narrow) {
+        of[1] = make_float4(__shfl_xor_sync(~0u, of[0].x, 2), __shfl_xor_sync(~0u, of[0].y, 2),
+                            __shfl_xor_sync(~0u, of[0].z, 2), __shfl_xor_sync(~0u, of[0].w, 2));
+        if (t >= 2) of[0] = of[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      }
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float4 drawn = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (valid(half) && column < n) {
-        if (given) {
-          float of[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) of[i] = column + i < n ? number(from.given, p, row_of(half), column + i) : 0.0f;
-          drawn = make_float4(of[0], of[1], of[2], of[3]);
-        } else {
-          const std::uint32_t sample = from.shared ? 0u : seed()[3] + std::uint32_t(row_of(half));
-          drawn = draw(from.distribution, seed(), sample, p, column, n);
-        }
-      }
-      float factor = given ? 1.0f : float(from.magnitude);
-      if (sphere) {
-        float square = drawn.x * drawn.x + drawn.y * drawn.y + drawn.z * drawn.z + drawn.w * drawn.w;
+      float factor = from.distribution == Distribution::kGiven ? 1.0f : float(from.magnitude);
+      if (from.distribution == Distribution::kSphere) {
+        float square =
+            of[half].x * of[half].x + of[half].y * of[half].y + of[half].z * of[half].z + of[half].w * of[half].w;
         square += __shfl_xor_sync(~0u, square, 1);
         square += __shfl_xor_sync(~0u, square, 2);
         factor = valid(half) ? factor / sqrtf(square) : 0.0f;
       }
-      v[half][0] = drawn.x * factor, v[half][1] = drawn.y * factor;
-      v[half][2] = drawn.z * factor, v[half][3] = drawn.w * factor;
+      v[half][0] = of[half].x * factor, v[half][1] = of[half].y * factor;
+      v[half][2] = of[half].z * factor, v[half][3] = of[half].w * factor;
+    }
+  }
+
+  // ---- What comes from memory ----
+
+  static SK_INLINE void fetch(const Strided& of, std::int64_t i, std::int64_t j, int columns) {
+    for (int k = 0; k < columns; k += 8) {
+      const float* from = static_cast<const float*>(of.data) + i * of.stride[0] + j * of.stride[1] + k * of.stride[2];
+      asm volatile(SK_FETCH " [%0];" ::"l"(from));
+    }
+  }
+
+  // Asks for targets and given directions of this tile, which are read after its values are computed, and for the
+  // inputs of the next one; two lanes for each row, and the warps that share it.
+  SK_INLINE void ask_for(std::int64_t next_row) const {
+    const Target &values = step().target[Term::kValue], &first = step().target[Term::kFirst];
+    const Directions& v = step().directions;
+    const std::int64_t row = first_row + lane() / 2;
+    const int begin = lane() % 2 + 2 * part(), apart = 2 * kParts;
+    if (next_row + lane() / 2 < step().N && begin == 0) fetch(step().x, next_row + lane() / 2, 0, step().D);
+    if (row >= step().N) return;
+    if (begin == 0 && values.kind != TargetKind::kNone) fetch(values.data, row, 0, 1);
+    if (first.kind == TargetKind::kDense) {
+#pragma unroll 1
+      for (int o = begin; o < step().O; o += apart) fetch(first.data, row, o, step().W);
+    }
+    if (v.distribution == Distribution::kGiven) {
+#pragma unroll 1
+      for (int p = begin; p < step().P; p += apart) fetch(v.given, p, row, step().W);
     }
   }
 

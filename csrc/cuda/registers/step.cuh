@@ -9,7 +9,8 @@ namespace sk::cuda {
 template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base = RegisterDirections<kPrecision, H, kGroups, kBetween>;
-  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::direction, Base::first_row;
+  using Base::add_bias, Base::all, Base::ask_for, Base::bias_sums, Base::bring_together, Base::clear, Base::direction,
+      Base::first_row;
   using Base::Base;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
@@ -33,6 +34,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     float rho[2] = {0.0f, 0.0f};
     Fragment x;
     load_x(x);
+    ask_for(first_row + std::int64_t(gridDim.x) * kRows);
     values_forward(x);
     bool owed = false;
 #pragma unroll 1
