@@ -64,7 +64,7 @@ if [ "$DRY" = 0 ]; then
   if wanted time; then stage "warm" 120 bash -c "parallel 6 $DAY warm" & pids+=($!); fi
   if wanted sanitizer; then
     say "sanitizer"
-    S="compute-sanitizer --target-processes application-only --print-limit 20"
+    S="compute-sanitizer --target-processes application-only --launch-timeout 120 --print-limit 20"
     timeout 40 $DAY tiny cuda >/dev/null; timeout 60 $DAY tiny triton >/dev/null
     for tool in memcheck racecheck synccheck; do for b in cuda triton; do
       ( PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 100 $S --tool $tool $DAY tiny $b; echo "rc $?" ) \
