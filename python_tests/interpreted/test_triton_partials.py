@@ -9,6 +9,7 @@ import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import jet_source, jets
 from sobolev_kernels.math.activations import ACTIVATIONS, highest_order
 from sobolev_kernels.math.table import Formula, choose
+from sobolev_kernels.partials import along, evaluate
 from sobolev_kernels.partials import launched as launched_streams
 from sobolev_kernels.partials.along import evaluated
 from sobolev_kernels.partials.layers import directions_of
@@ -139,6 +140,57 @@ def test_partials_takes_it_where_the_core_cannot_and_says_so(monkeypatch):
                 sk.partials(sk.MLP(2, 1, width=9), x, ["u_t", "u_x", "u_xx"], fields="x t -> u")
         with pytest.raises(NotImplementedError, match=r"triton to support this problem, got a refusal: .*GRU"):
             sk.partials(torch.nn.GRU(2, 1), x, names, fields="x t -> u")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The core's kernels refuse tensors, as those of a GPU, and Triton's take them."""
+    monkeypatch.setitem(along.KERNELS, "cpu", lambda student, x: "tensors are on a GPU")
+    monkeypatch.setattr(evaluate, "found_again", lambda student, x, of: None)
+
+
+class Fourier(torch.nn.Module):
+    """No MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([x.sin(), x.cos()], 1))
+
+
+def transformed():
+    inputs = lambda x: torch.cat([x.sin(), x.cos()], 1)  # noqa: E731
+    return sk.Transformed(sk.MLP(4, 2, width=5), inputs=inputs, outputs=lambda x, y: y * x[:, :1])
+
+
+STUDENTS = {"no MLP": Fourier, "transformed": transformed, "an MLP": lambda: sk.MLP(2, 2, width=5)}
+TAKEN = {
+    "partials": lambda student, x: sk.partials(student, x, "u, v_t, u_xx, u_xxt", fields="x t -> u v").values(),
+    "hessian": lambda student, x: sk.hessian(student, x),
+    "divergence": lambda student, x: sk.divergence(student, x),
+    "bilaplacian": lambda student, x: sk.bilaplacian(student, x),
+    "residual_loss": lambda student, x: (sk.residual_loss(student, x, HEAT),),
+}
+HEAT = sk.Residual(lambda p: p.u_t - p.x * p.u_xx, "x t -> u v", name="heat")
+
+
+@pytest.mark.parametrize("of", STUDENTS)
+@pytest.mark.parametrize("call", TAKEN)
+def test_any_student_where_the_core_takes_no_tensors(as_on_a_gpu, of, call, monkeypatch):
+    torch.manual_seed(0)
+    student, x = STUDENTS[of](), torch.rand(5, 2)
+    launched, plain, found = [], jets.results, []
+    monkeypatch.setattr(jets, "results", lambda *given: launched.append(given) or plain(*given))
+    for one in (student, copy.deepcopy(student).double()):
+        outputs = [*TAKEN[call](one, x.to(next(one.parameters()).dtype))]
+        sum(output.sin().sum() for output in outputs).backward()
+        gradients = [p.grad for p in one.parameters() if p.grad is not None]
+        found.append([*(output.detach() for output in outputs), *gradients])
+    assert bool(launched) is (of == "an MLP" or (of == "transformed" and call in ("partials", "residual_loss")))
+    for i, (got, expected) in enumerate(zip(*found, strict=True)):
+        assert_within_rule(f"{call} of {of}, tensor {i}", got, expected)
 
 
 @pytest.mark.parametrize("multiply", ["own"], indirect=True)
