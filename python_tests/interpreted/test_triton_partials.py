@@ -1,9 +1,12 @@
 """Named derivatives by the Triton kernels, interpreted, beside nested autograd in float64."""
 
 import copy
+import traceback
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import jet_source, jets
@@ -173,7 +176,9 @@ TAKEN = {
     "bilaplacian": lambda student, x: sk.bilaplacian(student, x),
     "residual_loss": lambda student, x: (sk.residual_loss(student, x, HEAT),),
 }
+X = torch.rand(7, 2, generator=torch.Generator().manual_seed(3))
 HEAT = sk.Residual(lambda p: p.u_t - p.x * p.u_xx, "x t -> u v", name="heat")
+HEAT_X = HEAT.diff("x")
 
 
 @pytest.mark.parametrize("of", STUDENTS)
@@ -191,6 +196,42 @@ def test_any_student_where_the_core_takes_no_tensors(as_on_a_gpu, of, call, monk
     assert bool(launched) is (of == "an MLP" or (of == "transformed" and call in ("partials", "residual_loss")))
     for i, (got, expected) in enumerate(zip(*found, strict=True)):
         assert_within_rule(f"{call} of {of}, tensor {i}", got, expected)
+
+
+class FromTheHost(TorchDispatchMode):
+    """What a GPU would wait for: tensors of Python's numbers, and numbers of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.overloadpacket in (torch.ops.aten.lift_fresh, torch.ops.aten._local_scalar_dense):
+            self.found.append([line.strip() for line in traceback.format_stack() if "sobolev_kernels/" in line][-3:])
+        return function(*arguments, **keywords or {})
+
+
+WEIGHED = {
+    "weights": [2.0, 0.5],
+    "scales": [1.0, 3.0],
+    "sample_weight": torch.arange(7.0),
+    "target": {"heat": X[:, :1]},
+}
+MORE = {
+    "residual_loss, weighed": lambda student, x: (sk.residual_loss(student, x, [HEAT, HEAT_X], **WEIGHED),),
+    "jet": lambda student, x: sk.jet(student, x, V.float(), order=3, backend="triton"),
+    "hvp": lambda student, x: sk.hvp(student, x, V.float(), W.float(), backend="triton"),
+}
+
+
+@pytest.mark.parametrize("call", [*TAKEN, *MORE])
+def test_a_second_call_takes_nothing_from_the_host(as_on_a_gpu, call):
+    """So that a CUDA graph can hold it, and the host need not wait."""
+    student, x = sk.MLP(2, 2, width=5), X.clone().requires_grad_()
+    for mode in (nullcontext(), FromTheHost()):
+        with mode:
+            sum(output.sum() for output in (TAKEN | MORE)[call](student, x)).backward()
+    assert not mode.found, mode.found
 
 
 @pytest.mark.parametrize("multiply", ["own"], indirect=True)
