@@ -324,7 +324,7 @@ REFUSED = {
     "finite numbers >= 0": lambda: sk.residual_loss(STUDENT, X, HEAT, weights=-1.0),
     "target: expected a tensor [5, 1]": lambda: sk.residual_loss(STUDENT, X, HEAT, target=torch.zeros(5)),
     "sample_weight: expected a tensor [5]": lambda: sk.residual_loss(STUDENT, X, HEAT, sample_weight=X),
-    "sample_weight: expected numbers >= 0": lambda: sk.residual_loss(STUDENT, X, HEAT, sample_weight=-X[:, 0]),
+    "sample_weight: expected finite numbers >= 0": lambda: sk.residual_loss(STUDENT, X, HEAT, sample_weight=-X[:, 0]),
     "loss: unknown name 'kl'": lambda: sk.residual_loss(STUDENT, X, HEAT, loss="kl"),
     "reduction: expected one of": lambda: sk.residual_loss(STUDENT, X, HEAT, reduction="men"),
     "inputs: expected [N, 2]": lambda: sk.residual_loss(STUDENT, torch.rand(5, 3), HEAT),

@@ -1,14 +1,18 @@
 """Named derivatives by the Triton kernels, interpreted, beside nested autograd in float64."""
 
 import copy
+import traceback
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends.triton import jet_source, jets
 from sobolev_kernels.math.activations import ACTIVATIONS, highest_order
 from sobolev_kernels.math.table import Formula, choose
+from sobolev_kernels.partials import along, evaluate
 from sobolev_kernels.partials import launched as launched_streams
 from sobolev_kernels.partials.along import evaluated
 from sobolev_kernels.partials.layers import directions_of
@@ -139,6 +143,95 @@ def test_partials_takes_it_where_the_core_cannot_and_says_so(monkeypatch):
                 sk.partials(sk.MLP(2, 1, width=9), x, ["u_t", "u_x", "u_xx"], fields="x t -> u")
         with pytest.raises(NotImplementedError, match=r"triton to support this problem, got a refusal: .*GRU"):
             sk.partials(torch.nn.GRU(2, 1), x, names, fields="x t -> u")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The core's kernels refuse tensors, as those of a GPU, and Triton's take them."""
+    monkeypatch.setitem(along.KERNELS, "cpu", lambda student, x: "tensors are on a GPU")
+    monkeypatch.setattr(evaluate, "found_again", lambda student, x, of: None)
+
+
+class Fourier(torch.nn.Module):
+    """No MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([x.sin(), x.cos()], 1))
+
+
+def transformed():
+    inputs = lambda x: torch.cat([x.sin(), x.cos()], 1)  # noqa: E731
+    return sk.Transformed(sk.MLP(4, 2, width=5), inputs=inputs, outputs=lambda x, y: y * x[:, :1])
+
+
+STUDENTS = {"no MLP": Fourier, "transformed": transformed, "an MLP": lambda: sk.MLP(2, 2, width=5)}
+TAKEN = {
+    "partials": lambda student, x: sk.partials(student, x, "u, v_t, u_xx, u_xxt", fields="x t -> u v").values(),
+    "hessian": lambda student, x: sk.hessian(student, x),
+    "divergence": lambda student, x: sk.divergence(student, x),
+    "bilaplacian": lambda student, x: sk.bilaplacian(student, x),
+    "residual_loss": lambda student, x: (sk.residual_loss(student, x, HEAT),),
+}
+X = torch.rand(7, 2, generator=torch.Generator().manual_seed(3))
+HEAT = sk.Residual(lambda p: p.u_t - p.x * p.u_xx, "x t -> u v", name="heat")
+HEAT_X = HEAT.diff("x")
+
+
+@pytest.mark.parametrize("of", STUDENTS)
+@pytest.mark.parametrize("call", TAKEN)
+def test_any_student_where_the_core_takes_no_tensors(as_on_a_gpu, of, call, monkeypatch):
+    torch.manual_seed(0)
+    student, x = STUDENTS[of](), torch.rand(5, 2)
+    launched, plain, found = [], jets.results, []
+    monkeypatch.setattr(jets, "results", lambda *given: launched.append(given) or plain(*given))
+    for one in (student, copy.deepcopy(student).double()):
+        outputs = [*TAKEN[call](one, x.to(next(one.parameters()).dtype))]
+        sum(output.sin().sum() for output in outputs).backward()
+        gradients = [p.grad for p in one.parameters() if p.grad is not None]
+        found.append([*(output.detach() for output in outputs), *gradients])
+    assert bool(launched) is (of == "an MLP" or (of == "transformed" and call in ("partials", "residual_loss")))
+    for i, (got, expected) in enumerate(zip(*found, strict=True)):
+        assert_within_rule(f"{call} of {of}, tensor {i}", got, expected)
+
+
+class FromTheHost(TorchDispatchMode):
+    """What a GPU would wait for: tensors of Python's numbers, and numbers of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.overloadpacket in (torch.ops.aten.lift_fresh, torch.ops.aten._local_scalar_dense):
+            self.found.append([line.strip() for line in traceback.format_stack() if "sobolev_kernels/" in line][-3:])
+        return function(*arguments, **keywords or {})
+
+
+WEIGHED = {
+    "weights": [2.0, 0.5],
+    "scales": [1.0, 3.0],
+    "sample_weight": torch.arange(7.0),
+    "target": {"heat": X[:, :1]},
+}
+MORE = {
+    "residual_loss, weighed": lambda student, x: (sk.residual_loss(student, x, [HEAT, HEAT_X], **WEIGHED),),
+    "jet": lambda student, x: sk.jet(student, x, V.float(), order=3, backend="triton"),
+    "hvp": lambda student, x: sk.hvp(student, x, V.float(), W.float(), backend="triton"),
+}
+
+
+@pytest.mark.parametrize("call", [*TAKEN, *MORE])
+def test_a_second_call_takes_nothing_from_the_host(as_on_a_gpu, call):
+    """So that a CUDA graph can hold it, and the host need not wait."""
+    student, x = sk.MLP(2, 2, width=5), X.clone().requires_grad_()
+    for mode in (nullcontext(), FromTheHost()):
+        with mode:
+            sum(output.sum() for output in (TAKEN | MORE)[call](student, x)).backward()
+    assert not mode.found, mode.found
 
 
 @pytest.mark.parametrize("multiply", ["own"], indirect=True)

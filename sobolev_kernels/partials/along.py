@@ -11,6 +11,7 @@ import torch
 
 from ..student import Student
 from . import fused, launched
+from .constants import kept
 from .fused import Call, apply
 from .launched import Launched, products_of_torch
 from .layers import by_plain, results_of
@@ -100,7 +101,7 @@ def mixed_along(
     for some in zip(v.split(TOGETHER // 4), w.split(TOGETHER // 4), strict=True):
         both = torch.cat(some)
         streams = pairs(len(both) // 2, student.widths[-1])
-        along = both[torch.tensor([unit(e) for _, e in streams.first], device="cpu")]
+        along = both[kept(tuple(unit(e) for _, e in streams.first), torch.int64, both.device)]
         results = evaluated(streams, student, x, along, way, precision)
         found.append(results.unflatten(0, (-1, student.widths[-1])).transpose(1, 2))
     return found[0][0], torch.cat([each[1:] for each in found])

@@ -18,7 +18,9 @@ from ..student import Student, Unrecognised, recognise
 from ..typed import Function, Wrt
 from .along import rows
 from .bilaplacian import outputs_of
+from .constants import kept
 from .evaluate import faults_of_kinks, faults_of_student, of_layers
+from .layers import by_plain
 from .nested import nested
 from .plan import Streams, plan
 from .polynomials import Exponents
@@ -58,7 +60,8 @@ def hessian(
     found = computed(known, student, x, streams_of_hessian(columns, D, O), rows_of_hessian(columns, D, O), O)
     y, first, second = found.unflatten(0, (-1, O)).permute(2, 1, 0).split([1, W, W * (W + 1) // 2], 2)
     places = {pair: n for n, pair in enumerate(combinations_with_replacement(range(W), 2))}
-    whole = [places[min(i, j), max(i, j)] for i in range(W) for j in range(W)]
+    whole = tuple(places[min(i, j), max(i, j)] for i in range(W) for j in range(W))
+    whole = list(whole) if by_plain(second) else kept(whole, torch.int64, second.device)
     return y[..., 0], first, second[..., whole].unflatten(2, (W, W))
 
 

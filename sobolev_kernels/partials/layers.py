@@ -13,6 +13,7 @@ from ..math.table import Formula
 from ..modules import IDENTITY
 from ..student import Student
 from ..transforms import several
+from .constants import kept
 from .plan import Streams
 
 Parts = dict[int, torch.Tensor]
@@ -148,8 +149,9 @@ def by_plain(tensor: torch.Tensor) -> bool:
 
 def directions_of(streams: Streams, x: torch.Tensor) -> torch.Tensor:
     """Those [F, D] of the streams that the inputs have beside their value."""
-    rows = [row for _, row in streams.first]
-    return torch.tensor(rows, dtype=x.dtype, device=x.device).reshape(len(rows), x.shape[1])
+    rows = tuple(row for _, row in streams.first)
+    made = torch.tensor if by_plain(x) else kept
+    return made(rows, dtype=x.dtype, device=x.device).reshape(len(rows), x.shape[1])
 
 
 def results_of(streams: Streams, student: Student, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

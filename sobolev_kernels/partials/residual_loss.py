@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 
 from ..backends.residuals import term
+from ..checks import faults_of_range
 from ..errors import Fault, in_words, nearest, need, need_tensor, one_of, refuse
 from ..math.losses import LOSSES
 from ..math.table import Formula, choose
@@ -194,8 +195,7 @@ def faults_of_samples(targets: dict[str, Any], sample_weight: object, x: torch.T
         need_tensor(sample_weight, "sample_weight", f"a tensor [{len(x)}]")
         if sample_weight.shape != (len(x),):
             yield Fault("sample_weight", f"a tensor [{len(x)}]", sample_weight)
-        if not bool((sample_weight >= 0).all()):
-            yield Fault("sample_weight", "numbers >= 0", sample_weight)
+        yield from faults_of_range("sample_weight", sample_weight)
 
 
 def each_of(

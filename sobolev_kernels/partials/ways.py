@@ -18,9 +18,11 @@ def chosen(student: Student | Unrecognised, x: torch.Tensor, streams: Streams | 
     """The backend whose kernels compute it, which SOBOLEV_BACKEND may force; None where PyTorch's operations do."""
     name = requested(None)
     if name in FUSED:
-        reason = getattr(student, "reason", "") or why_not(name, student, x, streams)
+        reason = student.reason or why_not(name, student, x, streams)
         expected = f"{name} to support this problem"
         need(reason is None, "SOBOLEV_BACKEND", expected, f"a refusal: {reason}", NotImplementedError)
+    if not isinstance(student, Student):
+        return None
     way = way_of(student, x, name)
     return None if way == "triton" and streams is not None and unfit(streams) else way
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import count
+from itertools import accumulate, count
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ import triton.language as tl
 
 from ...enums import DIRECTIONS
 from ...math.table import Formula
+from ...partials import constants
 from ...partials.plan import Streams
 from ...partials.programs import Layer, layers_of
 from ...problem import DERIVATIVES_GRADIENTS, Operands, Problem
@@ -80,10 +81,9 @@ def table(terms: list[tuple[int, int, float]], rows: int, device: torch.device) 
     counts = [0] * (rows + 1)
     for row, _, _ in terms:
         counts[row + 1] += 1
-    begin = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    at = torch.tensor([at for _, at, _ in terms] or [0], dtype=torch.int32)
-    c = torch.tensor([c for *_, c in terms] or [0.0], dtype=torch.float32)
-    return Table(begin.to(device), at.to(device), c.to(device))
+    _, at, c = zip(*terms or [(0, 0, 0.0)], strict=True)
+    begin, at = (constants.kept(numbers, torch.int32, device) for numbers in (tuple(accumulate(counts)), at))
+    return Table(begin, at, constants.kept(c, torch.float32, device))
 
 
 @triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["IN", "OUT"])
