@@ -5,17 +5,12 @@
 #include "losses.cuh"
 #include "outer.cuh"
 
-#ifndef SK_FETCH
-#define SK_FETCH "prefetch.global.L1"
-#endif
-
 namespace sk::cuda {
 
 template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween>;
-  using Outer::first_row, Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part,
-      Outer::row_of;
+  using Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part, Outer::row_of;
   using Outer::Outer;
   using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
   using typename Outer::Fragment, typename Outer::To;
@@ -64,35 +59,6 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
       }
       v[half][0] = of[half].x * factor, v[half][1] = of[half].y * factor;
       v[half][2] = of[half].z * factor, v[half][3] = of[half].w * factor;
-    }
-  }
-
-  // ---- What comes from memory ----
-
-  static SK_INLINE void fetch(const Strided& of, std::int64_t i, std::int64_t j, int columns) {
-    for (int k = 0; k < columns; k += 8) {
-      const float* from = static_cast<const float*>(of.data) + i * of.stride[0] + j * of.stride[1] + k * of.stride[2];
-      asm volatile(SK_FETCH " [%0];" ::"l"(from));
-    }
-  }
-
-  // Asks for targets and given directions of this tile, which are read after its values are computed, and for the
-  // inputs of the next one; two lanes for each row, and the warps that share it.
-  SK_INLINE void ask_for(std::int64_t next_row) const {
-    const Target &values = step().target[Term::kValue], &first = step().target[Term::kFirst];
-    const Directions& v = step().directions;
-    const std::int64_t row = first_row + lane() / 2;
-    const int begin = lane() % 2 + 2 * part(), apart = 2 * kParts;
-    if (next_row + lane() / 2 < step().N && begin == 0) fetch(step().x, next_row + lane() / 2, 0, step().D);
-    if (row >= step().N) return;
-    if (begin == 0 && values.kind != TargetKind::kNone) fetch(values.data, row, 0, 1);
-    if (first.kind == TargetKind::kDense) {
-#pragma unroll 1
-      for (int o = begin; o < step().O; o += apart) fetch(first.data, row, o, step().W);
-    }
-    if (v.distribution == Distribution::kGiven) {
-#pragma unroll 1
-      for (int p = begin; p < step().P; p += apart) fetch(v.given, p, row, step().W);
     }
   }
 
