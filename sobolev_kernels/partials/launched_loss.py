@@ -29,9 +29,11 @@ class LaunchedLoss(Loss):
         of_x, of_inputs, _, of_coefficients, _ = (False, False, [], [], []) if asked is None else self.parts(asked)
         wanted = (back,) * len(frame.call.streams.outputs) + (of_inputs,) * len(self.columns) + tuple(of_coefficients)
         learnt = tuple([isinstance(weight, torch.Tensor) for weight in of.weights])
+        recording, numbers = jet_loss.without_numbers(self.recording)
         made_of = jet_loss.Polynomials(
-            self.recording, self.columns, wanted, of.rho, tuple([target is not None for target in of.targets]), learnt,
-            of.sample_weight is not None, inputs.shape[1] if of_inputs else 0,
+            recording, len(numbers), self.columns, wanted, of.rho,
+            tuple([target is not None for target in of.targets]), learnt, of.sample_weight is not None,
+            inputs.shape[1] if of_inputs else 0,
         )  # fmt: skip
         read = self.read(x, inputs, parameters, coefficients, weights)
         new = lambda *shape: empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
@@ -43,7 +45,7 @@ class LaunchedLoss(Loss):
         units = [1.0 if scale is None else 1 / float(scale) for scale in of.scales]
         by = [1.0 if weight is None else 0.0 if tensor else float(weight)
               for weight, tensor in zip(of.weights, learnt, strict=True)]  # fmt: skip
-        self.script(made_of, read, made).run(read.flat(), made.flat(), None, (*units, *by))
+        self.script(made_of, read, made).run(read.flat(), made.flat(), None, (*units, *by, *numbers))
         if not back:
             return made.loss, made.terms, []
         slopes = [None] * len(coefficients) if made.dcoefficients is None else made.dcoefficients.unbind()

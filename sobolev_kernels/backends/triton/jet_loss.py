@@ -27,10 +27,27 @@ BLOCK, WARPS = 128, 4  # samples of a program of the loss
 AT_A_TIME = 1024  # sums of programs that are summed at a time
 
 
+@lru_cache(maxsize=256)
+def without_numbers(recording: Recording) -> tuple[Recording, tuple[float, ...]]:
+    """It with a name in the place of each number but 1 and -1, and these numbers: one that is another at each call must
+    not make another kernel."""
+    numbers: list[float] = []
+
+    def name(c: float) -> float | str:
+        if abs(c) == 1:
+            return c
+        numbers.append(c)
+        return f"c{len(numbers) - 1}"
+
+    sums = tuple(tuple((a, b, name(c)) for a, b, c in terms) for terms in recording.sums)
+    return recording._replace(sums=sums), tuple(numbers)
+
+
 class Polynomials(NamedTuple):
     """A loss but for its tensors and numbers."""
 
-    recording: Recording
+    recording: Recording  # without numbers, and how many there were
+    numbers: int
     columns: tuple[int, ...]  # of the inputs, that are read beside the results
     wanted: tuple[bool, ...]  # of results, columns and coefficients: whose adjoints; of none there are no gradients
     rho: Formula
@@ -82,9 +99,9 @@ class Made(NamedTuple):
         return [tensor for tensor in self[:5] if tensor is not None] + [*self.gradients]
 
 
-def product(term: tuple[int, int, float], one: int) -> str:
+def product(term: tuple[int, int, float | str], one: int) -> str:
     a, b, c = term
-    factors = [repr(float(c))] * (c != 1) + [f"v{slot}" for slot in (a, b) if slot != one]
+    factors = [str(c)] * (c != 1) + [f"v{slot}" for slot in (a, b) if slot != one]
     return " * ".join(factors) or "1.0"
 
 
@@ -92,7 +109,6 @@ def sum_of(terms: Sequence[str]) -> str:
     return " + ".join(terms) or "tl.zeros((BLOCK,), tl.float32)"
 
 
-@lru_cache(maxsize=256)
 def loss_kernel(of: Polynomials, streams: Streams, made: tuple[int, ...], O: int) -> tuple[Kernel, tuple[str, ...]]:
     """The kernel of one program for BLOCK samples, and the names of its arguments.
 
@@ -159,12 +175,11 @@ def loss_kernel(of: Polynomials, streams: Streams, made: tuple[int, ...], O: int
         *(f"W{t}" for t in T if of.learnt[t]), *(f"C{k}" for k in range(recording.coefficients)), "N",
         *["by_sample", "by_column"] * bool(of.columns), *["by_weight"] * of.sampled,
         *(f"by_target{t}" for t in T if of.targets[t]), *(f"unit{t}" for t in T),
-        *(f"weight{t}" for t in T if not of.learnt[t]), "share", "rho",
+        *(f"weight{t}" for t in T if not of.learnt[t]), *(f"c{i}" for i in range(of.numbers)), "share", "rho",
     )  # fmt: skip
     return jitted(f"({', '.join(names)}, BLOCK: tl.constexpr):\n    {text}\n", "loss", 0), names
 
 
-@lru_cache(maxsize=256)
 def total_kernel(of: Polynomials) -> tuple[Kernel, tuple[str, ...]]:
     """The kernel of one program that sums the rows: the LOSS, its TERMS [T], and the gradients DC [K] of coefficients,
     which it gives if any is asked for."""
@@ -192,8 +207,8 @@ def total_kernel(of: Polynomials) -> tuple[Kernel, tuple[str, ...]]:
 
 
 def script_for(asked: Asked, of: Polynomials, mean: bool, read: Read, made: Made) -> Script:
-    """The launches of a loss of tensors that lie like these; its numbers are 1 / scale of each term, and then their
-    weights."""
+    """The launches of a loss of tensors that lie like these; its numbers are 1 / scale of each term, their weights, and
+    those of the polynomials."""
     reads, filled = read.flat(), made.flat()
     there = tuple(tensor is not None for tensor in made[:5])
     key = asked, "loss", of, mean, there, read.x.device, read.x.shape, read.v.shape, strides(reads)
@@ -224,6 +239,7 @@ def written(script: Script, asked: Asked, of: Polynomials, mean: bool, read: Rea
         "N": N, "share": 1 / N if mean else 1.0, "rho": loss_of(of.rho, 1.0, 1.0), "LOSS": loss, "TERMS": terms,
         "DC": dcoefficients, **{f"C{k}": place for k, place in enumerate(coefficients)},
         **{f"unit{t}": number(t) for t in T}, **{f"weight{t}": number(of.terms + t) for t in T},
+        **{f"c{i}": number(2 * of.terms + i) for i in range(of.numbers)},
         **dict(zip((f"W{t}" for t in T if of.learnt[t]), weights, strict=True)),
         **dict(zip((f"T{t}" for t in T if of.targets[t]), targets, strict=True)),
     }  # fmt: skip
