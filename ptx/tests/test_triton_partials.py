@@ -160,6 +160,28 @@ def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch, one):
         assert driver.compiled == compiled and len(driver.launches) == 6 * len(names)
 
 
+def test_a_loop_of_losses_compiles_each_kernel_once(monkeypatch):
+    """Of batches of other sizes and of views, with weights, targets and numbers that change: eight launches."""
+    monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
+    student, x, nu = sk.MLP(2, 1, width=18, depth=2), torch.rand(65, 2), [0.1]
+    residual = sk.Residual(lambda p: p.u_t + p.x * p.u * p.u_x - nu[0] * p.u_xx, "x t -> u")
+
+    def step(batch, weight):
+        samples, target = torch.arange(65.0), torch.ones(65, 1)
+        sk.residual_loss(student, x[batch], residual, weights=weight, sample_weight=samples[batch],
+                         target=target[batch]).backward()  # fmt: skip
+
+    with driven() as driver:
+        step(slice(0, 32), 0.5)
+        compiled, names = [*driver.compiled], ["_".join(name.split("_")[:2]) for name in driver.names()]
+        around = ["start_kernel", "jets_layers", "jets_loss", "jets_layers"]
+        assert names == [*around, *["outer_kernel"] * 2, "finish_kernel", "jets_total"]
+        for batch in [slice(0, 32)] * 3 + [slice(32, 49), slice(1, 33)]:
+            nu[0] += 0.1
+            step(batch, nu[0])
+        assert driver.compiled == compiled and len(driver.launches) == 6 * len(names)
+
+
 # The hidden layers' kernels of the plan of the most streams, and of a common one.
 TAKES = [
     ("sm_80", "tf32", "biharmonic, closure", False), ("sm_90", "ieee", "Kuramoto-Sivashinsky", False),

@@ -177,7 +177,8 @@ def loss_kernel(of: Polynomials, streams: Streams, made: tuple[int, ...], O: int
         *(f"by_target{t}" for t in T if of.targets[t]), *(f"unit{t}" for t in T),
         *(f"weight{t}" for t in T if not of.learnt[t]), *(f"c{i}" for i in range(of.numbers)), "share", "rho",
     )  # fmt: skip
-    return jitted(f"({', '.join(names)}, BLOCK: tl.constexpr):\n    {text}\n", "loss", 0), names
+    of_batch = tuple(name for name in names if name in ("INPUTS", "SAMPLE_WEIGHT") or name[0] == "T")
+    return jitted(f"({', '.join(names)}, BLOCK: tl.constexpr):\n    {text}\n", "loss", 0, anywhere=of_batch), names
 
 
 def total_kernel(of: Polynomials) -> tuple[Kernel, tuple[str, ...]]:

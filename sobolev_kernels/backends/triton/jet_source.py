@@ -178,13 +178,16 @@ def chain_of(kernels: tuple[Kernel, ...], columns: tuple[int, ...], forward: boo
 
 
 @lru_cache(maxsize=1024)
-def jitted(text: str, kind: str, alive: int, called: tuple[Kernel, ...] = ()) -> Kernel:
+def jitted(
+    text: str, kind: str, alive: int, called: tuple[Kernel, ...] = (), anywhere: tuple[str, ...] = ()
+) -> Kernel:  # fmt: skip
+    """`anywhere`: arguments that are parts of a batch, whose addresses must not make another variant."""
     name = f"jets_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     text, file, names = f"def {name}{text}", f"<sobolev_kernels: {name}>", NAMES | {"__name__": __name__}
     names |= {kernel.name: kernel.function for kernel in called}
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # where Triton looks for the text
     exec(compile(text, file, "exec"), names)
-    function = triton.jit(names[name], do_not_specialize=["N"])
+    function = triton.jit(names[name], do_not_specialize=["N"], do_not_specialize_on_alignment=list(anywhere))
     setattr(GENERATED, name, finished(function))
     return Kernel(name, alive, function)
 
