@@ -20,7 +20,7 @@ if path := os.environ.get("SOBOLEV_CORE"):
     spec.loader.exec_module(sys.modules[spec.name])
 
 from sobolev_kernels import ops
-from sobolev_kernels.partials import fused, fused_loss, fused_towers
+from sobolev_kernels.partials import core_loss, fused, fused_towers, launched_loss
 from sobolev_kernels.testing.compare import forget
 from sobolev_kernels.testing.rule import MACHINE, perturbed
 
@@ -36,9 +36,9 @@ def poisoned(*size, **options):
 def poison_outputs(monkeypatch):
     monkeypatch.setattr(ops, "empty", poisoned)
     monkeypatch.setattr(fused, "empty", poisoned)
-    for module in (fused_loss, fused_towers):
+    for module in (core_loss, fused_towers, launched_loss):
         monkeypatch.setattr(module, "empty", poisoned)
-    for module in (ops, fused_loss, fused_towers):
+    for module in (ops, core_loss, fused_towers, launched_loss):
         monkeypatch.setattr(module, "empty_like", lambda like: torch.full_like(like, torch.nan, requires_grad=False))
 
 

@@ -35,7 +35,7 @@ from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directi
 from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
 from sobolev_kernels.training.captured import stepper_of
 
-from . import epoch, gpu
+from . import epoch, gpu, gpu_residuals
 from .any import steps_of
 from .students import STUDENTS as ANY
 
@@ -262,8 +262,8 @@ def students() -> None:
 
 
 def partials(shard: str = "0", shards: str = "1") -> None:
-    """Named partials up to order 4, of an MLP and of a student that is none, beside those in float64 on the CPU; and a
-    shard of the plans by Triton's kernels in each precision."""
+    """Named partials up to order 4, of an MLP and of a student that is none, beside those in float64 on the CPU; a
+    shard of the plans by Triton's kernels in each precision; in the first shard losses of residuals, also timed."""
     wanted = ("u", "u_x", "u_xy", "v_xxx", "u_xxxx", "u_xxxx + 2*u_xxyy + u_yyyy")
     networks = {"MLP": (sk.MLP(4, 2, width=64, depth=3, activation="tanh"), 1000), "Fourier": (ANY["Fourier"](2), 200)}
     for name, (student, N) in networks.items():
@@ -281,6 +281,8 @@ def partials(shard: str = "0", shards: str = "1") -> None:
         except (AssertionError, NotImplementedError) as error:
             said = str(error)
         print(f"named, {plan}, {precision}: {said}", flush=True)
+    for line in gpu_residuals.lines(DEVICE) if shard == "0" else ():
+        print(line, flush=True)
 
 
 def cases() -> list[Case]:

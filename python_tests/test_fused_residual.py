@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
-from test_residual import UVP, XT, burgers, cavity, nested
 from torch import nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 import sobolev_kernels as sk
+from python_tests.test_residual import UVP, XT, burgers, cavity, nested
 from sobolev_kernels.backends import core
 from sobolev_kernels.partials import one_pass, residual_loss, tape
 from sobolev_kernels.testing import assert_within_rule

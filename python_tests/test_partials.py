@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 import sobolev_kernels as sk
+from sobolev_kernels.partials import constants
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.rule import ANOTHER_WAY
 
@@ -226,3 +228,20 @@ def test_refused_in_words(change, kind, message):
     with pytest.raises(kind) as caught:
         sk.partials(arguments.pop("student"), arguments.pop("x"), **arguments)
     assert message in str(caught.value)
+
+
+def test_constants_of_a_first_call_serve_all_others(monkeypatch):
+    """One without gradients, or by one who follows each operation, leaves nothing that a backward could not read."""
+    student, x = sk.MLP(2, 1, width=5), torch.rand(6, 2)
+    call = lambda: sk.hessian(student, x)[2].sum()  # noqa: E731
+    expected = call()
+    for first in (torch.inference_mode, lambda: FakeTensorMode(allow_non_fake_inputs=True)):
+        monkeypatch.setattr(constants, "KEPT", {})
+        with first() as mode:
+            constants.kept((1, 2), torch.int64, x.device)
+            if mode is None:
+                call()
+        (found := call()).backward()
+        torch.testing.assert_close(found, expected)
+        assert all(type(tensor) is torch.Tensor and not tensor.is_inference() for tensor in constants.KEPT.values())
+        assert constants.KEPT

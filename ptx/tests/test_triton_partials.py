@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
+from bench.equations import EQUATIONS
 from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
 from sobolev_kernels.math.activations import ACTIVATIONS
 from sobolev_kernels.math.table import choose
 from sobolev_kernels.partials.along import evaluated
+from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.named import PLANS, Named, agree
 
 reason = missing() or missing_tool("triton")
@@ -88,6 +90,53 @@ def test_a_dropped_mask_is_found(on_ptx, monkeypatch):
             agree(named, "triton")
 
 
+def all_of_a_loss(equation, dtype, N=131, width=6):
+    """A loss with all that it may have, and the gradients of all that gets one."""
+    torch.manual_seed(0)
+    fields = sk.Fields(equation.fields)
+    nu, weight = (torch.tensor(c, dtype=dtype, requires_grad=True) for c in (0.3, 2.0))
+    first = lambda p: equation.residuals(p)[0]  # noqa: E731
+    residual = sk.Residual(lambda p: (nu * first(p), first(p) * p[fields.inputs[0]] + nu), fields, name="r")
+    student = sk.MLP(len(fields.inputs), len(fields.outputs), width=width, depth=2)
+    x, target, samples = torch.rand(N, len(fields.inputs)), torch.rand(N, 1), torch.rand(N) * (torch.rand(N) < 0.7)
+    student, x, target, samples = student.to(dtype), x.to(dtype).requires_grad_(), target.to(dtype), samples.to(dtype)
+    loss = sk.residual_loss(student, x, residual, weights={"r_0": weight, "r_1": 0.5}, scales=[1.0, 3.0],
+                            target={"r_1": target}, sample_weight=samples, loss="log_cosh")  # fmt: skip
+    return [loss.detach(), *torch.autograd.grad(loss, [x, nu, weight, *student.parameters()], materialize_grads=True)]
+
+
+LOSSES = [("Burgers", "sm_90", "random:1"), ("Navier-Stokes", "sm_80", "ahead")]
+
+
+@pytest.mark.parametrize("name, target, schedule", LOSSES)
+def test_losses_of_residuals(on_ptx, monkeypatch, name, target, schedule):
+    """By one script, with a part of a block; no race, nothing out of bounds, right numbers, twice the same."""
+    equation = EQUATIONS[name]
+    expected, baseline = (all_of_a_loss(equation, dtype) for dtype in (torch.float64, torch.float32))
+    monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
+    results = on_ptx(schedule, target=target)
+    got = all_of_a_loss(equation, torch.float32)
+    kinds = ["_".join(r.kernel.split("_")[:2]) for r in results]
+    assert kinds[:4] == ["start_kernel", "jets_layers", "jets_loss", "jets_layers"] and kinds[-1] == "jets_total"
+    for i, tensors in enumerate(zip(got, expected, baseline, strict=True)):
+        assert_within_rule(f"{name}, tensor {i}", *tensors)
+    assert all(map(torch.equal, got, all_of_a_loss(equation, torch.float32)))
+
+
+@pytest.mark.parametrize("name", ["stream-function", "Burgers"])
+def test_what_a_loss_takes(name, monkeypatch):
+    """All numbers of a sample in registers, so that 8 programs of 4 warps are resident."""
+    monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
+    with triton_on_ptx.recorded() as launches:
+        all_of_a_loss(EQUATIONS[name], torch.float32)
+    kernels = {kernel.fn.__name__: (kernel, values, more) for kernel, values, more in launches}
+    names = [kernel for kernel in kernels if kernel.startswith(("jets_loss", "jets_total"))]
+    assert len(names) == 2
+    for kernel in names:
+        used = usage(kernel, name, "sm_90", variant(*kernels[kernel], "sm_90").compiled())
+        assert used.stack == 0 and used.registers <= 64 and used.shared <= 4096, used
+
+
 def step(student, x, names="u, u_t, u_xx"):
     sum(p.square().sum() for p in sk.partials(student, x, names, fields="x t -> u").values()).backward()
 
@@ -108,6 +157,28 @@ def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch, one):
         assert names == forward + back
         for batch in [slice(0, 32)] * 3 + [slice(32, 49), slice(1, 33)]:
             step(student, x[batch])
+        assert driver.compiled == compiled and len(driver.launches) == 6 * len(names)
+
+
+def test_a_loop_of_losses_compiles_each_kernel_once(monkeypatch):
+    """Of batches of other sizes and of views, with weights, targets and numbers that change: eight launches."""
+    monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
+    student, x, nu = sk.MLP(2, 1, width=18, depth=2), torch.rand(65, 2), [0.1]
+    residual = sk.Residual(lambda p: p.u_t + p.x * p.u * p.u_x - nu[0] * p.u_xx, "x t -> u")
+
+    def step(batch, weight):
+        samples, target = torch.arange(65.0), torch.ones(65, 1)
+        sk.residual_loss(student, x[batch], residual, weights=weight, sample_weight=samples[batch],
+                         target=target[batch]).backward()  # fmt: skip
+
+    with driven() as driver:
+        step(slice(0, 32), 0.5)
+        compiled, names = [*driver.compiled], ["_".join(name.split("_")[:2]) for name in driver.names()]
+        around = ["start_kernel", "jets_layers", "jets_loss", "jets_layers"]
+        assert names == [*around, *["outer_kernel"] * 2, "finish_kernel", "jets_total"]
+        for batch in [slice(0, 32)] * 3 + [slice(32, 49), slice(1, 33)]:
+            nu[0] += 0.1
+            step(batch, nu[0])
         assert driver.compiled == compiled and len(driver.launches) == 6 * len(names)
 
 

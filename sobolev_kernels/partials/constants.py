@@ -17,6 +17,6 @@ def kept(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> torch.Te
     if (found := KEPT.get(key)) is None:
         with torch.inference_mode(False):  # it may be saved for a backward later
             found = torch.tensor(numbers, dtype=dtype, device=device)
-        if len(KEPT) < MOST:
+        if len(KEPT) < MOST and torch._C._len_torch_dispatch_stack() == 0:  # else it may be no tensor with numbers
             found = KEPT.setdefault(key, found)
     return found

@@ -18,7 +18,7 @@ from ..student import Student, Unrecognised, recognise, widened
 from ..typed import Function
 from .along import evaluated
 from .fused import apply
-from .known import WHOLE, Found, found_again, found_first, keep
+from .known import FIRST, WHOLE, Found, found_again, keep
 from .layers import directions_of, tied
 from .names import Fields
 from .nested import nested
@@ -74,22 +74,25 @@ def partials(
 def found_of(
     student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields
 ) -> tuple[Found | None, Looked | None]:  # fmt: skip
-    """The streams of derivatives where the core takes them, or else what the student was recognised as; or a refusal of
+    """The streams of derivatives where kernels take them, or else what the student was recognised as; or a refusal of
     what nobody computes."""
     of = fields.names, names
     if (found := found_again(student, x, of)) is not None:
         return found, None
     looked = streams, known, inputs = looked_at(student, x, names, fields)
-    if not isinstance(known, Student) or inputs.dtype not in WHOLE or not len(inputs) or chosen(known, inputs) != "cpu":
+    if not isinstance(known, Student) or inputs.dtype not in WHOLE or not len(inputs):
         return None, looked
-    found = found_first(streams, known, inputs)
+    if (way := chosen(known, inputs, streams)) is None:
+        return None, looked
+    found = FIRST[way](streams, known, inputs)
     keep(found, student, of)
     return found, looked
 
 
 def results_of_core(found: Found, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Each derivative [N, 1] by its name."""
-    results = apply(found.frame.call, found.x, found.frame.directions, *found.parameters)
+    call = found.frame.call_of((found.x, *found.parameters))
+    results = apply(call, found.x, found.frame.directions, *found.parameters)
     return dict(zip(names, results[:, :, None].unbind(), strict=True))
 
 

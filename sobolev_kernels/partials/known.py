@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -15,8 +16,12 @@ from ..modules import RULES
 from ..steps import Layout, Shelf, layout_of, surroundings
 from ..student import Student
 from .fused import Call, as_read
+from .launched import Launched, products_of_torch
 from .layers import directions_of, results_of
 from .plan import Streams
+
+if TYPE_CHECKING:
+    from ..backends.triton.script import Script
 
 WHOLE = torch.float32, torch.float64
 
@@ -31,6 +36,11 @@ class Frame:
     told: tuple  # the plan, the instruction set, N, samples of a tile, threads
     strides: tuple[tuple[int, ...], ...]  # of x and the parameters
     dense: bool  # whether the parameters are without gaps
+    way: ClassVar[str] = "cpu"
+
+    def call_of(self, tensors: Sequence[torch.Tensor]) -> Call:
+        """What takes the streams of these tensors."""
+        return self.call
 
     def compute(
         self, addresses: Sequence[int], gradients: Sequence[torch.Tensor], dx: torch.Tensor | None, told: Sequence
@@ -45,29 +55,46 @@ class Frame:
         core._C.mlp_jets_loss(*self.told, x, along, self.call.with_gaps(pairs), places, dx, None, *told)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class LaunchedFrame:
+    """The same of Triton's kernels: what keeps what a backward reads, and what keeps nothing."""
+
+    call: Launched
+    silent: Launched
+    layout: Layout | None
+    directions: torch.Tensor
+    dense: bool
+    scripts: dict[tuple, Script]  # of losses
+    way: ClassVar[str] = "triton"
+
+    def call_of(self, tensors: Sequence[torch.Tensor]) -> Launched:
+        asking = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+        return self.call if asking else self.silent
+
+
 @dataclass(eq=False, slots=True)
 class Found:
     """A frame, the tensors of this call, and where they are."""
 
-    frame: Frame
+    frame: Frame | LaunchedFrame
     x: torch.Tensor
     parameters: Sequence[torch.Tensor]
     addresses: list[int]
     held: list[torch.Tensor]  # copies that are read in the place of some
 
 
-FRAMES: Shelf[Frame] = Shelf()
+FRAMES: Shelf[Frame | LaunchedFrame] = Shelf()
 
 
 def found_again(student: object, x: torch.Tensor, of: tuple) -> Found | None:
     """Of a call like one before, in which `of` is asked for; None of one that is looked at from the start."""
-    if torch.compiler.is_compiling() or type(x) not in PLAIN or not x.is_cpu or core.MISSING is not None:
+    if torch.compiler.is_compiling() or type(x) not in PLAIN or core.MISSING is not None:
         return None
     kinds, parameters = [], []
-    if x.is_nested or kept.watched("cpu") or not core._C.read(student, RULES, kinds, parameters):
+    if x.is_nested or kept.watched(x.device.type) or not core._C.read(student, RULES, kinds, parameters):
         return None
     tensors = [x, *parameters]
-    for frame in FRAMES.get((tuple(kinds), of, surroundings()), ()):
+    for frame in FRAMES.get((tuple(kinds), of, *around()), ()):
         addresses = frame.layout.addresses(tensors)
         if addresses is not None:
             return Found(frame, x, parameters, addresses, [])
@@ -85,10 +112,31 @@ def found_first(streams: Streams, student: Student, x: torch.Tensor, directions:
     return Found(frame, x, student.parameters, [tensor.data_ptr() for tensor in read], read)
 
 
+def launched_first(streams: Streams, student: Student, x: torch.Tensor) -> Found:
+    """Of a student whose streams Triton takes."""
+    from ..backends.triton import jets
+
+    x_read, *read = as_read([x, *student.parameters])
+    read = [x_read, *jets.read(read)]
+    calls = (Launched(streams, student, results_of, products_of_torch(), keeping) for keeping in (True, False))
+    frame = LaunchedFrame(*calls, None, directions_of(streams, x), all(t.is_contiguous() for t in read[1:]), {})
+    return Found(frame, x, student.parameters, [tensor.data_ptr() for tensor in read], read)
+
+
+FIRST = {"cpu": found_first, "triton": launched_first}
+
+
+def around() -> tuple:
+    """What else a frame depends on."""
+    return *surroundings(), products_of_torch()
+
+
 def keep(found: Found, module: object, of: tuple) -> None:
     """For calls like it, if it is of a module that the core reads, and its tensors are that module's and x."""
     kinds, parameters = [], []
-    if kept.watched("cpu") or not core._C.read(module, RULES, kinds, parameters):
+    if core.MISSING is not None or kept.watched(found.x.device.type):
+        return
+    if not core._C.read(module, RULES, kinds, parameters):
         return
     tensors = [found.x, *parameters]
     if [*map(id, parameters)] != [*map(id, found.parameters)] or not all(type(t) in PLAIN for t in tensors):
@@ -97,4 +145,4 @@ def keep(found: Found, module: object, of: tuple) -> None:
     if layout is None or layout.addresses(tensors) != found.addresses:
         return
     frame = found.frame
-    FRAMES.put((tuple(kinds), of, surroundings()), replace(frame, layout=layout))
+    FRAMES.put((tuple(kinds), of, *around()), replace(frame, layout=layout))

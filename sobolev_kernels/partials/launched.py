@@ -12,6 +12,7 @@ from ..boundary import PLAIN
 from ..student import Student
 from .fused import Call, as_read
 from .plan import Streams
+from .programs import Asked
 
 WIDEST = 8192  # inputs: a program reads all of a sample at a time
 MOST = 128  # streams: each is some lines of a kernel
@@ -52,6 +53,7 @@ class Launched(Call):
     ):  # fmt: skip
         super().__init__(streams, student, again)
         self.precision, self.keeping = "tf32" if precision == "fp16" else precision, keeping
+        self.asked = Asked(streams, self.widths, self.biases, self.activations, self.precision)
 
     def run(
         self, x: torch.Tensor, v: torch.Tensor, parameters: tuple[torch.Tensor, ...],
@@ -63,12 +65,11 @@ class Launched(Call):
         from ..backends.triton import jets
 
         x, v, *parameters = as_read([x, v, *parameters])
-        asked = jets.Asked(self.streams, self.widths, self.biases, self.activations, self.precision)
         if not x.shape[0]:
             return nothing(x, v, parameters, len(self.streams.outputs), cotangents is not None, of_x, of_v)
         if cotangents is None:
-            return jets.results(asked, x, v, parameters, self.keeping)
-        return jets.gradients(asked, x, v, parameters, kept, cotangents, of_x, of_v)
+            return jets.results(self.asked, x, v, parameters, self.keeping)
+        return jets.gradients(self.asked, x, v, parameters, kept, cotangents, of_x, of_v)
 
 
 def nothing(

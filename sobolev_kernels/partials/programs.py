@@ -14,6 +14,16 @@ from .plan import Streams
 Sum = tuple[int, list[tuple[int, int, float]]]
 
 
+class Asked(NamedTuple):
+    """What goes through which layers, in products of which precision."""
+
+    streams: Streams
+    widths: tuple[int, ...]
+    biases: tuple[bool, ...]
+    activations: tuple[Formula, ...]
+    precision: str
+
+
 class Program(NamedTuple):
     """Slots in all, those of σ, σ' … (None if it is not needed), and what is put where, one after the other."""
 

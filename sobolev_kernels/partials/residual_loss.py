@@ -14,7 +14,8 @@ from ..math.losses import LOSSES
 from ..math.table import Formula, choose
 from ..typed import Function
 from .evaluate import found_of, partials, results_at, results_of_core
-from .fused_loss import Comparison, fused_loss, is_provided
+from .fused_loss import fused_loss, is_provided
+from .loss import Comparison
 from .residual import Read, Residual, Values, named_columns
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -55,8 +55,8 @@ class Recording(NamedTuple):
 class Tape:
     """Where symbols keep what is made of them: `given` are the numbers of names."""
 
-    def __init__(self, given: Mapping[str, int], dtype: torch.dtype):
-        self.given, self.dtype, self.one = given, dtype, len(given)
+    def __init__(self, given: Mapping[str, int], like: torch.Tensor):
+        self.given, self.dtype, self.device, self.one = given, like.dtype, like.device, len(given)
         self.grad = torch.is_grad_enabled()
         self.sums: list[Terms] = []
         self.known: dict[Terms, int] = {}
@@ -77,7 +77,7 @@ class Tape:
             if known is tensor:
                 return k
         alike = tensor.dtype is self.dtype or (tensor.dim() == 0 and tensor.dtype in FLOATING)
-        if tensor.numel() != 1 or tensor.dim() > 2 or not alike or not tensor.is_cpu:
+        if tensor.numel() != 1 or tensor.dim() > 2 or not alike or tensor.device != self.device:
             raise NoPolynomial
         self.coefficients.append(tensor)
         return len(self.coefficients) - 1

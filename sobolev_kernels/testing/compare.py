@@ -13,6 +13,7 @@ import sobolev_kernels as sk
 from .. import kept, planner, steps
 from ..backends import triton
 from ..directions import Projections
+from ..partials.known import FRAMES
 from .problems import Data, as_dtype, fixed, targets_of, threads, threads_for
 from .rule import allowed, assert_within_rule, error, multiplies_in
 
@@ -61,6 +62,7 @@ def forget() -> None:
     steps.STEPS.clear()
     steps.ONCE.clear()
     triton.SCRIPTS.clear()
+    FRAMES.clear()
 
 
 @contextmanager

@@ -105,16 +105,22 @@ def finish_each(LOSS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
 
 
 @triton.jit
+def row_sum(row, count, AT_A_TIME: tl.constexpr):
+    """The sum in float64 of numbers [count], in an order that is always the same."""
+    sums = tl.zeros((AT_A_TIME,), tl.float64)
+    for first in tl.range(0, count, AT_A_TIME):
+        n = first + tl.arange(0, AT_A_TIME).to(tl.int64)
+        sums += tl.load(row + n, mask=n < count, other=0.0).to(tl.float64)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
 def finish_terms(LOSS, TERMS, terms, count, WEIGHTS, AT_A_TIME: tl.constexpr):
     """The LOSS and its TERMS, which need not be there."""
     if tl.program_id(0) == 0:
         loss = 0.0 * tl.program_id(0).to(tl.float64)
         for t in tl.static_range(len(WEIGHTS)):
-            sums = tl.zeros((AT_A_TIME,), tl.float64)
-            for first in tl.range(0, count, AT_A_TIME):
-                n = first + tl.arange(0, AT_A_TIME).to(tl.int64)
-                sums += tl.load(terms + t * count.to(tl.int64) + n, mask=n < count, other=0.0).to(tl.float64)
-            term = tl.sum(sums, 0)
+            term = row_sum(terms + t * count.to(tl.int64), count, AT_A_TIME)
             loss += tl.where(WEIGHTS[t] != 0.0, WEIGHTS[t] * term, 0.0)
             if TERMS is not None:
                 tl.store(TERMS + t, term.to(tl.float32))

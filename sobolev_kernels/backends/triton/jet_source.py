@@ -17,10 +17,13 @@ import triton
 import triton.language as tl
 
 from ...partials.programs import Layer, Program
-from . import formulas, fused_multiply
+from . import finishing, formulas, fused_multiply
 
 GENERATED = ModuleType(f"{__name__}.generated")  # where launches find the kernels, by name
-NAMES = {"tl": tl, "tile_product": fused_multiply.tile_product, "whole_jet": formulas.whole_jet}
+NAMES = {
+    "tl": tl, "tile_product": fused_multiply.tile_product, "whole_jet": formulas.whole_jet,
+    "residual": formulas.residual, "row_sum": finishing.row_sum,
+}  # fmt: skip
 finished: Callable = lambda kernel: kernel  # noqa: E731 -- the machines of ptx/ put themselves in a kernel's place
 
 TILE = """
@@ -175,13 +178,16 @@ def chain_of(kernels: tuple[Kernel, ...], columns: tuple[int, ...], forward: boo
 
 
 @lru_cache(maxsize=1024)
-def jitted(text: str, kind: str, alive: int, called: tuple[Kernel, ...] = ()) -> Kernel:
+def jitted(
+    text: str, kind: str, alive: int, called: tuple[Kernel, ...] = (), anywhere: tuple[str, ...] = ()
+) -> Kernel:  # fmt: skip
+    """`anywhere`: arguments that are parts of a batch, whose addresses must not make another variant."""
     name = f"jets_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     text, file, names = f"def {name}{text}", f"<sobolev_kernels: {name}>", NAMES | {"__name__": __name__}
     names |= {kernel.name: kernel.function for kernel in called}
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # where Triton looks for the text
     exec(compile(text, file, "exec"), names)
-    function = triton.jit(names[name], do_not_specialize=["N"])
+    function = triton.jit(names[name], do_not_specialize=["N"], do_not_specialize_on_alignment=list(anywhere))
     setattr(GENERATED, name, finished(function))
     return Kernel(name, alive, function)
 

@@ -21,7 +21,7 @@ from ...enums import DIRECTIONS
 from ...math.table import Formula
 from ...partials import constants
 from ...partials.plan import Streams
-from ...partials.programs import Layer, layers_of
+from ...partials.programs import Asked, Layer, layers_of
 from ...problem import DERIVATIVES_GRADIENTS, Operands, Problem
 from .. import on_device_of
 from .. import triton as backend
@@ -39,23 +39,14 @@ here = sys.modules[__name__]
 RESULTS = 256  # samples of a program
 
 
-class Asked(NamedTuple):
-    """What goes through which layers."""
-
-    streams: Streams
-    widths: tuple[int, ...]
-    biases: tuple[bool, ...]
-    activations: tuple[Formula, ...]
-    precision: str
-
-    def problem(self, device: str, shared: bool) -> Problem:
-        """As the layers of a step know it."""
-        P = len(self.streams.first)  # of none, any distribution that is drawn: there is nothing to read
-        directions = {"P": P, "shared": shared, "distribution": "given" if P else "sphere", "projection": DIRECTIONS}
-        return Problem(
-            DERIVATIVES_GRADIENTS, self.widths, self.biases, self.activations, "float32", device, **directions,
-            order=self.streams.order, gradients=True, precision=self.precision, backend="triton",
-        )  # fmt: skip
+def problem_of(asked: Asked, device: str, shared: bool) -> Problem:
+    """As the layers of a step know it."""
+    P = len(asked.streams.first)  # of none, any distribution that is drawn: there is nothing to read
+    directions = {"P": P, "shared": shared, "distribution": "given" if P else "sphere", "projection": DIRECTIONS}
+    return Problem(
+        DERIVATIVES_GRADIENTS, asked.widths, asked.biases, asked.activations, "float32", device, **directions,
+        order=asked.streams.order, gradients=True, precision=asked.precision, backend="triton",
+    )  # fmt: skip
 
 
 class Table(NamedTuple):
@@ -104,7 +95,7 @@ def is_fused(asked: Asked) -> bool:
     """Whether programs stand behind products of our own: up to a width, and where all that lives fits in registers."""
     layers = layers_of(asked.streams, asked.activations)
     most = max(code_of(slots)[1] for of in layers for slots in (forward_slots(of, True), adjoint_slots(of)))
-    return fuses(asked.problem("cpu", True)) and most <= JETS[-1].alive
+    return fuses(problem_of(asked, "cpu", True)) and most <= JETS[-1].alive
 
 
 @lru_cache(maxsize=256)
@@ -172,6 +163,10 @@ class JetLayers(Layers):
         )  # fmt: skip
 
     def results(self, out: At, tables: Table, R: int) -> None:
+        self.sums(self.through(), out, tables, R, self.problem.O, 1)
+
+    def through(self) -> At:
+        """The streams of the outputs [made, N, O]."""
         D, first, steps = self.problem.D, len(self.jets[0].given), []
         h = start = self.start(self.at.x, first, D, D if first > 1 else 0, self.h[0])
         for l, ((_, n), layer, kernel) in enumerate(zip(self.sizes, self.jets, self.forwards, strict=True)):
@@ -187,7 +182,7 @@ class JetLayers(Layers):
                 self.elementwise_of(kernel, n, z, self.biases[l], h, self.g[l], end=end)
         if steps:
             self.chain(start, D, steps, True)
-        self.sums(h, out, tables, R, self.problem.O, 1)
+        return h
 
     def sums(self, source: At, out: At, tables: Table, rows: int, n_in: int, n_out: int) -> None:
         programs = rows * triton.cdiv(self.N, RESULTS)
@@ -199,10 +194,18 @@ class JetLayers(Layers):
         self, cotangents: At, tables: Table, dx: At | None, dv: At | None, gradients: list[At], shared: bool
     ) -> None:  # fmt: skip
         """From the cotangents [R, N] of the results."""
+        h_bar, streams, O = self.bars(), len(self.jets[-1].made), self.problem.O
+        self.sums(cotangents, h_bar, tables, streams * O, 1, O)
+        self.back(h_bar, dx, dv, gradients, shared)
+
+    def bars(self) -> At:
+        """A stack [made, N, O] for the cotangents of the outputs' streams."""
+        return self.script.room(len(self.jets[-1].made), self.N, self.problem.O)
+
+    def back(self, h_bar: At, dx: At | None, dv: At | None, gradients: list[At], shared: bool) -> None:
+        """From the cotangents of the outputs' streams."""
         problem, z_bar, Z = self.problem, [None] * (self.last + 1), [None] * (self.last + 1)
-        top, O, steps = self.jets[-1], problem.O, []
-        h_bar = self.script.room(len(top.made), self.N, O)
-        self.sums(cotangents, h_bar, tables, len(top.made) * O, 1, O)
+        O, steps = problem.O, []
         for l in range(self.last, -1, -1):
             layer, n, kernel = self.jets[l], self.sizes[l][1], self.adjoints[l]
             half, alone = self.dtype != torch.float32, not self.fusing or l == self.last
@@ -277,7 +280,7 @@ def results(
         operands = Operands(x, parameters, v if given else None)
         x_at, of_parameters, of_given, of_table, (out, *of_kept) = map(places, ([x], parameters, given, to, made))
         there = Operands(x_at[0], of_parameters, *of_given)
-        layers = JetLayers(script, asked, asked.problem(x.device.type, v.dim() == 2), operands, there, of_kept)
+        layers = JetLayers(script, asked, problem_of(asked, x.device.type, v.dim() == 2), operands, there, of_kept)
         layers.results(out, Table(*of_table), R)
 
     key = asked, "results", keeping, x.device, tuple(tensor.shape for tensor in (x, v)), strides(reads)
@@ -303,7 +306,7 @@ def gradients(
         x_at, of_parameters, of_cotangents, of_table, of_kept = map(places, ([x], parameters, [0], back, kept))
         dx, dv = (next(at) if t is not None else None for t in along)
         there = Operands(x_at[0], of_parameters)
-        problem = asked.problem(x.device.type, v.dim() == 2)
+        problem = problem_of(asked, x.device.type, v.dim() == 2)
         layers = JetLayers(script, asked, problem, Operands(x, parameters), there, of_kept)
         layers.gradients_of(of_cotangents[0], Table(*of_table), dx, dv, places(made), v.dim() == 2)
 

@@ -158,7 +158,7 @@ JETS = (
     Jet(rows=32, columns=32, depth=32, warps=8, alive=40, stages=2),
 )
 # All layers of a pass in one launch: a program has so many samples and all features, up to this width and so many
-# layers, each of which is compiled. Beyond so many samples launches cost little beside larger tiles: not measured.
+# layers, each of which is compiled. Beyond so many samples an H100 is faster layer by layer (docs/triton.md).
 JET_CHAINS = (
     Jet(rows=32, columns=16, depth=16, warps=4, alive=40, stages=2),
     Jet(rows=16, columns=32, depth=32, warps=4, alive=40, stages=2),

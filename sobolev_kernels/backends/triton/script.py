@@ -37,6 +37,11 @@ class At(NamedTuple):
 SEED, IN_MEMORY, KEY, PLACE = At(-4), At(-3), At(-2), At(-1)
 
 
+def number(i: int) -> At:
+    """The i-th of the numbers that come with a call, which are float32 to a kernel."""
+    return At(-5 - i)
+
+
 class Launch:
     """A kernel, found by its name in a module, with its grid and all its arguments, some of which are an At."""
 
@@ -117,16 +122,20 @@ class Script:
     def needs_addresses_alone(self) -> bool:
         return not self.copies and all(isinstance(action, Launch) for action in self.actions)
 
-    def run(self, reads: list[torch.Tensor], made: list[torch.Tensor], seed: torch.Tensor | None) -> None:
+    def run(
+        self, reads: list[torch.Tensor], made: list[torch.Tensor], seed: torch.Tensor | None,
+        numbers: Sequence[float] = (),
+    ) -> None:  # fmt: skip
         """Fill what was made, from tensors that lie as those lay that the script was written for."""
         for i in self.copies:
             reads[i] = reads[i].contiguous()
         came = [*reads, *made]
         key, place, *at = told(seed)
         seed_at = at[0] if at else 0
-        if not self.again([t.data_ptr() for t in reads], [t.data_ptr() for t in made], key, place, seed_at, came):
+        addresses = [t.data_ptr() for t in reads], [t.data_ptr() for t in made]
+        if not self.again(*addresses, key, place, seed_at, came, numbers):
             with on_device(self.device):
-                self.by_jit(came, key, place, seed if seed_at else None)
+                self.by_jit(came, key, place, seed if seed_at else None, numbers)
 
     def fill(self, reads: list[int], made: list[torch.Tensor], key: int, place: int, seed_at: int = 0) -> None:
         """The same, told where it reads, and its seed."""
@@ -137,7 +146,7 @@ class Script:
 
     def again(
         self, reads: list[int], writes: list[int], key: int, place: int, seed_at: int = 0,
-        came: list[torch.Tensor] | None = None,
+        came: list[torch.Tensor] | None = None, numbers: Sequence[float] = (),
     ) -> bool:  # fmt: skip
         """The launches of a step like one before, on the device's current stream, told where it reads and writes.
 
@@ -151,7 +160,7 @@ class Script:
         room = torch.empty(self.bytes, dtype=torch.uint8, device=self.device)
         base = room.data_ptr()
         addresses = came_at + [base + offset for offset in self.offsets]
-        addresses += (seed_at, int(seed_at != 0), key, place)
+        addresses += (*reversed(numbers), seed_at, int(seed_at != 0), key, place)
         with on_device(self.device):
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             for action, done in zip(self.actions, compiled, strict=True):
@@ -168,11 +177,13 @@ class Script:
         (shape, dtype), offset = self.rooms[index - self.came], self.offsets[index - self.came]
         return room[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def by_jit(self, came: list[torch.Tensor], key: int, place: int, seed: torch.Tensor | None) -> None:
+    def by_jit(
+        self, came: list[torch.Tensor], key: int, place: int, seed: torch.Tensor | None, numbers: Sequence[float] = ()
+    ) -> None:  # fmt: skip
         """The same by the JIT, each room by itself, so that what strays from one is seen; kept if it may be."""
         rooms = [empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.rooms]
         where = torch.empty(2, dtype=torch.int64, device=self.device) if seed is None else seed  # read if it is there
-        arrays, compiled = [*came, *rooms, where, int(seed is not None), key, place], []
+        arrays, compiled = [*came, *rooms, *reversed(numbers), where, int(seed is not None), key, place], []
         for action in self.actions:
             if isinstance(action, Launch):
                 compiled.append(action.by_jit(arrays))
