@@ -28,53 +28,24 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     __syncthreads();
   }
 
-  // Rounds of derivatives, and a last one of values, with which goes back what derivatives owe them. All share the code
-  // of the way back and of the outer products: instructions that are executed are several times a cache of them.
   SK_INLINE void run(std::int64_t tile) {
     first_row = tile * kRows + 16 * group();
-    const bool tangents = step().from == From::kDirections;
-    const bool pulled_derivatives = step().gradients && step().factor[kFirst_] != 0.0f;
     float rho[2] = {0.0f, 0.0f};
-    {
-      Fragment x;
-      load_x(x);
-      values_forward(x);
-    }
+    Fragment x;
+    load_x(x);
+    values_forward(x);
+    bool owed = false;
 #pragma unroll 1
-    for (int i = 0; i <= step().rounds; ++i) {
-      const bool values = i == step().rounds, owed = i > 0 && pulled_derivatives;
-      float back[4];
-      if (values) {
-        value_residual(back, rho[kValue_]);
-      } else if (tangents) {
+    for (int i = 0; i < step().rounds; ++i) {
+      if (step().from == From::kDirections) {
         if (i % own().batch == 0) prepare_tangents(i);
-        tangent_residual(i, back, rho[kFirst_]);
+        by_tangent(i, owed, rho[kFirst_]);
       } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) back[e] = output_of(e) == i ? y(kD1, e) : 0.0f;
+        by_gradient(i, owed, rho[kFirst_]);
       }
-      if (values ? !step().gradients : tangents && !pulled_derivatives) {
-        if (!values) meet();
-        continue;
-      }
-      Operands a;
-      way_back(back, values, tangents, owed, a);
-      if (values ? step().dx != nullptr : !tangents) {
-        Sums pulled[2] = {};
-        pull_first(a, pulled);
-        if (values) {
-          store_dx(pulled);
-        } else {
-          Fragment source;
-          gradient_residual(i, pulled, source, rho[kFirst_]);
-          if (!pulled_derivatives) continue;
-          adjoint_forward(i, source, owed);
-        }
-      }
-      __syncthreads();
-      bring_together(values ? own().x : tangents ? source_at(i) : own().source, values ? own().h : own().right, values);
-      __syncthreads();
+      owed = step().gradients && step().factor[kFirst_] != 0.0f;
     }
+    value_residual(owed, rho[kValue_]);
 #pragma unroll
     for (int term = 0; term < 2; ++term) {
       for (int apart = 16; apart; apart /= 2) rho[term] += __shfl_xor_sync(~0u, rho[term], apart);
@@ -98,10 +69,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     if (part() == 0) store_inputs(own().x, to);
   }
 
-  // f(the curve of layer l's activation), l from 0; in float32, where little of a step is elementwise, one code for all
+  // f(the curve of layer l's activation), l from 0
   template <class F>
   SK_INLINE void by_curve(int l, F f) const {
-    if (!To::kCut && all.curve[l].tanh) {
+    if (all.curve[l].tanh) {
       f(TanhCurve{});
     } else {
       f(AnyCurve{all.curve[l]});
@@ -149,8 +120,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     }
   }
 
-  SK_INLINE void value_residual(float (&back)[4], float& rho) {
+  // Adjoints of the outputs as an operand of 8 columns, the others 0
+  SK_INLINE void top_of(const float (&of)[4], Fragment& to) const {
+    To::pack_outputs(of, to);
+    if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), to);
+  }
+
+  SK_INLINE void value_residual(bool owed, float& rho) {
     const Target& target = step().target[Term::kValue];
+    float back[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int o = output_of(e);
@@ -160,63 +138,39 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         back[e] = y(kD1, e) * slope(step(), Term::kValue, row_of(e / 2), r, output_weight(step(), o), rho, part() == 0);
       }
       back[e] += y(kOwed, e);
-      of_last_bias[e % 2] += back[e];
     }
-  }
-
-  // ---- The way back ----
-
-  // Adjoints of the hidden layers, of those of the outputs, whose operand has 8 columns, the others 0: of values with
-  // what derivatives owe them, or of a tangent, which then owes them more; or the gradient of an output.
-  SK_INLINE void way_back(const float (&back)[4], bool values, bool tangents, bool owed, Operands& a) {
+    if (!step().gradients) return;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += back[e];
     Fragment top;
-    To::pack_outputs(back, top);
-    if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), top);
-    const bool owing = tangents && !values;
+    top_of(back, top);
+    Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
       Columns c;
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8];
-          load_numbers(own().h, l, k, h);
-          if (owing) {
-            float h_dot[8];
-            load_numbers(own().right, l, k, h_dot);
-            scale_and_owe(curve, l, j, owed, h_dot, c, h);
-          } else {
-            float q[8] = {};
-            if (values && owed) load_q(l, j, q);
+          float h[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+          if (owed) load_q(l, j, q);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) h[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
-          }
-          To::pack(h, made);
+          for (int i = 0; i < 8; ++i) q[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
+          To::pack(q, made);
         });
       });
     }
-  }
-  // Of layer l, from 1
-  SK_INLINE void load_numbers(std::uint32_t arrays, int l, int k, float (&to)[8]) const {
-    Fragment from;
-    load(from, hidden_array(arrays, l), k);
-    To::unpack(from, to);
-  }
-  // What derivatives owe the values of layer l, from 1, by σ'' of one side and sums of the other; and the sums times σ'
-  // in the place of h
-  template <class C>
-  SK_INLINE void scale_and_owe(C curve, int l, int j, bool owed, const float (&side)[8], Columns& c, float (&h)[8]) {
-    float q[8] = {};
-    if (owed) load_q(l, j, q);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      q[i] = fmaf(curve.ratio(h[i]) * side[i], sum(c, j, i), q[i]);
-      h[i] = curve.first(h[i]) * sum(c, j, i);
-    }
-    store_q(l, j, q);
+    if (step().dx) store_dx(a);
+    __syncthreads();
+    bring_together(own().x, own().h, true);
+    __syncthreads();
   }
 
-  SK_INLINE void store_dx(const Sums (&of)[2]) const {
+  SK_INLINE void store_dx(const Operands& a) const {
+    Sums of[2] = {};
+    pull_first(a, of);
     if (part() != 0) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -229,7 +183,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   // ---- A tangent from a direction ----
 
-  SK_INLINE void tangent_residual(int p, float (&back)[4], float& rho) {
+  SK_INLINE void by_tangent(int p, bool owed, float& rho) {
     Fragment source;
     load_inputs(source, source_at(p));
     Operands a;
@@ -241,7 +195,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
           float h[8];
-          load_numbers(own().h, l + 1, k, h);
+          Fragment from;
+          load(from, hidden_array(own().h, l + 1), k);
+          To::unpack(from, h);
 #pragma unroll
           for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
           To::pack(h, made);
@@ -251,6 +207,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     Sums z_dot = {};
     through_last(a, z_dot);
     const float4 target = targets_at(p);
+    float back[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int o = output_of(e);
@@ -263,19 +220,70 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       back[e] = y(kD1, e) * of;
       y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
     }
+    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
+    Fragment top;
+    top_of(back, top);
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      Columns c;
+      pull(l, top, a, c);
+      by_curve(l - 1, [&](auto curve) {
+        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+          float h[8], h_dot[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+          load(from, hidden_array(own().right, l), k);
+          To::unpack(from, h_dot);
+          if (owed) load_q(l, j, q);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            q[i] = fmaf(curve.ratio(h[i]) * h_dot[i], sum(c, j, i), q[i]);
+            h[i] = curve.first(h[i]) * sum(c, j, i);
+          }
+          store_q(l, j, q);
+          To::pack(h, made);
+        });
+      });
+    }
+    __syncthreads();
+    bring_together(source_at(p), own().right, false);
+    __syncthreads();
   }
 
   // ---- The gradient of output o, and its adjoint as a tangent along it ----
 
-  SK_INLINE void gradient_residual(int o, const Sums (&pulled)[2], Fragment& source, float& rho) {
+  SK_INLINE void by_gradient(int o, bool owed, float& rho) {
+    float back[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == o ? y(kD1, e) : 0.0f;
+    Fragment top;
+    top_of(back, top);
+    Operands a;
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      Columns c;
+      pull(l, top, a, c);
+      by_curve(l - 1, [&](auto curve) {
+        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+          float h[8];
+          Fragment from;
+          load(from, hidden_array(own().h, l), k);
+          To::unpack(from, h);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
+          To::pack(h, made);
+        });
+      });
+    }
+    Sums pulled[2] = {};
+    pull_first(a, pulled);
     float g_bar[2][4];
     projected_residuals(o, pulled, g_bar, rho);
+    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
+    Fragment source;
     To::pack_inputs(g_bar, source);
     if (part() == 0) store_inputs(own().source, source);
-  }
-
-  SK_INLINE void adjoint_forward(int o, const Fragment& source, bool owed) {
-    Operands a;
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
       Columns c;
@@ -283,10 +291,19 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
-          float h[8], delta[8];
-          load_numbers(own().h, l + 1, k, h);
-          load_numbers(own().left, l + 1, k, delta);
-          scale_and_owe(curve, l + 1, j, owed, delta, c, h);
+          float h[8], delta[8], q[8] = {};
+          Fragment from;
+          load(from, hidden_array(own().h, l + 1), k);
+          To::unpack(from, h);
+          load(from, hidden_array(own().left, l + 1), k);
+          To::unpack(from, delta);
+          if (owed) load_q(l + 1, j, q);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            q[i] = fmaf(curve.ratio(h[i]) * delta[i], sum(c, j, i), q[i]);
+            h[i] = curve.first(h[i]) * sum(c, j, i);
+          }
+          store_q(l + 1, j, q);
           To::pack(h, made);
         });
       });
@@ -295,6 +312,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     through_last(a, z_dot);
 #pragma unroll
     for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == o ? y(kD2, e) * z_dot[e] : 0.0f;
+    __syncthreads();
+    bring_together(own().source, own().right, false);
+    __syncthreads();
   }
 };
 
