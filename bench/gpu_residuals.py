@@ -21,7 +21,7 @@ from .equations import EQUATIONS, Equation
 
 WIDE = (("Burgers", 64, 4), ("biharmonic", 64, 4), ("biharmonic", 20, 5))
 NUMBERS, FEW = (4096, 65536), 1000  # points that are timed, and that are checked
-WAYS = {"chained": (1 << 30, False), "layer by layer": (0, False), "by PyTorch's operations": (1 << 14, True)}
+WAYS = {"chained": (1 << 40, False), "layer by layer": (0, False), "by PyTorch's operations": (jets.MOST_CHAINED, True)}
 Step = Callable[[], list[torch.Tensor]]
 
 

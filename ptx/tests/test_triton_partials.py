@@ -51,7 +51,7 @@ CASES = [
 @pytest.mark.parametrize("plan, target, precision, schedule, one", CASES)
 def test_plans(on_ptx, monkeypatch, plan, target, precision, schedule, one):
     """Of sizes that nothing divides, with a part of a tile; no race, nothing out of bounds, right numbers."""
-    monkeypatch.setattr(jets, "MOST_CHAINED", 37 * one)
+    monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * one)
     results = on_ptx(schedule, target=target)
     agree(Named(*PLANS[plan], (18, 7), (TANH, GELU, IDENTITY), 37), "triton", precision)
     launched = [r for r in results if r.kernel.startswith("jets_")]
@@ -145,7 +145,7 @@ def step(student, x, names="u, u_t, u_xx"):
 def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch, one):
     """Steps, a last batch of another size, a batch that is a view: of L layers L + 2 launches, and L + 3 back; with all
     layers in one launch 3 and 5."""
-    monkeypatch.setattr(jets, "MOST_CHAINED", 65 * one)
+    monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * one)
     monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
     student, x = sk.MLP(2, 1, width=18, depth=2), torch.rand(65, 2)
     with driven() as driver:
@@ -194,7 +194,7 @@ def test_what_a_layer_takes(target, precision, plan, one, monkeypatch):
     """All streams of a tile in registers: no stack but what ptxas takes to halve them, so that two programs are
     resident."""
     student, x, v = (named := Named(*PLANS[plan], (64,) * 3, (TANH,) * 3 + (IDENTITY,), 64)).numbers(torch.float32)
-    monkeypatch.setattr(jets, "MOST_CHAINED", 64 * one)
+    monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * one)
     with triton_on_ptx.recorded() as launches:
         results = evaluated(named.streams, student, x, v, "triton", precision)
         torch.autograd.grad(results, student.parameters, torch.ones_like(results), materialize_grads=True)

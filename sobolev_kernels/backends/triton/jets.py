@@ -29,7 +29,17 @@ from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
 from .jet_source import GENERATED, Kernel, adjoint_slots, chain_of, code_of, forward_slots, kernel_of
-from .launches import JET_BLOCKS, JET_CHAINS, JETS, LONGEST_CHAIN, MOST_CHAINED, Jet, fuses, padded
+from .launches import (
+    JET_BLOCKS,
+    JET_CHAINS,
+    JETS,
+    JETS_FUSED_UP_TO,
+    LONGEST_CHAIN,
+    MOST_CHAINED,
+    Jet,
+    fuses,
+    padded,
+)
 from .layers import Layers
 from .layerwise import near
 from .parameters import OPERANDS
@@ -95,7 +105,7 @@ def is_fused(asked: Asked) -> bool:
     """Whether programs stand behind products of our own: up to a width, and where all that lives fits in registers."""
     layers = layers_of(asked.streams, asked.activations)
     most = max(code_of(slots)[1] for of in layers for slots in (forward_slots(of, True), adjoint_slots(of)))
-    return fuses(problem_of(asked, "cpu", True)) and most <= JETS[-1].alive
+    return fuses(problem_of(asked, "cpu", True), JETS_FUSED_UP_TO) and most <= JETS[-1].alive
 
 
 @lru_cache(maxsize=256)
@@ -126,7 +136,7 @@ class JetLayers(Layers):
     def __init__(self, script: Script, asked: Asked, problem: Problem, operands: Operands, at: Operands, kept: list):
         super().__init__(layerwise, is_fused(asked), script, problem, operands, at, streams=asked.streams.count)
         self.jets, self.forwards, self.adjoints = kernels_of(asked, self.fusing, bool(kept))
-        self.chained = self.N <= MOST_CHAINED
+        self.chained = self.N * max(n for _, n in self.sizes) <= MOST_CHAINED
         h, g = kept[: self.last + 1], iter(kept[self.last + 1 :])
         self.h = h or [None] * (self.last + 1)
         self.g = [next(g) if kept and of.kept else None for of in self.jets]

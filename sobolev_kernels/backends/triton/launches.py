@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -158,27 +159,31 @@ JETS = (
     Jet(rows=32, columns=32, depth=32, warps=8, alive=40, stages=2),
 )
 # All layers of a pass in one launch: a program has so many samples and all features, up to this width and so many
-# layers, each of which is compiled. Beyond so many samples an H100 is faster layer by layer (docs/triton.md).
+# layers, each of which is compiled; and up to so many numbers of a stream, samples times the widest layer. On an H100
+# one launch took 107 us where layers by themselves took 160 (1024 samples, width 20), and 253 where they took 219
+# (4096, 64).
 JET_CHAINS = (
     Jet(rows=32, columns=16, depth=16, warps=4, alive=40, stages=2),
     Jet(rows=16, columns=32, depth=32, warps=4, alive=40, stages=2),
     Jet(rows=16, columns=64, depth=32, warps=8, alive=40, stages=2),
 )
-LONGEST_CHAIN, MOST_CHAINED = 6, 16384
+LONGEST_CHAIN, MOST_CHAINED = 6, 1 << 17
 JET_BLOCKS = ((20, 1024, 8), (40, 512, 8), (1 << 30, 128, 4))
 
 LINEAR = Linear(rows=64, columns=32, depth=32, warps=8)
 OUTER = Outer(rows=64, columns=64, depth=32, warps=4, programs=528)
 WIDEST_DRAWN = 8192  # numbers of a direction that a program draws at a time
 
-# Layer by layer, wider students take torch's own multiply. Not measured but for this: at width 256 the fused one had 8
-# TFLOP/s in ieee on an H100, of which cuBLAS at width 1024 had 24, and was behind compiled PyTorch by half.
-FUSED_UP_TO = {"ieee": 128, "tf32": 256, "bf16": 256, "fp16": 256}
+# Layer by layer, wider students take torch's own multiply, as it was faster on an H100 (8192 samples, widths 64, 128
+# and 256). In tf32 torch's is of float32, unless its own switch is on.
+FUSED_UP_TO = {"ieee": 32, "tf32": 256, "bf16": 64, "fp16": 64}
+# Of named derivatives, whose programs stand behind products of our own: by counts alone.
+JETS_FUSED_UP_TO = {"ieee": 128, "tf32": 256, "bf16": 256, "fp16": 256}
 
 
-def fuses(problem: Problem) -> bool:
+def fuses(problem: Problem, up_to: Mapping[str, int] = FUSED_UP_TO) -> bool:
     """Whether products are multiplied by kernels that do what follows them too."""
-    return max(problem.widths) <= FUSED_UP_TO[problem.precision]
+    return max(problem.widths) <= up_to[problem.precision]
 
 
 def launch_of(problem: Problem) -> Launch:
