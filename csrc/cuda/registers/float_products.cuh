@@ -30,11 +30,18 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups> {
   static SK_INLINE std::uint32_t last_place(int row, int c) {
     return row * (H * 4) + (c ^ (row / 2 % 2 * 2 + (row / 4 ^ row) % 2 * 4)) * 16;
   }
-  static SK_INLINE void put(unsigned char* to, bool is_first, bool is_last, int row, int k, const float (&of)[2]) {
+  // Weights of a row from k on, two or four
+  template <int n>
+  static SK_INLINE void put(unsigned char* to, bool is_first, bool is_last, int row, int k, const float (&of)[n]) {
     const std::uint32_t at = is_first  ? weight_place<kRegisterInputs>(row, k / 4)
                              : is_last ? last_place(row, k / 4)
                                        : weight_place<H>(row, k / 4);
-    *reinterpret_cast<uint2*>(to + at + k % 4 * 4) = make_uint2(To::kept(of[0]), To::kept(of[1]));
+    if constexpr (n == 4) {
+      *reinterpret_cast<uint4*>(to + at) =
+          make_uint4(To::kept(of[0]), To::kept(of[1]), To::kept(of[2]), To::kept(of[3]));
+    } else {
+      *reinterpret_cast<uint2*>(to + at + k % 4 * 4) = make_uint2(To::kept(of[0]), To::kept(of[1]));
+    }
   }
 
   SK_INLINE void add_bias(Columns& c, int l) const {

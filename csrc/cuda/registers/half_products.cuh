@@ -14,10 +14,15 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
   using Block::kDepth, Block::kMine;
   using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
 
-  // Weights k and k + 1 of a row
-  static SK_INLINE void put(unsigned char* to, bool is_first, bool, int row, int k, const float (&of)[2]) {
-    const std::uint32_t at = is_first ? place<kRegisterInputs>(row, k / 8) : place<H>(row, k / 8);
-    *reinterpret_cast<std::uint32_t*>(to + at + k % 8 * 2) = To::two(of[0], of[1]);
+  // Weights of a row from k on, two or four
+  template <int n>
+  static SK_INLINE void put(unsigned char* to, bool is_first, bool, int row, int k, const float (&of)[n]) {
+    const std::uint32_t at = (is_first ? place<kRegisterInputs>(row, k / 8) : place<H>(row, k / 8)) + k % 8 * 2;
+    if constexpr (n == 4) {
+      *reinterpret_cast<uint2*>(to + at) = make_uint2(To::two(of[0], of[1]), To::two(of[2], of[3]));
+    } else {
+      *reinterpret_cast<std::uint32_t*>(to + at) = To::two(of[0], of[1]);
+    }
   }
 
   // Transposed, or as they lie

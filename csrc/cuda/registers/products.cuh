@@ -61,11 +61,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
       for (int i = 0; i < kAtOnce; ++i) {
         const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % (kOfMatrix / kOfRow);
         if (at >= layers * kOfMatrix) continue;
-#pragma unroll
-        for (int e = 0; e < kTogether; e += 2) {
-          const float two[2] = {of[i][e], of[i][e + 1]};
-          Base::put(to + l * (H * H * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether + e, two);
-        }
+        Base::put(to + l * (H * H * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether, of[i]);
       }
     }
   }
