@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -79,10 +80,13 @@ void need(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
-// A step under construction: owns the layers that `step` points to.
+#include "jets_binding.h"
+
+// A step under construction: owns the layers and the streams that `step` points to.
 struct StepBuilder {
   sk::Step step;
   std::vector<sk::Layer> layers;
+  std::shared_ptr<const JetsBuilder> streams;
 
   sk::Step& finish() {
     step.layers = layers.data();
@@ -103,6 +107,17 @@ struct StepBuilder {
       n = layer.n_out;
     }
     need(n == step.O, "the last layer must give O outputs");
+    if (!streams) return step;
+    const auto& jets = streams->jets;
+    step.streams = &jets;
+    need(step.order == 2 && step.projection == sk::Projection::kDirections && !step.headed(), "streams of a sum");
+    need(step.residuals != sk::Residuals::kLoss && step.P > 0, "streams of a sum");
+    need(jets.dtype == step.dtype && jets.L == step.L && jets.D == step.D && jets.results == 2 * step.O &&
+             jets.directions > 0,
+         "streams must be those of the step");
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      need(streams->layers[l].layer.n_out == layers[l].n_out, "streams must be those of the step");
+    }
     return step;
   }
 
@@ -166,8 +181,6 @@ struct StepBuilder {
     return step;
   }
 };
-
-#include "jets_binding.h"
 
 // As Python keeps a function that takes its arguments as they lie, without pybind11's look at each.
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
@@ -254,7 +267,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<StepBuilder>(m, "Step")
       .def(py::init([](int dtype, std::int64_t N, std::int64_t D, std::int64_t O, std::int64_t P, std::int64_t W,
-                       int order, bool collapsed) {
+                       int order) {
              StepBuilder self;
              self.step.dtype = choice<sk::Dtype>(dtype, "dtype");
              self.step.N = N;
@@ -263,11 +276,12 @@ PYBIND11_MODULE(_C, m) {
              self.step.P = P;
              self.step.W = W;
              self.step.order = order;
-             self.step.collapsed = collapsed;
              return self;
            }),
-           py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"), py::arg("W"), py::arg("order"),
-           py::arg("collapsed"))
+           py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"), py::arg("W"), py::arg("order"))
+      .def(
+          "streams", [](StepBuilder& self, std::shared_ptr<JetsBuilder> streams) { self.streams = std::move(streams); },
+          "by which it makes y, and of second derivatives the sum over directions alone")
       .def("layers", &set_layers, "rows of (n_in, n_out, activation, weight, bias, dweight, dbias)")
       .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
       .def("directions",
@@ -357,12 +371,12 @@ PYBIND11_MODULE(_C, m) {
         sk::cpu::mlp_sobolev(kernels, step);
       },
       py::arg("step"), py::arg("isa") = "");
-  py::class_<JetsBuilder>(m, "Jets", "named derivatives of a student, but for tensors")
+  py::class_<JetsBuilder, std::shared_ptr<JetsBuilder>>(m, "Jets", "named derivatives of a student, but for tensors")
       .def(py::init<int, std::int64_t, int, const py::list&, const py::list&>(), py::arg("dtype"), py::arg("D"),
            py::arg("directions"), py::arg("layers"), py::arg("results"));
   m.def("mlp_jets", &mlp_jets, "named derivatives, or from their cotangents the gradients", py::arg("plan"),
-        py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("x"), py::arg("v"),
-        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("out"),
+        py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("in_place"), py::arg("x"),
+        py::arg("v"), py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("out"),
         py::arg("cotangents"));
   py::class_<JetLossBuilder>(m, "JetLoss", "a loss of named derivatives, but for tensors")
       .def(py::init<const std::vector<int>&, std::vector<int>, std::int64_t, const py::tuple&, const py::tuple&,
@@ -370,8 +384,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("given"), py::arg("columns"), py::arg("terms"), py::arg("values"), py::arg("adjoint"),
            py::arg("deviations"), py::arg("bars"));
   m.def("mlp_jets_loss", &mlp_jets_loss, "a loss of named derivatives, and all its gradients", py::arg("plan"),
-        py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("x"), py::arg("v"),
-        py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"),
+        py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("in_place"), py::arg("x"),
+        py::arg("v"), py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"),
         py::arg("coefficients"), py::arg("terms"), py::arg("targets"), py::arg("inputs"), py::arg("sample_weight"),
         py::arg("total"), py::arg("each"), py::arg("dinputs"), py::arg("dcoefficients"));
   py::class_<sk::cpu::MeanLoss>(m, "MeanLoss", "weighted means of pointwise terms of values and derivatives")

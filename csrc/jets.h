@@ -83,24 +83,34 @@ struct JetLoss {
   bool back = false;              // whether gradients are wanted
 };
 
+// Where a number of each sample is, so many from one to the next
+struct Place {
+  void* data = nullptr;
+  std::int64_t step = 1;
+};
+
 struct Jets {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t N = 0, D = 0, O = 0, L = 0;
-  int directions = 0;                // streams that the inputs have beside the value
+  std::int64_t P = 0, W = 0;  // directions, of the first W inputs
+  int directions = 0;         // of these side by side, the streams that inputs have beside the value: results that are
+                              // not of the value alone are summed over the others
   const JetLayer* layers = nullptr;  // [L]
   const Named* named = nullptr;
   std::int64_t count_named = 0, results = 0;
-  Strided x;                         // [N, D]
-  Strided v;                         // [directions, N, D]
-  void* out = nullptr;               // [results, N]
-  const void* cotangents = nullptr;  // [results, N]
-  const JetLoss* loss = nullptr;     // in their place
-  void* dx = nullptr;                // [N, D]
-  void* dv = nullptr;                // [directions, N, D]
-  std::int64_t tile = 0;             // samples
+  Strided x;  // [N, D]
+  Directions along;
+  const Place* out = nullptr;         // [results], without data where nobody asks for it
+  const Place* cotangents = nullptr;  // [results], without data where it is 0
+  const JetLoss* loss = nullptr;      // in their place
+  void* dx = nullptr;                 // [N, D]
+  void* dv = nullptr;                 // [P, N, W]
+  std::int64_t tile = 0;              // samples
   int threads = 1;
+  bool in_place = false;  // as of a step
 
   bool gradients() const { return loss ? loss->back : cotangents != nullptr; }
+  bool units() const { return along.distribution == Distribution::kBasis; }  // times their magnitude
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
 };
 

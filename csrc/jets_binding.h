@@ -53,8 +53,8 @@ struct JetsBuilder : Programs {
   JetsBuilder(const JetsBuilder&) = delete;
   JetsBuilder(int dtype, std::int64_t D, int directions, const py::list& rows, const py::list& results) {
     jets.dtype = choice<sk::Dtype>(dtype, "dtype");
-    jets.D = D;
-    jets.directions = directions;
+    jets.D = jets.W = D;
+    jets.P = jets.directions = directions;
     int streams = 1 + directions;
     std::int64_t n = D;
     for (const auto& row : rows) {
@@ -142,8 +142,9 @@ struct JetLossBuilder : Programs {
 struct JetsCall {
   sk::Jets jets;
   std::vector<sk::JetLayer> layers;
+  std::vector<sk::Place> places;
 
-  JetsCall(const JetsBuilder& plan, std::int64_t N, std::int64_t tile, int threads, const py::object& x,
+  JetsCall(const JetsBuilder& plan, std::int64_t N, std::int64_t tile, int threads, bool in_place, const py::object& x,
            const py::object& v, const py::list& parameters, const py::list& gradients, const py::object& dx,
            const py::object& dv)
       : jets(plan.jets), layers(plan.layers) {
@@ -151,12 +152,13 @@ struct JetsCall {
     jets.N = N;
     jets.tile = tile;
     jets.threads = threads;
+    jets.in_place = in_place;
     jets.x = strided(x);
-    jets.v = strided(v);
+    jets.along.given = strided(v);
     jets.dx = output(dx);
     jets.dv = output(dv);
     need(N > 0 && tile > 0, "samples and tile must be positive");
-    need(jets.x.data && (jets.v.data || !jets.directions), "derivatives must have inputs and directions");
+    need(jets.x.data && (jets.along.given.data || !jets.directions), "derivatives must have inputs and directions");
     need(parameters.size() == 2 * layers.size(), "each layer must have a weight and a bias, or none");
     const bool back = gradients.size() > 0;
     need(!back || gradients.size() == parameters.size(), "a gradient must have its place");
@@ -172,16 +174,24 @@ struct JetsCall {
     }
   }
   JetsCall(const JetsCall&) = delete;
+
+  // Those of results [results, N]
+  const sk::Place* places_in(void* array) {
+    const std::int64_t size = jets.dtype == sk::Dtype::kFloat64 ? 8 : 4;
+    for (std::int64_t r = 0; r < jets.results; ++r)
+      places.push_back({static_cast<char*>(array) + r * jets.N * size, 1});
+    return places.data();
+  }
 };
 
 void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
-              const py::object& x, const py::object& v, const py::list& parameters, const py::list& gradients,
-              const py::object& dx, const py::object& dv, const py::object& out, const py::object& cotangents) {
+              bool in_place, const py::object& x, const py::object& v, const py::list& parameters,
+              const py::list& gradients, const py::object& dx, const py::object& dv, const py::object& out,
+              const py::object& cotangents) {
   const auto& kernels = instruction_set(isa);
-  JetsCall call(plan, N, tile, threads, x, v, parameters, gradients, dx, dv);
-  call.jets.out = output(out);
-  call.jets.cotangents = output(cotangents);
-  need(call.jets.out || call.jets.cotangents, "derivatives must have their place");
+  JetsCall call(plan, N, tile, threads, in_place, x, v, parameters, gradients, dx, dv);
+  need(out.is_none() != cotangents.is_none(), "derivatives must have their place, or their cotangents");
+  (out.is_none() ? call.jets.cotangents : call.jets.out) = call.places_in(output(out.is_none() ? cotangents : out));
   need(!call.jets.cotangents || gradients.size() > 0, "a gradient must have its place");
   py::gil_scoped_release release;
   sk::cpu::mlp_jets(kernels, call.jets);
@@ -190,13 +200,13 @@ void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, s
 // `terms`: of each (loss, unit, weight, share); `targets`: of each deviation, or None; `inputs` are those that columns
 // are of
 void mlp_jets_loss(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
-                   const py::object& x, const py::object& v, const py::list& parameters, const py::list& gradients,
-                   const py::object& dx, const py::object& dv, const JetLossBuilder& of,
+                   bool in_place, const py::object& x, const py::object& v, const py::list& parameters,
+                   const py::list& gradients, const py::object& dx, const py::object& dv, const JetLossBuilder& of,
                    const std::vector<double>& coefficients, const py::list& terms, const py::list& targets,
                    const py::object& inputs, const py::object& sample_weight, const py::object& total,
                    const py::object& each, const py::object& dinputs, const py::object& dcoefficients) {
   const auto& kernels = instruction_set(isa);
-  JetsCall call(plan, N, tile, threads, x, v, parameters, gradients, dx, dv);
+  JetsCall call(plan, N, tile, threads, in_place, x, v, parameters, gradients, dx, dv);
   sk::JetLoss loss = of.loss;
   auto deviations = of.deviations;
   std::vector<sk::JetTerm> numbers;

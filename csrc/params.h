@@ -44,6 +44,8 @@ struct Directions {
   double magnitude = 1;
 };
 
+struct Jets;
+
 // The terms of a loss: values, derivatives of order 1, of order 2.
 constexpr int kMaxTerms = 3;
 
@@ -52,7 +54,7 @@ struct Step {
   std::int64_t N = 0, D = 0, O = 0, P = 0, L = 0;
   std::int64_t W = 0;             // the first W inputs are differentiated
   int order = 1;                  // 2: also second directional derivatives
-  bool collapsed = false;         // of order 2 only the sum over directions is wanted
+  const Jets* streams = nullptr;  // by which of order 2 only the sum over directions is made (jets.h)
   const Layer* layers = nullptr;  // [L]
   Strided x;                      // [N, D]
   Projection projection = Projection::kDirections;
@@ -71,7 +73,7 @@ struct Step {
   bool gradients = false;
   void* y = nullptr;            // [N, O]
   void* derivatives = nullptr;  // [P, N, O], or [P, N, W] of cotangents
-  void* second = nullptr;       // [P, N, O], or [N, O] if collapsed
+  void* second = nullptr;       // [P, N, O], or [N, O] of their sum
   void* total = nullptr;        // the loss: [1], or [N] if per_sample
   void* terms = nullptr;        // [1 + order], or [1 + order, N] if per_sample: then wanted together with total
   bool per_sample = false;
@@ -89,10 +91,10 @@ struct Step {
   int count_terms() const { return 1 + order; }
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
   bool at_once() const {  // all streams of derivatives
-    return !collapsed && (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
+    return (projection == Projection::kCotangents || side == Side::kTangents) && group >= P;
   }
   bool by_one_gradient() const {  // the only output's, for all directions
-    return !collapsed && projection == Projection::kDirections && side == Side::kGradients && P > 0 && O == 1;
+    return projection == Projection::kDirections && side == Side::kGradients && P > 0 && O == 1;
   }
   // They can be if a part has one tile, whose streams go all at once.
   bool gathers() const {

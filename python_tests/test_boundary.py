@@ -473,7 +473,7 @@ def test_the_core_refuses_sizes_that_do_not_fit():
         "a step must have inputs": ([layer(3, 2)], sizes, 1),
     }
     for words, (layers, each, order) in refused.items():
-        bare = core._C.Step(0, 6, *each, order, False)
+        bare = core._C.Step(0, 6, *each, order)
         bare.layers(layers)
         bare.plan(0, 64, 1, False, False, False, 1)
         with pytest.raises(ValueError, match=words):

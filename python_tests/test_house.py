@@ -269,9 +269,9 @@ def test_the_core_has_our_tables():
 
 
 def test_numbers_that_the_core_does_not_know_are_refused():
-    step = core._C.Step(0, 1, 1, 1, 0, 1, 1, False)
+    step = core._C.Step(0, 1, 1, 1, 0, 1, 1)
     for call in (
-        lambda: core._C.Step(2, 1, 1, 1, 0, 1, 1, False),
+        lambda: core._C.Step(2, 1, 1, 1, 0, 1, 1),
         lambda: step.layers([(1, 1, (len(sk.ACTIVATIONS),), core.SOMEWHERE, None, None, None)]),
         lambda: step.layers([(1, 1, (-1,), core.SOMEWHERE, None, None, None)]),
         lambda: step.loss([((len(LIKELIHOODS) + len(sk.LOSSES) + len(sk.COUPLED),), 1.0, 1.0)], False),
@@ -287,7 +287,7 @@ def test_numbers_that_the_core_does_not_know_are_refused():
 
 def test_what_each_step_asks_is_refused_of_others():
     """The three functions of the core that take Python's objects as they lie."""
-    step, a = core._C.Step(0, 1, 1, 1, 0, 1, 1, False), torch.ones(3)
+    step, a = core._C.Step(0, 1, 1, 1, 0, 1, 1), torch.ones(3)
     step.layers([(1, 1, (0,), core.SOMEWHERE, None, None, None)])
     step.input(core.SOMEWHERE)
     for addresses, tensors in (([], []), ([a.data_ptr()], []), ([a.data_ptr()] * 3, []), ([1, 0], []), ([1, 1], [a])):

@@ -178,3 +178,28 @@ void draw_direction(const Directions& directions, std::int64_t sample, std::int6
   if (directions.magnitude == 1) return;
   for (std::int64_t i = 0; i < D * kPanel<T>; ++i) v[i] *= T(directions.magnitude);
 }
+
+// Rows [M][ld] of n numbers and the rest 0, and panels, of the samples of an array [N, n] from `first` on
+template <class T>
+void load_rows(const Strided& from, std::int64_t first, std::int64_t M, std::int64_t n, std::int64_t ld, T* rows,
+               T* panels) {
+  for (std::int64_t m = 0; m < M; ++m) {
+    const T* row = static_cast<const T*>(from.data) + (first + m) * from.stride[0];
+    for (std::int64_t d = 0; d < n; ++d) rows[m * ld + d] = row[d * from.stride[1]];
+    for (std::int64_t d = n; d < ld; ++d) rows[m * ld + d] = T(0);
+  }
+  rows_to_panels(rows, ld, n, M, panels);
+}
+
+// Direction or cotangent p of n numbers, given or drawn, of a panel's samples from `first` on; `frame` as above
+template <class T>
+void load_vector(const Directions& directions, std::int64_t first, std::int64_t M, std::int64_t p, std::int64_t n,
+                 std::int64_t ld, T* rows, T* panel, T* frame) {
+  if (directions.distribution == Distribution::kGiven) {
+    const Strided& given = directions.given;
+    const T* data = static_cast<const T*>(given.data) + p * given.stride[0];
+    return load_rows({data, {given.stride[1], given.stride[2]}}, first, M, n, ld, rows, panel);
+  }
+  draw_direction(directions, first, p, n, panel, frame);
+  panels_to_rows(panel, n, 1, rows, ld);
+}

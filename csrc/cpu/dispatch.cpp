@@ -98,6 +98,41 @@ void run(const Phases<Work>& phases, const Work& work) {
   }
 }
 
+// A step whose second derivatives are summed over directions, as the streams that it was told: y, and then that sum.
+struct Summed {
+  std::vector<JetLayer> layers;
+  std::vector<Place> out, cotangents;
+  Jets jets;
+
+  explicit Summed(const Step& step) : layers(step.streams->layers, step.streams->layers + step.L), jets(*step.streams) {
+    for (std::int64_t l = 0; l < step.L; ++l) layers[std::size_t(l)].layer = step.layers[l];
+    const std::int64_t size = step.dtype == Dtype::kFloat64 ? 8 : 4;
+    const auto add = [&](std::vector<Place>& to, const void* data, std::int64_t sample, std::int64_t output) {
+      char* first = static_cast<char*>(const_cast<void*>(data));
+      for (std::int64_t o = 0; o < step.O; ++o) to.push_back({first ? first + o * output * size : nullptr, sample});
+    };
+    for (const void* to : {step.y, step.second}) add(out, to, step.O, 1);
+    for (const int term : {0, 2}) {
+      const Target& from = step.target[term];
+      const bool there = from.kind != TargetKind::kNone;
+      add(cotangents, there ? from.data.data : nullptr, from.data.stride[0], from.data.stride[1]);
+    }
+    jets.layers = layers.data();
+    jets.N = step.N;
+    jets.P = step.P;
+    jets.W = step.W;
+    jets.x = step.x;
+    jets.along = step.directions;
+    jets.out = out.data();
+    jets.cotangents = step.gradients ? cotangents.data() : nullptr;
+    jets.dx = step.dx;
+    jets.dv = step.dgiven;
+    jets.tile = step.tile;
+    jets.threads = step.threads;
+    jets.in_place = step.in_place;
+  }
+};
+
 }  // namespace
 
 const std::vector<const Kernels*>& instruction_sets() {
@@ -117,9 +152,13 @@ const std::vector<const Kernels*>& instruction_sets() {
   return sets;
 }
 
-std::size_t working_memory(const Kernels& kernels, const Step& step) { return Shares(kernels.step, step).bytes(); }
+std::size_t working_memory(const Kernels& kernels, const Step& step) {
+  return step.streams ? Shares(kernels.jets, Summed(step).jets).bytes() : Shares(kernels.step, step).bytes();
+}
 
-void mlp_sobolev(const Kernels& kernels, const Step& step) { run(kernels.step, step); }
+void mlp_sobolev(const Kernels& kernels, const Step& step) {
+  step.streams ? run(kernels.jets, Summed(step).jets) : run(kernels.step, step);
+}
 
 void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets); }
 

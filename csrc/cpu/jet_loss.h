@@ -114,9 +114,7 @@ class LossTile {
   }
 
   void execute_all(const Program& program, T** slots) const {
-    for (std::int64_t panel = 0; panel < panels_; panel += kRows) {
-      for (int i = 0; i < program.slots; ++i) slots[i] = slot(i) + panel * kPanel<T>;
-      execute(program, std::min<std::int64_t>(kRows, panels_ - panel), slots);
-    }
+    for (int i = 0; i < program.slots; ++i) slots[i] = slot(i);
+    execute(program, panels_, slots);
   }
 };

@@ -4,7 +4,7 @@
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class A, class T, bool kHigh>
-void differentiate(const T* z, T* const* sigma, std::int64_t count, const double* parameters) {
+SK_INLINE void differentiate_by(const T* z, T* const* sigma, std::int64_t count, const double* parameters) {
   using V = Vec<T>;
   for (std::int64_t i = 0; i < count; i += V::kLanes) {
     const auto put = [&](int m, V value) {
@@ -20,11 +20,27 @@ void differentiate(const T* z, T* const* sigma, std::int64_t count, const double
   }
 }
 
+template <class A, class T, bool kHigh>
+void differentiate(const T* z, T* const* sigma, std::int64_t count, const double* parameters) {
+  with_usual<A>(parameters, [=](const double* usual) { differentiate_by<A, T, kHigh>(z, sigma, count, usual); });
+}
+
+// Up to so many streams two panels go through a product at once; and so many blocks of rows of a stream are made before
+// an activation sees them, as few enough to stay in the first-level cache.
+constexpr std::int64_t kFew = 8, kBlocks = 16;
+
+struct AtOnce {
+  std::int64_t panels, blocks;
+  explicit AtOnce(std::int64_t streams)
+      : panels(streams <= kFew ? 2 : 1), blocks(std::max<std::int64_t>(1, kBlocks / (panels * streams))) {}
+};
+
 // What one thread works in: the arrays of a tile, and its part of the gradients. Marked [streams][n] they are
 // [tile / kPanel][streams][n][kPanel], rows are [tile / kPanel][streams][kPanel][ld].
 template <class T>
 struct JetRoom {
-  T *x_rows, *x;       // [1 + directions][D] what goes in
+  T *x_rows, *x;       // [inputs][D] what goes in
+  T* frames;           // all orthonormal directions so far
   T* h[kMaxLayers];    // [made][n]
   T* g[kMaxLayers];    // [kept][n]
   T *bar, *next_bar;   // [streams][n] adjoints of z of this layer and of the one below
@@ -41,18 +57,20 @@ struct JetRoom {
   JetRoom(const Jets& jets, void* base) {
     constexpr std::int64_t kLanes = Vec<T>::kLanes;
     Arena arena(base);
-    const std::int64_t tile = round_up(jets.tile, kPanel<T>), inputs = 1 + jets.directions;
+    const std::int64_t tile = round_up(jets.tile, kPanel<T>), inputs = inputs_of(jets);
+    const bool framed = jets.along.distribution == Distribution::kOrthonormal;
     const bool back = jets.gradients();
-    std::int64_t widest = jets.D, streams = inputs, slots = 1;
-    std::int64_t numbers = inputs * jets.D;  // of a sample, at most, in an array
+    std::int64_t widest = jets.D, streams = 1, slots = 1, scratch_slots = 1;
+    std::int64_t numbers = 0;  // of a sample, at most, in an array
     for (std::int64_t l = 0; l < jets.L; ++l) {
       const JetLayer& at = jets.layers[l];
-      const int most = std::max(at.given, at.made);
+      const std::int64_t most = std::max(at.given, at.made);
       widest = std::max(widest, at.layer.n_out);
-      streams = std::max<std::int64_t>(streams, most);
+      streams = std::max(streams, most);
       numbers = std::max(numbers, most * at.layer.n_out);
       for (const Program* program : {&at.values, &at.forward, &at.adjoint}) {
         slots = std::max<std::int64_t>(slots, program->slots);
+        scratch_slots = std::max(scratch_slots, program->slots * AtOnce(at.given).blocks);
       }
     }
     // an odd number of vectors: rows a power of two apart would share the few sets of the first-level cache
@@ -60,14 +78,15 @@ struct JetRoom {
     ld_x = round_up(jets.D, kLanes);
     x_rows = arena.take<T>(tile * inputs * ld_x);
     x = arena.take<T>(tile * inputs * jets.D);
+    frames = arena.take<T>(framed ? tile * jets.P * jets.W : 0);
     bar = arena.take<T>(back ? tile * numbers : 0);
     next_bar = arena.take<T>(back ? tile * numbers : 0);
-    block = arena.take<T>(streams * kRows * kPanel<T>);
-    scratch = arena.take<T>(slots * kRows * kPanel<T>);
+    block = arena.take<T>(std::max(streams, kBlocks) * kRows * kPanel<T>);
+    scratch = arena.take<T>(scratch_slots * kRows * kPanel<T>);
     if (jets.loss) slots = std::max<std::int64_t>(slots, loss.take(*jets.loss, tile, arena));
     this->slots = arena.take<T*>(slots);
     rows = arena.take<T>(back ? tile * streams * ld_rows : 0);
-    samples = arena.take<Samples<T>>(1 + streams);
+    samples = arena.take<Samples<T>>(tile / kPanel<T> + streams);
     T* turns[2] = {nullptr, nullptr};
     for (std::int64_t l = 0; l < jets.L; ++l) {
       const JetLayer& at = jets.layers[l];
@@ -80,11 +99,14 @@ struct JetRoom {
     }
     bytes = arena.used();
   }
+
+  // Streams that are loaded: of unit vectors the first layer's products are columns of its weight
+  static std::int64_t inputs_of(const Jets& jets) { return 1 + (jets.units() ? 0 : jets.directions); }
 };
 
 template <class T>
 struct JetWeights {
-  Matrix<T> forward[kMaxLayers], backward[kMaxLayers];  // W, Wᵀ, packed
+  Matrix<T> forward[kMaxLayers], backward[kMaxLayers];  // W, Wᵀ
   T* bias[kMaxLayers];
   std::size_t bytes;
 
@@ -93,9 +115,8 @@ struct JetWeights {
     for (std::int64_t l = 0; l < jets.L; ++l) {
       const Layer& layer = jets.layers[l].layer;
       const bool back = jets.gradients() && (l > 0 || jets.dx || jets.dv);
-      const std::int64_t size = layer.n_out * layer.n_in;
-      forward[l] = {arena.take<T>(size), layer.n_out, layer.n_in, 1, 0, true};
-      backward[l] = {back ? arena.take<T>(size) : nullptr, layer.n_in, layer.n_out, 1, 0, true};
+      forward[l] = left_operand<T>(arena, true, jets.in_place, layer.weight, false, layer.n_out, layer.n_in);
+      backward[l] = left_operand<T>(arena, back, jets.in_place, layer.weight, true, layer.n_in, layer.n_out);
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }
     bytes = arena.used();
@@ -113,6 +134,16 @@ class JetTile {
   void run(std::int64_t first, std::int64_t count) {
     first_ = first;
     M_ = count;
+    direction_ = 0;
+    do {
+      pass();
+      direction_ += jets_.directions;
+    } while (direction_ < jets_.P);
+  }
+
+ private:
+  // All of the directions from direction_ on that go side by side
+  void pass() {
     load();
     for (std::int64_t l = 0; l < jets_.L; ++l) forward(l);
     if (jets_.loss) compare();
@@ -125,16 +156,15 @@ class JetTile {
     }
   }
 
- private:
   const Jets& jets_;
   const JetWeights<T>& weights_;
   const JetRoom<T>& room_;
-  std::int64_t first_ = 0, M_ = 0;
+  std::int64_t first_ = 0, M_ = 0, direction_ = 0;
   T *bar_ = nullptr, *next_bar_ = nullptr;
   bool begun_ = false;  // whether gradients of weights hold a sum already
 
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
-  std::int64_t inputs() const { return 1 + jets_.directions; }
+  std::int64_t inputs() const { return JetRoom<T>::inputs_of(jets_); }
   const JetLayer& layer(std::int64_t l) const { return jets_.layers[l]; }
 
   // The samples of a panel
@@ -142,37 +172,101 @@ class JetTile {
 
   // x and directions, as rows and as panels
   void load() {
+    const auto at_panel = [&](T* array, std::int64_t panel, std::int64_t s, std::int64_t ld) {
+      return array + (panel * inputs() + s) * kPanel<T> * ld;
+    };
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      for (std::int64_t s = 0; s < inputs(); ++s) {
-        T* rows = room_.x_rows + (panel * inputs() + s) * kPanel<T> * room_.ld_x;
-        zero(rows, kPanel<T> * room_.ld_x);
-        for (std::int64_t m = 0; m < samples(panel); ++m) {
-          const std::int64_t n = first_ + panel * kPanel<T> + m;
-          for (std::int64_t d = 0; d < jets_.D; ++d) {
-            rows[m * room_.ld_x + d] = s ? at<T>(jets_.v, s - 1, n, d) : at<T>(jets_.x, n, d);
-          }
+      const std::int64_t first = first_ + panel * kPanel<T>;
+      for (std::int64_t s = direction_ ? 1 : 0; s < inputs(); ++s) {
+        T *rows = at_panel(room_.x_rows, panel, s, room_.ld_x), *to = at_panel(room_.x, panel, s, jets_.D);
+        const std::int64_t p = direction_ + s - 1;
+        if (s == 0) {
+          load_rows(jets_.x, first, samples(panel), jets_.D, room_.ld_x, rows, to);
+        } else if (p < jets_.P) {
+          T* frame = room_.frames ? room_.frames + panel * jets_.P * jets_.W * kPanel<T> : nullptr;
+          load_vector(jets_.along, first, samples(panel), p, jets_.W, room_.ld_x, rows, to, frame);
+        } else {
+          zero(rows, kPanel<T> * room_.ld_x);
+          zero(to, kPanel<T> * jets_.W);
         }
-        rows_to_panels(rows, room_.ld_x, jets_.D, samples(panel),
-                       room_.x + (panel * inputs() + s) * jets_.D * kPanel<T>);
       }
     }
   }
 
-  // Blocks of rows of A times all streams of each panel, b [streams][K]; `done(panel, row, rows)` finds them in
-  // room_.block, [streams][rows]
+  // f(panel, row, rows, block) of blocks of rows, with what multiply(panel, panels, row, R, to, rows) made of each R of
+  // them for so many panels, `streams` of each, [stream][rows]: of few streams two panels go at once, so that a
+  // product's columns are even
+  template <class Multiply, class Done>
+  void each_block(std::int64_t n, std::int64_t streams, Multiply multiply, Done done) {
+    const RowBlocks blocks(n);
+    const AtOnce at_once(streams);
+    for (std::int64_t panel = 0; panel < panels(); panel += at_once.panels) {
+      const std::int64_t count = std::min(at_once.panels, panels() - panel);
+      for (std::int64_t b = 0; b < blocks.blocks; b += at_once.blocks) {
+        const std::int64_t end = std::min(b + at_once.blocks, blocks.blocks);
+        const std::int64_t first = blocks.begin(b), rows = blocks.begin(end) - first;
+        for (std::int64_t c = b; c < end; ++c) {
+          const std::int64_t row = blocks.begin(c), R = blocks.begin(c + 1) - row;
+          multiply(panel, count, row, R, room_.block + (row - first) * kPanel<T>, rows);
+        }
+        for (std::int64_t i = 0; i < count; ++i) {
+          done(panel + i, first, rows, room_.block + i * streams * rows * kPanel<T>);
+        }
+      }
+    }
+  }
+
+  // R rows of A times `count` columns of K numbers, which are `apart` from each other, as what comes of them is
+  void multiply(const Matrix<T>& a, std::int64_t row, std::int64_t R, std::int64_t K, const T* b, std::int64_t apart,
+                std::int64_t count, T* to, std::int64_t to_apart) const {
+    using Ld = Constant<kPanel<T>>;
+    for (std::int64_t s = 0; s < count; s += 2) {
+      product_block_of<T, Ld>(R, count - s > 1, a.next_row == 1)(a.block(row), a.next(R), b + s * apart * kPanel<T>,
+                                                                 Ld(), apart * kPanel<T>, K, nullptr,
+                                                                 to + s * to_apart * kPanel<T>, to_apart * kPanel<T>);
+    }
+  }
+
+  // Blocks of rows of A times all streams of each panel, b [streams][K]; `done` finds them as [streams][rows]
   template <class Done>
   void product_of_streams(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t streams, Done done) {
-    using Ld = Constant<kPanel<T>>;
-    const RowBlocks blocks(a.rows);
-    for (std::int64_t block = 0; block < blocks.blocks; ++block) {
-      const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-      for (std::int64_t panel = 0; panel < panels(); ++panel) {
-        for (std::int64_t s = 0; s < streams; s += 2) {
-          product_block_of<T, Ld>(R, streams - s > 1, true)(
-              a.data + row * a.K, R, b + (panel * streams + s) * K * kPanel<T>, Ld(), K * kPanel<T>, K, nullptr,
-              room_.block + s * R * kPanel<T>, R * kPanel<T>);
+    const auto all = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* to,
+                         std::int64_t rows) {
+      multiply(a, row, R, K, b + panel * streams * K * kPanel<T>, K, count * streams, to, rows);
+    };
+    each_block(a.rows, streams, all, done);
+  }
+
+  // The same of the inputs
+  template <class Done>
+  void product_of_inputs(Done done) {
+    const Matrix<T>& a = weights_.forward[0];
+    const std::int64_t D = jets_.D, given = layer(0).given;
+    if (!jets_.units() && jets_.W == D) return product_of_streams(a, D, room_.x, given, done);
+    const auto apart = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* to,
+                           std::int64_t rows) {
+      const T* x = room_.x + panel * inputs() * D * kPanel<T>;
+      multiply(a, row, R, D, x, inputs() * D, count, to, given * rows);
+      for (std::int64_t i = 0; i < count; ++i, x += inputs() * D * kPanel<T>) {
+        T* along = to + (i * given + 1) * rows * kPanel<T>;
+        if (jets_.units()) {
+          columns(a, row, R, along, rows);
+        } else {
+          multiply(a, row, R, jets_.W, x + D * kPanel<T>, D, jets_.directions, along, rows);
         }
-        done(panel, row, R);
+      }
+    };
+    each_block(a.rows, given, apart, done);
+  }
+
+  // R rows of A times unit vectors
+  void columns(const Matrix<T>& a, std::int64_t row, std::int64_t R, T* to, std::int64_t to_apart) const {
+    const std::int64_t next = a.packed ? R : a.next_k;
+    const T* column = a.block(row) + direction_ * next;
+    for (std::int64_t s = 0; s < jets_.directions; ++s, column += next, to += to_apart * kPanel<T>) {
+      const bool there = direction_ + s < jets_.P;
+      for (std::int64_t i = 0; i < R; ++i) {
+        V(there ? double(column[i * a.next_row]) * jets_.along.magnitude : 0.0).store(to + i * kPanel<T>);
       }
     }
   }
@@ -208,25 +302,26 @@ class JetTile {
     const auto activation = with_activation(here.layer.activation.row, [&](auto a) {
       return high ? &differentiate<decltype(a), T, true> : &differentiate<decltype(a), T, false>;
     });
-    product_of_streams(weights_.forward[l], here.layer.n_in, l ? room_.h[l - 1] : room_.x, here.given,
-                       [&](std::int64_t panel, std::int64_t row, std::int64_t R) {
-                         T *z = room_.block, *h = place(room_.h[l], panel, here.made, n, row);
-                         for (std::int64_t i = 0; weights_.bias[l] && here.value && i < R; ++i) {
-                           (V::load(z + i * kPanel<T>) + V(double(weights_.bias[l][row + i]))).store(z + i * kPanel<T>);
-                         }
-                         if (!program.slots) return copy(z, R, here.made, R, h, n);
-                         slots_ = 0;
-                         slots(z, here.given, R);
-                         slots(h, here.made, n);
-                         if (kept) slots(place(room_.g[l], panel, kept, n, row), kept, n);
-                         slots(room_.scratch, program.slots - slots_, R);
-                         T* sigma[kDerivatives];
-                         for (int m = 0; m < kDerivatives; ++m) {
-                           sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
-                         }
-                         activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
-                         execute(program, R, room_.slots);
-                       });
+    const auto done = [&](std::int64_t panel, std::int64_t row, std::int64_t R, T* z) {
+      T* h = place(room_.h[l], panel, here.made, n, row);
+      for (std::int64_t i = 0; weights_.bias[l] && here.value && i < R; ++i) {
+        (V::load(z + i * kPanel<T>) + V(double(weights_.bias[l][row + i]))).store(z + i * kPanel<T>);
+      }
+      if (!program.slots) return copy(z, R, here.made, R, h, n);
+      slots_ = 0;
+      slots(z, here.given, R);
+      slots(h, here.made, n);
+      if (kept) slots(place(room_.g[l], panel, kept, n, row), kept, n);
+      slots(room_.scratch, program.slots - slots_, R);
+      T* sigma[kDerivatives];
+      for (int m = 0; m < kDerivatives; ++m) {
+        sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
+      }
+      activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
+      execute(program, R, room_.slots);
+    };
+    if (l == 0) return product_of_inputs(done);
+    product_of_streams(weights_.forward[l], here.layer.n_in, room_.h[l - 1], here.given, done);
   }
 
   // f(where output `column` of a panel of a stream of the last layer is, result, panel, coefficient)
@@ -235,6 +330,7 @@ class JetTile {
     const int made = layer(jets_.L - 1).made;
     for (std::int64_t i = 0; i < jets_.count_named; ++i) {
       const Named& named = jets_.named[i];
+      if (direction_ && named.stream == 0) continue;
       for (std::int64_t panel = 0; panel < panels(); ++panel) {
         f(place(of, panel, made, jets_.O, 0) + (named.stream * jets_.O + named.column) * kPanel<T>, named.result, panel,
           T(named.coefficient));
@@ -243,11 +339,14 @@ class JetTile {
   }
 
   void store() {
-    T* out = static_cast<T*>(jets_.out) + first_;
-    for (std::int64_t r = 0; r < jets_.results; ++r) zero(out + r * jets_.N, M_);
+    for (std::int64_t r = 0; !direction_ && r < jets_.results; ++r) {
+      const Place& to = jets_.out[r];
+      for (std::int64_t m = 0; to.data && m < M_; ++m) static_cast<T*>(to.data)[(first_ + m) * to.step] = 0;
+    }
     each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
-      T* to = out + result * jets_.N + panel * kPanel<T>;
-      for (std::int64_t m = 0; m < samples(panel); ++m) to[m] += c * h[m];
+      const Place& to = jets_.out[result];
+      T* at = static_cast<T*>(to.data) + (first_ + panel * kPanel<T>)*to.step;
+      for (std::int64_t m = 0; to.data && m < samples(panel); ++m) at[m * to.step] += c * h[m];
     });
   }
 
@@ -271,21 +370,22 @@ class JetTile {
     T* h_bar = top.adjoint.slots ? next_bar_ : bar_;
     zero(h_bar, panels() * top.made * jets_.O * kPanel<T>);
     each_named(h_bar, [&](T* bar, std::int64_t result, std::int64_t panel, T c) {
-      const int slot = jets_.loss ? jets_.loss->bars[result] : 0;
-      if (slot < 0) return;
-      const T* from =
-          jets_.loss ? room_.loss.slot(slot) : static_cast<const T*>(jets_.cotangents) + result * jets_.N + first_;
-      from += panel * kPanel<T>;
-      for (std::int64_t m = 0; m < samples(panel); ++m) bar[m] += c * from[m];
+      if (jets_.loss) {
+        const int slot = jets_.loss->bars[result];
+        if (slot >= 0) add(room_.loss.slot(slot) + panel * kPanel<T>, 1, panel, c, bar);
+      } else if (const Place& from = jets_.cotangents[result]; from.data) {
+        add(static_cast<const T*>(from.data) + (first_ + panel * kPanel<T>)*from.step, from.step, panel, c, bar);
+      }
     });
     if (!top.adjoint.slots) return;
-    const RowBlocks blocks(jets_.O);
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      for (std::int64_t b = 0; b < blocks.blocks; ++b) {
-        const std::int64_t row = blocks.begin(b), R = blocks.begin(b + 1) - row;
-        through(jets_.L - 1, place(h_bar, panel, top.made, jets_.O, row), jets_.O, bar_, panel, row, R);
-      }
+      through(jets_.L - 1, place(h_bar, panel, top.made, jets_.O, 0), jets_.O, bar_, panel, 0, jets_.O);
     }
+  }
+
+  // Numbers of a panel's samples times c
+  void add(const T* from, std::int64_t step, std::int64_t panel, T c, T* to) const {
+    for (std::int64_t m = 0; m < samples(panel); ++m) to[m] += c * from[m * step];
   }
 
   // z̄ of R rows of a layer, from h̄, whose streams are `apart` from each other
@@ -304,58 +404,115 @@ class JetTile {
 
   void sum_gradients(std::int64_t l) {
     const JetLayer& here = layer(l);
-    const std::int64_t n = here.layer.n_out, n_in = here.layer.n_in, streams = here.given;
-    T* rows = room_.x_rows;
+    const std::int64_t n_in = here.layer.n_in, streams = here.given;
     if (l > 0) {
-      rows = room_.rows;
-      panels_to_rows(room_.h[l - 1], n_in, streams * panels(), rows, room_.ld_rows);
+      panels_to_rows(room_.h[l - 1], n_in, streams * panels(), room_.rows, room_.ld_rows);
+      add_outer(l, 0, streams, room_.rows, room_.ld_rows, streams, n_in);
+    } else if (jets_.units()) {
+      add_outer(0, 0, 1, room_.x_rows, room_.ld_x, 1, n_in);
+      add_columns();
+    } else {
+      const bool at_once = jets_.W == jets_.D;
+      add_outer(0, 0, at_once ? streams : 1, room_.x_rows, room_.ld_x, inputs(), n_in);
+      if (!at_once) add_outer(0, 1, streams, room_.x_rows + kPanel<T> * room_.ld_x, room_.ld_x, inputs(), jets_.W);
     }
-    const std::int64_t ld = l ? room_.ld_rows : room_.ld_x, next = (n - 1) * kPanel<T>;
-    const std::int64_t full = M_ / kPanel<T>, rest = M_ % kPanel<T>;  // what lanes beyond the samples have is no number
+    for (std::int64_t i = 0; room_.dbias[l] && here.value && i < here.layer.n_out; ++i) {
+      room_.dbias[l][i] += total(l, 0, i);
+    }
+  }
+
+  // The gradient of the first n columns of a layer's weight += z̄ hᵀ of streams [begin, end), of each panel so many h
+  // as rows
+  void add_outer(std::int64_t l, std::int64_t begin, std::int64_t end, const T* rows, std::int64_t ld,
+                 std::int64_t of_panel, std::int64_t n) {
+    const std::int64_t n_out = layer(l).layer.n_out, n_in = layer(l).layer.n_in, streams = layer(l).given;
+    const std::int64_t next = (n_out - 1) * kPanel<T>, full = M_ / kPanel<T>;
+    const bool all = begin == 0 && end == streams && of_panel == streams;
     Samples<T>* to = room_.samples;
-    if (full) *to++ = {bar_, rows, ld, full * streams * kPanel<T>, kPanel<T>, next};
-    for (std::int64_t s = 0; rest && s < streams; ++s) {
-      const std::int64_t stream = full * streams + s;
-      *to++ = {bar_ + stream * n * kPanel<T>, rows + stream * kPanel<T> * ld, ld, rest, kPanel<T>, next};
-    }
-    outer_to_strips(room_.samples, to - room_.samples, n, n_in, !begun_, room_.dweight[l], n_in);
-    if (l == 0) begun_ = true;
-    if (!room_.dbias[l] || !here.value) return;
-    for (std::int64_t i = 0; i < n; ++i) {
-      V lanes(0.0);
-      T total = 0;
-      for (std::int64_t panel = 0; panel < panels(); ++panel) {
-        const T* z_bar = place(bar_, panel, streams, n, i);
-        if (samples(panel) == kPanel<T>) {
-          lanes = lanes + V::load(z_bar);
-        } else {
-          for (std::int64_t m = 0; m < samples(panel); ++m) total += z_bar[m];
-        }
+    const auto append = [&](std::int64_t panel, std::int64_t s, std::int64_t count) {
+      *to++ = {place(bar_, panel, streams, n_out, 0) + s * n_out * kPanel<T>,
+               rows + (panel * of_panel + s - begin) * kPanel<T> * ld,
+               ld,
+               count,
+               kPanel<T>,
+               next};
+    };
+    if (all && full) append(0, 0, full * streams * kPanel<T>);
+    for (std::int64_t panel = all ? full : 0; panel < panels(); ++panel) {
+      if (panel < full) {
+        append(panel, begin, (end - begin) * kPanel<T>);
+        continue;
       }
-      room_.dbias[l][i] += total + sum(lanes);
+      // what lanes beyond the samples have is no number
+      for (std::int64_t s = begin; s < end; ++s) append(panel, s, samples(panel));
     }
+    outer_to_strips(room_.samples, to - room_.samples, n_out, n, !begun_, room_.dweight[l], n_in);
+    if (l == 0) begun_ = true;
+  }
+
+  // The same of unit vectors
+  void add_columns() const {
+    const std::int64_t n = layer(0).layer.n_out, n_in = jets_.D;
+    for (std::int64_t s = 0; s < jets_.directions && direction_ + s < jets_.P; ++s) {
+      constexpr std::int64_t kTwo = 2 * V::kLanes;
+      const std::int64_t column = direction_ + s, j = column / kTwo * kTwo, width = strip<T>(n_in, j);
+      T* to = room_.dweight[0] + j * n + column - j;
+      for (std::int64_t i = 0; i < n; ++i) to[i * width] += T(jets_.along.magnitude) * total(0, 1 + s, i);
+    }
+  }
+
+  // Row i of a stream of z̄, summed over the samples
+  T total(std::int64_t l, std::int64_t s, std::int64_t i) const {
+    const std::int64_t n = layer(l).layer.n_out;
+    V lanes(0.0);
+    T total = 0;
+    for (std::int64_t panel = 0; panel < panels(); ++panel) {
+      const T* z_bar = place(bar_, panel, layer(l).given, n, s * n + i);
+      if (samples(panel) == kPanel<T>) {
+        lanes = lanes + V::load(z_bar);
+      } else {
+        for (std::int64_t m = 0; m < samples(panel); ++m) total += z_bar[m];
+      }
+    }
+    return total + sum(lanes);
   }
 
   // The adjoint of what layer l was given: of z below it, or of the inputs
   void below(std::int64_t l) {
-    const JetLayer& here = layer(l);
-    if (l == 0 && !jets_.dx && !jets_.dv) return;
-    product_of_streams(weights_.backward[l], here.layer.n_out, bar_, here.given,
-                       [&](std::int64_t panel, std::int64_t row, std::int64_t R) {
-                         if (l) return through(l - 1, room_.block, R, next_bar_, panel, row, R);
-                         for (std::int64_t s = 0; s < here.given; ++s) {
-                           T* to = static_cast<T*>(s ? jets_.dv : jets_.dx);
-                           if (to) give(room_.block + s * R * kPanel<T>, to, s ? s - 1 : 0, panel, row, R);
-                         }
-                       });
+    const std::int64_t n = layer(l).layer.n_out, given = layer(l).given;
+    const Matrix<T>& a = weights_.backward[l];
+    if (l > 0) {
+      return product_of_streams(a, n, bar_, given, [&](std::int64_t panel, std::int64_t row, std::int64_t R, T* block) {
+        through(l - 1, block, R, next_bar_, panel, row, R);
+      });
+    }
+    if (jets_.dx) adjoint_of_inputs(0, 1, jets_.D, static_cast<T*>(jets_.dx));
+    if (jets_.dv) adjoint_of_inputs(1, given, jets_.W, static_cast<T*>(jets_.dv) + direction_ * jets_.N * jets_.W);
   }
 
-  // to[stream][sample][row ...] = block[row][sample]
-  void give(const T* block, T* to, std::int64_t stream, std::int64_t panel, std::int64_t row, std::int64_t R) const {
-    T* at = to + (stream * jets_.N + first_ + panel * kPanel<T>)*jets_.D + row;
-    for (std::int64_t m = 0; m < samples(panel); ++m, at += jets_.D) {
-      for (std::int64_t i = 0; i < R; ++i) at[i] = block[i * kPanel<T> + m];
-    }
+  // to[stream][sample][rows], of streams [begin, end)
+  void adjoint_of_inputs(std::int64_t begin, std::int64_t end, std::int64_t rows, T* to) {
+    const Matrix<T>& a = weights_.backward[0];
+    const std::int64_t n = layer(0).layer.n_out, given = layer(0).given, streams = end - begin;
+    const std::int64_t there = begin ? std::min(streams, jets_.P - direction_) : 1;
+    const auto some = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* block,
+                          std::int64_t all) {
+      for (std::int64_t i = 0; i < count && row < rows; ++i, block += streams * all * kPanel<T>) {
+        multiply(a, row, R, n, place(bar_, panel + i, given, n, begin * n), n, streams, block, all);
+      }
+    };
+    each_block(a.rows, streams, some, [&](std::int64_t panel, std::int64_t row, std::int64_t R, const T* block) {
+      for (std::int64_t s = 0; s < there; ++s) {
+        const std::int64_t first = s * jets_.N + first_ + panel * kPanel<T>;
+        for (std::int64_t m = 0; m < samples(panel); ++m) {
+          for (std::int64_t i = 0; i < R && row + i < rows; ++i) {
+            T& at = to[(first + m) * rows + row + i];
+            const T adjoint = block[(s * R + i) * kPanel<T> + m];
+            at = begin == 0 && direction_ ? at + adjoint : adjoint;
+          }
+        }
+      }
+    });
   }
 
   std::int64_t slots_ = 0;  // of those of a block that are known

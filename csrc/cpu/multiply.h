@@ -65,6 +65,10 @@ struct Matrix {
   std::int64_t rows = 0, K = 0;
   std::int64_t next_row = 1, next_k = 0;  // one of them is 1; of packed rows the other one is R
   bool packed = true;
+
+  // Where the block of rows that begins with this one is, of R rows, and how far its next column or row is
+  const T* block(std::int64_t row) const { return data + row * (packed ? K : next_row); }
+  std::int64_t next(std::int64_t R) const { return packed ? R : next_row == 1 ? next_k : next_row; }
 };
 
 template <int n>
@@ -178,12 +182,11 @@ void product(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t panels
   const bool adjacent = a.next_row == 1;
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-    const std::int64_t next = a.packed ? R : adjacent ? a.next_k : a.next_row;
     for (std::int64_t panel = 0; panel < panels; panel += 2) {
       const bool two = panels - panel > 1;
       const auto run = product_block_of<T, Ld>(R, two, adjacent);
-      run(a.data + row * (a.packed ? a.K : a.next_row), next, b + panel * next_b, Ld(), next_b, K,
-          bias ? bias + row : nullptr, c + panel * next_c + row * kPanel<T>, next_c);
+      run(a.block(row), a.next(R), b + panel * next_b, Ld(), next_b, K, bias ? bias + row : nullptr,
+          c + panel * next_c + row * kPanel<T>, next_c);
       after(panel, row, R);
       if (two) after(panel + 1, row, R);
     }
@@ -199,10 +202,9 @@ void product_of_columns(const Matrix<T>& a, std::int64_t K, const T* b, std::int
   const bool adjacent = a.next_row == 1;
   for (std::int64_t block = 0; block < blocks.blocks; ++block) {
     const std::int64_t row = blocks.begin(block), R = blocks.begin(block + 1) - row;
-    const std::int64_t next = a.packed ? R : adjacent ? a.next_k : a.next_row;
     for (std::int64_t at = 0; at < panels * kPanel<T>; at += 2 * kPanel<T>) {
       const auto run = product_block_of<T, std::int64_t>(R, panels * kPanel<T> - at > kPanel<T>, adjacent);
-      run(a.data + row * (a.packed ? a.K : a.next_row), next, b + at, ld, kPanel<T>, K, nullptr, c + at, kPanel<T>);
+      run(a.block(row), a.next(R), b + at, ld, kPanel<T>, K, nullptr, c + at, kPanel<T>);
     }
     after(row, R);
   }

@@ -10,42 +10,80 @@ SK_INLINE Vec<T> coefficient(const Product& term) {
   }
 }
 
-// R registers of a sum of products
+// R registers of a sum of products, from number `first` of each slot on
 template <class T, int R>
-void sum_products(const SumOfProducts& sum, const Product* terms, T* const* at) {
+void sum_products(const SumOfProducts& sum, const Product* terms, T* const* at, std::int64_t first) {
   constexpr int kLanes = Vec<T>::kLanes;
   Vec<T> total[R];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) total[i] = Vec<T>(0.0);
   for (std::int64_t t = sum.begin; t < sum.scaled; ++t) {
-    const T *a = at[terms[t].a], *b = at[terms[t].b];
+    const T *a = at[terms[t].a] + first, *b = at[terms[t].b] + first;
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) total[i] = total[i] + Vec<T>::load(a + i * kLanes) * Vec<T>::load(b + i * kLanes);
   }
   for (std::int64_t t = sum.scaled; t < sum.end; ++t) {
-    const T *a = at[terms[t].a], *b = at[terms[t].b];
+    const T *a = at[terms[t].a] + first, *b = at[terms[t].b] + first;
     const Vec<T> c = coefficient<T>(terms[t]);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       total[i] = total[i] + c * Vec<T>::load(a + i * kLanes) * Vec<T>::load(b + i * kLanes);
     }
   }
-  T* to = at[sum.to];
+  T* to = at[sum.to] + first;
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) total[i].store(to + i * kLanes);
 }
 
 template <class T>
-using SumProducts = void (*)(const SumOfProducts&, const Product*, T* const*);
+using SumProducts = void (*)(const SumOfProducts&, const Product*, T* const*, std::int64_t);
 template <class T, int... I>
 SumProducts<T> sum_products_of(std::int64_t R, std::integer_sequence<int, I...>) {
   static constexpr SumProducts<T> kTable[] = {&sum_products<T, I + 1>...};
   return kTable[R - 1];
 }
 
+// A sum of so few products that it is made register by register, with all that is known of its terms in others
+template <class T, int kTerms, bool kScaled>
+void sum_few(const SumOfProducts& sum, const Product* terms, T* const* at, std::int64_t R) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const T *a[kTerms], *b[kTerms];
+  Vec<T> c[kTerms];
+#pragma GCC unroll 4
+  for (int t = 0; t < kTerms; ++t) {
+    a[t] = at[terms[t].a], b[t] = at[terms[t].b];
+    if (kScaled) c[t] = coefficient<T>(terms[t]);
+  }
+  T* to = at[sum.to];
+  for (std::int64_t i = 0; i < R * kLanes; i += kLanes) {
+    Vec<T> total(0.0);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTerms; ++t) {
+      const Vec<T> x = Vec<T>::load(a[t] + i), y = Vec<T>::load(b[t] + i);
+      total = total + (kScaled ? c[t] * x : x) * y;
+    }
+    total.store(to + i);
+  }
+}
+
+template <class T, bool kScaled>
+constexpr SumProducts<T> kSumFew[] = {&sum_few<T, 1, kScaled>, &sum_few<T, 2, kScaled>, &sum_few<T, 3, kScaled>,
+                                      &sum_few<T, 4, kScaled>};
+
 // A program on R registers of each slot
 template <class T>
 void execute(const Program& program, std::int64_t R, T* const* slots) {
-  const auto sum = sum_products_of<T>(R, RowCounts{});
-  for (std::int64_t i = 0; i < program.count; ++i) sum(program.sums[i], program.terms, slots);
+  const RowBlocks blocks(R);
+  for (const SumOfProducts *sum = program.sums, *end = sum + program.count; sum < end; ++sum) {
+    const std::int64_t count = sum->end - sum->begin;
+    if (0 < count && count <= 4) {
+      (sum->scaled == sum->end ? kSumFew<T, false> : kSumFew<T, true>)[count - 1](*sum, program.terms + sum->begin,
+                                                                                  slots, R);
+      continue;
+    }
+    for (std::int64_t b = 0; b < blocks.blocks; ++b) {
+      const std::int64_t row = blocks.begin(b);
+      sum_products_of<T>(blocks.begin(b + 1) - row, RowCounts{})(*sum, program.terms, slots, row * kPanel<T>);
+    }
+  }
 }

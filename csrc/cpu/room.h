@@ -87,7 +87,7 @@ struct Private {
   T* tangent[kMaxLayers];             // [n] ḣ of the direction at hand
   T* curvature[kMaxLayers];           // [n] σ''(z) ż of the direction at hand
   T* q[kMaxLayers];                   // [n] what the derivatives owe the value stream
-  T* square[kMaxLayers];              // [n] ż² of the direction at hand, or of all if collapsed
+  T* square[kMaxLayers];              // [n] ż² of the direction at hand
   T* second[kMaxLayers];              // [n] ḧ of the same
   T* bend[kMaxLayers];                // [n] σ''(z) z̈ + σ'''(z) ż²
   T* a2[kMaxLayers];                  // [n] adjoint of ḧ

@@ -43,7 +43,7 @@ class Tile : private Heads<T> {
       if (workspace_.q[l]) Base::fill(workspace_.q[l], size(step_.layers[l].n_out), T(0));
     }
     if (step_.headed()) Base::fill(workspace_.head_q, size(step_.O), T(0));
-    load_rows(step_.x, 0, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
+    load_rows(step_.x, first_, M_, step_.D, workspace_.ld_x, workspace_.x_rows, workspace_.x);
     step_.in_lockstep() ? forward() : forward_values();
     this->store_panels(values(), step_.y, 0, step_.O);
     if (two_sweeps_) {
@@ -69,8 +69,6 @@ class Tile : private Heads<T> {
     for (int term = 0; term < step_.count_terms(); ++term) std::fill_n(workspace_.sums[term], size(5), 0.0);
     if (step_.in_lockstep()) {
       if (step_.residuals != Residuals::kNone) slopes();
-    } else if (step_.collapsed) {
-      by_sum();
     } else if (step_.projection == Projection::kCotangents || step_.side == Side::kTangents) {
       for (std::int64_t p = 0; p < step_.P; p += step_.group) {
         streams_ = std::min(step_.group, step_.P - p);
@@ -152,26 +150,6 @@ class Tile : private Heads<T> {
     for (std::int64_t s = 0; s < streams_; ++s) this->store_panels(streams + s * size(n), to, (p + s) * step_.N, n);
   }
 
-  // The sum over directions of second derivatives, as one stream (docs/math.md, section 10)
-  void by_sum() {
-    for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p, 0);
-      this->tangent_forward(p > 0);
-    }
-    this->second_forward();
-    this->store_panels(workspace_.second[last()], step_.second, 0, step_.O);
-    if (!backward()) return;
-    load_plain(kSecond, step_.O);
-    adjoint(kSecond, 0, workspace_.second[last()], step_.O, {shared_.output_weight, 1, false}, workspace_.a2[last()]);
-    this->second_backward();
-    for (std::int64_t p = 0; p < step_.P; ++p) {
-      direction(p, 0);
-      this->tangent_forward();
-      Base::fill(workspace_.z_of[kFirst][last()], size(step_.O), T(0));
-      this->tangent_backward(p);
-    }
-  }
-
   // Cotangents u from r on, side by side: the gradients Jᵀu, and their adjoints back
   void by_cotangents(std::int64_t r) {
     for (std::int64_t s = 0; s < streams_; ++s) {
@@ -238,30 +216,13 @@ class Tile : private Heads<T> {
     for (std::int64_t m = 0; m < size(1); m += kPanel<T>) f(m * step_.W, m);
   }
 
-  // Rows [M][ld] of n numbers and the rest 0, and panels, from an array [N, n]
-  void load_rows(const Strided& from, std::int64_t offset, std::int64_t n, std::int64_t ld, T* rows, T* panels) {
-    const T* data = static_cast<const T*>(from.data) + offset;
-    for (std::int64_t m = 0; m < M_; ++m) {
-      const T* row = data + (first_ + m) * from.stride[0];
-      for (std::int64_t d = 0; d < n; ++d) rows[m * ld + d] = row[d * from.stride[1]];
-      for (std::int64_t d = n; d < ld; ++d) rows[m * ld + d] = T(0);
-    }
-    rows_to_panels(rows, ld, n, M_, panels);
-  }
-
   // Direction or cotangent p of n numbers, given or drawn
   void drawn(std::int64_t p, std::int64_t n, std::int64_t ld, T* rows, T* panels_of) {
-    const Directions& directions = step_.directions;
-    if (directions.distribution == Distribution::kGiven) {
-      const Strided& given = directions.given;
-      const Strided one{given.data, {given.stride[1], given.stride[2]}};
-      return load_rows(one, p * given.stride[0], n, ld, rows, panels_of);
-    }
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
       T* frame = workspace_.frames ? workspace_.frames + panel * step_.P * n * kPanel<T> : nullptr;
-      draw_direction(directions, first_ + panel * kPanel<T>, p, n, panels_of + panel * n * kPanel<T>, frame);
+      const std::int64_t begin = panel * kPanel<T>, samples = std::min<std::int64_t>(kPanel<T>, M_ - begin);
+      load_vector(step_.directions, first_ + begin, samples, p, n, ld, rows + begin * ld, panels_of + begin * n, frame);
     }
-    panels_to_rows(panels_of, n, panels(), rows, ld);
   }
 
   // Direction p as that of stream s

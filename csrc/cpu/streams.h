@@ -17,14 +17,19 @@ SK_INLINE void activate_by(T* z, T* d1, T* d2, T* d3, std::int64_t count, const 
   }
 }
 
-// A first parameter that is known to be 1 costs nothing: softplus divides by its own.
-template <class A, class T>
-void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+// f(parameters): a first one that is known to be 1 costs nothing, softplus divides by its own.
+template <class A, class F>
+SK_INLINE void with_usual(const double* parameters, F f) {
   if constexpr (A::kParameters > 0) {
     const double usual[] = {1, parameters[1]};
-    if (parameters[0] == 1) return activate_by<A>(z, d1, d2, d3, count, usual);
+    if (parameters[0] == 1) return f(usual);
   }
-  activate_by<A>(z, d1, d2, d3, count, parameters);
+  f(parameters);
+}
+
+template <class A, class T>
+void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+  with_usual<A>(parameters, [=](const double* usual) { activate_by<A>(z, d1, d2, d3, count, usual); });
 }
 
 template <class T>
@@ -84,8 +89,8 @@ class Streams {
     }
   }
 
-  // ḣ from ḣ_0 = v, and σ'' ż; for order 2 also ż², added to that of the directions before if `add_squares`
-  void tangent_forward(bool add_squares = false) {
+  // ḣ from ḣ_0 = v, and σ'' ż; for order 2 also ż²
+  void tangent_forward() {
     for (std::int64_t l = 0; l <= last(); ++l) {
       const std::int64_t n = step_.layers[l].n_out;
       T *z = workspace_.tangent[l], *curvature = workspace_.curvature[l], *square = workspace_.square[l];
@@ -96,10 +101,7 @@ class Streams {
                    each(n, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
                      const V z_dot = V::load(z + i);
                      if (curvature) (V::load(d2 + value) * z_dot).store(curvature + i);
-                     if (square) {
-                       const V s = z_dot * z_dot;
-                       (add_squares ? V::load(square + i) + s : s).store(square + i);
-                     }
+                     if (square) (z_dot * z_dot).store(square + i);
                      (V::load(d1 + value) * z_dot).store(z + i);
                    });
                  });

@@ -68,7 +68,7 @@ def formula(table: str, choice: Formula | None) -> tuple:
 
 def new_step(problem: Problem, N: int):
     shape = (problem.D, problem.O, problem.P, problem.W)
-    step = _C.Step(CODES["Dtype"][problem.dtype], N, *shape, problem.order, problem.collapsed)
+    step = _C.Step(CODES["Dtype"][problem.dtype], N, *shape, problem.order)
     if problem.head is not None:
         step.head(formula("Head", problem.head))
     return step
@@ -159,6 +159,6 @@ def draws(drawing: Drawing) -> bool:
 def draw(drawing: Drawing, seed: torch.Tensor, out: torch.Tensor) -> None:
     """Fill `out` [P, N, n] with the vectors that a step draws from the same seed, bit for bit."""
     P, N, n = out.shape
-    step = _C.Step(CODES["Dtype"][drawing.dtype], N, n, 1, P, n, 1, False)
+    step = _C.Step(CODES["Dtype"][drawing.dtype], N, n, 1, P, n, 1)
     set_directions(step, DIRECTIONS, drawing, None, seed)
     _C.draw_directions(step, out.data_ptr(), instruction_set())

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import empty
 
-from ..backends import core, cpu
+from ..backends import core, cpu, jets
 from ..backends.core import strided
 from ..boundary import PLAIN, all_ready
 from ..enums import DTYPES
@@ -16,10 +16,7 @@ from ..math.table import Formula
 from ..student import Student
 from ..transforms import several
 from .plan import Streams
-from .programs import Program, layers_of
-
-# Samples of a tile
-TILE = 32
+from .programs import layers_of
 
 
 def why_not(student: Student, x: torch.Tensor) -> str | None:
@@ -47,20 +44,9 @@ def planned(
 ) -> tuple[object, float]:
     """What the core is told of it but tensors, once; and the FLOPs of a sample, forward and back."""
     layers = layers_of(streams, activations)
-    rows = []
-    work = 0.0
-    for l, (layer, formula) in enumerate(zip(layers, activations, strict=True)):
-        programs = [told(layer.values), told(layer.forward), told(layer.adjoint)]
-        n_in, n_out, counts = widths[l], widths[l + 1], tuple(map(len, layer[:3]))
-        rows.append((n_in, n_out, core.formula("Activation", formula), *counts, layer.given[0] == 0, *programs))
-        work += counts[0] * (8 * n_in * n_out + cpu.ACTIVATED * n_out)
-    top = {k: n for n, k in enumerate(layers[-1].made)}
-    results = [[(top[k], o, c) for k, o, c in row if k in top] for row in streams.outputs]
-    return core._C.Jets(core.CODES["Dtype"][dtype], widths[0], len(streams.first), rows, results), work
-
-
-def told(program: Program | None) -> tuple | None:
-    return None if program is None else tuple(program)
+    of_layers = zip(layers, widths, widths[1:], strict=False)
+    work = sum(len(layer.given) * (8 * n_in * n_out + cpu.ACTIVATED * n_out) for layer, n_in, n_out in of_layers)
+    return jets.jets_of(streams, layers, widths, activations, dtype), float(work)
 
 
 class Call:
@@ -96,11 +82,11 @@ class Call:
         return [dx, dv, *gradients] if back else [out]
 
     def shared_out(self, N: int, dtype: torch.dtype) -> tuple:
-        """(plan, instruction set, N, samples of a tile, threads), as the core is told."""
+        """As the core is told: plan, instruction set, N, samples of a tile, threads, whether weights are in place."""
         plan, work = planned(self.streams, self.widths, self.activations, str(dtype).removeprefix("torch."))
         threads = torch.get_num_threads() if N * work > cpu.ALONE else 1
-        each = -(-N // threads)
-        return plan, core.instruction_set(), N, -(-each // -(-each // TILE)), threads
+        tile = cpu.even(-(-N // threads), cpu.TILE)
+        return plan, core.instruction_set(), N, tile, threads, cpu.in_place(max(self.widths), -(-N // tile), threads)
 
     def with_gaps(self, entries) -> list:
         """Of weight and bias of each layer, None for a bias that is not there."""

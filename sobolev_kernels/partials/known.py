@@ -33,7 +33,7 @@ class Frame:
     call: Call
     layout: Layout | None  # None of tensors that are not told from others by it
     directions: torch.Tensor
-    told: tuple  # the plan, the instruction set, N, samples of a tile, threads
+    told: tuple  # the plan, the instruction set, N, samples of a tile, threads, in place
     strides: tuple[tuple[int, ...], ...]  # of x and the parameters
     dense: bool  # whether the parameters are without gaps
     way: ClassVar[str] = "cpu"

@@ -50,6 +50,21 @@ def powers_of(table: Sequence[Term], degrees: Sequence[int]) -> tuple[tuple[int,
     return tuple(rows)
 
 
+def summed(P: int, O: int) -> Streams:
+    """Values, and second derivatives summed over P directions, of all O outputs: what `plan` finds for |ξ|²."""
+    each, total = range(1, 1 + P), 1 + P
+    table = [(0, 0, 0, 1.0)]
+    for k in (*each, total):
+        table += [(k, 0, k, 1.0), (k, k, 0, 1.0)]
+    table += [(total, k, k, 2.0) for k in each]
+    degrees = (0, *(1,) * P, 2)
+    return Streams(
+        basis=(), degrees=degrees, table=tuple(table), powers=powers_of(table, degrees),
+        first=tuple((k, ()) for k in each), outputs=tuple(((k, o, 1.0),) for k in (0, total) for o in range(O)),
+        wanted=(0, total), count=2 + P, order=2,
+    )  # fmt: skip
+
+
 def direction(p: Polynomial, D: int) -> tuple[float, ...]:
     """What a polynomial of degree 1 differentiates along."""
     return tuple(float(p.get(tuple(int(i == d) for i in range(D)), 0)) for d in range(D))
