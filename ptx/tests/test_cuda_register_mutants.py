@@ -101,7 +101,7 @@ BROKEN = {
     "sums of biases not cleared": ("bias_sums(1)[i] = 0.0f;", "bias_sums(1);", "uninitialised"),
     "q read before it is owed": ("if (owed) load_q", "load_q", "uninitialised"),
     "one place for all warps of a row": ("kOwnBytes / 4 * warp()", "kOwnBytes / 4 * group()", "race"),
-    "a cotangent that owes the outputs nothing": ("y(kOwed, e) += z_dot[e] * u[e];", ";", None),
+    "cotangents of other rows": ("cotangent_at(p, half, output_of(0))", "cotangent_at(p, 0, output_of(0))", None),
     "one place for all cotangents": ("kParts + p % own().batch))[", "kParts))[", "race"),
 }  # fmt: skip
 
