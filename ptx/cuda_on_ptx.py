@@ -24,6 +24,7 @@ KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
 TARGETS = ("values", "jacobian")
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
+HOPPER = 227 << 10  # bytes of shared memory
 
 
 REGISTERS = KERNELS.with_name("registers.cu")
@@ -134,3 +135,15 @@ def compare(
     with computed_from("gradients" if outputs else "tangents"), on_ptx(**(on or {})) as backend:
         done = beside_reference(data, projections, targets or TARGETS, "cuda", precision=precision, **settings).check()
     return SimpleNamespace(got=done.got, backend=backend, worst=done.worst()[0])
+
+
+def compare_in_registers(
+    numbers: Data, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin",
+    precision="bf16", **how,
+) -> SimpleNamespace:  # fmt: skip
+    """The same, by the kernel whose streams live in registers; `way` is the one that is meant."""
+    on = {"limit": limit, "tile": tile, "schedule": schedule}
+    done = compare(numbers, projections, precision, *arguments, on=on, **how)
+    assert "pack" not in done.backend.results
+    assert way is None or done.backend.layout["way"] == way
+    return done

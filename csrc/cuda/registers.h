@@ -40,7 +40,7 @@ struct RegisterLayout {
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
-  std::uint32_t targets = 0;  // of a batch's tangents: four floats of each lane of a warp for a row
+  std::uint32_t targets = 0;  // of a batch's tangents four floats of each lane of a warp for a row; or its cotangents
   std::int32_t batch = 1;
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
@@ -82,7 +82,6 @@ inline Curve curve_of(const Function& of) {
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step) {
-  if (step.projection == Projection::kCotangents) return "cotangents";
   if (step.per_sample) return "a loss for each sample";
   if (step.dgiven) return "a gradient of directions";
   if (step.D > kRegisterInputs) return "more than 16 inputs";
@@ -122,9 +121,10 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
-  to.batch = columns_shared && tangents ? batch : 1;
-  to.source = take(to.batch * rows * kRegisterInputs * size);
-  to.targets = take(tangents ? to.batch * way.groups * 512 : 0);
+  const bool prepared = a.from != From::kOutputs;
+  to.batch = prepared ? std::min(batch, tangents && columns_shared ? kMostBatch : kWarps / way.groups) : 1;
+  to.source = take((tangents ? to.batch : 1) * rows * kRegisterInputs * size);
+  to.targets = take(prepared ? to.batch * way.groups * 512 : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * size;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
@@ -132,7 +132,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
-  to.own = take(a.P && (tangents || columns_shared) ? kWarps * kOwnBytes : 0);
+  to.own = take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
   to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));

@@ -10,7 +10,7 @@ from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.testing.compare import computed_from
-from sobolev_kernels.testing.problems import Shape, data, directions_of
+from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
@@ -24,7 +24,7 @@ SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two wa
 
 
 class Step(NamedTuple):
-    outputs: bool
+    side: str
     kind: str
     activation: str = "tanh"
     depth: int = 2
@@ -33,9 +33,10 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step(False, "given"), Step(True, "sphere"), Step(False, "given", "sigmoid"), Step(True, "sphere", "sigmoid"),
-    Step(False, "given", depth=1, gradients=False), Step(True, "given", depth=1),
-    Step(True, "given", depth=1, gradients=False, derivatives=False),
+    Step("tangents", "given"), Step("gradients", "sphere"), Step("tangents", "given", "sigmoid"),
+    Step("gradients", "sphere", "sigmoid"), Step("tangents", "given", depth=1, gradients=False),
+    Step("gradients", "given", depth=1), Step("gradients", "given", depth=1, gradients=False, derivatives=False),
+    Step("cotangents", "given", depth=1, gradients=False), Step("cotangents", "given"),
 )  # fmt: skip
 
 
@@ -66,8 +67,9 @@ def run(ptx, precision, way, step: Step):
     targets, settings = sk.Targets(values=numbers.y), {"weights": (1.0, 0.0)}
     if step.derivatives:
         targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-        settings = {"directions": directions_of(step.kind, shape)}
-    side = computed_from("gradients" if step.outputs else "tangents")
+        directions = {"directions": directions_of(step.kind, shape)}
+        settings = {"cotangents": cotangents_of(step.kind, shape)} if step.side == "cotangents" else directions
+    side = computed_from("gradients" if step.side == "gradients" else "tangents")
     with side, on_ptx(findings="return", ptx=ptx, blocks=1, limit=300 << 10, tile=tile) as backend:
         loss = sk.sobolev_loss(numbers.student, x, targets, precision=precision, backend="cuda", **settings)
         if step.gradients:
@@ -99,6 +101,8 @@ BROKEN = {
     "sums of biases not cleared": ("bias_sums(1)[i] = 0.0f;", "bias_sums(1);", "uninitialised"),
     "q read before it is owed": ("if (owed) load_q", "load_q", "uninitialised"),
     "one place for all warps of a row": ("kOwnBytes / 4 * warp()", "kOwnBytes / 4 * group()", "race"),
+    "cotangents of other rows": ("cotangent_at(p, half, output_of(0))", "cotangent_at(p, 0, output_of(0))", None),
+    "one place for all cotangents": ("kParts + p % own().batch))[", "kParts))[", "race"),
 }  # fmt: skip
 
 
@@ -108,7 +112,7 @@ def test_broken_sources_are_found(name):
     original = source(*SHARED)
     broken = source(*SHARED, lambda text: text.replace(right, wrong))
     assert broken != original
-    for step in STEPS[:2]:
+    for step in (*STEPS[:2], STEPS[-1]):
         (kinds, got), (_, expected) = run(broken, *SHARED, step), run(original, *SHARED, step)
         if kind:
             found = any(kind in finding for finding in kinds)

@@ -1,4 +1,4 @@
-// Directions, given or drawn, and what is compared along them: the target's tangents, and outputs' gradients.
+// Directions and cotangents, given or drawn, and what is compared along them: the target's tangents, and gradients.
 #pragma once
 
 #include "../philox.cuh"
@@ -15,10 +15,13 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
   using typename Outer::Fragment, typename Outer::To;
 
-  // Of at most 8 columns a lane draws those of one row: half the lanes would have none else.
-  SK_INLINE void direction(int p, float (&v)[2][4]) const {
+  SK_INLINE bool cotangents() const { return step().from == From::kCotangents; }
+
+  // Of this lane's rows, four columns of direction p, or cotangent p, of n numbers. Of at most 8 a lane draws those of
+  // one row: half the lanes would have none else.
+  SK_INLINE void direction(int p, int n, float (&v)[2][4]) const {
     const Directions& from = step().directions;
-    const int t = lane() % 4, n = step().W;
+    const int t = lane() % 4;
     float4 of[2] = {};
     if (from.distribution == Distribution::kGiven) {
 #pragma unroll
@@ -78,7 +81,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
       float v[2][4];
-      direction(p, v);
+      direction(p, step().W, v);
       Fragment source;
       To::pack_inputs(v, source);
       store_inputs(source_at(p), source);
@@ -128,6 +131,86 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
     return of;
   }
 
+  // ---- Cotangents of the outputs, and the gradients of what they weigh ----
+
+  // [16, 8] of this warp's rows, of which one number of eight rows lies in different banks; and the target's gradients,
+  // [16, 16], with one of the warps that share rows
+  SK_INLINE float* cotangent_at(int p, int half, int o) const {
+    const int row = lane() / 4 + 8 * half, place = row * kRegisterOutputs + (o ^ lane() / 16 * 4);
+    return reinterpret_cast<float*>(shared + own().targets) + (p % own().batch * kGroups + group()) * 128 + place;
+  }
+  SK_INLINE float4& gradient_targets_at(int p, int half) const {
+    return reinterpret_cast<float4*>(shared + own().own +
+                                     kOwnBytes * (group() * kParts + p % own().batch))[lane() + 32 * half];
+  }
+  // Of this lane's rows and outputs
+  SK_INLINE void cotangent(int p, float (&to)[4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float2 two = *reinterpret_cast<const float2*>(cotangent_at(p, half, output_of(0)));
+      to[2 * half] = two.x, to[2 * half + 1] = two.y;
+    }
+  }
+
+  // Cotangents from p on, of a batch, and the target's gradients; warps that share rows share them
+  SK_INLINE void prepare_cotangents(int from) const {
+    const Target& target = step().target[Term::kFirst];
+    const int to = min(step().P, from + own().batch), column = lane() % 4 * 4;
+    meet();  // the batch before may still be read
+#pragma unroll 1
+    for (int p = from + part(); p < to; p += kParts) {
+      float u[2][4];
+      direction(p, step().O, u);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (column >= kRegisterOutputs) continue;
+        float4& at = *reinterpret_cast<float4*>(cotangent_at(p, half, column));
+        at = make_float4(u[half][0], u[half][1], u[half][2], u[half][3]);
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        // rows and inputs that are not there have any number
+        const std::int64_t row = min(row_of(half), step().N - 1);
+        float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        const auto add = [&](float factor, auto number_of) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) of[i] = fmaf(factor, number_of(min(column + i, int(step().W) - 1)), of[i]);
+        };
+        if (target.kind == TargetKind::kProjected) {
+          add(1.0f, [&](int d) { return number(target.data, p, row, d); });
+        } else {
+#pragma unroll 2
+          for (int o = 0; o < step().O; ++o) {
+            add(*cotangent_at(p, half, o), [&](int d) { return number(target.data, row, o, d); });
+          }
+        }
+        gradient_targets_at(p, half) = make_float4(of[0], of[1], of[2], of[3]);
+      }
+    }
+    meet();
+  }
+
+  // Of the gradient for cotangent p, and its adjoint
+  SK_INLINE void gradient_residuals(int p, const Sums (&pulled)[2], float (&g_bar)[2][4], float& rho) const {
+    const float of_output = step().directions.distribution == Distribution::kBasis ? output_weight(step(), p) : 1.0f;
+    const int column = lane() % 4 * 4;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const float4 target = gradient_targets_at(p, half);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float of = 0.0f;
+        if (valid(half) && column + i < step().W) {
+          const float weight = of_output * derivative_weight(step(), p, row_of(half), column + i);
+          const float r = (half ? To::input_of(pulled, 1, i) : To::input_of(pulled, 0, i)) - (&target.x)[i];
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho, part() == 0);
+        }
+        g_bar[0][i] = half ? g_bar[0][i] : of, g_bar[1][i] = of;
+      }
+    }
+  }
+
   // ---- Outputs' gradients ----
 
   // Of the gradient along each direction, and its adjoint; warps that share rows share directions
@@ -148,7 +231,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
 #pragma unroll 1
     for (int p = part(); p < step().P; p += kParts) {
       float v[2][4];
-      direction(p, v);
+      direction(p, step().W, v);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float r = 0.0f;

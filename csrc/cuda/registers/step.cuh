@@ -1,4 +1,4 @@
-// A tile from start to end: values, tangents from directions or outputs' gradients, and the way back.
+// A tile from start to end: values, tangents from directions or gradients, and the way back.
 #pragma once
 
 #include "curves.cuh"
@@ -9,8 +9,9 @@ namespace sk::cuda {
 template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base = RegisterDirections<kPrecision, H, kGroups, kBetween>;
-  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::direction, Base::first_row;
+  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::cotangent;
   using Base::Base;
+  using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
   using Base::load_weights, Base::meet, Base::of_last_bias, Base::output_of, Base::own;
@@ -41,6 +42,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         if (i % own().batch == 0) prepare_tangents(i);
         by_tangent(i, owed, rho[kFirst_]);
       } else {
+        if (cotangents() && i % own().batch == 0) prepare_cotangents(i);
         by_gradient(i, owed, rho[kFirst_]);
       }
       owed = step().gradients && step().factor[kFirst_] != 0.0f;
@@ -251,12 +253,17 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     __syncthreads();
   }
 
-  // ---- The gradient of output o, and its adjoint as a tangent along it ----
+  // ---- The gradient of output i, or of what cotangent i makes of them, and its adjoint as a tangent along it ----
 
-  SK_INLINE void by_gradient(int o, bool owed, float& rho) {
+  SK_INLINE void by_gradient(int i, bool owed, float& rho) {
     float back[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == o ? y(kD1, e) : 0.0f;
+    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == i ? y(kD1, e) : 0.0f;
+    if (cotangents()) {
+      cotangent(i, back);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) back[e] *= y(kD1, e);
+    }
     Fragment top;
     top_of(back, top);
     Operands a;
@@ -279,7 +286,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     Sums pulled[2] = {};
     pull_first(a, pulled);
     float g_bar[2][4];
-    projected_residuals(o, pulled, g_bar, rho);
+    if (cotangents()) {
+      gradient_residuals(i, pulled, g_bar, rho);
+    } else {
+      projected_residuals(i, pulled, g_bar, rho);
+    }
     if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
     Fragment source;
     To::pack_inputs(g_bar, source);
@@ -311,7 +322,16 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     Sums z_dot = {};
     through_last(a, z_dot);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == o ? y(kD2, e) * z_dot[e] : 0.0f;
+    for (int e = 0; e < 4; ++e) z_dot[e] *= y(kD2, e);
+    if (cotangents()) {
+      float u[4];
+      cotangent(i, u);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) y(kOwed, e) += z_dot[e] * u[e];
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == i ? z_dot[e] : 0.0f;
+    }
     __syncthreads();
     bring_together(own().source, own().right, false);
     __syncthreads();
