@@ -71,6 +71,7 @@ def evaluate(
     try:
         if found is not None and found.kept is not None:
             results, known = found.run(), found.kept.known
+            problem, operands = found.kept.problem, found.operands
         else:
             accepted = None if found is None else found.accepted
             if accepted is not None and accepted.whole is not None and (ran := run_function(found, accepted.whole)):
@@ -93,10 +94,10 @@ def evaluate(
             ran = run(prepared)
             if found is not None and accepted is None and found.still_is():
                 keeping.keep(found, prepared, ran.problem, ran.operands)
-            results, known = ran.results, ran.known
+            results, known, problem, operands = ran.results, ran.known, ran.problem, lambda: ran.operands
             chain = prepared.followed[0] if chain is None else chain
         if chain is not None:
-            chain.attach(results)
+            results = chain.attach(results, problem, operands)
         if torch.compiler.is_compiling():
             leave_unwatched()
         return results, known

@@ -28,6 +28,7 @@ from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
+from .streams.ends import with_outputs
 from .streams.look import flow_of
 from .streams.whole import AS_IT_IS, Followed, followed, scaled_again
 from .student import Student, Unrecognised, is_sharded, recognise
@@ -100,7 +101,11 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
             refuse(faults_of(request, student, teacher))
         if followed[0] is not None:
             request = replace(request, inputs=followed[0].inputs_of(request.inputs))
-        return replace(prepared_of(request, student, teacher), followed=followed)
+        prepared = prepared_of(request, student, teacher)
+        whole = followed[0] if chain is None else chain
+        if whole is not None and whole.looking:
+            prepared = replace(prepared, problem=with_outputs(prepared.problem))
+        return replace(prepared, followed=followed)
     except Exception:
         undo(followed)
         raise
@@ -147,7 +152,8 @@ def looked_into(
     if requested(request.settings.backend) in AS_IT_IS:
         return None
     scaled = scaled_again(function, request.inputs, request.settings.backend) if alone else None
-    return followed(function, request.inputs) if scaled is None else scaled
+    found = followed(function, request.inputs) if scaled is None else scaled
+    return found if found is not None and found.serves(request.result, request.settings) else None
 
 
 def undo(followed: Sequence[Followed | None]) -> None:
