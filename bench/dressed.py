@@ -1,10 +1,11 @@
-"""An MLP in a dress beside the bare one: `python -m bench.dressed`, the time of a loss with all gradients, in turns."""
+"""An MLP in a dress beside the bare one: `python -m bench.dressed`, a loss with all gradients, in turns; and what the
+dress by itself costs a step of values."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +24,7 @@ from sobolev_kernels.testing.rule import IN_SINGLE
 from sobolev_kernels.testing.speed.timing import TURN, interleave, quartiles
 
 D, WIDTH, DEPTH, P = 8, 64, 3, 4
-BARE = "bare"
+BARE, ORDINARY = "bare", ", of values alone"
 
 
 class Wrapper(nn.Module):
@@ -116,11 +117,11 @@ DRESSES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-def step_of(student: nn.Module, x: torch.Tensor, targets: sk.Targets, backward: bool) -> Callable[[], torch.Tensor]:
+def step_of(student: nn.Module, loss_of: Callable[[nn.Module], torch.Tensor]) -> Callable[[], torch.Tensor]:
     """A loss and its gradients, which come into `.grad`, as a wrapper of processes wants it."""
 
     def step() -> torch.Tensor:
-        loss = sk.sobolev_loss(student, x, targets)
+        loss = loss_of(student)
         loss.backward()
         for parameter in parameters:
             parameter.grad = None
@@ -130,29 +131,36 @@ def step_of(student: nn.Module, x: torch.Tensor, targets: sk.Targets, backward: 
     return step
 
 
-def measure(options, console: Console) -> None:
+def measure(options: Namespace, console: Console) -> None:
+    """Run and print; a loss that is another than the bare one is an error, but of a student whose weights are others."""
     N, O = options.batch, options.outputs
     torch.manual_seed(0)
     x, v = torch.randn(N, D), torch.randn(P, N, D)
-    targets = sk.Targets(values=torch.randn(N, O), tangents=torch.randn(P, N, O), directions=sk.Directions.given(v))
+    values, tangents = torch.randn(N, O), torch.randn(P, N, O)
+    targets = sk.Targets(values=values, tangents=tangents, directions=sk.Directions.given(v))
+    losses = {
+        "": lambda student: sk.sobolev_loss(student, x, targets),
+        ORDINARY: lambda student: F.mse_loss(student(x), values),
+    }
     steps = {}
     for name in dict.fromkeys([BARE, *(options.only or DRESSES)]):
         torch.manual_seed(1)
         student = DRESSES[name](sk.MLP(D, O, width=WIDTH, depth=DEPTH, activation="tanh"))
-        steps[name] = step = step_of(student, x, targets, True)
-        for _ in range(3):
-            loss = step()
-        if name != "spectral norm":  # whose weights are others
-            expected = steps[BARE]()
-            torch.testing.assert_close(
-                loss, expected, rtol=IN_SINGLE, atol=IN_SINGLE, msg=lambda m, n=name: f"{n}: {m}"
-            )
-    times = {name: quartiles(each).median for name, each in interleave(steps, 9, options.seconds, TURN).items()}
+        for kind, loss_of in losses.items():
+            steps[name + kind] = step = step_of(student, loss_of)
+            for _ in range(3):
+                loss = step()
+            if name != "spectral norm":
+                expected = steps[BARE + kind]()
+                torch.testing.assert_close(loss, expected, rtol=IN_SINGLE, atol=IN_SINGLE, msg=lambda m, n=name: n + m)
+    times = {n: 1e3 * quartiles(t).median for n, t in interleave(steps, 9, options.seconds, TURN).items()}
     table = Table(title=f"An MLP {D}→{WIDTH}×{DEPTH}→{O}, N = {N}, P = {P}", title_justify="left")
-    for column in ("dress", "ms", "÷ bare"):
+    for column in ("dress", "ms", "÷ bare", "ms more", "in an ordinary step"):
         table.add_column(column, justify="left" if column == "dress" else "right")
-    for name, seconds in times.items():
-        table.add_row(name, f"{1e3 * seconds:.2f}", f"{seconds / times[BARE]:.2f}")
+    for name in (name for name in times if not name.endswith(ORDINARY)):
+        more, own = (times[name + kind] - times[BARE + kind] for kind in losses)
+        ratio = f"{times[name] / times[BARE]:.2f}"
+        table.add_row(name, f"{times[name]:.2f}", ratio, f"{more:.2f}", f"{own:.2f}")
     console.print(table)
 
 

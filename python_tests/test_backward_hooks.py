@@ -167,7 +167,7 @@ def test_what_changes_a_gradient_is_refused(name, whole):
     (student if whole else student[1]).register_full_backward_hook(CHANGES[name])
     for _ in range(2):
         loss = loss_of(student, x, O)
-        with pytest.raises(sk.NotProvided, match="a backward hook of (Sequential|Tanh) in it, changes a gradient"):
+        with pytest.raises(sk.NotProvided, match=r"a backward hook of (Sequential|Tanh) in it, changes a gradient"):
             loss.backward()
 
 
@@ -180,7 +180,7 @@ def test_a_hook_before_that_changes_is_refused():
 
 
 def test_derivatives():
-    """Of what gives values and derivatives the gradient of the values is their own; without a graph no hook is called."""
+    """The gradient of values beside derivatives is their own; without a graph no hook is called."""
     O, seen, x = 2, [], numbers(N, D, seed=7)
     student, v, a = wrapper(O), numbers(2, N, D, seed=3), numbers(N, O, seed=9)
     watch(student, seen)

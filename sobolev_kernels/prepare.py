@@ -24,12 +24,14 @@ from .math.heads import APART, gives_logarithms
 from .math.losses import OF_LOG, is_likelihood
 from .math.table import Formula
 from .paths import known_of
+from .planner import SMALL
 from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
 from .streams.ends import with_outputs
 from .streams.look import flow_of
+from .streams.recurrent import CELLS as RECURRENT
 from .streams.whole import AS_IT_IS, Followed, followed, scaled_again
 from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
@@ -64,6 +66,7 @@ class Accepted:
     layout: Layout  # of the tensors, and of the parameters of the teacher
     whole: Prepared | None = None  # of a function, all but its tensors, if they are plain ones
     fused: dict = field(default_factory=dict)  # what is known of the chains of layers within it (streams/fused.py)
+    learnt: dict = field(default_factory=dict)  # what else holds of all of them (known_function.py)
 
     def fits(self, call) -> bool:
         if not self.student.reason:
@@ -192,7 +195,8 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
     mixed = found is not None and not found.own
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, ends=flow.ends)
+    light = len(request.inputs) <= SMALL or not flow.counts.keys().isdisjoint(RECURRENT)
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, light=light, ends=flow.ends)
 
 
 def problem_of(
