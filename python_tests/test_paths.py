@@ -325,7 +325,9 @@ IN_HALF = {
 def test_half_precision(name, dtype):
     """Functions, of which there is no copy in float32; of few samples and of many, in other units."""
     for x in (numbers(N, D, dtype=dtype), numbers(1, D, dtype=dtype), 5 * numbers(200, D, dtype=dtype)):
-        with pytest.raises(sk.NotProvided, match=r"^student: output.*silent zero; look for a forward"):
+        with pytest.raises(
+            sk.NotProvided, match=r"^student: (output.*silent zero; look for a forward|item in it takes numbers)"
+        ):
             sk.jvp(IN_HALF[name], x, sk.Directions.basis())
         silent(lambda x: net_of(x)(x) * 1, x)
 

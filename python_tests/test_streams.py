@@ -17,7 +17,7 @@ from python_tests.students import Call, Counting, Reversed, Straight
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
-from sobolev_kernels.streams.pair import CONSTANT
+from sobolev_kernels.streams.pair import CONSTANT, LIKE
 from sobolev_kernels.streams.rules import RULES
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCES
@@ -356,7 +356,7 @@ def test_every_row_of_the_table_has_a_case():
     used = {}
     for case in CASES:
         propagated(around(case), numbers(N, D), numbers(1, N, D), used)
-    rows = {name_of(function) for function in RULES} - {*CONSTANT.split()}
+    rows = {name_of(function) for function in RULES} - {*CONSTANT.split(), *LIKE.split()}
     about = {name for name in rows if isinstance(getattr(torch.Tensor, name, None), type(torch.Tensor.shape))}
     same = {name for name in rows if name.endswith("_") or (name.startswith("__") and name.endswith("__"))}
     assert {name.removeprefix("special_") for name in rows - about - same} - used.keys() <= UNUSED

@@ -38,7 +38,7 @@ from python_tests.test_streams_more import PROVED, RECURRENT, like, linalg, recu
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
-from sobolev_kernels.streams.pair import CONSTANT
+from sobolev_kernels.streams.pair import CONSTANT, LIKE
 from sobolev_kernels.streams.rules import TWICE
 from sobolev_kernels.streams.trusted import TRUSTED_TWICE
 from sobolev_kernels.streams.twice import Pointwise, Product
@@ -168,7 +168,7 @@ def test_every_row_has_a_case():
     for case in MORE:
         propagated(more(case), X, numbers(1, N, D), used, used, order=2)
     short = lambda name: name.removeprefix("special_").removeprefix("linalg_")  # noqa: E731
-    seen = {*map(short, used), *UNUSED, *CONSTANT.split()}
+    seen = {*map(short, used), *UNUSED, *CONSTANT.split(), *LIKE.split()}
     names = {name_of(function) for function in (*TWICE, *TRUSTED_TWICE)}
     about = {name for name in names if isinstance(getattr(torch.Tensor, name, None), type(torch.Tensor.shape))}
     same = {name for name in names if name.endswith("_")}

@@ -71,6 +71,7 @@ def evaluate(
     try:
         if found is not None and found.kept is not None:
             results, known = found.run(), found.kept.known
+            problem, operands = found.kept.problem, found.operands
         else:
             accepted = None if found is None else found.accepted
             if accepted is not None and accepted.whole is not None and (ran := run_function(found, accepted.whole)):
@@ -93,10 +94,10 @@ def evaluate(
             ran = run(prepared)
             if found is not None and accepted is None and found.still_is():
                 keeping.keep(found, prepared, ran.problem, ran.operands)
-            results, known = ran.results, ran.known
+            results, known, problem, operands = ran.results, ran.known, ran.problem, lambda: ran.operands
             chain = prepared.followed[0] if chain is None else chain
         if chain is not None:
-            chain.attach(results)
+            results = chain.attach(results, problem, operands)
         if torch.compiler.is_compiling():
             leave_unwatched()
         return results, known
@@ -207,13 +208,16 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
     """The same, if no derivative that is asked for would silently be 0, or else that is looked for later."""
     if call.projections is None:
         return ran
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # of a frame by itself, where it did not follow the whole call
+        _, refusal = traced.told_of(call.request.student, x)
+        if refusal:
+            raise NotProvided(refusal)
         return ran._replace(looked=0, own=False)
     if ran.pull is not None:  # a compiler followed the run, and gave up since
         raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known)
+    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known, ran.read)
     return ran._replace(looked=order if looked else 0, own=own)
 
 

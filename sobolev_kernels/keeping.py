@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from operator import itemgetter
 
 import torch
 
@@ -16,7 +14,7 @@ from .math.losses import is_likelihood
 from .paths import Known
 from .prepare import Accepted, Prepared
 from .problem import LOSS, Operands, Problem
-from .steps import Step, keeps, layout_of, optional_of, step_of
+from .steps import Step, keeps, layout_of, step_of, views_in
 from .weights import UNWEIGHTED
 
 WHOLE = torch.float32, torch.float64
@@ -61,7 +59,7 @@ def function_of(call: Call, prepared: Prepared) -> Prepared | None:
     if prepared.problem.backend != "streams":
         if prepared.problem.backend != "reference" or prepared.problem.order > 1:
             return None
-        if found is None or not found.settled or found.cut.any():
+        if found is None or not found.settled or found.cut.any() or call.known.reads:
             return None
     special = call.weights is not UNWEIGHTED or prepared.request.input_scale is not None or settings.wrt is not None
     if special or settings.check_finite or isinstance(settings.weights, str) or call.tensors[0].dtype not in WHOLE:
@@ -101,25 +99,6 @@ def kept_of(call: Call, prepared: Prepared, problem: Problem, operands: Operands
         differentiable=torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors),
         labelled=call.targets is not None and call.targets.values is not None and is_likelihood(problem.value_loss),
     )  # fmt: skip
-
-
-def views_in(tensors: list[torch.Tensor], operands: Operands) -> tuple[Callable | None, ...]:
-    """Of each optional operand, None of one that is not there, how it comes of the tensors that are read for it."""
-    places = iter(range(1 + len(operands.parameters), len(tensors)))
-    views = []
-    for operand in optional_of(operands):
-        place = None if operand is None else next(places, None)
-        if place is None:
-            views.append(None)
-        elif (operand.shape, operand.stride()) == (tensors[place].shape, tensors[place].stride()):
-            views.append(itemgetter(place))
-        else:
-            views.append(partial(seen_as, place, operand.shape, operand.stride()))
-    return tuple(views)
-
-
-def seen_as(place: int, shape: Sequence[int], strides: Sequence[int], tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[place].as_strided(shape, strides)
 
 
 def taught_in(

@@ -181,8 +181,9 @@ class Call:
             if kept.differentiable:
                 given = self.given if kept.problem.given_gradient else None
                 parameters = parameters if self.fold is None else self.fold.leaves
-                return (ops.finish(self.compute, kept.problem, x, given, *parameters),)
-            return (self.compute()[0],)
+                made = ops.finish(self.compute, kept.problem, x, given, *parameters)
+                return made if kept.problem.looked else (made,)
+            return (self.compute()[kept.problem.looked],)
         operands = self.operands()
         if kept.differentiable:
             inputs = ops.inputs_of(kept.problem, operands)
@@ -287,8 +288,12 @@ def look(
     elif made_of is None:
         known = known_of(student, x)
         chain = followed_again(student, x, settings.backend, known)
+        if chain is not None and not chain.serves(result, settings):
+            chain = None
         if chain is not None:
-            kinds, parameters = [Followed, chain.student.biases, chain.student.activations], [*chain.student.parameters]
+            x, layers = chain.inputs_of(x), chain.student
+            kinds = [Followed, bool(chain.looking), layers.biases, layers.activations]
+            parameters = [*layers.parameters]
         elif (found := read_function(student, known)) is not None:
             kinds, parameters = found
         else:

@@ -20,11 +20,13 @@ from .columns import Columns
 from .enums import COTANGENTS, DIRECTIONS
 from .errors import NotProvided
 from .kept import Call
+from .math.directions import GIVEN
 from .mean_loss import computes, computes_of_pairs, mean_loss
 from .outputs import outputs_of
 from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
+from .steps import optional_of, same_place, views_in
 from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
@@ -36,7 +38,8 @@ PLAIN = Columns()
 
 
 def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
-    """As `call.evaluate`; None if it gives other outputs than before, or pairs do not flow through it any more."""
+    """As `call.evaluate`; None if it gives other outputs than before, takes numbers of its inputs, or pairs do not
+    flow through it any more."""
     ran = (run_pairs if call.problem.backend == "streams" else run_graphs)(found, call)
     if ran is not None and found.accepted.fresh:
         looked_at_again(found.student, found.tensors[0], found.made_of.parameters, found.settings, found.targets)
@@ -47,17 +50,46 @@ def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], t
     """By autograd."""
     x, problem = found.tensors[0], call.problem
     ran = ran_again(found, x, problem)
-    if ran.y.shape[1] != problem.O:
+    if ran.y.shape[1] != problem.O or ran.read:
         return None
     operands, known = operands_of(found, call)
-    wanted = of_gradients(problem, operands, ran)
+    learnt = found.accepted.learnt
+    wanted = of_gradients(problem, operands, ran, COMPUTED in learnt)
     if wanted is not None:
+        learnt[COMPUTED] = True
         return (mean_loss(problem, *wanted),), known
     return reference.run(problem, operands, PLAIN, ran), known
 
 
+# Of calls that are alike: how their operands come of their tensors; and that the core computes their loss.
+OPERANDS, COMPUTED = "operands", "computed"
+
+
 def operands_of(found: Call, call: Prepared) -> tuple[Operands, tuple[bool, ...]]:
     """The tensors of a call, and of each term whether it has a target."""
+    learnt = found.accepted.learnt.get(OPERANDS)
+    if learnt is not None and found.offset in (None, call.projections.offset):
+        views, seed, weights, known = learnt
+        others = found.others
+        given, *targeted = [view and view(others) for view in views]
+        return Operands(others[0], [], given, seed, *targeted, weights), known
+    operands, known = operands_found(found, call)
+    if call.projections.distribution in (GIVEN, "basis"):  # of which nothing is drawn
+        others, views = found.others, views_in(found.others, operands)
+        if all(is_view(view, others, operand) for view, operand in zip(views, optional_of(operands), strict=True)):
+            found.accepted.learnt[OPERANDS] = views, operands.seed, operands.weights, known
+    return operands, known
+
+
+def is_view(view: Callable | None, tensors: list[torch.Tensor], operand: torch.Tensor | None) -> bool:
+    """Whether it gives this operand, number by number where it lies."""
+    if view is None or operand is None:
+        return view is operand
+    found = view(tensors)
+    return same_place(found, operand) and (found.shape, found.stride()) == (operand.shape, operand.stride())
+
+
+def operands_found(found: Call, call: Prepared) -> tuple[Operands, tuple[bool, ...]]:
     x, problem, projections = found.tensors[0], call.problem, call.projections
     if found.offset not in (None, projections.offset):
         projections = replace(projections, offset=found.offset)
@@ -89,8 +121,9 @@ def run_pairs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tu
     return streams.finished(problem, operands, vectors, y, d), known
 
 
-def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated) -> tuple | None:
-    """What `mean_loss` is of, if it computes the loss: operands, vectors to be projected on, values and gradients."""
+def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated, computed: bool = False) -> tuple | None:
+    """What `mean_loss` is of, if it computes the loss, as it has `computed` that of a call like it: operands, vectors
+    to be projected on, values and gradients."""
     if problem.result != LOSS or problem.head is not None or problem.given_gradient or not ran.kept:
         return None
     vectors = None
@@ -106,7 +139,8 @@ def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated) -
         return None
     if vectors is None and problem.projection == DIRECTIONS and operands.derivative is not None:
         operands = operands._replace(derivative=operands.derivative.permute(2, 1, 0))
-    if not computes(problem, operands, ran.y, vectors, len(u)):
+    computed = computed and ran.y.dtype is operands.x.dtype
+    if not (computed or computes(problem, operands, ran.y, vectors, len(u))):
         return None
     return operands, vectors, ran.y, *gradients_of(ran, u)
 

@@ -46,7 +46,8 @@ def outputs_of(problem: Problem, operands: Operands) -> tuple[dict[str, torch.Te
     x, N = operands.x, operands.x.shape[0]
     shapes: dict[str, tuple[int, ...]] = {}
     if problem.result == LOSS:
-        shapes = {"loss": (), "terms": (1 + problem.order,)}
+        shapes = {"y": (N, problem.O)} if problem.looked else {}
+        shapes |= {"loss": (), "terms": (1 + problem.order,)}
     elif problem.result == PER_SAMPLE:
         shapes = {"loss": (N,), "terms": (1 + problem.order, N)}
     elif problem.result == DERIVATIVES:
@@ -83,10 +84,10 @@ def compute(problem: Problem, operands: Operands) -> list[torch.Tensor]:
     return [*outputs.values(), *gradients]
 
 
-def finished(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """A loss and its gradients, without the terms that nobody asks for."""
-    loss, _, *gradients = outputs
-    return [loss, *gradients]
+def finished(outputs: list[torch.Tensor], looked: bool) -> list[torch.Tensor]:
+    """A loss and its gradients, after the outputs if they are asked for, without the terms that nobody asks for."""
+    *before, loss, _ = outputs[: 2 + looked]
+    return [*before, loss, *outputs[2 + looked :]]
 
 
 def invoke(problem: Problem, operands: Operands) -> list[torch.Tensor]:
@@ -301,20 +302,24 @@ class MlpSobolev(torch.autograd.Function):
 
 
 class Finished(torch.autograd.Function):
-    """A loss whose gradients `run` computes beside it: no number is needed any more, and none need be as it was.
+    """A loss whose gradients `run` computes beside it, after the outputs if they are asked for: no number is needed any
+    more, and none need be as it was.
 
     The gradients are nobody else's, and so they are held as they are, without a look at their versions.
     """
 
     @staticmethod
     def forward(ctx, run, problem, *inputs):
-        loss, *gradients = run()  # inputs: x, given vectors if their gradient is asked for, the parameters
+        made = run()  # inputs: x, given vectors if their gradient is asked for, the parameters
         ctx.set_materialize_grads(False)
-        ctx.problem, ctx.held = problem, (inputs, gradients)
-        return loss
+        ctx.problem, ctx.held = problem, (inputs, made[1 + problem.looked :])
+        if not problem.looked:
+            return made[0]
+        ctx.mark_non_differentiable(made[0])
+        return made[1], made[0]
 
     @staticmethod
-    def backward(ctx, loss):
+    def backward(ctx, loss, *_):
         if ctx.held is None:
             raise RuntimeError(AGAIN)
         inputs, gradients = ctx.held
@@ -369,7 +374,8 @@ def mlp_sobolev(problem: Problem, operands: Operands) -> tuple[torch.Tensor, ...
     if tracing(operands):
         return tuple(invoke(problem, operands))
     if problem.result == LOSS and not problem.terms:
-        run = lambda: finished(compute(problem, operands))  # noqa: E731
+        run = lambda: finished(compute(problem, operands), problem.looked)  # noqa: E731
         given = operands.given if problem.given_gradient else None
-        return (Finished.apply(run, problem, operands.x, given, *operands.parameters),)
+        made = Finished.apply(run, problem, operands.x, given, *operands.parameters)
+        return made if problem.looked else (made,)
     return MlpSobolev.apply(compute, problem, operands, *inputs_of(problem, operands))

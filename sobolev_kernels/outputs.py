@@ -17,6 +17,8 @@ from .prepare import Prepared
 def outputs_of(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """What a student that is not looked into gives for x [N, D]: [N, O]; [N] is of one output."""
     y, N = function(x), x.shape[0]
+    if type(y) is torch.Tensor and y.dim() == 2 and y.is_floating_point() and y.shape[0] == N and y.shape[1]:
+        return y
     y = y[:, None] if isinstance(y, torch.Tensor) and y.dim() == 1 else y
     refuse(faults_of_outputs(y, N))
     return y

@@ -36,6 +36,10 @@ OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
     "meant); it is the derivative by autograd that is computed"
 )
+NUMBER = (
+    "{}: {} in it takes numbers out of what depends on the inputs, where no derivative goes on, and it could not be "
+    "seen that they make no difference; compute with the tensor itself, or detach() it first where constants are meant"
+)
 DRAWS = (
     "teacher: {}, and the student is told something else each time; let him draw no random numbers, as by dropout, and "
     "keep no state"
@@ -69,6 +73,7 @@ class Known:
     calls: dict[int, int] = field(default_factory=dict)
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
+    reads: bool = False  # whether it took numbers of what depends on its inputs
     traced: str | None = None  # what a compiler is told of it (traced.py)
     # of pairs, by the order of derivatives and autocast's dtype
     flows: dict[tuple[int, torch.dtype | None], Flow] = field(default_factory=dict)
@@ -82,22 +87,34 @@ KNOWN: dict[tuple, Known] = {}
 def need_paths(
     role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
     wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None], known: Known | None = None,
+    read: str = "",
 ) -> tuple[bool, bool]:  # fmt: skip
     """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
 
     Whether that could be looked at is returned, and whether each sample's outputs were seen to be its own. `run` is the
     function with its results checked. Under torch.compile, and amid transforms of torch.func, nothing is looked at:
-    there the inputs are not numbers.
+    there the inputs are not numbers. `read`: by what it took numbers of what depends on x, which must have been no part
+    of what it gives.
     """
     if torch.compiler.is_compiling() or watched(x):
+        need_tensors(role, read)
         return False, False
     told, own = True, False
     known = known_of(function, x) if known is None else known
-    for found, times in found_of(role, function, run, x, order, known):
+    known.reads = known.reads or bool(read)
+    for found, times in found_of(role, function, run, x, order, known, read):
+        if read and not looked_at(function, run, x, times).is_right:  # at each call: a branch may take them elsewhere
+            need_tensors(role, read)
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
     return told, own
+
+
+def need_tensors(role: str, read: str) -> None:
+    """Raise where numbers were taken of what depends on the inputs, by this."""
+    if read:
+        raise NotProvided(NUMBER.format(role, read))
 
 
 def watched(x: torch.Tensor) -> bool:
@@ -110,7 +127,7 @@ def watched(x: torch.Tensor) -> bool:
 
 
 def found_of(
-    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known
+    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known, read: str
 ) -> Iterator[tuple[Found, int]]:
     """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
     for times in range(1, order + 1):
@@ -120,7 +137,8 @@ def found_of(
         if found is None or not (found.settled or calls & (calls - 1)):
             found = known.found[times] = looked_at(function, run, x, times)
             known.number = next(NUMBERS)
-            tell(role, function, found, times)
+            if not read:
+                tell(role, function, found, times)
         yield found, times
 
 
@@ -145,10 +163,18 @@ def look_times(function: object, run: Callable, x: torch.Tensor, times: int) -> 
 
 def unseen() -> torch.autograd.graph.saved_tensors_hooks:
     """A checkpoint around the call saves nothing of what is run within it, which is not run again with the call."""
-    return torch.autograd.graph.saved_tensors_hooks(unchanged, unchanged)
+    return torch.autograd.graph.saved_tensors_hooks(with_version, as_saved)
 
 
-def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+def with_version(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    return tensor, 0 if tensor.is_inference() else tensor._version
+
+
+def as_saved(saved: tuple[torch.Tensor, int]) -> torch.Tensor:
+    """What was saved, unless it was written to since: of what hooks give back autograd does not ask that."""
+    tensor, version = saved
+    if not tensor.is_inference() and tensor._version != version:
+        raise RuntimeError("one of the variables needed for gradient computation was written to in place")
     return tensor
 
 
@@ -202,7 +228,7 @@ def known_of(function: object, x: torch.Tensor) -> Known:
         parts, constants = [], []
         made_of(function, parts, constants)
         modules = [part for part in parts if isinstance(part, nn.Module)]
-    states = (x.dtype, x.shape[1], *((m.training, type(m), id(vars(m).get("forward"))) for m in modules))
+    states = (x.dtype, x.shape[1], *[(m.training, type(m), id(vars(m).get("forward"))) for m in modules])
     key = (*map(id, parts), *constants)
     known = KNOWN.get(key)
     if known is None or any(ref() is not part for ref, part in zip(known.parts, parts, strict=True)):

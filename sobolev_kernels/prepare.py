@@ -24,11 +24,14 @@ from .math.heads import APART, gives_logarithms
 from .math.losses import OF_LOG, is_likelihood
 from .math.table import Formula
 from .paths import known_of
+from .planner import SMALL
 from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
+from .streams.ends import with_outputs
 from .streams.look import flow_of
+from .streams.recurrent import CELLS as RECURRENT
 from .streams.whole import AS_IT_IS, Followed, followed, scaled_again
 from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
@@ -63,6 +66,7 @@ class Accepted:
     layout: Layout  # of the tensors, and of the parameters of the teacher
     whole: Prepared | None = None  # of a function, all but its tensors, if they are plain ones
     fused: dict = field(default_factory=dict)  # what is known of the chains of layers within it (streams/fused.py)
+    learnt: dict = field(default_factory=dict)  # what else holds of all of them (known_function.py)
 
     def fits(self, call) -> bool:
         if not self.student.reason:
@@ -100,7 +104,11 @@ def prepare(request: Request, chain: Followed | None = None) -> Prepared:
             refuse(faults_of(request, student, teacher))
         if followed[0] is not None:
             request = replace(request, inputs=followed[0].inputs_of(request.inputs))
-        return replace(prepared_of(request, student, teacher), followed=followed)
+        prepared = prepared_of(request, student, teacher)
+        whole = followed[0] if chain is None else chain
+        if whole is not None and whole.looking:
+            prepared = replace(prepared, problem=with_outputs(prepared.problem))
+        return replace(prepared, followed=followed)
     except Exception:
         undo(followed)
         raise
@@ -147,7 +155,8 @@ def looked_into(
     if requested(request.settings.backend) in AS_IT_IS:
         return None
     scaled = scaled_again(function, request.inputs, request.settings.backend) if alone else None
-    return followed(function, request.inputs) if scaled is None else scaled
+    found = followed(function, request.inputs) if scaled is None else scaled
+    return found if found is not None and found.serves(request.result, request.settings) else None
 
 
 def undo(followed: Sequence[Followed | None]) -> None:
@@ -186,7 +195,8 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
     mixed = found is not None and not found.own
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, ends=flow.ends)
+    light = len(request.inputs) <= SMALL or not flow.counts.keys().isdisjoint(RECURRENT)
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, light=light, ends=flow.ends)
 
 
 def problem_of(

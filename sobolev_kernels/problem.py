@@ -104,8 +104,10 @@ class Problem:
     unrecognised: str = ""
     unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
+    light: bool = False  # whether its operations are of few numbers
     sharded: bool = False  # whether its parameters are there in its forward and one backward only
     ends: tuple[int, ...] | None = None  # where chains of layers within it end (streams/segments.py), if any is fused
+    looked: bool = False  # whether the outputs are given beside a loss, whose gradient somebody looks at
 
     def __hash__(self) -> int:
         """Made once: a backward is found by it."""

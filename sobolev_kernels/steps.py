@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from threading import Lock
 from typing import TypeVar
 
@@ -68,6 +70,25 @@ def addresses_of(tensors: list[torch.Tensor]) -> list[int]:
 def optional_of(operands: Operands) -> list[torch.Tensor | None]:
     """What is read beside x and the parameters, in the order in which the core reads it."""
     return [getattr(operands, name) for name in READ]
+
+
+def views_in(tensors: list[torch.Tensor], operands: Operands) -> tuple[Callable | None, ...]:
+    """Of each optional operand, None of one that is not there, how it comes of the tensors that are read for it."""
+    places = iter(range(1 + len(operands.parameters), len(tensors)))
+    views = []
+    for operand in optional_of(operands):
+        place = None if operand is None else next(places, None)
+        if place is None:
+            views.append(None)
+        elif (operand.shape, operand.stride()) == (tensors[place].shape, tensors[place].stride()):
+            views.append(itemgetter(place))
+        else:
+            views.append(partial(seen_as, place, operand.shape, operand.stride()))
+    return tuple(views)
+
+
+def seen_as(place: int, shape: Sequence[int], strides: Sequence[int], tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[place].as_strided(shape, strides)
 
 
 def reads_of(operands: Operands) -> list[torch.Tensor]:

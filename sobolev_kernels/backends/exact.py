@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
-from .graph import STATISTICS
+from .graph import STATISTICS, leads_to, nodes_of
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -125,21 +126,34 @@ class Needs(NamedTuple):
 
     norms: bool = True
     attention: bool = True
+    reads: bool = True
 
 
 ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
-DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
+# What takes numbers out of PyTorch, where no derivative goes on, and the place of the argument that they are of.
+READING = dict.fromkeys((getattr(torch.Tensor, name) for name in "item tolist __float__ __complex__ numpy".split()), 0)
+READING |= {torch.Tensor.__array__: 0, torch.tensor: 0, torch.scalar_tensor: 0, torch.Tensor.new_tensor: 1}
+OF_LISTS = {torch.as_tensor, torch.asarray}  # which leave a tensor as it is
+# And what by its steps alone, whose derivatives are 0.
+STEPWISE = {torch.equal, torch.allclose, torch.is_nonzero}
+STEPWISE |= {getattr(torch.Tensor, name) for name in "__bool__ __int__ __index__ __contains__ is_nonzero".split()}
+STEPWISE |= {torch.Tensor.equal, torch.Tensor.allclose}
+DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION, *READING, *OF_LISTS, *STEPWISE}
 
 
 class ExactNorms(TorchFunctionMode):
     """Norms are written out in steps that autograd differentiates any number of times, or refused.
 
-    `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again.
+    `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again; `reads`:
+    numbers were taken out of tensors, by which what is run may be another each time; `read`: by what those were taken
+    that depend on `x`.
     """
 
     def __init__(self):
         super().__init__()
-        self.norms = self.attention = self.checkpointed = False
+        self.norms = self.attention = self.checkpointed = self.reads = False
+        self.x: torch.Tensor | None = None
+        self.read = ""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_compiling():
@@ -155,12 +169,33 @@ class ExactNorms(TorchFunctionMode):
         if function in ATTENTION:
             self.attention = True
             return function(*args, **kwargs)
+        if function in READING or function in OF_LISTS or function in STEPWISE:
+            self.reads = True
+            if self.x is not None and depend_on(self.x, read_of(function, args, kwargs)):
+                self.read = self.read or function.__name__
+            return function(*args, **kwargs)
         self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
             raise NotProvided(STATISTICS)
         if function is functional.batch_norm and torch.compiler.is_compiling():
             return fixed_norm(*args, **kwargs)
         return WRITTEN.get(function, function)(*args, **kwargs)
+
+
+def read_of(function: Callable, args: tuple, kwargs: dict) -> object:
+    """That of which a function takes numbers."""
+    place = READING.get(function, 0)
+    data = args[place] if len(args) > place else kwargs.get("data")
+    if function in STEPWISE or (function in OF_LISTS and isinstance(data, torch.Tensor)):
+        return None
+    return data
+
+
+def depend_on(x: torch.Tensor, data: object) -> bool:
+    """Whether a graph leads from a tensor, or one of several in lists, to x."""
+    if isinstance(data, (tuple, list)):
+        return any(depend_on(x, each) for each in data)
+    return isinstance(data, torch.Tensor) and data.requires_grad and leads_to(x, nodes_of(data))
 
 
 saving = torch._C._autograd._top_saved_tensors_default_hooks
@@ -186,7 +221,10 @@ class Eagerly:
     """Within it nothing is compiled, as by `torch.compiler.set_stance("force_eager")` in a tenth of its time."""
 
     stance, backend, skip_guard_eval_unsafe = "force_eager", None, False
-    checkpointed = False
+    checkpointed, read = False, ""
+
+    def watch(self, x: torch.Tensor) -> None:
+        """Nobody does."""
 
     def __enter__(self) -> Eagerly:
         frames = frames_of_dynamo()
@@ -203,6 +241,7 @@ class Eagerly:
             set_eval_frame(self.callback)
 
 
+@cache
 def frames_of_dynamo() -> ModuleType:
     """Whose import takes a second, the first time."""
     from torch._dynamo import eval_frame
@@ -244,8 +283,17 @@ class Contexts:
         if known.attention:  # the other kernels of it have no second derivative
             enter(sdpa_kernel(SDPBackend.MATH))
         enter(Eagerly())  # nor has what AOTAutograd compiles
-        self.mode = enter(ExactNorms()) if known.norms else None
+        self.mode = enter(ExactNorms()) if known.norms or known.reads else None
         return self
+
+    def watch(self, x: torch.Tensor) -> None:
+        """Find what takes numbers of what depends on x, which asks for its gradient."""
+        if self.mode is not None:
+            self.mode.x = x
+
+    @property
+    def read(self) -> str:
+        return "" if self.mode is None else self.mode.read
 
     @property
     def checkpointed(self) -> bool:
@@ -253,7 +301,7 @@ class Contexts:
 
     def __exit__(self, *raised) -> bool | None:
         if self.known is None:
-            self.needs = Needs(self.mode.norms, self.mode.attention)
+            self.needs = Needs(self.mode.norms, self.mode.attention, self.mode.reads)
         return self.stack.__exit__(*raised)
 
 

@@ -94,7 +94,7 @@ def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) ->
 
     Tensors are only read if they may be: under a checkpoint they would be computed again.
     """
-    telling = {kind: names for kind in set(map(type, nodes)) if (names := places_in(kind))}
+    telling = telling_of(frozenset(map(type, nodes)))
     if not tensors:
         telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS}
     if not telling:
@@ -104,6 +104,12 @@ def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) ->
     if several and any(type(node) in several and node._saved_dim == 0 for node in nodes):
         places += [y.output_nr, *(i for node in nodes for _, i in node.next_functions)]
     return tuple(places)
+
+
+@lru_cache(maxsize=1024)
+def telling_of(kinds: frozenset[type[Node]]) -> dict[type[Node], tuple[str, ...]]:
+    """Of those kinds that save places what they save."""
+    return {kind: names for kind in kinds if (names := places_in(kind))}
 
 
 def place_of(node: Node, name: str) -> object:

@@ -49,7 +49,11 @@ class Graphs:
             self.seen = {}
         if len(self.samples) > MOST:
             self.samples = {}
-        return self.samples.setdefault((kinds, places, x.shape), Samples())
+        key = kinds, places, x.shape
+        samples = self.samples.get(key)
+        if samples is None:
+            samples = self.samples[key] = Samples()
+        return samples
 
 
 def by_transforms() -> bool:
@@ -76,6 +80,7 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly() as contexts:
         x, copying = leaf(x, kept), on_copy(function)
+        contexts.watch(x)
         y = copying(x)
     nodes = nodes_of(y)
     told = nodes if kept else without_copy(nodes, x)
@@ -92,7 +97,7 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     samples = None
     if seen is not None:
         samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
-    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples)
+    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples, read=contexts.read)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -109,6 +114,7 @@ def run_again(
     x = x if kept else x.detach().clone().requires_grad_()
     try:
         with Contexts(seen.needs) if any(seen.needs) else Eagerly() as contexts:
+            contexts.watch(x)
             y = function(x.clone() if kept else x)
         nodes = nodes_of(y)
         kinds = kinds_of(nodes)
@@ -122,7 +128,7 @@ def run_again(
         torch.set_rng_state(before)
         return None
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
-    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples)
+    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples, read=contexts.read)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.

@@ -11,7 +11,7 @@ from ..enums import DIRECTIONS
 from ..math.heads import value
 from ..planner import few_outputs
 from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
-from ..streams.checkpoints import Checkpoints
+from ..streams.checkpoints import FLOWS
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
 from ..streams.rules import RULES, TWICE
@@ -112,7 +112,7 @@ def propagated(
         run = Twice(rules, x.dtype, x.device, P=len(v), S=S, **told)
     kept = torch.is_grad_enabled()
     try:
-        with graphs(), Eagerly(), Checkpoints():
+        with graphs(), Eagerly(), FLOWS:
             # where nothing is kept, parameters alone have a graph
             result = function(start(run, tracked(x) if kept else tracked(x).detach(), tracked(v)))
             numbers = None

@@ -11,6 +11,7 @@ from ..backends.functions import gradient, need_constant, need_second_derivative
 from ..backends.kinks import need_smooth
 from ..backends.running import are_own, with_graph
 from ..errors import NotProvided, need, need_tensor
+from ..paths import need_tensors
 from .polynomials import Exponents
 
 
@@ -33,6 +34,7 @@ class Nested:
     ):
         self.function, self.O, self.order, self.looks, self.argument = function, O, order, looks, argument
         self.ran = with_graph(lambda x: outputs_at(function, x, O), x)
+        need_tensors("student", self.ran.read)
         need_smooth(self.ran.y, order, argument)
         if order and len(x) > 1 and looks and not are_own(self.ran._replace(own=True, samples=Samples())):
             raise NotProvided("student: expected each sample's outputs to be its own, got one that mixes samples")

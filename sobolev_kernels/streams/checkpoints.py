@@ -12,62 +12,46 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from threading import Lock
-from types import ModuleType
 
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..backends.exact import Eagerly
+from .backward_hooks import BACKWARD_HOOK
 from .flowing import CHECKPOINT, Run, run_of
 from .pair import is_pair, start
-
-
-class Checkpoints:
-    """Within it, in any thread, torch.utils.checkpoint takes pairs; nothing else about it is another."""
-
-    lock, within, before = Lock(), 0, None
-
-    def __enter__(self) -> None:
-        module, kind = sys.modules.get(CHECKPOINT), Checkpoints
-        with kind.lock:
-            kind.within += 1
-            if kind.before is None and hasattr(module, "_checkpoint_without_reentrant_generator"):
-                kind.before = before = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
-                module._checkpoint_without_reentrant_generator, module.CheckpointFunction = ways_of(module, *before)
-
-    def __exit__(self, *_) -> None:
-        kind = Checkpoints
-        with kind.lock:
-            kind.within -= 1
-            if not kind.within and kind.before is not None:
-                module = sys.modules[CHECKPOINT]
-                module._checkpoint_without_reentrant_generator, module.CheckpointFunction = kind.before
-                kind.before = None
+from .replaced import Replaced
 
 
 @cache
-def ways_of(module: ModuleType, generator: Callable, reentrant: type) -> tuple[Callable, type]:
-    """What stands for its two ways: by hooks, and by an autograd.Function, which pairs do not go through."""
+def generating(generator: Callable) -> Callable:
+    """What stands for its way by hooks."""
     settings = len([p for p in inspect.signature(generator).parameters.values() if p.default is not p.empty])
 
     def of_pairs(function: Callable, *arguments, **named) -> Iterator[None]:
         about, given = arguments[:settings], arguments[settings:]
         leaves, tree = tree_flatten((given, named), is_leaf=is_pair)
-        run = run_of(tuple(leaves))
-        if run is None:
+        if not any(map(is_pair, leaves)):
             return generator(function, *arguments, **named)
-        places = [is_pair(leaf) for leaf in leaves]
+        run, places = run_of(tuple(leaves)), [is_pair(leaf) for leaf in leaves]
         parts = [part for leaf in leaves for part in ((leaf.v, leaf.d) if is_pair(leaf) else (leaf,))]
         return generator(of_parts(function, run, places, tree), *about, *parts)
 
+    return of_pairs
+
+
+@cache
+def reentrant(function: type) -> type:
+    """What stands for its way by an autograd.Function, which pairs do not go through."""
+
     class ByHooks:
         @staticmethod
-        def apply(function: Callable, preserve: bool, *arguments):
-            if run_of(arguments) is None:
-                return reentrant.apply(function, preserve, *arguments)
-            return module.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
+        def apply(of: Callable, preserve: bool, *arguments):
+            if not any(map(is_pair, arguments)):
+                return function.apply(of, preserve, *arguments)
+            checkpoint = sys.modules[CHECKPOINT].checkpoint
+            return checkpoint(of, *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
-    return of_pairs, ByHooks
+    return ByHooks
 
 
 def of_parts(function: Callable, run: Run, places: list[bool], tree) -> Callable:
@@ -78,7 +62,7 @@ def of_parts(function: Callable, run: Run, places: list[bool], tree) -> Callable
         like, rest = anew(kind), iter(parts)
         leaves = [start(like, next(rest), next(rest)) if is_of_pair else next(rest) for is_of_pair in places]
         arguments, named = tree_unflatten(leaves, tree)
-        with Eagerly(), Checkpoints():
+        with Eagerly(), FLOWS:
             return function(*arguments, **named)
 
     return again
@@ -92,3 +76,13 @@ def anew(run: Run) -> Run:
         segments.places = itertools.count(place)
         segments = replace(segments, places=itertools.count(place), asked=set(), passed=set(), fused={})
     return replace(run, reason="", made=[], hooks=[], counts=None, without_rule=None, segments=segments)
+
+
+# Within it torch.utils.checkpoint takes pairs, and backward hooks of modules take them and chains.
+FLOWS = Replaced(
+    {
+        (CHECKPOINT, "_checkpoint_without_reentrant_generator"): generating,
+        (CHECKPOINT, "CheckpointFunction"): reentrant,
+        **BACKWARD_HOOK,
+    }
+)

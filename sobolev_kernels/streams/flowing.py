@@ -46,6 +46,8 @@ class Run:
     hooks: list[Callable] = field(default_factory=list)  # to be called before gradients come to the weights
     lacks: str = "has no rule"  # what is said of a function that is in none of its tables
     segments: object | None = None  # how chains of layers are put off (segments.py), if they are
+    x: torch.Tensor | None = None  # the inputs of a chain, as backward hooks see them
+    looking: list[tuple] = field(default_factory=list)  # what those put on its outputs, and where (backward_hooks.py)
 
     def __post_init__(self):
         self.cast = self.casting()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, spelt, told
+from .flowing import SPACES, Flowing, Run, register_hook, requires_grad, run_of, spelt, told
 
 RULES: dict[Callable, Callable] = {}
 # Those of them that hold of second derivatives, too (twice.py).
@@ -151,14 +151,17 @@ RULES[told("_base")] = lambda input: None
 RULES[torch.Tensor.register_hook] = register_hook
 
 
-# Without a derivative: what a tensor is, a number that jumps, another tensor like it.
+# Without a derivative: what a tensor is, a number that jumps.
 CONSTANT = """
     size dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous stride element_size
     get_device argmax argmin argsort count_nonzero gt lt ge le eq ne greater less greater_equal less_equal __gt__ __lt__
     __ge__ __le__ __eq__ __ne__ isnan isinf isfinite isposinf isneginf sign sgn signbit floor ceil round trunc fix
-    zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty
-    new_tensor bucketize searchsorted long int bool byte any all allclose isclose equal nonzero argwhere
+    bucketize searchsorted long int bool byte any all allclose isclose equal nonzero argwhere
     floor_divide __floordiv__ __rfloordiv__ heaviside logical_not logical_and logical_or logical_xor histc bincount
+"""
+# Another tensor like it, of other numbers.
+LIKE = """
+    zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty new_tensor
 """
 
 
@@ -166,6 +169,18 @@ def constant_of(function: Callable) -> Callable:
     return lambda *a, **k: function(*value(a), **{name: value(x) for name, x in k.items()})
 
 
+def like_of(function: Callable) -> Callable:
+    def made(input, *arguments, **named):
+        run = run_of((input, *arguments, *named.values()))
+        if not isinstance(input, Pair) or run_of((*arguments, *named.values())) is not None:
+            run.stop(f"numbers in it that are taken out of what depends on its inputs ({function.__name__})")
+        return function(input.v, *arguments, **named)
+
+    return made
+
+
 for function in spelt(*CONSTANT.split()):
     RULES[function] = constant_of(function)
+for function in spelt(*LIKE.split()):
+    RULES[function] = like_of(function)
 TWICE.update(RULES)

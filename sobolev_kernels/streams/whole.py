@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,9 +18,14 @@ from ..held import Held
 from ..modules import KINDS
 from ..parts import draws, modules_of
 from ..paths import Known, known_of, unseen
+from ..problem import Operands, Problem
 from ..scaled import Scaled, fold_of
+from ..settings import Settings
 from ..student import Student
+from .backward_hooks import WITHIN, are_hooked, looks_at_ends
 from .chain import RULES, Chain, student_of
+from .checkpoints import FLOWS
+from .ends import Hook, has_ends, looked_at
 from .flowing import Run, attach, is_of_checkpoint
 
 # Modules of torch.nn that may be parts of a chain. Of others it is known without a run that they are none.
@@ -37,6 +42,7 @@ class Followed(NamedTuple):
     held: Held | None  # None of one that was not run
     hooks: list[Callable]  # to be called before gradients come to the weights
     inputs: torch.Tensor | None = None  # what the student is of, where it is not what the forward was given
+    looking: Sequence[Hook] = ()  # of its outputs
 
     def inputs_of(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.inputs is None else self.inputs
@@ -45,8 +51,19 @@ class Followed(NamedTuple):
         if self.held is not None:
             self.held.restore()
 
-    def attach(self, results: Iterable[torch.Tensor | None]) -> None:
+    def serves(self, result: str, settings: Settings) -> bool:
+        """Whether a call has what its hooks look at; else what its run has changed is put back."""
+        if self.looking and not has_ends(result, settings):
+            self.restore()
+            return False
+        return True
+
+    def attach(
+        self, results: tuple[torch.Tensor, ...], problem: Problem, operands: Callable[[], Operands]
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """The results, with all hooks."""
         attach(self.hooks, results)
+        return looked_at(self.looking, results, problem, operands()) if self.looking else results
 
 
 def followed(function: object, x: torch.Tensor) -> Followed | None:
@@ -58,6 +75,8 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
         return None
     modules = list(modules_of(function))
     known = known_of(function, x)
+    if known.no_chain == WITHIN and not are_hooked(modules):
+        known.no_chain = ""
     if known.no_chain or not all(map(may_be_part, modules)):
         return None
     if not known.is_chain:
@@ -87,11 +106,12 @@ def scaled_again(function: object, x: torch.Tensor, backend: str | None) -> Foll
 def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], known: Known) -> Followed | None:
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
     held = Held(modules, [] if capturing else [x.device])
-    run = Run(RULES, x.dtype, x.device, x.requires_grad)
+    run = Run(RULES, x.dtype, x.device, x.requires_grad, x=x)
     found = chain_of(function, x, run)
     known.is_chain, known.no_chain = (False, found) if isinstance(found, str) else (True, "")
     if known.is_chain:
-        return Followed(found, held, run.hooks)
+        inputs, looking = None if run.x is x else run.x, [(hook, sizes) for hook, _, sizes in run.looking]
+        return Followed(found, held, run.hooks, inputs, looking)
     held.restore()
     return None
 
@@ -115,9 +135,11 @@ def may_be_part(module: nn.Module) -> bool:
 def chain_of(function: object, x: torch.Tensor, run: Run) -> Student | str:
     """The student that a function is at x, or why it is no chain of layers."""
     try:
-        with graphs(), Eagerly():
+        with graphs(), Eagerly(), FLOWS:
             result = function(Chain.make(run, x.shape))
             if isinstance(result, Chain) and result.run is run and result.layers and not run.reason:
+                if not looks_at_ends(result):
+                    return WITHIN
                 student = student_of(result)
             else:
                 return run.reason or "what it gives is no chain of linear layers"

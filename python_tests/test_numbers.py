@@ -1,0 +1,174 @@
+"""Numbers that a student takes out of tensors which depend on his inputs: right or refused, never silent."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import sobolev_kernels as sk
+from python_tests.students import Call
+from sobolev_kernels.testing.rule import ANOTHER_WAY
+
+N, D, H, O = 6, 3, 5, 2
+STEP = 1e-5
+WARNED = pytest.mark.filterwarnings(
+    "ignore::sobolev_kernels.SobolevWarning", "ignore:.*(requires_grad|sourceTensor):UserWarning"
+)
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+X, V, U = numbers(N, D), numbers(4, N, D, seed=1), numbers(2, N, O, seed=2)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.LayerNorm(H), nn.Linear(H, O)).double()
+
+
+def of(forward):
+    return Call(forward, net())
+
+
+def logging(x, net):
+    net.norm = x.norm().item()
+    return net(x)
+
+
+REFUSED = {
+    "item": lambda x, net: net(x) * x.square().sum().item(),
+    "float": lambda x, net: net(x) * float(x.square().sum()),
+    "tolist": lambda x, net: net(x) + torch.tensor(x[:, 0].tolist(), dtype=x.dtype)[:, None],
+    "a tensor of a float": lambda x, net: net(x) * torch.tensor(float(x.mean()), dtype=x.dtype),
+    "a tensor of a tensor": lambda x, net: net(x) * torch.tensor(x.mean(), dtype=x.dtype),
+    "a tensor of tensors": lambda x, net: net(x) * torch.tensor([x[0, 0], x[1, 0]], dtype=x.dtype),
+    "as_tensor of tensors": lambda x, net: net(x) * torch.as_tensor([x[0, 0], x[1, 0]], dtype=x.dtype),
+    "math": lambda x, net: net(x) * math.sqrt(x.square().sum()),
+    "new_tensor": lambda x, net: net(x) * x.new_tensor(x[:, :1]),
+    "of what is hidden": lambda x, net: net(x) / net[0](x).abs().max().item(),
+}
+RIGHT = {
+    "a branch": lambda x, net: net(x) if x.sum() > 0 else 2 * net(x),
+    "the other branch": lambda x, net: net(x) if x.sum() < 0 else 2 * net(x),
+    "a branch by a float": lambda x, net: net(x) if x.sum().item() > 0 else 2 * net(x),
+    "bool": lambda x, net: net(x) if x.sum() else 2 * net(x),
+    "int": lambda x, net: net(x) * int(3 * x.sum()),
+    "where": lambda x, net: torch.where(x[:, :1] > 0, net(x), 2 * net(x)),
+    "an index": lambda x, net: net(x) * x[0].argmax().item(),
+    "as_tensor": lambda x, net: net(x) * torch.as_tensor(x[:, :1]),
+    "of a parameter": lambda x, net: net(x) * net[0].weight[0, 0].item() * float(net[0].bias.sum()),
+    "logging": logging,
+}
+CALLS = {
+    "jvp": lambda student, x, **how: sk.jvp(student, x, V, **how)[1],
+    "vjp": lambda student, x, **how: sk.vjp(student, x, U, **how)[1],
+    "laplacian": lambda student, x, **how: sk.laplacian(student, x, **how)[1],
+    "loss": lambda student, x, **how: sk.sobolev_loss(student, x, sk.Targets(teacher=net()), **how),
+}
+TAKES = "takes numbers out of what depends on the inputs"
+
+
+@WARNED
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_number_that_matters_is_refused(name, call):
+    """By whatever backend, each time, in whatever mode."""
+    student = of(REFUSED[name])
+    for how in ({}, {}, {"backend": "reference"}):
+        with pytest.raises(sk.NotProvided, match=f"student: .* {TAKES}"):
+            CALLS[call](student, X, **how)
+    if call != "vjp":
+        with pytest.raises(sk.NotProvided, match="streams"):
+            CALLS[call](student, X, backend="streams")
+    with torch.no_grad(), pytest.raises(sk.NotProvided, match=TAKES):
+        CALLS[call](student, X)
+
+
+@WARNED
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_number_that_makes_no_difference_is_right(name):
+    """Beside central differences, in the long and the short way."""
+    student = of(RIGHT[name])
+    expected = torch.stack([(student(X + STEP * v) - student(X - STEP * v)) / (2 * STEP) for v in V]).detach()
+    for how in ({}, {}, {}, {"backend": "reference"}):
+        torch.testing.assert_close(sk.jvp(student, X, V, **how)[1].detach(), expected, rtol=1e-6, atol=1e-8)
+        gradients = sk.vjp(student, X, U, **how)[1]
+        for u, gradient in zip(U, gradients, strict=True):
+            along = torch.stack([(gradient * v).sum() for v in V])
+            torch.testing.assert_close(along.detach(), (u * expected).sum((1, 2)), rtol=1e-6, atol=1e-8)
+
+
+@WARNED
+def test_a_number_that_is_taken_later():
+    """In a branch that no call before has gone through, by gradients and by tangents."""
+    student = of(lambda x, net: net(x) * (1.0 if x.mean() < 5 else x.max().item()))
+    for call in (CALLS["vjp"], CALLS["jvp"], CALLS["loss"]):
+        for _ in range(4):
+            call(student, X)
+        for _ in range(2):
+            with pytest.raises(sk.NotProvided, match=TAKES):
+                call(student, X + 9)
+        call(student, X)
+
+
+@WARNED
+def test_a_number_taken_in_another_place_later():
+    """Of a student who has always logged one."""
+
+    def forward(x, net):
+        scale = x.mean().item()
+        return net(x) * (1.0 if scale < 5 else scale)
+
+    student = of(forward)
+    for _ in range(4):
+        sk.vjp(student, X, U)
+    with pytest.raises(sk.NotProvided, match=TAKES):
+        sk.vjp(student, X + 9, U)
+
+
+@WARNED
+def test_teachers_transforms_and_partials():
+    student = of(REFUSED["item"])
+    with pytest.raises(sk.NotProvided, match=f"teacher: item in it {TAKES}"):
+        sk.sobolev_loss(net(), X, sk.Targets(teacher=student))
+    with pytest.raises(sk.NotProvided, match=TAKES):
+        torch.func.jvp(lambda x: sk.vjp(student, x, U)[1].sum(), (X,), (X,))
+    with pytest.raises(sk.NotProvided, match=TAKES):
+        sk.partials(student, X, "u_x + v_y", fields="x y z -> u v")
+
+
+@pytest.mark.parametrize("name", ["new_full", "full_like"])
+def test_a_constant_filled_with_what_flows(name):
+    """Which PyTorch itself refuses of what asks for a gradient; pairs have the value without."""
+    fill = {
+        "new_full": lambda x, net: net(x) * x.new_full((N, 1), x.sum()),
+        "full_like": lambda x, net: net(x) * torch.full_like(x[:, :1], x.sum()),
+    }[name]
+    with pytest.raises(sk.NotProvided, match="streams"):
+        sk.jvp(of(fill), X, V, backend="streams")
+    ones = of(lambda x, net: net(x) * x.new_full((N, 1), 2.0) * torch.ones_like(x[:, :1]))
+    torch.testing.assert_close(sk.jvp(ones, X, V, backend="streams")[1], 2 * sk.jvp(net(), X, V)[1], **ANOTHER_WAY)
+
+
+def shared_view(x, net):
+    h = torch.tanh(net[0](x))
+    part = h[:, :O]
+    h.mul_(2)
+    return net[3](h) * part
+
+
+def written_after_use(x, net):
+    h = net[0](x).exp()
+    squared = h.square()
+    h.add_(1)
+    return net[3](h * squared)
+
+
+@pytest.mark.parametrize("forward", [shared_view, written_after_use])
+def test_what_is_written_to_after_use_is_said_as_by_pytorch(forward):
+    """Without a word of other derivatives, which the look before it would see if it computed with what was written."""
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sk.vjp(of(forward), X, U)
