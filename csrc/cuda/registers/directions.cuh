@@ -156,7 +156,6 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   SK_INLINE void prepare_cotangents(int from) const {
     const Target& target = step().target[Term::kFirst];
     const int to = min(step().P, from + own().batch), column = lane() % 4 * 4;
-    meet();  // the batch before may still be read
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
       float u[2][4];
@@ -209,6 +208,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
         g_bar[0][i] = half ? g_bar[0][i] : of, g_bar[1][i] = of;
       }
     }
+    meet();  // before others write to what this warp has read
   }
 
   // ---- Outputs' gradients ----
