@@ -22,7 +22,7 @@ from .transformed import Parts, parts_of
 PARTIALS, RESIDUAL_LOSS = "partials", "residual_loss"
 FUSED = {
     "cpu": "one pass of the core for the results, and one for all gradients",
-    "triton": "a launch for each layer, forward and back",
+    "triton": "launches of kernels that are written for these streams, forward and back",
 }
 STREAMS = "by PyTorch's operations, each layer with its adjoint"
 AGAIN = "autograd of autograd: a gradient for each output, order and way to it"
