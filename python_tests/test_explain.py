@@ -63,7 +63,7 @@ def test_an_unrecognised_student():
     assert got["cpu"].startswith("refused: LayerNorm is not one of Linear and ")
     assert got["->"] == "streams    a value and its tangents by rules"
     assert got["operations"] == "linear 2, layer_norm 1"
-    assert got["sides"] == "3 by tangents, 6.6 by gradients, in runs of a value or of a tangent"
+    assert got["sides"] == "3 by tangents, 5.4 by gradients, in runs of a value or of a tangent"
     got = lines(LAYER_NORM, X, sk.Directions.sphere(4))
     assert got["streams"].endswith("(not taken: 1 gradient costs less than 4 tangents)")
     assert "work" not in got
