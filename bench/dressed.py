@@ -132,7 +132,7 @@ def step_of(student: nn.Module, loss_of: Callable[[nn.Module], torch.Tensor]) ->
 
 
 def measure(options: Namespace, console: Console) -> None:
-    """Run and print; a loss that is another than the bare one is an error, but of a student whose weights are others."""
+    """Run and print; a loss other than that of the bare student is an error, but where the weights are others."""
     N, O = options.batch, options.outputs
     torch.manual_seed(0)
     x, v = torch.randn(N, D), torch.randn(P, N, D)

@@ -103,6 +103,27 @@ def test_hooks_of_a_whole_mlp(name, asks):
             assert_within_rule("parameter", parameter.grad, gradient)
 
 
+@pytest.mark.parametrize("order", [1, 3])
+def test_outputs_that_no_step_gives(order):
+    """Where a loss is made of fused derivatives: of order 3, or since given directions ask for a gradient."""
+    O, x, seen, plus = 2, numbers(N, D, seed=7), [], Plus(N, 2)
+    student = wrapper(O)
+    watch(student, seen)
+    v = numbers(2, N, D, seed=3).requires_grad_(order == 1)
+    along = {"directions": sk.Directions.given(v), "order": order}
+    targets = (
+        data(O)[0] if order == 1 else sk.Targets(teacher=nn.Sequential(*layers(O)[:1], nn.Sigmoid(), layers(O)[2]))
+    )
+    loss = sk.sobolev_loss(nn.Sequential(wrapper(O), plus), x, targets, backend="reference", **along)
+    expected = torch.autograd.grad(loss, plus.constant)[0]
+    for _ in range(3):
+        seen.clear()
+        sk.sobolev_loss(student, x, targets, **along).backward()
+        assert len(seen) == 2
+        for _, *gradients in seen:
+            assert_within_rule("outputs", gradients[-1], expected)
+
+
 def test_outputs_of_one_dim():
     student, seen = flat(), []
     watch(student, seen)

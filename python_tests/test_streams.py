@@ -16,6 +16,7 @@ import sobolev_kernels as sk
 from python_tests.students import Call, Counting, Reversed, Straight
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.paths import known_of
+from sobolev_kernels.planner import SMALL
 from sobolev_kernels.streams.flowing import NotFollowed, name_of
 from sobolev_kernels.streams.pair import CONSTANT, LIKE
 from sobolev_kernels.streams.rules import RULES
@@ -567,8 +568,13 @@ def test_the_cheaper_side():
     x = numbers(N, 6)
     assert chosen(few, x, directions=sk.Directions.sphere(4)) == "reference"
     assert chosen(few, x, directions=sk.Directions.sphere(2)) == "reference"
-    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "streams"
-    assert "5 by tangents, 2.2 by gradients" in sk.explain(few, x, directions=sk.Directions.sphere(4))
+    assert chosen(few, x, directions=sk.Directions.sphere(1)) == "reference"
+    assert "5 by tangents, 1.8 by gradients" in sk.explain(few, x, directions=sk.Directions.sphere(4))
+    enough = numbers(SMALL + 1, 6)
+    assert chosen(few, enough, directions=sk.Directions.sphere(1)) == "streams"
+    assert "5 by tangents, 2.2 by gradients" in sk.explain(few, enough, directions=sk.Directions.sphere(4))
+    recurrent = Call(lambda x, gru: gru(x.unflatten(1, (3, 2)))[0][:, -1], nn.GRU(2, 1, batch_first=True).double())
+    assert chosen(recurrent, enough, directions=sk.Directions.sphere(1)) == "reference"
     assert chosen(Blocks(2).double(), x, directions=sk.Directions.sphere(2)) == "streams"
     assert chosen(many, x, directions=sk.Directions.sphere(4)) == "streams"
     assert chosen(many, x, cotangents=sk.Cotangents.sphere(1)) == "reference"

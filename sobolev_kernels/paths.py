@@ -26,6 +26,7 @@ from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
 from .backends.functions import tangent_of
 from .backends.running import Graphs
+from .boundary import PLAIN
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
@@ -166,14 +167,15 @@ def unseen() -> torch.autograd.graph.saved_tensors_hooks:
     return torch.autograd.graph.saved_tensors_hooks(with_version, as_saved)
 
 
-def with_version(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    return tensor, 0 if tensor.is_inference() else tensor._version
+def with_version(tensor: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    """And the version of one that has numbers and a version."""
+    return tensor, tensor._version if type(tensor) in PLAIN and not tensor.is_inference() else None
 
 
-def as_saved(saved: tuple[torch.Tensor, int]) -> torch.Tensor:
+def as_saved(saved: tuple[torch.Tensor, int | None]) -> torch.Tensor:
     """What was saved, unless it was written to since: of what hooks give back autograd does not ask that."""
     tensor, version = saved
-    if not tensor.is_inference() and tensor._version != version:
+    if version is not None and tensor._version != version:
         raise RuntimeError("one of the variables needed for gradient computation was written to in place")
     return tensor
 
