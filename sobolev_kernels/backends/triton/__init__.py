@@ -68,7 +68,7 @@ def refusal(device: str, dtype: str) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    from . import launches, one_launch
+    from . import chained, launches, one_launch
 
     if problem.order > 2:
         multiply = "own" if launches.fuses(problem) else "torch's"
@@ -81,7 +81,10 @@ def plan(problem: Problem, N: int) -> Plan:
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
     multiply = "own" if launches.fuses(problem) else "torch's"
-    return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
+    path = f"layer-wise, {multiply} multiply"
+    if chained.takes(problem, N):
+        path = "all layers in one launch each way" if chained.fits(problem, N) else f"collapsed streams, {path}"
+    return Plan("triton", path, (*choices, ("since", reason)))
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
@@ -137,10 +140,12 @@ def keep(key: tuple, script: Script) -> None:
 
 
 def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:
-    from . import layerwise, one_launch
+    from . import chained, layerwise, one_launch
     from .script import Script, places, reads_of
 
-    path = layerwise if one_launch.refusal(problem) else one_launch
+    path = one_launch
+    if one_launch.refusal(problem):
+        path = chained if chained.takes(problem, len(operands.x)) else layerwise
     readable = path.readable(problem, operands)
     pairs = zip(reads_of(operands), reads_of(readable), strict=True)
     script = Script(

@@ -135,6 +135,8 @@ class JetLayers(Layers):
     def __init__(self, script: Script, asked: Asked, problem: Problem, operands: Operands, at: Operands, kept: list):
         super().__init__(layerwise, is_fused(asked), script, problem, operands, at, streams=asked.streams.count)
         self.jets, self.forwards, self.adjoints = kernels_of(asked, self.fusing, bool(kept))
+        made = self.jets[-1].made
+        self.made, self.along = len(made), len([k for k, _ in asked.streams.first if k in made])
         self.chained = self.N <= MOST_CHAINED
         h, g = kept[: self.last + 1], iter(kept[self.last + 1 :])
         self.h = h or [None] * (self.last + 1)
@@ -172,8 +174,12 @@ class JetLayers(Layers):
         )  # fmt: skip
 
     def results(self, out: At, tables: Table, R: int) -> None:
+        self.sums(self.forward(), out, tables, R, self.problem.O, 1)
+
+    def forward(self) -> At:
+        """The streams of the outputs."""
         D, first, steps = self.problem.D, len(self.jets[0].given), []
-        h = start = self.start(self.at.x, first, D, D if first > 1 else 0, self.h[0])
+        h = start = self.start(self.at.x, first, D, self.problem.W if first > 1 else 0, self.h[0])
         for l, ((_, n), layer, kernel) in enumerate(zip(self.sizes, self.jets, self.forwards, strict=True)):
             below, end = h, (activation_of(self.problem.activations[l]),)
             kept = l < self.last and self.h[l + 1]
@@ -187,7 +193,7 @@ class JetLayers(Layers):
                 self.elementwise_of(kernel, n, z, self.biases[l], h, self.g[l], end=end)
         if steps:
             self.chain(start, D, steps, True)
-        self.sums(h, out, tables, R, self.problem.O, 1)
+        return h
 
     def sums(self, source: At, out: At, tables: Table, rows: int, n_in: int, n_out: int) -> None:
         programs = rows * triton.cdiv(self.N, RESULTS)
@@ -199,10 +205,19 @@ class JetLayers(Layers):
         self, cotangents: At, tables: Table, dx: At | None, dv: At | None, gradients: list[At], shared: bool
     ) -> None:  # fmt: skip
         """From the cotangents [R, N] of the results."""
+        problem = self.problem
+        adjoints = self.script.room(self.made, self.N, problem.O)
+        self.sums(cotangents, adjoints, tables, self.made * problem.O, 1, problem.O)
+        each = self.script.room(len(self.jets[0].given) - 1, self.N, problem.D) if dv is not None and shared else dv
+        self.backward(adjoints, [], dx, each, 1.0)
+        if each is not dv:
+            self.script.do(lambda each, dv: torch.sum(each, 1, out=dv), each, dv)
+        finish(self.script, problem, (1.0,), {}, gradients, Terms(self.script.room(1), 0), self.slots(), 1.0)
+
+    def backward(self, adjoints: At, q_of_layer: list, dx: At | None, dgiven: At | None, common: float) -> None:
+        """All gradients from the adjoints of what `forward` gave, also that of the directions of each sample."""
         problem, z_bar, Z = self.problem, [None] * (self.last + 1), [None] * (self.last + 1)
-        top, O, steps = self.jets[-1], problem.O, []
-        h_bar = self.script.room(len(top.made), self.N, O)
-        self.sums(cotangents, h_bar, tables, len(top.made) * O, 1, O)
+        h_bar, steps = adjoints, []
         for l in range(self.last, -1, -1):
             layer, n, kernel = self.jets[l], self.sizes[l][1], self.adjoints[l]
             half, alone = self.dtype != torch.float32, not self.fusing or l == self.last
@@ -220,25 +235,13 @@ class JetLayers(Layers):
                 h_bar = self.script.room(len(layer.given), self.N, self.sizes[l][0])
                 self.multiply(z_bar[l], l, h_bar, transposed=True)
         if steps:
-            self.chain(z_bar[-1], O, steps, False)
+            self.chain(z_bar[-1], problem.O, steps, False)
+        streams = [len(layer.given) for layer in self.jets]
         if dx is not None:
-            self.product(z_bar[0], 0, dx, 1)
-        if dv is not None:
-            self.of_directions(z_bar[0], dv, len(self.jets[0].given) - 1, shared)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for l, layer in enumerate(self.jets):
-            groups.setdefault((len(layer.given), self.N if 0 in layer.given else 0), []).append(l)
-        for (streams, values), layers in groups.items():
-            self.outer_of(layers, z_bar, self.h, streams, values, Z)
-        self.part = self.parts
-        terms = Terms(self.script.room(1), 0)
-        finish(self.script, problem, (1.0,), {}, gradients, terms, self.slots(), 1.0)
-
-    def of_directions(self, z_bar: At, dv: At, F: int, shared: bool) -> None:
-        each = self.script.room(F, self.N, self.problem.D) if shared else dv
-        self.product(z_bar, 0, each, F, first=1)
-        if shared:
-            self.script.do(lambda each, dv: torch.sum(each, 1, out=dv), each, dv)
+            self.product(z_bar[0], 0, dx, 1, common)
+        if dgiven is not None:
+            self.product(z_bar[0], 0, dgiven, streams[0] - 1, common, first=1, columns=problem.W)
+        self.outer_of(z_bar, self.h, streams, Z)
 
 
 @lru_cache(maxsize=256)
