@@ -9,7 +9,7 @@ from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.math.activations import ACTIVATIONS
 from sobolev_kernels.math.table import choose
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import compare, computed_from, forget, step
+from sobolev_kernels.testing.compare import compare, computed_from, forget, layer_by_layer, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.named import PLANS, Named, agree
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
@@ -21,12 +21,12 @@ PATHS = ("on chip", "in cache", "layer by layer", "torch's multiply")
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+    from sobolev_kernels.backends.triton import launches, layerwise
 
     if request.param == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in PATHS[2:]:
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     forget()
     yield request.param

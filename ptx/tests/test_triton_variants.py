@@ -11,7 +11,7 @@ import torch
 
 import sobolev_kernels as sk
 from ptx.compile import missing
-from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.compare import computed_from, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, data
 
 reason = missing("triton")
@@ -64,7 +64,7 @@ def test_a_loop_compiles_in_its_first_step_alone(path, projection, monkeypatch):
     if path == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if path in PATHS[2:]:
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: path == "layer by layer")
     first, every = keys(BATCHES[:1], projection), keys(BATCHES, projection)
     assert len(every) == len(BATCHES) * len(first)
@@ -116,7 +116,7 @@ def narrow_products(text: str) -> list[str]:
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_streams_of_more_than_2_31_numbers_have_their_places(projection, loss, monkeypatch):
     """Layer by layer a stack [S, N, n] is the longest array there is: what is multiplied has 64 bits before."""
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     each = {v.key: v for v in launched(BATCHES[:1], projection, derivative_loss=loss)}
     assert len(each) > 3

@@ -236,11 +236,11 @@ class JetLayers(Layers):
                 self.multiply(z_bar[l], l, h_bar, transposed=True)
         if steps:
             self.chain(z_bar[-1], problem.O, steps, False)
-        streams = [len(layer.given) for layer in self.jets]
+        streams = [(len(layer.given), int(0 in layer.given)) for layer in self.jets]
         if dx is not None:
             self.product(z_bar[0], 0, dx, 1, common)
         if dgiven is not None:
-            self.product(z_bar[0], 0, dgiven, streams[0] - 1, common, first=1, columns=problem.W)
+            self.product(z_bar[0], 0, dgiven, streams[0][0] - 1, common, first=1, columns=problem.W)
         self.outer_of(z_bar, self.h, streams, Z)
 
 

@@ -278,17 +278,18 @@ class Layers:
 
     def outer(self, a: list[At], h: list[At], streams: int, biases: bool = False) -> None:
         """Σ over streams and samples of a hᵀ of each layer, into the next parts; of biases Σ a of the values alone."""
-        self.outer_of(a, h, [streams] * len(self.sizes), self.Z if biases else None)
+        self.outer_of(a, h, [(streams, 1)] * len(self.sizes), self.Z if biases else None)
 
-    def outer_of(self, a: list[At], h: list[At], streams: Sequence[int], Z: list[At] | None) -> None:
-        """Those of layers with so many streams each; with the gradients of biases if there is Z, which has the rows of
-        the values where torch multiplies."""
+    def outer_of(self, a: list[At], h: list[At], streams: Sequence[tuple[int, int]], Z: list[At] | None) -> None:
+        """Those of layers with so many streams each, of which so many are values; with the gradients of biases if there
+        is Z, which has the rows of the values where torch multiplies."""
         layers, fusing = range(len(self.sizes)), self.fusing
         for first in range(0, len(layers) if fusing or Z is not None else 0, AT_ONCE):
             some = layers[first : first + AT_ONCE]
-            sizes = [(*self.sizes[l][::-1], *self.layers[l][1:], streams[l] if fusing else 1) for l in some]
+            rows_of = [streams[l] if fusing else (1, streams[l][1]) for l in some]
+            sizes = [(*self.sizes[l][::-1], *self.layers[l][1:], *of) for l, of in zip(some, rows_of, strict=True)]
             tiles = [triton.cdiv(s[0], OUTER.rows) * (triton.cdiv(s[1], OUTER.columns) if fusing else 1) for s in sizes]
-            rows = triton.cdiv(max(of[-1] for of in sizes) * self.N, self.parts)
+            rows = triton.cdiv(max(count for count, _ in rows_of) * self.N, self.parts)
             self.launch(
                 "outer_kernel", (max(tiles), self.parts, len(sizes)), tuple((a if fusing else Z)[l] for l in some),
                 tuple((h if fusing else Z)[l] for l in some), tuple(n for of in sizes for n in of), self.slots_at,
