@@ -28,7 +28,7 @@ from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
 from .jet_source import GENERATED, Kernel, adjoint_slots, chain_of, code_of, forward_slots, kernel_of
-from .launches import JET_BLOCKS, JET_CHAINS, JETS, LONGEST_CHAIN, MOST_CHAINED, Jet, fuses, padded
+from .launches import JET_BLOCKS, JET_CHAINS, JETS, LONGEST_CHAIN, MOST_CHAINED, Jet, fuses, padded, products_of
 from .layers import Layers
 from .layerwise import near
 from .parameters import OPERANDS
@@ -169,7 +169,7 @@ class JetLayers(Layers):
     def product_of(self, kernel: Kernel, tile: Jet, across: int, *values, **more) -> None:
         self.script.launch(
             GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), across), *values,
-            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, **tile.options,
+            PRECISION=products_of(self.problem), BM=tile.rows, BK=tile.depth, **tile.options,
             **more,
         )  # fmt: skip
 
