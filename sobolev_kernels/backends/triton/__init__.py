@@ -1,13 +1,13 @@
 """The Triton backend: NVIDIA and AMD GPUs, no compiler needed; on the CPU in Triton's interpreter, for tests.
 
-Narrow students take the whole step in one launch (`one_launch.py`), all others go layer by layer (`layerwise.py`).
+Narrow students take the whole step in one launch (`one_launch.py`), or all layers in one each way (`chained.py`), all
+others go layer by layer (`layerwise.py`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +16,11 @@ from ... import planner
 from ...enums import COTANGENTS, TANGENTS
 from ...problem import Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
+from .written import SCRIPTS, keep
 
 if TYPE_CHECKING:
     from .script import Script
 
-# By all that they depend on. A script holds no tensor.
-SCRIPTS: dict[tuple, Script] = {}
-MOST_SCRIPTS, LOCK = 256, Lock()
 STARTED: list[bool] = []  # Triton's driver, by this process
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
@@ -130,13 +128,6 @@ def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, 
             script.compiled = script.compiled if with_terms is None else with_terms.compiled
         keep(key, script)
     return script
-
-
-def keep(key: tuple, script: Script) -> None:
-    with LOCK:
-        while len(SCRIPTS) >= MOST_SCRIPTS:
-            del SCRIPTS[next(iter(SCRIPTS))]
-        SCRIPTS[key] = script
 
 
 def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:

@@ -3,27 +3,16 @@ fit, and a Laplacian with one stream for its whole sum, in one launch or layer b
 
 from __future__ import annotations
 
-from fractions import Fraction
-from functools import lru_cache
-
 from ...enums import COTANGENTS
 from ...modules import IDENTITY
-from ...partials.along import rows, towers
-from ...partials.launched import MOST
-from ...partials.plan import Streams, plan
+from ...partials.plan import MOST
+from ...partials.towers import laplacians, towers
 from ...problem import Operands, Problem
 from . import jets, layerwise
 from .jets import Asked, JetLayers
 from .launches import JET_CHAINS, LONGEST_CHAIN, fuses, padded
 from .layerwise import readable  # noqa: F401 -- of each way its own
 from .script import At, Script
-
-
-@lru_cache(maxsize=64)
-def laplacians(P: int) -> Streams:
-    """The value and the sum of the second derivatives along P directions, of one output."""
-    square = {tuple(2 * (i == j) for j in range(P)): Fraction(1) for i in range(P)}
-    return plan(tuple(row for p in ({(0,) * P: Fraction(1)}, square) for row in rows(p, 1)), P)
 
 
 def asked_of(problem: Problem) -> Asked | None:

@@ -23,7 +23,6 @@ from ...partials.plan import Streams
 from ...partials.programs import Layer, layers_of
 from ...problem import DERIVATIVES_GRADIENTS, Operands, Problem
 from .. import on_device_of
-from .. import triton as backend
 from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
@@ -33,6 +32,7 @@ from .layers import Layers
 from .layerwise import near
 from .parameters import OPERANDS
 from .script import At, Script
+from .written import SCRIPTS, keep
 
 here = sys.modules[__name__]
 RESULTS = 256  # samples of a program
@@ -255,11 +255,11 @@ def kept_by(asked: Asked) -> tuple[tuple[int, int, torch.dtype], ...]:
 
 def script_of(key: tuple, device: torch.device, came: int, write: Callable[[Script], None]) -> Script:
     """Written once for what is alike (`script.py`)."""
-    script = backend.SCRIPTS.get(key)
+    script = SCRIPTS.get(key)
     if script is None:
         script = Script(device, came)
         write(script)
-        backend.keep(key, script)
+        keep(key, script)
     return script
 
 
