@@ -19,6 +19,7 @@ if reason:
     pytest.skip(reason, allow_module_level=True)
 
 from ptx import triton_on_ptx  # noqa: E402
+from ptx.triton_driver import driven  # noqa: E402
 from sobolev_kernels.backends.triton import SCRIPTS  # noqa: E402
 
 SHAPE = Shape(21, 2, 18, 1, 2, 2, "a tile and 5 samples of one; nothing a power of two")
@@ -135,3 +136,21 @@ def test_launches(call, monkeypatch):
         chains = sum(kernel.fn.__name__.startswith("jets_layers") for kernel, *_ in launches)
         assert chains == one * (2 if call in ("order 2", "coupled") else 3)
     assert tuple(counted) == FEWER[call]
+
+
+def test_a_call_like_one_before_is_launched_as_that_was():
+    """Which derivatives are for the first time, since nothing of them is left to PyTorch: at the new addresses."""
+    student = sk.MLP(2, 1, width=18, depth=1)
+    with driven() as driver:
+        for _ in range(3):  # a step is kept at its second sight
+            driver.launches.clear()
+            CALLS["laplacian"](student, torch.rand(32, 2)).backward()
+        first = driver.names()
+        for script in SCRIPTS.values():
+            script.by_jit = None  # would be an error
+        driver.launches.clear()
+        x = torch.rand(32, 2)
+        CALLS["laplacian"](student, x).backward()
+    assert driver.names() == first and len(first) == 3 + 6
+    read = [launched for launched in driver.launches if x.data_ptr() in launched.arguments]
+    assert [launched.kernel for launched in read] == ["start_kernel"] * 2
