@@ -76,6 +76,27 @@ def test_modes(path, settings):
     compare(numbers, directions_of("sphere", shape), targets, backend="triton", device="cuda", **settings)
 
 
+@pytest.mark.parametrize("one", [True, False])
+@pytest.mark.parametrize("function", ["laplacian", "jet", "jvp"])
+def test_derivatives(function, one, monkeypatch):
+    """All layers in one launch each way, or one after the other, beside float64 on the CPU: values and gradients."""
+    if not one:
+        layer_by_layer(monkeypatch)
+    whole, results = data(SHAPES[1], "tanh"), []
+    v = directions_of("given", SHAPES[1]).values
+    exact = whole.to(torch.float64)
+    for numbers, backend in ((whole.on("cuda"), "triton"), (exact, "reference"), (whole, "reference")):
+        x = numbers.x.detach().requires_grad_()
+        numbers.student.zero_grad(set_to_none=True)
+        vectors = () if function == "laplacian" else (v.to(x),)
+        outputs = getattr(sk, function)(numbers.student, x, *vectors, backend=backend)
+        sum(output.sin().sum() for output in outputs).backward()
+        found = [*outputs, x.grad, *(p.grad for p in numbers.student.parameters())]
+        results.append([tensor.detach().cpu() for tensor in found])
+    for i, (got, expected, baseline) in enumerate(zip(*results, strict=True)):
+        assert_within_rule(f"{function}, tensor {i}", got, expected, baseline)
+
+
 def test_batches_of_other_sizes_and_places(path):
     """By the same compiled kernels: a last batch that is smaller, a batch that is a view, weights in a flat buffer."""
     whole, directions = data(SHAPES[1], "tanh"), sk.Directions.sphere(2, seed=3)
