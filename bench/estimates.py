@@ -188,19 +188,24 @@ def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]
     return {name: two[name] - one[name] for name in one}
 
 
-def bound(case: Case, gpu: Gpu, tile: tuple[int, str, dict[str, float]]) -> tuple[float, str]:
-    """Microseconds that the kernel cannot be faster than, and what it waits for."""
-    samples, _, work = tile
+def seconds(work: dict[str, float], gpu: Gpu, busy: int) -> dict[str, float]:
+    """Of one multiprocessor, of which so many are busy, by what it waits for."""
     hertz = 1e9 * gpu.clock
-    tiles = math.ceil(case.N / samples)
-    rounds, busy = math.ceil(tiles / gpu.processors), min(tiles, gpu.processors)
     cycles = {
         "issue": work["issue"] / 4, "float32": work["float32"] * 32 / gpu.lanes, "special": 2 * work["special"],
         "shared": work["shared"],
         "tensor": work["tensor"] * gpu.processors * hertz / (1e12 * gpu.peak["bf16"]),
         "cache": work["cache"] * max(busy * hertz / (1e12 * gpu.cache), 1 / 64),
     }  # fmt: skip
-    times = {name: rounds * c / hertz for name, c in cycles.items()}
+    return {name: c / hertz for name, c in cycles.items()}
+
+
+def bound(case: Case, gpu: Gpu, tile: tuple[int, str, dict[str, float]]) -> tuple[float, str]:
+    """Microseconds that the kernel cannot be faster than, and what it waits for."""
+    samples, _, work = tile
+    tiles = math.ceil(case.N / samples)
+    rounds = math.ceil(tiles / gpu.processors)
+    times = {name: rounds * t for name, t in seconds(work, gpu, min(tiles, gpu.processors)).items()}
     times |= {"memory": case.problem.bytes(case.N) / (1e12 * gpu.memory)}
     longest = max(times, key=times.__getitem__)
     return 1e6 * times[longest], longest

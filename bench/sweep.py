@@ -107,7 +107,7 @@ def layer_rows(
     widths: Sequence[int], precisions: Sequence[str], device: str, rounds: int, N: int = 8192, seconds: float = math.inf
 ) -> Iterator[dict[str, object]]:
     """For each width and precision: milliseconds by own multiplies and by torch's, for FUSED_UP_TO."""
-    from sobolev_kernels.backends.triton import layerwise, one_launch
+    from sobolev_kernels.backends.triton import chained, layerwise, one_launch
 
     began = time.monotonic()
     for width, precision in product(widths, precisions):
@@ -116,7 +116,8 @@ def layer_rows(
         case, times = Case(N, 8, width, 3, 1, 4), {}
         for name in (OURS, TORCH):
             way = forced(layerwise, fuses=lambda problem, name=name: name == OURS)
-            with forced(one_launch, refusal=lambda problem: "forced"), way:
+            layers = forced(chained, takes=lambda problem, N: False)
+            with forced(one_launch, refusal=lambda problem: "forced"), layers, way:
                 try:
                     times[name] = timed(case, precision, device, rounds)
                 except AssertionError as error:  # which is told; the other rows are wanted all the same

@@ -20,7 +20,7 @@ KERNELS = {
     layerwise: [
         "activate_kernel", "adjoint_kernel", "delta_kernel", "along_g_bar_kernel", "residual_kernel", "forward_kernel",
         "product_kernel", "pull_kernel", "push_kernel", "outer_kernel", "start_kernel", "along_kernel", "cast_kernel",
-        "backward_kernel",
+        "backward_kernel", "results_kernel", "slopes_kernel",
     ],
 }  # fmt: skip
 PLAIN = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}

@@ -13,7 +13,19 @@ import torch
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import epoch, estimates, jax_worker, partial_ways, partials, partials_table, planner, readme, taylor, twice
+from bench import (
+    calls,
+    epoch,
+    estimates,
+    jax_worker,
+    partial_ways,
+    partials,
+    partials_table,
+    planner,
+    readme,
+    taylor,
+    twice,
+)
 from bench.equations import EQUATIONS
 from bench.jax_baseline import idleness
 from bench.memory import peak_memory
@@ -408,6 +420,15 @@ def test_estimates_for_gpus():
     assert all(row["CUDA launches"] == 2 and "in registers" in row["CUDA"] for row in fused)
     assert all(row["CUDA µs"] > 0 and "tile of" in row["CUDA"] and "on chip" in row["Triton"] for row in fused)
     assert all(row["CUDA"] == "refused" and "layer by layer" in row["Triton"] for row in refused)
+
+
+@pytest.mark.skipif(bool(missing() or missing_tool("triton")), reason="needs triton")
+def test_estimates_of_calls(monkeypatch):
+    """Of a narrow student in one launch each way, and layer by layer."""
+    for name, value in {"WIDTH": 16, "DEPTH": 2}.items():
+        monkeypatch.setattr(calls, name, value)
+    one, other = calls.rows(["cosine, P=2"], ["tf32"])
+    assert (one[3], other[3]) == ("8", "12") and 8 * 2.5 <= float(one[4]) < float(other[4])
 
 
 @pytest.mark.parametrize("kind", twice.KINDS)

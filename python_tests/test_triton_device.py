@@ -9,7 +9,7 @@ from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.math.activations import ACTIVATIONS
 from sobolev_kernels.math.table import choose
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import compare, computed_from, forget, step
+from sobolev_kernels.testing.compare import compare, computed_from, forget, layer_by_layer, step
 from sobolev_kernels.testing.graphs import assert_draws_anew, assert_follows, captured, whole_step
 from sobolev_kernels.testing.named import PLANS, Named, agree
 from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
@@ -21,12 +21,12 @@ PATHS = ("on chip", "in cache", "layer by layer", "torch's multiply")
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+    from sobolev_kernels.backends.triton import launches, layerwise
 
     if request.param == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in PATHS[2:]:
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     forget()
     yield request.param
@@ -74,6 +74,27 @@ def test_modes(path, settings):
     numbers, shape = data(SHAPES[0], "tanh"), SHAPES[0]
     targets = ("values", "jacobian", "hessian") if "order" in settings else ("values", "jacobian")
     compare(numbers, directions_of("sphere", shape), targets, backend="triton", device="cuda", **settings)
+
+
+@pytest.mark.parametrize("one", [True, False])
+@pytest.mark.parametrize("function", ["laplacian", "jet", "jvp"])
+def test_derivatives(function, one, monkeypatch):
+    """All layers in one launch each way, or one after the other, beside float64 on the CPU: values and gradients."""
+    if not one:
+        layer_by_layer(monkeypatch)
+    whole, results = data(SHAPES[1], "tanh"), []
+    v = directions_of("given", SHAPES[1]).values
+    exact = whole.to(torch.float64)
+    for numbers, backend in ((whole.on("cuda"), "triton"), (exact, "reference"), (whole, "reference")):
+        x = numbers.x.detach().requires_grad_()
+        numbers.student.zero_grad(set_to_none=True)
+        vectors = () if function == "laplacian" else (v.to(x),)
+        outputs = getattr(sk, function)(numbers.student, x, *vectors, backend=backend)
+        sum(output.sin().sum() for output in outputs).backward()
+        found = [*outputs, x.grad, *(p.grad for p in numbers.student.parameters())]
+        results.append([tensor.detach().cpu() for tensor in found])
+    for i, (got, expected, baseline) in enumerate(zip(*results, strict=True)):
+        assert_within_rule(f"{function}, tensor {i}", got, expected, baseline)
 
 
 def test_batches_of_other_sizes_and_places(path):

@@ -11,7 +11,7 @@ from ptx.compile import missing as missing_tool
 from ptx.mutate import barriers, masks
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import compare, computed_from, step
+from sobolev_kernels.testing.compare import compare, computed_from, layer_by_layer, step
 from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
 
 reason = missing() or missing_tool("triton")
@@ -87,7 +87,7 @@ def test_gradients_of_given_vectors(on_ptx, place, one_program, kind):
 
 
 def test_gradients_of_given_vectors_layer_by_layer(on_ptx, monkeypatch):
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     on_ptx("random:4")
     for vectors, along in ((directions_of("given", SHAPE), "tangents"), (cotangents_of("given", SHAPE), "vjps")):
         compare(data(SHAPE, "silu", last="tanh"), asking(vectors), ("values", along), "triton")
@@ -123,7 +123,7 @@ def test_every_row_of_the_launch_table(on_ptx, monkeypatch, target, row, case, p
 
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "ieee"])
 def test_layer_by_layer_in_every_precision(on_ptx, monkeypatch, precision):
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     results = on_ptx("random:3")
     compare(data(SHAPE, "silu"), directions_of("normal", SHAPE), backend="triton", precision=precision)
     assert any(r.count("mma.") for r in results)
@@ -133,7 +133,7 @@ def test_layer_by_layer_in_every_precision(on_ptx, monkeypatch, precision):
 @pytest.mark.parametrize("fused", [True, False], ids=["fused multiply", "torch's multiply"])
 def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
     monkeypatch.setattr(layerwise, "fuses", lambda problem: fused)
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     on_ptx(schedule)
     numbers = data(SHAPE, "softplus")
     compare(numbers, directions_of("normal", SHAPE), backend="triton", derivative_loss="cosine")
@@ -147,7 +147,7 @@ def test_layer_by_layer(on_ptx, monkeypatch, fused, schedule):
 def test_missing_labels(on_ptx, place, monkeypatch, way):
     """Weights of samples, outputs and entries, or of derivatives [N, O]; targets are NaN where they are 0."""
     if way == "layer by layer":
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
     on_ptx("random:2")
     entries = way in ("cotangents", "layer by layer")
     known = torch.arange(SHAPE.N * SHAPE.O * SHAPE.D).reshape(SHAPE.N, SHAPE.O, SHAPE.D) % 5 > 1

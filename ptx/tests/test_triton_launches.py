@@ -13,7 +13,7 @@ from ptx.compile import missing
 from sobolev_kernels import directions, kept
 from sobolev_kernels.backends import core, triton
 from sobolev_kernels.math import directions as math_directions
-from sobolev_kernels.testing.compare import computed_from, forget
+from sobolev_kernels.testing.compare import computed_from, forget, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, data
 
 reason = missing("triton")
@@ -44,7 +44,7 @@ def path(request, monkeypatch):
     if request.param == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in ("layer by layer", "torch's multiply"):
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "layer by layer")
     return request.param
 
@@ -102,7 +102,7 @@ ONCE = {"start_kernel", "along_kernel", "residual_kernel", "adjoint_kernel", "ou
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
 @pytest.mark.parametrize("depth", [1, 4])
 def test_layer_by_layer_each_linear_layer_is_two_launches(monkeypatch, depth, precision):
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     monkeypatch.setattr(layers, "into", None)  # no multiply of torch's
     numbers = data(Shape(64, 3, 18, depth, 2, 2, ""), "tanh")
     with driven() as driver:
@@ -115,7 +115,7 @@ def test_layer_by_layer_each_linear_layer_is_two_launches(monkeypatch, depth, pr
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
 def test_by_torchs_multiply_each_linear_layer_is_five_launches(monkeypatch, precision):
     """Three products, and what lies between them; weights are cast in one launch, all else where it is written."""
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     products, multiply = [], layers.into
     monkeypatch.setattr(layers, "into", lambda *tensors: (products.append(tensors), multiply(*tensors)))
@@ -246,7 +246,7 @@ def test_scripts_are_few_and_hold_no_tensor():
 
 def test_cotangents_layer_by_layer_are_four_launches_for_each_layer(monkeypatch):
     """Four ways through the layers follow each other: values, gradients, along their adjoints, and back."""
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     numbers = data(Shape(64, 3, 18, 3, 2, 2, ""), "tanh")
     with driven() as driver, computed_from(None):
         step(numbers, cotangents=sk.Cotangents.normal(2))

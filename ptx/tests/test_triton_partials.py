@@ -56,7 +56,7 @@ def test_plans(on_ptx, monkeypatch, plan, target, precision, schedule, one):
     agree(Named(*PLANS[plan], (18, 7), (TANH, GELU, IDENTITY), 37), "triton", precision)
     launched = [r for r in results if r.kernel.startswith("jets_")]
     assert len(launched) == (1 + 1 if one else 3 + 2)
-    assert all((r.count("mma.") + r.count("wgmma.") > 0) == (precision != "ieee") for r in launched)
+    assert all(r.count("mma.") + r.count("wgmma.") for r in launched)  # float32 by three products of TF32
 
 
 def test_every_deleted_barrier_that_matters_is_found(on_ptx):
@@ -143,8 +143,8 @@ def step(student, x, names="u, u_t, u_xx"):
 
 @pytest.mark.parametrize("one", [True, False])
 def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch, one):
-    """Steps, a last batch of another size, a batch that is a view: of L layers L + 2 launches, and L + 3 back; with all
-    layers in one launch 3 and 5."""
+    """Steps, a last batch of another size, a batch that is a view: of L layers L + 2 launches, and L + 2 back; with all
+    layers in one launch 3 and 4."""
     monkeypatch.setattr(jets, "MOST_CHAINED", 10**6 * one)
     monkeypatch.setenv("SOBOLEV_BACKEND", "triton")
     student, x = sk.MLP(2, 1, width=18, depth=2), torch.rand(65, 2)
@@ -153,7 +153,7 @@ def test_a_loop_compiles_each_kernel_once_and_launches_few(monkeypatch, one):
         compiled = [*driver.compiled]
         names = [name.split("_")[1] if name.startswith("jets_") else name for name in driver.names()]
         forward = ["start_kernel", *(["layers"] if one else ["forward"] * 3), "sums_kernel"]
-        back = ["sums_kernel", *(["layers"] if one else ["adjoint"] * 2), *["outer_kernel"] * 2, "finish_kernel"]
+        back = ["sums_kernel", *(["layers"] if one else ["adjoint"] * 2), "outer_kernel", "finish_kernel"]
         assert names == forward + back
         for batch in [slice(0, 32)] * 3 + [slice(32, 49), slice(1, 33)]:
             step(student, x[batch])
@@ -204,4 +204,4 @@ def test_what_a_layer_takes(target, precision, plan, one, monkeypatch):
         used = usage(name, plan, target, variant(*kernels[name], target).compiled())
         assert used.stack <= ((64 if one else 8) if used.registers == 128 else 0), used
         assert used.registers <= 255 and used.shared <= LIMITS[target], used
-        assert (used.tensor > 0) == (precision != "ieee"), used
+        assert used.tensor > 0, used

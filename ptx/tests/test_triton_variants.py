@@ -11,7 +11,7 @@ import torch
 
 import sobolev_kernels as sk
 from ptx.compile import missing
-from sobolev_kernels.testing.compare import computed_from
+from sobolev_kernels.testing.compare import computed_from, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, data
 
 reason = missing("triton")
@@ -25,6 +25,7 @@ from sobolev_kernels.backends.triton import launches  # noqa: E402
 SHAPE = Shape(64, 3, 18, 2, 2, 2, "a batch that 16 divides, of rows that it does not")
 PATHS = ("on chip", "in cache", "layer by layer", "torch's multiply")
 # What a loop does: batches of one size, a last one that is smaller, batches that are views, and of other strides.
+JET = "a jet"
 BATCHES = [slice(0, 32)] * 20 + [slice(32, 49), slice(32, 33), slice(1, 33), slice(2, 18), slice(0, 64, 2)]
 PROJECTIONS = {
     "drawn": ("tangents", lambda batch: {"directions": sk.Directions.sphere(2)}),
@@ -34,6 +35,7 @@ PROJECTIONS = {
     "given cotangents": ("tangents", lambda batch: {"cotangents": sk.Cotangents.given(GIVEN[:1, batch, 1:])}),
     "one cotangent": ("tangents", lambda batch: {"cotangents": sk.Cotangents.given(ONE[:, batch])}),
     "order 2": ("tangents", lambda batch: {"directions": sk.Directions.sphere(2), "order": 2}),
+    JET: ("tangents", None),
 }
 GIVEN = torch.randn(2, SHAPE.N, SHAPE.D)
 ONE = torch.randn(1, SHAPE.N, SHAPE.O)  # a batch of it is contiguous
@@ -47,6 +49,10 @@ def launched(batches, projection: str, **more) -> list:
     side, settings = PROJECTIONS[projection]
     with recorded() as kept, computed_from(side):
         for batch in batches:
+            if projection == JET:
+                jet = sk.jet(numbers.student, numbers.x[batch], GIVEN[:, batch], backend="triton")
+                sum(t.sum() for t in jet).backward()
+                continue
             second = {"hessian": hessian[batch]} if projection == "order 2" else {}
             targets = sk.Targets(values=numbers.y[batch], jacobian=numbers.jacobian[batch], **second)
             options = settings(batch) | {"sample_weight": WEIGHTS[batch], "backend": "triton", **more}
@@ -64,12 +70,12 @@ def test_a_loop_compiles_in_its_first_step_alone(path, projection, monkeypatch):
     if path == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if path in PATHS[2:]:
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: path == "layer by layer")
     first, every = keys(BATCHES[:1], projection), keys(BATCHES, projection)
     assert len(every) == len(BATCHES) * len(first)
     assert set(every) == set(first)
-    if path in PATHS[:2] and projection != "order 2":
+    if path in PATHS[:2] and projection not in ("order 2", JET):
         assert len(set(every)) == 3
 
 
@@ -112,11 +118,11 @@ def narrow_products(text: str) -> list[str]:
     return [f"{a} * {b}" for a, b in products if not (a.startswith("%c") or b.startswith("%c"))]
 
 
-@pytest.mark.parametrize("projection", ["drawn", "cotangents", "order 2"])
+@pytest.mark.parametrize("projection", ["drawn", "cotangents", "order 2", JET])
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_streams_of_more_than_2_31_numbers_have_their_places(projection, loss, monkeypatch):
     """Layer by layer a stack [S, N, n] is the longest array there is: what is multiplied has 64 bits before."""
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     each = {v.key: v for v in launched(BATCHES[:1], projection, derivative_loss=loss)}
     assert len(each) > 3

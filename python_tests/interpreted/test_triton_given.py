@@ -7,7 +7,7 @@ import sobolev_kernels as sk
 from python_tests.test_nested import network, of_all, taken
 from sobolev_kernels.backends.triton import launches, layerwise, one_launch
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import compare, forget
+from sobolev_kernels.testing.compare import compare, forget, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
 
 
@@ -20,7 +20,7 @@ def path(request, monkeypatch):
     if request.param == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param.endswith("multiply"):
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
         monkeypatch.setattr(layerwise, "fuses", lambda problem: request.param == "own multiply")
     monkeypatch.setattr(layerwise if request.param in ("on chip", "in cache") else one_launch, "write", elsewhere)
     forget()

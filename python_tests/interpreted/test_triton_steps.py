@@ -10,13 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels.backends import triton as backend
-from sobolev_kernels.backends.triton import finishing, launches, layers, layerwise, one_launch, parameters
+from sobolev_kernels.backends.triton import launches, layers, layerwise, script
 from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.math.directions import DISTRIBUTIONS
 from sobolev_kernels.problem import Problem
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.compare import compare as compare_with_reference
-from sobolev_kernels.testing.compare import computed_from, gradients, step
+from sobolev_kernels.testing.compare import computed_from, gradients, layer_by_layer, step
 from sobolev_kernels.testing.problems import SHAPES, Shape, data, directions_of
 
 PATHS = ("on chip", "on chip, by gradients", "in cache", "in cache, by gradients", "layer-wise")
@@ -28,7 +28,7 @@ SMALL = Shape(37, 3, 9, 2, 2, 2, "a tile and a part of one, odd sizes")
 def path(request, monkeypatch):
     """The path of a call; what one launch refuses (a student without hidden layer, frames) goes layer by layer."""
     if request.param == "layer-wise":
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
     if request.param.startswith("in cache"):
         monkeypatch.setattr(launches, "ON_CHIP", ())
     with computed_from("gradients" if request.param.endswith("by gradients") else "tangents"):
@@ -103,7 +103,8 @@ def test_gradients(path, mode, activation):
 
 @pytest.mark.parametrize("activation", ["tanh", "silu", "softplus", "sin", "gelu", "elu"])
 @pytest.mark.parametrize("mode", ["order 2", "cosine", "relative_mse"])
-def test_modes_layer_by_layer(mode, activation):
+def test_modes_layer_by_layer(mode, activation, monkeypatch):
+    layer_by_layer(monkeypatch)
     numbers = data(SMALL, activation)
     generator = torch.Generator().manual_seed(2)
     hessian = torch.randn(SMALL.N, SMALL.O, SMALL.D, SMALL.D, generator=generator)
@@ -117,7 +118,7 @@ def test_modes_layer_by_layer(mode, activation):
 @pytest.mark.parametrize("multiply", ["own", "torch's"])
 def test_more_inputs_than_a_program_takes(multiply, monkeypatch):
     """Streams and vectors are PyTorch's then, and so are targets along long vectors."""
-    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    layer_by_layer(monkeypatch)
     monkeypatch.setattr(layerwise, "fuses", lambda problem: multiply == "own")
     for module, name in ((layers, "WIDEST_DRAWN"), (layerwise, "WIDEST_DRAWN"), (layerwise, "LONGEST_ALONG")):
         monkeypatch.setattr(module, name, 1)
@@ -134,7 +135,8 @@ def test_more_layers_than_a_launch_packs(path):
 
 
 @pytest.mark.parametrize("function", ["jvp", "vjp", "jet", "laplacian"])
-def test_derivatives_as_outputs(function):
+def test_derivatives_as_outputs(function, monkeypatch):
+    layer_by_layer(monkeypatch)
     numbers = data(SMALL, "tanh")
     u = torch.randn(2, SMALL.N, SMALL.O, generator=torch.Generator().manual_seed(3))
     vector = {"vjp": u, "laplacian": None}.get(function, directions_of("given", SMALL).values)
@@ -183,7 +185,9 @@ def test_the_plan_names_the_path():
     text = sk.explain(numbers.student, numbers.x, backend="triton")
     assert "-> triton     one launch" in text
     text = sk.explain(numbers.student, numbers.x, backend="triton", order=2)
-    assert "layer-wise" in text and "since order 2" in text
+    assert "all layers in one launch each way" in text and "since order 2" in text
+    wide = sk.explain(sk.MLP(3, 1, width=80), numbers.x, backend="triton", order=2)
+    assert "layer-wise" in wide and "since order 2" in wide
 
 
 @each_path
@@ -234,10 +238,7 @@ def test_nothing_waits_for_the_gpu(path, settings, monkeypatch):
     hessian = torch.zeros(SMALL.N, SMALL.O, SMALL.D, SMALL.D)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=hessian if "order" in settings else None)
     v = None if "derivatives" in settings else directions_of("sphere", SMALL)
-    left_out = type("LeftOut", (), {"__getitem__": lambda self, grid: lambda *args, **named: None})()
-    for module in (one_launch, layerwise, parameters, finishing):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, left_out)
+    monkeypatch.setattr(script.Launch, "by_jit", lambda self, arrays: None)
     with NoNumberIsRead():
         sk.sobolev_loss(numbers.student, numbers.x, targets, directions=v, backend="triton", **settings).backward()
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends.triton import launches, layerwise, one_launch
+from sobolev_kernels.backends.triton import launches, layerwise
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import computed_from, gradients
+from sobolev_kernels.testing.compare import computed_from, gradients, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, data
 
 SHAPE = Shape(21, 3, 9, 2, 2, 2, "a tile and a part of one, odd sizes")
@@ -41,7 +41,7 @@ def path(request, monkeypatch):
     if request.param == "in cache":
         monkeypatch.setattr(launches, "ON_CHIP", ())
     if request.param in PATHS[3:]:
-        monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+        layer_by_layer(monkeypatch)
     if request.param == "torch's multiply":
         monkeypatch.setattr(layerwise, "fuses", lambda problem: False)
     with computed_from("gradients" if request.param.endswith("by gradients") else "tangents"):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -16,26 +15,14 @@ from .fused import Call, apply
 from .launched import Launched, products_of_torch
 from .layers import by_plain, results_of
 from .plan import Streams, plan
-from .polynomials import Exponents, Polynomial, multiplied
+from .polynomials import Polynomial, multiplied
+from .towers import rows, towers
 
 # Backends whose kernels take streams of any derivatives through an MLP
 KERNELS = {"cpu": fused.why_not, "triton": launched.why_not}
 # Directions go side by side up to so many streams, beside the value: arrays of a tile grow with them, and the value is
 # computed once for them.
 TOGETHER = 16
-
-
-@lru_cache(maxsize=256)
-def towers(P: int, O: int, order: int) -> Streams:
-    """Values and derivatives 1 … order along P directions, each of all O outputs: [1 + order·P] results of O."""
-    asked = [(0,) * P]
-    asked += [tuple(k * (p == q) for q in range(P)) for k in range(1, order + 1) for p in range(P)]
-    return plan(tuple(row for e in asked for row in rows({e: Fraction(1)}, O)), P)
-
-
-def rows(polynomial: Polynomial, O: int) -> Iterator[tuple[tuple[int, tuple[tuple[Exponents, Fraction], ...]], ...]]:
-    """A derivative of each output, as `plan` takes them."""
-    return (((o, tuple(polynomial.items())),) for o in range(O))
 
 
 def jet_along(

@@ -11,11 +11,10 @@ from ..backends import triton
 from ..boundary import PLAIN
 from ..student import Student
 from .fused import Call, as_read
-from .plan import Streams
+from .plan import MOST, Streams
 from .programs import Asked
 
 WIDEST = 8192  # inputs: a program reads all of a sample at a time
-MOST = 128  # streams: each is some lines of a kernel
 
 
 def why_not(student: Student, x: torch.Tensor) -> str | None:

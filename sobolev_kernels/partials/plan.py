@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .polynomials import Exponents, Polynomial, by_degree, degree, differentiated, shifted, span
 
 Term = tuple[int, int, int, float]
+MOST = 128  # streams that kernels are written for: each is some lines of one
 
 
 class Streams(NamedTuple):

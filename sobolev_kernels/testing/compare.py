@@ -65,6 +65,14 @@ def forget() -> None:
     FRAMES.clear()
 
 
+def layer_by_layer(monkeypatch) -> None:
+    """No launch of Triton's has all layers: neither that of a step nor that of each way."""
+    from ..backends.triton import chained, one_launch
+
+    monkeypatch.setattr(one_launch, "refusal", lambda problem: "forced")
+    monkeypatch.setattr(chained, "takes", lambda problem, N: False)
+
+
 @contextmanager
 def computed_from(side: str | None) -> Iterator[None]:
     """One of the planner's sides, where a problem has it, instead of the planner's choice; None: that choice."""

@@ -1,13 +1,13 @@
 """The Triton backend: NVIDIA and AMD GPUs, no compiler needed; on the CPU in Triton's interpreter, for tests.
 
-Narrow students take the whole step in one launch (`one_launch.py`), all others go layer by layer (`layerwise.py`).
+Narrow students take the whole step in one launch (`one_launch.py`), or all layers in one each way (`chained.py`), all
+others go layer by layer (`layerwise.py`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +16,11 @@ from ... import planner
 from ...enums import COTANGENTS, TANGENTS
 from ...problem import Operands, Plan, Problem
 from .. import constant_while_traced, on_device_of
+from .written import SCRIPTS, keep
 
 if TYPE_CHECKING:
     from .script import Script
 
-# By all that they depend on. A script holds no tensor.
-SCRIPTS: dict[tuple, Script] = {}
-MOST_SCRIPTS, LOCK = 256, Lock()
 STARTED: list[bool] = []  # Triton's driver, by this process
 
 MISSING = None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
@@ -68,7 +66,7 @@ def refusal(device: str, dtype: str) -> str | None:
 
 
 def plan(problem: Problem, N: int) -> Plan:
-    from . import launches, one_launch
+    from . import chained, launches, one_launch
 
     if problem.order > 2:
         multiply = "own" if launches.fuses(problem) else "torch's"
@@ -81,7 +79,10 @@ def plan(problem: Problem, N: int) -> Plan:
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
     multiply = "own" if launches.fuses(problem) else "torch's"
-    return Plan("triton", f"layer-wise, {multiply} multiply", (*choices, ("since", reason)))
+    path = f"layer-wise, {multiply} multiply"
+    if chained.takes(problem, N):
+        path = "all layers in one launch each way" if chained.fits(problem, N) else f"collapsed streams, {path}"
+    return Plan("triton", path, (*choices, ("since", reason)))
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
@@ -129,18 +130,13 @@ def script_of(problem: Problem, operands: Operands, reads: list, outputs: dict, 
     return script
 
 
-def keep(key: tuple, script: Script) -> None:
-    with LOCK:
-        while len(SCRIPTS) >= MOST_SCRIPTS:
-            del SCRIPTS[next(iter(SCRIPTS))]
-        SCRIPTS[key] = script
-
-
 def written(problem: Problem, operands: Operands, outputs: dict, gradients: list) -> Script:
-    from . import layerwise, one_launch
+    from . import chained, layerwise, one_launch
     from .script import Script, places, reads_of
 
-    path = layerwise if one_launch.refusal(problem) else one_launch
+    path = one_launch
+    if one_launch.refusal(problem):
+        path = chained if chained.takes(problem, len(operands.x)) else layerwise
     readable = path.readable(problem, operands)
     pairs = zip(reads_of(operands), reads_of(readable), strict=True)
     script = Script(

@@ -231,9 +231,9 @@ def written(script: Script, asked: Asked, of: Polynomials, mean: bool, read: Rea
     kept = [script.room(S, N, n, dtype=dtype) for S, n, dtype in kept_by(asked)] if back else []
     problem = problem_of(asked, read.x.device.type, read.v.dim() == 2)
     layers = JetLayers(script, asked, problem, operands, Operands(x, parameters, *given), kept)
-    h, blocks = layers.through(), triton.cdiv(N, BLOCK)
+    h, blocks = layers.forward(), triton.cdiv(N, BLOCK)
     sums = script.room(of.rows, blocks)
-    bars = layers.bars() if back else None
+    bars = layers.room_of_adjoints() if back else None
     T = range(of.terms)
     by_name = {
         "H": h, "BARS": bars, "INPUTS": inputs, "DINPUTS": dinputs, "SUMS": sums, "SAMPLE_WEIGHT": sample_weight,
@@ -256,7 +256,7 @@ def written(script: Script, asked: Asked, of: Polynomials, mean: bool, read: Rea
         GENERATED, kernel.name, (blocks,), *(by_name[name] for name in names), BLOCK=BLOCK, num_warps=WARPS
     )  # fmt: skip
     if back:
-        layers.back(bars, dx, None, gradients, True)
+        layers.all_gradients(bars, dx, None, gradients, True)
     kernel, names = total_kernel(of)
     script.launch(
         GENERATED, kernel.name, (1,), *(by_name[name] for name in names), BLOCK=BLOCK, AT_A_TIME=AT_A_TIME,

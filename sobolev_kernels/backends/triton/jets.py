@@ -24,7 +24,6 @@ from ...partials.plan import Streams
 from ...partials.programs import Asked, Layer, layers_of
 from ...problem import DERIVATIVES_GRADIENTS, Operands, Problem
 from .. import on_device_of
-from .. import triton as backend
 from . import layerwise
 from .finishing import Terms, finish
 from .formulas import activation_of
@@ -39,11 +38,13 @@ from .launches import (
     Jet,
     fuses,
     padded,
+    products_of,
 )
 from .layers import Layers
 from .layerwise import near
 from .parameters import OPERANDS
 from .script import At, Script
+from .written import SCRIPTS, keep
 
 here = sys.modules[__name__]
 RESULTS = 256  # samples of a program
@@ -100,6 +101,11 @@ def sums_kernel(IN, OUT, BEGIN, AT, C, N, rows, n_in, n_out, BLOCK: tl.constexpr
     tl.store(OUT + ((row // n_out) * N.to(tl.int64) + sample) * n_out + row % n_out, total, mask=valid)
 
 
+def few(widths: Sequence[int], N: int) -> bool:
+    """Whether so few samples go through the layers that one launch for all of them is faster than their own."""
+    return N * max(widths[1:]) <= MOST_CHAINED
+
+
 @lru_cache(maxsize=256)
 def is_fused(asked: Asked) -> bool:
     """Whether programs stand behind products of our own: up to a width, and where all that lives fits in registers."""
@@ -136,7 +142,9 @@ class JetLayers(Layers):
     def __init__(self, script: Script, asked: Asked, problem: Problem, operands: Operands, at: Operands, kept: list):
         super().__init__(layerwise, is_fused(asked), script, problem, operands, at, streams=asked.streams.count)
         self.jets, self.forwards, self.adjoints = kernels_of(asked, self.fusing, bool(kept))
-        self.chained = self.N * max(n for _, n in self.sizes) <= MOST_CHAINED
+        made = self.jets[-1].made
+        self.made, self.along = len(made), len([k for k, _ in asked.streams.first if k in made])
+        self.chained = few(problem.widths, self.N)
         h, g = kept[: self.last + 1], iter(kept[self.last + 1 :])
         self.h = h or [None] * (self.last + 1)
         self.g = [next(g) if kept and of.kept else None for of in self.jets]
@@ -168,17 +176,17 @@ class JetLayers(Layers):
     def product_of(self, kernel: Kernel, tile: Jet, across: int, *values, **more) -> None:
         self.script.launch(
             GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), across), *values,
-            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, **tile.options,
+            PRECISION=products_of(self.problem), BM=tile.rows, BK=tile.depth, **tile.options,
             **more,
         )  # fmt: skip
 
     def results(self, out: At, tables: Table, R: int) -> None:
-        self.sums(self.through(), out, tables, R, self.problem.O, 1)
+        self.sums(self.forward(), out, tables, R, self.problem.O, 1)
 
-    def through(self) -> At:
+    def forward(self) -> At:
         """The streams of the outputs [made, N, O]."""
         D, first, steps = self.problem.D, len(self.jets[0].given), []
-        h = start = self.start(self.at.x, first, D, D if first > 1 else 0, self.h[0])
+        h = start = self.start(self.at.x, first, D, self.problem.W if first > 1 else 0, self.h[0])
         for l, ((_, n), layer, kernel) in enumerate(zip(self.sizes, self.jets, self.forwards, strict=True)):
             below, end = h, (activation_of(self.problem.activations[l]),)
             kept = l < self.last and self.h[l + 1]
@@ -204,18 +212,27 @@ class JetLayers(Layers):
         self, cotangents: At, tables: Table, dx: At | None, dv: At | None, gradients: list[At], shared: bool
     ) -> None:  # fmt: skip
         """From the cotangents [R, N] of the results."""
-        h_bar, streams, O = self.bars(), len(self.jets[-1].made), self.problem.O
-        self.sums(cotangents, h_bar, tables, streams * O, 1, O)
-        self.back(h_bar, dx, dv, gradients, shared)
+        adjoints = self.room_of_adjoints()
+        self.sums(cotangents, adjoints, tables, self.made * self.problem.O, 1, self.problem.O)
+        self.all_gradients(adjoints, dx, dv, gradients, shared)
 
-    def bars(self) -> At:
+    def room_of_adjoints(self) -> At:
         """A stack [made, N, O] for the cotangents of the outputs' streams."""
-        return self.script.room(len(self.jets[-1].made), self.N, self.problem.O)
+        return self.script.room(self.made, self.N, self.problem.O)
 
-    def back(self, h_bar: At, dx: At | None, dv: At | None, gradients: list[At], shared: bool) -> None:
+    def all_gradients(self, adjoints: At, dx: At | None, dv: At | None, gradients: list[At], shared: bool) -> None:
         """From the cotangents of the outputs' streams."""
+        alone = dv is not None and shared
+        each = self.script.room(len(self.jets[0].given) - 1, self.N, self.problem.D) if alone else dv
+        self.backward(adjoints, [], dx, each, 1.0)
+        if each is not dv:
+            self.script.do(lambda each, dv: torch.sum(each, 1, out=dv), each, dv)
+        finish(self.script, self.problem, (1.0,), {}, gradients, Terms(self.script.room(1), 0), self.slots(), 1.0)
+
+    def backward(self, adjoints: At, q_of_layer: list, dx: At | None, dgiven: At | None, common: float) -> None:
+        """All gradients from the adjoints of what `forward` gave, also that of the directions of each sample."""
         problem, z_bar, Z = self.problem, [None] * (self.last + 1), [None] * (self.last + 1)
-        O, steps = problem.O, []
+        h_bar, steps = adjoints, []
         for l in range(self.last, -1, -1):
             layer, n, kernel = self.jets[l], self.sizes[l][1], self.adjoints[l]
             half, alone = self.dtype != torch.float32, not self.fusing or l == self.last
@@ -233,25 +250,13 @@ class JetLayers(Layers):
                 h_bar = self.script.room(len(layer.given), self.N, self.sizes[l][0])
                 self.multiply(z_bar[l], l, h_bar, transposed=True)
         if steps:
-            self.chain(z_bar[-1], O, steps, False)
+            self.chain(z_bar[-1], problem.O, steps, False)
+        streams = [(len(layer.given), int(0 in layer.given)) for layer in self.jets]
         if dx is not None:
-            self.product(z_bar[0], 0, dx, 1)
-        if dv is not None:
-            self.of_directions(z_bar[0], dv, len(self.jets[0].given) - 1, shared)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for l, layer in enumerate(self.jets):
-            groups.setdefault((len(layer.given), self.N if 0 in layer.given else 0), []).append(l)
-        for (streams, values), layers in groups.items():
-            self.outer_of(layers, z_bar, self.h, streams, values, Z)
-        self.part = self.parts
-        terms = Terms(self.script.room(1), 0)
-        finish(self.script, problem, (1.0,), {}, gradients, terms, self.slots(), 1.0)
-
-    def of_directions(self, z_bar: At, dv: At, F: int, shared: bool) -> None:
-        each = self.script.room(F, self.N, self.problem.D) if shared else dv
-        self.product(z_bar, 0, each, F, first=1)
-        if shared:
-            self.script.do(lambda each, dv: torch.sum(each, 1, out=dv), each, dv)
+            self.product(z_bar[0], 0, dx, 1, common)
+        if dgiven is not None:
+            self.product(z_bar[0], 0, dgiven, streams[0][0] - 1, common, first=1, columns=problem.W)
+        self.outer_of(z_bar, self.h, streams, Z)
 
 
 @lru_cache(maxsize=256)
@@ -265,11 +270,11 @@ def kept_by(asked: Asked) -> tuple[tuple[int, int, torch.dtype], ...]:
 
 def script_of(key: tuple, device: torch.device, came: int, write: Callable[[Script], None]) -> Script:
     """Written once for what is alike (`script.py`)."""
-    script = backend.SCRIPTS.get(key)
+    script = SCRIPTS.get(key)
     if script is None:
         script = Script(device, came)
         write(script)
-        backend.keep(key, script)
+        keep(key, script)
     return script
 
 

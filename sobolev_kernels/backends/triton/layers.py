@@ -16,7 +16,7 @@ from ...problem import Operands, Problem
 from .draws import DISTRIBUTION, Distribution
 from .finishing import AT_ONCE, Slots
 from .formulas import activation_of
-from .launches import LINEAR, OUTER, WIDEST_DRAWN
+from .launches import LINEAR, OUTER, WIDEST_DRAWN, products_of
 from .parameters import OPERANDS
 from .script import IN_MEMORY, KEY, PLACE, SEED, At, Script, by_layer
 
@@ -45,6 +45,7 @@ class Layers:
         self.script, self.problem, self.operands, self.at = script, problem, operands, at
         self.N, self.P = operands.x.shape[0], 0 if problem.projection == COTANGENTS else problem.P
         self.S, self.last = streams or 1 + problem.order * self.P, len(problem.biases) - 1
+        self.made, self.along = self.S, self.P  # streams of the outputs, and how many of them are tangents
         self.dtype = torch.float32 if self.fusing else OPERANDS.get(problem.precision, torch.float32)
         self.strides = [weight.stride() for weight, _ in by_layer(problem, operands.parameters)]
         self.weights, self.biases = map(list, zip(*by_layer(problem, at.parameters), strict=True))
@@ -94,7 +95,7 @@ class Layers:
             (n, K), (by_row, by_column) = (columns or K, n), (by_column, by_row)
         self.launch(
             name, (triton.cdiv(self.N, LINEAR.rows), triton.cdiv(n, LINEAR.columns)), *tensors, self.N, K, n, streams,
-            by_row, by_column, *end, PRECISION=self.problem.precision, BM=LINEAR.rows, BN=LINEAR.columns,
+            by_row, by_column, *end, PRECISION=products_of(self.problem), BM=LINEAR.rows, BN=LINEAR.columns,
             BK=LINEAR.depth, num_warps=LINEAR.warps, **constants,
         )  # fmt: skip
 
@@ -277,30 +278,29 @@ class Layers:
 
     def outer(self, a: list[At], h: list[At], streams: int, biases: bool = False) -> None:
         """Σ over streams and samples of a hᵀ of each layer, into the next parts; of biases Σ a of the values alone."""
-        self.outer_of(range(len(self.sizes)), a, h, streams, self.N if biases else None, self.Z)
-        self.part = self.part + self.parts if self.fusing else 1
+        self.outer_of(a, h, [(streams, 1)] * len(self.sizes), self.Z if biases else None)
 
-    def outer_of(
-        self, layers: Sequence[int], a: list[At], h: list[At], streams: int, values: int | None, Z: list[At]
-    ) -> None:  # fmt: skip
-        """Those of some layers; with the gradients of biases if it is told how many rows are of values, which where
-        torch multiplies are those of Z."""
-        M, fusing = (streams if self.fusing else 1) * self.N, self.fusing
-        for first in range(0, len(layers) if fusing or values is not None else 0, AT_ONCE):
+    def outer_of(self, a: list[At], h: list[At], streams: Sequence[tuple[int, int]], Z: list[At] | None) -> None:
+        """Those of layers with so many streams each, of which so many are values; with the gradients of biases if there
+        is Z, which has the rows of the values where torch multiplies."""
+        layers, fusing = range(len(self.sizes)), self.fusing
+        for first in range(0, len(layers) if fusing or Z is not None else 0, AT_ONCE):
             some = layers[first : first + AT_ONCE]
-            sizes = [(*self.sizes[l][::-1], *self.layers[l][1:]) for l in some]
+            rows_of = [streams[l] if fusing else (1, streams[l][1]) for l in some]
+            sizes = [(*self.sizes[l][::-1], *self.layers[l][1:], *of) for l, of in zip(some, rows_of, strict=True)]
             tiles = [triton.cdiv(s[0], OUTER.rows) * (triton.cdiv(s[1], OUTER.columns) if fusing else 1) for s in sizes]
-            rows = triton.cdiv(M if fusing else self.N, self.parts)
+            rows = triton.cdiv(max(count for count, _ in rows_of) * self.N, self.parts)
             self.launch(
                 "outer_kernel", (max(tiles), self.parts, len(sizes)), tuple((a if fusing else Z)[l] for l in some),
                 tuple((h if fusing else Z)[l] for l in some), tuple(n for of in sizes for n in of), self.slots_at,
-                self.bias_slots_at if values is not None else None, M, values or 0, self.part, rows, self.stride,
+                self.bias_slots_at if Z is not None else None, self.N, self.part, rows, self.stride,
                 self.bias_stride, PRECISION=self.problem.precision, MULTIPLY=fusing, BM=OUTER.rows, BN=OUTER.columns,
                 BK=OUTER.depth, num_warps=OUTER.warps,
             )  # fmt: skip
         if not fusing:
             for l in layers:
                 self.torch_outer(a[l], h[l], l, bool(self.part))
+        self.part = self.part + self.parts if fusing else 1
 
     def torch_outer(self, a: At, h: At, l: int, add: bool) -> None:
         (n_in, n_out), (_, at, _) = self.sizes[l], self.layers[l]

@@ -26,6 +26,7 @@ from .fused_multiply import backward_kernel, forward_kernel, product_kernel, pul
 from .launches import WIDEST_DRAWN, fuses
 from .layers import BLOCK, Layers
 from .outer import outer_kernel  # noqa: F401
+from .parts import results_kernel, slopes_kernel  # noqa: F401
 from .script import At, Script
 from .start import along_kernel, cast_kernel, start_kernel  # noqa: F401
 
@@ -59,12 +60,16 @@ def drawn_before(problem: Problem, operands: Operands) -> Operands:
     return operands
 
 
-def write(script: Script, problem: Problem, operands: Operands, at: Operands, outputs: dict, gradients: list) -> None:
+def write(
+    script: Script, problem: Problem, operands: Operands, at: Operands, outputs: dict, gradients: list,
+    layers: Layers | None = None,
+) -> None:  # fmt: skip
     """The launches of a step.
 
-    operands: tensors that lie as those that will come; at, outputs, gradients: where those will be.
+    operands: tensors that lie as those that will come; at, outputs, gradients: where those will be; layers: whose ways
+    through them are not those of this module.
     """
-    layers = Layers(here, fuses(problem), script, problem, operands, at)
+    layers = layers or Layers(here, fuses(problem), script, problem, operands, at)
     N, cotangents = layers.N, problem.projection == COTANGENTS
     terms = terms_of(script, problem, N, SAMPLES, outputs)
     common = 1.0
@@ -74,7 +79,7 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
         if problem.result == DERIVATIVES:
             results(layers, H, g, outputs)
         else:
-            adjoints = script.room(layers.S, N, problem.O)
+            adjoints = script.room(layers.made, N, problem.O)
             g_bar = script.room(problem.P, N, problem.D) if cotangents else None
             if problem.result == DERIVATIVES_GRADIENTS:
                 given_slopes(layers, adjoints, g_bar)
@@ -91,32 +96,37 @@ def write(script: Script, problem: Problem, operands: Operands, at: Operands, ou
 
 def results(layers: Layers, H: At, g: At | None, outputs: dict) -> None:
     """The values and derivatives that are asked for, out of their streams."""
-    problem, P = layers.problem, layers.P
-    first = (lambda H: H[1 : 1 + P]) if g is None else (lambda g: g[..., : problem.W])
-    pick = {"y": lambda H: H[0], "derivatives": first, "second": lambda H: H[1 + P :]}
-    if problem.collapsed:
-        pick["second"] = lambda H: H[1 + P :].sum(0)
-    for name, out in outputs.items():
-        source = g if name == "derivatives" and g is not None else H
-        layers.script.do(lambda source, out, part=pick[name]: out.copy_(part(source)), source, out)
+    problem, N, P = layers.problem, layers.N, layers.along
+    if g is not None and "derivatives" in outputs:
+        layers.script.do(lambda g, out: out.copy_(g[..., : problem.W]), g, outputs["derivatives"])
+    given = outputs["y"], None if g is not None else outputs.get("derivatives"), outputs.get("second")
+    streams, skip, terms = layers.made, 0, 1
+    if problem.collapsed:  # of tangents nothing is asked, and the others may be one each or their sum
+        streams, skip, terms, P = 2, P, layers.made - 1 - P, 0
+    size = N * problem.O
+    layers.script.launch(
+        here, "results_kernel", (triton.cdiv(size, BLOCK), streams), H, *given, size, P, skip, terms, BLOCK=BLOCK
+    )
 
 
 def given_slopes(layers: Layers, adjoints: At, g_bar: At | None) -> None:
     """The adjoints of the predictions are the cotangents that came, or 0."""
-    at, P, W = layers.at, layers.P, layers.problem.W
-    parts = [slice(0, 1), slice(1, 1 + P), slice(1 + P, None)][: 1 + layers.problem.order]
-
-    def fill(place: At, part: slice, came: At | None, columns: int | None = None) -> None:
-        if came is None or columns is not None:
-            layers.script.do(lambda place: place[part].zero_(), place)
-        if came is not None:
-            layers.script.do(lambda came, place: place[part][..., :columns].copy_(came), came, place)
-
-    for part, came in zip(parts, (at.values, at.derivative, at.second), strict=False):
-        if g_bar is not None and part.start:
-            fill(g_bar, slice(None), came, W)
-        else:
-            fill(adjoints, part, came)
+    at, operands, N, problem = layers.at, layers.operands, layers.N, layers.problem
+    first = at.derivative
+    if g_bar is not None:
+        first, columns = None, problem.W
+        layers.script.do(lambda place: place.zero_(), g_bar)
+        if at.derivative is not None:
+            layers.script.do(lambda came, place: place[..., :columns].copy_(came), at.derivative, g_bar)
+    strides = [
+        (0,) * dims if place is None else ((0,) * dims + tensor.stride())[-dims:]
+        for place, tensor, dims in ((at.values, operands.values, 2), (first, operands.derivative, 3),
+                                    (at.second, operands.second, 3))
+    ]  # fmt: skip
+    layers.script.launch(
+        here, "slopes_kernel", (triton.cdiv(N * problem.O, BLOCK), layers.made), at.values, first, at.second, adjoints,
+        N, problem.O, layers.along, *(step for of in strides for step in of), BLOCK=BLOCK,
+    )  # fmt: skip
 
 
 def losses(layers: Layers, predictions: tuple, slopes: tuple, terms: At) -> float:

@@ -11,10 +11,11 @@ from .primitives import dot, operand
 
 @triton.jit
 def outer_layer(
-    A, H, SIZES, k: tl.constexpr, slots, bias_slots, M, N, first_part, rows, stride, bias_stride,
+    A, H, SIZES, k: tl.constexpr, slots, bias_slots, N, first_part, rows, stride, bias_stride,
     PRECISION: tl.constexpr, MULTIPLY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    n_out, n_in, at, at_bias = SIZES[4 * k], SIZES[4 * k + 1], SIZES[4 * k + 2], SIZES[4 * k + 3]
+    n_out, n_in, at, at_bias = SIZES[6 * k], SIZES[6 * k + 1], SIZES[6 * k + 2], SIZES[6 * k + 3]
+    M, of_values = SIZES[6 * k + 4] * N.to(tl.int64), SIZES[6 * k + 5] * N
     across = (n_in + BN - 1) // BN if MULTIPLY else 1
     down, right = tl.program_id(0) // across, tl.program_id(0) % across
     if down * BM < n_out:
@@ -25,7 +26,7 @@ def outer_layer(
             within = (row < M) & (start + c < rows)
             a = tl.load(A + row[:, None] * n_out + i[None, :], mask=within[:, None] & (i < n_out)[None, :], other=0.0)
             if bias_slots is not None:
-                bias += tl.sum(tl.where((row < N)[:, None], a.to(tl.float32), 0.0), 0)
+                bias += tl.sum(tl.where((row < of_values)[:, None], a.to(tl.float32), 0.0), 0)
             if MULTIPLY:
                 h = tl.load(H + row[:, None] * n_in + j[None, :], mask=within[:, None] & (j < n_in)[None, :], other=0.0)
                 total += dot(tl.trans(operand(a, PRECISION)), operand(h, PRECISION), PRECISION)
@@ -41,21 +42,22 @@ def outer_layer(
                 tl.store(bias_slots + part * bias_stride + at_bias + i, bias, mask=i < n_out)
 
 
-@triton.jit(do_not_specialize=["M", "N", "first_part", "rows", "stride", "bias_stride"])
+@triton.jit(do_not_specialize=["N", "first_part", "rows", "stride", "bias_stride"])
 def outer_kernel(
-    A, H, SIZES, slots, bias_slots, M, N, first_part, rows, stride, bias_stride, PRECISION: tl.constexpr,
+    A, H, SIZES, slots, bias_slots, N, first_part, rows, stride, bias_stride, PRECISION: tl.constexpr,
     MULTIPLY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Of each layer Σ a hᵀ over the M rows of A [M, n_out] and H [M, n_in], from slot first_part on; and if there are
-    bias_slots, of the first N rows of A, those of the values, Σ a, the gradient of the bias. Unless they MULTIPLY, the
-    latter alone.
+    """Of each layer Σ a hᵀ over the rows of A [S N, n_out] and H [S N, n_in], from slot first_part on; and if there are
+    bias_slots, of the first N rows of A, if they are of the values, Σ a, the gradient of the bias. Unless they
+    MULTIPLY, the latter alone.
 
-    SIZES has four of each layer: n_out, n_in, and where its gradients begin in a slot. A program takes a tile of a
-    gradient and `rows` rows; its second number is that of the part, its third one that of the layer.
+    SIZES has six of each layer: n_out, n_in, where its gradients begin in a slot, its streams S, and how many of them
+    are values. A program takes a tile of a gradient and `rows` rows; its second number is that of the part, its third
+    one that of the layer.
     """
     for k in tl.static_range(len(A)):
         if tl.program_id(2) == k:
             outer_layer(
-                A[k], H[k], SIZES, k, slots, bias_slots, M, N, first_part, rows, stride, bias_stride, PRECISION,
+                A[k], H[k], SIZES, k, slots, bias_slots, N, first_part, rows, stride, bias_stride, PRECISION,
                 MULTIPLY, BM, BN, BK,
             )  # fmt: skip
