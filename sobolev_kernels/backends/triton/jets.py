@@ -205,11 +205,19 @@ class JetLayers(Layers):
         self, cotangents: At, tables: Table, dx: At | None, dv: At | None, gradients: list[At], shared: bool
     ) -> None:  # fmt: skip
         """From the cotangents [R, N] of the results."""
+        h_bar, O = self.bars(), self.problem.O
+        self.sums(cotangents, h_bar, tables, self.made * O, 1, O)
+        self.back(h_bar, dx, dv, gradients, shared)
+
+    def bars(self) -> At:
+        """A stack [made, N, O] for the cotangents of the outputs' streams."""
+        return self.script.room(self.made, self.N, self.problem.O)
+
+    def back(self, h_bar: At, dx: At | None, dv: At | None, gradients: list[At], shared: bool) -> None:
+        """All gradients from the cotangents of the outputs' streams, finished."""
         problem = self.problem
-        adjoints = self.script.room(self.made, self.N, problem.O)
-        self.sums(cotangents, adjoints, tables, self.made * problem.O, 1, problem.O)
         each = self.script.room(len(self.jets[0].given) - 1, self.N, problem.D) if dv is not None and shared else dv
-        self.backward(adjoints, [], dx, each, 1.0)
+        self.backward(h_bar, [], dx, each, 1.0)
         if each is not dv:
             self.script.do(lambda each, dv: torch.sum(each, 1, out=dv), each, dv)
         finish(self.script, problem, (1.0,), {}, gradients, Terms(self.script.room(1), 0), self.slots(), 1.0)
