@@ -42,7 +42,7 @@ test-ptx: $(READY)
 # The core and its binding under AddressSanitizer and UBSan, over the tests that call them
 SANITIZED := build/sanitize
 RUNTIMES = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell $(or $(CXX),c++) -print-file-name=$(name)))
-CALLING := $(foreach name,boundary correctness cotangents derivatives directions fused_partials fused_residual op segments_back,python_tests/test_$(name).py)
+CALLING := $(foreach name,boundary correctness cotangents derivatives directions fused_partials fused_residual op segments_back sums,python_tests/test_$(name).py)
 
 sanitize: $(READY)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \

@@ -64,13 +64,11 @@ struct ChainRoom {
   std::size_t bytes;
 
   ChainRoom(const Chain& chain, void* base) {
-    constexpr std::int64_t kLanes = Vec<T>::kLanes;
     Arena arena(base);
     const std::int64_t tile = round_up(chain.tile, kPanel<T>);
     std::int64_t widest = chain.layers[0].n_in;
     for (std::int64_t l = 0; l < chain.L; ++l) widest = std::max(widest, chain.layers[l].n_out);
-    // an odd number of vectors: rows a power of two apart would share the few sets of the first-level cache
-    ld = round_up(widest, kLanes) + (round_up(widest, kLanes) / kLanes % 2 ? 0 : kLanes);
+    ld = apart_in_cache<T>(widest);
     rows = arena.take<T>(tile * ld);
     panels = arena.take<T>(tile * widest);
     for (T*& each : turn) each = arena.take<T>(tile * widest);
@@ -280,17 +278,8 @@ class ChainTile {
   void sum_bias(std::int64_t l, const T* z) const {
     const std::int64_t n = layer(l).n_out;
     for (std::int64_t i = 0; i < n; ++i) {
-      T total = begun_ ? room_.dbias[l][i] : T(0);
-      V lanes(0.0);
-      for (std::int64_t m = 0; m < M_; m += kPanel<T>) {
-        const T* at = z + (m * n / kPanel<T> + i) * kPanel<T>;
-        if (M_ - m >= kPanel<T>) {
-          lanes = lanes + V::load(at);
-        } else {
-          for (std::int64_t k = 0; k < M_ - m; ++k) total += at[k];
-        }
-      }
-      room_.dbias[l][i] = total + sum(lanes);
+      const T total = sum_samples(z + i * kPanel<T>, n * kPanel<T>, M_);
+      room_.dbias[l][i] = begun_ ? room_.dbias[l][i] + total : total;
     }
   }
 };

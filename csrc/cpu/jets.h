@@ -73,8 +73,7 @@ struct JetRoom {
         scratch_slots = std::max(scratch_slots, program->slots * AtOnce(at.given).blocks);
       }
     }
-    // an odd number of vectors: rows a power of two apart would share the few sets of the first-level cache
-    ld_rows = round_up(widest, kLanes) + (round_up(widest, kLanes) / kLanes % 2 ? 0 : kLanes);
+    ld_rows = apart_in_cache<T>(widest);
     ld_x = round_up(jets.D, kLanes);
     x_rows = arena.take<T>(tile * inputs * ld_x);
     x = arena.take<T>(tile * inputs * jets.D);
@@ -193,9 +192,15 @@ class JetTile {
     }
   }
 
-  // f(panel, row, rows, block) of blocks of rows, with what multiply(panel, panels, row, R, to, rows) made of each R of
-  // them for so many panels, `streams` of each, [stream][rows]: of few streams two panels go at once, so that a
-  // product's columns are even
+  // Rows [row, row + R) of a product for so many panels, and where their streams go, `apart` from each other
+  struct Rows {
+    std::int64_t panel, panels, row, R;
+    T* to;
+    std::int64_t apart;
+  };
+
+  // done(panel, row, rows, block) of blocks of rows, which multiply(Rows) made part by part, `streams` of each panel:
+  // of few streams two panels go at once, so that a product's columns are even
   template <class Multiply, class Done>
   void each_block(std::int64_t n, std::int64_t streams, Multiply multiply, Done done) {
     const RowBlocks blocks(n);
@@ -207,7 +212,7 @@ class JetTile {
         const std::int64_t first = blocks.begin(b), rows = blocks.begin(end) - first;
         for (std::int64_t c = b; c < end; ++c) {
           const std::int64_t row = blocks.begin(c), R = blocks.begin(c + 1) - row;
-          multiply(panel, count, row, R, room_.block + (row - first) * kPanel<T>, rows);
+          multiply(Rows{panel, count, row, R, room_.block + (row - first) * kPanel<T>, rows});
         }
         for (std::int64_t i = 0; i < count; ++i) {
           done(panel + i, first, rows, room_.block + i * streams * rows * kPanel<T>);
@@ -216,23 +221,22 @@ class JetTile {
     }
   }
 
-  // R rows of A times `count` columns of K numbers, which are `apart` from each other, as what comes of them is
-  void multiply(const Matrix<T>& a, std::int64_t row, std::int64_t R, std::int64_t K, const T* b, std::int64_t apart,
-                std::int64_t count, T* to, std::int64_t to_apart) const {
+  // Rows of A times `count` columns of K numbers, which are `apart` from each other, as what comes of them is
+  void multiply(const Matrix<T>& a, const Rows& of, std::int64_t K, const T* b, std::int64_t apart, std::int64_t count,
+                T* to, std::int64_t to_apart) const {
     using Ld = Constant<kPanel<T>>;
-    for (std::int64_t s = 0; s < count; s += 2) {
-      product_block_of<T, Ld>(R, count - s > 1, a.next_row == 1)(a.block(row), a.next(R), b + s * apart * kPanel<T>,
-                                                                 Ld(), apart * kPanel<T>, K, nullptr,
-                                                                 to + s * to_apart * kPanel<T>, to_apart * kPanel<T>);
+    const std::int64_t next_b = apart * kPanel<T>, next_c = to_apart * kPanel<T>;
+    for (; count > 0; count -= 2, b += 2 * next_b, to += 2 * next_c) {
+      const auto run = product_block_of<T, Ld>(of.R, count > 1, a.next_row == 1);
+      run(a.block(of.row), a.next(of.R), b, Ld(), next_b, K, nullptr, to, next_c);
     }
   }
 
   // Blocks of rows of A times all streams of each panel, b [streams][K]; `done` finds them as [streams][rows]
   template <class Done>
   void product_of_streams(const Matrix<T>& a, std::int64_t K, const T* b, std::int64_t streams, Done done) {
-    const auto all = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* to,
-                         std::int64_t rows) {
-      multiply(a, row, R, K, b + panel * streams * K * kPanel<T>, K, count * streams, to, rows);
+    const auto all = [&](const Rows& of) {
+      multiply(a, of, K, b + of.panel * streams * K * kPanel<T>, K, of.panels * streams, of.to, of.apart);
     };
     each_block(a.rows, streams, all, done);
   }
@@ -241,34 +245,29 @@ class JetTile {
   template <class Done>
   void product_of_inputs(Done done) {
     const Matrix<T>& a = weights_.forward[0];
-    const std::int64_t D = jets_.D, given = layer(0).given;
+    const std::int64_t D = jets_.D, given = layer(0).given, next = inputs() * D * kPanel<T>;
     if (!jets_.units() && jets_.W == D) return product_of_streams(a, D, room_.x, given, done);
-    const auto apart = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* to,
-                           std::int64_t rows) {
-      const T* x = room_.x + panel * inputs() * D * kPanel<T>;
-      multiply(a, row, R, D, x, inputs() * D, count, to, given * rows);
-      for (std::int64_t i = 0; i < count; ++i, x += inputs() * D * kPanel<T>) {
-        T* along = to + (i * given + 1) * rows * kPanel<T>;
-        if (jets_.units()) {
-          columns(a, row, R, along, rows);
-        } else {
-          multiply(a, row, R, jets_.W, x + D * kPanel<T>, D, jets_.directions, along, rows);
+    const auto apart = [&](const Rows& of) {
+      const T* x = room_.x + of.panel * next;
+      multiply(a, of, D, x, inputs() * D, of.panels, of.to, given * of.apart);
+      for (std::int64_t i = 0; i < of.panels; ++i, x += next) {
+        T* to = of.to + (i * given + 1) * of.apart * kPanel<T>;
+        if (!jets_.units()) {
+          multiply(a, of, jets_.W, x + D * kPanel<T>, D, jets_.directions, to, of.apart);
+          continue;
         }
+        for (std::int64_t s = 0; s < jets_.directions; ++s, to += of.apart * kPanel<T>) column(a, of, s, to);
       }
     };
     each_block(a.rows, given, apart, done);
   }
 
-  // R rows of A times unit vectors
-  void columns(const Matrix<T>& a, std::int64_t row, std::int64_t R, T* to, std::int64_t to_apart) const {
-    const std::int64_t next = a.packed ? R : a.next_k;
-    const T* column = a.block(row) + direction_ * next;
-    for (std::int64_t s = 0; s < jets_.directions; ++s, column += next, to += to_apart * kPanel<T>) {
-      const bool there = direction_ + s < jets_.P;
-      for (std::int64_t i = 0; i < R; ++i) {
-        V(there ? double(column[i * a.next_row]) * jets_.along.magnitude : 0.0).store(to + i * kPanel<T>);
-      }
-    }
+  // Rows of A times unit vector s of those side by side
+  void column(const Matrix<T>& a, const Rows& of, std::int64_t s, T* to) const {
+    const bool there = direction_ + s < jets_.P;
+    const T* from = a.block(of.row) + (there ? direction_ + s : 0) * (a.packed ? of.R : a.next_k);
+    const double magnitude = there ? jets_.along.magnitude : 0.0;
+    for (std::int64_t i = 0; i < of.R; ++i, to += kPanel<T>) V(double(from[i * a.next_row]) * magnitude).store(to);
   }
 
   // Where row `row` of the first of so many streams of a panel is
@@ -463,18 +462,8 @@ class JetTile {
 
   // Row i of a stream of z̄, summed over the samples
   T total(std::int64_t l, std::int64_t s, std::int64_t i) const {
-    const std::int64_t n = layer(l).layer.n_out;
-    V lanes(0.0);
-    T total = 0;
-    for (std::int64_t panel = 0; panel < panels(); ++panel) {
-      const T* z_bar = place(bar_, panel, layer(l).given, n, s * n + i);
-      if (samples(panel) == kPanel<T>) {
-        lanes = lanes + V::load(z_bar);
-      } else {
-        for (std::int64_t m = 0; m < samples(panel); ++m) total += z_bar[m];
-      }
-    }
-    return total + sum(lanes);
+    const std::int64_t n = layer(l).layer.n_out, streams = layer(l).given;
+    return sum_samples(bar_ + (s * n + i) * kPanel<T>, streams * n * kPanel<T>, M_);
   }
 
   // The adjoint of what layer l was given: of z below it, or of the inputs
@@ -495,10 +484,10 @@ class JetTile {
     const Matrix<T>& a = weights_.backward[0];
     const std::int64_t n = layer(0).layer.n_out, given = layer(0).given, streams = end - begin;
     const std::int64_t there = begin ? std::min(streams, jets_.P - direction_) : 1;
-    const auto some = [&](std::int64_t panel, std::int64_t count, std::int64_t row, std::int64_t R, T* block,
-                          std::int64_t all) {
-      for (std::int64_t i = 0; i < count && row < rows; ++i, block += streams * all * kPanel<T>) {
-        multiply(a, row, R, n, place(bar_, panel + i, given, n, begin * n), n, streams, block, all);
+    const auto some = [&](const Rows& of) {
+      for (std::int64_t i = 0; i < of.panels && of.row < rows; ++i) {
+        const T* b = place(bar_, of.panel + i, given, n, begin * n);
+        multiply(a, of, n, b, n, streams, of.to + i * streams * of.apart * kPanel<T>, of.apart);
       }
     };
     each_block(a.rows, streams, some, [&](std::int64_t panel, std::int64_t row, std::int64_t R, const T* block) {

@@ -61,17 +61,24 @@ void pack_blocks(const Layer& layer, bool transposed, const Matrix<T>& to, int p
   }
 }
 
+// A part of all layers' weights for both directions, and the biases
+template <class W, class At>
+void pack_layers(const W& weights, std::int64_t L, At at_layer, int part, int parts) {
+  for (std::int64_t l = 0; l < L; ++l) {
+    const Layer layer = at_layer(l);
+    pack_blocks(layer, false, weights.forward[l], part, parts);
+    pack_blocks(layer, true, weights.backward[l], part, parts);
+    using T = std::remove_pointer_t<std::decay_t<decltype(weights.bias[l])>>;
+    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
+      weights.bias[l][i] = at<T>(layer.bias, i);
+    }
+  }
+}
+
 template <class T>
 void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
-  for (std::int64_t l = 0; l < step.L; ++l) {
-    const Layer& layer = step.layers[l];
-    pack_blocks(layer, false, shared.forward[l], part, parts);
-    pack_blocks(layer, true, shared.backward[l], part, parts);
-    for (std::int64_t i = 0; part == 0 && shared.bias[l] && i < layer.n_out; ++i) {
-      shared.bias[l][i] = at<T>(layer.bias, i);
-    }
-  }
+  pack_layers(shared, step.L, [&](std::int64_t l) { return step.layers[l]; }, part, parts);
   pack_blocks(step.layers[0], true, shared.input, part, parts);
   for (std::int64_t o = 0; part == 0 && o < step.O; ++o) {
     shared.output_weight[o] = step.output_weight.data ? at<T>(step.output_weight, o) : T(1);
@@ -223,15 +230,7 @@ void draw(const Step& step, void* room, T* out, int part, int parts) {
 
 template <class T>
 void pack(const Jets& jets, void* base, int part, int parts) {
-  const JetWeights<T> weights(jets, base);
-  for (std::int64_t l = 0; l < jets.L; ++l) {
-    const Layer& layer = jets.layers[l].layer;
-    pack_blocks(layer, false, weights.forward[l], part, parts);
-    pack_blocks(layer, true, weights.backward[l], part, parts);
-    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
-      weights.bias[l][i] = at<T>(layer.bias, i);
-    }
-  }
+  pack_layers(JetWeights<T>(jets, base), jets.L, [&](std::int64_t l) { return jets.layers[l].layer; }, part, parts);
 }
 
 template <class T>
@@ -286,15 +285,7 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
 
 template <class T>
 void pack(const Chain& chain, void* base, int part, int parts) {
-  const ChainWeights<T> weights(chain, base);
-  for (std::int64_t l = 0; l < chain.L; ++l) {
-    const Layer& layer = chain.layers[l];
-    pack_blocks(layer, false, weights.forward[l], part, parts);
-    pack_blocks(layer, true, weights.backward[l], part, parts);
-    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
-      weights.bias[l][i] = at<T>(layer.bias, i);
-    }
-  }
+  pack_layers(ChainWeights<T>(chain, base), chain.L, [&](std::int64_t l) { return chain.layers[l]; }, part, parts);
 }
 
 template <class T>

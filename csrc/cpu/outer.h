@@ -136,3 +136,13 @@ void outer_to_rows(const Samples<T>* all, std::int64_t parts, std::int64_t n_out
     }
   }
 }
+
+// A number of each of M samples summed, of panels that are `next` apart; what lanes beyond them have is no number
+template <class T>
+T sum_samples(const T* z, std::int64_t next, std::int64_t M) {
+  Vec<T> lanes(0.0);
+  T total = 0;
+  for (; M >= kPanel<T>; M -= kPanel<T>, z += next) lanes = lanes + Vec<T>::load(z);
+  for (std::int64_t m = 0; m < M; ++m) total += z[m];
+  return total + sum(lanes);
+}

@@ -26,6 +26,14 @@ enum Term : int { kValue, kFirst, kSecond };
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
+// The width of rows of n: an odd number of vectors, since rows a power of two apart would share the few sets of the
+// first-level cache.
+template <class T>
+std::int64_t apart_in_cache(std::int64_t n) {
+  constexpr std::int64_t kLanes = Vec<T>::kLanes;
+  return round_up(n, kLanes) + (round_up(n, kLanes) / kLanes % 2 ? 0 : kLanes);
+}
+
 inline bool curved(const Layer& layer) {
   return with_activation(layer.activation.row, [](auto activation) { return decltype(activation)::kCurved; });
 }
@@ -130,8 +138,7 @@ struct Private {
     for (std::int64_t l = 0; l < step.L; ++l) {
       if (step.layers[l].n_out > widest) widest = step.layers[l].n_out;
     }
-    // an odd number of vectors: rows a power of two apart would share the few sets of the first-level cache
-    ld_rows = round_up(widest, kLanes) + (round_up(widest, kLanes) / kLanes % 2 ? 0 : kLanes);
+    ld_rows = apart_in_cache<T>(widest);
     ld_x = round_up(step.D, kLanes);
     ld_v = round_up(step.W, kLanes);
     ld_u = round_up(step.O, kLanes);

@@ -297,19 +297,9 @@ class Streams {
   }
 
   void add_bias_gradient(std::int64_t l, const T* z_bar) {
-    const std::int64_t n = step_.layers[l].n_out;
-    for (std::int64_t i = 0; i < n; ++i) {
-      T total = 0;
-      V lanes(0.0);
-      for (std::int64_t m = 0; m < M_; m += kPanel<T>) {
-        const T* at = z_bar + (m / kPanel<T> * n + i) * kPanel<T>;
-        if (M_ - m >= kPanel<T>) {
-          lanes = lanes + V::load(at);
-        } else {
-          for (std::int64_t k = 0; k < M_ - m; ++k) total += at[k];
-        }
-      }
-      workspace_.dbias[l][i] += total + sum(lanes);
+    const std::int64_t n = step_.layers[l].n_out * kPanel<T>;
+    for (std::int64_t i = 0; i < n; i += kPanel<T>) {
+      workspace_.dbias[l][i / kPanel<T>] += sum_samples(z_bar + i, n, M_);
     }
   }
 };
