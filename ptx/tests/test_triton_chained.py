@@ -1,6 +1,5 @@
 """Steps and derivatives along directions by the kernels of general streams, as compiled PTX; and their launches."""
 
-import re
 from contextlib import ExitStack
 
 import pytest
@@ -11,7 +10,7 @@ from ptx import PtxFailure, missing
 from ptx.compile import missing as missing_tool
 from ptx.mutate import masks
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.compare import beside_reference, compare, gradients, layer_by_layer
+from sobolev_kernels.testing.compare import compare, gradients, layer_by_layer
 from sobolev_kernels.testing.problems import Shape, data, directions_of
 
 reason = missing() or missing_tool("triton")
@@ -64,24 +63,6 @@ def test_losses(on_ptx, precision):
     compare(numbers, directions_of("normal", SHAPE), targets, "triton", precision=precision, **settings)
     layers = [r for r in results if r.kernel.startswith("jets_")]
     assert layers and all(r.count("mma.") + r.count("wgmma.") for r in layers)
-
-
-def test_float32_stands_sums_that_are_cut(on_ptx):
-    """Tensor cores do not round what they add to a sum, but cut it: with the last bit of every sum cut off, float32 as
-    three products of TF32 is still within the rule."""
-    product, found = re.compile(r"mma\S*f32\.tf32\S*\s*\{([^}]*)\}[^;]*;"), []
-
-    def cut(text: str) -> str:
-        sums = lambda match: [f"and.b32 {name}, {name}, -2;" for name in match[1].split(",")]  # noqa: E731
-        return product.sub(lambda match: "\n".join([match[0], *sums(match)]), text)
-
-    shape = Shape(16, 3, 64, 2, 2, 1, "one tile, as wide as a chain is")
-    make = lambda n: sk.Targets(values=n.y, jacobian=n.jacobian, hessian=n.hessian)  # noqa: E731
-    for change in (lambda text: text, cut):
-        on_ptx(change=change)
-        numbers = data(shape, "tanh")
-        found.append(beside_reference(numbers, directions_of("sphere", shape), make, "triton", order=2).worst()[0])
-    assert found[0] < found[1] < 0.6, found
 
 
 def test_a_dropped_mask_is_found(on_ptx):

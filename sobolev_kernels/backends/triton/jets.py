@@ -38,7 +38,6 @@ from .launches import (
     Jet,
     fuses,
     padded,
-    products_of,
 )
 from .layers import Layers
 from .layerwise import near
@@ -176,7 +175,7 @@ class JetLayers(Layers):
     def product_of(self, kernel: Kernel, tile: Jet, across: int, *values, **more) -> None:
         self.script.launch(
             GENERATED, kernel.name, (triton.cdiv(self.N, tile.rows), across), *values,
-            PRECISION=products_of(self.problem), BM=tile.rows, BK=tile.depth, **tile.options,
+            PRECISION=self.problem.precision, BM=tile.rows, BK=tile.depth, **tile.options,
             **more,
         )  # fmt: skip
 

@@ -186,21 +186,9 @@ def fuses(problem: Problem, up_to: Mapping[str, int] = FUSED_UP_TO) -> bool:
     return max(problem.widths) <= up_to[problem.precision]
 
 
-def products_of(problem: Problem) -> str:
-    """The precision of products tile by tile. Those of float32 are three of TF32 on NVIDIA's tensor cores, whose error
-    is no larger and which read shared memory without conflicts (docs/triton.md)."""
-    if problem.precision != "ieee" or target_of_problem(problem) not in NVIDIA:
-        return problem.precision
-    return "tf32x3"
-
-
-def target_of_problem(problem: Problem) -> str:
-    return target_of(torch.cuda.current_device() if problem.device == "cuda" else None)
-
-
 def launch_of(problem: Problem) -> Launch:
     """The row of a problem on torch's current device."""
-    target = target_of_problem(problem)
+    target = target_of(torch.cuda.current_device() if problem.device == "cuda" else None)
     return next(row for row in ON_CHIP + IN_CACHE if target in row.targets and row.takes(problem))
 
 

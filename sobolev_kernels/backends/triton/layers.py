@@ -16,7 +16,7 @@ from ...problem import Operands, Problem
 from .draws import DISTRIBUTION, Distribution
 from .finishing import AT_ONCE, Slots
 from .formulas import activation_of
-from .launches import LINEAR, OUTER, WIDEST_DRAWN, products_of
+from .launches import LINEAR, OUTER, WIDEST_DRAWN
 from .parameters import OPERANDS
 from .script import IN_MEMORY, KEY, PLACE, SEED, At, Script, by_layer
 
@@ -95,7 +95,7 @@ class Layers:
             (n, K), (by_row, by_column) = (columns or K, n), (by_column, by_row)
         self.launch(
             name, (triton.cdiv(self.N, LINEAR.rows), triton.cdiv(n, LINEAR.columns)), *tensors, self.N, K, n, streams,
-            by_row, by_column, *end, PRECISION=products_of(self.problem), BM=LINEAR.rows, BN=LINEAR.columns,
+            by_row, by_column, *end, PRECISION=self.problem.precision, BM=LINEAR.rows, BN=LINEAR.columns,
             BK=LINEAR.depth, num_warps=LINEAR.warps, **constants,
         )  # fmt: skip
 

@@ -99,7 +99,7 @@ def rounded(x):
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
     """What is multiplied."""
-    if PRECISION == "ieee" or PRECISION == "tf32x3":
+    if PRECISION == "ieee":
         return x
     elif PRECISION == "tf32":
         return rounded(x)
@@ -111,9 +111,10 @@ def operand(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """The product of two operands, summed in float32: of a precision of `sobolev_kernels/problem.py`, or of the three
-    TF32 products that stand for one of float32."""
-    if PRECISION == "bf16" or PRECISION == "fp16":
-        return tl.dot(a, b)
+    """The product of two operands, summed in float32 (PRECISIONS of `sobolev_kernels/problem.py`)."""
+    if PRECISION == "ieee":
+        return tl.dot(a, b, input_precision="ieee")
+    elif PRECISION == "tf32":
+        return tl.dot(a, b, input_precision="tf32")
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        return tl.dot(a, b)
