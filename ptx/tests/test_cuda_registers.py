@@ -8,7 +8,7 @@ from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
-from sobolev_kernels.testing.problems import SMALL, Shape, cotangents_of, data, directions_of, targets_of
+from sobolev_kernels.testing.problems import SMALL, Shape, asking, cotangents_of, data, directions_of, targets_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
@@ -126,6 +126,18 @@ def test_losses_of_each_sample(mode, side):
             data(shape, "tanh"), projections, targets, precision=precision, outputs=side == "gradients",
             reduction="none", **some,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize(("made", "kind"), [(directions_of, "tangents"), (cotangents_of, "vjps")])
+def test_gradients_of_given_directions(made, kind, weights):
+    """Of a projected target, also by a weight of 0."""
+    for shape, precision in ((WIDE, "bf16"), (WIDE, "tf32"), (SMALL, "ieee")):
+        done = registers(
+            data(shape, "tanh", last="tanh"), asking(made("given", shape)), ("values", kind), precision=precision,
+            weights=weights, sample_weight=ramp[0][: shape.N],
+        )  # fmt: skip
+        assert "dgiven" in done.got
 
 
 def test_numbers_that_lie_apart():

@@ -195,23 +195,27 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
-    if (step().dx) store_dx(a);
+    if (step().dx) store_gradient(a, step().dx, step().D);
     __syncthreads();
     bring_together(own().x, own().h, true);
     __syncthreads();
   }
 
-  SK_INLINE void store_dx(const Operands& a) const {
+  // Of x, or of a direction: [N, n]
+  SK_INLINE void store_gradient(const Operands& a, float* to, int n) const {
     Sums of[2] = {};
     pull_first(a, of);
     if (part() != 0) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = lane() % 4 * 4 + column;
-      if (valid(half) && d < step().D) {
-        step().dx[row_of(half) * step().D + d] = step().common * To::input_of(of, half, column);
-      }
+      if (valid(half) && d < n) to[row_of(half) * n + d] = step().common * To::input_of(of, half, column);
     }
+  }
+
+  // Whether derivatives have a way back; also of weight 0, where the gradient of given vectors is 0
+  SK_INLINE bool owes_gradients() const {
+    return step().gradients && (step().factor[Term::kFirst] != 0.0f || step().dgiven);
   }
 
   // ---- A tangent from a direction ----
@@ -253,7 +257,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       back[e] = y(kD1, e) * of;
       y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
     }
-    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
+    if (!owes_gradients()) return meet();
     Fragment top;
     top_of(back, top);
 #pragma unroll 1
@@ -279,6 +283,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
+    if (step().dgiven) store_gradient(a, step().dgiven + p * step().N * step().W, step().W);
     __syncthreads();
     bring_together(source_at(p), own().right, false);
     __syncthreads();
@@ -323,7 +328,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     } else {
       projected_residuals(i, pulled, g_bar, rho);
     }
-    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
+    if (!owes_gradients()) return;
     Fragment source;
     To::pack_inputs(g_bar, source);
     if (part() == 0) store_inputs(own().source, source);
@@ -353,6 +358,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     }
     Sums z_dot = {};
     through_last(a, z_dot);
+    if (step().dgiven && part() == 0) store_cotangent_gradient(i, z_dot);
 #pragma unroll
     for (int e = 0; e < 4; ++e) z_dot[e] *= y(kD2, e);
     if (cotangents()) {
@@ -367,6 +373,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     __syncthreads();
     bring_together(own().source, own().right, false);
     __syncthreads();
+  }
+
+  SK_INLINE void store_cotangent_gradient(int p, const Sums& z_dot) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!valid(e / 2) || output_of(e) >= step().O) continue;
+      const std::int64_t row = p * step().N + row_of(e / 2);
+      step().dgiven[row * step().O + output_of(e)] = step().common * y(kD1, e) * z_dot[e];
+    }
   }
 };
 
