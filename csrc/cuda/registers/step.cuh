@@ -48,12 +48,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       owed = step().gradients && step().factor[kFirst_] != 0.0f;
     }
     value_residual(owed, rho[kValue_]);
-    if (step().per_sample) return store_losses(rho);
+    if (step().per_sample) {
+      store_losses(rho);
+    } else {
 #pragma unroll
-    for (int term = 0; term < 2; ++term) {
-      float of = rho[term][0] + rho[term][1];
-      for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
-      if (lane() == 0) sums()[term] += of;
+      for (int term = 0; term < 2; ++term) {
+        float of = rho[term][0] + rho[term][1];
+        for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
+        if (lane() == 0) sums()[term] += of;
+      }
     }
     if (!step().gradients) meet();
   }
@@ -83,7 +86,6 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       const auto term = [&](Term of) { return float(step().share[of]) * rho[of][half]; };
       store_loss(step(), row_of(half), term(kValue_), term(kFirst_));
     }
-    meet();
   }
 
   SK_INLINE void load_x(Fragment& to) const {
