@@ -55,6 +55,7 @@ class OnPtx:
         self.tile = tile
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
         self.results, self.layout, self.problem = {}, None, None
+        self.ways: list[tuple[int, ...]] = []  # of all calls
         self.memory: list[torch.Tensor] = []  # of the call that is running
         self.seeds: list[torch.Tensor] = []  # those that only the device would know
 
@@ -76,6 +77,7 @@ class OnPtx:
         told = prepared(launch, where, scratch)
         scratch.numpy().fill(255)
         self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
+        self.ways.append(self.layout["way"])
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
@@ -144,6 +146,6 @@ def compare_in_registers(
     """The same, by the kernel whose streams live in registers; `way` is the one that is meant."""
     on = {"limit": limit, "tile": tile, "schedule": schedule}
     done = compare(numbers, projections, precision, *arguments, on=on, **how)
-    assert "pack" not in done.backend.results
+    assert all(width for width, *_ in done.backend.ways)
     assert way is None or done.backend.layout["way"] == way
     return done

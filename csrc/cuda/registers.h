@@ -82,8 +82,6 @@ inline Curve curve_of(const Function& of) {
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step) {
-  if (step.per_sample) return "a loss for each sample";
-  if (step.dgiven) return "a gradient of directions";
   if (step.D > kRegisterInputs) return "more than 16 inputs";
   if (step.O > kRegisterOutputs) return "more than 8 outputs";
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";

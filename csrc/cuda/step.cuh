@@ -15,6 +15,14 @@ SK_INLINE float number(const Strided& a, std::int64_t i, std::int64_t j = 0, std
   return static_cast<const float*>(a.data)[i * a.stride[0] + j * a.stride[1] + k * a.stride[2]];
 }
 
+// Of a sample, from its terms
+SK_INLINE void store_loss(const Arguments& step, std::int64_t sample, float of_values, float of_first) {
+  const float weights[2] = {float(step.weight[kValue]), float(step.weight[kFirst])};
+  float loss = weights[kValue] == 0.0f ? 0.0f : weights[kValue] * of_values;
+  if (weights[kFirst] != 0.0f) loss += weights[kFirst] * of_first;
+  step.terms[sample] = of_values, step.terms[step.N + sample] = of_first, step.total[sample] = loss;
+}
+
 template <Precision kPrecision>
 struct Tile {
   using Op = Operand<kPrecision>;
@@ -298,20 +306,18 @@ struct Tile {
     float total = 0.0f;
     for (int i = 0; row < samples() && i < columns - 1; ++i) total += shared[step.layout.rho + row * columns + i];
     if (step.per_sample) {
-      if (row < samples() && valid(row)) store_loss(term, first + row, float(step.share[term]) * total);
+      if (row >= samples() || !valid(row)) return;
+      float& of_first = step.terms[step.N + first + row];
+      total *= float(step.share[term]);
+      if (term == kFirst) {
+        of_first = total;
+      } else {
+        store_loss(step, first + row, total, of_first);
+      }
       return;
     }
     for (int apart = 16; apart; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
     if (row % 32 == 0) reinterpret_cast<double*>(shared + step.layout.sums)[term * kSums + row / 32] += total;
-  }
-
-  SK_INLINE void store_loss(Term term, std::int64_t sample, float of_term) const {
-    step.terms[term * step.N + sample] = of_term;
-    if (term == kFirst) return;
-    const float weights[2] = {float(step.weight[kValue]), float(step.weight[kFirst])};
-    float loss = weights[kValue] == 0.0f ? 0.0f : weights[kValue] * of_term;
-    if (weights[kFirst] != 0.0f) loss += weights[kFirst] * step.terms[step.N + sample];
-    step.total[sample] = loss;
   }
 
   // z̄ of the last layer, into `tangent` and as an operand

@@ -30,12 +30,14 @@ class Step(NamedTuple):
     depth: int = 2
     gradients: bool = True
     derivatives: bool = True
+    each: bool = False  # a loss of each sample
 
 
 STEPS = (
     Step("tangents", "given"), Step("gradients", "sphere"), Step("tangents", "given", "sigmoid"),
     Step("gradients", "sphere", "sigmoid"), Step("tangents", "given", depth=1, gradients=False),
     Step("gradients", "given", depth=1), Step("gradients", "given", depth=1, gradients=False, derivatives=False),
+    Step("gradients", "given", depth=1, gradients=False, each=True),
     Step("cotangents", "given", depth=1, gradients=False), Step("cotangents", "given"),
 )  # fmt: skip
 
@@ -69,6 +71,7 @@ def run(ptx, precision, way, step: Step):
         targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
         directions = {"directions": directions_of(step.kind, shape)}
         settings = {"cotangents": cotangents_of(step.kind, shape)} if step.side == "cotangents" else directions
+    settings["reduction"] = "none" if step.each else "mean"
     side = computed_from("gradients" if step.side == "gradients" else "tangents")
     with side, on_ptx(findings="return", ptx=ptx, blocks=1, limit=300 << 10, tile=tile) as backend:
         loss = sk.sobolev_loss(numbers.student, x, targets, precision=precision, backend="cuda", **settings)

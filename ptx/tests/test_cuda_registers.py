@@ -8,7 +8,7 @@ from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
-from sobolev_kernels.testing.problems import SMALL, Shape, data, directions_of, targets_of
+from sobolev_kernels.testing.problems import SMALL, Shape, asking, cotangents_of, data, directions_of, targets_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
@@ -103,6 +103,41 @@ def test_modes(mode, outputs):
     numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
     for precision in PRECISIONS:
         registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, precision=precision, **settings)
+
+
+EACH = {
+    "sum of both terms": ("normal", None, {"sample_weight": ramp[0], "weights": (0.25, 3.0)}),
+    "weight 0 of NaN": ("sphere", nan_jacobian, {"weights": (1.0, 0.0)}),
+    "no derivatives": (None, lambda d: targets_of(d, ["values"]), {"value_loss": "huber", "weights": (1.0, 0.0)}),
+    "no values": ("basis", lambda d: targets_of(d, ["jacobian"]), {"weights": (0.0, 1.0)}),
+}
+
+
+@pytest.mark.parametrize("side", ["tangents", "gradients", "cotangents"])
+@pytest.mark.parametrize("mode", EACH)
+def test_losses_of_each_sample(mode, side):
+    """Written by the step itself, with their terms; the backward is a step with a weight of each."""
+    kind, targets, settings = EACH[mode]
+    made = cotangents_of if side == "cotangents" else directions_of
+    for shape, precision in ((WIDE, "bf16"), (SMALL, "ieee"), (SMALL, "tf32")):
+        projections = kind and made(kind, shape)
+        some = {**settings, "sample_weight": ramp[0][: shape.N]} if "sample_weight" in settings else settings
+        registers(
+            data(shape, "tanh"), projections, targets, precision=precision, outputs=side == "gradients",
+            reduction="none", **some,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize(("made", "kind"), [(directions_of, "tangents"), (cotangents_of, "vjps")])
+def test_gradients_of_given_directions(made, kind, weights):
+    """Of a projected target, also by a weight of 0."""
+    for shape, precision in ((WIDE, "bf16"), (WIDE, "tf32"), (SMALL, "ieee")):
+        done = registers(
+            data(shape, "tanh", last="tanh"), asking(made("given", shape)), ("values", kind), precision=precision,
+            weights=weights, sample_weight=ramp[0][: shape.N],
+        )  # fmt: skip
+        assert "dgiven" in done.got
 
 
 def test_numbers_that_lie_apart():

@@ -191,22 +191,24 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   }
 
   // Of the gradient for cotangent p, and its adjoint
-  SK_INLINE void gradient_residuals(int p, const Sums (&pulled)[2], float (&g_bar)[2][4], float& rho) const {
+  SK_INLINE void gradient_residuals(int p, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2]) const {
     const float of_output = step().directions.distribution == Distribution::kBasis ? output_weight(step(), p) : 1.0f;
     const int column = lane() % 4 * 4;
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       const float4 target = gradient_targets_at(p, half);
+      float added = 0.0f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float of = 0.0f;
         if (valid(half) && column + i < step().W) {
           const float weight = of_output * derivative_weight(step(), p, row_of(half), column + i);
           const float r = (half ? To::input_of(pulled, 1, i) : To::input_of(pulled, 0, i)) - (&target.x)[i];
-          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho, part() == 0);
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, added, part() == 0);
         }
         g_bar[0][i] = half ? g_bar[0][i] : of, g_bar[1][i] = of;
       }
+      rho[0] += half ? 0.0f : added, rho[1] += half ? added : 0.0f;
     }
     meet();  // before others write to what this warp has read
   }
@@ -214,7 +216,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
   // ---- Outputs' gradients ----
 
   // Of the gradient along each direction, and its adjoint; warps that share rows share directions
-  SK_INLINE void projected_residuals(int o, const Sums (&pulled)[2], float (&g_bar)[2][4], float& rho) const {
+  SK_INLINE void projected_residuals(int o, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2]) const {
     const Target& target = step().target[Term::kFirst];
     const bool dense = target.kind == TargetKind::kDense;
     const int column = lane() % 4 * 4;
@@ -245,7 +247,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
         float of = 0.0f;
         if (valid(half)) {
           const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o);
-          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho, lane() % 4 == 0);
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho[half], lane() % 4 == 0);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) g_bar[half][i] = fmaf(of, v[half][i], g_bar[half][i]);

@@ -14,7 +14,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::load_weights, Base::meet, Base::of_last_bias, Base::output_of, Base::own;
+  using Base::kParts, Base::load_weights, Base::meet, Base::mine, Base::of_last_bias, Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
   using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
@@ -31,7 +31,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   SK_INLINE void run(std::int64_t tile) {
     first_row = tile * kRows + 16 * group();
-    float rho[2] = {0.0f, 0.0f};
+    float rho[2][2] = {};  // of each term, of both rows of a lane
     Fragment x;
     load_x(x);
     values_forward(x);
@@ -48,12 +48,44 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       owed = step().gradients && step().factor[kFirst_] != 0.0f;
     }
     value_residual(owed, rho[kValue_]);
+    if (step().per_sample) {
+      store_losses(rho);
+    } else {
 #pragma unroll
-    for (int term = 0; term < 2; ++term) {
-      for (int apart = 16; apart; apart /= 2) rho[term] += __shfl_xor_sync(~0u, rho[term], apart);
-      if (lane() == 0) sums()[term] += rho[term];
+      for (int term = 0; term < 2; ++term) {
+        float of = rho[term][0] + rho[term][1];
+        for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
+        if (lane() == 0) sums()[term] += of;
+      }
     }
     if (!step().gradients) meet();
+  }
+
+  // Of this warp's samples, each by itself
+  SK_INLINE void store_losses(float (&rho)[2][2]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float& of = rho[i / 2][i % 2];
+      for (int apart = 2; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
+    }
+    if constexpr (kParts > 1) {
+      if (step().from == From::kOutputs && step().P) {  // each warp has added directions of its own
+        meet();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) mine()[lane() + 32 * half] = rho[kFirst_][half];
+        meet();
+#pragma unroll
+        for (int i = 0; part() == 0 && i < 2 * kParts - 2; ++i) {
+          rho[kFirst_][i % 2] += mine()[kOwnBytes / 4 * (i / 2 + 1) + lane() + 32 * (i % 2)];
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (part() != 0 || lane() % 4 != 0 || !valid(half)) continue;
+      const auto term = [&](Term of) { return float(step().share[of]) * rho[of][half]; };
+      store_loss(step(), row_of(half), term(kValue_), term(kFirst_));
+    }
   }
 
   SK_INLINE void load_x(Fragment& to) const {
@@ -128,7 +160,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), to);
   }
 
-  SK_INLINE void value_residual(bool owed, float& rho) {
+  SK_INLINE void value_residual(bool owed, float (&rho)[2]) {
     const Target& target = step().target[Term::kValue];
     float back[4];
 #pragma unroll
@@ -137,7 +169,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       back[e] = 0.0f;
       if (valid(e / 2) && o < step().O && target.kind != TargetKind::kNone) {
         const float r = y(kY, e) - number(target.data, row_of(e / 2), o);
-        back[e] = y(kD1, e) * slope(step(), Term::kValue, row_of(e / 2), r, output_weight(step(), o), rho, part() == 0);
+        back[e] = y(kD1, e) *
+                  slope(step(), Term::kValue, row_of(e / 2), r, output_weight(step(), o), rho[e / 2], part() == 0);
       }
       back[e] += y(kOwed, e);
     }
@@ -164,28 +197,32 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
-    if (step().dx) store_dx(a);
+    if (step().dx) store_gradient(a, step().dx, step().D);
     __syncthreads();
     bring_together(own().x, own().h, true);
     __syncthreads();
   }
 
-  SK_INLINE void store_dx(const Operands& a) const {
+  // Of x, or of a direction: [N, n]
+  SK_INLINE void store_gradient(const Operands& a, float* to, int n) const {
     Sums of[2] = {};
     pull_first(a, of);
     if (part() != 0) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = lane() % 4 * 4 + column;
-      if (valid(half) && d < step().D) {
-        step().dx[row_of(half) * step().D + d] = step().common * To::input_of(of, half, column);
-      }
+      if (valid(half) && d < n) to[row_of(half) * n + d] = step().common * To::input_of(of, half, column);
     }
+  }
+
+  // Whether derivatives have a way back; also of weight 0, where the gradient of given vectors is 0
+  SK_INLINE bool owes_gradients() const {
+    return step().gradients && (step().factor[Term::kFirst] != 0.0f || step().dgiven);
   }
 
   // ---- A tangent from a direction ----
 
-  SK_INLINE void by_tangent(int p, bool owed, float& rho) {
+  SK_INLINE void by_tangent(int p, bool owed, float (&rho)[2]) {
     Fragment source;
     load_inputs(source, source_at(p));
     Operands a;
@@ -217,12 +254,12 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       if (valid(e / 2) && o < step().O) {
         const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(e / 2), o);
         const float r = y(kD1, e) * z_dot[e] - (&target.x)[e];
-        of = slope(step(), Term::kFirst, row_of(e / 2), r, weight, rho, part() == 0);
+        of = slope(step(), Term::kFirst, row_of(e / 2), r, weight, rho[e / 2], part() == 0);
       }
       back[e] = y(kD1, e) * of;
       y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
     }
-    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return meet();
+    if (!owes_gradients()) return meet();
     Fragment top;
     top_of(back, top);
 #pragma unroll 1
@@ -248,6 +285,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
+    if (step().dgiven) store_gradient(a, step().dgiven + p * step().N * step().W, step().W);
     __syncthreads();
     bring_together(source_at(p), own().right, false);
     __syncthreads();
@@ -255,7 +293,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   // ---- The gradient of output i, or of what cotangent i makes of them, and its adjoint as a tangent along it ----
 
-  SK_INLINE void by_gradient(int i, bool owed, float& rho) {
+  SK_INLINE void by_gradient(int i, bool owed, float (&rho)[2]) {
     float back[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) back[e] = output_of(e) == i ? y(kD1, e) : 0.0f;
@@ -291,7 +329,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     } else {
       projected_residuals(i, pulled, g_bar, rho);
     }
-    if (!step().gradients || step().factor[Term::kFirst] == 0.0f) return;
+    if (!owes_gradients()) return;
     Fragment source;
     To::pack_inputs(g_bar, source);
     if (part() == 0) store_inputs(own().source, source);
@@ -321,6 +359,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     }
     Sums z_dot = {};
     through_last(a, z_dot);
+    if (step().dgiven && part() == 0) store_cotangent_gradient(i, z_dot);
 #pragma unroll
     for (int e = 0; e < 4; ++e) z_dot[e] *= y(kD2, e);
     if (cotangents()) {
@@ -335,6 +374,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     __syncthreads();
     bring_together(own().source, own().right, false);
     __syncthreads();
+  }
+
+  SK_INLINE void store_cotangent_gradient(int p, const Sums& z_dot) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!valid(e / 2) || output_of(e) >= step().O) continue;
+      const std::int64_t row = p * step().N + row_of(e / 2);
+      step().dgiven[row * step().O + output_of(e)] = step().common * y(kD1, e) * z_dot[e];
+    }
   }
 };
 
