@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 import sobolev_kernels as sk
-from sobolev_kernels.backends.triton import chained, one_launch
+from sobolev_kernels.backends.triton import chained, layerwise, one_launch
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import computed_from
 from sobolev_kernels.testing.problems import Shape, asking, data, directions_of
@@ -101,7 +101,8 @@ def linear(name: str, target: str, order: int = 1) -> Compiled:
     """A kernel of a step layer by layer."""
     shape, settings = Shape(64, 64, 64, 3, 64, 2, "nothing is padded"), {"order": 2} if order == 2 else {}
     layers = patch.object(chained, "takes", lambda problem, N: False)
-    with layers, patch.object(one_launch, "refusal", lambda problem: "forced"):
+    own = patch.object(layerwise, "fuses", lambda problem: True)
+    with layers, own, patch.object(one_launch, "refusal", lambda problem: "forced"):
         launch = launches_of(shape, "cotangents" if name in ALONG else "drawn", **settings)[name]
     return variant(*launch, target).compiled()
 

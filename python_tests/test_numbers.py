@@ -48,6 +48,9 @@ REFUSED = {
     "as_tensor of tensors": lambda x, net: net(x) * torch.as_tensor([x[0, 0], x[1, 0]], dtype=x.dtype),
     "math": lambda x, net: net(x) * math.sqrt(x.square().sum()),
     "new_tensor": lambda x, net: net(x) * x.new_tensor(x[:, :1]),
+    "rounded": lambda x, net: net(x) * torch.tensor(x.norm().item()),
+    "in a few digits": lambda x, net: net(x) * round(float(x.norm()), 6),
+    "of rows": lambda x, net: net(x) * torch.tensor(x.norm(dim=1).tolist())[:, None],
     "of what is hidden": lambda x, net: net(x) / net[0](x).abs().max().item(),
 }
 RIGHT = {
@@ -112,6 +115,37 @@ def test_a_number_that_is_taken_later():
             with pytest.raises(sk.NotProvided, match=TAKES):
                 call(student, X + 9)
         call(student, X)
+
+
+@WARNED
+def test_a_number_that_all_there_is_depends_on():
+    """Where autograd says that nothing changes; after calls of which it was not so."""
+
+    def forward(x, net):
+        scale = x.mean().item()
+        return net(x) if scale < 5 else net(0 * x) * scale
+
+    student = of(forward)
+    for _ in range(3):
+        sk.jvp(student, X, V)
+    with pytest.raises(sk.NotProvided):
+        sk.jvp(student, X + 9, V)
+
+
+def test_hooks_and_students_in_inference_mode_log():
+    """A hook's number has no part in what is computed; one that is taken in inference mode has none either."""
+    log, student = [], net()
+    student[0].register_forward_hook(lambda module, inputs, output: log.append(output.norm().item()))
+    torch.testing.assert_close(sk.jvp(student, X, V)[1], sk.jvp(net(), X, V)[1], **ANOTHER_WAY)
+    assert log
+
+    def forward(x, net):
+        h = net[0](x).norm()
+        with torch.inference_mode():
+            net.log = float(h)
+        return net(x)
+
+    torch.testing.assert_close(sk.jvp(of(forward), X, V)[1], sk.jvp(net(), X, V)[1], **ANOTHER_WAY)
 
 
 @WARNED

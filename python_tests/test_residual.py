@@ -343,3 +343,28 @@ def test_a_function_that_reads_something_else_is_refused():
     state["name"] = "u_t"
     with pytest.raises(ValueError, match="the names that it read at first, u_x, got u_t"):
         residual(STUDENT, X)
+
+
+def test_terms_that_are_kept_are_nobody_elses():
+    """The gradient of a learnt weight has memory of its own: neither what is added to it nor what becomes of a term
+    reaches the other."""
+    student, weight, kept = sk.MLP(2, 1, width=6), torch.nn.Parameter(torch.tensor(1.0)), []
+    residual = sk.Residual(lambda p: p.u_t + p.u * p.u_x, XT)
+    for _ in range(2):
+        out = sk.residual_loss(student, torch.rand(9, 2), residual, weights=weight, return_terms=True)
+        (term,) = out.terms.values()
+        kept.append((term.detach(), float(term)))
+        out.loss.backward()
+    assert [float(term) for term, _ in kept] == [was for _, was in kept]
+    before = weight.grad.clone()
+    kept[1][0].mul_(0)
+    assert torch.equal(weight.grad, before) and float(before) > 0
+
+
+def test_shapes_alone_and_weights_that_are_no_numbers():
+    student, residual = sk.MLP(2, 1, width=6), sk.Residual(lambda p: p.u_t + p.u * p.u_x, XT)
+    there = copy.deepcopy(student).to("meta")
+    x = torch.rand(5, 2, device="meta")
+    assert sk.partials(there, x, "u_xx", fields=XT)["u_xx"].shape == (5, 1)
+    with pytest.raises(ValueError, match=r"sample_weight.*real numbers"):
+        sk.residual_loss(student, torch.rand(5, 2), residual, sample_weight=torch.ones(5, dtype=torch.complex64))

@@ -25,6 +25,7 @@ from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
 from .backends.functions import tangent_of
+from .backends.replayed import numbers_matter
 from .backends.running import Graphs
 from .boundary import PLAIN
 from .directions import Cotangents, Projections
@@ -103,13 +104,23 @@ def need_paths(
     told, own = True, False
     known = known_of(function, x) if known is None else known
     known.reads = known.reads or bool(read)
-    for found, times in found_of(role, function, run, x, order, known, read):
-        if read and not looked_at(function, run, x, times).is_right:  # at each call: a branch may take them elsewhere
-            need_tensors(role, read)
+    for found, times in found_of(role, function, run, x, order, known):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
+    if read and matter(function, run, x):  # at each call: a branch may take them elsewhere
+        need_tensors(role, read)
     return told, own
+
+
+def matter(function: object, run: Callable, x: torch.Tensor) -> bool:
+    """Whether numbers that are taken out of tensors have a part in what a function gives, as far as can be seen; those
+    that its hooks take have none: hooks look."""
+    try:
+        with untouched(function), unseen():
+            return bool(numbers_matter(run, x))
+    except NotProbed:
+        return True
 
 
 def need_tensors(role: str, read: str) -> None:
@@ -128,7 +139,7 @@ def watched(x: torch.Tensor) -> bool:
 
 
 def found_of(
-    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known, read: str
+    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known
 ) -> Iterator[tuple[Found, int]]:
     """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
     for times in range(1, order + 1):
@@ -138,8 +149,7 @@ def found_of(
         if found is None or not (found.settled or calls & (calls - 1)):
             found = known.found[times] = looked_at(function, run, x, times)
             known.number = next(NUMBERS)
-            if not read:
-                tell(role, function, found, times)
+            tell(role, function, found, times)
         yield found, times
 
 

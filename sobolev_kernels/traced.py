@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backends import constant_while_traced, held_by
 from .backends.exact import ExactNorms
-from .paths import NUMBER, known_of, look_times, message_of, untouched
+from .paths import NUMBER, known_of, look_times, matter, message_of, untouched
 from .recorded import followed_him, numbers_of_ours
 
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
@@ -48,7 +48,7 @@ def looked_at(function: nn.Module, x: torch.Tensor) -> str:
     with untouched(function), torch.random.fork_rng(), torch.enable_grad():
         try:
             with ExactNorms() as mode:
-                mode.x = x = x.requires_grad_()
+                mode.watch(x := x.requires_grad_())
                 y = function(x)
         except Exception:  # it may know its number of samples; what else it is, it says where it is traced
             return ""
@@ -64,6 +64,6 @@ def looked_at(function: nn.Module, x: torch.Tensor) -> str:
         return ""
     words = [word for word, told in ((LOOKED, found.told), (OWN, found.own)) if told]
     refusal = f"\n{message_of('student', found.cut, 1)}" if found.cut.any() else ""
-    if mode.read and not found.is_right:
+    if mode.read and matter(function, function, x):
         refusal = f"\n{NUMBER.format('student', mode.read)}"
     return " ".join(words) + refusal

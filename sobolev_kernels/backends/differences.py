@@ -40,11 +40,6 @@ class Found(NamedTuple):
     told: bool = True  # it could be looked at
     own: bool = False  # each sample's outputs are its own, as those of batch statistics are not
 
-    @property
-    def is_right(self) -> bool:
-        """Whether derivatives by autograd were seen to be those of the values."""
-        return self.told and self.other is None
-
 
 class Line(NamedTuple):
     """What a step tells, [N, O]."""

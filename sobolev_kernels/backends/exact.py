@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
-from .graph import STATISTICS, leads_to, nodes_of
+from .graph import STATISTICS, nodes_of
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -146,14 +147,18 @@ class ExactNorms(TorchFunctionMode):
 
     `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again; `reads`:
     numbers were taken out of tensors, by which what is run may be another each time; `read`: by what those were taken
-    that depend on `x`.
+    that depend on what it watches.
     """
 
     def __init__(self):
         super().__init__()
         self.norms = self.attention = self.checkpointed = self.reads = False
-        self.x: torch.Tensor | None = None
+        self.node: torch.autograd.graph.Node | None = None
         self.read = ""
+
+    def watch(self, x: torch.Tensor) -> None:
+        """Find what takes numbers of what depends on x, which asks for its gradient."""
+        self.node = get_gradient_edge(x).node
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_compiling():
@@ -171,7 +176,7 @@ class ExactNorms(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in READING or function in OF_LISTS or function in STEPWISE:
             self.reads = True
-            if self.x is not None and depend_on(self.x, read_of(function, args, kwargs)):
+            if self.node is not None and depend_on(self.node, read_of(function, args, kwargs)):
                 self.read = self.read or function.__name__
             return function(*args, **kwargs)
         self.norms = True
@@ -191,11 +196,11 @@ def read_of(function: Callable, args: tuple, kwargs: dict) -> object:
     return data
 
 
-def depend_on(x: torch.Tensor, data: object) -> bool:
-    """Whether a graph leads from a tensor, or one of several in lists, to x."""
+def depend_on(node: torch.autograd.graph.Node, data: object) -> bool:
+    """Whether a graph leads from a tensor, or one of several in lists, to a node."""
     if isinstance(data, (tuple, list)):
-        return any(depend_on(x, each) for each in data)
-    return isinstance(data, torch.Tensor) and data.requires_grad and leads_to(x, nodes_of(data))
+        return any(depend_on(node, each) for each in data)
+    return isinstance(data, torch.Tensor) and data.requires_grad and node in nodes_of(data)
 
 
 saving = torch._C._autograd._top_saved_tensors_default_hooks
@@ -289,7 +294,7 @@ class Contexts:
     def watch(self, x: torch.Tensor) -> None:
         """Find what takes numbers of what depends on x, which asks for its gradient."""
         if self.mode is not None:
-            self.mode.x = x
+            self.mode.watch(x)
 
     @property
     def read(self) -> str:

@@ -55,6 +55,7 @@ class CoreLoss(Loss):
         slopes = [None if s is None else s.reshape(c.shape).to(c.dtype)
                   for s, c in zip(slopes, coefficients, strict=True)]  # fmt: skip
         places = [i for i, weight in enumerate(of.weights) if isinstance(weight, torch.Tensor)]
-        of_terms = [each[i].reshape(w.shape).to(w.dtype) for i, w in zip(places, weights, strict=True)]
+        # Of a weight's gradient the memory is no one else's: the user has the terms too.
+        of_terms = [each[i].clone().reshape(w.shape).to(w.dtype) for i, w in zip(places, weights, strict=True)]
         found = [dx, dinputs, *gradients, *slopes, *of_terms]
         return total, each, [g if here else None for g, here in zip(found, asked, strict=True)]

@@ -90,6 +90,8 @@ def found_again(student: object, x: torch.Tensor, of: tuple) -> Found | None:
     """Of a call like one before, in which `of` is asked for; None of one that is looked at from the start."""
     if torch.compiler.is_compiling() or type(x) not in PLAIN or core.MISSING is not None:
         return None
+    if not (x.is_cpu or x.is_cuda):
+        return None
     kinds, parameters = [], []
     if x.is_nested or kept.watched(x.device.type) or not core._C.read(student, RULES, kinds, parameters):
         return None

@@ -52,7 +52,8 @@ class LaunchedLoss(Loss):
         slopes = [None if s is None else s.reshape(c.shape).to(c.dtype)
                   for s, c in zip(slopes, coefficients, strict=True)]  # fmt: skip
         of_learnt = [term for term, tensor in zip(made.terms.unbind(), learnt, strict=True) if tensor]
-        of_terms = [term.reshape(w.shape).to(w.dtype) for term, w in zip(of_learnt, weights, strict=True)]
+        # Of a weight's gradient the memory is no one else's: the user has the terms too.
+        of_terms = [term.clone().reshape(w.shape).to(w.dtype) for term, w in zip(of_learnt, weights, strict=True)]
         found = [made.dx, made.dinputs, *made.gradients, *slopes, *of_terms]
         return made.loss, made.terms, [g if here else None for g, here in zip(found, asked, strict=True)]
 

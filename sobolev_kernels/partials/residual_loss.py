@@ -196,7 +196,10 @@ def faults_of_samples(targets: dict[str, Any], sample_weight: object, x: torch.T
         need_tensor(sample_weight, "sample_weight", f"a tensor [{len(x)}]")
         if sample_weight.shape != (len(x),):
             yield Fault("sample_weight", f"a tensor [{len(x)}]", sample_weight)
-        yield from faults_of_range("sample_weight", sample_weight)
+        if sample_weight.is_complex():
+            yield Fault("sample_weight", "real numbers", sample_weight)
+        else:
+            yield from faults_of_range("sample_weight", sample_weight)
 
 
 def each_of(

@@ -69,7 +69,7 @@ def plan(problem: Problem, N: int) -> Plan:
     from . import chained, launches, one_launch
 
     if problem.order > 2:
-        multiply = "own" if launches.fuses(problem) else "torch's"
+        multiply = "own" if launches.fuses(problem, launches.JETS_FUSED_UP_TO) else "torch's"
         return Plan("triton", f"streams of all orders, {multiply} multiply", (("precision", problem.precision),))
     reason = one_launch.refusal(problem)
     side = planner.side(problem) if reason is None or problem.projection == COTANGENTS else TANGENTS
@@ -78,10 +78,11 @@ def plan(problem: Problem, N: int) -> Plan:
         row = launches.launch_of(problem)
         tile = (("tile", "in cache" if row.layers is None else "on chip"), ("samples of a tile", row.block))
         return Plan("triton", "one launch", (*choices, *tile, ("warps", row.warps)))
-    multiply = "own" if launches.fuses(problem) else "torch's"
-    path = f"layer-wise, {multiply} multiply"
-    if chained.takes(problem, N):
-        path = "all layers in one launch each way" if chained.fits(problem, N) else f"collapsed streams, {path}"
+    collapsed = chained.takes(problem, N)
+    multiply = "own" if launches.fuses(problem, *[launches.JETS_FUSED_UP_TO] * collapsed) else "torch's"
+    path = f"{'collapsed streams, ' * collapsed}layer-wise, {multiply} multiply"
+    if collapsed and chained.fits(problem, N):
+        path = "all layers in one launch each way"
     return Plan("triton", path, (*choices, ("since", reason)))
 
 

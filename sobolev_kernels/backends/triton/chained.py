@@ -10,7 +10,7 @@ from ...partials.towers import laplacians, towers
 from ...problem import Operands, Problem
 from . import jets, layerwise
 from .jets import Asked, JetLayers
-from .launches import JET_CHAINS, LONGEST_CHAIN, fuses, padded
+from .launches import JET_CHAINS, JETS_FUSED_UP_TO, LONGEST_CHAIN, fuses, padded
 from .layerwise import readable  # noqa: F401 -- of each way its own
 from .script import At, Script
 
@@ -22,7 +22,7 @@ def asked_of(problem: Problem) -> Asked | None:
         return None
     streams = laplacians(problem.P) if problem.collapsed else towers(problem.P, 1, problem.order)
     asked = Asked(streams, problem.widths, problem.biases, problem.activations, problem.precision)
-    return asked if jets.is_fused(asked) or not fuses(problem) else None
+    return asked if jets.is_fused(asked) == fuses(problem, JETS_FUSED_UP_TO) else None
 
 
 def takes(problem: Problem, N: int) -> bool:
@@ -33,7 +33,7 @@ def takes(problem: Problem, N: int) -> bool:
 def fits(problem: Problem, N: int) -> bool:
     """Whether all layers of such streams go in one launch."""
     narrow = padded(max(problem.widths[1:])) <= JET_CHAINS[-1].columns and 1 < len(problem.biases) <= LONGEST_CHAIN
-    return narrow and jets.few(problem.widths, N)
+    return narrow and jets.few(problem.widths, N) and jets.is_fused(asked_of(problem))
 
 
 def write(script: Script, problem: Problem, operands: Operands, at: Operands, outputs: dict, gradients: list) -> None:
