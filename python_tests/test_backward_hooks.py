@@ -279,3 +279,30 @@ def test_a_graph_that_is_kept():
     assert len(seen) == 4
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_hook_of_a_module_that_is_called_by_keyword_may_only_look():
+    """PyTorch sees no inputs of it; a chain within it, and pairs."""
+
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+        def forward(self, h):
+            return self.net(h)
+
+    class Whole(nn.Module):
+        def __init__(self, bend):
+            super().__init__()
+            self.part, self.bend = Part(), bend
+
+        def forward(self, x):
+            return self.part(h=self.bend(x))
+
+    x, targets = torch.randn(7, 3), sk.Targets(values=torch.randn(7, 2), jacobian=torch.randn(7, 2, 3))
+    for bend in (lambda x: x, lambda x: torch.sin(x) * x):
+        student = Whole(bend)
+        student.part.register_full_backward_pre_hook(lambda module, gradients: (3 * gradients[0],))
+        with pytest.raises(sk.NotProvided, match="changes a gradient"):
+            sk.sobolev_loss(student, x, targets, directions=sk.Directions.sphere(1)).backward()

@@ -149,6 +149,21 @@ def test_hooks_and_students_in_inference_mode_log():
 
 
 @WARNED
+def test_a_number_by_an_attribute_that_is_switched_is_seen_some_calls_later():
+    switch = {"on": False}
+    student = of(lambda x, net: net(x) * (net[0](x).norm().item() if switch["on"] else 2.0))
+    for _ in range(4):
+        sk.vjp(student, X, U)
+    switch["on"] = True
+    with pytest.raises(sk.NotProvided, match=TAKES):
+        for _ in range(8):
+            sk.vjp(student, X, U)
+    for _ in range(3):
+        with pytest.raises(sk.NotProvided, match=TAKES):
+            sk.vjp(student, X, U)
+
+
+@WARNED
 def test_a_number_taken_in_another_place_later():
     """Of a student who has always logged one."""
 

@@ -43,6 +43,7 @@ class Graphs:
     seen: dict[tuple, Alike] = field(default_factory=dict)
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
     chains: dict[int, Chains] = field(default_factory=dict)  # of layers within him, by how many samples there are
+    runs: int = 0  # in no more contexts than needed
 
     def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
         if len(self.seen) > MOST:  # of one that is another each time
@@ -112,8 +113,11 @@ def run_again(
     kept, before = x.requires_grad, torch.get_rng_state()
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
+    # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
+    seen.runs += 1
+    needs = seen.needs if seen.runs & (seen.runs - 1) else seen.needs._replace(reads=True)
     try:
-        with Contexts(seen.needs) if any(seen.needs) else Eagerly() as contexts:
+        with Contexts(needs) if any(needs) else Eagerly() as contexts:
             contexts.watch(x)
             y = function(x.clone() if kept else x)
         nodes = nodes_of(y)
@@ -128,6 +132,8 @@ def run_again(
         torch.set_rng_state(before)
         return None
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    if contexts.read:
+        seen.needs = seen.needs._replace(reads=True)
     return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples, read=contexts.read)
 
 

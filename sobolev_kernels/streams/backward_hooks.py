@@ -28,7 +28,7 @@ class OfFlowing(BackwardHook):
         run = run_of(arguments)
         if run is None:
             return super().setup_input_hook(arguments)
-        self.user_hooks, self.user_pre_hooks = looking(self.user_hooks), looking(self.user_pre_hooks)
+        self.look_only()
         if any(map(is_pair, arguments)):
             return self.of_values(super().setup_input_hook, arguments)
         first = arguments[0]
@@ -42,6 +42,7 @@ class OfFlowing(BackwardHook):
         run = run_of(together)
         if run is None:
             return super().setup_output_hook(result)
+        self.look_only()  # also of a module that was called by keywords, whose inputs PyTorch does not see
         if any(map(is_pair, together)):
             after = self.of_values(super().setup_output_hook, together)
             return after if isinstance(result, tuple) else after[0]
@@ -49,6 +50,9 @@ class OfFlowing(BackwardHook):
             run.stop(WITHIN)
         run.looking.append((super().setup_output_hook, result.layers, result.sizes))
         return result
+
+    def look_only(self) -> None:
+        self.user_hooks, self.user_pre_hooks = looking(self.user_hooks), looking(self.user_pre_hooks)
 
     def of_values(self, setup: Callable, arguments: tuple) -> tuple:
         run_of(arguments).need_graph()
