@@ -217,11 +217,12 @@ def matches(got: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
 def faults_of_targets(
     targets: Targets, inputs: torch.Tensor, O: int | None, W: int, projections: Projections | None, settings: Settings
 ) -> Iterator[Fault]:
-    N, some, one = inputs.shape[0], "O" if O is None else O, O in (None, 1)
+    N, some, one = inputs.shape[0], "O" if O is None else O, O is None or O == 1
     P = None if projections is None else projections.count(some if isinstance(projections, Cotangents) else W)
     shapes = {
-        "values": [(N, some)] + [(N,)] * one,
-        "jacobian": [(N, some, W)] + [(N, W)] * one,
+        # A compiler's truth, which is no number, is asked for.
+        "values": [(N, some), *([(N,)] if one else [])],
+        "jacobian": [(N, some, W), *([(N, W)] if one else [])],
         "hessian": [(N, some, W, W)],
         "tangents": [(P, N, some)],
         "seconds": [(P, N, some)],
