@@ -107,8 +107,10 @@ format: $(READY)
 $(READY): $(SOURCES)
 	@echo "Setting up $(VENV): PyTorch and the tools are downloaded, the core is compiled. This takes some minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Of CUDA two targets, which any newer GPU compiles its code from; an install by hand builds all four.
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--config-settings=cmake.define.SOBOLEV_WERROR=ON --editable '.[dev]'
+		--config-settings=cmake.define.SOBOLEV_WERROR=ON \
+		--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=80-real;90' --editable '.[dev]'
 	rm -f $(VENV)/.ready-* && touch $@
 
 # Remove the environment, builds and results
