@@ -73,4 +73,4 @@ class Held:
 
 def containers_of(attributes: dict[str, object]) -> list:
     """Those of a module's attributes that a forward may add to."""
-    return [value for name, value in attributes.items() if type(value) in CONTAINERS and name not in OF_MODULES]
+    return [value for name in attributes.keys() - OF_MODULES if type(value := attributes[name]) in CONTAINERS]
