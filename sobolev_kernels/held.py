@@ -1,9 +1,11 @@
-"""What a function could change by being run: its modules' attributes and buffers, and the generators."""
+"""What a function could change by being run: its modules' attributes, what is in those that are lists and the like,
+their buffers, and the generators."""
 
 from __future__ import annotations
 
 import ctypes
 import random
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 
 import numpy
@@ -11,6 +13,8 @@ import torch
 from torch import nn
 
 LAST: list[tuple] = []  # the generator of numpy.random, its memory and its state, when it was last asked for that
+CONTAINERS = frozenset((list, dict, set, deque, OrderedDict, defaultdict))
+OF_MODULES = frozenset(vars(nn.Module()))  # what each has of its own, which is held by itself
 MEMORY = 4 * 625  # bytes of its 624 words, and of the place among them
 
 
@@ -36,11 +40,12 @@ class Held:
         self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True
     ):
         """`devices`: those whose generators are held too; None: no generator of torch. Without `buffers` it is quick:
-        what is written to them is not put back."""
+        what is written to them, and into lists and the like, is not put back."""
         modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
         held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
         self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
+        self.contents = [(c, c.copy()) for m in self.modules for c in containers_of(m[1])] if buffers else []
         self.others = random.getstate(), numpy.random.get_state() if buffers else state_of_numpy()
         self.generator = None if devices is None else torch.get_rng_state()
         self.generators = [(d, torch.cuda.get_rng_state(d)) for d in devices or () if d.type == "cuda"]
@@ -57,7 +62,15 @@ class Held:
                 del vars(module)[name]
             vars(module).update(attributes)
             module._buffers.update(buffers)
+        for container, copy in self.contents:
+            container.clear()
+            (container.extend if isinstance(container, (list, deque)) else container.update)(copy)
         with torch.no_grad():
             for buffer, copy, version in self.buffers:
                 if buffer._version != version:
                     buffer.copy_(copy)
+
+
+def containers_of(attributes: dict[str, object]) -> list:
+    """Those of a module's attributes that a forward may add to."""
+    return [value for name in attributes.keys() - OF_MODULES if type(value := attributes[name]) in CONTAINERS]

@@ -80,6 +80,28 @@ def torch_instance_norm(
     return instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
+def hardsigmoid(input, inplace=False):
+    y = functional.relu6(input + 3) / 6
+    return input.copy_(y) if inplace else y
+
+
+def cdist(x1, x2, p=2.0, compute_mode=None):
+    return distances(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def pdist(input, p=2.0):
+    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    return distances(input[i] - input[j], p)
+
+
+def distances(between: torch.Tensor, p: float) -> torch.Tensor:
+    """The norms of the last dim, of which that of 0 has derivatives 0."""
+    if p != 2:
+        return torch.linalg.vector_norm(between, p, -1)
+    squares = between.square().sum(-1)
+    return torch.where(squares == 0, 0.0, torch.where(squares == 0, 1.0, squares).sqrt())
+
+
 def spellings(name: str) -> Iterator[Callable]:
     """What an operation is called by below torch.nn.functional."""
     packet = getattr(torch.ops.aten, name)
@@ -93,6 +115,9 @@ for name, written in (
     ("instance_norm", torch_instance_norm),
 ):  # fmt: skip
     WRITTEN |= dict.fromkeys(spellings(name), written)
+# of whose derivative torch has no derivative
+WRITTEN |= dict.fromkeys((functional.hardsigmoid, torch._C._nn.hardsigmoid), hardsigmoid)
+WRITTEN |= {torch.cdist: cdist, torch.pdist: pdist, functional.pdist: pdist}
 # all with `training` as their sixth argument
 BATCH_NORMS = {functional.batch_norm}
 for name in (
