@@ -98,7 +98,7 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     samples = None
     if seen is not None:
         samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
-    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples, read=contexts.read)
+    return Evaluated(copying, x, y, kept, 0, False, None, None, alike if kept else None, samples, contexts.read, kinds)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -107,7 +107,7 @@ def on_copy(function: Callable) -> Callable:
 
 
 def run_again(
-    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False
+    function: Callable, x: torch.Tensor, seen: Graphs
 ) -> Evaluated | None:  # fmt: skip
     """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
     kept, before = x.requires_grad, torch.get_rng_state()
@@ -134,7 +134,7 @@ def run_again(
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
     if contexts.read:
         seen.needs = seen.needs._replace(reads=True)
-    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples, read=contexts.read)
+    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.
