@@ -320,6 +320,8 @@ def modules_read(function: object) -> tuple[list, list[torch.Tensor] | None]:
     """The classes of a function's modules, their modes, hooks and whatever else may make them compute something else,
     and their parameters, each once; None of these, if one is out of the ordinary."""
     kinds, parameters, roots = [], [], roots_of(behind(function))
+    if torch.compiler.is_compiling():  # of a frame by itself, where it did not follow the whole call
+        return [root.training for root in roots], None
     if core.MISSING is None and core._C.modules(roots, PLAIN, kinds, parameters):
         whole = torch.jit.ScriptModule not in map(type, roots)
     else:

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
-from .graph import STATISTICS, nodes_of
+from .graph import STATISTICS
+from .reads import STEPWISE, depend_on, name_of, read_by, takes_numbers
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -131,15 +132,7 @@ class Needs(NamedTuple):
 
 
 ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
-# What takes numbers out of PyTorch, where no derivative goes on, and the place of the argument that they are of.
-READING = dict.fromkeys((getattr(torch.Tensor, name) for name in "item tolist __float__ __complex__ numpy".split()), 0)
-READING |= {torch.Tensor.__array__: 0, torch.tensor: 0, torch.scalar_tensor: 0, torch.Tensor.new_tensor: 1}
-OF_LISTS = {torch.as_tensor, torch.asarray}  # which leave a tensor as it is
-# And what by its steps alone, whose derivatives are 0.
-STEPWISE = {torch.equal, torch.allclose, torch.is_nonzero}
-STEPWISE |= {getattr(torch.Tensor, name) for name in "__bool__ __int__ __index__ __contains__ is_nonzero".split()}
-STEPWISE |= {torch.Tensor.equal, torch.Tensor.allclose}
-DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION, *READING, *OF_LISTS, *STEPWISE}
+DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
 
 
 class ExactNorms(TorchFunctionMode):
@@ -160,6 +153,14 @@ class ExactNorms(TorchFunctionMode):
         """Find what takes numbers of what depends on x, which asks for its gradient."""
         self.node = get_gradient_edge(x).node
 
+    def note(self, function: Callable, args: tuple, kwargs: dict | None) -> None:
+        """That it takes numbers out of tensors, or goes by them."""
+        self.reads = True
+        if self.node is None or self.read or function in STEPWISE:
+            return
+        if depend_on(self.node, read_by(function, args, kwargs)):
+            self.read = name_of(function)
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_compiling():
             if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
@@ -169,15 +170,13 @@ class ExactNorms(TorchFunctionMode):
         elif saving(True) is not None and recompute_alike():
             self.norms = self.attention = self.checkpointed = True
         if function not in DEPENDING:
-            return function(*args, **kwargs) if kwargs else function(*args)
+            made = function(*args, **kwargs) if kwargs else function(*args)
+            if not torch.compiler.is_compiling() and (function in STEPWISE or takes_numbers(function, made)):
+                self.note(function, args, kwargs)
+            return made
         kwargs = kwargs or {}
         if function in ATTENTION:
             self.attention = True
-            return function(*args, **kwargs)
-        if function in READING or function in OF_LISTS or function in STEPWISE:
-            self.reads = True
-            if self.node is not None and depend_on(self.node, read_of(function, args, kwargs)):
-                self.read = self.read or function.__name__
             return function(*args, **kwargs)
         self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
@@ -185,22 +184,6 @@ class ExactNorms(TorchFunctionMode):
         if function is functional.batch_norm and torch.compiler.is_compiling():
             return fixed_norm(*args, **kwargs)
         return WRITTEN.get(function, function)(*args, **kwargs)
-
-
-def read_of(function: Callable, args: tuple, kwargs: dict) -> object:
-    """That of which a function takes numbers."""
-    place = READING.get(function, 0)
-    data = args[place] if len(args) > place else kwargs.get("data")
-    if function in STEPWISE or (function in OF_LISTS and isinstance(data, torch.Tensor)):
-        return None
-    return data
-
-
-def depend_on(node: torch.autograd.graph.Node, data: object) -> bool:
-    """Whether a graph leads from a tensor, or one of several in lists, to a node."""
-    if isinstance(data, (tuple, list)):
-        return any(depend_on(node, each) for each in data)
-    return isinstance(data, torch.Tensor) and data.requires_grad and node in nodes_of(data)
 
 
 saving = torch._C._autograd._top_saved_tensors_default_hooks

@@ -107,10 +107,11 @@ def on_copy(function: Callable) -> Callable:
 
 
 def run_again(
-    function: Callable, x: torch.Tensor, seen: Graphs
-) -> Evaluated | None:  # fmt: skip
-    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
-    kept, before = x.requires_grad, torch.get_rng_state()
+    function: Callable, x: torch.Tensor, seen: Graphs, before: torch.Tensor | None = None
+) -> Evaluated | None:
+    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none, and
+    the generator is as it was `before`."""
+    kept, before = x.requires_grad, torch.get_rng_state() if before is None else before
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.

@@ -75,12 +75,14 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
     if isinstance(function, torch.jit.ScriptFunction) or type(x) not in PLAIN or is_traced(x):
         return None
     modules = list(modules_of(function))
+    if not all(map(may_be_part, modules)):
+        return None
     known = known_of(function, x)
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     tensors = (casting(x.device.type), *[(p.shape, p.dtype, p.device) for p in parameters])
     if known.tensors != tensors:
         known.no_chain, known.tensors = "", tensors
-    if known.no_chain or not all(map(may_be_part, modules)):
+    if known.no_chain:
         return None
     if not known.is_chain:
         with unseen():
