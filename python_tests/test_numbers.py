@@ -18,7 +18,7 @@ from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
 N, D, H, O = 6, 3, 5, 2
 STEP = 1e-5
 WARNED = pytest.mark.filterwarnings(
-    "ignore::sobolev_kernels.SobolevWarning", "ignore:.*(requires_grad|sourceTensor):UserWarning"
+    "ignore::sobolev_kernels.SobolevWarning", "ignore:.*(requires_grad|sourceTensor|grad attribute):UserWarning"
 )
 
 
@@ -210,6 +210,20 @@ def test_teachers_transforms_and_partials():
         torch.func.jvp(lambda x: sk.vjp(student, x, U)[1].sum(), (X,), (X,))
     with pytest.raises(sk.NotProvided, match=TAKES):
         sk.partials(student, X, "u_x + v_y", fields="x y z -> u v")
+
+
+@WARNED
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_plain_function_in_a_compiled_call(captured):
+    """Which a compiler hands to nobody: a number of the inputs is refused, be it a break or a variable of the graph."""
+    student = net()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_scalar_outputs=captured):
+        step = torch.compile(
+            lambda x: sk.jvp(lambda x: student(x) * x.square().sum().item(), x, V)[1], backend="aot_eager"
+        )
+        with pytest.raises(sk.NotProvided, match=f"student: .* {TAKES}"):
+            step(X)
 
 
 @pytest.mark.parametrize("name", ["new_full", "full_like"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
+from operator import index
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
 from .graph import STATISTICS
-from .reads import STEPWISE, depend_on, name_of, read_by, takes_numbers
+from .reads import GIVING, STEPWISE, depend_on, is_transformed, name_of, read_by, takes_numbers
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -132,6 +133,10 @@ class Needs(NamedTuple):
 
 
 ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
+# Whose second derivative is not compiled for sizes that are variables ("Cannot call numel() on tensor with symbolic
+# sizes"), in PyTorch before 2.13.
+CONVOLUTIONS = {getattr(torch, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)}
+CONVOLUTIONS = CONVOLUTIONS if torch.__version__ < (2, 13) else set()
 DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
 
 
@@ -156,9 +161,10 @@ class ExactNorms(TorchFunctionMode):
     def note(self, function: Callable, args: tuple, kwargs: dict | None) -> None:
         """That it takes numbers out of tensors, or goes by them."""
         self.reads = True
-        if self.node is None or self.read or function in STEPWISE:
+        if self.read or function in STEPWISE:
             return
-        if depend_on(self.node, read_by(function, args, kwargs)):
+        tensors = read_by(function, args, kwargs)
+        if any(map(is_transformed, tensors)) if self.node is None else depend_on(self.node, tensors):
             self.read = name_of(function)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -167,6 +173,10 @@ class ExactNorms(TorchFunctionMode):
                 return args[0].unflatten(*args[1:], **(kwargs or {}))
             if function is functional.linear:
                 return linear_of_rows(*args, **(kwargs or {}))
+            if function in CONVOLUTIONS:
+                index(args[0].shape[0])  # the compiler takes it for a number then, and traces again for another one
+            if function in GIVING:  # at most a compiler makes a variable of it, which is a constant to a transform
+                self.read = self.read or function.__name__
         elif saving(True) is not None and recompute_alike():
             self.norms = self.attention = self.checkpointed = True
         if function not in DEPENDING:

@@ -20,6 +20,9 @@ NUMBERS += (torch.UntypedStorage, torch.TypedStorage)
 STEPWISE = {torch.equal, torch.allclose, torch.is_nonzero}
 STEPWISE |= {getattr(torch.Tensor, name) for name in "__bool__ __int__ __index__ __contains__ is_nonzero".split()}
 STEPWISE |= {torch.Tensor.equal, torch.Tensor.allclose}
+# What gives numbers of a tensor and nothing else, by which a compiler meets it.
+GIVING = {getattr(torch.Tensor, name) for name in "item tolist __float__ __complex__ numpy __array__".split()}
+GIVING |= {torch.Tensor.__format__, torch.Tensor.__repr__}
 # What says that a constant is meant; what has a tensor's kind and none of its numbers, or their steps.
 CONSTANT = {torch.detach, torch.detach_copy, torch.Tensor.detach, torch.Tensor.detach_, torch.Tensor.data.__get__}
 CONSTANT |= {torch.Tensor.requires_grad_, torch.Tensor.type, torch.histc, torch.Tensor.histc, torch.heaviside}
@@ -75,6 +78,11 @@ def read_by(function: Callable, args: tuple, kwargs: dict | None) -> Iterator[to
     """The tensors with a graph whose numbers a function took."""
     args = args[1:] if function in OF_OTHERS else args
     return tensors_in((*args, *(kwargs or {}).values()))
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a transform of torch.func differentiates what it is of, or something in it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def depend_on(node: Node, tensors: Iterable[torch.Tensor]) -> bool:
