@@ -215,6 +215,8 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         _, refusal = traced.told_of(call.request.student, x)
         if refusal:
             raise NotProvided(refusal)
+        if ran.pull is not None and traced.loses_tangents():
+            raise NotProvided(traced.BROKEN)
         need_tensors(role, "" if isinstance(call.request.student, nn.Module) else ran.read)
         return ran._replace(looked=0, own=False)
     if ran.pull is not None:  # a compiler followed the run, and gave up since
