@@ -157,8 +157,8 @@ inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answer < 0 ? nullptr : PyBool_FromLong(answer);
 }
 
-// What of a module's dict may make it compute something else: hooks, by their numbers, a forward of its own and whatever
-// else can be called, and what is true or false.
+// What of a module's dict may make it compute something else: hooks, by their numbers, a forward of its own and
+// whatever else can be called, and what is true or false.
 inline std::size_t state_of(PyObject* inside) {
   std::size_t state = 0;
   const auto add = [&state](PyObject* name, std::size_t value) {
