@@ -157,9 +157,31 @@ inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answer < 0 ? nullptr : PyBool_FromLong(answer);
 }
 
+// What of a module's dict may make it compute something else: hooks, by their numbers, a forward of its own and
+// whatever else can be called, and what is true or false.
+inline std::size_t state_of(PyObject* inside) {
+  std::size_t state = 0;
+  const auto add = [&state](PyObject* name, std::size_t value) {
+    state += (std::size_t(PyObject_Hash(name)) ^ (value * 0x9E3779B97F4A7C15u)) * 0xBF58476D1CE4E5B9u;
+  };
+  PyObject *name, *value;
+  Py_ssize_t place = 0;
+  while (PyDict_Next(inside, &place, &name, &value)) {
+    if (PyBool_Check(value) || PyCallable_Check(value)) add(name, reinterpret_cast<std::size_t>(value));
+  }
+  for (PyObject* hooks : names().hooks) {
+    PyObject* there = PyDict_GetItemWithError(inside, hooks);
+    if (!there || !PyDict_Check(there) || !PyDict_Size(there)) continue;
+    PyObject *number, *hook;
+    place = 0;
+    while (PyDict_Next(there, &place, &number, &hook)) add(hooks, std::size_t(PyObject_Hash(number)) + 1);
+  }
+  return state;
+}
+
 // modules(roots, plain, kinds, parameters): adds the class and the mode of each of these modules and of all below them,
-// and their parameters, to two lists, each once. False where a module keeps them in another way, or a parameter's class
-// is not among the `plain` ones.
+// and their parameters, to two lists, each once; and last of the kinds a number that stands for the modules' state.
+// False where a module keeps them in another way, or a parameter's class is not among the `plain` ones.
 inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 4 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) || !PyList_Check(arguments[2]) ||
       !PyList_Check(arguments[3])) {
@@ -169,6 +191,7 @@ inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count
   // none of which can go meanwhile, since nobody's code runs
   std::vector<PyObject*> waiting;
   std::unordered_set<PyObject*> seen;
+  std::size_t state = 0;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[0]); ++i) waiting.push_back(PyList_GET_ITEM(arguments[0], i));
   while (!waiting.empty()) {
     PyObject* module = waiting.back();
@@ -183,6 +206,8 @@ inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count
     if (!own || !PyDict_Check(children) || !PyDict_Check(own)) Py_RETURN_FALSE;
     auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
     if (PyList_Append(arguments[2], kind) || PyList_Append(arguments[2], training)) return nullptr;
+    state = state * 0x94D049BB133111EBu + state_of(inside.get());
+    if (PyErr_Occurred()) return nullptr;
     PyObject *key, *value;
     Py_ssize_t place = 0;
     while (PyDict_Next(children, &place, &key, &value)) waiting.push_back(value);
@@ -197,6 +222,8 @@ inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count
       if (seen.insert(value).second && PyList_Append(arguments[3], value)) return nullptr;
     }
   }
+  const Owned told(PyLong_FromSize_t(state));
+  if (!told || PyList_Append(arguments[2], told.get())) return nullptr;
   Py_RETURN_TRUE;
 }
 

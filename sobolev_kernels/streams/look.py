@@ -14,7 +14,7 @@ from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
 from ..parts import modules_of
-from ..paths import NUMBERS, Flow, known_of, unseen
+from ..paths import Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
 from .flowing import NotFollowed
@@ -84,7 +84,7 @@ def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) ->
     flow = known.flows.pop((order, cast), None)
     if reason not in (OUTPUTS, CHANGED) and flow is not None:
         known.flows[order, cast] = flow._replace(unfollowed=reason)
-    known.number = next(NUMBERS)
+    known.lose()
 
 
 def chains_of(function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, graphs: Graphs) -> Chains:
