@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import random
+import struct
 from collections.abc import Iterable
 
 import numpy
 import torch
 from torch import nn
 
-LAST: list[tuple] = []  # the generator of numpy.random, its memory and its state, when it was last asked for that
+# The generators of numpy.random and of random, their memory and their state, when they were last asked for that.
+LAST: list[tuple] = []
+LAST_OF_PYTHON: list[tuple] = []
 MEMORY = 4 * 625  # bytes of its 624 words, and of the place among them
+
+
+def state_of_python() -> tuple:
+    """That of random, in the same manner: its memory follows the head of the object, where that was seen."""
+    generator = getattr(random.getstate, "__self__", None)
+    if type(generator) is not random.Random or generator.gauss_next is not None:
+        return random.getstate()
+    memory = ctypes.string_at(id(generator) + object.__basicsize__, MEMORY)
+    for of, then, state in LAST_OF_PYTHON[:]:
+        if of is generator and then == memory:
+            return state
+    state = random.getstate()
+    place, *words = struct.unpack(f"{MEMORY // 4}I", memory)
+    LAST_OF_PYTHON[:] = [(generator, memory, state)] if (*words, place) == state[1] else []
+    return state
 
 
 def state_of_numpy() -> tuple:
@@ -41,7 +59,9 @@ class Held:
         self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
         held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
         self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
-        self.others = random.getstate(), numpy.random.get_state() if buffers else state_of_numpy()
+        self.others = (
+            (random.getstate(), numpy.random.get_state()) if buffers else (state_of_python(), state_of_numpy())
+        )
         self.generator = None if devices is None else torch.get_rng_state()
         self.generators = [(d, torch.cuda.get_rng_state(d)) for d in devices or () if d.type == "cuda"]
 

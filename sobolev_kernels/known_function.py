@@ -27,6 +27,7 @@ from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import optional_of, same_place, views_in
+from .streams.by_heart import ByHeart
 from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
@@ -151,8 +152,8 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluat
     function = partial(outputs_of, student)
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
         if takes_gradients(problem) and nobody_watches():
-            chains = chains_of(student, function, x, graphs)
-            ran = with_chains(student, function, x, chains, graphs, looked, own) if chains.fused else None
+            chains = chains_of(student, function, x, graphs, found.made_of.parameters)
+            ran = with_chains(found, chains, looked, own) if chains.fused else None
             if ran is not None:
                 return ran
         ran = running.run_again(function, x, graphs, looked, own)
@@ -161,15 +162,14 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluat
     return running.evaluate(function, x, graphs, again)._replace(looked=looked, own=own)
 
 
-def with_chains(
-    student: object, function: Callable, x: torch.Tensor, chains: running.Chains, graphs: running.Graphs, looked: int,
-    own: bool,
-) -> running.Evaluated | None:  # fmt: skip
+def with_chains(found: Call, chains: running.Chains, looked: int, own: bool) -> running.Evaluated | None:
     """The run with chains of layers put off; None where that can be told, or its graph is of another kind."""
+    student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, before = before_flow(student, x), (graphs.needs, graphs.unlike)
-    of_chains = deferred(function, lambda: values_put_off(chains.ends, chains.begun))
+    mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
+    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
     try:
-        ran = running.run_again(of_chains, x, graphs, looked, own)
+        ran = running.run_again(partial(outputs_of, of_chains), x, graphs, looked, own, held.generator)
         reason = "" if ran is not None else "its graph is another than before"
     except NotFollowed as error:
         ran, reason = None, str(error)

@@ -26,12 +26,14 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, and how many there are of so many layers; or why none is put off."""
+    operation each, how many there are of so many layers, and what is known of them by heart (streams/by_heart.py); or
+    why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
+    heard: dict[int, object] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -107,10 +109,12 @@ def on_copy(function: Callable) -> Callable:
 
 
 def run_again(
-    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False
+    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False,
+    before: torch.Tensor | None = None,
 ) -> Evaluated | None:  # fmt: skip
-    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
-    kept, before = x.requires_grad, torch.get_rng_state()
+    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none.
+    `before`: the state of torch's generator, if it is known."""
+    kept, before = x.requires_grad, torch.get_rng_state() if before is None else before
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
