@@ -51,14 +51,18 @@ class Held:
     """These as they were when this was made, to be put back."""
 
     def __init__(
-        self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True
-    ):
+        self, modules: Iterable[nn.Module], devices: Iterable[torch.device] | None = None, buffers: bool = True,
+        read: list[tuple[nn.Module, dict, dict]] | None = None,
+    ):  # fmt: skip
         """`devices`: those whose generators are held too; None: no generator of torch. Without `buffers` it is quick:
-        what is written to them is not put back."""
-        modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        self.modules = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-        held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
-        self.buffers = [(b, b.clone(), b._version) for b in held] if buffers else []
+        what is written to them is not put back. `read`: modules with copies of their dicts, if the core made them."""
+        if read is None:
+            modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+            read = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
+        self.modules, self.buffers = read, []
+        if buffers:
+            held = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+            self.buffers = [(b, b.clone(), b._version) for b in held]
         self.others = (
             (random.getstate(), numpy.random.get_state()) if buffers else (state_of_python(), state_of_numpy())
         )

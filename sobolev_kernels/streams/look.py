@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -13,7 +13,7 @@ from ..backends.running import Chains, Graphs, with_graph
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
-from ..parts import modules_of
+from ..parts import modules_of, roots_of
 from ..paths import NUMBERS, Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
@@ -68,14 +68,15 @@ def looked_at(
         held.restore()
 
 
-def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
+def held_of(modules: Iterable, x: torch.Tensor, buffers: bool = True, read: list | None = None) -> Held:
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    return Held(modules, [] if capturing else [x.device], buffers)
+    return Held(modules, [] if capturing else [x.device], buffers, read)
 
 
 def before_flow(function: object, x: torch.Tensor) -> Held:
     """What a run of a function that pairs were seen to flow through may change, if they do not this time."""
-    return held_of(list(modules_of(function)), x, buffers=False)
+    read = None if core.MISSING else core._C.held(roots_of(function))
+    return held_of(modules_of(function), x, buffers=False, read=read)
 
 
 def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
