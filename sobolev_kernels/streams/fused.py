@@ -62,7 +62,7 @@ BY_LANES, FEW = {"tanh", "sin", "elu", "gelu"}, 64
 #
 # before the Python of putting them off, and with all in the cache that others have between them. Within students, a
 # step without ÷ with them, two threads: 128→128→10 tanh, N = 1024, 0.95; three of 64→128→64 gelu, N = 1024, 1.2 to 1.4.
-ACTIVATED, DEAR, PASSES, FUNCTION = 16, 4, 1e7, 7e4
+ACTIVATED, DEAR, PASSES, FUNCTION = 16, 4, 2e6, 7e4
 
 
 def segments_of(
