@@ -158,8 +158,8 @@ inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answer < 0 ? nullptr : PyBool_FromLong(answer);
 }
 
-// Visits each of these modules and all below them once, with its dict and that of its parameters; 0 where a module keeps
-// them in another way. None of them can go meanwhile, since nobody's code runs.
+// Visits each of these modules and all below them once, with its dict and that of its parameters; 0 where a module
+// keeps them in another way. None of them can go meanwhile, since nobody's code runs.
 template <typename Visit>
 Answer each_module(PyObject* roots, Visit visit) {
   std::vector<PyObject*> waiting;

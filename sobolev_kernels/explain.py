@@ -15,9 +15,9 @@ from .directions import Cotangents, Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
+from .kept import read_function
 from .math.heads import APART
 from .ops import is_apart
-from .kept import read_function
 from .outputs import outputs_of
 from .partials.along import KERNELS, TOGETHER
 from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss

@@ -17,7 +17,7 @@ from .math.losses import LOSSES
 from .ops import is_one
 from .problem import Operands, Problem
 
-MOST = 1 << 19  # numbers of derivatives, from which on PyTorch's own threads, if there are several, are worth their cost
+MOST = 1 << 19  # numbers of derivatives, from which on several threads of PyTorch's are worth their cost
 
 
 def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: torch.Tensor | None, count: int) -> bool:

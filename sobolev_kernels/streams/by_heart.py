@@ -68,8 +68,8 @@ class Heard:
 def heard_of(
     calls: Sequence[tuple[Callable, Sequence, Mapping]], layers: Sequence[Layer], parameters: Sequence[torch.Tensor]
 ) -> Heard | None:  # fmt: skip
-    """Of the calls that made a chain, functions with their arguments after the first; None where they are no plain ones of what was
-    before, or of other weights than parameters."""
+    """Of the calls that made a chain, functions with their arguments after the first; None where one is not of the step
+    before, or has other weights than parameters."""
     places = {id(parameter): place for place, parameter in enumerate(parameters)} | {id(None): None}
     links, widths = [], (layers[0].weight.shape[1], *[layer.weight.shape[0] for layer in layers])
     features = iter(widths[1:])
