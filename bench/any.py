@@ -19,6 +19,7 @@ from .students import NORMED, STUDENTS
 from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, Data, data_of, ways_of
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
+LEARNING = 8  # calls, after which one is like those before
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -77,6 +78,8 @@ def steps_of(
         for got, expected in zip(found[way] if right else found[way][:1], found[OURS], strict=right):
             within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(expected.abs().max())}
             torch.testing.assert_close(got, expected, **within, msg=lambda m, w=way: f"{w}: {m}")
+    for _ in range(LEARNING):  # ours, or a turn would be as many calls as take so long while it still learns
+        steps[OURS]()
     return steps
 
 
