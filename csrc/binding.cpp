@@ -415,6 +415,7 @@ PYBIND11_MODULE(_C, m) {
           "numbers of what its passes keep: slopes, values, and of each gradient");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"held", fast(sk::reading::held), METH_FASTCALL, "What modules hold: each with copies of its dicts."},
       {"modules", fast(sk::reading::modules), METH_FASTCALL,
        "(roots, plain, kinds, parameters): what they are made of"},
       {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},

@@ -15,6 +15,7 @@ from .directions import Cotangents, Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
+from .kept import read_function
 from .math.heads import APART
 from .ops import is_apart
 from .outputs import outputs_of
@@ -165,7 +166,9 @@ def chains_in(student: object, x: torch.Tensor, problem: Problem) -> dict[tuple[
     hooked = any(getattr(module, name, None) for module in modules_of(student) for name in HOOKS)
     if hooked or not planner.takes_gradients(problem) or problem.given_gradient:
         return {}
-    return chains_of(student, partial(outputs_of, student), x, known_of(student, x).graphs).fused
+    known = known_of(student, x)
+    _, parameters = read_function(student, known) or ([], [])
+    return chains_of(student, partial(outputs_of, student), x, known.graphs, parameters).fused
 
 
 def segments_in_words(fused: dict[tuple[int, str], int]) -> str:

@@ -27,6 +27,7 @@ from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import optional_of, same_place, views_in
+from .streams.by_heart import ByHeart
 from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
@@ -154,8 +155,8 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
     function = partial(outputs_of, student)
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
         if takes_gradients(problem) and nobody_watches():
-            chains = chains_of(student, function, x, graphs)
-            ran = with_chains(student, function, x, chains, graphs, before) if chains.fused else None
+            chains = chains_of(student, function, x, graphs, found.made_of.parameters)
+            ran = with_chains(found, chains, before) if chains.fused else None
             if ran is not None:
                 return ran
         ran = running.run_again(function, x, graphs, before)
@@ -164,20 +165,15 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
     return running.evaluate(function, x, graphs, again)
 
 
-def with_chains(
-    student: object,
-    function: Callable,
-    x: torch.Tensor,
-    chains: running.Chains,
-    graphs: running.Graphs,
-    before: torch.Tensor,
-) -> running.Evaluated | None:
+def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> running.Evaluated | None:
     """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its kinds
     are not told, which are others than those of the run as it is."""
+    student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
-    of_chains = deferred(function, lambda: values_put_off(chains.ends, chains.begun))
+    mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
+    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
     try:
-        ran = running.run_again(of_chains, x, graphs, before)
+        ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
         reason = "" if ran is not None else "its graph is another than before"
     except NotFollowed as error:
         ran, reason = None, str(error)

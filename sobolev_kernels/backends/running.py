@@ -26,12 +26,14 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, and how many there are of so many layers; or why none is put off."""
+    operation each, how many there are of so many layers, and what is known of them by heart (streams/by_heart.py); or
+    why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
+    heard: dict[int, object] = {}  # noqa: RUF012
 
 
 @dataclass
