@@ -109,11 +109,13 @@ struct JetLossBuilder : Programs {
   sk::JetLoss loss;
   std::vector<int> columns, bars;
   std::vector<sk::Deviation> deviations;
+  std::vector<sk::Applied> functions;
 
   JetLossBuilder(const JetLossBuilder&) = delete;
-  // `given`: counts of results, columns and coefficients; a deviation is (slot, slot of its slope, term)
+  // `given`: counts of results, columns and coefficients; a deviation is (slot, slot of its slope, term), a function
+  // (its number, slot, slot of what it makes, after how many sums)
   JetLossBuilder(const std::vector<int>& given, std::vector<int> columns, std::int64_t terms, const py::tuple& values,
-                 const py::tuple& adjoint, const py::list& deviations, std::vector<int> bars)
+                 const py::tuple& adjoint, const py::list& deviations, std::vector<int> bars, const py::list& functions)
       : columns(std::move(columns)), bars(std::move(bars)) {
     need(given.size() == 3 && given[1] == int(this->columns.size()), "counts of results, columns and coefficients");
     const int named = given[0] + given[1] + given[2];
@@ -127,6 +129,17 @@ struct JetLossBuilder : Programs {
       const auto slot = [&](int i) { return checked(py::cast<int>(t[i]), loss.values.slots, "slot"); };
       this->deviations.push_back({slot(0), slot(1), checked(py::cast<int>(t[2]), int(terms), "term"), {}});
     }
+    std::int64_t before = 0;
+    for (const auto& entry : functions) {
+      const auto t = py::cast<py::tuple>(entry);
+      const auto slot = [&](int i) { return checked(py::cast<int>(t[i]), loss.values.slots, "slot"); };
+      const auto sums = py::cast<std::int64_t>(t[3]);
+      need(before <= sums && sums <= loss.values.count, "functions must come in the order of sums");
+      this->functions.push_back({choice<sk::Function>(py::cast<int>(t[0]), "function"), slot(1), slot(2), sums});
+      before = sums;
+    }
+    loss.functions = this->functions.data();
+    loss.count_functions = std::int64_t(this->functions.size());
     loss.count_results = given[0];
     loss.count_columns = given[1];
     loss.count_coefficients = given[2];

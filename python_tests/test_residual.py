@@ -353,7 +353,7 @@ def test_terms_that_are_kept_are_nobody_elses():
     for _ in range(2):
         out = sk.residual_loss(student, torch.rand(9, 2), residual, weights=weight, return_terms=True)
         (term,) = out.terms.values()
-        kept.append((term.detach(), float(term)))
+        kept.append((term.detach(), float(term.detach())))
         out.loss.backward()
     assert [float(term) for term, _ in kept] == [was for _, was in kept]
     before = weight.grad.clone()

@@ -42,7 +42,8 @@ class Residual(nn.Module):
 
     Attributes:
         reads: the derivatives that it reads. `coordinates`: the inputs that it reads.
-        names: of its terms. `recorded`: whether all of them are polynomials.
+        names: of its terms. `recorded`: whether all of them are made by sums, products, quotients, powers and the
+            functions exp, log, sin, cos, tanh and sqrt alone, which kernels evaluate.
 
     Raises:
         TypeError, ValueError: no such function or fields, or a result that is no residual.
@@ -72,7 +73,7 @@ class Residual(nn.Module):
         self.names = tuple(self.name if key is None else f"{self.name}_{key}" for key in self.keys)
         self.coefficients = nn.ParameterList(learnt(recorded, set(self.parameters())))
         self.fields.plan(self.reads)  # or why there is none
-        self.recorded = all(getattr(part, "polynomial", None) is not None for part in recorded)
+        self.recorded = all(getattr(part, "elementary", False) for part in recorded)
         self.agreed: set[tuple] = set()  # forms of sums that were seen to be what the function gives
 
     def forward(self, student: Function, x: torch.Tensor):
@@ -279,7 +280,8 @@ def lines_of_residual(residual: Residual) -> Iterator[str]:
     """What `explain` says of terms."""
     because = residual.because()
     for name, polynomial in residual.polynomials().items():
-        said = f"no polynomial ({because[name]})" if polynomial is None else symbols.in_words(polynomial)
+        said = symbols.in_words(polynomial) if polynomial is not None else f"no polynomial ({because[name]})"
+        said += ", in one pass with it" if polynomial is None and residual.recorded else ""
         yield f"{clipped(name, 40):<11} {said}"
     if learnt := sum(p.numel() for p in residual.parameters() if p.requires_grad):
         yield f"learnt      {learnt} coefficient{'s' if learnt > 1 else ''}"

@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..enums import FUNCTIONS
 from ..errors import need
 from .names import Fields
 from .polynomials import Polynomial
@@ -60,10 +61,11 @@ def differentiated_name(fields: Fields, name: str, by: str) -> str:
 
 class Recorded(torch.Tensor):
     """A tensor that knows which polynomial of names it is; of what is none, `polynomial` is None, and `because` of what
-    operation."""
+    operation. `elementary`: whether it is made by operations that a tape may know."""
 
     polynomial: Sum | None
     because: str
+    elementary: bool
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
@@ -79,12 +81,16 @@ class Recorded(torch.Tensor):
             found = rule(*map(sum_of, arguments))
         before = (part.because for part in tree_leaves(arguments) if isinstance(part, Recorded) and part.because)
         because = "" if found is not None else next(before, name)
-        return tree_map(lambda part: recorded(part, found, because) if isinstance(part, torch.Tensor) else part, result)
+        known = name in RULES or name in FUNCTIONS
+        elementary = known and not keywords and all(isinstance(a, Recorded) or is_part(a) for a in arguments)
+        elementary = elementary and all(a.elementary for a in arguments if isinstance(a, Recorded))
+        made = lambda part: recorded(part, found, because, elementary)  # noqa: E731
+        return tree_map(lambda part: made(part) if isinstance(part, torch.Tensor) else part, result)
 
 
-def recorded(tensor: torch.Tensor, polynomial: Sum | None, because: str = "") -> Recorded:
+def recorded(tensor: torch.Tensor, polynomial: Sum | None, because: str = "", elementary: bool = True) -> Recorded:
     result = tensor.as_subclass(Recorded)
-    result.polynomial, result.because = polynomial, because
+    result.polynomial, result.because, result.elementary = polynomial, because, elementary
     return result
 
 
@@ -146,7 +152,8 @@ RULES: dict[str, Callable[..., Sum | None]] = {
     "add": plus, "radd": plus, "mul": times, "rmul": times, "pow": power, "div": over, "truediv": over,
     "sub": lambda a, b: plus(a, b, -1.0), "rsub": lambda a, b: plus(b, a, -1.0), "neg": lambda a: plus({}, a, -1.0),
     "negative": lambda a: plus({}, a, -1.0), "square": lambda a: times(a, a), "positive": lambda a: a,
-    "multiply": times, "subtract": lambda a, b: plus(a, b, -1.0), "divide": over,
+    "multiply": times, "subtract": lambda a, b: plus(a, b, -1.0), "divide": over, "rtruediv": lambda a, b: over(b, a),
+    "rdiv": lambda a, b: over(b, a),
 }  # fmt: skip
 
 
