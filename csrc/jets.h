@@ -114,11 +114,13 @@ struct Jets {
   const JetLoss* loss = nullptr;      // in their place
   void* dx = nullptr;                 // [N, D]
   void* dv = nullptr;                 // [P, N, W]
+  void* between = nullptr;            // h and g of all samples, which the results leave for their cotangents
   std::int64_t tile = 0;              // samples
   int threads = 1;
   bool in_place = false;  // as of a step
 
   bool gradients() const { return loss ? loss->back : cotangents != nullptr; }
+  bool adjoints() const { return gradients() || between; }                   // whether g is made
   bool units() const { return along.distribution == Distribution::kBasis; }  // times their magnitude
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
 };

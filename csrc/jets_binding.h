@@ -200,12 +200,14 @@ struct JetsCall {
 void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
               bool in_place, const py::object& x, const py::object& v, const py::list& parameters,
               const py::list& gradients, const py::object& dx, const py::object& dv, const py::object& out,
-              const py::object& cotangents) {
+              const py::object& cotangents, const py::object& between) {
   const auto& kernels = instruction_set(isa);
   JetsCall call(plan, N, tile, threads, in_place, x, v, parameters, gradients, dx, dv);
   need(out.is_none() != cotangents.is_none(), "derivatives must have their place, or their cotangents");
   (out.is_none() ? call.jets.cotangents : call.jets.out) = call.places_in(output(out.is_none() ? cotangents : out));
   need(!call.jets.cotangents || gradients.size() > 0, "a gradient must have its place");
+  call.jets.between = output(between);
+  need(!call.jets.between || tile % (kernels.vector_bytes / 4) == 0, "tiles must be whole panels for what is kept");
   py::gil_scoped_release release;
   sk::cpu::mlp_jets(kernels, call.jets);
 }
