@@ -11,7 +11,7 @@ from torch import nn
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.rule import ROUNDED_WITHIN
+from sobolev_kernels.testing.rule import ANOTHER_WAY, ROUNDED_WITHIN
 
 XT, UVP = "x t -> u", "x y -> u v p"
 
@@ -368,3 +368,23 @@ def test_shapes_alone_and_weights_that_are_no_numbers():
     assert sk.partials(there, x, "u_xx", fields=XT)["u_xx"].shape == (5, 1)
     with pytest.raises(ValueError, match=r"sample_weight.*real numbers"):
         sk.residual_loss(student, torch.rand(5, 2), residual, sample_weight=torch.ones(5, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("function", [burgers, lambda p: p.u_t - p.u.exp(), lambda p: p.u_t - p.u.erf()])
+def test_in_inference_mode(function):
+    """The first call as any later one, also of what must be differentiated by autograd to be looked at."""
+    student, x, residual = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double(), sk.Residual(function, XT)
+    both = [residual, residual.diff("x")]
+    with torch.inference_mode():
+        found = [sk.residual_loss(student, x.clone(), both), *sk.residual_scales(student, x, both).values()]
+    with torch.no_grad():
+        again = [sk.residual_loss(student, x, both), *sk.residual_scales(student, x, both).values()]
+    assert found == again
+
+
+@pytest.mark.parametrize("function", [burgers, lambda p: p.u_t - p.u.exp()])
+def test_compiled_without_a_break(function):
+    torch.compiler.reset()
+    student, x, residual = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double(), sk.Residual(function, XT)
+    compiled = torch.compile(lambda x: sk.residual_loss(student, x, residual), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), sk.residual_loss(student, x, residual), **ANOTHER_WAY)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from ..backends.exact import graphs
 from ..backends.graph import nodes_of
 from ..backends.kinks import KINKS
 from ..errors import NotProvided, clipped, in_words, nearest, need
@@ -210,7 +211,7 @@ class Differentiated(Residual):
         base = self.of
         while isinstance(base, Differentiated):
             base = base.of
-        with torch.enable_grad():
+        with graphs():
             numbers = {name: value.requires_grad_() for name, value in all_sampled(base, like).items()}
             values = list(base.values(numbers).values())
             need_smooth(values, self.times)
@@ -244,7 +245,7 @@ def slopes_of(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
 
 def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
     with_graph, found = torch.is_grad_enabled(), []
-    with torch.enable_grad():
+    with graphs() if torch.is_inference_mode_enabled() else torch.enable_grad():
         # u_x may depend on u in the student's graph, and not in this one
         own = {name: apart(p[name]) for name in (*of.reads, *of.coordinates)}
         for name, value in of.values(own).items():
@@ -262,7 +263,12 @@ def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
 
 def apart(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with a node of their own in the graph."""
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+    return tensor.view_as(tensor) if tensor.requires_grad else ordinary(tensor).detach().requires_grad_()
+
+
+def ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """One of inference mode as one that a graph may hold."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def lines_of_streams(fields: Fields, names: Sequence[str]) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..backends.exact import graphs
 from ..enums import FUNCTIONS
 from ..errors import need
 from .names import Fields
@@ -36,7 +38,19 @@ class Named:
 
 def canonical(fields: Fields, name: str) -> str:
     """The one text of an input, or of a derivative or a sum of them, however it is spelt."""
+    return canonical_of(fields.names, name) if isinstance(name, str) else text_of(fields, fields.read(name))
+
+
+@lru_cache(maxsize=1024)
+def canonical_once(names: str, name: str) -> str:
+    fields = Fields(names)
     return name if name in fields.inputs else text_of(fields, fields.read(name))
+
+
+@torch.compiler.assume_constant_result
+def canonical_of(names: str, name: str) -> str:
+    """Made once; a compiler takes it for a constant."""
+    return canonical_once(names, name)
 
 
 def text_of(fields: Fields, read: Mapping[int, Polynomial]) -> str:
@@ -174,7 +188,7 @@ def recorded_in(dtype: torch.dtype, function: Callable, fields: Fields) -> tuple
             read[name] = recorded(numbers, {((name, 1),): 1.0})
         return read[name]
 
-    with torch.enable_grad():
+    with graphs():
         return function(Named(fields, get)), tuple(read)
 
 
