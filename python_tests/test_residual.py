@@ -388,3 +388,12 @@ def test_compiled_without_a_break(function):
     student, x, residual = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double(), sk.Residual(function, XT)
     compiled = torch.compile(lambda x: sk.residual_loss(student, x, residual), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), sk.residual_loss(student, x, residual), **ANOTHER_WAY)
+
+
+def test_no_samples():
+    """As of `sobolev_loss`: 0, and so are the gradients."""
+    student, residual = sk.MLP(2, 1, width=5), sk.Residual(burgers, XT)
+    for reduction in ("mean", "sum"):
+        loss = sk.residual_loss(student, torch.rand(0, 2), residual, reduction=reduction)
+        gradients = torch.autograd.grad(loss, list(student.parameters()), materialize_grads=True)
+        assert loss == 0 and not any(map(torch.any, gradients))

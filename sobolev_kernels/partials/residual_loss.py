@@ -68,7 +68,8 @@ def residual_loss(
     scales of several terms also a list in their order. Weights may be tensors, which get gradients.
 
     Returns:
-        The loss of x's dtype, differentiable with respect to the student's parameters, those of the residuals, and x.
+        The loss of x's dtype, differentiable with respect to the student's parameters, those of the residuals, and x;
+        without samples 0.
 
     Raises:
         TypeError, ValueError, NotImplementedError: bad arguments, in words; or what `partials` refuses.
@@ -111,7 +112,7 @@ def compared(
     terms = []
     for value, target, scale in zip(values, of.targets, of.scales, strict=True):
         each = each_of(of.rho, value, target, scale, of.sample_weight)
-        terms.append(each if reduction == "none" else each.mean() if of.mean else each.sum())
+        terms.append(each if reduction == "none" else each.mean() if of.mean and len(each) else each.sum())
     return sum(weighed(term, weight) for term, weight in zip(terms, of.weights, strict=True)), terms
 
 
