@@ -82,11 +82,12 @@ def explain(
     """
     if of in (PARTIALS, RESIDUAL_LOSS):
         need(directions is None, "directions", f"none of {of}", directions)
+        backend = settings.pop("backend", None)
         for name, value in settings.items():
             need(False, name, f"no such keyword of {of}", value, TypeError)
         if of == PARTIALS:
-            return printed(lines_of_partials(student, x, names, fields))
-        return printed(lines_of_residual_loss(student, x, residual))
+            return printed(lines_of_partials(student, x, names, fields, backend))
+        return printed(lines_of_residual_loss(student, x, residual, backend))
     for name, value in (("names", names), ("fields", fields), ("residual", residual)):
         need(value is None, name, f'none but of "{PARTIALS}" and "{RESIDUAL_LOSS}"', value)
     call = prepare(asked(student, x, directions, of, derivative_target, settings))
