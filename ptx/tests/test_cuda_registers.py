@@ -48,13 +48,20 @@ def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
     registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
 
 
-@pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
-def test_activations(activation, outputs):
-    """All whose derivatives are functions of the value; others take the kernel of tiles."""
-    for precision in ("bf16", "ieee"):
-        numbers = data(SMALL, activation, last=activation)
-        registers(numbers, directions_of("normal", SMALL), outputs=outputs, precision=precision)
+# Their row of `CURVES` does not hold for these parameters
+NO_CURVES = [("leaky_relu", -0.5), ("elu", -0.5), ("softplus", 2.0, 1.0)]
+
+
+@pytest.mark.parametrize("side", ["tangents", "gradients", "cotangents"])
+@pytest.mark.parametrize("activation", [*sk.ACTIVATIONS, *NO_CURVES], ids=str)
+def test_activations(activation, side):
+    """Those whose derivatives are functions of the value, and those whose derivatives are kept beside it."""
+    made = cotangents_of if side == "cotangents" else directions_of
+    for precision in PRECISIONS:
+        registers(
+            data(SMALL, activation, last=activation), made("normal", SMALL), outputs=side == "gradients",
+            precision=precision,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("outputs", [False, True])

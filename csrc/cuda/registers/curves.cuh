@@ -1,4 +1,4 @@
-// σ' and σ''/σ' of what is kept, the values of an activation.
+// σ' and σ''/σ' of an activation's values, or as they are kept beside them.
 #pragma once
 
 #include "../primitives.cuh"
@@ -26,5 +26,19 @@ struct AnyCurve {
     return y;
   }
 };
+
+// Where they are no functions of the value. Their product is σ'', so the first is kept away from 0 where the other is not.
+struct KeptCurve {};
+template <class To>
+__device__ __noinline__ void keep_four(float4 d1, float4 d2, unsigned char* first, unsigned char* ratio) {
+  float of[2][4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float second = (&d2.x)[i], least = fabsf(second) * To::kLeastSlope;
+    of[0][i] = fabsf((&d1.x)[i]) < least ? copysignf(least, (&d1.x)[i]) : (&d1.x)[i];
+    of[1][i] = of[0][i] == 0.0f ? 0.0f : second / of[0][i];
+  }
+  To::store_four(first, of[0]), To::store_four(ratio, of[1]);
+}
 
 }  // namespace sk::cuda
