@@ -16,6 +16,7 @@ constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, 
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
+constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
 // many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
@@ -52,13 +53,23 @@ struct RegisterArguments {
   Curve curve[kMostHidden];
 };
 
+inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
+
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step) {
+  std::int64_t widest = 0;
+  bool kept = false;
   if (step.D > kRegisterInputs) return "more than 16 inputs";
   if (step.O > kRegisterOutputs) return "more than 8 outputs";
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
-    if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
+    const Layer& layer = step.layers[l];
+    if (layer.n_out > 128) return "hidden layers are wider than 128";
+    widest = std::max(widest, layer.n_out);
+    kept = kept || !curve_of(function(layer.activation)).known;
+  }
+  if (kept && widest > kWidestKept) {
+    return "an activation whose derivatives are no functions of its value, in hidden layers wider than 64";
   }
   return "";
 }
@@ -70,8 +81,6 @@ inline std::int32_t width_of(const Arguments& a) {
   }
   return widest;
 }
-
-inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
 
 // Whether a hidden layer's derivatives are kept beside its values
 inline bool keeps_derivatives(const Arguments& a) {

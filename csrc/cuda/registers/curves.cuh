@@ -27,8 +27,25 @@ struct AnyCurve {
   }
 };
 
-// Where they are no functions of the value. Their product is σ'', so the first is kept away from 0 where the other is not.
+// Where they are no functions of the value. Their product is σ'', so the first is kept away from 0 where the other is
+// not.
 struct KeptCurve {};
+
+// Of eight numbers
+template <class C>
+struct Slopes {
+  const C curve;
+  float h[8];
+  SK_INLINE float first(int i) const { return curve.first(h[i]); }
+  SK_INLINE float ratio(int i) const { return curve.ratio(h[i]); }
+};
+template <>
+struct Slopes<KeptCurve> {
+  float of_first[8], of_ratio[8];
+  SK_INLINE float first(int i) const { return of_first[i]; }
+  SK_INLINE float ratio(int i) const { return of_ratio[i]; }
+};
+
 template <class To>
 __device__ __noinline__ void keep_four(float4 d1, float4 d2, unsigned char* first, unsigned char* ratio) {
   float of[2][4];
