@@ -14,15 +14,16 @@ struct TanhCurve {
 
 struct AnyCurve {
   const Curve& of;
+  const bool split = of.split, curved = of.beta != 0.0f;
   SK_INLINE float first(float h) const {
     float y = fmaf(fmaf(of.first[2], h, of.first[1]), h, of.first[0]);
-    if (of.beta != 0.0f) y -= expf(-of.beta * h);
-    return of.split && h > 0.0f ? of.top : y;
+    if (curved) y -= expf(-of.beta * h);
+    return split && h > 0.0f ? of.top : y;
   }
   SK_INLINE float ratio(float h) const {
-    if (of.split && !(h < 0.0f)) return h == h ? 0.0f : h;
+    if (split && !(h < 0.0f)) return h == h ? 0.0f : h;
     float y = fmaf(of.ratio[1], h, of.ratio[0]);
-    if (of.beta != 0.0f) y += of.beta * expf(-of.beta * h);
+    if (curved) y += of.beta * expf(-of.beta * h);
     return y;
   }
 };

@@ -114,10 +114,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       f(KeptCurve{});
     }
   }
-  SK_INLINE bool keeps(int l) const {
-    if constexpr (H > kWidestKept) return false;
-    return !all.curve[l].known;
-  }
+  SK_INLINE bool keeps(int l) const { return H <= kWidestKept && !all.curve[l].known; }
   SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
 
   // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
