@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../math/curves.h"
 #include "layout.h"
 
 namespace sk::cuda {
@@ -15,14 +16,7 @@ constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, 
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
-
-// σ' and σ''/σ' as functions of h = σ(z): of h above 0 `top` and 0 if they are told apart there, else polynomials, less
-// e^-βh of the first, and β e^-βh more of the second.
-struct Curve {
-  bool known;
-  bool tanh, split;
-  float first[3], top, ratio[2], beta;
-};
+constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
 // many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
@@ -43,6 +37,7 @@ struct RegisterLayout {
   std::uint32_t targets = 0;  // of a batch's tangents four floats of each lane of a warp for a row; or its cotangents
   std::int32_t batch = 1;
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
+  std::uint32_t kept = 0;                    // σ' and σ''/σ', each in the order of lanes, if not functions of h
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
   std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
@@ -58,38 +53,23 @@ struct RegisterArguments {
   Curve curve[kMostHidden];
 };
 
-inline Curve curve_of(const Function& of) {
-  const float a = of.parameters[0];
-  switch (of.row) {
-    case kActIdentityRow:
-      return {true, false, false, {1, 0, 0}, 0, {0, 0}, 0};
-    case kActReluRow:
-      return {true, false, true, {0, 0, 0}, 1, {0, 0}, 0};
-    case kActLeakyReluRow:
-      return {a >= 0, false, true, {a, 0, 0}, 1, {0, 0}, 0};
-    case kActEluRow:
-      return {a > 0, false, true, {a, 1, 0}, 1, {1, 0}, 0};
-    case kActTanhRow:
-      return {true, true, false, {1, 0, -1}, 0, {0, -2}, 0};
-    case kActSigmoidRow:
-      return {true, false, false, {0, 1, -1}, 0, {1, -2}, 0};
-    case kActSoftplusRow:
-      return {a > 0, false, false, {1, 0, 0}, 0, {0, 0}, a};
-    default:
-      return {};
-  }
-}
+inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step) {
+  std::int64_t widest = 0;
+  bool kept = false;
   if (step.D > kRegisterInputs) return "more than 16 inputs";
   if (step.O > kRegisterOutputs) return "more than 8 outputs";
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
-    if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
-    if (!curve_of(function(step.layers[l].activation)).known) {
-      return "an activation whose derivatives are no functions of its value";
-    }
+    const Layer& layer = step.layers[l];
+    if (layer.n_out > 128) return "hidden layers are wider than 128";
+    widest = std::max(widest, layer.n_out);
+    kept = kept || !curve_of(function(layer.activation)).known;
+  }
+  if (kept && widest > kWidestKept) {
+    return "an activation whose derivatives are no functions of its value, in hidden layers wider than 64";
   }
   return "";
 }
@@ -100,6 +80,13 @@ inline std::int32_t width_of(const Arguments& a) {
     while (widest < a.layer[l].out) widest *= 2;
   }
   return widest;
+}
+
+// Whether a hidden layer's derivatives are kept beside its values
+inline bool keeps_derivatives(const Arguments& a) {
+  if (!a.P && !a.gradients) return false;
+  return std::any_of(a.layer, a.layer + a.L - 1,
+                     [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
 }
 
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
@@ -127,6 +114,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.h = take(hidden * array);
   to.left = take(hidden * array);
   to.right = take(hidden * array);
+  if (keeps_derivatives(a)) to.kept = take(2 * hidden * array);
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);

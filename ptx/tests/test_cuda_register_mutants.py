@@ -39,13 +39,14 @@ STEPS = (
     Step("gradients", "given", depth=1), Step("gradients", "given", depth=1, gradients=False, derivatives=False),
     Step("gradients", "given", depth=1, gradients=False, each=True),
     Step("cotangents", "given", depth=1, gradients=False), Step("cotangents", "given"),
+    Step("tangents", "given", "silu"),
 )  # fmt: skip
 
 
 def source(precision, way, change=lambda text: text) -> str:
-    """A kernel that knows two activations and mse, which is decoded faster."""
+    """A kernel that knows three activations and mse, which is decoded faster."""
     rows = {
-        "SK_ACTIVATIONS(SK_CASE)": "SK_CASE(4, ActTanh) SK_CASE(5, ActSigmoid)",
+        "SK_ACTIVATIONS(SK_CASE)": "SK_CASE(4, ActTanh) SK_CASE(5, ActSigmoid) SK_CASE(7, ActSilu)",
         "SK_LOSSES(SK_CASE)": "SK_CASE(0, LossMse)",
     }
 
@@ -106,6 +107,10 @@ BROKEN = {
     "one place for all warps of a row": ("kOwnBytes / 4 * warp()", "kOwnBytes / 4 * group()", "race"),
     "cotangents of other rows": ("cotangent_at(p, half, output_of(0))", "cotangent_at(p, 0, output_of(0))", None),
     "one place for all cotangents": ("kParts + p % own().batch))[", "kParts))[", "race"),
+    "slopes and curvatures in one place": ("l + which * hidden(), j, kHalves", "l, j, kHalves", None),
+    "slopes of all layers in one place": ("l + which * hidden(), j, kHalves", "1 + which * hidden(), j, kHalves", None),
+    "curvatures that are not over slopes": ("0.0f : second / of[0][i]", "0.0f : second", None),
+    "slopes that are not kept": ("if (keep) {", "if (false) {", "uninitialised"),
 }  # fmt: skip
 
 
@@ -115,7 +120,7 @@ def test_broken_sources_are_found(name):
     original = source(*SHARED)
     broken = source(*SHARED, lambda text: text.replace(right, wrong))
     assert broken != original
-    for step in (*STEPS[:2], STEPS[-1]):
+    for step in (*STEPS[:2], *STEPS[-2:]):
         (kinds, got), (_, expected) = run(broken, *SHARED, step), run(original, *SHARED, step)
         if kind:
             found = any(kind in finding for finding in kinds)

@@ -48,13 +48,53 @@ def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
     registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
 
 
+# Their row of `CURVES` does not hold for these parameters
+NO_CURVES = [("leaky_relu", -0.5), ("elu", -0.5), ("softplus", 2.0, 1.0)]
+
+
+@pytest.mark.parametrize("side", ["tangents", "gradients", "cotangents"])
+@pytest.mark.parametrize("activation", [*sk.ACTIVATIONS, *NO_CURVES], ids=str)
+def test_activations(activation, side):
+    """Those whose derivatives are functions of the value, and those whose derivatives are kept beside it."""
+    made = cotangents_of if side == "cotangents" else directions_of
+    for precision in PRECISIONS:
+        registers(
+            data(SMALL, activation, last=activation), made("normal", SMALL), outputs=side == "gradients",
+            precision=precision,
+        )  # fmt: skip
+
+
+KEPT_WAYS = [
+    ("gelu", Shape(70, 8, 64, 3, 1, 3, ""), 64, (64, 4, 4, 1), "bf16"),
+    ("mish", Shape(40, 8, 64, 2, 2, 1, ""), 32, (64, 2, 2, 2), "fp16"),
+    (("sin", 5.0), Shape(40, 5, 30, 2, 1, 2, ""), 64, (32, 4, 4, 1), "fp16"),
+    ("silu", Shape(40, 8, 50, 3, 1, 2, ""), 32, (64, 2, 4, 1), "ieee"),
+]
+
+
 @pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
-def test_activations(activation, outputs):
-    """All whose derivatives are functions of the value; others take the kernel of tiles."""
-    for precision in ("bf16", "ieee"):
-        numbers = data(SMALL, activation, last=activation)
-        registers(numbers, directions_of("normal", SMALL), outputs=outputs, precision=precision)
+@pytest.mark.parametrize(("activation", "shape", "tile", "way", "precision"), KEPT_WAYS, ids=str)
+def test_derivatives_that_are_kept(activation, shape, tile, way, precision, outputs):
+    """Of each layer, also of one between others that have none."""
+    for mixed in (False, True):
+        numbers = data(shape, activation)
+        if mixed:
+            numbers.student[1] = torch.nn.Sigmoid()
+        kind = directions_of("sphere", shape)
+        registers(numbers, kind, tile=tile, way=way, outputs=outputs, precision=precision)
+
+
+ZERO = -0.7517916  # of the slope of gelu
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_curvatures_where_slopes_are_0(precision, outputs):
+    """They are kept over the slopes."""
+    numbers = data(SMALL, "gelu")
+    numbers.student[0].bias.data.fill_(ZERO)
+    numbers.x[::2] = 0.0
+    registers(numbers, directions_of("sphere", SMALL), outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
@@ -153,15 +193,17 @@ def test_numbers_that_lie_apart():
 
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "tile", "precision"), [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee")],
-    ids=["by itself", "shared", "float32"],
+    ("shape", "tile", "precision", "activation"),
+    [(WAYS[0][0], 128, "bf16", "tanh"), (WIDE, 32, "bf16", "tanh"), (WIDE, 32, "ieee", "tanh"),
+     (SMALL, 64, "bf16", "gelu"), (SMALL, 64, "ieee", "gelu")],
+    ids=["by itself", "shared", "float32", "kept", "float32, kept"],
 )  # fmt: skip
-def test_schedules(shape, tile, precision, outputs):
+def test_schedules(shape, tile, precision, activation, outputs):
     """The bits of any schedule are those of the first, and none has a race."""
     limit = 300 << 10 if tile == 128 else HOPPER
     expected, *others = [
-        registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, schedule=schedule, outputs=outputs,
-                  limit=limit, precision=precision).got
+        registers(data(shape, activation), directions_of("sphere", shape), tile=tile, schedule=schedule,
+                  outputs=outputs, limit=limit, precision=precision).got
         for schedule in SCHEDULES
     ]  # fmt: skip
     for got in others:
@@ -169,7 +211,10 @@ def test_schedules(shape, tile, precision, outputs):
 
 
 REFUSED = {
-    "an activation whose derivatives are no functions of its value": ("silu", SMALL),
+    "an activation whose derivatives are no functions of its value, in hidden layers wider than 64": (
+        "silu",
+        Shape(20, 3, 65, 1, 2, 2, ""),
+    ),
     "more than 16 inputs": ("tanh", Shape(20, 17, 20, 1, 2, 2, "")),
     "hidden layers are wider than 128": ("tanh", Shape(20, 3, 130, 1, 2, 2, "")),
 }

@@ -1,7 +1,7 @@
 // Where everything is that a block has, in shared memory and in its threads' registers.
 #pragma once
 
-#include "../registers.h"
+#include "curves.cuh"
 #include "floats.cuh"
 #include "halves.cuh"
 
@@ -96,15 +96,13 @@ struct RegisterBlock {
   SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
 
-  // ---- What derivatives owe the values: each lane its own ----
+  // ---- Eight numbers of a lane, of columns 16 j of a warp's of hidden layer l, from 1: nobody else reads them ----
 
-  SK_INLINE unsigned char* q_at(int l, int j) const {
-    const int size = kHalves && own().q_in_halves ? 512 : 1024;
-    return shared + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
+  static SK_INLINE int place_of_lane(int l, int j, bool halves) {
+    return ((l - 1) * kWarps * kMine + warp() * kMine + j) * (halves ? 512 : 1024) + lane() * 16;
   }
-  SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
-    const unsigned char* at = q_at(l, j);
-    if (kHalves && own().q_in_halves) {
+  static SK_INLINE void load_eight(const unsigned char* at, bool halves, float (&to)[8]) {
+    if (halves) {
       const uint4 four = *reinterpret_cast<const uint4*>(at);
       Fragment from;
       from[0] = four.x, from[1] = four.y, from[2] = four.z, from[3] = four.w;
@@ -116,6 +114,14 @@ struct RegisterBlock {
         to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
       }
     }
+  }
+
+  // What derivatives owe the values
+  SK_INLINE unsigned char* q_at(int l, int j) const {
+    return shared + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
+  }
+  SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
+    load_eight(q_at(l, j), kHalves && own().q_in_halves, to);
   }
   SK_INLINE void store_q(int l, int j, const float (&from)[8]) const {
     unsigned char* at = q_at(l, j);
@@ -130,6 +136,15 @@ struct RegisterBlock {
             make_float4(from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]);
       }
     }
+  }
+
+  // σ' and σ''/σ', of four numbers at a time
+  SK_INLINE unsigned char* kept_at(int l, int j, int which) const {
+    return shared + own().kept + place_of_lane(l + which * hidden(), j, kHalves);
+  }
+  SK_INLINE void load_kept(int l, int j, float (&first)[8], float (&ratio)[8]) const {
+    load_eight(kept_at(l, j, 0), kHalves, first);
+    load_eight(kept_at(l, j, 1), kHalves, ratio);
   }
 };
 

@@ -31,6 +31,7 @@ struct Rounded<n, true> {
 template <bool kSplit>
 struct FloatNumbers {
   static constexpr int kBytes = 4;
+  static constexpr float kLeastSlope = 0x1p-40f;
   static constexpr bool kCut = kSplit;  // which shows, if 23 bits are wanted
   using Fragment = std::uint32_t[8];    // in the order of sums: of columns 4t, 4t + 2 of both rows, then 4t + 1, 4t + 3
   using Operand = Rounded<8, kSplit>;
@@ -109,6 +110,10 @@ struct FloatNumbers {
       *reinterpret_cast<uint2*>(shared + array + (row * kRegisterOutputs + lane() % 4 * 2) * 4) =
           make_uint2(from[2 * i], from[2 * i + 1]);
     }
+  }
+
+  static SK_INLINE void store_four(unsigned char* at, const float (&from)[4]) {  // not rounded: no operand
+    *reinterpret_cast<float4*>(at) = make_float4(from[0], from[1], from[2], from[3]);
   }
 
   // ---- Sums over rows, so many at a time: of arrays' columns 16 m, of which a lane has 2g and 2g + 1, and 8 n ----

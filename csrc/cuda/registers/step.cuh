@@ -1,7 +1,6 @@
 // A tile from start to end: values, tangents from directions or gradients, and the way back.
 #pragma once
 
-#include "curves.cuh"
 #include "directions.cuh"
 
 namespace sk::cuda {
@@ -14,7 +13,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::kParts, Base::load_weights, Base::meet, Base::mine, Base::of_last_bias, Base::output_of, Base::own;
+  using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine,
+      Base::of_last_bias, Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
   using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
@@ -106,10 +106,30 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   // f(the curve of layer l's activation), l from 0
   template <class F>
   SK_INLINE void by_curve(int l, F f) const {
-    if (all.curve[l].tanh) {
+    if (is_tanh(l)) {
       f(TanhCurve{});
-    } else {
+    } else if (!keeps(l)) {
       f(AnyCurve{all.curve[l]});
+    } else {
+      f(KeptCurve{});
+    }
+  }
+  SK_INLINE bool keeps(int l) const { return H <= kWidestKept && !all.curve[l].known; }
+  SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
+
+  // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
+  template <class C>
+  SK_INLINE Slopes<C> slopes(const C& curve, int l, int j, int k) const {
+    if constexpr (std::is_same_v<C, KeptCurve>) {
+      Slopes<C> of;
+      load_kept(l, j, of.of_first, of.of_ratio);
+      return of;
+    } else {
+      Slopes<C> of{curve};
+      Fragment from;
+      load(from, hidden_array(own().h, l), k);
+      To::unpack(from, of.h);
+      return of;
     }
   }
 
@@ -124,7 +144,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       add_bias(c, l);
       through(l, x, a, c);
       const Function& of = step().layer[l].activation;
-      const bool tanh = To::kBytes == 2 && all.curve[l].tanh;
+      const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
       hand_on(hidden_array(own().h, l + 1), a, [&](int j, int, Fragment& made) {
         float value[8];
         if (tanh) {
@@ -137,6 +157,12 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
             const Activated s = activated(of.row, of.parameters[0], of.parameters[1], z);
 #pragma unroll
             for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
+            if (keep) {
+              const int next = i * (kHalves ? 8 : 512);
+              keep_four<To>(make_float4(s.d1[0], s.d1[1], s.d1[2], s.d1[3]),
+                            make_float4(s.d2[0], s.d2[1], s.d2[2], s.d2[3]), kept_at(l + 1, j, 0) + next,
+                            kept_at(l + 1, j, 1) + next);
+            }
           }
         }
         To::pack(value, made);
@@ -186,13 +212,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8], q[8] = {};
-          Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l, j, k);
+          float q[8] = {};
           if (owed) load_q(l, j, q);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) q[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
+          for (int i = 0; i < 8; ++i) q[i] = fmaf(s.first(i), sum(c, j, i), q[i]);
           To::pack(q, made);
         });
       });
@@ -233,13 +257,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
-          float h[8];
-          Fragment from;
-          load(from, hidden_array(own().h, l + 1), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l + 1, j, k);
+          float of[8];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          To::pack(h, made);
+          for (int i = 0; i < 8; ++i) of[i] = s.first(i) * sum(c, j, i);
+          To::pack(of, made);
         });
       });
     }
@@ -268,20 +290,19 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8], h_dot[8], q[8] = {};
+          const auto s = slopes(curve, l, j, k);
+          float h_dot[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
           load(from, hidden_array(own().right, l), k);
           To::unpack(from, h_dot);
           if (owed) load_q(l, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            q[i] = fmaf(curve.ratio(h[i]) * h_dot[i], sum(c, j, i), q[i]);
-            h[i] = curve.first(h[i]) * sum(c, j, i);
+            q[i] = fmaf(s.ratio(i) * h_dot[i], sum(c, j, i), q[i]);
+            of[i] = s.first(i) * sum(c, j, i);
           }
           store_q(l, j, q);
-          To::pack(h, made);
+          To::pack(of, made);
         });
       });
     }
@@ -311,13 +332,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8];
-          Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l, j, k);
+          float of[8];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          To::pack(h, made);
+          for (int i = 0; i < 8; ++i) of[i] = s.first(i) * sum(c, j, i);
+          To::pack(of, made);
         });
       });
     }
@@ -340,20 +359,19 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
-          float h[8], delta[8], q[8] = {};
+          const auto s = slopes(curve, l + 1, j, k);
+          float delta[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().h, l + 1), k);
-          To::unpack(from, h);
           load(from, hidden_array(own().left, l + 1), k);
           To::unpack(from, delta);
           if (owed) load_q(l + 1, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            q[i] = fmaf(curve.ratio(h[i]) * delta[i], sum(c, j, i), q[i]);
-            h[i] = curve.first(h[i]) * sum(c, j, i);
+            q[i] = fmaf(s.ratio(i) * delta[i], sum(c, j, i), q[i]);
+            of[i] = s.first(i) * sum(c, j, i);
           }
           store_q(l + 1, j, q);
-          To::pack(h, made);
+          To::pack(of, made);
         });
       });
     }
