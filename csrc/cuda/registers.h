@@ -28,6 +28,8 @@ struct Curve {
 // many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
 struct RegisterWay {
   int width, groups, between, blocks;
+  // Where shared memory has no room for q, which each lane has for itself, it is in the block's slot, in L2.
+  constexpr bool q_in_slot() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
   }
@@ -44,7 +46,7 @@ struct RegisterLayout {
   std::int32_t batch = 1;
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
-  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
+  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes; or in the slot
   std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
@@ -102,6 +104,11 @@ inline std::int32_t width_of(const Arguments& a) {
   return widest;
 }
 
+// Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
+inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
+  return way.q_in_slot() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= kWarps * kOwnBytes;
+}
+
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
                                   int batch, RegisterLayout& to) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
@@ -119,8 +126,9 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
-  const bool prepared = a.from != From::kOutputs;
+  const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
   to.batch = prepared ? std::min(batch, tangents && columns_shared ? kMostBatch : kWarps / way.groups) : 1;
+  if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
   to.source = take((tangents ? to.batch : 1) * rows * kRegisterInputs * size);
   to.targets = take(prepared ? to.batch * way.groups * 512 : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * size;
@@ -129,8 +137,12 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.right = take(hidden * array);
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
-  to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
-  to.own = take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
+  if (way.q_in_slot()) {
+    to.q = a.layout.slot_floats * 4;
+  } else {
+    to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
+  }
+  to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
   to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
@@ -159,7 +171,7 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
   way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
       way(128, 2, 2, 1)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1)
+#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1) way(128, 1, 2, 1)
 #define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -196,6 +208,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
+    if (way.q_in_slot() && a.gradients) a.layout.slot_floats += (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;

@@ -18,7 +18,8 @@ struct RegisterBlock {
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
   static constexpr bool kOutputsHere = kParts == 1 || !kHalves;
-  static_assert(kMine >= 1 && kGroups % 2 == 0);
+  static constexpr bool kInSlot = RegisterWay{H, kGroups, 0, 0}.q_in_slot();  // q
+  static_assert(kMine >= 1 && kRows % To::kTogether == 0);
   // All columns of a product's left side: in registers, or where the warps that share rows have stored them
   struct Operands {
     Fragment made[kParts == 1 ? kDepth : 1];
@@ -100,7 +101,11 @@ struct RegisterBlock {
 
   SK_INLINE unsigned char* q_at(int l, int j) const {
     const int size = kHalves && own().q_in_halves ? 512 : 1024;
-    return shared + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
+    unsigned char* of_block = shared;
+    if constexpr (kInSlot) {
+      of_block = reinterpret_cast<unsigned char*>(step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats);
+    }
+    return of_block + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
   }
   SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
     const unsigned char* at = q_at(l, j);

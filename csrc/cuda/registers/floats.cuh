@@ -168,6 +168,10 @@ struct FloatNumbers {
     }
   }
   static SK_INLINE void add(Sums& c, const Left& left, const Right& right) { multiply(c, left, 0, right); }
+  static SK_INLINE void first(Sums& c, const Left& left, const Right& right) {
+    c[0] = c[1] = c[2] = c[3] = 0.0f;
+    add(c, left, right);
+  }
   static SK_INLINE int sum_row(int m, int e) { return 16 * m + lane() / 4 * 2 + e / 2; }
   template <int kPieces>
   static SK_INLINE int sum_column(int n, int j, int e) {

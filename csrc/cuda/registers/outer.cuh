@@ -33,10 +33,12 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     if (lane() % 4 == 0) to[To::sum_row(m, 0)] += c[0], to[To::sum_row(m, 2)] += c[2];
   }
 
-  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add
-  template <class C, class F>
+  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add.
+  // Where a tile's own sums have no room in registers f does so with those of a few rows, of one piece at a time.
+  static constexpr bool kOfRows = To::kCut && H == 128;
+  template <bool kAlready = false, class C, class F>
   static SK_INLINE void summed(C& total, F f) {
-    if constexpr (To::kCut) {
+    if constexpr (To::kCut && !kAlready) {
       C of_tile = {};
       f(of_tile);
 #pragma unroll
@@ -45,6 +47,17 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       }
     } else {
       f(total);
+    }
+  }
+
+  static SK_INLINE void add_to(Sums& total, const Left& left, const Right& right) {
+    if constexpr (kOfRows) {
+      Sums of_rows;
+      To::first(of_rows, left, right);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total[e] += of_rows[e];
+    } else {
+      To::add(total, left, right);
     }
   }
 
@@ -76,13 +89,13 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
       const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
       Sums bias = {};
-      summed(of_between[l], [&](Pieces& sums) {
+      summed<kOfRows>(of_between[l], [&](Pieces& sums) {
 #pragma unroll 1
         for (int row = 0; row < kRows; row += To::kTogether) {
           Left a[kDown];
           unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
           To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
-            unrolled<kDown>([&](auto i) { To::add(sums[i][j], a[i], b); });
+            unrolled<kDown>([&](auto i) { add_to(sums[i][j], a[i], b); });
           });
           // of the warps side by side the first kDown have a row of pieces each
           unrolled<kDown>([&](auto i) {
