@@ -29,7 +29,7 @@ struct Curve {
 struct RegisterWay {
   int width, groups, between, blocks;
   // Where shared memory has no room for q, which each lane has for itself, it is in the block's slot, in L2.
-  constexpr bool q_in_slot() const { return groups == 1; }
+  constexpr bool of_few() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
   }
@@ -106,7 +106,7 @@ inline std::int32_t width_of(const Arguments& a) {
 
 // Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
 inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
-  return way.q_in_slot() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= kWarps * kOwnBytes;
+  return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= kWarps * kOwnBytes;
 }
 
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
@@ -123,7 +123,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.between = take((hidden - 1) * H * H * size);
   to.last = take(kRegisterOutputs * H * size);
   to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
+  to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
@@ -137,7 +137,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.right = take(hidden * array);
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
-  if (way.q_in_slot()) {
+  if (way.of_few()) {
     to.q = a.layout.slot_floats * 4;
   } else {
     to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
@@ -208,7 +208,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
-    if (way.q_in_slot() && a.gradients) a.layout.slot_floats += (a.L - 1) * a.layout.samples * H;
+    if (way.of_few() && a.gradients) a.layout.slot_floats += (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;

@@ -18,7 +18,7 @@ struct RegisterBlock {
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
   static constexpr bool kOutputsHere = kParts == 1 || !kHalves;
-  static constexpr bool kInSlot = RegisterWay{H, kGroups, 0, 0}.q_in_slot();  // q
+  static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0}.of_few();
   static_assert(kMine >= 1 && kRows % To::kTogether == 0);
   // All columns of a product's left side: in registers, or where the warps that share rows have stored them
   struct Operands {
@@ -46,6 +46,7 @@ struct RegisterBlock {
 
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
+  SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
@@ -101,10 +102,7 @@ struct RegisterBlock {
 
   SK_INLINE unsigned char* q_at(int l, int j) const {
     const int size = kHalves && own().q_in_halves ? 512 : 1024;
-    unsigned char* of_block = shared;
-    if constexpr (kInSlot) {
-      of_block = reinterpret_cast<unsigned char*>(step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats);
-    }
+    unsigned char* of_block = kFew ? reinterpret_cast<unsigned char*>(slot()) : shared;
     return of_block + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
   }
   SK_INLINE void load_q(int l, int j, float (&to)[8]) const {

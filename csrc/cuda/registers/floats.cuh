@@ -20,8 +20,8 @@ template <int n>
 struct Rounded<n, true> {
   std::uint32_t of[n], rest[n];
   SK_INLINE void set(int i, std::uint32_t x) {
-    const float high = round_tf32(__uint_as_float(x));
-    of[i] = __float_as_uint(high), rest[i] = __float_as_uint(round_tf32(__uint_as_float(x) - high));
+    of[i] = (x + 0x1000u) & 0xFFFFE000u;
+    rest[i] = __float_as_uint(__uint_as_float(x) - __uint_as_float(of[i]));
   }
 };
 

@@ -9,6 +9,7 @@ template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   using Products = RegisterProducts<kPrecision, H, kGroups>;
   using Products::bias_sums, Products::group, Products::hidden, Products::hidden_array, Products::own, Products::part;
+  using Products::kFew;
   using Products::Products;
   using Products::shared, Products::step, Products::kRows;
   using typename Products::To;
@@ -26,6 +27,19 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   float of_last_bias[2] = {};
 
   // ---- Sums over the block's rows ----
+
+  // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
+  SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
+  SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
+  SK_INLINE void add_last_bias(const float (&of)[4]) {
+    if constexpr (kFew) {
+      if (part() != 0) return;
+      for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += of[e];
+    }
+  }
 
   // Of a piece's rows, times ones
   SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
@@ -130,8 +144,9 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
-        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of_last_bias[i];
+        float of = last_bias(i);
+        for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
+        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of;
       }
     }
     __syncthreads();
