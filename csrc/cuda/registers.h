@@ -12,6 +12,7 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;      // layers of hidden units
 constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kFewNumbers = 8;      // of those, in the block's slot where neither registers nor shared memory has room
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
@@ -48,6 +49,7 @@ struct RegisterLayout {
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes; or in the slot
   std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
+  std::uint32_t few = 0;                     // kFewNumbers of each thread, in floats from the slot's beginning
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
@@ -138,7 +140,8 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
   if (way.of_few()) {
-    to.q = a.layout.slot_floats * 4;
+    to.few = a.layout.slot_floats;
+    to.q = (to.few + kFewNumbers * kThreads) * 4;
   } else {
     to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
   }
@@ -208,7 +211,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
-    if (way.of_few() && a.gradients) a.layout.slot_floats += (a.L - 1) * a.layout.samples * H;
+    if (way.of_few()) a.layout.slot_floats += kFewNumbers * kThreads + (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;

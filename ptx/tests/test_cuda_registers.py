@@ -25,10 +25,12 @@ WAYS = [
     (Shape(70, 16, 128, 3, 1, 5, "the widest"), 32, (128, 2, 2, 1)),
     (Shape(141, 3, 20, 3, 3, 2, "narrow"), 128, (32, 8, 4, 1)),
 ]
+WIDEST = (128, 1, 2, 1)  # of float32: all warps share the samples
 FLOAT_WAYS = [
     (Shape(70, 8, 64, 3, 1, 4, "three tiles of 32"), 32, (64, 2, 4, 1)),
     (Shape(45, 5, 60, 4, 8, 2, "deep"), 32, (64, 2, 4, 1)),
     (Shape(141, 3, 20, 3, 3, 2, "narrow, three tiles of 64"), 64, (32, 4, 4, 1)),
+    (Shape(37, 16, 128, 3, 1, 5, "the widest, three tiles of 16"), 16, WIDEST),
 ]
 FLOATS = ("ieee", "tf32")
 

@@ -37,7 +37,9 @@ struct RegisterBlock {
   enum Output : int { kY, kD1, kD2, kOwed };
   float outputs[kOutputsHere ? kOutputNumbers : 1];
   SK_INLINE float& y(Output of, int e) {
-    if constexpr (kOutputsHere) {
+    if (kFew && (of == kY || of == kD2)) {
+      return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
+    } else if constexpr (kOutputsHere) {
       return outputs[4 * of + e];
     } else {
       return reinterpret_cast<float*>(shared + own().outputs)[(4 * of + e) * kThreads + threadIdx.x];
