@@ -1,5 +1,5 @@
 // float32 as tensor cores take it, in products of TF32: rounded to it, or as two such numbers, of which three products
-// are that of the floats to 2^-22 of it (3xTF32).
+// are that of the floats to 2^-22 of it (3xTF32). Tensor cores cut a rest's last bit off, if it has so many.
 #pragma once
 
 #include "numbers.cuh"
@@ -20,8 +20,8 @@ template <int n>
 struct Rounded<n, true> {
   std::uint32_t of[n], rest[n];
   SK_INLINE void set(int i, std::uint32_t x) {
-    of[i] = (x + 0x1000u) & 0xFFFFE000u;
-    rest[i] = __float_as_uint(__uint_as_float(x) - __uint_as_float(of[i]));
+    of[i] = (x + 0x1000u) & 0xFFFFE000u;  // as cvt.rna of what is finite; else the rest is no number either
+    rest[i] = subtract(x, of[i]);
   }
 };
 
