@@ -6,6 +6,7 @@ import torch
 import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
+from sobolev_kernels import planner
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.problems import SMALL, Shape, asking, cotangents_of, data, directions_of, targets_of
@@ -16,6 +17,7 @@ if reason:
 
 from ptx.cuda_on_ptx import HOPPER, SCHEDULES, compare  # noqa: E402
 from ptx.cuda_on_ptx import compare_in_registers as registers  # noqa: E402
+from ptx.cuda_report import student  # noqa: E402
 
 WAYS = [
     (Shape(141, 8, 64, 3, 1, 4, "two tiles of 128"), 128, (64, 8, 2, 1)),
@@ -50,6 +52,19 @@ def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
     registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
 
 
+@pytest.mark.parametrize("precision", FLOATS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_widest_of_float32_where_shared_memory_is_less(depth, precision):
+    """Of 163 KiB two layers of 128 fit, three take the kernel of tiles."""
+    shape = Shape(20, 7, 120, depth, 3, 2, "padded")
+    for outputs in (False, True):
+        numbers, directions = data(shape, "tanh"), directions_of("normal", shape)
+        registers(numbers, directions, way=WIDEST, limit=163 << 10, outputs=outputs, precision=precision)
+    problem = student(128, precision)
+    chosen = [cuda.layout(problem, planner.side(problem), limit, cuda.CHOSEN)["way"] for limit in (163 << 10, HOPPER)]
+    assert chosen == [(0, 0, 0, 0), WIDEST]
+
+
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
 def test_activations(activation, outputs):
@@ -68,6 +83,7 @@ def test_directions(kind, outputs):
         registers(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs, precision=precision)
 
 
+THREE = Shape(20, 5, 120, 3, 2, 3, "two tiles of 16 that eight warps share")
 WIDE = Shape(45, 7, 60, 2, 3, 5, "four warps share rows")
 SHAPES = [
     Shape(0, 3, 5, 1, 2, 2, "empty batch"),
@@ -121,7 +137,7 @@ def test_losses_of_each_sample(mode, side):
     """Written by the step itself, with their terms; the backward is a step with a weight of each."""
     kind, targets, settings = EACH[mode]
     made = cotangents_of if side == "cotangents" else directions_of
-    for shape, precision in ((WIDE, "bf16"), (SMALL, "ieee"), (SMALL, "tf32")):
+    for shape, precision in ((WIDE, "bf16"), (SMALL, "ieee"), (SMALL, "tf32"), (THREE, "ieee")):
         projections = kind and made(kind, shape)
         some = {**settings, "sample_weight": ramp[0][: shape.N]} if "sample_weight" in settings else settings
         registers(
@@ -134,7 +150,7 @@ def test_losses_of_each_sample(mode, side):
 @pytest.mark.parametrize(("made", "kind"), [(directions_of, "tangents"), (cotangents_of, "vjps")])
 def test_gradients_of_given_directions(made, kind, weights):
     """Of a projected target, also by a weight of 0."""
-    for shape, precision in ((WIDE, "bf16"), (WIDE, "tf32"), (SMALL, "ieee")):
+    for shape, precision in ((WIDE, "bf16"), (WIDE, "tf32"), (SMALL, "ieee"), (THREE, "tf32"), (THREE, "ieee")):
         done = registers(
             data(shape, "tanh", last="tanh"), asking(made("given", shape)), ("values", kind), precision=precision,
             weights=weights, sample_weight=ramp[0][: shape.N],
@@ -155,8 +171,8 @@ def test_numbers_that_lie_apart():
 
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "tile", "precision"), [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee")],
-    ids=["by itself", "shared", "float32"],
+    ("shape", "tile", "precision"), [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee"), (THREE, 16, "tf32")],
+    ids=["by itself", "shared", "float32", "the widest of float32"],
 )  # fmt: skip
 def test_schedules(shape, tile, precision, outputs):
     """The bits of any schedule are those of the first, and none has a race."""
