@@ -171,7 +171,8 @@ def test_numbers_that_lie_apart():
 
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "tile", "precision"), [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee"), (THREE, 16, "tf32")],
+    ("shape", "tile", "precision"),
+    [(WAYS[0][0], 128, "bf16"), (WIDE, 32, "bf16"), (WIDE, 32, "ieee"), (THREE, 16, "tf32")],
     ids=["by itself", "shared", "float32", "the widest of float32"],
 )  # fmt: skip
 def test_schedules(shape, tile, precision, outputs):
@@ -230,3 +231,17 @@ def test_bytes(outputs):
         state = 2 * done.backend.layout["slot"]
         moved = result.unique_bytes_read + result.unique_bytes_written - state
         assert abs(moved - (problem.bytes(shape.N) - parameters)) < 0.05 * problem.bytes(shape.N)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_bytes_of_the_widest_of_float32(outputs):
+    """The same of more samples, without what a block has in its slot, however many there are."""
+    moved, counted = [], []
+    for N in (160, 480):
+        shape = Shape(N, 4, 68, 1, 2, 2, "")
+        done = registers(data(shape, "tanh"), directions_of("given", shape), precision="ieee", outputs=outputs)
+        result = done.backend.results["step"]
+        moved.append(result.unique_bytes_read + result.unique_bytes_written)
+        counted.append(done.backend.problem.bytes(N))
+    more = counted[1] - counted[0]
+    assert abs(moved[1] - moved[0] - more) < 0.05 * more
