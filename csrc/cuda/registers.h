@@ -12,7 +12,7 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;      // layers of hidden units
 constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
-constexpr int kFewNumbers = 8;      // of those, in the block's slot where neither registers nor shared memory has room
+constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
@@ -29,7 +29,8 @@ struct Curve {
 // many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
 struct RegisterWay {
   int width, groups, between, blocks;
-  // Where shared memory has no room for q, which each lane has for itself, it is in the block's slot, in L2.
+  // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
+  // in the block's slot then, in L2.
   constexpr bool of_few() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
