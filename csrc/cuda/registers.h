@@ -13,6 +13,7 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;      // layers of hidden units
 constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
@@ -22,6 +23,9 @@ constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wi
 // many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
 struct RegisterWay {
   int width, groups, between, blocks;
+  // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
+  // in the block's slot then, in L2.
+  constexpr bool of_few() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
   }
@@ -39,8 +43,9 @@ struct RegisterLayout {
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
   std::uint32_t kept = 0;                    // σ' and σ''/σ', each in the order of lanes, if not functions of h
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
-  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
+  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes; or in the slot
   std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
+  std::uint32_t few = 0;                     // kFewNumbers of each thread, in floats from the slot's beginning
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
@@ -89,6 +94,11 @@ inline bool keeps_derivatives(const Arguments& a) {
                      [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
 }
 
+// Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
+inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
+  return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= kWarps * kOwnBytes;
+}
+
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
                                   int batch, RegisterLayout& to) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
@@ -103,11 +113,12 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.between = take((hidden - 1) * H * H * size);
   to.last = take(kRegisterOutputs * H * size);
   to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
+  to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
   to.x = take(rows * kRegisterInputs * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
-  const bool prepared = a.from != From::kOutputs;
+  const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
   to.batch = prepared ? std::min(batch, tangents && columns_shared ? kMostBatch : kWarps / way.groups) : 1;
+  if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
   to.source = take((tangents ? to.batch : 1) * rows * kRegisterInputs * size);
   to.targets = take(prepared ? to.batch * way.groups * 512 : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * size;
@@ -117,8 +128,13 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   if (keeps_derivatives(a)) to.kept = take(2 * hidden * array);
   to.top = take(rows * kRegisterOutputs * size);
   to.q_in_halves = q_in_halves;
-  to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
-  to.own = take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
+  if (way.of_few()) {
+    to.few = a.layout.slot_floats;
+    to.q = (to.few + kFewNumbers * kThreads) * 4;
+  } else {
+    to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
+  }
+  to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
   to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
@@ -147,7 +163,7 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
   way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
       way(128, 2, 2, 1)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1)
+#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1) way(128, 1, 2, 1)
 #define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -184,6 +200,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
+    if (way.of_few()) a.layout.slot_floats += kFewNumbers * kThreads + (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;

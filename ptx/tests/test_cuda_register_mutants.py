@@ -132,14 +132,20 @@ def test_broken_sources_are_found(name):
     raise AssertionError(f"{name}: not found")
 
 
-def test_float32_stands_sums_that_are_cut():
+CUT = [
+    ((32, 4, 4, 1), Shape(300, 8, 32, 3, 2, 3, "five tiles of 64 for one block")),
+    ((128, 1, 2, 1), Shape(112, 8, 128, 2, 1, 2, "seven tiles of 16 for one block")),
+]
+
+
+@pytest.mark.parametrize(("way", "shape"), CUT, ids=str)
+def test_float32_stands_sums_that_are_cut(way, shape):
     """Tensor cores do not round what they add to a sum, but cut it: with the last bit of every sum cut off, float32 as
     three products of TF32 is still within the rule."""
-    way, right = (32, 4, 4, 1), "mma_tf32(c, four, b[0], b[1]);"
+    right = "mma_tf32(c, four, b[0], b[1]);"
     cut = f"{right} for (float& sum : c) sum = __uint_as_float(__float_as_uint(sum) & ~1u);"
     ptx = compile_file(REGISTERS, options=register_options("ieee", way), change=lambda text: text.replace(right, cut))
-    shape = Shape(300, 8, 32, 3, 2, 3, "five tiles of 64 for one block")
-    on = {"limit": 227 << 10, "tile": 64, "blocks": 1}
+    on = {"limit": 227 << 10, "tile": 16 * way[1], "blocks": 1}
     for outputs in (False, True):
         numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
         rounded, found = [

@@ -18,7 +18,8 @@ struct RegisterBlock {
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
   static constexpr bool kOutputsHere = kParts == 1 || !kHalves;
-  static_assert(kMine >= 1 && kGroups % 2 == 0);
+  static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0}.of_few();
+  static_assert(kMine >= 1 && kRows % To::kTogether == 0);
   // All columns of a product's left side: in registers, or where the warps that share rows have stored them
   struct Operands {
     Fragment made[kParts == 1 ? kDepth : 1];
@@ -36,7 +37,9 @@ struct RegisterBlock {
   enum Output : int { kY, kD1, kD2, kOwed };
   float outputs[kOutputsHere ? kOutputNumbers : 1];
   SK_INLINE float& y(Output of, int e) {
-    if constexpr (kOutputsHere) {
+    if (kFew && (of == kY || of == kD2)) {
+      return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
+    } else if constexpr (kOutputsHere) {
       return outputs[4 * of + e];
     } else {
       return reinterpret_cast<float*>(shared + own().outputs)[(4 * of + e) * kThreads + threadIdx.x];
@@ -45,6 +48,7 @@ struct RegisterBlock {
 
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
+  SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
@@ -118,7 +122,8 @@ struct RegisterBlock {
 
   // What derivatives owe the values
   SK_INLINE unsigned char* q_at(int l, int j) const {
-    return shared + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
+    unsigned char* of_block = kFew ? reinterpret_cast<unsigned char*>(slot()) : shared;
+    return of_block + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
   }
   SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
     load_eight(q_at(l, j), kHalves && own().q_in_halves, to);

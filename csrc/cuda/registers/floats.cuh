@@ -1,5 +1,5 @@
 // float32 as tensor cores take it, in products of TF32: rounded to it, or as two such numbers, of which three products
-// are that of the floats to 2^-22 of it (3xTF32).
+// are that of the floats to 2^-22 of it (3xTF32). Tensor cores cut a rest's last bit off, if it has so many.
 #pragma once
 
 #include "numbers.cuh"
@@ -20,8 +20,8 @@ template <int n>
 struct Rounded<n, true> {
   std::uint32_t of[n], rest[n];
   SK_INLINE void set(int i, std::uint32_t x) {
-    const float high = round_tf32(__uint_as_float(x));
-    of[i] = __float_as_uint(high), rest[i] = __float_as_uint(round_tf32(__uint_as_float(x) - high));
+    of[i] = (x + 0x1000u) & 0xFFFFE000u;  // as cvt.rna of what is finite; else the rest is no number either
+    rest[i] = subtract(x, of[i]);
   }
 };
 
@@ -173,6 +173,10 @@ struct FloatNumbers {
     }
   }
   static SK_INLINE void add(Sums& c, const Left& left, const Right& right) { multiply(c, left, 0, right); }
+  static SK_INLINE void first(Sums& c, const Left& left, const Right& right) {
+    c[0] = c[1] = c[2] = c[3] = 0.0f;
+    add(c, left, right);
+  }
   static SK_INLINE int sum_row(int m, int e) { return 16 * m + lane() / 4 * 2 + e / 2; }
   template <int kPieces>
   static SK_INLINE int sum_column(int n, int j, int e) {

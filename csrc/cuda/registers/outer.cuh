@@ -9,6 +9,7 @@ template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   using Products = RegisterProducts<kPrecision, H, kGroups>;
   using Products::bias_sums, Products::group, Products::hidden, Products::hidden_array, Products::own, Products::part;
+  using Products::kFew;
   using Products::Products;
   using Products::shared, Products::step, Products::kRows;
   using typename Products::To;
@@ -27,16 +28,31 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
 
   // ---- Sums over the block's rows ----
 
+  // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
+  SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
+  SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
+  SK_INLINE void add_last_bias(const float (&of)[4]) {
+    if constexpr (kFew) {
+      if (part() != 0) return;
+      for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += of[e];
+    }
+  }
+
   // Of a piece's rows, times ones
   SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
     float* to = bias_sums(l);
     if (lane() % 4 == 0) to[To::sum_row(m, 0)] += c[0], to[To::sum_row(m, 2)] += c[2];
   }
 
-  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add
-  template <class C, class F>
+  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add.
+  // Where a tile's own sums have no room in registers f does so with those of a few rows, of one piece at a time.
+  static constexpr bool kOfRows = To::kCut && H == 128;
+  template <bool kAlready = false, class C, class F>
   static SK_INLINE void summed(C& total, F f) {
-    if constexpr (To::kCut) {
+    if constexpr (To::kCut && !kAlready) {
       C of_tile = {};
       f(of_tile);
 #pragma unroll
@@ -45,6 +61,17 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       }
     } else {
       f(total);
+    }
+  }
+
+  static SK_INLINE void add_to(Sums& total, const Left& left, const Right& right) {
+    if constexpr (kOfRows) {
+      Sums of_rows;
+      To::first(of_rows, left, right);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total[e] += of_rows[e];
+    } else {
+      To::add(total, left, right);
     }
   }
 
@@ -76,13 +103,13 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
       const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
       Sums bias = {};
-      summed(of_between[l], [&](Pieces& sums) {
+      summed<kOfRows>(of_between[l], [&](Pieces& sums) {
 #pragma unroll 1
         for (int row = 0; row < kRows; row += To::kTogether) {
           Left a[kDown];
           unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
           To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
-            unrolled<kDown>([&](auto i) { To::add(sums[i][j], a[i], b); });
+            unrolled<kDown>([&](auto i) { add_to(sums[i][j], a[i], b); });
           });
           // of the warps side by side the first kDown have a row of pieces each
           unrolled<kDown>([&](auto i) {
@@ -117,8 +144,9 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
-        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of_last_bias[i];
+        float of = last_bias(i);
+        for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
+        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of;
       }
     }
     __syncthreads();

@@ -8,13 +8,14 @@ namespace sk::cuda {
 template <Precision kPrecision, int H, int kGroups, int kBetween>
 struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   using Base = RegisterDirections<kPrecision, H, kGroups, kBetween>;
-  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::cotangent;
+  using Base::add_bias, Base::add_last_bias, Base::all, Base::kFew, Base::bias_sums, Base::bring_together, Base::clear,
+      Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine,
-      Base::of_last_bias, Base::output_of, Base::own;
+  using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine;
+  using Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
   using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
@@ -23,7 +24,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; step().gradients && i < (hidden() + kFew) * H; i += kThreads) bias_sums(1)[i] = 0.0f;
     if (lane() == 0) sums()[0] = sums()[1] = 0.0;
     if (threadIdx.x == 0) store_seed(step().directions, seed());
     __syncthreads();
@@ -201,8 +202,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       back[e] += y(kOwed, e);
     }
     if (!step().gradients) return;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += back[e];
+    add_last_bias(back);
     Fragment top;
     top_of(back, top);
     Operands a;
