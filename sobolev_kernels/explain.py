@@ -15,14 +15,13 @@ from .directions import Cotangents, Directions, given_of
 from .enums import DENSE, DIRECTIONS, GRADIENTS, PROJECTED, TANGENTS
 from .errors import nearest, need, one_of
 from .heads import inner_of, with_head
-from .kept import read_function
 from .math.heads import APART
 from .ops import is_apart
 from .outputs import outputs_of
 from .partials.along import KERNELS, TOGETHER
 from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss
 from .parts import modules_of
-from .paths import HOOKS, known_of
+from .paths import HOOKS, known_of, modules_read
 from .prepare import prepare, undo
 from .printed import printed
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN, Problem
@@ -167,9 +166,9 @@ def chains_in(student: object, x: torch.Tensor, problem: Problem) -> dict[tuple[
     hooked = any(getattr(module, name, None) for module in modules_of(student) for name in HOOKS)
     if hooked or not planner.takes_gradients(problem) or problem.given_gradient:
         return {}
-    known = known_of(student, x)
-    _, parameters = read_function(student, known) or ([], [])
-    return chains_of(student, partial(outputs_of, student), x, known.graphs, parameters).fused
+    kinds, parameters = modules_read(student)
+    graphs = known_of(student, x, kinds).graphs
+    return chains_of(student, partial(outputs_of, student), x, graphs, parameters or []).fused
 
 
 def segments_in_words(fused: dict[tuple[int, str], int]) -> str:
