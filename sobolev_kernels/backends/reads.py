@@ -31,6 +31,7 @@ for name in "zeros ones empty full rand randn randint".split():
     found = getattr(torch, f"{name}_like"), getattr(torch.Tensor, f"new_{name}", None)
     CONSTANT |= {function for function in found if function is not None}
 CONSTANT |= {torch.Tensor.new_empty_strided}
+CONSTANT |= {torch._make_dual}  # of torch.func.jvp, whose level has the graph
 # What has another result than a derivative of PyTorch's says; the bits of a number, and where it lies.
 SILENT = {torch.normal}
 BITS = {torch.Tensor.view, torch.Tensor.data_ptr}
