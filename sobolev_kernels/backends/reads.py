@@ -12,10 +12,10 @@ import torch
 from .graph import nodes_of
 
 Node = torch.autograd.graph.Node
-PACKAGE = __name__.partition(".")[0]
+KERNELS = (__name__.partition(".")[0], "triton")  # packages that read numbers by where they lie
+MEMORY = (torch.UntypedStorage, torch.TypedStorage)
 # Numbers in Python, in writing, in NumPy, and the memory that they lie in.
-NUMBERS = (float, complex, str, bytes, bytearray, memoryview, numpy.ndarray, numpy.generic)
-NUMBERS += (torch.UntypedStorage, torch.TypedStorage)
+NUMBERS = (float, complex, str, bytes, bytearray, memoryview, numpy.ndarray, numpy.generic, *MEMORY)
 # By its steps alone, whose derivatives are 0.
 STEPWISE = {torch.equal, torch.allclose, torch.is_nonzero}
 STEPWISE |= {getattr(torch.Tensor, name) for name in "__bool__ __int__ __index__ __contains__ is_nonzero".split()}
@@ -44,12 +44,14 @@ def takes_numbers(function: Callable, made: object) -> bool:
         return function in SILENT
     if function in CONSTANT:
         return False
-    return of_numbers(made) or (function in BITS and not is_float(made) and not asked_by_us())
+    if function not in BITS and not isinstance(made, MEMORY):
+        return of_numbers(made)
+    return not is_float(made) and not asked_by_kernels()
 
 
-def asked_by_us() -> bool:
-    """Whether this package asks, which reads no number by where it lies but in its kernels."""
-    return sys._getframe(3).f_globals.get("__name__", "").startswith(PACKAGE)
+def asked_by_kernels() -> bool:
+    """Whether this package asks, or that which launches its kernels: they read no number by where it lies elsewhere."""
+    return sys._getframe(3).f_globals.get("__name__", "").startswith(KERNELS)
 
 
 def is_float(made: object) -> bool:
