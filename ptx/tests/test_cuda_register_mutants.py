@@ -134,7 +134,7 @@ def test_broken_sources_are_found(name):
 
 CUT = [
     ((32, 4, 4, 1), Shape(300, 8, 32, 3, 2, 3, "five tiles of 64 for one block")),
-    ((128, 1, 2, 1), Shape(112, 8, 128, 2, 1, 2, "seven tiles of 16 for one block")),
+    ((128, 1, 2, 1), Shape(64, 8, 128, 2, 1, 1, "four tiles of 16 for one block")),
 ]
 
 
