@@ -86,15 +86,14 @@ def run(ptx, precision, way, step: Step):
 @pytest.mark.long
 @pytest.mark.parametrize("of", [SHARED, OWN], ids=["shared rows", "own rows"])
 def test_every_deleted_barrier_is_found(of):
-    """Each barrier deleted in turn: found by one of the steps."""
+    """Each barrier deleted in turn: found by one of the steps. The lanes of a warp that has its rows for itself hand
+    nothing on but in registers, so that nothing tells the barriers of a warp there."""
     original = source(*of)
     found = lambda ptx: any(run(ptx, *of, step)[0] for step in STEPS)  # noqa: E731
     assert not found(original)
-    broken = list(barriers(original))
-    assert len(broken) > 15
-    missed = [name for name, ptx in broken if not found(ptx)]
-    # the lanes of a warp that has its rows for itself hand nothing on but in registers
-    assert [name for name in missed if of is SHARED or "warp.sync" not in name] == []
+    broken = [(name, ptx) for name, ptx in barriers(original) if of is SHARED or "warp.sync" not in name]
+    assert len(broken) > (15 if of is SHARED else 5)
+    assert [name for name, ptx in broken if not found(ptx)] == []
 
 
 BROKEN = {
