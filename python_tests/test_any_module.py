@@ -165,6 +165,10 @@ def test_what_has_no_second_derivative_is_refused():
 
     with pytest.raises(sk.NotProvided, match="no second derivative in PyTorch"):
         loss(Between(segments), X)
+    student, v, plain = Between(segments), torch.ones_like(X)[None], {"backend": "reference"}
+    for call in (lambda: sk.jvp(student, X, v, **plain), lambda: sk.laplacian(student, X, **plain)):
+        with pytest.raises(sk.NotProvided, match="no further derivative in PyTorch"):
+            call()
 
 
 BY_HAND = Between(HAND["layer"])
