@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 import sobolev_kernels as sk
 from sobolev_kernels.paths import known_of
-from sobolev_kernels.testing.rule import ANOTHER_WAY
+from sobolev_kernels.testing.rule import ANOTHER_WAY, CLOSE_IN_SINGLE
 
 N, D, H, P = 6, 3, 5, 2
 WARNED = pytest.mark.filterwarnings("ignore::sobolev_kernels.SobolevWarning", "ignore:Full backward hook:UserWarning")
@@ -200,7 +200,7 @@ def test_another_dtype_and_back(kind):
         for _ in range(3):
             for got, right in zip(step(student), expected, strict=True):
                 assert got.dtype == torch.float32
-                torch.testing.assert_close(got, right.float(), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(got, right.float(), **CLOSE_IN_SINGLE)
         put_back()
         for parameter, right in zip(student.parameters(), STUDENTS[kind]().parameters(), strict=True):
             parameter.data = right.data
