@@ -154,15 +154,14 @@ def triton_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[st
 
 
 def tile_of(case: Case, gpu: Gpu, precision: str) -> int:
-    """Samples of a tile in registers as all of the case's would be gone about; or the kernel of tiles in memory."""
+    """Samples of a tile as all of the case's would be gone about."""
     from sobolev_kernels.backends import cuda
 
     problem = replace(case.problem, precision=precision)
     try:
-        chosen = cuda.layout(problem, planner.side(problem), gpu.shared, cuda.CHOSEN, case.N)
-    except ValueError:  # it does not fit
-        return cuda.IN_MEMORY
-    return chosen["samples"] if chosen["way"][0] else cuda.IN_MEMORY
+        return cuda.layout(problem, planner.side(problem), gpu.shared, N=case.N)["samples"]
+    except ValueError:  # it is refused
+        return cuda.CHOSEN
 
 
 def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str, float]] | None:
@@ -179,9 +178,7 @@ def cuda_tile(case: Case, gpu: Gpu, precision: str) -> tuple[int, str, dict[str,
             with within(backend) as traffic:
                 step(replace(case, N=tiles * chosen["samples"]), "cuda", precision)
             taken.append(counts(backend.results["step"]))
-    in_cache = [name for name in ("parameters", "gradients") if not chosen[name]]
-    place = "in registers" if chosen["way"][0] else f"{' and '.join(in_cache)} in L2" if in_cache else "on chip"
-    return chosen["samples"], place, difference(*taken) | {"launches": len(backend.results) + traffic.kernels}
+    return chosen["samples"], "in registers", difference(*taken) | {"launches": len(backend.results) + traffic.kernels}
 
 
 def difference(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:

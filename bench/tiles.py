@@ -1,8 +1,7 @@
-"""The CUDA backend's two kernels on a GPU, in a few minutes: `python -m bench.tiles`.
+"""The CUDA backend on a GPU, in a few minutes: `python -m bench.tiles`.
 
-Each is checked by the one rule, then timed as a replayed graph: of three cases of the benchmark, in bf16, the step by
-tiles in shared memory and the one in registers with every tile that fits, directions given and drawn; beside them
-Triton, and the other precisions.
+It is checked by the one rule, then timed as a replayed graph: three cases of the benchmark, in bf16 with every tile
+that fits, directions given and drawn; beside them Triton, and the other precisions.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sobolev_kernels.testing.speed.variants import sobolev_step
 
 from . import gpu
 
-TILES = (cuda.IN_MEMORY, cuda.CHOSEN, 128, 64, 32)
+TILES = (cuda.CHOSEN, 128, 64, 32)
 WANTED = {(65536, 64, 3, 4), (8192, 128, 3, 4), (4096, 64, 4, 4)}
 TIMED = [case for case in CASES if case.kind == FIRST and (case.N, case.H, case.hidden, case.P) in WANTED]
 CHECKED = [
@@ -105,7 +104,7 @@ def kernels(case: Case, samples: int) -> str:
     """Microseconds of each kernel of a step, by the profiler."""
     with tile(samples):
         events = gpu.launched(gpu.step_of(case, "cuda", "bf16", "cuda")[0])
-    ours = ("register_step", "sobolev_step", "finish_step", "pack_parameters")
+    ours = ("register_step", "finish_step")
     rows = [event for event in events if any(k in event.name for k in ours)]
     return ", ".join(f"{next(k for k in ours if k in e.name)} {e.device_time_total:.1f}" for e in rows)
 
@@ -137,10 +136,9 @@ def main() -> int:
             attempt(f"kernels {case} tile {samples}", lambda c=case, t=samples: kernels(c, t))
     for case in sorted(TIMED, key=lambda case: -case.N):
         for precision in ("fp16", "ieee", "tf32"):
-            for samples in (cuda.CHOSEN, cuda.IN_MEMORY):
-                label = f"time {case} cuda {precision} tile {samples}"
-                attempt(label, lambda c=case, p=precision, t=samples: time(c, "cuda", p, t, False))
-            attempt(f"time {case} triton {precision}", lambda c=case, p=precision: time(c, "triton", p, 1, False))
+            for backend in ("cuda", "triton"):
+                label = f"time {case} {backend} {precision}"
+                attempt(label, lambda c=case, b=backend, p=precision: time(c, b, p, cuda.CHOSEN, False))
     return 0
 
 

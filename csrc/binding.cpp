@@ -190,7 +190,7 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 sk::cuda::RegisterArguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit,
                                            int blocks, Address scratch) {
   need(!step.headed(), "a head must be none on a GPU");
-  auto a = sk::cuda::prepare_any(step, precision, limit);
+  auto a = sk::cuda::prepare(step, precision, limit);
   sk::cuda::give_scratch(a.step, reinterpret_cast<void*>(scratch), blocks);
   return a;
 }
@@ -455,19 +455,12 @@ PYBIND11_MODULE(_C, m) {
       [](StepBuilder& self, int precision, std::uint64_t limit) {
         const auto& step = self.finish();
         const auto rounded = choice<sk::Precision>(precision, "precision");
-        const auto all = sk::cuda::prepare_any(step, rounded, limit);
-        const auto& a = all.step;
-        const auto& layout = a.layout;
-        const bool registers = all.own.way.width > 0;
+        const auto all = sk::cuda::prepare(step, rounded, limit);
+        const auto& layout = all.step.layout;
         const auto& [width, groups, between, most] = all.own.way;
-        const auto way = py::make_tuple(width, groups, between, most);
-        return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
-                        "shared"_a = layout.floats * 4,
-                        "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
-                        "gradients"_a = registers || !a.gradients || layout.gradients != sk::cuda::kAbsent,
-                        "jacobian"_a = layout.jacobian != sk::cuda::kAbsent, "packed"_a = layout.packed_bytes,
-                        "slot"_a = layout.slot_floats * 4, "way"_a = way,
-                        "not_in_registers"_a = sk::cuda::refused_by_registers(step));
+        return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = all.step.tiles,
+                        "shared"_a = layout.shared_bytes, "slot"_a = layout.slot_floats * 4,
+                        "way"_a = py::make_tuple(width, groups, between, most));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
@@ -481,17 +474,13 @@ PYBIND11_MODULE(_C, m) {
         const auto all =
             cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
         const auto& a = all.step;
-        const auto size = [](const sk::cuda::Grid& grid) -> py::object {
-          return py::make_tuple(grid.columns, grid.rows);
-        };
         const auto bytes = [](const auto& of) { return py::bytes(reinterpret_cast<const char*>(&of), sizeof of); };
-        const bool finishes = sk::cuda::finishes(a), registers = all.own.way.width > 0;
-        return py::make_tuple(bytes(a), registers ? py::none() : size(sk::cuda::grid_of_pack(a)),
-                              finishes ? size(sk::cuda::grid_of_finish(a)) : py::none(),
-                              registers ? py::object(bytes(all)) : py::none());
+        const auto grid = sk::cuda::grid_of_finish(a);
+        return py::make_tuple(bytes(all), bytes(a),
+                              sk::cuda::finishes(a) ? py::object(py::make_tuple(grid.columns, grid.rows)) : py::none());
       },
-      "what cuda_step_at would launch: the kernels' one argument, the grids of the first and of the last of them, and "
-      "the argument of the step in registers, which wants no first one",
+      "what cuda_step_at would launch: the arguments of the step and of what finishes it, and the grid of the latter, "
+      "if it is launched",
       py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
       py::arg("writes"), py::arg("seed"), py::arg("place"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA

@@ -14,43 +14,35 @@ from sobolev_kernels import steps
 from sobolev_kernels.backends import core, cuda
 from sobolev_kernels.enums import PRECISIONS
 from sobolev_kernels.testing.compare import beside_reference, computed_from
-from sobolev_kernels.testing.dry import LIMIT, on_cpu, prepared
+from sobolev_kernels.testing.dry import on_cpu, prepared
 from sobolev_kernels.testing.problems import Data
 
 from .compile import compile_file
 from .run import loaded
 
-KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
+KERNEL = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
 TARGETS = ("values", "jacobian")
 SCHEDULES = ["round_robin", "ahead", "reverse", "random:1"]
 HOPPER = 227 << 10  # bytes of shared memory
 
 
-REGISTERS = KERNELS.with_name("registers.cu")
-
-
 @cache
-def register_text(precision: str, way: tuple[int, ...]) -> str:
-    return compile_file(REGISTERS, options=register_options(precision, way))
+def text(precision: str, way: tuple[int, ...]) -> str:
+    return compile_file(KERNEL, options=options_of(precision, way))
 
 
-def register_options(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
+def options_of(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
     named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS"), way, strict=True)
     return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={number}" for name, number in named)
 
 
-@cache
-def text(precision: str) -> str:
-    return compile_file(KERNELS, options=(f"-DSK_PRECISION={NAMES[precision]}",))
-
-
 class OnPtx:
     """A backend in place of `cuda` that launches on the PTX machine; it keeps the results of the last call, and what it
-    launched. By the kernel of tiles in shared memory, unless `tile` says otherwise."""
+    launched."""
 
     def __init__(
-        self, limit=LIMIT, blocks=2, schedule="round_robin", findings="raise", ptx=None, tile=cuda.IN_MEMORY
+        self, limit=HOPPER, blocks=2, schedule="round_robin", findings="raise", ptx=None, tile=cuda.CHOSEN
     ):  # fmt: skip
         self.tile = tile
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
@@ -81,25 +73,18 @@ class OnPtx:
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
-    def execute(self, launch, arguments, pack, finish, in_registers, memory):
-        """Pack, step and finish as they are launched."""
-        precision = PRECISIONS[launch.precision]
-        own = register_text(precision, self.layout["way"]) if in_registers else text(precision)
-        ptx = loaded(self.ptx or own)
+    def execute(self, launch, of_step, of_finish, grid, memory):
+        """Step and finish as they are launched."""
+        ptx = loaded(self.ptx or text(PRECISIONS[launch.precision], self.layout["way"]))
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
-        threads, shared = self.layout["threads"], self.layout["shared"]
-        run = lambda name, grid, given=arguments, **more: ptx.launch(  # noqa: E731
-            name, grid, threads, [given], memory=known, findings=self.findings, **more
+        run = lambda name, grid, given, **more: ptx.launch(  # noqa: E731
+            name, grid, self.layout["threads"], [given], memory=known, findings=self.findings, **more
         )
-        on_chip = {"shared": shared, "schedule": self.schedule}
-        if in_registers:
-            self.results["step"] = run("register_step", launch.blocks, in_registers, **on_chip)
-        else:
-            self.results["pack"] = run("pack_parameters", pack)
-            self.results["step"] = run("sobolev_step", launch.blocks, **on_chip)
-        if finish is not None:
-            self.results["finish"] = run("finish_step", finish)
+        on_chip = {"shared": self.layout["shared"], "schedule": self.schedule}
+        self.results["step"] = run("register_step", launch.blocks, of_step, **on_chip)
+        if grid is not None:
+            self.results["finish"] = run("finish_step", grid, of_finish)
 
     @property
     def kinds(self) -> set[str]:
@@ -128,24 +113,15 @@ def on_ptx(**options):
 
 
 def compare(
-    data: Data, projections, precision="ieee", targets=None, on=None, outputs=False, **settings
-) -> SimpleNamespace:
-    """Loss, terms and all gradients by the one rule.
+    data: Data, projections, targets=None, *, precision="bf16", way=None, outputs=False, limit=HOPPER,
+    tile=cuda.CHOSEN, schedule="round_robin", blocks=2, ptx=None, **settings,
+) -> SimpleNamespace:  # fmt: skip
+    """Loss, terms and all gradients by the one rule; `way` is the one that is meant.
 
     Directions go as tangents, or project the outputs' gradients.
     """
-    with computed_from("gradients" if outputs else "tangents"), on_ptx(**(on or {})) as backend:
+    on = {"limit": limit, "tile": tile, "schedule": schedule, "blocks": blocks, "ptx": ptx}
+    with computed_from("gradients" if outputs else "tangents"), on_ptx(**on) as backend:
         done = beside_reference(data, projections, targets or TARGETS, "cuda", precision=precision, **settings).check()
+    assert way is None or backend.layout["way"] == way
     return SimpleNamespace(got=done.got, backend=backend, worst=done.worst()[0])
-
-
-def compare_in_registers(
-    numbers: Data, projections, *arguments, way=None, limit=HOPPER, tile=cuda.CHOSEN, schedule="round_robin",
-    precision="bf16", **how,
-) -> SimpleNamespace:  # fmt: skip
-    """The same, by the kernel whose streams live in registers; `way` is the one that is meant."""
-    on = {"limit": limit, "tile": tile, "schedule": schedule}
-    done = compare(numbers, projections, precision, *arguments, on=on, **how)
-    assert all(width for width, *_ in done.backend.ways)
-    assert way is None or done.backend.layout["way"] == way
-    return done

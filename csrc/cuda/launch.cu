@@ -6,8 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "kernels.cuh"
-#include "registers.h"
+#include "finish.cuh"
 
 namespace sk::cuda {
 namespace {
@@ -32,35 +31,10 @@ class OnDevice {
   int before_ = 0;
 };
 
-using Kernel = void (*)(Arguments);
-
-// Of a step: one of both kinds of `step`, and what packs its parameters if it wants them packed
-struct Kernels {
-  Kernel pack = nullptr, step = nullptr;
-  RegisterKernel in_registers = nullptr;
-
-  const void* main() const {
-    return in_registers ? reinterpret_cast<const void*>(in_registers) : reinterpret_cast<const void*>(step);
-  }
-};
-
-Kernels kernels_of(Precision precision, RegisterWay way) {
-  if (way.width) {
-    using Choice = RegisterKernel (*)(RegisterWay);
-    constexpr Choice kOf[] = {ieee_in_registers, tf32_in_registers, bf16_in_registers, fp16_in_registers};
-    return {nullptr, nullptr, kOf[int(precision)](way)};
-  }
-  switch (precision) {
-    case Precision::kIeee:
-      return {pack_parameters<Precision::kIeee>, sobolev_step<Precision::kIeee>};
-    case Precision::kTf32:
-      return {pack_parameters<Precision::kTf32>, sobolev_step<Precision::kTf32>};
-    case Precision::kBf16:
-      return {pack_parameters<Precision::kBf16>, sobolev_step<Precision::kBf16>};
-    case Precision::kFp16:
-      return {pack_parameters<Precision::kFp16>, sobolev_step<Precision::kFp16>};
-  }
-  throw std::invalid_argument("no such precision");
+RegisterKernel kernel_of(Precision precision, RegisterWay way) {
+  using Choice = RegisterKernel (*)(RegisterWay);
+  constexpr Choice kOf[] = {ieee_in_registers, tf32_in_registers, bf16_in_registers, fp16_in_registers};
+  return kOf[int(precision)](way);
 }
 
 // What is not allowed while a stream is captured, though it has nothing to do with one, is allowed within this
@@ -73,26 +47,25 @@ class Uncaptured {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Once for a device: a precision's kernels are loaded, which the first launch would do else, in the middle of a capture
+// Once for a device: a way's kernels are loaded, which the first launch would do else, in the middle of a capture
 // maybe; and their blocks may have all shared memory that there is, so that no thread sets it to less than another's
 // launch takes.
-Kernels ready_kernels(int device, Precision precision, RegisterWay way) {
+RegisterKernel ready_kernel(int device, Precision precision, RegisterWay way) {
   static std::mutex mutex;
-  static std::set<std::pair<int, const void*>> ready;
-  const Kernels kernels = kernels_of(precision, way);
+  static std::set<std::pair<int, RegisterKernel>> ready;
+  const RegisterKernel step = kernel_of(precision, way);
   const std::lock_guard<std::mutex> lock(mutex);
-  if (ready.count({device, kernels.main()})) return kernels;
+  if (ready.count({device, step})) return step;
   const Uncaptured uncaptured;
   cudaFuncAttributes attributes;
-  if (kernels.pack) SK_CHECK(cudaFuncGetAttributes(&attributes, kernels.pack));
   SK_CHECK(cudaFuncGetAttributes(&attributes, finish_step));
-  SK_CHECK(cudaFuncGetAttributes(&attributes, kernels.main()));
+  SK_CHECK(cudaFuncGetAttributes(&attributes, step));
   int most = 0;
   SK_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const int dynamic = most - int(attributes.sharedSizeBytes);
-  SK_CHECK(cudaFuncSetAttribute(kernels.main(), cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
-  ready.insert({device, kernels.main()});
-  return kernels;
+  SK_CHECK(cudaFuncSetAttribute(step, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+  ready.insert({device, step});
+  return step;
 }
 
 }  // namespace
@@ -105,7 +78,7 @@ int count_devices() {
 
 int blocks_of_a_multiprocessor(int device, Precision precision, RegisterWay way, std::uint64_t shared_bytes) {
   const OnDevice on(device);
-  const void* step = ready_kernels(device, precision, way).main();
+  const RegisterKernel step = ready_kernel(device, precision, way);
   int blocks = 0;
   SK_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, step, kThreads, shared_bytes));
   return blocks;
@@ -115,21 +88,13 @@ void launch(const RegisterArguments& all, Precision precision, int device, std::
   const Arguments& arguments = all.step;
   if (arguments.blocks < 1) return;
   const OnDevice on(device);
-  const Kernels kernels = ready_kernels(device, precision, all.own.way);
+  const RegisterKernel step = ready_kernel(device, precision, all.own.way);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
-  const std::uint64_t shared = arguments.layout.floats * std::uint64_t(4);
-  const auto grid = [](const Grid& of) { return dim3(of.columns, of.rows); };
-  if (kernels.in_registers) {
-    kernels.in_registers<<<arguments.blocks, kThreads, shared, queue>>>(all);
-    check(cudaGetLastError(), "launch of register_step");
-  } else {
-    kernels.pack<<<grid(grid_of_pack(arguments)), kThreads, 0, queue>>>(arguments);
-    check(cudaGetLastError(), "launch of pack_parameters");
-    kernels.step<<<arguments.blocks, kThreads, shared, queue>>>(arguments);
-    check(cudaGetLastError(), "launch of sobolev_step");
-  }
+  step<<<arguments.blocks, kThreads, arguments.layout.shared_bytes, queue>>>(all);
+  check(cudaGetLastError(), "launch of register_step");
   if (!finishes(arguments)) return;
-  finish_step<<<grid(grid_of_finish(arguments)), kThreads, 0, queue>>>(arguments);
+  const Grid grid = grid_of_finish(arguments);
+  finish_step<<<dim3(grid.columns, grid.rows), kThreads, 0, queue>>>(arguments);
   check(cudaGetLastError(), "launch of finish_step");
 }
 

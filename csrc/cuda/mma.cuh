@@ -1,4 +1,4 @@
-// Tensor cores and asynchronous copies: the only inline PTX there is, in small wrappers under PTX's own names.
+// Tensor cores: the only inline PTX there is, in small wrappers under PTX's own names.
 #pragma once
 
 #include <cstdint>
@@ -39,11 +39,6 @@ SK_MMA(mma_bf16, "m16n8k16", "bf16")
 SK_MMA(mma_fp16, "m16n8k16", "f16")
 #undef SK_MMA
 
-// nvcc splits such stores; 8 bytes, aligned
-__device__ __forceinline__ void store_pair(float* shared, float a, float b) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(shared)), "f"(a), "f"(b) : "memory");
-}
-
 // To 10 bits, to nearest: tensor cores would cut the rest off
 __device__ __forceinline__ float round_tf32(float x) {
   std::uint32_t bits;
@@ -69,11 +64,5 @@ __device__ __forceinline__ float tanh_approx(float x) {
 __device__ __forceinline__ void barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
-
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 }  // namespace sk::cuda

@@ -1,5 +1,5 @@
 // One kernel of registers.cuh by itself: for the tests and the report.
-#include "kernels.cuh"
+#include "finish.cuh"
 #include "registers.cuh"
 
 namespace sk::cuda {

@@ -1,5 +1,5 @@
-// The step whose streams live in registers (registers.cuh), as the host sees it: which steps it computes, how a block
-// goes about its tiles, and where a block's arrays lie in shared memory. No CUDA here.
+// The step (registers.cuh) as the host sees it: which ones are computed, how a block goes about its tiles, and where
+// its arrays lie in shared memory. No CUDA here.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kMostHidden = 5;      // layers of hidden units
+constexpr int kMostHidden = kMostLayers - 1;
 constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
@@ -60,8 +60,8 @@ struct RegisterArguments {
 
 inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
 
-// In words, what such a step has that this kernel does not compute; nothing if it computes it.
-inline std::string refused_by_registers(const Step& step) {
+// In words, what of a step the kernel does not compute; nothing if it computes it.
+inline std::string refused(const Step& step) {
   std::int64_t widest = 0;
   bool kept = false;
   if (step.D > kRegisterInputs) return "more than 16 inputs";
@@ -172,18 +172,18 @@ inline std::vector<RegisterWay> ways_of(Precision precision) {
   return {std::begin(kFloatWays), std::end(kFloatWays)};
 }
 constexpr std::int64_t kTilesWanted = 128;
+constexpr std::int64_t kAnyTile = 1;  // what a step's `tile` says, or samples of one
 
-// What a step's `tile` says to this backend: samples of a tile of this kernel, or one of these.
-constexpr std::int64_t kAnyTile = 1, kTilesInMemory = 2;
-
-// Whether the step's kernel is this one, and how
-inline bool prepare_registers(const Step& step, Precision precision, std::uint64_t limit, RegisterArguments& to) {
-  if (step.tile == kTilesInMemory || !refused_by_registers(step).empty()) return false;
-  to.step = numbers_of(step, precision);
+// What a step is launched with, on a device whose blocks may have `limit` bytes of shared memory.
+inline RegisterArguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
+  if (const std::string reason = refused(step); !reason.empty()) throw std::invalid_argument(reason);
+  RegisterArguments to{};
+  to.step = numbers_of(step);
   Arguments& a = to.step;
   const std::int32_t H = width_of(a);
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
+  std::uint64_t least = 0;  // of those that do not fit
   for (const RegisterWay& way : ways_of(precision)) {
     if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
@@ -193,6 +193,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
       for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
         if (shared_bytes(a, way, precision, halves, batch, layout) <= most) return true;
       }
+      if (!least || layout.bytes < least) least = layout.bytes;
       return false;
     };
     // sums of several rounds want all their digits, and of float32 any
@@ -202,19 +203,17 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     a.layout.samples = 16 * way.groups;
     if (way.of_few()) a.layout.slot_floats += kFewNumbers * kThreads + (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
-    a.layout.floats = layout.bytes / 4;
+    a.layout.shared_bytes = layout.bytes;
     if (a.tiles >= kTilesWanted) break;
   }
-  return to.own.way.width > 0;
-}
-
-// What a step is launched with, by this kernel or, where `own.way` is of no width, by that of tiles (step.cuh)
-inline RegisterArguments prepare_any(const Step& step, Precision precision, std::uint64_t limit) {
-  RegisterArguments to{};
-  if (prepare_registers(step, precision, limit, to)) return to;
-  to = RegisterArguments{};
-  to.step = prepare(step, precision, limit);
-  return to;
+  if (to.own.way.width) return to;
+  if (!least) {
+    const std::string tile = step.tile == kAnyTile ? "" : " in tiles of " + std::to_string(step.tile);
+    throw std::invalid_argument(std::to_string(a.L - 1) + " hidden layers of " + std::to_string(H) + tile +
+                                " are more than the kernel has registers for");
+  }
+  throw std::invalid_argument("a tile of this student takes " + std::to_string(least) +
+                              " bytes of shared memory, a block has " + std::to_string(limit));
 }
 
 }  // namespace sk::cuda

@@ -14,7 +14,7 @@ reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MI
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.cuda_on_ptx import HOPPER, SCHEDULES, compare_in_registers  # noqa: E402
+from ptx.cuda_on_ptx import HOPPER, SCHEDULES, compare  # noqa: E402
 
 WIDE = Shape(45, 7, 60, 2, 3, 5, "four warps share rows and cotangents, of two batches")
 WAYS = [
@@ -33,7 +33,7 @@ WAYS = [
 def test_ways_of_a_block(shape, tile, way, precision):
     limit = 300 << 10 if tile == 128 else HOPPER
     numbers, cotangents = data(shape, "tanh"), cotangents_of("sphere", shape)
-    compare_in_registers(numbers, cotangents, tile=tile, way=way, precision=precision, limit=limit)
+    compare(numbers, cotangents, tile=tile, way=way, precision=precision, limit=limit)
 
 
 @pytest.mark.parametrize("kind", ["normal", "sphere", "rademacher", "coordinate", "basis", "given"])
@@ -41,9 +41,9 @@ def test_cotangents(kind):
     """Drawn inside the kernel, also where warps that share rows share them; a dense target and one pulled back."""
     numbers, cotangents = data(WIDE, "sigmoid", last="tanh"), cotangents_of(kind, WIDE)
     for precision in ("bf16", "ieee"):
-        compare_in_registers(numbers, cotangents, precision=precision)
+        compare(numbers, cotangents, precision=precision)
         if kind != "basis":
-            compare_in_registers(numbers, cotangents, ("values", "vjps"), precision=precision)
+            compare(numbers, cotangents, ("values", "vjps"), precision=precision)
 
 
 some = (torch.arange(WIDE.N * WIDE.O * WIDE.D) % 5 > 1).float().reshape(WIDE.N, WIDE.O, WIDE.D)
@@ -66,7 +66,7 @@ def test_modes(mode):
     kind, targets, settings = MODES[mode]
     numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
     for precision in PRECISIONS:
-        compare_in_registers(numbers, cotangents_of(kind, WIDE), targets, precision=precision, **settings)
+        compare(numbers, cotangents_of(kind, WIDE), targets, precision=precision, **settings)
 
 
 @pytest.mark.parametrize(("shape", "precision"), [(WIDE, "bf16"), (WIDE, "ieee"), (WAYS[3][0], "ieee")], ids=str)
@@ -74,7 +74,7 @@ def test_schedules(shape, precision):
     """The bits of any schedule are those of the first, and none has a race."""
     numbers, cotangents = data(shape, "tanh"), cotangents_of("sphere", shape)
     expected, *others = [
-        compare_in_registers(numbers, cotangents, schedule=schedule, precision=precision).got for schedule in SCHEDULES
+        compare(numbers, cotangents, schedule=schedule, precision=precision).got for schedule in SCHEDULES
     ]
     for got in others:
         assert all(torch.equal(got[name], expected[name]) for name in expected)
@@ -86,14 +86,14 @@ def test_numbers_that_lie_apart():
     given = cotangents_of("given", WIDE).values
     cotangents = sk.Cotangents.given(torch.stack([given, given], -1)[..., 0])
     for precision in ("bf16", "ieee"):
-        compare_in_registers(numbers, cotangents, precision=precision)
+        compare(numbers, cotangents, precision=precision)
 
 
 def test_bytes_and_banks():
     """Each input is read once and each output written once, however many cotangents there are."""
     for P, precision in ((1, "bf16"), (5, "ieee")):
         shape = Shape(640, 4, 20, 1, 2, P, "of many samples, the weights are little")
-        done = compare_in_registers(data(shape, "tanh"), cotangents_of("given", shape), precision=precision)
+        done = compare(data(shape, "tanh"), cotangents_of("given", shape), precision=precision)
         result, problem = done.backend.results["step"], done.backend.problem
         parameters = 4 * 2 * (problem.multiplies + 22)
         moved = result.unique_bytes_read + result.unique_bytes_written - 2 * done.backend.layout["slot"]

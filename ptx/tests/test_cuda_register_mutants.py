@@ -17,7 +17,7 @@ if reason:
     pytest.skip(reason, allow_module_level=True)
 
 from ptx.compile import compile_file  # noqa: E402
-from ptx.cuda_on_ptx import REGISTERS, compare, on_ptx, register_options  # noqa: E402
+from ptx.cuda_on_ptx import KERNEL, compare, on_ptx, options_of  # noqa: E402
 from ptx.mutate import barriers  # noqa: E402
 
 SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two warps, of one
@@ -55,7 +55,7 @@ def source(precision, way, change=lambda text: text) -> str:
             text = text.replace(every, some)
         return change(text)
 
-    return compile_file(REGISTERS, options=register_options(precision, way), change=changed)
+    return compile_file(KERNEL, options=options_of(precision, way), change=changed)
 
 
 def run(ptx, precision, way, step: Step):
@@ -102,6 +102,7 @@ BROKEN = {
     "the tail of a tile not masked": ("return row_of(half) < step().N;", "return true;", "out of bounds"),
     "a column too many": ("column + i < step().D", "column + i <= step().D", "out of bounds"),
     "sums of biases not cleared": ("bias_sums(1)[i] = 0.0f;", "bias_sums(1);", "uninitialised"),
+    "a slot too many": ("block < a.blocks; block += kWarps", "block <= a.blocks; block += kWarps", "out of bounds"),
     "q read before it is owed": ("if (owed) load_q", "load_q", "uninitialised"),
     "one place for all warps of a row": ("kOwnBytes / 4 * warp()", "kOwnBytes / 4 * group()", "race"),
     "cotangents of other rows": ("cotangent_at(p, half, output_of(0))", "cotangent_at(p, 0, output_of(0))", None),
@@ -143,11 +144,11 @@ def test_float32_stands_sums_that_are_cut(way, shape):
     three products of TF32 is still within the rule."""
     right = "mma_tf32(c, four, b[0], b[1]);"
     cut = f"{right} for (float& sum : c) sum = __uint_as_float(__float_as_uint(sum) & ~1u);"
-    ptx = compile_file(REGISTERS, options=register_options("ieee", way), change=lambda text: text.replace(right, cut))
-    on = {"limit": 227 << 10, "tile": 16 * way[1], "blocks": 1}
+    ptx = compile_file(KERNEL, options=options_of("ieee", way), change=lambda text: text.replace(right, cut))
     for outputs in (False, True):
         numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
         rounded, found = [
-            compare(numbers, directions, "ieee", on={**on, "ptx": text}, outputs=outputs).worst for text in (None, ptx)
+            compare(numbers, directions, precision="ieee", outputs=outputs, tile=16 * way[1], blocks=1, ptx=text).worst
+            for text in (None, ptx)
         ]
         assert 2 * rounded < found < 0.6

@@ -16,7 +16,6 @@ if reason:
     pytest.skip(reason, allow_module_level=True)
 
 from ptx.cuda_on_ptx import HOPPER, SCHEDULES, compare  # noqa: E402
-from ptx.cuda_on_ptx import compare_in_registers as registers  # noqa: E402
 from ptx.cuda_report import student  # noqa: E402
 
 WAYS = [
@@ -41,7 +40,7 @@ FLOATS = ("ieee", "tf32")
 @pytest.mark.parametrize(("shape", "tile", "way"), WAYS, ids=lambda of: of.why if isinstance(of, Shape) else "")
 def test_every_way_of_a_block(shape, tile, way, outputs):
     limit = 300 << 10 if tile == 128 and not outputs else HOPPER
-    registers(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs, limit=limit)
+    compare(data(shape, "tanh"), directions_of("sphere", shape), tile=tile, way=way, outputs=outputs, limit=limit)
 
 
 @pytest.mark.parametrize("precision", FLOATS)
@@ -49,20 +48,21 @@ def test_every_way_of_a_block(shape, tile, way, outputs):
 @pytest.mark.parametrize(("shape", "tile", "way"), FLOAT_WAYS, ids=lambda of: of.why if isinstance(of, Shape) else "")
 def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
     numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
-    registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
+    compare(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_widest_of_float32_where_shared_memory_is_less(depth, precision):
-    """Of 163 KiB two layers of 128 fit, three take the kernel of tiles."""
+    """Of 163 KiB two layers of 128 fit, three do not."""
     shape = Shape(20, 7, 120, depth, 3, 2, "padded")
     for outputs in (False, True):
         numbers, directions = data(shape, "tanh"), directions_of("normal", shape)
-        registers(numbers, directions, way=WIDEST, limit=163 << 10, outputs=outputs, precision=precision)
+        compare(numbers, directions, way=WIDEST, limit=163 << 10, outputs=outputs, precision=precision)
     problem = student(128, precision)
-    chosen = [cuda.layout(problem, planner.side(problem), limit, cuda.CHOSEN)["way"] for limit in (163 << 10, HOPPER)]
-    assert [of[:4] for of in chosen] == [(0, 0, 0, 0), WIDEST]
+    assert cuda.layout(problem, planner.side(problem), HOPPER)["way"] == WIDEST
+    with pytest.raises(ValueError, match="bytes of shared memory, a block has"):
+        cuda.layout(problem, planner.side(problem), 163 << 10)
 
 
 # Their row of `CURVES` does not hold for these parameters
@@ -80,7 +80,7 @@ def test_activations(activation, side):
     another precision."""
     made = cotangents_of if side == "cotangents" else directions_of
     precision = PRECISIONS[(ACTIVATIONS.index(activation) + SIDES.index(side)) % len(PRECISIONS)]
-    registers(
+    compare(
         data(SMALL, activation, last=activation), made("normal", SMALL), outputs=side == "gradients",
         precision=precision,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_derivatives_that_are_kept(activation, shape, tile, way, precision, outp
         if mixed:
             numbers.student[1] = torch.nn.Sigmoid()
         kind = directions_of("sphere", shape)
-        registers(numbers, kind, tile=tile, way=way, outputs=outputs, precision=precision)
+        compare(numbers, kind, tile=tile, way=way, outputs=outputs, precision=precision)
 
 
 ZERO = -0.7517916  # of the slope of gelu
@@ -116,16 +116,16 @@ def test_curvatures_where_slopes_are_0(precision, outputs):
     numbers = data(SMALL, "gelu")
     numbers.student[0].bias.data.fill_(ZERO)
     numbers.x[::2] = 0.0
-    registers(numbers, directions_of("sphere", SMALL), outputs=outputs, precision=precision)
+    compare(numbers, directions_of("sphere", SMALL), outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("kind", ["normal", "sphere", "rademacher", "coordinate", "basis", "given"])
 def test_directions(kind, outputs):
     """Drawn inside the kernel, also where warps that share rows share directions."""
-    registers(data(WIDE, "tanh"), directions_of(kind, WIDE), outputs=outputs)
+    compare(data(WIDE, "tanh"), directions_of(kind, WIDE), outputs=outputs)
     for precision in ("bf16", "tf32"):
-        registers(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs, precision=precision)
+        compare(data(SMALL, "tanh"), directions_of(kind, SMALL), outputs=outputs, precision=precision)
 
 
 THREE = Shape(20, 5, 120, 3, 2, 3, "two tiles of 16 that eight warps share")
@@ -141,7 +141,7 @@ SHAPES = [
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(shape, outputs):
-    registers(data(shape, "tanh"), directions_of("sphere", shape), outputs=outputs)
+    compare(data(shape, "tanh"), directions_of("sphere", shape), outputs=outputs)
 
 
 some = (torch.arange(WIDE.N * WIDE.O * WIDE.D) % 5 > 1).float().reshape(WIDE.N, WIDE.O, WIDE.D)
@@ -165,7 +165,7 @@ def test_modes(mode, outputs):
     kind, targets, settings = MODES[mode]
     numbers = data(WIDE, "tanh", bias=mode != "sum, no bias")
     for precision in PRECISIONS:
-        registers(numbers, directions_of(kind, WIDE), targets, outputs=outputs, precision=precision, **settings)
+        compare(numbers, directions_of(kind, WIDE), targets, outputs=outputs, precision=precision, **settings)
 
 
 EACH = {
@@ -185,7 +185,7 @@ def test_losses_of_each_sample(mode, side):
     for shape, precision in ((WIDE, "bf16"), (SMALL, "ieee"), (SMALL, "tf32"), (THREE, "ieee")):
         projections = kind and made(kind, shape)
         some = {**settings, "sample_weight": ramp[0][: shape.N]} if "sample_weight" in settings else settings
-        registers(
+        compare(
             data(shape, "tanh"), projections, targets, precision=precision, outputs=side == "gradients",
             reduction="none", **some,
         )  # fmt: skip
@@ -196,7 +196,7 @@ def test_losses_of_each_sample(mode, side):
 def test_gradients_of_given_directions(made, kind, weights):
     """Of a projected target, also by a weight of 0."""
     for shape, precision in ((WIDE, "bf16"), (WIDE, "tf32"), (SMALL, "ieee"), (THREE, "tf32"), (THREE, "ieee")):
-        done = registers(
+        done = compare(
             data(shape, "tanh", last="tanh"), asking(made("given", shape)), ("values", kind), precision=precision,
             weights=weights, sample_weight=ramp[0][: shape.N],
         )  # fmt: skip
@@ -211,7 +211,7 @@ def test_numbers_that_lie_apart():
         parameter.data = torch.stack([parameter.data, parameter.data], -1)[..., 0]
     for outputs in (False, True):
         for precision in ("bf16", "ieee"):
-            registers(numbers, directions_of("given", WIDE), outputs=outputs, precision=precision)
+            compare(numbers, directions_of("given", WIDE), outputs=outputs, precision=precision)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
@@ -225,31 +225,12 @@ def test_schedules(shape, tile, precision, activation, outputs):
     """The bits of any schedule are those of the first, and none has a race."""
     limit = 300 << 10 if tile == 128 else HOPPER
     expected, *others = [
-        registers(data(shape, activation), directions_of("sphere", shape), tile=tile, schedule=schedule,
+        compare(data(shape, activation), directions_of("sphere", shape), tile=tile, schedule=schedule,
                   outputs=outputs, limit=limit, precision=precision).got
         for schedule in SCHEDULES
     ]  # fmt: skip
     for got in others:
         assert all(torch.equal(got[name], expected[name]) for name in expected)
-
-
-REFUSED = {
-    "an activation whose derivatives are no functions of its value, in hidden layers wider than 64": (
-        "silu",
-        Shape(20, 3, 65, 1, 2, 2, ""),
-    ),
-    "more than 16 inputs": ("tanh", Shape(20, 17, 20, 1, 2, 2, "")),
-    "hidden layers are wider than 128": ("tanh", Shape(20, 3, 130, 1, 2, 2, "")),
-}
-
-
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_it_refuses_takes_the_other_kernel(words):
-    activation, shape = REFUSED[words]
-    on = {"limit": HOPPER, "tile": cuda.CHOSEN}
-    done = compare(data(shape, activation), directions_of("sphere", shape), "bf16", on=on)
-    assert list(done.backend.results)[:2] == ["pack", "step"]
-    assert done.backend.layout["not_in_registers"] == words
 
 
 PRODUCTS = ("halves.cuh", "floats.cuh", "half_products.cuh", "float_products.cuh", "outer.cuh")
@@ -260,7 +241,7 @@ def test_products_have_no_bank_conflicts(outputs):
     ways = [(*taken, "bf16") for taken in WAYS[1:]] + [(*taken, "ieee") for taken in FLOAT_WAYS]
     for shape, tile, way, precision in ways:
         numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
-        done = registers(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
+        done = compare(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
         lines = done.backend.results["step"].lines
         products = [line for line in lines if any(file in str(line.location) for file in PRODUCTS)]
         assert sum(line.passes for line in products) > 0.3 * sum(line.passes for line in lines)
@@ -274,7 +255,7 @@ def test_bytes(outputs):
     for P, precision in ((1, "bf16"), (5, "tf32")):
         shape = Shape(640, 4, 20, 1, 2, P, "of many samples, the weights are little")
         numbers, directions = data(shape, "tanh"), directions_of("given", shape)
-        done = registers(numbers, directions, precision=precision, outputs=outputs)
+        done = compare(numbers, directions, precision=precision, outputs=outputs)
         result, problem = done.backend.results["step"], done.backend.problem
         parameters = 4 * 2 * (problem.multiplies + 22)
         state = 2 * done.backend.layout["slot"]
@@ -288,7 +269,7 @@ def test_bytes_of_the_widest_of_float32(outputs):
     moved, counted = [], []
     for N in (160, 480):
         shape = Shape(N, 4, 68, 1, 2, 2, "")
-        done = registers(data(shape, "tanh"), directions_of("given", shape), precision="ieee", outputs=outputs)
+        done = compare(data(shape, "tanh"), directions_of("given", shape), precision="ieee", outputs=outputs)
         result = done.backend.results["step"]
         moved.append(result.unique_bytes_read + result.unique_bytes_written)
         counted.append(done.backend.problem.bytes(N))

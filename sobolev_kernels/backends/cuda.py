@@ -1,8 +1,7 @@
-"""The CUDA kernel (csrc/cuda): a whole step of order 1 in one launch on tensor cores, for students that fit on chip."""
+"""The CUDA kernel (csrc/cuda): a whole step of order 1 on tensor cores, whose streams live in registers."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,13 +13,10 @@ from ..enums import DENSE
 from ..math.directions import is_dependent, told
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
-from . import constant_while_traced, core, triton
+from . import constant_while_traced, core
 
-MOST_LAYERS = 16
-# Samples of a tile of the step in registers, or one of these: what suits a step, or the kernel of tiles in shared
-# memory for all (csrc/cuda/registers.h).
-CHOSEN, IN_MEMORY = 1, 2
-TILE = int(os.environ.get("SOBOLEV_CUDA_TILE", CHOSEN))
+CHOSEN = 1  # as many samples of a tile as suit a step (csrc/cuda/registers.h)
+TILE = CHOSEN  # or 16 to 128, which tests and measurements ask for
 MISSING = core.MISSING
 if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
@@ -46,30 +42,6 @@ def refusal_while_traced(text: str, device: int) -> str | None:
     return refusal(Problem.from_string(text), device)
 
 
-def gives_way(problem: Problem) -> str | None:
-    """Why Triton is the better choice: on GPUs it was faster wherever it takes one launch, but for a step whose streams
-    live in registers (docs/gpu/README.md)."""
-    return given_way_while_traced(problem.to_string())
-
-
-@constant_while_traced
-def given_way_while_traced(text: str) -> str | None:
-    problem = Problem.from_string(text)
-    if triton.supports(problem) is not None or in_registers(problem):
-        return None
-    from .triton import one_launch
-
-    if one_launch.refusal(problem) is not None:
-        return None
-    return "Triton's step of one launch took 0.36 to 0.94 times as long on an H100 and an H200"
-
-
-def in_registers(problem: Problem) -> bool:
-    """Whether the kernel of csrc/cuda/registers.cuh takes the step."""
-    limit, _ = hardware(torch.cuda.current_device())
-    return bool(layout(problem, planner.side(problem), limit, TILE)["way"][0])
-
-
 @lru_cache(maxsize=256)
 def refusal(problem: Problem, device: int) -> str | None:
     """What the kernel does not compute, or why the student does not fit on the device."""
@@ -82,7 +54,6 @@ def refusal(problem: Problem, device: int) -> str | None:
         ),
         "the directions of a sample depend on each other": is_dependent(problem.distribution),
         "a loss that couples a sample's numbers": any(map(is_coupled, losses)),
-        f"{len(problem.biases)} linear layers are more than {MOST_LAYERS}": len(problem.biases) > MOST_LAYERS,
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
@@ -117,15 +88,8 @@ def precision(problem: Problem) -> int:
 def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
     chosen = layout(problem, side, hardware(torch.cuda.current_device())[0], TILE, N)
-    where = lambda name: "on chip" if chosen[name] else "in L2"  # noqa: E731
-    choices = (
-        ("precision", problem.precision), ("side", side), ("tile", chosen["samples"]),
-        ("parameters", where("parameters")), ("gradients", where("gradients")),
-    )  # fmt: skip
-    kernel = (
-        "streams in registers" if chosen["way"][0] else f"tiles, for {chosen['not_in_registers'] or 'lack of room'}"
-    )
-    return Plan("cuda", "one launch", (*choices, ("kernel", kernel)))
+    choices = (("precision", problem.precision), ("side", side), ("tile", chosen["samples"]))
+    return Plan("cuda", "one launch, streams in registers", choices)
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:
@@ -179,4 +143,4 @@ def launch_of(step, precision: int, device: torch.device) -> Launch:
     chosen = core._C.cuda_layout(step, precision, limit)
     most = processors * blocks_at_a_time(precision, chosen["way"], chosen["shared"], device.index)
     blocks = max(1, min(chosen["tiles"], most))
-    return Launch(step, precision, limit, blocks, device, chosen["packed"] + blocks * chosen["slot"])
+    return Launch(step, precision, limit, blocks, device, blocks * chosen["slot"])

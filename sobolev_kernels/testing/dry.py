@@ -16,8 +16,8 @@ from .compare import forget
 LIMIT = 163 << 10  # of shared memory, on sm_80
 
 
-def prepared(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> tuple[bytes, tuple, tuple | None]:
-    """All that a step is launched with: the kernels' argument, the grids of the first kernel and of the last."""
+def prepared(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> tuple[bytes, bytes, tuple | None]:
+    """The arguments of both kernels, and the grid of the second, if it is launched."""
     return core._C.cuda_arguments_at(*launch[:4], 0, *where, scratch.data_ptr())
 
 

@@ -1,7 +1,6 @@
 // Products of float32 with the weights, by tensor cores.
 #pragma once
 
-#include "../step.cuh"
 #include "block.cuh"
 
 namespace sk::cuda {

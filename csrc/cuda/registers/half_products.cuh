@@ -1,7 +1,6 @@
 // Products of 16-bit numbers with the weights.
 #pragma once
 
-#include "../step.cuh"
 #include "block.cuh"
 
 namespace sk::cuda {

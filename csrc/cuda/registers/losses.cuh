@@ -1,9 +1,11 @@
 // Losses of residuals, with their weights.
 #pragma once
 
-#include "../step.cuh"
+#include "numbers.cuh"
 
 namespace sk::cuda {
+
+enum Term : int { kValue, kFirst };
 
 // The slope of a residual, which it adds to the term if told to; a term or a residual of weight 0 may have any
 // target, also NaN.
@@ -22,6 +24,14 @@ SK_INLINE float output_weight(const Arguments& step, int o) {
 }
 SK_INLINE float derivative_weight(const Arguments& step, int p, std::int64_t row, int o) {
   return step.derivative_weight.data ? number(step.derivative_weight, p, row, o) : 1.0f;
+}
+
+// Of a sample, from its terms
+SK_INLINE void store_loss(const Arguments& step, std::int64_t sample, float of_values, float of_first) {
+  const float weights[2] = {float(step.weight[kValue]), float(step.weight[kFirst])};
+  float loss = weights[kValue] == 0.0f ? 0.0f : weights[kValue] * of_values;
+  if (weights[kFirst] != 0.0f) loss += weights[kFirst] * of_first;
+  step.terms[sample] = of_values, step.terms[step.N + sample] = of_first, step.total[sample] = loss;
 }
 
 }  // namespace sk::cuda

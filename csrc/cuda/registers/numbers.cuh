@@ -22,6 +22,10 @@ SK_INLINE void unrolled(F f) {
   }
 }
 
+SK_INLINE float number(const Strided& a, std::int64_t i, std::int64_t j = 0, std::int64_t k = 0) {
+  return static_cast<const float*>(a.data)[i * a.stride[0] + j * a.stride[1] + k * a.stride[2]];
+}
+
 SK_INLINE int lane() { return threadIdx.x % 32; }
 SK_INLINE int warp() { return threadIdx.x / 32; }
 
