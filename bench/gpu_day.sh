@@ -98,7 +98,7 @@ wanted time && { L=$(left); wanted ncu && [ "$L" -gt 150 ] && L=$((L - 60)); sta
 if [ "$DRY" = 0 ] && wanted ncu; then
   for w in "4 cuda bf16" "4 triton bf16" "2 cuda ieee" "2 triton bf16"; do
     [ "$(left)" -gt 30 ] && stage "ncu $w" 22 ncu --clock-control none --csv --page details --launch-skip 3 --launch-count 2 \
-      --kernel-name "regex:sobolev_step|step_kernel|finish_step" --section SpeedOfLight --section Occupancy \
+      --kernel-name "regex:register_step|step_kernel|finish_step" --section SpeedOfLight --section Occupancy \
       --section WarpStateStats --section MemoryWorkloadAnalysis --section ComputeWorkloadAnalysis $DAY one $w >>"$OUT/ncu.csv" 2>&1
   done
 fi
