@@ -18,7 +18,7 @@ from sobolev_kernels.testing.dry import LIMIT, on_cpu, prepared
 from sobolev_kernels.testing.problems import Data
 
 from .compile import compile_file
-from .run import loaded
+from .run import Module, loaded
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
@@ -85,7 +85,7 @@ class OnPtx:
         """Pack, step and finish as they are launched."""
         precision = PRECISIONS[launch.precision]
         own = register_text(precision, self.layout["way"]) if in_registers else text(precision)
-        ptx = loaded(self.ptx or own)
+        ptx = self.ptx if isinstance(self.ptx, Module) else loaded(self.ptx or own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
         threads, shared = self.layout["threads"], self.layout["shared"]

@@ -11,7 +11,7 @@ import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import compile_file
 from ptx.compile import missing as missing_tool
-from ptx.mutate import barriers, waits
+from ptx.mutate import programs_without_barriers, waits
 from sobolev_kernels import call
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.enums import PRECISIONS
@@ -394,7 +394,7 @@ def test_every_deleted_barrier_and_wait_is_found():
     original = for_mutants()
     found = lambda ptx: any(run_mutant(ptx, *step)[0] for step in STEPS)  # noqa: E731
     assert not found(original)
-    broken = [*barriers(original), *waits(original)]
+    broken = [*programs_without_barriers(original), *waits(original)]
     assert len(broken) > 20
     assert [name for name, ptx in broken if not found(ptx)] == []
 
