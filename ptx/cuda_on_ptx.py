@@ -18,7 +18,7 @@ from sobolev_kernels.testing.dry import on_cpu, prepared
 from sobolev_kernels.testing.problems import Data
 
 from .compile import compile_file
-from .run import loaded
+from .run import Module, loaded
 
 KERNEL = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
@@ -75,7 +75,8 @@ class OnPtx:
 
     def execute(self, launch, of_step, of_finish, grid, memory):
         """Step and finish as they are launched."""
-        ptx = loaded(self.ptx or text(PRECISIONS[launch.precision], self.layout["way"]))
+        own = self.ptx or text(PRECISIONS[launch.precision], self.layout["way"])
+        ptx = own if isinstance(own, Module) else loaded(own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
         run = lambda name, grid, given, **more: ptx.launch(  # noqa: E731

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+
+from .run import Module, handler, load
 
 BARRIER = re.compile(r"^\s*(?:@!?%\w+\s+)?(?:bar|barrier)\.(?:sync|warp\.sync)\b[^;]*;", re.M)
 WAIT = re.compile(r"^(\s*cp\.async\.wait_group\s+)(\w+)(\s*;)", re.M)
@@ -24,6 +28,22 @@ def barriers(ptx: str) -> Iterator[tuple[str, str]]:
     """Each barrier deleted."""
     for m in BARRIER.finditer(ptx):
         yield f"no {' '.join(m[0].split())} ({where(ptx, m)})", without(ptx, m, "")
+
+
+def programs_without_barriers(ptx: str) -> Iterator[tuple[str, Module]]:
+    """The same of a text that is long, which is read once: what stands for the barrier in a program does nothing."""
+    module, nop = load(ptx), handler("nop")
+    lines = ptx.split("\n")
+    for program in map(module.program, module.kernels):
+        places: dict[int, list[int]] = {}  # of one in a function that is called, where each call stands
+        for pc, location in enumerate(program.locations):
+            if location.ptx_line and BARRIER.match(lines[location.ptx_line - 1]):
+                places.setdefault(location.ptx_line, []).append(pc)
+        for line, pcs in places.items():
+            code, mutant = program.code.copy(), copy(module)
+            code["handler"][pcs] = nop
+            mutant.programs = module.programs | {program.name: replace(program, code=code)}
+            yield f"no {' '.join(lines[line - 1].split())} (PTX line {line})", mutant
 
 
 def waits(ptx: str) -> Iterator[tuple[str, str]]:

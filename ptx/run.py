@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import gc
 import hashlib
 import os
 import pickle
@@ -395,6 +396,18 @@ def reader() -> str:
     return hashlib.sha256(b"\0".join([str(built()).encode(), *texts])).hexdigest()
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Nothing of what is read is garbage: to look for it among millions of objects would take half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 SHORT = 20_000  # characters of a text that is read faster than a file
 
 
@@ -426,7 +439,11 @@ class Module:
         """What `make` makes of the text; of a long one once, and kept."""
         if len(self.text) < SHORT:
             return make()
-        packed = lambda: zlib.compress(pickle.dumps(make()), 1)  # noqa: E731
+
+        def packed() -> bytes:
+            with uncollected():
+                return zlib.compress(pickle.dumps(make()), 1)
+
         return pickle.loads(zlib.decompress(kept("read-{}.pickle", (kernel, self.text, reader()), packed)))
 
     def program(self, kernel: str) -> Program:

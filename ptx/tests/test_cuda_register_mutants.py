@@ -18,7 +18,7 @@ if reason:
 
 from ptx.compile import compile_file  # noqa: E402
 from ptx.cuda_on_ptx import KERNEL, compare, on_ptx, options_of  # noqa: E402
-from ptx.mutate import barriers  # noqa: E402
+from ptx.mutate import programs_without_barriers  # noqa: E402
 
 SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two warps, of one
 
@@ -91,9 +91,10 @@ def test_every_deleted_barrier_is_found(of):
     original = source(*of)
     found = lambda ptx: any(run(ptx, *of, step)[0] for step in STEPS)  # noqa: E731
     assert not found(original)
-    broken = [(name, ptx) for name, ptx in barriers(original) if of is SHARED or "warp.sync" not in name]
-    assert len(broken) > (15 if of is SHARED else 5)
-    assert [name for name, ptx in broken if not found(ptx)] == []
+    broken = programs_without_barriers(original)
+    known = {name: found(ptx) for name, ptx in broken if of is SHARED or "warp.sync" not in name}
+    assert len(known) > (15 if of is SHARED else 5)
+    assert [name for name, is_found in known.items() if not is_found] == []
 
 
 BROKEN = {
