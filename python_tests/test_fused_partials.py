@@ -200,6 +200,27 @@ def test_what_results_leave_for_their_cotangents_is_what_would_be_computed_again
     assert all(map(torch.equal, bits[:half], bits[half:]))
 
 
+def test_results_that_nobody_differentiates_leave_nothing_until_somebody_does(monkeypatch):
+    monkeypatch.setattr(fused, "SPARE", deque(maxlen=fused.MOST_UNREAD))
+    left = []
+    monkeypatch.setattr(fused, "lent", lambda *of, make=fused.lent: left.append(make(*of)) or left[-1])
+    student, x = sk.MLP(2, 1, width=19).double(), torch.rand(37, 2, dtype=torch.float64)
+
+    def gradients(of):
+        return torch.autograd.grad(of["u_xx"].square().sum(), list(student.parameters()), materialize_grads=True)
+
+    def results(count):
+        left.clear()
+        return [sk.partials(student, x, "u_xx, u_t", fields="x t -> u") for _ in range(count)], len(left)
+
+    found, there = results(2 * fused.MOST_UNREAD)
+    assert there == fused.MOST_UNREAD and results(1)[1] == 0
+    expected, *others = map(gradients, found)
+    for other in others:
+        assert all(map(torch.equal, expected, other))
+    assert results(1)[1] == 1
+
+
 def test_what_no_parameter_asks_and_frozen_ones():
     student, x = sk.MLP(2, 1, width=5), torch.rand(6, 2, requires_grad=True)
     student[0].weight.requires_grad_(False)

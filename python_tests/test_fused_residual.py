@@ -12,7 +12,7 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 import sobolev_kernels as sk
 from python_tests.test_residual import UVP, XT, burgers, cavity, nested
 from sobolev_kernels.backends import core
-from sobolev_kernels.partials import one_pass, residual_loss, tape
+from sobolev_kernels.partials import one_pass, residual_loss, symbols, tape
 from sobolev_kernels.testing import assert_within_rule
 from sobolev_kernels.testing.problems import threads
 from sobolev_kernels.testing.rule import ANOTHER_WAY
@@ -76,6 +76,10 @@ class Random(nn.Module):
             "quotient": lambda: a / (1.5 + rest[0] ** 2), "inverse": lambda: c / (1 + a**2), "sine": lambda: a.sin(),
             "exponential": lambda: torch.exp(0.5 - a**2), "cosine": lambda: torch.cos(c * a), "tanh": lambda: a.tanh(),
             "logarithm": lambda: torch.log(1.5 + a * a), "root": lambda: (1.5 + a**2).sqrt(),
+            "sigmoid": lambda: torch.sigmoid(c * a), "error": lambda: torch.erf(a), "less": lambda: a.expm1(),
+            "more": lambda: torch.log1p(a**2 / 2), "size": lambda: abs(a) + a.abs() * a,
+            "tangent": lambda: torch.tan(a / 4),
+            "hyperbolic": lambda: torch.sinh(a) - a.cosh(), "inverse root": lambda: (2 + a**2).rsqrt(),
             "roots": lambda: (1 + a**2) ** -0.5 + torch.reciprocal(2 + a**2) - (1.5 + a**2) ** -2,
         }  # fmt: skip
         return rules[kind]()
@@ -102,7 +106,10 @@ def by_hand(student, x, function, fields, diff, of):
     return total
 
 
-FUNCTIONS = "quotient", "inverse", "sine", "exponential", "cosine", "tanh", "logarithm", "root", "roots"
+FUNCTIONS = (
+    "quotient", "inverse", "sine", "exponential", "cosine", "tanh", "logarithm", "root", "roots", "sigmoid", "error",
+    "less", "more", "size", "tangent", "hyperbolic", "inverse root",
+)  # fmt: skip
 
 
 def compare(seed, dtype=torch.float64, functions=()):
@@ -161,7 +168,9 @@ def test_functions_beside_nested_autograd(seed, passes):
 
 ELEMENTARY = {
     "exp": (-120.0, 95.0), "log": (-1.0, 1e30), "sin": (-2e4, 2e4), "cos": (-2e4, 2e4), "tanh": (-12.0, 12.0),
-    "sqrt": (-1.0, 50.0), "reciprocal": (-3.0, 3.0),
+    "sqrt": (-1.0, 50.0), "reciprocal": (-3.0, 3.0), "sigmoid": (-120.0, 95.0), "erf": (-9.0, 9.0),
+    "expm1": (-120.0, 95.0), "log1p": (-2.0, 1e30), "abs": (-1.0, 1.0), "sign": (-1.0, 1.0), "sinh": (-80.0, 80.0),
+    "cosh": (-80.0, 80.0), "tan": (-9.0, 9.0), "rsqrt": (-1.0, 50.0),
 }  # fmt: skip
 
 
@@ -307,7 +316,7 @@ def stopped(p):
 
 
 NOT_POLYNOMIALS = {
-    "an error function": lambda p: p.u_t + torch.erf(p.u),
+    "an arc tangent": lambda p: p.u_t + torch.atan(p.u),
     "a power": lambda p: p.u_t + (1 + p.u**2) ** 1.5,
     "an integer of it": lambda p: p.u_t + torch.exp(p.u).floor(),
     "a part without gradients": stopped,
@@ -351,14 +360,14 @@ def test_nothing_kept_is_held():
 def test_functions_of_named_derivatives_find_the_student_again(passes):
     """Named partials, and residuals that are no polynomials, of a student and inputs as before and of others."""
     student, x = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double()
-    residual = sk.Residual(lambda p: p.u_t + torch.erf(p.u_xx), XT)
+    residual = sk.Residual(lambda p: p.u_t + torch.atan(p.u_xx), XT)
 
     def right(x):
         found = sk.partials(student, x, ["u", "u_xx", "u_t"], fields=XT)
         by = nested(student, x.detach().requires_grad_(), sk.Fields(XT))
         for name, value in found.items():
             torch.testing.assert_close(value, by[name], **ANOTHER_WAY)
-        loss, exact = sk.residual_loss(student, x, residual), (by["u_t"] + torch.erf(by["u_xx"])).square().mean()
+        loss, exact = sk.residual_loss(student, x, residual), (by["u_t"] + torch.atan(by["u_xx"])).square().mean()
         torch.testing.assert_close(loss, exact, **ANOTHER_WAY)
         pairs = [torch.autograd.grad(one, list(student.parameters()), materialize_grads=True) for one in (loss, exact)]
         for got, expected in zip(*pairs, strict=True):
@@ -367,3 +376,15 @@ def test_functions_of_named_derivatives_find_the_student_again(passes):
     for inputs in (x, x, x + 1, torch.rand(9, 2).double(), x.clone().requires_grad_()):
         right(inputs)
     assert passes == {"mlp_jets_loss": 0, "mlp_jets": 15}
+
+
+def test_what_is_recorded_as_elementary_is_what_the_tape_evaluates():
+    """And a sign, whose derivative is 0; where that jumps it is refused."""
+    assert {*tape.APPLIED, *tape.COMPOSED} == symbols.ELEMENTARY
+    residual = sk.Residual(lambda p: abs(p.u_x) * p.u + torch.sign(p.u_t), XT)
+    student, x = sk.MLP(2, 1, width=4).double(), torch.rand(7, 2).double()
+    got, exact = everything_of(student, x, residual), residual(student, x).square().mean()
+    for pair in zip(got, (exact, *torch.autograd.grad(exact, list(student.parameters()))), strict=True):
+        torch.testing.assert_close(*pair, **ANOTHER_WAY)
+    with pytest.raises(NotImplementedError, match="jumps"):
+        sk.residual_loss(student, x, residual.diff("x"))

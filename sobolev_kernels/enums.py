@@ -24,7 +24,9 @@ RESIDUALS = NO_RESIDUALS, RESIDUALS_OF_LOSS, RESIDUALS_GIVEN = ("none", "loss", 
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 
 # What a residual may apply to a number of each sample, beside sums and products; PyTorch's names.
-FUNCTIONS = ("exp", "log", "sin", "cos", "tanh", "sqrt", "reciprocal")
+FUNCTIONS = (
+    "exp", "log", "sin", "cos", "tanh", "sqrt", "reciprocal", "sigmoid", "erf", "expm1", "log1p", "abs", "sign",
+)  # fmt: skip
 
 # By the name of the C++ enumeration.
 ENUMS = {

@@ -58,6 +58,19 @@ Vec<T> log_of_any(Vec<T> x) {
   return where(x > V(0.0), found, where(x != x, x, none));
 }
 
+template <class T>
+Vec<T> log1p_of_any(Vec<T> x) {
+  using V = Vec<T>;
+  const V none = where(x < V(-1.0), V(std::nan("")), V(-double(std::numeric_limits<T>::infinity())));
+  return where(x > V(-1.0), log1p(x), where(x != x, x, none));
+}
+
+// The primitive is for numbers up to 88; those that 1 is nothing to are exp
+template <class T>
+Vec<T> expm1_of_any(Vec<T> x) {
+  return where(x > Vec<T>(80.0), exp(x), expm1(x));
+}
+
 // y = f(x) of `count` numbers, and f(1) of samples that do not count, since x may be whatever it is there
 template <class T, class F>
 void apply_each(const T* x, const T* weight, std::int64_t count, T* y, F f) {
@@ -86,6 +99,18 @@ void apply(Function function, const T* x, const T* weight, std::int64_t count, T
       return each([](V a) { return sqrt<T>(a); });
     case Function::kReciprocal:
       return each([](V a) { return V(1.0) / a; });
+    case Function::kSigmoid:
+      return each([](V a) { return sigmoid(a); });
+    case Function::kErf:
+      return each([](V a) { return erf(a); });
+    case Function::kExpm1:
+      return each([](V a) { return expm1_of_any<T>(a); });
+    case Function::kLog1P:
+      return each([](V a) { return log1p_of_any<T>(a); });
+    case Function::kAbs:
+      return each([](V a) { return abs(a); });
+    case Function::kSign:
+      return each([](V a) { return where(a > V(0.0), V(1.0), where(a < V(0.0), V(-1.0), V(0.0))); });
   }
 }
 

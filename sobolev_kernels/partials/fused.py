@@ -29,7 +29,10 @@ from .programs import layers_of
 #
 # In fresh memory it never pays: its pages take longer than what they save (0.260 and 0.403 ms of the first).
 MOST_LEFT = 5 << 20
-SPARE: deque[torch.Tensor] = deque(maxlen=4)  # such memory, of calls that are done
+# Results of a call, one after the other, that nobody has differentiated: after so many nothing is left for the next
+# ones, until a gradient is asked for. That is as many as there is spare memory for.
+MOST_UNREAD = 4
+SPARE: deque[torch.Tensor] = deque(maxlen=MOST_UNREAD)  # such memory, of calls that are done
 
 
 class Lent:
@@ -95,7 +98,7 @@ class Call:
     def __init__(
         self, streams: Streams, student: Student, again: Callable[..., torch.Tensor], keeping: bool = False
     ):  # fmt: skip
-        self.keeping = keeping
+        self.keeping, self.unread = keeping, 0
         self.widths, self.biases, self.activations = student.widths, student.biases, student.activations
         self.streams, self.again = streams, again
 
@@ -120,7 +123,8 @@ class Call:
         if N:
             plan, isa, _, tile, *more = self.shared_out(N, x.dtype)
             kept = self.memory_between(N, x, isa) if not back else kept
-            tile = cpu.whole_panels(tile, isa) if kept else tile
+            # So the bits are the same whether something was left or not
+            tile = cpu.whole_panels(tile, isa)
             places = [None if t is None else t.data_ptr() for t in (dx, dv, out, cotangents)]
             pairs = self.with_gaps(map(strided, parameters)), self.with_gaps(g.data_ptr() for g in gradients)
             given = v.stride() if v.dim() == 3 else (v.stride(0), 0, v.stride(1))
@@ -131,7 +135,8 @@ class Call:
 
     def memory_between(self, N: int, x: torch.Tensor, isa: str) -> list[Lent]:
         """For what the results leave for their cotangents, where that pays."""
-        if not self.keeping:
+        self.unread += 1
+        if not self.keeping or self.unread > MOST_UNREAD:
             return []
         *_, left = planned(self.streams, self.widths, self.activations, str(x.dtype).removeprefix("torch."))
         numbers = left * cpu.whole_panels(N, isa)
@@ -181,7 +186,7 @@ class Results(torch.autograd.Function):
             cotangents
         ):  # it will be differentiated again, or is of several at a time
             return None, *again(call, [x, v, *parameters], cotangents, asked)
-        kept = kept if ctx.lent is None else [ctx.lent]
+        kept, call.unread = kept if ctx.lent is None else [ctx.lent], 0
         found = call.run(x, v, tuple(parameters), cotangents.contiguous(), asked[0], asked[1], kept)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.lent = None

@@ -44,7 +44,7 @@ class Residual(nn.Module):
     Attributes:
         reads: the derivatives that it reads. `coordinates`: the inputs that it reads.
         names: of its terms. `recorded`: whether all of them are made by sums, products, quotients, powers and the
-            functions exp, log, sin, cos, tanh and sqrt alone, which kernels evaluate.
+            functions of `symbols.ELEMENTARY` alone, which kernels evaluate.
 
     Raises:
         TypeError, ValueError: no such function or fields, or a result that is no residual.

@@ -18,6 +18,7 @@ from .polynomials import Polynomial
 # A product of names, each with its power, and a sum of them with coefficients: numbers, or tensors of one number.
 Monomial = tuple[tuple[str, int], ...]
 Sum = dict[Monomial, "float | torch.Tensor"]
+ELEMENTARY = {*FUNCTIONS, "sinh", "cosh", "tan", "rsqrt"}  # that kernels evaluate (tape.py)
 SAMPLES = 3  # that a function is recorded with: numbers between 1/2 and 3/2, at which roots and logarithms are numbers
 
 
@@ -95,7 +96,7 @@ class Recorded(torch.Tensor):
             found = rule(*map(sum_of, arguments))
         before = (part.because for part in tree_leaves(arguments) if isinstance(part, Recorded) and part.because)
         because = "" if found is not None else next(before, name)
-        known = name in RULES or name in FUNCTIONS
+        known = name in RULES or name in ELEMENTARY
         elementary = known and not keywords and all(isinstance(a, Recorded) or is_part(a) for a in arguments)
         elementary = elementary and all(a.elementary for a in arguments if isinstance(a, Recorded))
         made = lambda part: recorded(part, found, because, elementary)  # noqa: E731

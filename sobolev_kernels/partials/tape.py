@@ -3,6 +3,7 @@ which functions of such sums, in the order in which it computes them, so that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -243,6 +244,9 @@ class Symbol:
     def __pow__(self, n):
         return power(self, n)
 
+    def __abs__(self):
+        return applied(APPLIED["abs"], self)
+
     def __neg__(self):
         return applied(times, self, -1.0)
 
@@ -342,19 +346,28 @@ def of_function(function: str) -> Callable[[Symbol], Symbol]:
 
 
 APPLIED = {name: of_function(name) for name in FUNCTIONS}
+# Those that are made of others: near 0 sinh keeps its digits so.
+COMPOSED: dict[str, Callable[[Symbol], Symbol]] = {
+    "sinh": lambda x: times(minus(APPLIED["expm1"](x), APPLIED["expm1"](negative(x))), x.tape.symbol(0.5)),
+    "cosh": lambda x: times(plus(APPLIED["exp"](x), APPLIED["exp"](negative(x))), x.tape.symbol(0.5)),
+    "tan": lambda x: over(APPLIED["sin"](x), APPLIED["cos"](x)), "rsqrt": lambda x: power(x, -0.5),
+}  # fmt: skip
 # Derivatives of functions, of x and y = f(x).
 SLOPES: dict[str, Callable[[Symbol, Symbol], Symbol]] = {
     "exp": lambda x, y: y, "log": lambda x, y: APPLIED["reciprocal"](x), "sin": lambda x, y: APPLIED["cos"](x),
     "cos": lambda x, y: negative(APPLIED["sin"](x)), "tanh": lambda x, y: minus(y.tape.symbol(1.0), times(y, y)),
     "sqrt": lambda x, y: times(y.tape.symbol(0.5), APPLIED["reciprocal"](y)),
-    "reciprocal": lambda x, y: negative(times(y, y)),
+    "reciprocal": lambda x, y: negative(times(y, y)), "sigmoid": lambda x, y: times(y, APPLIED["sigmoid"](negative(x))),
+    "erf": lambda x, y: times(x.tape.symbol(2 / math.sqrt(math.pi)), APPLIED["exp"](negative(times(x, x)))),
+    "expm1": lambda x, y: APPLIED["exp"](x), "abs": lambda x, y: APPLIED["sign"](x),
+    "log1p": lambda x, y: APPLIED["reciprocal"](plus(x.tape.symbol(1.0), x)), "sign": lambda x, y: Symbol(x.tape, ()),
 }  # fmt: skip
-OWN = {over, power, square, negative, positive, *APPLIED.values()}  # that take numbers as they are
+OWN = {over, power, square, negative, positive, *APPLIED.values(), *COMPOSED.values()}  # that take numbers as they are
 RULES: dict[str, Callable[..., Symbol]] = {
     "add": plus, "radd": plus, "mul": times, "rmul": times, "multiply": times, "sub": minus, "subtract": minus,
     "rsub": lambda a, b: minus(b, a), "pow": power, "div": over, "divide": over, "truediv": over, "square": square,
     "neg": negative, "negative": negative, "positive": positive, "rtruediv": lambda a, b: over(b, a),
-    "rdiv": lambda a, b: over(b, a), **APPLIED,
+    "rdiv": lambda a, b: over(b, a), **APPLIED, **COMPOSED,
 }  # fmt: skip
 
 

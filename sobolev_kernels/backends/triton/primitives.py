@@ -96,6 +96,11 @@ def reciprocal(x):
 
 
 @triton.jit
+def sign(x):
+    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0))
+
+
+@triton.jit
 def rounded(x):
     """To the nearest number that keeps its value where a tensor core cuts off the last 13 bits; NaN stays NaN."""
     return tl.where(x == x, (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True), x)
