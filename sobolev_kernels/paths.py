@@ -101,9 +101,9 @@ class Known:
         """What was found where its graph was as it was last."""
         return self.last.found
 
-    def found_at(self, kinds: tuple | None) -> Found | None:
-        """What was found where its graph was of these kinds, or where it was last, if no path is cut there."""
-        looked = self.last if kinds is None else self.looked.get(kinds)
+    def found_at(self, kinds: tuple) -> Found | None:
+        """What was found where its graph was of these kinds, if no path is cut there."""
+        looked = self.looked.get(kinds)
         if looked is None or not looked.whole:
             return None
         self.last = looked
