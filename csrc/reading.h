@@ -267,8 +267,9 @@ inline PyObject* held(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 }
 
 // nodes(list of nodes of autograd's, or None; a node, or None): a dict whose keys are these and all that they lead to,
-// each once, with its place, and bytes that tell of each where its edges lead: how many there are, and the places, -1 of
-// an edge to nothing. Both are the same in graphs that are alike. What leads to the second argument leads on from there.
+// each once, with its place, and bytes that tell of each where its edges lead: how many there are, and the places, -1
+// of an edge to nothing. Both are the same in graphs that are alike. What leads to the second argument leads on from
+// there.
 inline PyObject* nodes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyList_Check(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "nodes(list of nodes, a node that is passed over)");
