@@ -266,34 +266,49 @@ inline PyObject* held(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return found.get();
 }
 
-// nodes(list of nodes of autograd's, or None): a dict whose keys are these and all that they lead to, each once, in an
-// order that is the same in graphs that are alike.
+// nodes(list of nodes of autograd's, or None; a node, or None): a dict whose keys are these and all that they lead to,
+// each once, with its place, and bytes that tell of each where its edges lead: how many there are, and the places, -1
+// of an edge to nothing. Both are the same in graphs that are alike. What leads to the second argument leads on from
+// there.
 inline PyObject* nodes(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 1 || !PyList_Check(arguments[0])) {
-    PyErr_SetString(PyExc_TypeError, "nodes(list of nodes)");
+  if (count != 2 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "nodes(list of nodes, a node that is passed over)");
     return nullptr;
   }
-  const Owned waiting(PyList_GetSlice(arguments[0], 0, PyList_GET_SIZE(arguments[0])));
-  Owned found(PyDict_New());
-  if (!waiting || !found) return nullptr;
+  const Owned found(PyDict_New()), waiting(PyList_New(0));
+  if (!found || !waiting) return nullptr;
+  std::vector<int> edges;
+  const auto lead_to = [&](PyObject* node) -> bool {
+    if (node == Py_None) return edges.push_back(-1), true;
+    const Owned after(node == arguments[1] ? PyObject_GetAttr(node, names().next_functions) : nullptr);
+    if (node == arguments[1]) {
+      if (!after || !PyTuple_Check(after.get()) || PyTuple_GET_SIZE(after.get()) != 1) return false;
+      node = PyTuple_GET_ITEM(PyTuple_GET_ITEM(after.get(), 0), 0);
+    }
+    PyObject* known = PyDict_GetItemWithError(found.get(), node);
+    if (PyErr_Occurred()) return false;
+    if (known) return edges.push_back(int(PyLong_AsLong(known))), true;
+    const Py_ssize_t place = PyDict_Size(found.get());
+    const Owned number(PyLong_FromSsize_t(place));
+    edges.push_back(int(place));
+    return number && !PyDict_SetItem(found.get(), node, number.get()) && !PyList_Append(waiting.get(), node);
+  };
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[0]); ++i) {
+    if (!lead_to(PyList_GET_ITEM(arguments[0], i))) return nullptr;
+  }
   for (Py_ssize_t last; (last = PyList_GET_SIZE(waiting.get()) - 1) >= 0;) {
-    PyObject* top = PyList_GET_ITEM(waiting.get(), last);
-    Py_INCREF(top);
-    const Owned node(top);
+    PyObject* node = PyList_GET_ITEM(waiting.get(), last);  // which the dict holds
     if (PyList_SetSlice(waiting.get(), last, last + 1, nullptr)) return nullptr;
-    if (node.get() == Py_None) continue;
-    const int known = PyDict_Contains(found.get(), node.get());
-    if (known < 0 || (!known && PyDict_SetItem(found.get(), node.get(), Py_None))) return nullptr;
-    if (known) continue;
-    const Owned next(PyObject_GetAttr(node.get(), names().next_functions));
+    const Owned next(PyObject_GetAttr(node, names().next_functions));
     if (!next || !PyTuple_Check(next.get())) return nullptr;
+    edges.push_back(int(PyTuple_GET_SIZE(next.get())));
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(next.get()); ++i) {
-      PyObject* edge = PyTuple_GET_ITEM(next.get(), i);
-      if (PyList_Append(waiting.get(), PyTuple_GET_ITEM(edge, 0))) return nullptr;
+      if (!lead_to(PyTuple_GET_ITEM(PyTuple_GET_ITEM(next.get(), i), 0))) return nullptr;
     }
   }
-  Py_INCREF(found.get());
-  return found.get();
+  const auto* bytes = reinterpret_cast<const char*>(edges.data());
+  const Owned wiring(PyBytes_FromStringAndSize(bytes, Py_ssize_t(edges.size() * sizeof(int))));
+  return wiring ? PyTuple_Pack(2, found.get(), wiring.get()) : nullptr;
 }
 
 // A number that an object's method returns; -1 and an exception if there is none.

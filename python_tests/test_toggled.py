@@ -242,3 +242,66 @@ def test_a_path_that_is_cut_by_what_nobody_sees():
         switch["cut"] = True
         with pytest.raises(sk.NotProvided):
             sk.vjp(forward, X, sk.Cotangents.basis())
+
+
+class Branches(nn.Module):
+    """Two outputs by ways of their own; what is cut is told by an item of a list."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner = nn.Linear(D, 128), nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 128))
+        self.heads, self.cut = nn.ModuleList(nn.Linear(128, 1) for _ in range(2)), [None]
+
+    def forward(self, x):
+        if self.cut[0] == "all another":
+            weight = self.heads[0].weight[0, :D]
+            return torch.stack([(x.sin() * weight).sum(1), (x.detach().cos() * weight).sum(1)], 1)
+        h = torch.sin(self.first(x))
+        h = self.inner(h) + h
+        return torch.cat([head(h.detach() if self.cut[0] == o else h) for o, head in enumerate(self.heads)], 1)
+
+
+def test_a_branch_that_is_cut_where_the_graph_has_the_same_nodes():
+    """Also where chains of layers are put off, and of a graph that was met before they were."""
+    student, x = Branches(), torch.randn(256, D, generator=torch.Generator().manual_seed(0))
+
+    def gradients(cut, backend=None):
+        student.cut[0] = cut
+        return sk.vjp(student, x, sk.Cotangents.basis(), backend=backend)[1]
+
+    with pytest.raises(sk.NotProvided):
+        gradients("all another")
+    student.cut[0], leaf = None, x.clone().requires_grad_()
+    y = student(leaf)
+    right = torch.stack([torch.autograd.grad(y[:, o].sum(), leaf, retain_graph=True)[0] for o in range(2)])
+    for _ in range(4):
+        torch.testing.assert_close(gradients(None), right, **CLOSE_IN_SINGLE)
+    assert any(chains.fused for chains in known_of(student, x).graphs.chains.values())
+    for cut in ("all another", 0, 1):
+        for backend in (None, "reference"):
+            with pytest.raises(sk.NotProvided):
+                gradients(cut, backend)
+            torch.testing.assert_close(gradients(None, backend), right, **CLOSE_IN_SINGLE)
+
+
+CHANGING = {
+    "cuts a part": (lambda module, inputs, output: torch.cat([output[:, :1], output[:, 1:].detach()], 1), "no path"),
+    "takes a number": (lambda module, inputs, output: output * output.max().item(), "takes numbers"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_hook_that_is_a_part_of_what_is_computed(name):
+    hook, message = CHANGING[name]
+    student = nn.Sequential(nn.Linear(D, H), nn.LayerNorm(H), nn.Linear(H, 2)).double()
+    handle = student[2].register_forward_hook(hook)
+    for _ in range(2):
+        with pytest.raises(sk.NotProvided, match=message):
+            sk.vjp(student, X, sk.Cotangents.basis())
+    handle.remove()
+    looked = []
+    student[2].register_forward_hook(lambda module, inputs, output: looked.append(output.max().item()))
+    for times in range(1, 4):
+        sk.vjp(student, X, sk.Cotangents.basis())
+        assert len(looked) == times

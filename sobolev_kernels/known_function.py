@@ -167,18 +167,18 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
 
 def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> running.Evaluated | None:
     """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its kinds
-    are not told, which are others than those of the run as it is."""
+    are those of the run as it is."""
     student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
     mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
     of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
     try:
         ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
-        reason = "" if ran is not None else "its graph is another than before"
+        ran, reason = (ran, "") if ran and ran.kinds == chains.kinds else (None, "its graph is another than before")
     except NotFollowed as error:
         ran, reason = None, str(error)
     if ran is None:
         held.restore()
         graphs.needs, graphs.unlike = needed
         graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=reason))
-    return ran if ran is None else ran._replace(kinds=None)
+    return ran if ran is None else ran._replace(kinds=chains.as_it_is)

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import types
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
 from .backends.functions import tangent_of
 from .backends.replayed import numbers_matter
-from .backends.running import Graphs
+from .backends.running import Graphs, with_graph
 from .boundary import PLAIN
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
@@ -48,7 +48,9 @@ DRAWS = (
     "teacher: {}, and the student is told something else each time; let him draw no random numbers, as by dropout, and "
     "keep no state"
 )
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+OF_FORWARD, OF_BACKWARD = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
+HOOKS = OF_FORWARD + OF_BACKWARD
+PASSING = "BackwardHookFunctionBackward", "CloneBackward0"  # nodes that give what they are given
 OF_ALL = tuple(f"_global{hooks}" for hooks in HOOKS)
 SIMPLE = (bool, int, float, str, bytes, type(None))
 
@@ -77,6 +79,7 @@ class Looked:
     found: dict[int, Found] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     whole: bool = False  # whether no path is cut, for good
+    hidden: tuple[str, ...] | None = None  # hooks that are hidden while it is looked at (`hidden_of`)
 
 
 @dataclass
@@ -101,9 +104,9 @@ class Known:
         """What was found where its graph was as it was last."""
         return self.last.found
 
-    def found_at(self, kinds: tuple | None) -> Found | None:
-        """What was found where its graph was of these kinds, or where it was last, if no path is cut there."""
-        looked = self.last if kinds is None else self.looked.get(kinds)
+    def found_at(self, kinds: tuple) -> Found | None:
+        """What was found where its graph was of these kinds, if no path is cut there."""
+        looked = self.looked.get(kinds)
         if looked is None or not looked.whole:
             return None
         self.last = looked
@@ -164,20 +167,24 @@ def need_paths(
     known = known_of(function, x) if known is None else known
     known.reads = known.reads or bool(read)
     looked = known.looked_at(kinds)
+    if looked is not None and looked.hidden is None:
+        looked.hidden = hidden_of(function, run, x, kinds)
     for found, times in () if looked is None else found_of(role, function, run, x, order, known, looked):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
-    if read and matter(function, run, x):  # at each call: a branch may take them elsewhere
-        need_tensors(role, read)
+    if read:  # at each call: a branch may take them elsewhere
+        hidden = hidden_of(function, run, x, kinds) if looked is None else looked.hidden
+        if matter(function, run, x, hidden):
+            need_tensors(role, read)
     return told and looked is not None, own and looked is not None
 
 
-def matter(function: object, run: Callable, x: torch.Tensor) -> bool:
+def matter(function: object, run: Callable, x: torch.Tensor, hidden: tuple[str, ...]) -> bool:
     """Whether numbers that are taken out of tensors have a part in what a function gives, as far as can be seen; those
-    that its hooks take have none: hooks look."""
+    that hidden hooks take have none: they look."""
     try:
-        with untouched(function), unseen():
+        with untouched(function, hidden), unseen():
             return bool(numbers_matter(run, x))
     except NotProbed:
         return True
@@ -207,30 +214,53 @@ def found_of(
         found = looked.found.get(times)
         # what stood still, as with weights of 0, is looked at again, less and less often
         if found is None or not (found.settled or calls & (calls - 1)):
-            found = looked.found[times] = looked_at(function, run, x, times)
+            found = looked.found[times] = looked_at(function, run, x, times, looked.hidden)
             looked.whole = all(found.settled and not found.cut.any() for found in looked.found.values())
             known.number = next(NUMBERS)
             tell(role, function, found, times)
         yield found, times
 
 
-def looked_at(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:
+def looked_at(function: object, run: Callable, x: torch.Tensor, times: int, hidden: tuple[str, ...]) -> Found:
     """What is found of a function; of a module in half precision, in which little can be seen, by a copy in float32."""
     if x.dtype in HALF and isinstance(function, nn.Module):
         with contextlib.suppress(Exception):
             with graphs():
                 wide = copy.deepcopy(function).float()
-            return look_times(wide, lambda x: wide(x).view(len(x), -1), x.float(), times)
+            return look_times(wide, lambda x: wide(x).view(len(x), -1), x.float(), times, hidden)
     try:
-        return look_times(function, run, x, times)
+        return look_times(function, run, x, times, hidden)
     except NotProbed:
         return Found(torch.zeros(1, x.shape[1], dtype=torch.bool, device="cpu"), settled=False, told=False)
 
 
-def look_times(function: object, run: Callable, x: torch.Tensor, times: int) -> Found:
-    with untouched(function) as hidden, unseen():
+def look_times(function: object, run: Callable, x: torch.Tensor, times: int, hidden: tuple[str, ...]) -> Found:
+    with untouched(function, hidden), unseen():
         found = look(run if times == 1 else tangent_of(run, x.shape[1]), x)
-    return found._replace(told=found.told and not hidden)
+    return found._replace(told=found.told and not any(hooks_of(function, hidden)))
+
+
+def hidden_of(function: object, run: Callable, x: torch.Tensor, kinds: tuple | None = None) -> tuple[str, ...]:
+    """The hooks that are hidden while a function is looked at, since they may count or log calls: all, unless the graph
+    is another without those of forwards, which then are a part of what is computed. `kinds` are those of the graph with
+    them, if it was run."""
+    if not any(hooks_of(function, OF_FORWARD)):
+        return HOOKS
+    made = []
+    with unseen(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        for hidden in (HOOKS,) if kinds is not None else (HOOKS, OF_BACKWARD):
+            try:
+                with untouched(function, hidden):
+                    made.append(with_graph(run, x).kinds)
+            except Exception:  # what goes on needs what a hook gives
+                return OF_BACKWARD
+    with_hooks, without = (nodes_in(kinds) for kinds in (kinds or made[-1], made[0]))
+    return HOOKS if with_hooks == without else OF_BACKWARD
+
+
+def nodes_in(kinds: tuple) -> Counter:
+    """How many nodes of each kind a graph has, but for those that pass on what they are given."""
+    return Counter(kind for kind in kinds[1:] if getattr(kind, "__name__", "") not in PASSING)
 
 
 def unseen() -> torch.autograd.graph.saved_tensors_hooks:
@@ -367,19 +397,23 @@ def cell_is_full(cell: types.CellType) -> bool:
 
 
 @contextmanager
-def untouched(function: object) -> Iterator[list[str]]:
-    """Within it hooks of modules, which may count or log calls, are hidden, and named.
+def untouched(function: object, hidden: tuple[str, ...] = HOOKS) -> Iterator[None]:
+    """Within it these hooks of modules are hidden.
 
     After it the modules of a function hold what they held: buffers, counters, what they keep of a call; and other
     generators than torch's are where they were.
     """
-    modules = list(modules_of(function))
-    held = Held(modules)
-    scripted = torch.jit.ScriptModule
-    hooks = [(m, name) for m in modules for name in HOOKS if not isinstance(m, scripted) and getattr(m, name, None)]
+    held = Held(modules_of(function))
+    hooks = list(hooks_of(function, hidden))
     try:
         for module, name in hooks:
             vars(module)[name] = OrderedDict()
-        yield [name for _, name in hooks]
+        yield
     finally:
         held.restore()
+
+
+def hooks_of(function: object, names: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
+    """Which of these a function's modules have."""
+    modules = [m for m in modules_of(function) if not isinstance(m, torch.jit.ScriptModule)]
+    return ((m, name) for m in modules for name in names if getattr(m, name, None))

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backends import constant_while_traced, held_by
 from .backends.exact import ExactNorms
-from .paths import NUMBER, look_times, matter, message_of, untouched
+from .paths import NUMBER, hidden_of, look_times, matter, message_of, untouched
 from .recorded import followed_him, numbers_of_ours
 
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
@@ -42,7 +42,8 @@ def look(module: int, D: int, dtype: str, device: str) -> str:
 
 
 def looked_at(function: nn.Module, x: torch.Tensor) -> str:
-    with untouched(function), torch.random.fork_rng(), torch.enable_grad():
+    hidden = hidden_of(function, function, x)
+    with untouched(function, hidden), torch.random.fork_rng(), torch.enable_grad():
         try:
             with ExactNorms() as mode:
                 mode.watch(x := x.requires_grad_())
@@ -56,11 +57,11 @@ def looked_at(function: nn.Module, x: torch.Tensor) -> str:
             return BREAKS
     x = x.detach()
     try:
-        found = look_times(function, function, x, 1)
+        found = look_times(function, function, x, 1, hidden)
     except Exception:
         return ""
     words = [word for word, told in ((LOOKED, found.told), (OWN, found.own)) if told]
     refusal = f"\n{message_of('student', found.cut, 1)}" if found.cut.any() else ""
-    if mode.read and matter(function, function, x):
+    if mode.read and matter(function, function, x, hidden):
         refusal = f"\n{NUMBER.format('student', mode.read)}"
     return " ".join(words) + refusal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Sequence
 from functools import lru_cache
 
 import torch
@@ -17,17 +17,34 @@ STATISTICS = (
 )
 
 
-def nodes_of(*results: torch.Tensor) -> dict[Node, None]:
+def nodes_of(*results: torch.Tensor) -> dict[Node, int]:
     """All nodes of the graph that gave the results, in an order that is the same in graphs that are alike."""
-    nodes, seen = [result.grad_fn for result in results], {}
+    return wired(results)[0]
+
+
+def wired(results: Sequence[torch.Tensor], over: Node | None = None) -> tuple[dict[Node, int], Hashable]:
+    """These with their places, and where their edges lead, which is the same in graphs that are alike: in one where an
+    edge is cut, or leads elsewhere, it is another. A node of one edge may be passed `over`."""
+    roots = [result.grad_fn for result in results]
     if core.MISSING is None:
-        return core._C.nodes(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen[node] = None
-            nodes += [before for before, _ in node.next_functions]
-    return seen
+        return core._C.nodes(roots, over)
+    places, waiting, edges = {}, [], []
+
+    def lead_to(node: Node | None) -> None:
+        node = node.next_functions[0][0] if node is not None and node is over else node
+        if node is not None and node not in places:
+            places[node] = len(places)
+            waiting.append(node)
+        edges.append(places.get(node, -1))
+
+    for root in roots:
+        lead_to(root)
+    while waiting:
+        after = waiting.pop().next_functions
+        edges.append(len(after))
+        for node, _ in after:
+            lead_to(node)
+    return places, tuple(edges)
 
 
 def leads_to(x: torch.Tensor, nodes: Collection[Node]) -> bool:

@@ -6,17 +6,17 @@ looked at, the next run is without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import Node
 
 from .dependence import Alike, Evaluated, Samples
 from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
-from .graph import leads_elsewhere, nodes_of, places_of, refuse_inexact
+from .graph import leads_elsewhere, places_of, refuse_inexact, wired
 from .standard import OWN
 from .transformed import transformed
 
@@ -26,14 +26,16 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, how many there are of so many layers, and what is known of them by heart (streams/by_heart.py); or
-    why none is put off."""
+    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and the
+    kinds of its graph, with those of the graph where nothing is put off; or why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
     heard: dict[int, object] = {}  # noqa: RUF012
+    kinds: tuple | None = None
+    as_it_is: tuple | None = None
 
 
 @dataclass
@@ -82,12 +84,13 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
             return ran
     wanted, kept = torch.is_grad_enabled(), x.requires_grad
     with exactly() as contexts:
-        x, copying = leaf(x, kept), on_copy(function)
+        x = leaf(x, kept)
         contexts.watch(x)
-        y = copying(x)
-    nodes = nodes_of(y)
-    told = nodes if kept else without_copy(nodes, x)
-    kinds = kinds_of(told)
+        copy = x.clone()
+        over = None if kept else copy.grad_fn  # as they are where it is given x
+        y = function(copy)
+    nodes, wiring = wired([y], over)
+    kinds = kinds_of(nodes, wiring)
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
@@ -99,8 +102,9 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
         seen.needs = contexts.needs if seen.unlike < UNLIKE else None
     samples = None
     if seen is not None:
-        samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
-    return Evaluated(copying, x, y, kept, 0, False, None, None, alike if kept else None, samples, contexts.read, kinds)
+        samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    alike, read = alike if kept else None, contexts.read
+    return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, read, kinds)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -123,8 +127,8 @@ def run_again(
         with Contexts(needs) if any(needs) else Eagerly() as contexts:
             contexts.watch(x)
             y = function(x.clone() if kept else x)
-        nodes = nodes_of(y)
-        kinds = kinds_of(nodes)
+        nodes, wiring = wired([y])
+        kinds = kinds_of(nodes, wiring)
     except RuntimeError as error:
         if not any(told in str(error) for told in EXACTLY):
             raise
@@ -154,20 +158,13 @@ def leaf(x: torch.Tensor, kept: bool) -> torch.Tensor:
     return x if x.requires_grad else x.requires_grad_()
 
 
-def without_copy(nodes: dict[Node, None], x: torch.Tensor) -> list[Node]:
-    """The nodes without that of the copy of x which a function is given: as they are where it is given x."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = get_gradient_edge(x).node
-    return [node for node in nodes if not (node.name() == "CloneBackward0" and node.next_functions[0][0] is leaf)]
-
-
-def kinds_of(nodes: Iterable[Node]) -> tuple:
-    """The kinds of nodes in order."""
+def kinds_of(nodes: Iterable[Node], wiring: Hashable) -> tuple:
+    """The kinds of nodes in order, and how they are wired."""
     kinds = tuple(map(type, nodes))
     if not SIMPLE.issuperset(kinds):
         SIMPLE.update(type(node) for node in nodes if tells(node) and "BatchNorm" not in type(node).__name__)
         kinds = tuple(map(kind_of, nodes))
-    return kinds
+    return wiring, *kinds
 
 
 SIMPLE: set[type] = set()  # those that were met which are all that there is to be told of a node, of PyTorch's and ours

@@ -9,6 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..autocast import casting
 from ..backends import core
+from ..backends.dependence import Evaluated
 from ..backends.running import Chains, Graphs, with_graph
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
@@ -109,11 +110,11 @@ def chains_seen(
         return Chains()
     held, needs, ends, begun = held_of(list(modules_of(function)), x), graphs.needs, (), None
 
-    def values(of: Callable) -> torch.Tensor:
+    def values(of: Callable) -> Evaluated:
         """In all contexts, which makes their graph known."""
         graphs.needs = None
         try:
-            return with_graph(of, x.detach().requires_grad_(x.requires_grad), graphs).y
+            return with_graph(of, x.detach().requires_grad_(x.requires_grad), graphs)
         finally:
             held.restore()
             graphs.needs = needs
@@ -130,9 +131,11 @@ def chains_seen(
         begun = frozenset(segments.taken)
         known = values_put_off(ends, begun, careful=True)
         known.calls_of = {}
-        if not are_alike(values(deferred(run, lambda: known)), values(run)):
+        put_off, as_it_is = values(deferred(run, lambda: known)), values(run)
+        if not are_alike(put_off.y, as_it_is.y):
             return Chains(reason="it gives other values where layers are put off")
-        return Chains(ends, begun, segments.fused, heard=by_heart(known, parameters))
+        heard = by_heart(known, parameters)
+        return Chains(ends, begun, segments.fused, heard=heard, kinds=put_off.kinds, as_it_is=as_it_is.kinds)
     except NotFollowed as reason:
         return Chains(reason=str(reason))
 
