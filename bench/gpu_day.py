@@ -60,7 +60,7 @@ SHAPES = [
         (16384, 8, 64, 3, 1, 4, "many tiles a program"),
     )
 ]
-TINY = [replace(SHAPES[k], N=40) for k in (1, 7, 8)]
+TINY = [replace(SHAPES[1], N=40), replace(SHAPES[7], N=8, H=140, depth=1), replace(SHAPES[8], N=40)]
 STEADY = 75  # seconds after which a check counts as hanging
 
 

@@ -45,15 +45,15 @@ def test_layer_by_layer(target):
 
 
 def test_one_launch_on_amd():
-    """No spill to memory in any row, in any precision; one of a register to another. In a process of its own, which an
-    error in AMD's compiler may end."""
-    command = [sys.executable, "-m", "ptx.report", "gfx942", "drawn"]
+    """No spill to memory in any row, in float32 and in a precision that rounds; one of a register to another. In a
+    process of its own, which an error in AMD's compiler may end."""
+    precisions = {"ieee", "bf16"}
+    command = [sys.executable, "-m", "ptx.report", "gfx942", "drawn", *precisions]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
-    assert len([row for row in rows if row[0] == "step_kernel"]) == sum(
-        len(row.precisions) for row in rows_for("gfx942")
-    )
+    steps = [row for row in rows if row[0] == "step_kernel"]
+    assert len(steps) == sum(len(precisions & {*row.precisions}) for row in rows_for("gfx942"))
     for kernel, row, _, _, stack, spills, tensor, shared, _ in rows:
         assert stack == "0" and int(spills) <= 1, row
         assert int(tensor) > 0 or kernel != "step_kernel", row

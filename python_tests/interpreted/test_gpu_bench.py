@@ -88,7 +88,7 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 
 
 def test_a_day_on_a_gpu_goes_its_way(tmp_path):
-    environment = os.environ | {"DRY": "1", "PY": sys.executable, "OUT": str(tmp_path), "BUDGET": "250"}
+    environment = os.environ | {"DRY": "1", "PY": sys.executable, "OUT": str(tmp_path), "BUDGET": "1000"}
     done = subprocess.run(["bash", "bench/gpu_day.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
     log = (tmp_path / "log.txt").read_text()
     assert done.returncode == 0 and "rc" not in done.stdout, done.stdout + log[-3000:]

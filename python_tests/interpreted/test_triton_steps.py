@@ -46,13 +46,11 @@ def compare(numbers, directions=None, targets=("values", "jacobian"), **settings
 @each_path
 @pytest.mark.parametrize("activation", sk.ACTIVATIONS)
 def test_every_activation_and_loss(path, activation):
-    """All pairs of activation, loss and path: an activation meets all losses on one path, one loss on the others."""
-    numbers, number = data(SMALL, activation, last=activation), list(sk.ACTIVATIONS).index(activation)
-    of_path = PATHS.index(path) - number
-    indices = range(len(LOSS_NAMES)) if of_path % len(PATHS) == 0 else [of_path % len(LOSS_NAMES)]
-    for i in indices:
-        losses = {"value_loss": LOSS_NAMES[i], "derivative_loss": LOSS_NAMES[(i + 1) % len(LOSS_NAMES)]}
-        compare(numbers, directions_of("sphere", SMALL), **losses)
+    """On each path all activations and all losses, in turn."""
+    i = PATHS.index(path) + list(sk.ACTIVATIONS).index(activation)
+    value, derivative = (LOSS_NAMES[k % len(LOSS_NAMES)] for k in (i, i + 1))
+    numbers = data(SMALL, activation, last=activation)
+    compare(numbers, directions_of("sphere", SMALL), value_loss=value, derivative_loss=derivative)
 
 
 @each_path
@@ -68,7 +66,7 @@ def test_shapes(path, shape):
 
 
 @each_path
-@pytest.mark.parametrize("P", [1, 2, 9])
+@pytest.mark.parametrize("P", [1, 9])
 @pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in ("basis", "orthonormal")])
 def test_every_distribution_of_cotangents(path, distribution, P):
     shape = Shape(19, 4, 8, 2, 3, P, "cotangents in three dimensions")
@@ -76,9 +74,9 @@ def test_every_distribution_of_cotangents(path, distribution, P):
 
 
 @each_path
-@pytest.mark.parametrize("P", range(1, 10))
+@pytest.mark.parametrize("P", [1, 2, 5, 9])
 def test_number_of_directions(path, P):
-    shape = Shape(19, 4, 8, 2, 2, P, "P from 1 to 9")
+    shape = Shape(19, 4, 8, 2, 2, P, "few and many")
     compare(data(shape, "sin"), directions_of("sphere", shape))
 
 
@@ -91,7 +89,7 @@ def test_reductions_and_weights(path, reduction):
 
 
 @each_path
-@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus", "sin", "gelu", "elu"])
+@pytest.mark.parametrize("activation", ["tanh", "silu", "sin"])
 @pytest.mark.parametrize("mode", ["cotangents", "exact"])
 def test_gradients(path, mode, activation):
     numbers = data(SMALL, activation)
@@ -318,8 +316,8 @@ def test_missing_labels(path, kind):
     compare(numbers, None, targets, derivatives="exact", output_weight=outputs, **weights)
     compare(numbers, sk.Directions.basis(), targets, derivative_loss="l1", output_weight=outputs, **weights)
     if kind != "entries":
-        for more in ({"derivative_loss": "cosine"}, {"reduction": "none"}):
-            compare(numbers, directions_of("given", SMALL), targets, output_weight=outputs, **weights, **more)
+        more = {"derivative_loss": "cosine"} if path == "layer-wise" else {"reduction": "none"}
+        compare(numbers, directions_of("given", SMALL), targets, output_weight=outputs, **weights, **more)
     if kind in ("samples", "columns"):
         _, targets = missing(kind, samples, torch.ones(O))
         compare(numbers, sk.Cotangents.sphere(2, seed=1), targets, **weights)
