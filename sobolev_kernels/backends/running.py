@@ -118,12 +118,14 @@ def run_again(
 ) -> Evaluated | None:
     """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none, and
     the generator is as it was `before`."""
-    kept, before = x.requires_grad, torch.get_rng_state() if before is None else before
+    kept, before, needs = x.requires_grad, torch.get_rng_state() if before is None else before, seen.needs
+    if needs is None:  # as another thread found meanwhile
+        return None
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
     seen.runs += 1
-    needs = seen.needs if seen.runs & (seen.runs - 1) else seen.needs._replace(reads=True)
+    needs = needs if seen.runs & (seen.runs - 1) else needs._replace(reads=True)
     try:
         with Contexts(needs) if any(needs) else Eagerly() as contexts:
             contexts.watch(x)
@@ -141,7 +143,7 @@ def run_again(
         return None
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
     if contexts.read:
-        seen.needs = seen.needs._replace(reads=True)
+        seen.needs = needs._replace(reads=True)
     return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
 
 
