@@ -250,6 +250,20 @@ def test_a_backward_that_is_no_part_of_the_graph_is_refused(function):
     assert_within_rule("gradients", CALLS["vjp"](student, X), torch.nn.functional.pad(2 * X[:, :O] * U, (0, 1)))
 
 
+def test_inference_mode_of_one_output():
+    student = lambda x: NET(x)[:, :1]  # noqa: E731
+    targets = sk.Targets(values=torch.zeros(N, 1).double(), jacobian=torch.zeros(N, 1, D).double())
+    calls = {
+        "jvp": lambda: sk.jvp(student, X, sk.Directions.basis())[1],
+        "vjp": lambda: sk.vjp(student, X, sk.Cotangents.basis())[1],
+        "loss": lambda: sk.sobolev_loss(student, X, targets, derivatives="exact"),
+    }
+    for name, call in calls.items():
+        expected = call()
+        with torch.inference_mode():
+            assert_within_rule(name, call(), expected)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_inference_mode(call):
     expected = CALLS[call](NET, X)

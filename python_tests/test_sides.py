@@ -154,6 +154,12 @@ PLACES = {
     "unbind": lambda x, k: torch.stack([x, x.flip(0)]).unbind(0)[k],
     "chunk": lambda x, k: torch.cat([x, x.flip(0)]).chunk(2)[k],
     "rows": lambda x, k: torch.stack([*x.unbind(0)[k:], *x.unbind(0)[:k]]),
+    "gather": lambda x, k: x.gather(0, ORDERS[k][:, None].expand(N, D)),
+    "index_add": lambda x, k: torch.zeros_like(x).index_add(0, ORDERS[k], x),
+    "a number": lambda x, k: x + k * x.mean(0),
+    "a strength": lambda x, k: x + torch.tensor(k, dtype=f64) * x.mean(0),
+    "a matrix": lambda x, k: torch.eye(N, dtype=f64).roll(k, 0) @ x,
+    "a condition": lambda x, k: torch.where(torch.arange(N)[:, None] < k, x.mean(0), x),
 }
 
 

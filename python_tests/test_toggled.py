@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import sobolev_kernels as sk
+from sobolev_kernels.backends.exact import Eagerly, Mathematically, frames_of_dynamo
+from sobolev_kernels.backends.running import Graphs, run_again
 from sobolev_kernels.paths import known_of
 from sobolev_kernels.testing.rule import ANOTHER_WAY, CLOSE_IN_SINGLE
 
@@ -305,3 +307,24 @@ def test_a_hook_that_is_a_part_of_what_is_computed(name):
     for times in range(1, 4):
         sk.vjp(student, X, sk.Cotangents.basis())
         assert len(looked) == times
+
+
+@pytest.mark.parametrize("context", [Eagerly, Mathematically])
+def test_what_is_of_all_threads_is_as_it_was(context):
+    """Also where the first that came leaves before the last, who is still within it."""
+
+    def now():
+        return frames_of_dynamo()._stance.stance, torch.backends.cuda.flash_sdp_enabled()
+
+    before, first, second = now(), context(), context()
+    first.__enter__()
+    second.__enter__()
+    within = now()
+    first.__exit__(None, None, None)
+    assert now() == within != before
+    second.__exit__(None, None, None)
+    assert now() == before
+
+
+def test_contexts_that_another_thread_asks_for_meanwhile():
+    assert run_again(torch.sin, X, Graphs()) is None

@@ -120,10 +120,10 @@ class Known:
             if self.unlike > GRAPHS and self.unlike & (self.unlike - 1):
                 return None
             if len(self.looked) >= GRAPHS:
-                del self.looked[next(iter(self.looked))]
+                self.looked.pop(next(iter(self.looked)), None)
             self.looked[kinds] = Looked()
-        self.last = self.looked[kinds]
-        return self.last
+        self.last = looked = self.looked[kinds]
+        return looked
 
     def lose(self) -> None:
         """It is no chain any more, or pairs do not flow through it: by what nobody sees but he who runs it."""
@@ -341,7 +341,7 @@ def known_of(function: object, x: torch.Tensor, kinds: list | None = None) -> Kn
     known = met.states.get(states)
     if known is None:
         if len(met.states) >= STATES:
-            del met.states[next(iter(met.states))]
+            met.states.pop(next(iter(met.states)), None)
         known = met.states[states] = Known()
     return known
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from .coupling import may_be_coupled
 from .exact import HALF, exactly, graphs, tracked
 from .graph import nodes_of
 
@@ -157,14 +158,15 @@ class Probe:
         return self.unsteady or (self.drew and different(self.at(0.0, anew=True)))
 
     def own(self) -> bool:
-        """Whether each sample's outputs stand still where others move: twice about half of them, of no pattern."""
+        """Whether each sample's outputs stand still where others move: twice about half of them, of no pattern; and
+        would, were other numbers in its graph."""
         step, k = self.step(), torch.arange(1, self.N + 1, dtype=torch.float64, device="cpu")
         for factor in (0.6180339887, 0.7548776662):
             moves = (k * factor).frac() < 0.5
             change = (self.at(torch.where(moves[:, None], step, 0.0)) - self.values).abs()
             if (change[~moves] > 4 * self.unit).any():
                 return False
-        return self.N > 1
+        return self.N > 1 and not may_be_coupled(self.function, self.x)
 
     def step(self, columns: list[int] | None = None, size: float = 1.0) -> torch.Tensor:
         """Different ones for all inputs [N, D], to both sides, in the units of their columns; others stand still.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from operator import index
+from threading import Lock
 from types import ModuleType
 from typing import NamedTuple
 
@@ -241,17 +242,27 @@ def recompute_alike() -> bool:
 
 
 class Eagerly:
-    """Within it nothing is compiled, as by `torch.compiler.set_stance("force_eager")` in a tenth of its time."""
+    """Within it nothing is compiled, as by `torch.compiler.set_stance("force_eager")` in a tenth of its time.
+
+    A stance is that of all threads: the one that was is back when the last of those that are within it leaves.
+    """
 
     stance, backend, skip_guard_eval_unsafe = "force_eager", None, False
     checkpointed, read = False, ""
+    lock, within, before = Lock(), 0, None
 
     def watch(self, x: torch.Tensor) -> None:
         """Nobody does."""
 
     def __enter__(self) -> Eagerly:
         frames = frames_of_dynamo()
-        self.prior, frames._stance = frames._stance, self
+        with Eagerly.lock:
+            # one that what is run within it has taken, which is back with this
+            self.other = None if isinstance(frames._stance, Eagerly) else frames._stance
+            if not Eagerly.within:
+                Eagerly.before, self.other = frames._stance, None
+            Eagerly.within += 1
+            frames._stance = self
         # that of a region that is compiled in part, of which this is run as it is
         self.callback = get_eval_frame_callback()
         if self.callback is not None:
@@ -259,9 +270,34 @@ class Eagerly:
         return self
 
     def __exit__(self, *_) -> None:
-        frames_of_dynamo()._stance = self.prior
+        frames = frames_of_dynamo()
+        with Eagerly.lock:
+            Eagerly.within -= 1
+            if not Eagerly.within:
+                frames._stance = Eagerly.before
+            elif self.other is not None:
+                frames._stance = self.other
         if self.callback is not None:
             set_eval_frame(self.callback)
+
+
+class Mathematically:
+    """Within it attention is of the kernel that has second derivatives; of all threads in the same manner."""
+
+    lock, within, context = Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with Mathematically.lock:
+            if not Mathematically.within:
+                Mathematically.context = sdpa_kernel(SDPBackend.MATH)
+                Mathematically.context.__enter__()
+            Mathematically.within += 1
+
+    def __exit__(self, *_) -> None:
+        with Mathematically.lock:
+            Mathematically.within -= 1
+            if not Mathematically.within:
+                Mathematically.context.__exit__(None, None, None)
 
 
 @cache
@@ -304,7 +340,7 @@ class Contexts:
         if self.known is None:
             enter(graphs())
         if known.attention:  # the other kernels of it have no second derivative
-            enter(sdpa_kernel(SDPBackend.MATH))
+            enter(Mathematically())
         enter(Eagerly())  # nor has what AOTAutograd compiles
         self.mode = enter(ExactNorms()) if known.norms or known.reads else None
         return self

@@ -63,7 +63,9 @@ def vjps(ran: Evaluated, u: Sequence[torch.Tensor] | torch.Tensor):
     if by_transforms():
         return ran.y, transformed_vjps(ran, u)
     with where_graphs():
-        gradients = of_each(gradients_of(ran, u if isinstance(u, list) else tracked(u)), ran.x)
+        gradients = of_each(
+            gradients_of(ran, [tracked(each) for each in u] if isinstance(u, list) else tracked(u)), ran.x
+        )
     return (ran.y, gradients) if ran.kept else (without_graph(ran.y), without_graph(gradients))
 
 

@@ -93,8 +93,10 @@ PLACES = """
     dim dims dim0 dim1 dim2 dimension start end step shifts index indices offset storage_offset diagonal k pad
     split_size split_sizes repeats
 """.split()
-# Of those that save tensors for places, which take whole rows; of those that give several tensors, which give rows.
+# Of those that save tensors for places, which take whole rows, and which along the first dim; of those that give
+# several tensors, which give rows.
 BY_TENSORS, IN_PARTS = ("IndexBackward0", "IndexSelectBackward0"), ("Unbind", "Split", "UnsafeSplit")
+ALONG_FIRST = "GatherBackward0", "ScatterAddBackward0", "ScatterBackward0", "IndexAddBackward0", "IndexCopyBackward0"
 MOST_ROWS = 1 << 16
 
 
@@ -105,7 +107,7 @@ def places_in(kind: type[Node]) -> tuple[str, ...]:
     whole = [name for name in found if not hasattr(kind, f"_raw{name}")]
     if "_saved_storage_offset" in whole:
         whole.append("_saved_stride")
-    return tuple(found if kind.__name__ in BY_TENSORS else whole)
+    return tuple(found if kind.__name__ in BY_TENSORS + ALONG_FIRST else whole)
 
 
 def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) -> tuple:
@@ -115,7 +117,7 @@ def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) ->
     """
     telling = telling_of(frozenset(map(type, nodes)))
     if not tensors:
-        telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS}
+        telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS + ALONG_FIRST}
     if not telling:
         return ()
     several = {kind for kind in telling if kind.__name__.startswith(IN_PARTS)}
@@ -133,6 +135,8 @@ def telling_of(kinds: frozenset[type[Node]]) -> dict[type[Node], tuple[str, ...]
 
 def place_of(node: Node, name: str) -> object:
     """Numbers, or what stands for those of the first tensor of places, if it is not far to them."""
+    if name == "_saved_index" and type(node).__name__ in ALONG_FIRST and node._saved_dim != 0:
+        return None
     try:
         place = getattr(node, name)
     except RuntimeError:  # one that was written to since, which its backward will not take either

@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 
+from .coupling import are_coupled
 from .dependence import Alike, Evaluated, Samples
 from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
 from .graph import leads_elsewhere, places_of, refuse_inexact, wired
@@ -117,12 +118,14 @@ def run_again(
 ) -> Evaluated | None:
     """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none, and
     the generator is as it was `before`."""
-    kept, before = x.requires_grad, torch.get_rng_state() if before is None else before
+    kept, before, needs = x.requires_grad, torch.get_rng_state() if before is None else before, seen.needs
+    if needs is None:  # as another thread found meanwhile
+        return None
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
     seen.runs += 1
-    needs = seen.needs if seen.runs & (seen.runs - 1) else seen.needs._replace(reads=True)
+    needs = needs if seen.runs & (seen.runs - 1) else needs._replace(reads=True)
     try:
         with Contexts(needs) if any(needs) else Eagerly() as contexts:
             contexts.watch(x)
@@ -140,7 +143,7 @@ def run_again(
         return None
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
     if contexts.read:
-        seen.needs = seen.needs._replace(reads=True)
+        seen.needs = needs._replace(reads=True)
     return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
 
 
@@ -186,33 +189,19 @@ def tells(node: Node) -> bool:
 
 
 def are_own(ran: Evaluated) -> bool:
-    """Whether each sample's outputs are its own: once a kind of graph and a shape of inputs, and less and less often.
-
-    With cotangents of twice the size for some samples, by no pattern, their gradients are twice the same, with no
-    rounding, and those of others are the same.
-    """
+    """Whether each sample's outputs are its own: once a kind of graph and shape of inputs, and less and less often."""
     samples = ran.samples
     if by_transforms():
         return ran.own
     if not ran.own or samples is None or samples.mixed:
         return False
     samples.calls = calls = samples.calls + 1
-    if calls & (calls - 1):
-        return True
-    x, y = ran.x, ran.y
-    if not y.requires_grad:
+    if calls & (calls - 1) or not ran.y.requires_grad:
         return True
     with graphs():
-        k = torch.arange(1, len(x) + 1, device=y.device, dtype=torch.float64)
-        factor = (1 + ((k * 0.6180339887).frac() < 0.5)).to(y.dtype)[:, None]
-        u = torch.linspace(1, 2, y.shape[1], dtype=y.dtype, device=y.device).expand_as(y)
         try:
-            a, b = (torch.autograd.grad(y, x, c, retain_graph=True, allow_unused=True)[0] for c in (u * factor, u))
-        except RuntimeError:  # a graph that can be gone through but once
+            coupled = are_coupled(ran.y, ran.x)
+        except RuntimeError:
             return False
-    if a is not None:
-        rounding = 64 * torch.finfo(y.dtype).eps * b.abs().amax()
-        if not rounding.isfinite():
-            return False
-        samples.mixed = not bool(((a - factor.to(b.dtype) * b).abs() <= rounding).all())
-    return not samples.mixed
+    samples.mixed = bool(coupled)
+    return coupled is False
