@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -143,13 +143,14 @@ def streamed(task: Task, compiled: bool) -> Callable[[], torch.Tensor]:
     return lambda: loss(task.x, v, *parameters)
 
 
-def by_jets(task: Task, compiled: bool) -> Callable[[], torch.Tensor]:
+def derivatives_by_jets(
+    student: torch.nn.Module, x: torch.Tensor, rows: taylor.Rows, names: Sequence[str]
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """jet-for-pytorch: a series along each direction that is needed, collapsed where the highest order is one sum."""
-    from jet import capture_graph, jet
+    from jet import jet
 
-    x = task.x
-    series = taylor.series_of(task.rows, x.shape[1], collapses=True)
-    functions = {how: jet(task.student, (x,), collapsed=how) for how in {b.collapsed for b in series.bundles}}
+    series = taylor.series_of(rows, x.shape[1], collapses=True)
+    functions = {how: jet(student, (x,), collapsed=how) for how in {b.collapsed for b in series.bundles}}
     along = [torch.tensor(b.along, dtype=x.dtype)[:, None, :].expand(-1, *x.shape) for b in series.bundles]
 
     def given(bundle: taylor.Bundle, x: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
@@ -162,11 +163,22 @@ def by_jets(task: Task, compiled: bool) -> Callable[[], torch.Tensor]:
         value, *others = torch.func.vmap(lambda d: of((x, d, *zeros)))(v)
         return [value[0], *others]
 
-    def loss(x: torch.Tensor) -> torch.Tensor:
+    def derivatives(x: torch.Tensor) -> dict[str, torch.Tensor]:
         found = [given(bundle, x, v) for bundle, v in zip(series.bundles, along, strict=True)]
-        return loss_of(task.equation, taylor.summed(series, found, task.names))
+        return taylor.summed(series, found, names)
+
+    return derivatives
+
+
+def by_jets(task: Task, compiled: bool) -> Callable[[], torch.Tensor]:
+    x, derivatives = task.x, derivatives_by_jets(task.student, task.x, task.rows, task.names)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return loss_of(task.equation, derivatives(x))
 
     if compiled:
+        from jet import capture_graph
+
         torch.compiler.reset()
         loss = torch.compile(capture_graph(loss, (x,))[0], fullgraph=True, dynamic=False)
     return lambda: loss(x)

@@ -48,7 +48,8 @@ def medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 def report_times(rows: Sequence[dict], settings: Settings, name: str, console: Console) -> None:
     """The times of steps as a table and as NAME_times.csv, with how many times as long others take as the fused one."""
     table = Table(box=None, padding=(0, 1, 0, 0), title="Loss and backward of a batch, ms on one thread")
-    rows = [row | {f"{n} ÷ fused": row[f"{n} ms"] / row["fused ms"] for n in ("reference", "by hand")} for row in rows]
+    others = [n for n in ("reference", "by hand", "jet-for-pytorch") if f"{n} ms" in rows[0]]
+    rows = [row | {f"{n} ÷ fused": row[f"{n} ms"] / row["fused ms"] for n in others} for row in rows]
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "step" else "right")
     for row in rows:

@@ -13,7 +13,7 @@ then by L-BFGS. Two methods, of the same first weights and points:
 
 The error is that of the solution, on a grid, the root of the sum of squares over that of the solution's. Steps are
 evaluations of the loss with its gradients. `--times` gives the time of such a one beside nested autograd, as DeepXDE's
-PyTorch backend has it.
+PyTorch backend has it, and beside jet-for-pytorch under torch.compile, where that is installed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 import typer
 from rich.console import Console
 
+from bench.partial_ways import COMPILED_JETS, is_there
 from examples.lab import (
     COLOURS,
     Effort,
@@ -49,6 +50,7 @@ from examples.lab import (
 from examples.lab.training import STEPS, TIME
 from examples.pde.equations import EQUATIONS, Equation
 from examples.pde.learner import DEPTH, WIDTH, Learner, Solved
+from sobolev_kernels.testing.rule import IN_SINGLE
 
 NAME, METRICS = "pde", ("error",)
 COLOURS |= {"residual": COLOURS["ordinary"], "with derivatives": COLOURS["sobolev"]}
@@ -111,6 +113,9 @@ def times_of_steps(settings: Settings) -> list[dict]:
                 "reference ms": lambda learner=learner, student=student: learner.loss(lambda x: student(x)),
                 "by hand ms": lambda learner=learner, student=student: learner.by_hand(student),
             }
+            if is_there(COMPILED_JETS):
+                by_jets = ways["jet-for-pytorch ms"] = learner.by_jets(student)
+                torch.testing.assert_close(by_jets(), learner.loss(student), rtol=IN_SINGLE, atol=0)
             found = interleaved({way: partial(step, student, loss) for way, loss in ways.items()}, rounds)
             rows.append({"step": f"{name}, {method}", "N": N, **found})
     return rows

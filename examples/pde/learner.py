@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import sobolev_kernels as sk
+from bench.partial_ways import derivatives_by_jets
 from examples.lab import fused
 from examples.lab.clock import since
 from examples.pde.equations import Equation
+from sobolev_kernels.partials.residual import Read, named_columns
 
 WIDTH, DEPTH, RATE, AT_BORDERS, OF_BORDERS = 24, 3, 1e-2, 128, 10.0
 SHARE = 40  # of so many steps of Adam there is one epoch of L-BFGS, of up to 25 evaluations
@@ -92,6 +94,27 @@ class Learner:
             slopes = torch.autograd.grad(value.sum(), x, create_graph=True)[0] / equation.size
             total = total + equation.weight * slopes.square().mean(0).sum()
         return total
+
+    def by_jets(self, student: nn.Module) -> Callable[[], torch.Tensor]:
+        """The same loss of derivatives by jet-for-pytorch, compiled."""
+        from jet import capture_graph
+
+        fields, weights = self.residuals[0].fields, self.inside.weights or {}
+        names = tuple(dict.fromkeys(name for residual in self.residuals for name in residual.reads))
+        derivatives = derivatives_by_jets(student, self.x, fields.terms(names), names)
+        traced = capture_graph(lambda x: [*derivatives(x).values()], (self.x,))[0]
+        torch.compiler.reset()
+        compiled = torch.compile(traced, fullgraph=True, dynamic=False)
+
+        def loss() -> torch.Tensor:
+            p = Read(named_columns(fields, self.x) | dict(zip(names, compiled(self.x), strict=True)))
+            total = 0.0
+            for residual in self.residuals:
+                for name, value in residual.values(p).items():
+                    total = total + weights.get(name, 1.0) * (value / self.equation.size).square().mean()
+            return total
+
+        return loss
 
 
 def need_fused(student: nn.Module, sets: list[sk.Points]) -> None:
