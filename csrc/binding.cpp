@@ -458,8 +458,8 @@ PYBIND11_MODULE(_C, m) {
         const auto& a = all.step;
         const auto& layout = a.layout;
         const bool registers = all.own.way.width > 0;
-        const auto& [width, groups, between, most] = all.own.way;
-        const auto way = py::make_tuple(width, groups, between, most);
+        const auto& [width, groups, between, most, wide] = all.own.way;
+        const auto way = py::make_tuple(width, groups, between, most, wide);
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = a.tiles,
                         "shared"_a = layout.floats * 4,
                         "parameters"_a = registers || layout.packed != sk::cuda::kAbsent,
@@ -511,9 +511,10 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, const std::array<int, 4>& way, std::uint64_t shared, int device) {
+      [](int precision, const std::tuple<int, int, int, int, bool>& way, std::uint64_t shared, int device) {
+        const auto& [width, groups, between, most, wide] = way;
         return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
-                                                    {way[0], way[1], way[2], way[3]}, shared);
+                                                    {width, groups, between, most, wide}, shared);
       },
       "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("way"), py::arg("shared"),
       py::arg("device"));

@@ -36,8 +36,8 @@ def register_text(precision: str, way: tuple[int, ...]) -> str:
 
 
 def register_options(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
-    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS"), way, strict=True)
-    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={number}" for name, number in named)
+    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS", "WIDE"), way, strict=False)  # not wide where it is not said
+    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={int(number)}" for name, number in named)
 
 
 @cache
@@ -147,5 +147,5 @@ def compare_in_registers(
     on = {"limit": limit, "tile": tile, "schedule": schedule}
     done = compare(numbers, projections, precision, *arguments, on=on, **how)
     assert all(width for width, *_ in done.backend.ways)
-    assert way is None or done.backend.layout["way"] == way
+    assert way is None or done.backend.layout["way"][: len(way)] == way
     return done

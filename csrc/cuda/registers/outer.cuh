@@ -5,12 +5,13 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween>
-struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
-  using Products = RegisterProducts<kPrecision, H, kGroups>;
-  using Products::bias_sums, Products::group, Products::hidden, Products::hidden_array, Products::own, Products::part;
+template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
+struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
+  using Products = RegisterProducts<kPrecision, H, kGroups, kWide>;
+  using Products::bias_sums, Products::group, Products::has, Products::hidden, Products::hidden_array;
+  using Products::input_pieces, Products::kOutputPieces, Products::own, Products::part, Products::piece;
   using Products::Products;
-  using Products::shared, Products::step, Products::kRows;
+  using Products::kRows, Products::output_pieces, Products::shared, Products::step, Products::top;
   using typename Products::To;
   using Left = typename To::Left;
   using Right = typename To::Right;
@@ -18,12 +19,13 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
   static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
   static constexpr int kAcross = H / 8 / kRight;
-  static constexpr int kFirst = (H / 8 + kWarps - 1) / kWarps;
+  static constexpr int kFirst = (kWide ? H / 16 * 2 * kMostInputPieces : H / 8 + kWarps - 1) / kWarps;
+  static constexpr int kLast = (H / 16 * kOutputPieces + kWarps - 1) / kWarps;
 
   using Pieces = Sums[kDown][kRight];
-  Sums of_first[kFirst] = {}, of_last = {};
+  Sums of_first[kFirst] = {}, of_last[kLast] = {};
   Pieces of_between[kBetween] = {};
-  float of_last_bias[2] = {};
+  float of_last_bias[2 * kOutputPieces] = {};
 
   // ---- Sums over the block's rows ----
 
@@ -48,15 +50,27 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     }
   }
 
+  // Which pieces number i of a warp's are of the first layer's gradient, and of the transposed last one's
+  static SK_INLINE int down_first(int i) {
+    return kWide ? (warp() + kWarps * i) % (H / 16) : (warp() + kWarps * i) / 2;
+  }
+  static SK_INLINE int across_first(int i) { return kWide ? (warp() + kWarps * i) / (H / 16) : warp() % 2; }
+  SK_INLINE bool has_first(int i) const {
+    return kWide ? across_first(i) < 2 * input_pieces() : down_first(i) < H / 16;
+  }
+  static SK_INLINE int down_last(int i) { return kWide ? (warp() + kWarps * i) % (H / 16) : warp(); }
+  static SK_INLINE int across_last(int i) { return kWide ? (warp() + kWarps * i) / (H / 16) : 0; }
+  SK_INLINE bool has_last(int i) const { return kWide ? across_last(i) < output_pieces() : warp() < H / 16; }
+
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     Right ones;
     To::ones(ones);
     unrolled<kFirst>([&](auto i) {
-      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) return;
+      if (!has_first(i)) return;
+      const int m = down_first(i), n = across_first(i);
       const std::uint32_t left = own().left + To::template left_place<H>(m);
-      const std::uint32_t right = source + To::template right_place<kRegisterInputs>(n);
+      const std::uint32_t right = piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2);
       Sums bias = {};
       summed(of_first[i], [&](Sums& sums) {
 #pragma unroll 2
@@ -65,10 +79,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
           To::template left_of<H>(shared, left, 0, row, a);
           To::template each_right<kRegisterInputs, 1>(shared, right, row,
                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
-          if (biased && n) To::add(bias, a, ones);
+          if (biased && n == 1) To::add(bias, a, ones);
         }
       });
-      if (biased && n) add_bias_sums(1, m, bias);
+      if (biased && n == 1) add_bias_sums(1, m, bias);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
@@ -92,10 +106,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       });
       if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
-    if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
-      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(warp());
-      const std::uint32_t right = own().top + To::template right_place<kRegisterOutputs>(0);
-      summed(of_last, [&](Sums& sums) {
+    unrolled<kLast>([&](auto i) {  // of the last layer the transposed, [H, 8] of a piece
+      if (!has_last(i)) return;
+      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(down_last(i));
+      const std::uint32_t right = top(across_last(i)) + To::template right_place<kRegisterOutputs>(0);
+      summed(of_last[i], [&](Sums& sums) {
 #pragma unroll 2
         for (int row = 0; row < kRows; row += To::kTogether) {
           Left a;
@@ -104,7 +119,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
                                                        [&](auto, const Right& b) { To::add(sums, a, b); });
         }
       });
-    }
+    });
   }
 
   // ---- What a block leaves ----
@@ -116,9 +131,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < 2 * kOutputPieces; ++i) {
+        if (!has(2 * i)) continue;
         for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
-        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of_last_bias[i];
+        const int o = i / 2 * kRegisterOutputs + 2 * lane() + i % 2;
+        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of_last_bias[i];
       }
     }
     __syncthreads();
@@ -132,17 +149,19 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
       slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
     }
-    if (threadIdx.x < kRegisterOutputs) {
+    const int columns = kRegisterOutputs * output_pieces();
+    if (threadIdx.x < columns) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
+      for (int i = 0; i < kGroups; ++i) of += outputs[columns * i + threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
     unrolled<kFirst>([&](auto i) {
-      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) return;
+      if (!has_first(i)) return;
+      const int m = down_first(i), n = across_first(i), columns = kRegisterInputs * input_pieces();
       unrolled<4>([&](auto e) {
-        const int column = To::input_column(To::template sum_column<1>(n, 0, e));
-        slot[first.gradient + place_of(To::sum_row(m, e), column, kRegisterInputs)] = of_first[i][e];
+        const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
+        const int column = n / 2 * kRegisterInputs + of_piece;
+        slot[first.gradient + place_of(To::sum_row(m, e), column, columns)] = of_first[i][e];
       });
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
@@ -163,13 +182,14 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
         });
       });
     });
-    if (warp() < H / 16) {
+    unrolled<kLast>([&](auto i) {
+      if (!has_last(i)) return;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int o = lane() % 4 * 2 + e % 2;
-        slot[last.gradient + place_of(o, To::sum_row(warp(), e), H)] = of_last[e];
+        const int o = across_last(i) * kRegisterOutputs + lane() % 4 * 2 + e % 2;
+        slot[last.gradient + place_of(o, To::sum_row(down_last(i), e), H)] = of_last[i][e];
       }
-    }
+    });
   }
 
   // Of a number of a gradient of n columns, as finish_step reads them
