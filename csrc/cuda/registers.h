@@ -37,9 +37,9 @@ struct RegisterWay {
 };
 
 // Bytes from the beginning of a block's shared memory. Arrays of what is multiplied, of 16 bits or of 32, [rows,
-// features] of each hidden layer. Inputs and outputs are in pieces, one array after the other.
+// features] of each hidden layer. Inputs and outputs are in pieces, one array after the other. What is new goes to the
+// end, 16 bytes of it: which fields are read in pairs changes where registers are few (spills of 350 bytes were seen).
 struct RegisterLayout {
-  RegisterWay way = {0, 0, 0, 0, false};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
@@ -48,12 +48,13 @@ struct RegisterLayout {
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
-  std::uint32_t own = 0;                     // 16 rows of own_row floats of each warp, if it needs some
-  std::uint32_t pulled = 0;                  // of a wide way an output's gradient, in the order of lanes
+  std::uint32_t own = 0;                     // 16 rows of each warp, with kSpare, if it needs some
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread for a piece, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
-  std::int32_t input_pieces = 1, output_pieces = 1, own_row = 0;
+  std::uint32_t pulled = 0;                  // of a wide way an output's gradient, in the order of lanes
+  std::int32_t input_pieces = 1, output_pieces = 1;
+  RegisterWay way = {0, 0, 0, 0, false};
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -121,7 +122,6 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.way = way;
   const std::uint32_t D = kRegisterInputs * (to.input_pieces = pieces(a.D, kRegisterInputs)),
                       O = kRegisterOutputs * (to.output_pieces = pieces(a.O, kRegisterOutputs));
-  to.own_row = D + kSpare;
   to.first = take(H * D * size);
   to.between = take((hidden - 1) * H * H * size);
   to.last = take(O * H * size);
@@ -140,7 +140,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.top = take(rows * O * size);
   to.q_in_halves = q_in_halves;
   to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
-  to.own = take(a.P && (prepared || columns_shared) ? kWarps * 16 * to.own_row * 4 : 0);
+  to.own = take(a.P && (prepared || columns_shared) ? kWarps * 16 * (D + kSpare) * 4 : 0);
   to.pulled = take(way.wide && a.P && !prepared ? rows * D * 4 : 0);
   to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
   to.seed = take(16);

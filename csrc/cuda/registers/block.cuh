@@ -71,7 +71,7 @@ struct RegisterBlock {
   SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
     return of + (l - 1) * (kRows * H * To::kBytes);
   }
-  SK_INLINE int own_row() const { return kWide ? own().own_row : kRegisterInputs + kSpare; }
+  SK_INLINE int own_row() const { return input_pieces() * kRegisterInputs + kSpare; }
   // What each warp has for itself; of warp i of those that share rows; and floats of its rows
   SK_INLINE float* own_of(int i) const {
     return reinterpret_cast<float*>(shared + own().own) + 16 * own_row() * (group() * kParts + i);

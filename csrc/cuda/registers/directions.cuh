@@ -18,12 +18,13 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
 
   SK_INLINE bool cotangents() const { return step().from == From::kCotangents; }
 
-  // Of this lane's rows, four columns of piece f of direction p, or cotangent p, of n numbers, before they are scaled. Of
-  // at most 8 a lane draws those of one row: half the lanes would have none else.
-  SK_INLINE void unscaled(int p, int n, int f, float4 (&of)[2]) const {
+  // Of this lane's rows, four columns of direction p, or cotangent p, of n numbers. Of at most 8 a lane draws those of
+  // one row: half the lanes would have none else. Of several pieces, piece f before it is scaled, and its squares.
+  template <bool kScaled = true>
+  SK_INLINE void direction(int p, int n, float (&v)[2][4], int f = 0, float* squares = nullptr) const {
     const Directions& from = step().directions;
-    const int t = lane() % 4, first = f * kRegisterInputs + 4 * t;
-    of[0] = of[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const int t = lane() % 4, first = kScaled ? 4 * t : f * kRegisterInputs + 4 * t;
+    float4 of[2] = {};
     if (from.distribution == Distribution::kGiven) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -35,7 +36,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
         of[half] = make_float4(four[0], four[1], four[2], four[3]);
       }
     } else {
-      const bool narrow = n <= 8;
+      const bool narrow = kScaled && n <= 8;
       const int column = narrow ? t % 2 * 4 : first;
 #pragma unroll 1
       for (int i = 0; i < (narrow ? 1 : 2); ++i) {
@@ -51,42 +52,44 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
         if (t >= 2) of[0] = of[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       }
     }
-  }
-  static SK_INLINE float square(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
-  // What a direction of one of this lane's rows is multiplied with; `square` is of the lane's columns
-  SK_INLINE float scale(int half, float square) const {
-    const Directions& from = step().directions;
-    float factor = from.distribution == Distribution::kGiven ? 1.0f : float(from.magnitude);
-    if (from.distribution == Distribution::kSphere) {
-      square += __shfl_xor_sync(~0u, square, 1);
-      square += __shfl_xor_sync(~0u, square, 2);
-      factor = valid(half) ? factor / sqrtf(square) : 0.0f;
-    }
-    return factor;
-  }
-  // The same, of a direction or cotangent of one piece, scaled
-  SK_INLINE void direction(int p, int n, float (&v)[2][4]) const {
-    float4 of[2];
-    unscaled(p, n, 0, of);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float factor = scale(half, square(of[half]));
+      float factor = from.distribution == Distribution::kGiven || !kScaled ? 1.0f : float(from.magnitude);
+      if (from.distribution == Distribution::kSphere) {
+        float square =
+            of[half].x * of[half].x + of[half].y * of[half].y + of[half].z * of[half].z + of[half].w * of[half].w;
+        if constexpr (kScaled) {
+          factor = on_sphere(half, square, factor);
+        } else {
+          squares[half] += square;
+        }
+      }
       v[half][0] = of[half].x * factor, v[half][1] = of[half].y * factor;
       v[half][2] = of[half].z * factor, v[half][3] = of[half].w * factor;
     }
   }
-  // All pieces of direction p, unscaled, where this warp has place for them; and what they are multiplied with
+  // What a direction is multiplied with that has such a sum of a lane's squares
+  SK_INLINE float on_sphere(int half, float square, float factor) const {
+    square += __shfl_xor_sync(~0u, square, 1);
+    square += __shfl_xor_sync(~0u, square, 2);
+    return valid(half) ? factor / sqrtf(square) : 0.0f;
+  }
+  // All pieces of direction p, where this warp has place for them; and what they are still to be multiplied with
   SK_INLINE void all_pieces(int p, float (&factor)[2]) const {
+    const Directions& from = step().directions;
     float squares[2] = {0.0f, 0.0f};
 #pragma unroll 1
     for (int f = 0; f < input_pieces(); ++f) {
-      float4 of[2];
-      unscaled(p, step().W, f, of);
+      float v[2][4];
+      direction<false>(p, step().W, v, f, squares);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) mine_at(half, f) = of[half], squares[half] += square(of[half]);
+      for (int half = 0; half < 2; ++half) mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
     }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) factor[half] = scale(half, squares[half]);
+    for (int half = 0; half < 2; ++half) {
+      factor[half] = from.distribution == Distribution::kGiven ? 1.0f : float(from.magnitude);
+      if (from.distribution == Distribution::kSphere) factor[half] = on_sphere(half, squares[half], factor[half]);
+    }
   }
 
   // ---- Tangents of the target ----
@@ -212,7 +215,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
 #pragma unroll 1
       for (int i = 0; i < 2 * input_pieces(); ++i) {
         // rows and inputs that are not there have any number
-        const int half = i % 2, column = i / 2 * kRegisterInputs + of_lane;
+        const int half = kWide ? i % 2 : i, column = (kWide ? i / 2 * kRegisterInputs : 0) + of_lane;
         const std::int64_t row = min(row_of(half), step().N - 1);
         float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const auto add = [&](float factor, auto number_of) {
@@ -227,7 +230,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
             add(*cotangent_at(p, half, o), [&](int d) { return number(target.data, row, o, d); });
           }
         }
-        gradient_targets_at(p, half, i / 2) = make_float4(of[0], of[1], of[2], of[3]);
+        gradient_targets_at(p, half, kWide ? i / 2 : 0) = make_float4(of[0], of[1], of[2], of[3]);
       }
     }
     meet();

@@ -407,16 +407,22 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
     Sums z_dot[kOutputPieces] = {};
     through_last(a, z_dot);
     if (step().dgiven && part() == 0) store_cotangent_gradient(i, z_dot);
-    float u[kOutputs];
-    if (cotangents()) {
-      cotangent(i, u);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kOutputs; ++e) u[e] = output_of(e) == i ? 1.0f : 0.0f;
-    }
 #pragma unroll
     for (int e = 0; e < kOutputs; ++e) {
-      if (has(e)) y(kOwed, e) += z_dot[e / 4][e % 4] * y(kD2, e) * u[e];
+      if (has(e)) z_dot[e / 4][e % 4] *= y(kD2, e);
+    }
+    if (cotangents()) {
+      float u[kOutputs];
+      cotangent(i, u);
+#pragma unroll
+      for (int e = 0; e < kOutputs; ++e) {
+        if (has(e)) y(kOwed, e) += z_dot[e / 4][e % 4] * u[e];
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kOutputs; ++e) {
+        if (has(e)) y(kOwed, e) += output_of(e) == i ? z_dot[e / 4][e % 4] : 0.0f;
+      }
     }
     __syncthreads();
     bring_together(own().source, own().right, false);
