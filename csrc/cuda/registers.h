@@ -13,7 +13,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;      // layers of hidden units
 constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
-constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;   // of a piece
+constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
 constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 
@@ -26,8 +26,8 @@ struct Curve {
 };
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
-// many layers between hidden ones; blocks of a multiprocessor, as far as registers go; and whether there is more than a piece
-// of inputs or of outputs.
+// many layers between hidden ones; blocks of a multiprocessor, as far as registers go; and whether there is more than a
+// piece of inputs or of outputs.
 struct RegisterWay {
   int width, groups, between, blocks;
   bool wide;
@@ -52,7 +52,7 @@ struct RegisterLayout {
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread for a piece, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
-  std::uint32_t pulled = 0;                  // of a wide way an output's gradient, in the order of lanes
+  std::uint32_t pulled = 0;  // of a wide way an output's gradient, in the order of lanes
   std::int32_t input_pieces = 1, output_pieces = 1;
   RegisterWay way = {0, 0, 0, 0, false};
 };
@@ -93,6 +93,8 @@ inline std::string refused_by_registers(const Step& step) {
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
     if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
+    const bool wide = step.D > kRegisterInputs || step.O > kRegisterOutputs;
+    if (wide && step.layers[l].n_out > 64) return "more than 16 inputs or 8 outputs of hidden layers wider than 64";
     if (!curve_of(function(step.layers[l].activation)).known) {
       return "an activation whose derivatives are no functions of its value";
     }
@@ -166,13 +168,12 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_HALF_WAYS(way)                                                                                            \
-  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)                    \
-      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(32, 4, 4, 1, true)                \
-          way(64, 4, 4, 1, true) way(64, 2, 4, 1, true) way(128, 2, 2, 1, true)
+#define SK_HALF_WAYS(way)                                                                             \
+  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)     \
+      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(32, 4, 4, 1, true) \
+          way(64, 4, 4, 1, true) way(64, 2, 4, 1, true)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) \
-  way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(32, 4, 4, 1, true) way(64, 2, 4, 1, true)
+#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(32, 4, 4, 1, true) way(64, 2, 4, 1, true)
 #define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -196,7 +197,8 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
   const bool wide = a.D > kRegisterInputs || a.O > kRegisterOutputs;
   for (const RegisterWay& way : ways_of(precision)) {
     if (way.width != H || way.wide != wide || way.between < a.L - 2 ||
-        (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+        (step.tile != kAnyTile && step.tile != 16 * way.groups))
+      continue;
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;

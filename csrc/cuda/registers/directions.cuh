@@ -11,8 +11,9 @@ template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
 struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWide> {
   using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kWide>;
   using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::meet, Outer::mine;
+  using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_of, Outer::own_row, Outer::part,
+      Outer::piece, Outer::pull_first;
   using Outer::Outer;
-  using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_of, Outer::own_row, Outer::part, Outer::piece, Outer::pull_first;
   using Outer::row_of, Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid;
   using typename Outer::Fragment, typename Outer::Operands, typename Outer::To;
 
@@ -83,7 +84,8 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
       float v[2][4];
       direction<false>(p, step().W, v, f, squares);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+      for (int half = 0; half < 2; ++half)
+        mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -94,9 +96,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
 
   // ---- Tangents of the target ----
 
-  SK_INLINE std::uint32_t source_at(int p) const {
-    return piece(own().source, p % own().batch * input_pieces());
-  }
+  SK_INLINE std::uint32_t source_at(int p) const { return piece(own().source, p % own().batch * input_pieces()); }
   SK_INLINE float4& targets_at(int p, int n) const {
     const int at = (p % own().batch * kGroups + group()) * output_pieces() + n;
     return reinterpret_cast<float4*>(shared + own().targets)[at * 32 + lane()];
@@ -295,12 +295,18 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
 
   // Of the gradient along each direction, and its adjoint; warps that share rows share directions
   SK_INLINE void projected_residuals(int o, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2]) const {
+    const Target& target = step().target[Term::kFirst];
+    const bool dense = target.kind == TargetKind::kDense;
+    const int column = lane() % 4 * 4;
     float g[2][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) g[half][i] = To::input_of(pulled, half, i), g_bar[half][i] = 0.0f;
-      less_target(o, half, lane() % 4 * 4, g[half]);
+      for (int i = 0; i < 4; ++i) {
+        g[half][i] = To::input_of(pulled, half, i), g_bar[half][i] = 0.0f;
+        if (dense && valid(half) && column + i < step().W)
+          g[half][i] -= number(target.data, row_of(half), o, column + i);
+      }
     }
 #pragma unroll 1
     for (int p = part(); p < step().P; p += kParts) {
@@ -315,7 +321,12 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
         }
         r += __shfl_xor_sync(~0u, r, 1);
         r += __shfl_xor_sync(~0u, r, 2);
-        const float of = projected_slope(o, p, half, r, rho[half]);
+        if (valid(half) && !dense) r -= number(target.data, p, row_of(half), o);
+        float of = 0.0f;
+        if (valid(half)) {
+          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o);
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, rho[half], lane() % 4 == 0);
+        }
 #pragma unroll
         for (int i = 0; i < 4; ++i) g_bar[half][i] = fmaf(of, v[half][i], g_bar[half][i]);
       }
@@ -327,8 +338,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
         to[32 * half] = make_float4(g_bar[half][0], g_bar[half][1], g_bar[half][2], g_bar[half][3]);
       }
       meet();
-      const float4* from =
-          reinterpret_cast<const float4*>(own_of(0)) + lane();
+      const float4* from = reinterpret_cast<const float4*>(own_of(0)) + lane();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float4 of = from[32 * half];
@@ -343,8 +353,8 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
   }
 
   // The same of all pieces. Warps that share rows share directions, whose numbers are too many for registers: each puts
-  // one where the others find it, with its slope in a place that rows have to spare; then each adds up its own pieces of
-  // the adjoint. A piece of the gradient, too, is pulled by one of them.
+  // one where the others find it, with its slope in a place that rows have to spare; then each adds up its own pieces
+  // of the adjoint. A piece of the gradient, too, is pulled by one of them.
   SK_INLINE void projected_by_pieces(int o, const Operands& a, float (&rho)[2]) const {
     constexpr int kOfWarp = kMostInputPieces / kParts;
     const int column = lane() % 4 * 4, count = input_pieces();

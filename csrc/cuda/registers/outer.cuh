@@ -10,8 +10,8 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   using Products = RegisterProducts<kPrecision, H, kGroups, kWide>;
   using Products::bias_sums, Products::group, Products::has, Products::hidden, Products::hidden_array;
   using Products::input_pieces, Products::kOutputPieces, Products::own, Products::part, Products::piece;
-  using Products::Products;
   using Products::kRows, Products::output_pieces, Products::shared, Products::step, Products::top;
+  using Products::Products;
   using typename Products::To;
   using Left = typename To::Left;
   using Right = typename To::Right;

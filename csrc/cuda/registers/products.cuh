@@ -26,8 +26,8 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
 
   enum Place : int { kFirstLayer, kBetweenLayers, kLastLayer };
 
-  // Weights of one layer, of the first one's pieces, or of all between hidden ones, as many of a row at a time as kTogether. Each thread has
-  // several loads under way: a block's first tile waits for the slowest.
+  // Weights of one layer, of the first one's pieces, or of all between hidden ones, as many of a row at a time as
+  // kTogether. Each thread has several loads under way: a block's first tile waits for the slowest.
   template <Place kPlace, int kTogether>
   SK_INLINE void load_matrices(int layers, unsigned char* to) const {
     constexpr bool kFirst = kPlace == kFirstLayer, kLast = kPlace == kLastLayer;

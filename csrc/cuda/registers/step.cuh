@@ -12,12 +12,12 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
   using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
+  using Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs, Base::piece;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs, Base::piece;
-  using Base::projected_by_pieces, Base::source_from, Base::top;
   using Base::kParts, Base::load_weights, Base::meet, Base::mine, Base::of_last_bias, Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
+  using Base::projected_by_pieces, Base::source_from, Base::top;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
   using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
   using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
@@ -193,8 +193,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       if (!has(e)) continue;
       if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
         const float r = y(kY, e) - number(target.data, row_of(half), o);
-        back[e] = y(kD1, e) *
-                  slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
+        back[e] =
+            y(kD1, e) * slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
       }
       back[e] += y(kOwed, e);
     }
