@@ -62,7 +62,8 @@ def code(precision: str, target: str) -> Code:
 
 # Ways of the step in registers (SK_HALF_WAYS and SK_FLOAT_WAYS of csrc/cuda/registers.h), by precision
 HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
-FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1))
+HALF_WAYS += ((32, 4, 4, 1, True), (64, 4, 4, 1, True), (64, 2, 4, 1, True))
+FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (32, 4, 4, 1, True), (64, 2, 4, 1, True))
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
@@ -129,8 +130,16 @@ def main() -> None:
     )
     for precision, taken in WAYS:
         for target in ("sm_80", "sm_90"):
-            width, groups, *rest = taken
-            cells = (width, 16 * groups, *rest, precision, target, *in_registers(precision, taken, target))
+            width, groups, between, most, *wide = taken
+            cells = (
+                f"{width}{', in pieces' * any(wide)}",
+                16 * groups,
+                between,
+                most,
+                precision,
+                target,
+                *in_registers(precision, taken, target),
+            )
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

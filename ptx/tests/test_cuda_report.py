@@ -39,4 +39,4 @@ def test_every_width_has_a_place(target, width):
 def test_streams_in_registers(precision, taken):
     """As many blocks as its way says, and hardly a spill; the stack is that of sin and cos."""
     registers, stack, spills = in_registers(precision, taken, "sm_90")
-    assert registers <= (128 if taken[-1] == 2 else 255) and spills <= 64 and stack <= 64
+    assert registers <= (128 if taken[3] == 2 else 255) and spills <= 64 and stack <= 64
