@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find sobolev_kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(MODULES)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -v -e generated.h -e enums.h -e curves.h)
 
 .PHONY: help demo examples ready test test-ptx sanitize wheel docs bench bench-pytest check format clean
 

@@ -38,8 +38,9 @@ def poison_outputs(monkeypatch):
     monkeypatch.setattr(fused, "empty", poisoned)
     for module in (core_loss, fused_towers, launched_loss):
         monkeypatch.setattr(module, "empty", poisoned)
-    for module in (ops, core_loss, fused_towers, launched_loss):
-        monkeypatch.setattr(module, "empty_like", lambda like: torch.full_like(like, torch.nan, requires_grad=False))
+    poisoned_like = lambda like, **how: torch.full_like(like, torch.nan, requires_grad=False, **how)  # noqa: E731
+    for module in (ops, fused, core_loss, fused_towers, launched_loss):
+        monkeypatch.setattr(module, "empty_like", poisoned_like)
 
 
 def pytest_addoption(parser):

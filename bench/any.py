@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -18,6 +19,7 @@ from .students import NORMED, STUDENTS
 from .ways import BACKWARD, EXACT, KINDS, OURS, WAYS, WRITTEN, Data, data_of, ways_of
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
+LEARNING = 8  # calls, after which one is like those before
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -27,12 +29,25 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--outputs", type=int, nargs="+", default=[1, 10], help="of --any, O")
     parser.add_argument("--along", type=int, nargs="+", default=[1, 4], help="of --any, P")
     parser.add_argument("--compiled", action="store_true", help="of --any: each way by torch.compile")
+    parser.add_argument("--leave-out", nargs="+", choices=WAYS[1:], default=[], help="of --any, ways of others")
     parser.add_argument("--peak", action="store_true", help="of --any and --partials: memory, and no times")
 
 
+def keep_memory() -> None:
+    """Have glibc's allocator keep what it was once given: else what one way gives back at the end of a step is what
+    the next one waits for, a page fault for each 4 KB, and a third of a step was seen to be that."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+    for option, count in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20)):
+        set_option(option, count)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h; 32 MB is the most that the last takes
+
+
 def steps_of(
-    name: str, kind: str, N: int, O: int, P: int, compiled: bool, device: torch.device | str = "cpu"
-) -> dict[str, Step]:
+    name: str, kind: str, N: int, O: int, P: int, compiled: bool, device: torch.device | str = "cpu",
+    without: Sequence[str] = (),
+) -> dict[str, Step]:  # fmt: skip
     """A step with the gradients of all parameters, by way; losses and gradients are compared first.
 
     The forward is compiled, and with it what autograd does backward; nobody captures a graph of launches. What PyTorch
@@ -42,10 +57,13 @@ def steps_of(
     student = STUDENTS[name](O).to(device)
     data = Data(*(None if tensor is None else tensor.to(device) for tensor in data_of(kind, N, student.D, O, P)))
     parameters, steps, found = tuple(student.parameters()), {}, {}
+    if compiled:  # once: what is compiled anew after it, as of the first ways, was seen to be a quarter slower
+        torch.compiler.reset()
     for way, function in ways_of(student, kind, compiled).items():
+        if way in without:
+            continue
         loss = lambda data, way=function: way(student, data, kind)  # noqa: E731
         if compiled:
-            torch.compiler.reset()
             loss = torch.compile(loss, fullgraph=True, dynamic=False)
         step = lambda loss=loss: torch.autograd.grad(loss(data), parameters)  # noqa: E731
         try:
@@ -60,6 +78,8 @@ def steps_of(
         for got, expected in zip(found[way] if right else found[way][:1], found[OURS], strict=right):
             within = {"rtol": IN_SINGLE, "atol": IN_SINGLE * float(expected.abs().max())}
             torch.testing.assert_close(got, expected, **within, msg=lambda m, w=way: f"{w}: {m}")
+    for _ in range(LEARNING):  # ours, or a turn would be as many calls as take so long while it still learns
+        steps[OURS]()
     return steps
 
 
@@ -83,11 +103,12 @@ def measure_any(options: Namespace, console: Console) -> None:
     table = Table(title=f"A step of any student, {what}, {how}; † has wrong gradients", title_justify="left")
     for column in ("student", "matched", "N", "O", "P", *WAYS, "backward ÷ ours", "best right ÷ ours"):
         table.add_column(column, justify="left" if column in ("student", "matched") else "right")
+    keep_memory()
     sizes = product(options.any or STUDENTS, options.match, options.batch, options.outputs, options.along)
     for name, kind, N, O, P in sizes:
         if kind == EXACT and P != options.along[0]:
             continue
-        steps = steps_of(name, kind, N, O, P, options.compiled)
+        steps = steps_of(name, kind, N, O, P, options.compiled, without=options.leave_out)
         if options.peak:
             found = {way: peak_of(step) / 1e6 for way, step in steps.items()}
         else:

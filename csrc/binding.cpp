@@ -377,12 +377,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("mlp_jets", &mlp_jets, "named derivatives, or from their cotangents the gradients", py::arg("plan"),
         py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("in_place"), py::arg("x"),
         py::arg("v"), py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("out"),
-        py::arg("cotangents"));
+        py::arg("cotangents"), py::arg("between") = py::none());
   py::class_<JetLossBuilder>(m, "JetLoss", "a loss of named derivatives, but for tensors")
       .def(py::init<const std::vector<int>&, std::vector<int>, std::int64_t, const py::tuple&, const py::tuple&,
-                    const py::list&, std::vector<int>>(),
+                    const py::list&, std::vector<int>, const py::list&>(),
            py::arg("given"), py::arg("columns"), py::arg("terms"), py::arg("values"), py::arg("adjoint"),
-           py::arg("deviations"), py::arg("bars"));
+           py::arg("deviations"), py::arg("bars"), py::arg("functions"));
   m.def("mlp_jets_loss", &mlp_jets_loss, "a loss of named derivatives, and all its gradients", py::arg("plan"),
         py::arg("isa"), py::arg("N"), py::arg("tile"), py::arg("threads"), py::arg("in_place"), py::arg("x"),
         py::arg("v"), py::arg("parameters"), py::arg("gradients"), py::arg("dx"), py::arg("dv"), py::arg("loss"),
@@ -415,6 +415,7 @@ PYBIND11_MODULE(_C, m) {
           "numbers of what its passes keep: slopes, values, and of each gradient");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
+      {"held", fast(sk::reading::held), METH_FASTCALL, "What modules hold: each with copies of its dicts."},
       {"modules", fast(sk::reading::modules), METH_FASTCALL,
        "(roots, plain, kinds, parameters): what they are made of"},
       {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},

@@ -59,10 +59,19 @@ struct JetTerm {
   double unit = 1, weight = 1, share = 1;
 };
 
+// f of a slot, which is put into another one after so many sums of a program
+struct Applied {
+  Function function;
+  int of, to;
+  std::int64_t before;
+};
+
 // A loss of the results, made and differentiated in the tile. Its slots are, one after the other, results, inputs that
 // are read, coefficients, the number 1, and then what is made of them.
 struct JetLoss {
-  Program values, adjoint;  // of the slots of deviations; and of their slopes those of what is given
+  Program values, adjoint;             // of the slots of deviations; and of their slopes those of what is given
+  const Applied* functions = nullptr;  // amid the program of values
+  std::int64_t count_functions = 0;
   std::int64_t count_results = 0;
   const int* columns = nullptr;
   std::int64_t count_columns = 0;
@@ -105,11 +114,13 @@ struct Jets {
   const JetLoss* loss = nullptr;      // in their place
   void* dx = nullptr;                 // [N, D]
   void* dv = nullptr;                 // [P, N, W]
+  void* between = nullptr;            // h and g of all samples, which the results leave for their cotangents
   std::int64_t tile = 0;              // samples
   int threads = 1;
   bool in_place = false;  // as of a step
 
   bool gradients() const { return loss ? loss->back : cotangents != nullptr; }
+  bool adjoints() const { return gradients() || between; }                   // whether g is made
   bool units() const { return along.distribution == Distribution::kBasis; }  // times their magnitude
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
 };

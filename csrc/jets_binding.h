@@ -109,11 +109,13 @@ struct JetLossBuilder : Programs {
   sk::JetLoss loss;
   std::vector<int> columns, bars;
   std::vector<sk::Deviation> deviations;
+  std::vector<sk::Applied> functions;
 
   JetLossBuilder(const JetLossBuilder&) = delete;
-  // `given`: counts of results, columns and coefficients; a deviation is (slot, slot of its slope, term)
+  // `given`: counts of results, columns and coefficients; a deviation is (slot, slot of its slope, term), a function
+  // (its number, slot, slot of what it makes, after how many sums)
   JetLossBuilder(const std::vector<int>& given, std::vector<int> columns, std::int64_t terms, const py::tuple& values,
-                 const py::tuple& adjoint, const py::list& deviations, std::vector<int> bars)
+                 const py::tuple& adjoint, const py::list& deviations, std::vector<int> bars, const py::list& functions)
       : columns(std::move(columns)), bars(std::move(bars)) {
     need(given.size() == 3 && given[1] == int(this->columns.size()), "counts of results, columns and coefficients");
     const int named = given[0] + given[1] + given[2];
@@ -127,6 +129,17 @@ struct JetLossBuilder : Programs {
       const auto slot = [&](int i) { return checked(py::cast<int>(t[i]), loss.values.slots, "slot"); };
       this->deviations.push_back({slot(0), slot(1), checked(py::cast<int>(t[2]), int(terms), "term"), {}});
     }
+    std::int64_t before = 0;
+    for (const auto& entry : functions) {
+      const auto t = py::cast<py::tuple>(entry);
+      const auto slot = [&](int i) { return checked(py::cast<int>(t[i]), loss.values.slots, "slot"); };
+      const auto sums = py::cast<std::int64_t>(t[3]);
+      need(before <= sums && sums <= loss.values.count, "functions must come in the order of sums");
+      this->functions.push_back({choice<sk::Function>(py::cast<int>(t[0]), "function"), slot(1), slot(2), sums});
+      before = sums;
+    }
+    loss.functions = this->functions.data();
+    loss.count_functions = std::int64_t(this->functions.size());
     loss.count_results = given[0];
     loss.count_columns = given[1];
     loss.count_coefficients = given[2];
@@ -187,12 +200,14 @@ struct JetsCall {
 void mlp_jets(const JetsBuilder& plan, const std::string& isa, std::int64_t N, std::int64_t tile, int threads,
               bool in_place, const py::object& x, const py::object& v, const py::list& parameters,
               const py::list& gradients, const py::object& dx, const py::object& dv, const py::object& out,
-              const py::object& cotangents) {
+              const py::object& cotangents, const py::object& between) {
   const auto& kernels = instruction_set(isa);
   JetsCall call(plan, N, tile, threads, in_place, x, v, parameters, gradients, dx, dv);
   need(out.is_none() != cotangents.is_none(), "derivatives must have their place, or their cotangents");
   (out.is_none() ? call.jets.cotangents : call.jets.out) = call.places_in(output(out.is_none() ? cotangents : out));
   need(!call.jets.cotangents || gradients.size() > 0, "a gradient must have its place");
+  call.jets.between = output(between);
+  need(!call.jets.between || tile % (kernels.vector_bytes / 4) == 0, "tiles must be whole panels for what is kept");
   py::gil_scoped_release release;
   sk::cpu::mlp_jets(kernels, call.jets);
 }

@@ -19,6 +19,7 @@ struct Names {
   PyObject* call_impl = name("_call_impl");
   PyObject* modules = name("_modules");
   PyObject* parameters = name("_parameters");
+  PyObject* buffers = name("_buffers");
   PyObject* weight = name("weight");
   PyObject* bias = name("bias");
   PyObject* hooks[4] = {name("_forward_hooks"), name("_forward_pre_hooks"), name("_backward_hooks"),
@@ -157,47 +158,112 @@ inline PyObject* read(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answer < 0 ? nullptr : PyBool_FromLong(answer);
 }
 
+// What of a module's dict may make it compute something else: hooks, by their numbers, a forward of its own and
+// whatever else can be called, and what is true or false.
+inline std::size_t state_of(PyObject* inside) {
+  std::size_t state = 0;
+  const auto add = [&state](PyObject* name, std::size_t value) {
+    state += (std::size_t(PyObject_Hash(name)) ^ (value * 0x9E3779B97F4A7C15u)) * 0xBF58476D1CE4E5B9u;
+  };
+  PyObject *name, *value;
+  Py_ssize_t place = 0;
+  while (PyDict_Next(inside, &place, &name, &value)) {
+    if (PyBool_Check(value) || PyCallable_Check(value)) add(name, reinterpret_cast<std::size_t>(value));
+  }
+  for (PyObject* hooks : names().hooks) {
+    PyObject* there = PyDict_GetItemWithError(inside, hooks);
+    if (!there || !PyDict_Check(there) || !PyDict_Size(there)) continue;
+    PyObject *number, *hook;
+    place = 0;
+    while (PyDict_Next(there, &place, &number, &hook)) add(hooks, std::size_t(PyObject_Hash(number)) + 1);
+  }
+  return state;
+}
+
+// Visits each of these modules and all below them once, with its dict and that of its parameters; 0 where a module
+// keeps them in another way. None of them can go meanwhile, since nobody's code runs.
+template <typename Visit>
+Answer each_module(PyObject* roots, Visit visit) {
+  std::vector<PyObject*> waiting;
+  std::unordered_set<PyObject*> seen;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(roots); ++i) waiting.push_back(PyList_GET_ITEM(roots, i));
+  while (!waiting.empty()) {
+    PyObject* module = waiting.back();
+    waiting.pop_back();
+    if (module == Py_None || !seen.insert(module).second) continue;
+    const Owned inside(PyObject_GenericGetDict(module, nullptr));
+    if (!inside) return -1;
+    PyObject* children = PyDict_GetItemWithError(inside.get(), names().modules);
+    PyObject* own = children ? PyDict_GetItemWithError(inside.get(), names().parameters) : nullptr;
+    if (PyErr_Occurred()) return -1;
+    if (!own || !PyDict_Check(children) || !PyDict_Check(own)) return 0;
+    if (const Answer answer = visit(module, inside.get(), own); answer != 1) return answer;
+    PyObject *key, *child;
+    Py_ssize_t place = 0;
+    while (PyDict_Next(children, &place, &key, &child)) waiting.push_back(child);
+  }
+  return 1;
+}
+
 // modules(roots, plain, kinds, parameters): adds the class and the mode of each of these modules and of all below them,
-// and their parameters, to two lists, each once. False where a module keeps them in another way, or a parameter's class
-// is not among the `plain` ones.
+// and their parameters, to two lists, each once; and last of the kinds a number that stands for the modules' state.
+// False where a module keeps them in another way, or a parameter's class is not among the `plain` ones.
 inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 4 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) || !PyList_Check(arguments[2]) ||
       !PyList_Check(arguments[3])) {
     PyErr_SetString(PyExc_TypeError, "modules(list of modules, plain classes, kinds, parameters)");
     return nullptr;
   }
-  // none of which can go meanwhile, since nobody's code runs
-  std::vector<PyObject*> waiting;
   std::unordered_set<PyObject*> seen;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[0]); ++i) waiting.push_back(PyList_GET_ITEM(arguments[0], i));
-  while (!waiting.empty()) {
-    PyObject* module = waiting.back();
-    waiting.pop_back();
-    if (module == Py_None || !seen.insert(module).second) continue;
-    const Owned inside(PyObject_GenericGetDict(module, nullptr));
-    if (!inside) return nullptr;
-    PyObject* training = PyDict_GetItemWithError(inside.get(), names().training);
-    PyObject* children = training ? PyDict_GetItemWithError(inside.get(), names().modules) : nullptr;
-    PyObject* own = children ? PyDict_GetItemWithError(inside.get(), names().parameters) : nullptr;
-    if (PyErr_Occurred()) return nullptr;
-    if (!own || !PyDict_Check(children) || !PyDict_Check(own)) Py_RETURN_FALSE;
+  std::size_t state = 0;
+  const Answer answer = each_module(arguments[0], [&](PyObject* module, PyObject* inside, PyObject* own) -> Answer {
+    PyObject* training = PyDict_GetItemWithError(inside, names().training);
+    if (!training) return PyErr_Occurred() ? -1 : 0;
     auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
-    if (PyList_Append(arguments[2], kind) || PyList_Append(arguments[2], training)) return nullptr;
+    if (PyList_Append(arguments[2], kind) || PyList_Append(arguments[2], training)) return -1;
+    state = state * 0x94D049BB133111EBu + state_of(inside);
+    if (PyErr_Occurred()) return -1;
     PyObject *key, *value;
     Py_ssize_t place = 0;
-    while (PyDict_Next(children, &place, &key, &value)) waiting.push_back(value);
-    place = 0;
     while (PyDict_Next(own, &place, &key, &value)) {
       if (value == Py_None) continue;
       bool plain = false;
       for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arguments[1]); ++i) {
         plain = plain || PyTuple_GET_ITEM(arguments[1], i) == reinterpret_cast<PyObject*>(Py_TYPE(value));
       }
-      if (!plain) Py_RETURN_FALSE;
-      if (seen.insert(value).second && PyList_Append(arguments[3], value)) return nullptr;
+      if (!plain) return 0;
+      if (seen.insert(value).second && PyList_Append(arguments[3], value)) return -1;
     }
-  }
+    return 1;
+  });
+  if (answer < 0) return nullptr;
+  if (!answer) Py_RETURN_FALSE;
+  const Owned told(PyLong_FromSize_t(state));
+  if (!told || PyList_Append(arguments[2], told.get())) return nullptr;
   Py_RETURN_TRUE;
+}
+
+// held(roots): of each of these modules and of all below them the module, a copy of its dict and one of that of its
+// buffers, in a list; None where a module keeps them in another way.
+inline PyObject* held(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 1 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "held(list of modules)");
+    return nullptr;
+  }
+  Owned found(PyList_New(0));
+  if (!found) return nullptr;
+  const Answer answer = each_module(arguments[0], [&](PyObject* module, PyObject* inside, PyObject*) -> Answer {
+    PyObject* buffers = PyDict_GetItemWithError(inside, names().buffers);
+    if (!buffers || !PyDict_Check(buffers)) return PyErr_Occurred() ? -1 : 0;
+    const Owned all(PyDict_Copy(inside)), own(PyDict_Copy(buffers));
+    if (!all || !own) return -1;
+    const Owned each(PyTuple_Pack(3, module, all.get(), own.get()));
+    return !each || PyList_Append(found.get(), each.get()) ? -1 : 1;
+  });
+  if (answer < 0) return nullptr;
+  if (!answer) Py_RETURN_NONE;
+  Py_INCREF(found.get());
+  return found.get();
 }
 
 // nodes(list of nodes of autograd's, or None): a dict whose keys are these and all that they lead to, each once, in an

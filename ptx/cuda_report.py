@@ -62,8 +62,8 @@ def code(precision: str, target: str) -> Code:
 
 # Ways of the step in registers (SK_HALF_WAYS and SK_FLOAT_WAYS of csrc/cuda/registers.h), by precision
 HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
-HALF_WAYS += ((32, 4, 4, 1, True), (64, 4, 4, 1, True), (64, 2, 4, 1, True))
-FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (32, 4, 4, 1, True), (64, 2, 4, 1, True))
+HALF_WAYS += ((64, 2, 4, 1, True),)  # inputs and outputs in pieces
+FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1), (64, 2, 4, 1, True))
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 

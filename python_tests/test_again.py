@@ -147,7 +147,7 @@ def test_whatever_is_changed_between_two_calls(change, taken):
 def test_back_to_what_it_was(taken):
     """Students that come in turns, as the last batch of a data set does, are known each."""
     asked = Asked()
-    for _ in range(3):
+    for _ in range(4):
         for swapped in (False, True):
             asked.student.swapped = swapped
             got, expected = asked.results("streams"), asked.results("reference")
@@ -234,6 +234,32 @@ def test_the_generator_of_numpy_is_put_back(seeded):
         numpy.random.normal(size=700)
         held.restore()
         assert all(numpy.array_equal(a, b) for a, b in zip(state, numpy.random.get_state(), strict=True))
+
+
+@pytest.mark.parametrize("seeded", [lambda: random.seed(3), lambda: random.gauss(0, 1), lambda: None])
+def test_the_generator_of_python_is_put_back(seeded):
+    seeded()
+    for _ in range(2):
+        state, held = random.getstate(), Held([], buffers=False)
+        for _ in range(700):
+            random.gauss(0, 1)
+        held.restore()
+        assert random.getstate() == state
+
+
+def test_the_core_reads_what_modules_hold():
+    """As Python does, also of one that is there twice; not of those that keep it elsewhere."""
+    inner = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    student = nn.ModuleDict({"a": inner, "b": nn.Sequential(inner, nn.Tanh())})
+    read = core._C.held([student])
+    assert {id(module): (own, buffers) for module, own, buffers in read} == {
+        id(module): (vars(module), module._buffers) for module in student.modules()
+    }
+    held = Held((), buffers=False, read=read)
+    inner.counter, inner[0].running_mean, inner[0].momentum = 1, torch.ones(3), 0.5
+    held.restore()
+    assert not hasattr(inner, "counter") and inner[0].momentum == 0.1 and not inner[0].running_mean.any()
+    assert core._C.held([torch.jit.script(nn.Linear(2, 2))]) is None
 
 
 def test_it_is_a_call_like_one_before(monkeypatch):

@@ -76,6 +76,20 @@ def channels(f):
     return lambda h, w, b: f(h.view(N, 2, 4), w[:2], b[:2]).view(N, H)
 
 
+def centres(w, b):
+    return w[:, None] + b
+
+
+def within_samples(f):
+    """Distances of four points to each other, and two numbers more."""
+    return lambda h, w, b: torch.cat([torch.stack([f(each.view(4, 2)) for each in h]), h[:, :2]], 1)
+
+
+def pairwise(points):
+    i, j = torch.triu_indices(4, 4, 1)
+    return (points[i] - points[j]).square().sum(-1).sqrt()
+
+
 MEAN, VARIANCE = numbers(H, seed=8), numbers(H, seed=9).square() + 0.5
 HAND = {
     "layer": lambda h, w, b: standard(h, (-1,)) * w + b,
@@ -83,6 +97,9 @@ HAND = {
     "rms": lambda h, w, b: h / (h.square().mean(-1, keepdim=True) + torch.finfo(h.dtype).eps).sqrt() * w,
     "batch": lambda h, w, b: (h - MEAN) / (VARIANCE + 1e-5).sqrt() * w + b,
     "instance": channels(lambda h, w, b: standard(h, (-1,)) * w[:, None] + b[:, None]),
+    "distances": lambda h, w, b: (h[:, None] - centres(w, b)).square().sum(-1).sqrt(),
+    "distances within": within_samples(pairwise),
+    "hardsigmoid": lambda h, w, b: ((h * w + b + 3) / 6).clamp(0, 1),
 }
 SPELT = {
     "functional.layer_norm": ("layer", lambda h, w, b: functional.layer_norm(h, (H,), w, b)),
@@ -115,6 +132,11 @@ SPELT = {
     "nn.InstanceNorm1d": (
         "instance", channels(lambda h, w, b: nn.InstanceNorm1d(2)(h) * w[:, None] + b[:, None])
     ),
+    # of these torch has no second derivative
+    "torch.cdist": ("distances", lambda h, w, b: torch.cdist(h, centres(w, b))),
+    "torch.pdist": ("distances within", within_samples(torch.pdist)),
+    "functional.hardsigmoid": ("hardsigmoid", lambda h, w, b: functional.hardsigmoid(h * w + b)),
+    "nn.Hardsigmoid": ("hardsigmoid", lambda h, w, b: nn.Hardsigmoid(inplace=True)(h * w + b)),
 }  # fmt: skip
 
 
@@ -123,6 +145,30 @@ SPELT = {
 def test_norms_however_spelt(name, mode):
     kind, between = SPELT[name]
     assert_same_steps(Between(between), Between(HAND[kind]), mode)
+
+
+def test_distances_of_0_have_derivatives_0():
+    """Of each sample's points to each other, itself too."""
+
+    def apart(h, w, b):
+        points = h.view(N, 4, 2)
+        return torch.cdist(points, points).flatten(1)[:, :H]
+
+    x = X.clone().requires_grad_()
+    gradients = torch.autograd.grad(loss(Between(apart), x), x)
+    assert gradients[0].isfinite().all()
+
+
+def test_what_has_no_second_derivative_is_refused():
+    def segments(h, w, b):
+        return torch.segment_reduce(h.T.contiguous(), "sum", lengths=torch.full((H,), 1)).T
+
+    with pytest.raises(sk.NotProvided, match="no second derivative in PyTorch"):
+        loss(Between(segments), X)
+    student, v, plain = Between(segments), torch.ones_like(X)[None], {"backend": "reference"}
+    for call in (lambda: sk.jvp(student, X, v, **plain), lambda: sk.laplacian(student, X, **plain)):
+        with pytest.raises(sk.NotProvided, match="no further derivative in PyTorch"):
+            call()
 
 
 BY_HAND = Between(HAND["layer"])

@@ -69,6 +69,18 @@ def test_a_step_uses_the_very_bits_of_the_tensor(distribution, dtype, side):
         assert torch.equal(tensor, given[name]), name
 
 
+@pytest.mark.parametrize("kind", [sk.Directions, sk.Cotangents])
+def test_a_tensor_is_as_given_ones(kind):
+    """Of a tensor they are made anew at each step, in fewer words, and say the same."""
+    values = torch.randn(3, 5, 2)
+    short, long = kind.of(values, "directions"), kind.given(values)
+    assert short.bare() == long.bare()
+    fields = {name: value for name, value in vars(short).items() if name != "known"}
+    assert fields == {name: value for name, value in vars(long).items() if name != "known"}
+    with pytest.raises(ValueError, match="at least one"):
+        kind.of(values[:0], "directions")
+
+
 def test_a_shared_tensor_is_the_expanded_one():
     numbers = data(Shape(70, 3, 9, 1, 2, 2, "more than a tile"))
     v = torch.randn(2, 3)

@@ -1,6 +1,7 @@
 """Named derivatives by the core, beside PyTorch's operations on the same streams, and these beside nested autograd."""
 
 import itertools
+from collections import deque
 
 import pytest
 import torch
@@ -55,7 +56,8 @@ def agree(fields, names, student, N, dtype=torch.float64, per_sample=False):
         of = Student(student.widths, student.biases, student.activations, parameters)
         return everything(results, of, x.to(dtype).requires_grad_(), v.to(dtype).requires_grad_(per_sample))
 
-    core_results = lambda s, x, v: fused.Results.apply(fused.Call(streams, s, results_of), x, v, *s.parameters)  # noqa: E731
+    core_call = lambda s: fused.Call(streams, s, results_of, keeping=True)  # noqa: E731
+    core_results = lambda s, x, v: fused.Results.apply(core_call(s), x, v, *s.parameters)  # noqa: E731
     plain = lambda s, x, v: results_of(streams, s, x, v)  # noqa: E731
     assert fused.why_not(student, x) is None
     expected, got = by(plain, torch.float64), by(core_results, dtype)
@@ -164,6 +166,38 @@ def test_bits_are_those_of_any_call_before_and_tensors_lie_anywhere():
         assert all(map(torch.equal, results[0], other))
     contiguous = sk.partials(student, x.contiguous(), names, fields="x t -> u v")
     assert all(torch.equal(contiguous[name], r) for name, r in zip(contiguous, results[0], strict=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_results_leave_for_their_cotangents_is_what_would_be_computed_again(isa, dtype, monkeypatch):
+    """To the bit where tiles are the same; in memory that is lent to one graph, and to the next when that is done."""
+    monkeypatch.setenv("SOBOLEV_ISA", isa)
+    monkeypatch.setattr(fused, "SPARE", deque(maxlen=4))
+    torch.manual_seed(0)
+    student = sk.MLP(2, 2, width=19, depth=3).to(dtype)
+    bits = []
+    for most in (0, 1 << 30):
+        monkeypatch.setattr(fused, "MOST_LEFT", most)
+        for N, count in ((1, 1), (64, 1), (960, 3)):
+            torch.manual_seed(N)
+            x, names = torch.rand(N, 2, dtype=dtype, requires_grad=True), "u, u_xxt + v_x, v_tt"
+            with threads(count):
+                first, second = (sk.partials(student, x * k, names, fields="x t -> u v") for k in (1, 2))
+                assert len(fused.SPARE) == 0
+                for _ in range(2):
+                    for found, last in ((second, False), (first, False), (second, True), (first, True)):
+                        loss = sum(r.square().sum() for r in found.values())
+                        bits += torch.autograd.grad(loss, [x, *student.parameters()], retain_graph=not last)
+                    assert len(fused.SPARE) == 2 * (most > 0)
+                    first, second = (sk.partials(student, x * k, names, fields="x t -> u v") for k in (1, 2))
+                with torch.no_grad():
+                    sk.partials(student, x, names, fields="x t -> u v")
+                assert len(fused.SPARE) == 0
+                del first, second, found, loss
+            fused.SPARE.clear()
+    half = len(bits) // 2
+    assert all(map(torch.equal, bits[:half], bits[half:]))
 
 
 def test_what_no_parameter_asks_and_frozen_ones():

@@ -1,4 +1,4 @@
-"""Losses of polynomial residuals in one pass of the core, with all gradients, beside nested autograd in float64."""
+"""Losses of residuals in one pass of the core, with all gradients, beside nested autograd in float64."""
 
 import copy
 import math
@@ -45,10 +45,11 @@ def passes(monkeypatch):
 
 
 class Random(nn.Module):
-    """A polynomial of some names, coordinates and coefficients, as one might write it."""
+    """Sums, products and functions of some names, coordinates and coefficients, as one might write them."""
 
-    def __init__(self, rng, fields):
+    def __init__(self, rng, fields, functions=()):
         super().__init__()
+        self.kinds = "sum", "difference", "product", "power", "scaled", "over", "negative", *functions
         self.k = nn.ParameterList(torch.tensor(rng.uniform(-1, 1), dtype=torch.float64) for _ in range(2))
         inputs, self.first = fields.split("->")[0].split(), rng.choice(READ[fields])
         leaves = [*rng.sample(READ[fields], 2), rng.choice(inputs), 0, 1]
@@ -57,8 +58,8 @@ class Random(nn.Module):
     def tree(self, rng, leaves, depth):
         if depth == 0:
             return rng.choice(leaves)
-        kind = rng.choice(["sum", "difference", "product", "power", "scaled", "over", "negative"])
-        parts = 2 if kind in ("sum", "difference", "product") else 1
+        kind = rng.choice(self.kinds)
+        parts = 2 if kind in ("sum", "difference", "product", "quotient") else 1
         number = rng.choice([2, 3]) if kind == "power" else rng.choice([-0.3, 1.7])
         return kind, number, [self.tree(rng, leaves, depth - 1) for _ in range(parts)]
 
@@ -72,6 +73,10 @@ class Random(nn.Module):
         rules = {
             "sum": lambda: a + rest[0], "difference": lambda: a - rest[0], "product": lambda: a * rest[0],
             "power": lambda: a**c, "scaled": lambda: c * a, "over": lambda: a / c, "negative": lambda: 1 - a,
+            "quotient": lambda: a / (1.5 + rest[0] ** 2), "inverse": lambda: c / (1 + a**2), "sine": lambda: a.sin(),
+            "exponential": lambda: torch.exp(0.5 - a**2), "cosine": lambda: torch.cos(c * a), "tanh": lambda: a.tanh(),
+            "logarithm": lambda: torch.log(1.5 + a * a), "root": lambda: (1.5 + a**2).sqrt(),
+            "roots": lambda: (1 + a**2) ** -0.5 + torch.reciprocal(2 + a**2) - (1.5 + a**2) ** -2,
         }  # fmt: skip
         return rules[kind]()
 
@@ -97,11 +102,14 @@ def by_hand(student, x, function, fields, diff, of):
     return total
 
 
-def compare(seed, dtype=torch.float64):
+FUNCTIONS = "quotient", "inverse", "sine", "exponential", "cosine", "tanh", "logarithm", "root", "roots"
+
+
+def compare(seed, dtype=torch.float64, functions=()):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     fields = rng.choice([XT, UVP])
-    function, known, N = Random(rng, fields), sk.Fields(fields), rng.choice([1, 5, 17, 40])
+    function, known, N = Random(rng, fields, functions), sk.Fields(fields), rng.choice([1, 5, 17, 40])
     diff = rng.choice(known.inputs) if fields == UVP else ""
     student = sk.MLP(len(known.inputs), len(known.outputs), width=rng.choice([3, 9, 17]), depth=2, activation="tanh")
     x = torch.rand(N, 2, dtype=torch.float64) - 0.5
@@ -141,6 +149,56 @@ def test_random_polynomials_beside_nested_autograd(seed, passes):
 @pytest.mark.parametrize("seed", range(100, 108))
 def test_in_single(seed):
     compare(seed, torch.float32)
+
+
+@pytest.mark.parametrize("seed", range(300, 316))
+def test_functions_beside_nested_autograd(seed, passes):
+    compare(seed, functions=FUNCTIONS)
+    assert passes == {"mlp_jets_loss": 1, "mlp_jets": 0}
+    if seed < 304:
+        compare(seed, torch.float32, FUNCTIONS)
+
+
+ELEMENTARY = {
+    "exp": (-120.0, 95.0), "log": (-1.0, 1e30), "sin": (-2e4, 2e4), "cos": (-2e4, 2e4), "tanh": (-12.0, 12.0),
+    "sqrt": (-1.0, 50.0), "reciprocal": (-3.0, 3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_functions_where_they_end(name):
+    """Far arguments, 0, infinity, NaN, of which a function is or is no number, as PyTorch's."""
+    low, high = ELEMENTARY[name]
+    few = [0.0, -0.0, 1e-30, 1e-41, 1e-300, -1e-300, math.inf, -math.inf, math.nan, 1.0, low, high]
+    function = getattr(torch, name)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.cat([torch.tensor(few), torch.linspace(low, high, 85)]).to(dtype)[:, None]
+        student = nn.Linear(1, 1).to(dtype)
+        nn.init.zeros_(student.weight), nn.init.zeros_(student.bias)
+        residual = sk.Residual(lambda p: 0 * p.u + function(p.x), "x -> u")
+        for one in torch.where(x.isfinite(), x, 1):
+            got, exact = sk.residual_loss(student, one[None], residual, loss="l1"), function(one.double()).abs()[0]
+            assert got.isfinite() == function(one).isfinite()
+            if got.isfinite():
+                assert_within_rule(f"{name} of {one}", got.detach(), exact, function(one).abs()[0])
+
+
+def test_what_a_function_is_no_number_of_does_not_count_where_its_weight_is_0():
+    torch.manual_seed(0)
+    student, x = sk.MLP(2, 1, width=6).double(), torch.rand(30, 2).double()
+    with torch.no_grad():
+        student[-1].bias -= student(x).mean()
+    for function in (lambda p: torch.log(p.u) * p.u_x, lambda p: p.u_t - p.u**0.5, lambda p: p.u_x / p.u.sqrt()):
+        at, counts = x.clone().requires_grad_(), (student(x)[:, 0] > 0).double()
+        assert 0 < counts.sum() < 30
+        residual = sk.Residual(lambda p, f=function: f(p), XT)
+        got = sk.residual_loss(student, at, residual, sample_weight=counts, reduction="sum")
+        few = x[counts > 0].clone().requires_grad_()
+        found = torch.autograd.grad(got, [*student.parameters(), at], materialize_grads=True)
+        expected = sk.residual_loss(student, few, residual, reduction="sum")
+        exact = torch.autograd.grad(expected, [*student.parameters(), few], materialize_grads=True)
+        for pair in zip((got, *found[:-1], found[-1][counts > 0]), (expected, *exact), strict=True):
+            torch.testing.assert_close(*pair, **ANOTHER_WAY)
 
 
 @pytest.mark.parametrize("isa", [name for name, _ in core._C.instruction_sets()])
@@ -249,7 +307,9 @@ def stopped(p):
 
 
 NOT_POLYNOMIALS = {
-    "a sine": lambda p: p.u_t + torch.sin(p.u),
+    "an error function": lambda p: p.u_t + torch.erf(p.u),
+    "a power": lambda p: p.u_t + (1 + p.u**2) ** 1.5,
+    "an integer of it": lambda p: p.u_t + torch.exp(p.u).floor(),
     "a part without gradients": stopped,
     "a part that is detached": lambda p: p.u_t + p.u.detach() * p.u_x,
     "a branch": lambda p: p.u_t if (p.u > -100).all() else p.u,
@@ -291,14 +351,14 @@ def test_nothing_kept_is_held():
 def test_functions_of_named_derivatives_find_the_student_again(passes):
     """Named partials, and residuals that are no polynomials, of a student and inputs as before and of others."""
     student, x = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double()
-    residual = sk.Residual(lambda p: p.u_t + torch.sin(p.u_xx), XT)
+    residual = sk.Residual(lambda p: p.u_t + torch.erf(p.u_xx), XT)
 
     def right(x):
         found = sk.partials(student, x, ["u", "u_xx", "u_t"], fields=XT)
         by = nested(student, x.detach().requires_grad_(), sk.Fields(XT))
         for name, value in found.items():
             torch.testing.assert_close(value, by[name], **ANOTHER_WAY)
-        loss, exact = sk.residual_loss(student, x, residual), (by["u_t"] + torch.sin(by["u_xx"])).square().mean()
+        loss, exact = sk.residual_loss(student, x, residual), (by["u_t"] + torch.erf(by["u_xx"])).square().mean()
         torch.testing.assert_close(loss, exact, **ANOTHER_WAY)
         pairs = [torch.autograd.grad(one, list(student.parameters()), materialize_grads=True) for one in (loss, exact)]
         for got, expected in zip(*pairs, strict=True):

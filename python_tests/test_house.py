@@ -208,11 +208,11 @@ class Counting(torch.nn.Module):
 
     def __init__(self, runs):
         super().__init__()
-        self.inner, self.runs = copy.deepcopy(STUDENT), runs
+        self.inner, self.note = copy.deepcopy(STUDENT), runs.append
 
     def forward(self, x):
         if type(x) is torch.Tensor:
-            self.runs.append(len(x))
+            self.note(len(x))
         return self.inner(x) * 1
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import sobolev_kernels as sk
 from sobolev_kernels.math.activations import DERIVATIVES, activation_jet
+from sobolev_kernels.math.curves import CURVES, curve_of
 from sobolev_kernels.math.losses import residual
 from sobolev_kernels.math.table import choose
 from sobolev_kernels.modules import to_module
@@ -92,3 +93,20 @@ def test_huber_with_its_parameter():
 def test_the_generated_header_is_fresh():
     command = [sys.executable, str(ROOT / "csrc" / "math" / "generate.py"), "--check"]
     subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("activation", [*CURVES, ("leaky_relu", 0.3), ("elu", 0.6), ("softplus", 2.5, 30.0)], ids=str)
+def test_derivatives_as_functions_of_the_value(activation):
+    formula = choose(sk.ACTIVATIONS, "activation", activation)
+    assert CURVES[formula.name].defaults == sk.ACTIVATIONS[formula.name].defaults
+    value, *expected = (torch.as_tensor(d).expand(1001) for d in activation_jet(formula, points(), 2))
+    derivatives = curve_of(formula).derivatives(value)
+    for order, (got, right) in enumerate(zip(derivatives, expected, strict=True), start=1):
+        assert_within_rule(f"derivative {order}", got, right.double())
+
+
+@pytest.mark.parametrize(
+    "activation", [("leaky_relu", -0.5), ("elu", -0.5), ("elu", 0.0), ("softplus", 2.5, 4.0), "silu"], ids=str
+)
+def test_derivatives_that_are_no_functions_of_the_value(activation):
+    assert curve_of(choose(sk.ACTIVATIONS, "activation", activation)) is None

@@ -1,7 +1,12 @@
 """Numbers that a student takes out of tensors which depend on his inputs: right or refused, never silent."""
 
+import copy
+import ctypes
 import math
+import pickle
+import struct
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -13,7 +18,7 @@ from sobolev_kernels.testing.rule import ANOTHER_WAY, BY_DIFFERENCE
 N, D, H, O = 6, 3, 5, 2
 STEP = 1e-5
 WARNED = pytest.mark.filterwarnings(
-    "ignore::sobolev_kernels.SobolevWarning", "ignore:.*(requires_grad|sourceTensor):UserWarning"
+    "ignore::sobolev_kernels.SobolevWarning", "ignore:.*(requires_grad|sourceTensor|grad attribute):UserWarning"
 )
 
 
@@ -52,6 +57,18 @@ REFUSED = {
     "in a few digits": lambda x, net: net(x) * round(float(x.norm()), 6),
     "of rows": lambda x, net: net(x) * torch.tensor(x.norm(dim=1).tolist())[:, None],
     "of what is hidden": lambda x, net: net(x) / net[0](x).abs().max().item(),
+    "in writing": lambda x, net: net(x) * float(f"{x.norm():.12f}"),
+    "as it is printed": lambda x, net: net(x) * float(str(x.norm()).split("(")[1].split(",")[0]),
+    "numbers as written by NumPy": lambda x, net: net(x) * float(numpy.array2string(numpy.float64(x.norm()))),
+    "memory": lambda x, net: net(x) * struct.unpack("d", bytes(x.norm().untyped_storage()))[0],
+    "memory as a tensor": lambda x, net: net(x) * x.new_empty(0).set_(x.norm().untyped_storage(), 0, (1,)),
+    "an address": lambda x, net: net(x) * ctypes.c_double.from_address(x.norm().data_ptr()).value,
+    "bits": lambda x, net: net(x) * x.norm().view(torch.int64).view(x.dtype),
+    "pickled": lambda x, net: net(x) * pickle.loads(pickle.dumps(x.norm())),
+    "a copy": lambda x, net: net(x) * copy.copy(x.norm()),
+    "a tensor made by one": lambda x, net: net(x) * x.new([x[0, 0], x[1, 0]]).sum(),
+    "a grid up to it": lambda x, net: net(x) * torch.linspace(0, x.norm(), N, dtype=x.dtype)[:, None],
+    "drawn around it": lambda x, net: net(x) * torch.normal(x[:, :1], 0.0),
 }
 RIGHT = {
     "a branch": lambda x, net: net(x) if x.sum() > 0 else 2 * net(x),
@@ -64,6 +81,12 @@ RIGHT = {
     "as_tensor": lambda x, net: net(x) * torch.as_tensor(x[:, :1]),
     "of a parameter": lambda x, net: net(x) * net[0].weight[0, 0].item() * float(net[0].bias.sum()),
     "logging": logging,
+    "logging in writing": lambda x, net: (setattr(net, "log", f"{x.norm():.3f} {net[0](x)}"), net(x))[1],
+    "how many": lambda x, net: net(x) * len((x > 0).nonzero()) * len(torch.unique(x.detach())),
+    "a histogram": lambda x, net: net(x) * torch.histc(x, 4, -9, 9).max(),
+    "the place of the largest": lambda x, net: net(x) * x.gather(1, x.argmax(1, keepdim=True)),
+    "what is equal": lambda x, net: net(x) * (2 if torch.equal(x, x.clone()) and torch.allclose(x, x + 1e-9) else 1),
+    "what has its kind": lambda x, net: net(x) + torch.zeros_like(x[:, :1]) + x.new_ones(N, 1) * x.element_size(),
 }
 CALLS = {
     "jvp": lambda student, x, **how: sk.jvp(student, x, V, **how)[1],
@@ -187,6 +210,16 @@ def test_teachers_transforms_and_partials():
         torch.func.jvp(lambda x: sk.vjp(student, x, U)[1].sum(), (X,), (X,))
     with pytest.raises(sk.NotProvided, match=TAKES):
         sk.partials(student, X, "u_x + v_y", fields="x y z -> u v")
+
+
+@WARNED
+def test_a_plain_function_in_a_compiled_call():
+    """Which a compiler hands to nobody."""
+    student = net()
+    torch._dynamo.reset()
+    step = torch.compile(lambda x: sk.jvp(lambda x: student(x) * x.square().sum().item(), x, V)[1], backend="aot_eager")
+    with pytest.raises(sk.NotProvided, match=f"student: .* {TAKES}"):
+        step(X)
 
 
 @pytest.mark.parametrize("name", ["new_full", "full_like"])

@@ -29,6 +29,38 @@ COUNTS = [
 ]  # fmt: skip
 
 
+def test_a_backend_that_is_asked_for(capsys):
+    """Each makes the same numbers, or says why it does not."""
+    torch.manual_seed(0)
+    student, field = sk.MLP(2, 1, width=5).double(), sk.MLP(2, 2, width=4).double()
+    x, equation = torch.rand(7, 2).double().requires_grad_(), sk.Residual(lambda p: p.u_t + p.u * p.u_x, "x t -> u")
+    calls = {
+        "partials": lambda m, **by: list(sk.partials(m, x, "u, u_xxt", fields="x t -> u", **by).values()),
+        "residual_loss": lambda m, **by: [sk.residual_loss(m, x, equation, **by)],
+        "hessian": lambda m, **by: sk.hessian(m, x, **by), "bilaplacian": lambda m, **by: sk.bilaplacian(m, x, **by),
+        "divergence": lambda m, **by: sk.divergence(field if m is student else m, x, **by),
+    }  # fmt: skip
+    other = lambda x: torch.stack([x.sin().sum(1), x.cos().prod(1)], 1)  # noqa: E731
+    for name, call in calls.items():
+        one = other if name == "divergence" else lambda x: other(x)[:, 0]
+        for backend in ("cpu", "streams", "reference"):
+            for pair in zip(call(student, backend=backend), call(student), strict=True):
+                torch.testing.assert_close(*pair, **ANOTHER_WAY)
+        for backend in ("cpu", "cuda", "triton", "streams"):
+            with pytest.raises(NotImplementedError, match=f"backend: expected {backend} to support this problem"):
+                call(one, backend=backend)
+        call(one, backend="reference")
+        with pytest.raises(NotImplementedError, match="got a refusal: it has no kernel of named derivatives"):
+            call(student, backend="cuda")
+        with pytest.raises(ValueError, match="backend: expected one of"):
+            call(student, backend="gpu")
+    for backend in ("cpu", "streams", "reference"):
+        assert f"-> {backend}" in sk.explain(student, x, of="partials", names="u", fields="x t -> u", backend=backend)
+        assert f"-> {backend}" in sk.explain(student, x, of="residual_loss", residual=equation, backend=backend)
+    with pytest.raises(NotImplementedError, match="backend: expected triton"):
+        sk.explain(student, x, of="partials", names="u", fields="x t -> u", backend="triton")
+
+
 @pytest.mark.parametrize("fields, names, count", [row[1:] for row in COUNTS], ids=[row[0] for row in COUNTS])
 def test_the_streams_are_the_fewest(fields, names, count):
     assert sk.Fields(fields).plan(names.split(",")).count - 1 == count

@@ -1,5 +1,6 @@
 """Derivatives by autograd beside what values change by: a path that is cut, if only in part, is no silent zero."""
 
+import collections
 import copy
 import gc
 import itertools
@@ -438,10 +439,10 @@ def test_other_derivatives_are_warned_of_once(name, dtype):
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
-        self.runs, self.seen = [], 0
+        self.runs, self.seen = ([],), 0  # a list would be put back
 
     def forward(self, x):
-        self.runs.append(len(x))
+        self.runs[0].append(len(x))
         self.seen += 1
         return x[:, :O].sin() + x[:, 1:]
 
@@ -451,20 +452,43 @@ def test_a_student_is_looked_at_once(monkeypatch):
     student, runs = Counting(), []
     for call in [lambda: sk.jvp(student, X, BASIS)] * 3 + [lambda: sk.vjp(student, X, sk.Cotangents.basis())]:
         call()
-        runs.append(len(student.runs))
+        runs.append(len(student.runs[0]))
     assert runs[0] <= 17 and [b - a for a, b in itertools.pairwise(runs)] == [1, 1, 1]
     assert student.seen == 4
     # functions made anew of the same
     for _ in range(3):
         sk.jvp(lambda x: student(x), X, BASIS)
-        runs.append(len(student.runs))
+        runs.append(len(student.runs[0]))
     assert runs[-1] - runs[-2] == runs[-2] - runs[-3] == 1
     student.eval()
     sk.jvp(student, X, BASIS)
-    assert len(student.runs) > runs[-1] + 1
+    assert len(student.runs[0]) > runs[-1] + 1
     student.forward = lambda x: net_of(x)(without(0, x))
     with pytest.raises(sk.NotProvided):
         sk.jvp(student, X, BASIS)
+
+
+class Noting(nn.Module):
+    """It writes down in lists and the like that it was run, as for a loss of its own beside the caller's."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.log, self.table, self.last = nn.Linear(D, O), [], {}, collections.deque(maxlen=2)
+
+    def forward(self, x):
+        self.log.append(len(x))
+        self.last.append(len(self.log))
+        self.table[len(self.log)] = len(x)
+        return self.net(x).sin() * x[:, :1]
+
+
+@pytest.mark.parametrize("backend", [None, "streams", "reference"])
+def test_what_a_look_adds_to_lists_is_taken_away(backend):
+    student = Noting().double()
+    for calls in range(1, 5):
+        sk.jvp(student, numbers(N, D, dtype=f64), numbers(2, N, D, dtype=f64), backend=backend)
+        assert student.log == [N] * calls and list(student.table) == list(range(1, calls + 1))
+        assert list(student.last) == list(range(1, calls + 1))[-2:]
 
 
 def test_a_head_of_zeros_is_looked_at_again():

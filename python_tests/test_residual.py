@@ -11,7 +11,7 @@ from torch import nn
 
 import sobolev_kernels as sk
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.rule import ROUNDED_WITHIN
+from sobolev_kernels.testing.rule import ANOTHER_WAY, ROUNDED_WITHIN
 
 XT, UVP = "x t -> u", "x y -> u v p"
 
@@ -353,7 +353,7 @@ def test_terms_that_are_kept_are_nobody_elses():
     for _ in range(2):
         out = sk.residual_loss(student, torch.rand(9, 2), residual, weights=weight, return_terms=True)
         (term,) = out.terms.values()
-        kept.append((term.detach(), float(term)))
+        kept.append((term.detach(), float(term.detach())))
         out.loss.backward()
     assert [float(term) for term, _ in kept] == [was for _, was in kept]
     before = weight.grad.clone()
@@ -368,3 +368,32 @@ def test_shapes_alone_and_weights_that_are_no_numbers():
     assert sk.partials(there, x, "u_xx", fields=XT)["u_xx"].shape == (5, 1)
     with pytest.raises(ValueError, match=r"sample_weight.*real numbers"):
         sk.residual_loss(student, torch.rand(5, 2), residual, sample_weight=torch.ones(5, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("function", [burgers, lambda p: p.u_t - p.u.exp(), lambda p: p.u_t - p.u.erf()])
+def test_in_inference_mode(function):
+    """The first call as any later one, also of what must be differentiated by autograd to be looked at."""
+    student, x, residual = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double(), sk.Residual(function, XT)
+    both = [residual, residual.diff("x")]
+    with torch.inference_mode():
+        found = [sk.residual_loss(student, x.clone(), both), *sk.residual_scales(student, x, both).values()]
+    with torch.no_grad():
+        again = [sk.residual_loss(student, x, both), *sk.residual_scales(student, x, both).values()]
+    assert found == again
+
+
+@pytest.mark.parametrize("function", [burgers, lambda p: p.u_t - p.u.exp()])
+def test_compiled_without_a_break(function):
+    torch.compiler.reset()
+    student, x, residual = sk.MLP(2, 1, width=5).double(), torch.rand(6, 2).double(), sk.Residual(function, XT)
+    compiled = torch.compile(lambda x: sk.residual_loss(student, x, residual), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), sk.residual_loss(student, x, residual), **ANOTHER_WAY)
+
+
+def test_no_samples():
+    """As of `sobolev_loss`: 0, and so are the gradients."""
+    student, residual = sk.MLP(2, 1, width=5), sk.Residual(burgers, XT)
+    for reduction in ("mean", "sum"):
+        loss = sk.residual_loss(student, torch.rand(0, 2), residual, reduction=reduction)
+        gradients = torch.autograd.grad(loss, list(student.parameters()), materialize_grads=True)
+        assert loss == 0 and not any(map(torch.any, gradients))

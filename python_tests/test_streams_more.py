@@ -182,6 +182,17 @@ def test_every_jvp_that_is_trusted_was_proved():
     assert named - seen == set()
 
 
+def test_a_deviation_of_0_has_derivatives_0():
+    """As the norms have, of features that are all alike: where a unit is dead in all of them, nothing becomes NaN."""
+    net, x, v = nn.Linear(D, 4).double(), numbers(N, D).requires_grad_(), numbers(2, N, D, seed=1)
+    results = []
+    for spread in (lambda h: (0 * h).std(-1, keepdim=True), lambda h: 0 * h[:, :1]):
+        y, dy = sk.jvp(lambda x, spread=spread: net(x).sin() + spread(net(x)), x, v, backend="streams")
+        gradients = torch.autograd.grad((y + dy).square().sum(), (x, *net.parameters()))
+        results.append((y, dy, *gradients))
+    torch.testing.assert_close(*results)
+
+
 def test_explain_tells_what_went_without_a_rule():
     student = Call(lambda x, net: F.mse_loss(net(x).logcumsumexp(1), x[:, :2], reduction="none"), nn.Linear(D, 2))
     text = sk.explain(student.double(), numbers(N, D))

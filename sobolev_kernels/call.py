@@ -8,6 +8,7 @@ from operator import index
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from . import keeping, kept, ops, traced
 from .advice import advise_of_reference
@@ -27,7 +28,7 @@ from .known_function import run_function
 from .math.directions import GIVEN, IN_KERNELS
 from .outputs import knowing_outputs, outputs_of, outputs_of_teacher
 from .partials.fused_towers import fused_towers
-from .paths import Known, known_of, need_paths
+from .paths import Known, known_of, need_paths, need_tensors
 from .prepare import Prepared, prepare, prepared_again
 from .problem import DERIVATIVES, UNSEEN, Operands, Problem
 from .recorded import all_is_watched, recorded_jet, recorded_of
@@ -201,6 +202,8 @@ def evaluated_in_trace(call: Prepared, x: torch.Tensor) -> Evaluated:
     ran = running.evaluate(function, x)
     if traced.loses_tangents():
         raise NotProvided(traced.BROKEN)
+    if not told:  # of whom nobody has seen whether they make a difference
+        need_tensors("student", ran.read)
     return ran._replace(looked=looked, own=own)
 
 
@@ -212,12 +215,15 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         _, refusal = traced.told_of(call.request.student, x)
         if refusal:
             raise NotProvided(refusal)
+        if ran.pull is not None and traced.loses_tangents():
+            raise NotProvided(traced.BROKEN)
+        need_tensors(role, "" if isinstance(call.request.student, nn.Module) else ran.read)
         return ran._replace(looked=0, own=False)
     if ran.pull is not None:  # a compiler followed the run, and gave up since
         raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known, ran.read)
+    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known, ran.read, ran.kinds)
     return ran._replace(looked=order if looked else 0, own=own)
 
 

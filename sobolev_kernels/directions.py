@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,12 @@ class Projections:
             return values
         if type(values) is torch.Tensor and values.dim() == 3:
             refuse(faults_of_memory(name, values))
-            return cls.given(values)
+            P = values.shape[0]
+            if torch.compiler.is_compiling() or not (type(P) is int and P):
+                return cls.given(values)
+            made, like = object.__new__(cls), like_given(cls, P)
+            made.__dict__.update(like.__dict__, values=values, known=like)
+            return made
         count, v = ("R", "u") if cls.LETTER == "O" else ("P", "v")
         expected = f"a tensor [{count}, N, {cls.LETTER}] or a sobolev_kernels.{cls.__name__}"
         need(isinstance(values, torch.Tensor), name, expected, values, TypeError, cls.hint(values))
@@ -392,6 +398,12 @@ def is_capturing(device: torch.device) -> bool:
     if device.type != "cuda" or torch.compiler.is_compiling():
         return False
     return torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=64)
+def like_given(kind: type[Projections], P: int) -> Projections:
+    """All of given ones [P, N, n] but their tensor: of each step's nothing else is another."""
+    return kind("given", P)
 
 
 def given_of(directions: object, cotangents: object) -> torch.Tensor | None:

@@ -23,6 +23,9 @@ RESIDUALS = NO_RESIDUALS, RESIDUALS_OF_LOSS, RESIDUALS_GIVEN = ("none", "loss", 
 # Of what is multiplied; sums are float32 or better.
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 
+# What a residual may apply to a number of each sample, beside sums and products; PyTorch's names.
+FUNCTIONS = ("exp", "log", "sin", "cos", "tanh", "sqrt", "reciprocal")
+
 # By the name of the C++ enumeration.
 ENUMS = {
     "Dtype": DTYPES,
@@ -31,4 +34,5 @@ ENUMS = {
     "Side": SIDES,
     "Residuals": RESIDUALS,
     "Precision": PRECISIONS,
+    "Function": FUNCTIONS,
 }

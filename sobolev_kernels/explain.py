@@ -21,7 +21,7 @@ from .outputs import outputs_of
 from .partials.along import KERNELS, TOGETHER
 from .partials.explained import PARTIALS, RESIDUAL_LOSS, lines_of_partials, lines_of_residual_loss
 from .parts import modules_of
-from .paths import HOOKS, known_of
+from .paths import HOOKS, known_of, modules_read
 from .prepare import prepare, undo
 from .printed import printed
 from .problem import DERIVATIVES, LOSS, PER_SAMPLE, UNSEEN, Problem
@@ -81,11 +81,12 @@ def explain(
     """
     if of in (PARTIALS, RESIDUAL_LOSS):
         need(directions is None, "directions", f"none of {of}", directions)
+        backend = settings.pop("backend", None)
         for name, value in settings.items():
             need(False, name, f"no such keyword of {of}", value, TypeError)
         if of == PARTIALS:
-            return printed(lines_of_partials(student, x, names, fields))
-        return printed(lines_of_residual_loss(student, x, residual))
+            return printed(lines_of_partials(student, x, names, fields, backend))
+        return printed(lines_of_residual_loss(student, x, residual, backend))
     for name, value in (("names", names), ("fields", fields), ("residual", residual)):
         need(value is None, name, f'none but of "{PARTIALS}" and "{RESIDUAL_LOSS}"', value)
     call = prepare(asked(student, x, directions, of, derivative_target, settings))
@@ -165,7 +166,9 @@ def chains_in(student: object, x: torch.Tensor, problem: Problem) -> dict[tuple[
     hooked = any(getattr(module, name, None) for module in modules_of(student) for name in HOOKS)
     if hooked or not planner.takes_gradients(problem) or problem.given_gradient:
         return {}
-    return chains_of(student, partial(outputs_of, student), x, known_of(student, x).graphs).fused
+    kinds, parameters = modules_read(student)
+    graphs = known_of(student, x, kinds).graphs
+    return chains_of(student, partial(outputs_of, student), x, graphs, parameters or []).fused
 
 
 def segments_in_words(fused: dict[tuple[int, str], int]) -> str:

@@ -29,8 +29,7 @@ from .dispatch import requested
 from .errors import refuse
 from .labels import faults_of_labels
 from .modules import RULES
-from .parts import roots_of
-from .paths import Known, known_of
+from .paths import Known, known_of, modules_read
 from .prepare import Accepted
 from .problem import LOSS, Operands, Problem
 from .scaled import Fold, Scaled, fold_of
@@ -243,15 +242,6 @@ def with_teacher(kinds: list, parameters: list[torch.Tensor], teacher: object) -
     return MadeOf(tuple(kinds), parameters, of_teacher)
 
 
-def read_function(function: object, known: Known) -> tuple[list, list[torch.Tensor]] | None:
-    """What a function that is not looked into is known by, and the parameters of its modules, each once; None if one of
-    these is out of the ordinary."""
-    kinds, parameters, roots = [Known, known.number], [], roots_of(function)
-    if torch.jit.ScriptModule in map(type, roots) or not core._C.modules(roots, PLAIN, kinds, parameters):
-        return None
-    return kinds, parameters
-
-
 def look(
     result: str, student: object, x: object, settings: Settings, given: torch.Tensor | None,
     targets: Targets | None = None, weights: Weights = UNWEIGHTED, input_scale: torch.Tensor | None = None,
@@ -286,7 +276,10 @@ def look(
         kinds, parameters, x = [Scaled, *fold.kinds], fold.parameters, fold.inputs
         made_of = with_teacher(kinds, parameters, None)
     elif made_of is None:
-        known = known_of(student, x)
+        kinds, parameters = modules_read(student)
+        known = known_of(student, x, kinds)
+        if known.lost:
+            known.look_again()
         chain = followed_again(student, x, settings.backend, known)
         if chain is not None and not chain.serves(result, settings):
             chain = None
@@ -294,10 +287,10 @@ def look(
             x, layers = chain.inputs_of(x), chain.student
             kinds = [Followed, bool(chain.looking), layers.biases, layers.activations]
             parameters = [*layers.parameters]
-        elif (found := read_function(student, known)) is not None:
-            kinds, parameters = found
-        else:
+        elif parameters is None:
             return None
+        else:
+            kinds = [Known, known.number]
         made_of = with_teacher(kinds, parameters, teacher)
     likeness = (
         result, collapsed, id(settings), made_of.kinds, said, types, x.shape,

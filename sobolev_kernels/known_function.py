@@ -27,6 +27,7 @@ from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
 from .steps import optional_of, same_place, views_in
+from .streams.by_heart import ByHeart
 from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
@@ -49,9 +50,13 @@ def run_function(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...],
 def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], tuple[bool, ...]] | None:
     """By autograd."""
     x, problem = found.tensors[0], call.problem
-    ran = ran_again(found, x, problem)
-    if ran.y.shape[1] != problem.O or ran.read:
+    before = torch.get_rng_state()
+    ran = ran_again(found, x, problem, before)
+    paths = found.known.found_at(ran.kinds)
+    if ran.y.shape[1] != problem.O or ran.read or paths is None:
+        torch.set_rng_state(before)
         return None
+    ran = ran._replace(looked=int(paths.told), own=paths.own)
     operands, known = operands_of(found, call)
     learnt = found.accepted.learnt
     wanted = of_gradients(problem, operands, ran, COMPUTED in learnt)
@@ -145,36 +150,35 @@ def of_gradients(problem: Problem, operands: Operands, ran: running.Evaluated, c
     return operands, vectors, ran.y, *gradients_of(ran, u)
 
 
-def ran_again(found: Call, x: torch.Tensor, problem: Problem) -> running.Evaluated:
-    student, known, graphs = found.student, found.known.found[1], found.known.graphs
-    looked, own, again = int(known.told), known.own, problem.given_gradient
+def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tensor) -> running.Evaluated:
+    student, graphs, again = found.student, found.known.graphs, problem.given_gradient
     function = partial(outputs_of, student)
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
         if takes_gradients(problem) and nobody_watches():
-            chains = chains_of(student, function, x, graphs)
-            ran = with_chains(student, function, x, chains, graphs, looked, own) if chains.fused else None
+            chains = chains_of(student, function, x, graphs, found.made_of.parameters)
+            ran = with_chains(found, chains, before) if chains.fused else None
             if ran is not None:
                 return ran
-        ran = running.run_again(function, x, graphs, looked, own)
+        ran = running.run_again(function, x, graphs, before)
         if ran is not None:
             return ran
-    return running.evaluate(function, x, graphs, again)._replace(looked=looked, own=own)
+    return running.evaluate(function, x, graphs, again)
 
 
-def with_chains(
-    student: object, function: Callable, x: torch.Tensor, chains: running.Chains, graphs: running.Graphs, looked: int,
-    own: bool,
-) -> running.Evaluated | None:  # fmt: skip
-    """The run with chains of layers put off; None where that can be told, or its graph is of another kind."""
-    held, before = before_flow(student, x), (graphs.needs, graphs.unlike)
-    of_chains = deferred(function, lambda: values_put_off(chains.ends, chains.begun))
+def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> running.Evaluated | None:
+    """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its kinds
+    are not told, which are others than those of the run as it is."""
+    student, x, graphs = found.student, found.tensors[0], found.known.graphs
+    held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
+    mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
+    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
     try:
-        ran = running.run_again(of_chains, x, graphs, looked, own)
+        ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
         reason = "" if ran is not None else "its graph is another than before"
     except NotFollowed as error:
         ran, reason = None, str(error)
     if ran is None:
         held.restore()
-        graphs.needs, graphs.unlike = before
+        graphs.needs, graphs.unlike = needed
         graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=reason))
-    return ran
+    return ran if ran is None else ran._replace(kinds=None)

@@ -17,7 +17,7 @@ from .math.losses import LOSSES
 from .ops import is_one
 from .problem import Operands, Problem
 
-MOST = 1 << 19  # numbers of derivatives, from which on PyTorch's own threads are worth their cost
+MOST = 1 << 19  # numbers of derivatives, from which on several threads of PyTorch's are worth their cost
 
 
 def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: torch.Tensor | None, count: int) -> bool:
@@ -25,13 +25,18 @@ def computes(problem: Problem, operands: Operands, y: torch.Tensor, vectors: tor
     compared themselves."""
     x, shape = operands.x, (count, *operands.x.shape) if vectors is None else (len(vectors), *y.shape)
     work = count * x.numel() * (1 if vectors is None else len(vectors))
-    return work <= MOST and computes_of(problem, operands, y, shape)
+    return is_little(work) and computes_of(problem, operands, y, shape)
 
 
 def computes_of_pairs(problem: Problem, operands: Operands, y: torch.Tensor, d: torch.Tensor) -> bool:
     """The same of values y [N, O] and tangents d [P, N, O]."""
     plain = problem.head is None and problem.order == 1
-    return plain and d.dtype == y.dtype and d.numel() <= MOST and computes_of(problem, operands, y, d.shape)
+    return plain and d.dtype == y.dtype and is_little(d.numel()) and computes_of(problem, operands, y, d.shape)
+
+
+def is_little(count: int) -> bool:
+    """Whether so many numbers are none that PyTorch's threads should share."""
+    return count <= MOST or torch.get_num_threads() == 1
 
 
 def computes_of(problem: Problem, operands: Operands, y: torch.Tensor, shape: Sequence[int]) -> bool:
@@ -43,7 +48,7 @@ def computes_of(problem: Problem, operands: Operands, y: torch.Tensor, shape: Se
         return False
     if not (values.dtype == derivative.dtype == y.dtype == x.dtype and problem.dtype in DTYPES):
         return False
-    return y.numel() <= MOST and values.shape == y.shape and derivative.shape == shape
+    return is_little(y.numel()) and values.shape == y.shape and derivative.shape == shape
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,19 @@ def drawing_modules(function: object) -> Iterator[nn.Module]:
 def modules_of(function: object) -> Iterator[nn.Module]:
     """A module and all below it, or those of what a function encloses, has for a default or takes from its globals."""
     for root in roots_of(function):
-        yield from root.modules()
+        yield from below(root)
+
+
+def below(root: nn.Module) -> Iterator[nn.Module]:
+    """As `root.modules()`, in a fraction of its time."""
+    seen, waiting = set(), [root]
+    while waiting:
+        module = waiting.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield module
+        waiting += [child for _, child in module._modules.items()][::-1]
 
 
 def roots_of(function: object) -> list[nn.Module]:

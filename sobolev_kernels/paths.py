@@ -19,8 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import distributed, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as everywhere
 
 from .advice import warn
+from .backends import core
 from .backends.dependence import LOOK_FOR
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
@@ -31,8 +33,8 @@ from .boundary import PLAIN
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
-from .parts import drawing_modules, modules_of
-from .rows import Rows
+from .parts import drawing_modules, modules_of, roots_of
+from .rows import Rows, behind
 
 OTHER = (
     "{} (look for a detach, no_grad or NumPy on one of its paths, or for a straight-through estimator, which may be "
@@ -47,6 +49,7 @@ DRAWS = (
     "keep no state"
 )
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+OF_ALL = tuple(f"_global{hooks}" for hooks in HOOKS)
 SIMPLE = (bool, int, float, str, bytes, type(None))
 
 
@@ -63,40 +66,96 @@ class Flow(NamedTuple):
 
 
 NUMBERS = count()
+GRAPHS = 8  # kinds of graphs of a function, each of which is looked at; of more, fewer and fewer
+STATES = 8  # of a function, of which what is known is kept
+
+
+@dataclass
+class Looked:
+    """What was found of a function by running it beside its inputs, by the order of derivatives, and in which calls."""
+
+    found: dict[int, Found] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
+    whole: bool = False  # whether no path is cut, for good
 
 
 @dataclass
 class Known:
-    """What is known of a function for as long as what it is made of lives."""
+    """What is known of a function in one state of its modules."""
 
-    parts: tuple[weakref.ref, ...]
-    states: tuple = ()
-    found: dict[int, Found] = field(default_factory=dict)  # by the order of derivatives
-    calls: dict[int, int] = field(default_factory=dict)
+    looked: dict[tuple | None, Looked] = field(default_factory=dict)  # by the kinds of its graph's nodes
+    last: Looked = field(default_factory=Looked)  # of the graph of the run before
+    unlike: int = 0  # how often the graph was of kinds that it had never been of
     is_chain: bool = False  # whether its whole forward was one chain of layers
     no_chain: str = ""  # or why it was none
+    tensors: tuple = ()  # what its parameters were like then
+    lost: int = 0  # calls since it was a chain, or pairs flowed through it, the last time
     reads: bool = False  # whether it took numbers of what depends on its inputs
-    traced: str | None = None  # what a compiler is told of it (traced.py)
     # of pairs, by the order of derivatives and autocast's dtype
     flows: dict[tuple[int, torch.dtype | None], Flow] = field(default_factory=dict)
     graphs: Graphs = field(default_factory=Graphs)  # and the graphs that it gave
     number: int = field(default_factory=NUMBERS.__next__)  # another one where something that was known is no more
 
+    @property
+    def found(self) -> dict[int, Found]:
+        """What was found where its graph was as it was last."""
+        return self.last.found
 
-KNOWN: dict[tuple, Known] = {}
+    def found_at(self, kinds: tuple | None) -> Found | None:
+        """What was found where its graph was of these kinds, or where it was last, if no path is cut there."""
+        looked = self.last if kinds is None else self.looked.get(kinds)
+        if looked is None or not looked.whole:
+            return None
+        self.last = looked
+        return looked.found[1]
+
+    def looked_at(self, kinds: tuple | None) -> Looked | None:
+        """What was found where its graph was of these kinds; None where that was not looked at, as of a function whose
+        graph is another each time in most calls."""
+        if kinds not in self.looked:
+            self.unlike += 1
+            if self.unlike > GRAPHS and self.unlike & (self.unlike - 1):
+                return None
+            if len(self.looked) >= GRAPHS:
+                del self.looked[next(iter(self.looked))]
+            self.looked[kinds] = Looked()
+        self.last = self.looked[kinds]
+        return self.last
+
+    def lose(self) -> None:
+        """It is no chain any more, or pairs do not flow through it: by what nobody sees but he who runs it."""
+        self.lost = self.lost or 1
+        self.number = next(NUMBERS)
+
+    def look_again(self) -> None:
+        """After one call, two, four and so on forget why what was is no more."""
+        self.lost += 1
+        if not self.lost & (self.lost - 1):
+            self.no_chain, self.number = "", next(NUMBERS)
+            self.flows = {key: flow for key, flow in self.flows.items() if flow.unfollowed is None}
+
+
+class Met(NamedTuple):
+    """A function that was met, for as long as what it is made of lives."""
+
+    parts: tuple[weakref.ref, ...]
+    states: dict[tuple, Known]
+
+
+KNOWN: dict[tuple, Met] = {}
 
 
 def need_paths(
     role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
     wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None], known: Known | None = None,
-    read: str = "",
+    read: str = "", kinds: tuple | None = None,
 ) -> tuple[bool, bool]:  # fmt: skip
     """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
 
     Whether that could be looked at is returned, and whether each sample's outputs were seen to be its own. `run` is the
     function with its results checked. Under torch.compile, and amid transforms of torch.func, nothing is looked at:
     there the inputs are not numbers. `read`: by what it took numbers of what depends on x, which must have been no part
-    of what it gives.
+    of what it gives; `kinds`: those of its graph's nodes, since in another graph another path may be cut.
     """
     if torch.compiler.is_compiling() or watched(x):
         need_tensors(role, read)
@@ -104,13 +163,14 @@ def need_paths(
     told, own = True, False
     known = known_of(function, x) if known is None else known
     known.reads = known.reads or bool(read)
-    for found, times in found_of(role, function, run, x, order, known):
+    looked = known.looked_at(kinds)
+    for found, times in () if looked is None else found_of(role, function, run, x, order, known, looked):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
     if read and matter(function, run, x):  # at each call: a branch may take them elsewhere
         need_tensors(role, read)
-    return told, own
+    return told and looked is not None, own and looked is not None
 
 
 def matter(function: object, run: Callable, x: torch.Tensor) -> bool:
@@ -139,15 +199,16 @@ def watched(x: torch.Tensor) -> bool:
 
 
 def found_of(
-    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known
+    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known, looked: Looked
 ) -> Iterator[tuple[Found, int]]:
     """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
     for times in range(1, order + 1):
-        known.calls[times] = calls = known.calls.get(times, 0) + 1
-        found = known.found.get(times)
+        looked.calls[times] = calls = looked.calls.get(times, 0) + 1
+        found = looked.found.get(times)
         # what stood still, as with weights of 0, is looked at again, less and less often
         if found is None or not (found.settled or calls & (calls - 1)):
-            found = known.found[times] = looked_at(function, run, x, times)
+            found = looked.found[times] = looked_at(function, run, x, times)
+            looked.whole = all(found.settled and not found.cut.any() for found in looked.found.values())
             known.number = next(NUMBERS)
             tell(role, function, found, times)
         yield found, times
@@ -231,28 +292,51 @@ def named(what: str, places: list[int]) -> str:
     return f"{what}{'s' if len(places) > 1 else ''} {clipped(', '.join(map(str, places)), 40)}"
 
 
-def known_of(function: object, x: torch.Tensor) -> Known:
-    """What is kept of a function; one that is made anew each time is the same if it is made of the same."""
-    if isinstance(function, nn.Module) and type(function) is not Rows:
-        parts = modules = [function]
-        constants = []
-    else:
-        parts, constants = [], []
+def known_of(function: object, x: torch.Tensor, kinds: list | None = None) -> Known:
+    """What is kept of a function; one that is made anew each time is the same if it is made of the same. `kinds`: of
+    its modules, where they were read."""
+    parts, constants = [function], []
+    if not isinstance(function, nn.Module) or type(function) is Rows:
+        parts.clear()
         made_of(function, parts, constants)
-        modules = [part for part in parts if isinstance(part, nn.Module)]
-    states = (x.dtype, x.shape[1], *[(m.training, type(m), id(vars(m).get("forward"))) for m in modules])
-    key = (*map(id, parts), *constants)
-    known = KNOWN.get(key)
-    if known is None or any(ref() is not part for ref, part in zip(known.parts, parts, strict=True)):
+    kinds = modules_read(function)[0] if kinds is None else kinds
+    states, key = (x.dtype, x.shape[1], *kinds), (*map(id, parts), *constants)
+    met = KNOWN.get(key)
+    if met is None or any(ref() is not part for ref, part in zip(met.parts, parts, strict=True)):
         try:
-            known = Known(tuple(weakref.ref(part, lambda _: KNOWN.pop(key, None)) for part in parts))
+            met = Met(tuple(weakref.ref(part, lambda _: KNOWN.pop(key, None)) for part in parts), {})
         except TypeError:  # of what cannot be referred to weakly nothing is kept
-            return Known(())
-        KNOWN[key] = known
-    if known.states != states:
-        known.states, known.found, known.calls, known.is_chain, known.no_chain = states, {}, {}, False, ""
-        known.flows, known.graphs, known.number, known.traced = {}, Graphs(), next(NUMBERS), None
+            return Known()
+        KNOWN[key] = met
+    known = met.states.get(states)
+    if known is None:
+        if len(met.states) >= STATES:
+            del met.states[next(iter(met.states))]
+        known = met.states[states] = Known()
     return known
+
+
+def modules_read(function: object) -> tuple[list, list[torch.Tensor] | None]:
+    """The classes of a function's modules, their modes, hooks and whatever else may make them compute something else,
+    and their parameters, each once; None of these, if one is out of the ordinary."""
+    kinds, parameters, roots = [], [], roots_of(behind(function))
+    if torch.compiler.is_compiling():  # of a frame by itself, where it did not follow the whole call
+        return [root.training for root in roots], None
+    if core.MISSING is None and core._C.modules(roots, PLAIN, kinds, parameters):
+        whole = torch.jit.ScriptModule not in map(type, roots)
+    else:
+        kinds, whole = [state for root in roots for module in root.modules() for state in state_of(module)], False
+    for hooks in OF_ALL:
+        kinds += getattr(everywhere, hooks)
+    return kinds, parameters if whole else None
+
+
+def state_of(module: nn.Module) -> Iterator[object]:
+    """What the core reads of a module, of one that it cannot read or where there is no core."""
+    inside = {} if isinstance(module, torch.jit.ScriptModule) else vars(module)
+    yield from (type(module), module.training)
+    yield from ((name, id(value)) for name, value in inside.items() if type(value) is bool or callable(value))
+    yield from ((name, *inside[name]) for name in HOOKS if inside.get(name))
 
 
 def made_of(function: object, parts: list[object], constants: list[object], depth: int = 0) -> None:

@@ -24,7 +24,7 @@ from .math.heads import APART, gives_logarithms
 from .math.losses import OF_LOG, is_likelihood
 from .math.table import Formula
 from .paths import known_of
-from .planner import SMALL
+from .planner import MANY, SMALL
 from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
@@ -195,8 +195,9 @@ def with_flow(problem: Problem, request: Request, student: Unrecognised) -> Prob
     widths = (problem.D, flow.outputs) if flow.outputs else problem.widths
     found = known_of(request.student, request.inputs).found.get(1)
     mixed = found is not None and not found.own
-    light = len(request.inputs) <= SMALL or not flow.counts.keys().isdisjoint(RECURRENT)
-    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, light=light, ends=flow.ends)
+    N = len(request.inputs)
+    of_size = {"light": N <= SMALL or not flow.counts.keys().isdisjoint(RECURRENT), "heavy": N >= MANY}
+    return replace(problem, widths=widths, unfollowed=flow.unfollowed, mixed=mixed, ends=flow.ends, **of_size)
 
 
 def problem_of(

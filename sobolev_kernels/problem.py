@@ -105,6 +105,7 @@ class Problem:
     unfollowed: str | None = UNSEEN  # why pairs do not flow through it
     mixed: bool = False  # whether its samples were seen to see each other
     light: bool = False  # whether its operations are of few numbers
+    heavy: bool = False  # or of many samples
     sharded: bool = False  # whether its parameters are there in its forward and one backward only
     ends: tuple[int, ...] | None = None  # where chains of layers within it end (streams/segments.py), if any is fused
     looked: bool = False  # whether the outputs are given beside a loss, whose gradient somebody looks at

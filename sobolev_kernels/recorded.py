@@ -162,11 +162,14 @@ def followed_him() -> bool:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     frame, package = InstructionTranslator.current_tx(), os.path.dirname(__file__)
+    if frame is None:
+        return False
     while frame is not None:
         if frame.f_code.co_name.startswith(RESUMED) and frame.f_code.co_filename.startswith(package):
             return False
-        frame = getattr(frame, "parent", None)
-    return True
+        root, frame = frame, getattr(frame, "parent", None)
+    # a frame that is none of those which users call is followed by itself where there was a break before it
+    return not root.f_code.co_filename.startswith((os.path.join(package, "call.py"), os.path.join(package, "backends")))
 
 
 @constant_while_traced

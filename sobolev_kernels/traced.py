@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backends import constant_while_traced, held_by
 from .backends.exact import ExactNorms
-from .paths import NUMBER, known_of, look_times, matter, message_of, untouched
+from .paths import NUMBER, look_times, matter, message_of, untouched
 from .recorded import followed_him, numbers_of_ours
 
 # What is told of a function, in one word each, and a message after it if paths are cut: whether that could be looked
@@ -36,12 +36,9 @@ def told_of(function: object, x: torch.Tensor) -> tuple[str, str]:
 
 @constant_while_traced
 def look(module: int, D: int, dtype: str, device: str) -> str:
-    """What is told of a function of x [N, D], the module of that `id`, looked at once."""
-    function, x = held_by(module), numbers_of_ours(D, dtype, device)
-    known = known_of(function, x)
-    if known.traced is None:
-        known.traced = looked_at(function, x)
-    return known.traced
+    """What is told of a function of x [N, D], the module of that `id`, anew in each trace, of which something that he
+    reads is the cause."""
+    return looked_at(held_by(module), numbers_of_ours(D, dtype, device))
 
 
 def looked_at(function: nn.Module, x: torch.Tensor) -> str:

@@ -47,6 +47,48 @@ double deviate(const T* value, const T* target, const T* weight, std::int64_t co
   return double(sum(total));
 }
 
+// Of no number of which it is one, NaN, and of 0 minus infinity, as of the C library; subnormal numbers are scaled
+template <class T>
+Vec<T> log_of_any(Vec<T> x) {
+  using V = Vec<T>;
+  constexpr double kScale = double(1 << 24), kLogScale = 16.635532333438687;
+  const auto small = x < V(double(std::numeric_limits<T>::min()));
+  const V found = log(where(small, x * V(kScale), x)) - where(small, V(kLogScale), V(0.0));
+  const V none = where(x < V(0.0), V(std::nan("")), V(-double(std::numeric_limits<T>::infinity())));
+  return where(x > V(0.0), found, where(x != x, x, none));
+}
+
+// y = f(x) of `count` numbers, and f(1) of samples that do not count, since x may be whatever it is there
+template <class T, class F>
+void apply_each(const T* x, const T* weight, std::int64_t count, T* y, F f) {
+  using V = Vec<T>;
+  for (std::int64_t m = 0; m < count; m += V::kLanes) {
+    f(where(V::load(weight + m) != V(0.0), V::load(x + m), V(1.0))).store(y + m);
+  }
+}
+
+template <class T>
+void apply(Function function, const T* x, const T* weight, std::int64_t count, T* y) {
+  using V = Vec<T>;
+  const auto each = [=](auto f) { apply_each(x, weight, count, y, f); };
+  switch (function) {
+    case Function::kExp:
+      return each([](V a) { return exp(a); });
+    case Function::kLog:
+      return each([](V a) { return log_of_any<T>(a); });
+    case Function::kSin:
+      return each([](V a) { return sin(a); });
+    case Function::kCos:
+      return each([](V a) { return cos(a); });
+    case Function::kTanh:
+      return each([](V a) { return tanh(a); });
+    case Function::kSqrt:
+      return each([](V a) { return sqrt<T>(a); });
+    case Function::kReciprocal:
+      return each([](V a) { return V(1.0) / a; });
+  }
+}
+
 template <class T>
 class LossTile {
  public:
@@ -68,7 +110,7 @@ class LossTile {
 
   // From the results in their slots to the adjoints in theirs; sums are added to those of the tiles before
   void run(T** slots) const {
-    execute_all(loss_.values, slots);
+    values(slots);
     for (std::int64_t i = 0; i < loss_.count_deviations; ++i) {
       const Deviation& of = loss_.deviations[i];
       const JetTerm& term = loss_.terms[of.term];
@@ -80,7 +122,7 @@ class LossTile {
       });
     }
     if (!loss_.back) return;
-    execute_all(loss_.adjoint, slots);
+    execute(loss_.adjoint, panels_, slots);
     const int* bars = loss_.bars + first_given();
     for (std::int64_t i = 0; i < loss_.count_columns; ++i, ++bars) {
       T* to = static_cast<T*>(loss_.dinputs) + first_ * loss_.count_columns + i;
@@ -113,8 +155,19 @@ class LossTile {
     for (std::int64_t m = M_; m < panels_ * kPanel<T>; ++m) to[m] = 0;
   }
 
-  void execute_all(const Program& program, T** slots) const {
-    for (int i = 0; i < program.slots; ++i) slots[i] = slot(i);
-    execute(program, panels_, slots);
+  // The sums, and functions amid them
+  void values(T** slots) const {
+    Program some = loss_.values;
+    for (int i = 0; i < some.slots; ++i) slots[i] = slot(i);
+    const auto until = [&](std::int64_t end) {
+      some.count = end - (some.sums - loss_.values.sums);
+      execute(some, panels_, slots);
+      some.sums += some.count;
+    };
+    for (const Applied *f = loss_.functions, *end = f + loss_.count_functions; f < end; ++f) {
+      until(f->before);
+      apply(f->function, slots[f->of], room_.weight, panels_ * kPanel<T>, slots[f->to]);
+    }
+    until(loss_.values.count);
   }
 };

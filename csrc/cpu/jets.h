@@ -41,7 +41,7 @@ template <class T>
 struct JetRoom {
   T *x_rows, *x;       // [inputs][D] what goes in
   T* frames;           // all orthonormal directions so far
-  T* h[kMaxLayers];    // [made][n]
+  T* h[kMaxLayers];    // [made][n], of all samples where the results leave them for their cotangents
   T* g[kMaxLayers];    // [kept][n]
   T *bar, *next_bar;   // [streams][n] adjoints of z of this layer and of the one below
   T *block, *scratch;  // [streams] and [slots] of a block of rows
@@ -86,13 +86,20 @@ struct JetRoom {
     this->slots = arena.take<T*>(slots);
     rows = arena.take<T>(back ? tile * streams * ld_rows : 0);
     samples = arena.take<Samples<T>>(tile / kPanel<T> + streams);
-    T* turns[2] = {nullptr, nullptr};
+    T *turns[2] = {nullptr, nullptr}, *between = static_cast<T*>(jets.between);
+    const std::int64_t all = round_up(jets.N, kPanel<T>);
     for (std::int64_t l = 0; l < jets.L; ++l) {
       const JetLayer& at = jets.layers[l];
       const std::int64_t n = at.layer.n_out;
-      if (!back && l < 2) turns[l] = arena.take<T>(tile * numbers);
-      h[l] = back ? arena.take<T>(tile * at.made * n) : turns[l % 2];
-      g[l] = back ? arena.take<T>(tile * at.kept * n) : nullptr;
+      if (!back && l < 2 && !jets.between) turns[l] = arena.take<T>(tile * numbers);
+      if (jets.between) {
+        h[l] = between;
+        g[l] = h[l] + all * at.made * n;
+        between = g[l] + all * at.kept * n;
+      } else {
+        h[l] = back ? arena.take<T>(tile * at.made * n) : turns[l % 2];
+        g[l] = back ? arena.take<T>(tile * at.kept * n) : nullptr;
+      }
       dweight[l] = back ? arena.take<T>(Private<T>::gradient_size(at.layer)) : nullptr;
       dbias[l] = back && at.layer.bias.data ? arena.take<T>(n) : nullptr;
     }
@@ -144,7 +151,8 @@ class JetTile {
   // All of the directions from direction_ on that go side by side
   void pass() {
     load();
-    for (std::int64_t l = 0; l < jets_.L; ++l) forward(l);
+    const bool again = jets_.between && jets_.gradients();
+    for (std::int64_t l = 0; !again && l < jets_.L; ++l) forward(l);
     if (jets_.loss) compare();
     if (!jets_.gradients()) return jets_.loss ? void() : store();
     seed();
@@ -165,6 +173,10 @@ class JetTile {
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t inputs() const { return JetRoom<T>::inputs_of(jets_); }
   const JetLayer& layer(std::int64_t l) const { return jets_.layers[l]; }
+
+  T* h(std::int64_t l) const { return of_tile(room_.h[l], layer(l).made * layer(l).layer.n_out); }
+  T* g(std::int64_t l) const { return of_tile(room_.g[l], layer(l).kept * layer(l).layer.n_out); }
+  T* of_tile(T* array, std::int64_t numbers) const { return jets_.between ? array + first_ * numbers : array; }
 
   // The samples of a panel
   std::int64_t samples(std::int64_t panel) const { return std::min<std::int64_t>(kPanel<T>, M_ - panel * kPanel<T>); }
@@ -295,14 +307,14 @@ class JetTile {
   void forward(std::int64_t l) {
     const JetLayer& here = layer(l);
     const std::int64_t n = here.layer.n_out;
-    const Program& program = jets_.gradients() ? here.forward : here.values;
-    const int kept = jets_.gradients() ? here.kept : 0;
+    const Program& program = jets_.adjoints() ? here.forward : here.values;
+    const int kept = jets_.adjoints() ? here.kept : 0;
     const bool high = program.sigma[4] >= 0 || program.sigma[5] >= 0;
     const auto activation = with_activation(here.layer.activation.row, [&](auto a) {
       return high ? &differentiate<decltype(a), T, true> : &differentiate<decltype(a), T, false>;
     });
     const auto done = [&](std::int64_t panel, std::int64_t row, std::int64_t R, T* z) {
-      T* h = place(room_.h[l], panel, here.made, n, row);
+      T* h = place(this->h(l), panel, here.made, n, row);
       for (std::int64_t i = 0; weights_.bias[l] && here.value && i < R; ++i) {
         (V::load(z + i * kPanel<T>) + V(double(weights_.bias[l][row + i]))).store(z + i * kPanel<T>);
       }
@@ -310,7 +322,7 @@ class JetTile {
       slots_ = 0;
       slots(z, here.given, R);
       slots(h, here.made, n);
-      if (kept) slots(place(room_.g[l], panel, kept, n, row), kept, n);
+      if (kept) slots(place(g(l), panel, kept, n, row), kept, n);
       slots(room_.scratch, program.slots - slots_, R);
       T* sigma[kDerivatives];
       for (int m = 0; m < kDerivatives; ++m) {
@@ -320,7 +332,7 @@ class JetTile {
       execute(program, R, room_.slots);
     };
     if (l == 0) return product_of_inputs(done);
-    product_of_streams(weights_.forward[l], here.layer.n_in, room_.h[l - 1], here.given, done);
+    product_of_streams(weights_.forward[l], here.layer.n_in, h(l - 1), here.given, done);
   }
 
   // f(where output `column` of a panel of a stream of the last layer is, result, panel, coefficient)
@@ -342,7 +354,7 @@ class JetTile {
       const Place& to = jets_.out[r];
       for (std::int64_t m = 0; to.data && m < M_; ++m) static_cast<T*>(to.data)[(first_ + m) * to.step] = 0;
     }
-    each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
+    each_named(h(jets_.L - 1), [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
       const Place& to = jets_.out[result];
       T* at = static_cast<T*>(to.data) + (first_ + panel * kPanel<T>)*to.step;
       for (std::int64_t m = 0; to.data && m < samples(panel); ++m) at[m * to.step] += c * h[m];
@@ -354,7 +366,7 @@ class JetTile {
     const LossTile<T> loss(*jets_.loss, room_.loss, first_, M_);
     loss.load();
     for (std::int64_t r = 0; r < jets_.results; ++r) zero(loss.slot(r), panels() * kPanel<T>);
-    each_named(room_.h[jets_.L - 1], [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
+    each_named(h(jets_.L - 1), [&](const T* h, std::int64_t result, std::int64_t panel, T c) {
       T* to = loss.slot(result) + panel * kPanel<T>;
       for (int m = 0; m < kPanel<T>; ++m) to[m] += c * h[m];
     });
@@ -396,7 +408,7 @@ class JetTile {
     if (!here.adjoint.slots) return copy(h_bar, apart, here.given, R, to, n);
     slots_ = 0;
     slots(h_bar, here.made, apart);
-    slots(place(room_.g[l], panel, here.kept, n, row), here.kept, n);
+    slots(place(g(l), panel, here.kept, n, row), here.kept, n);
     slots(to, here.given, n);
     execute(here.adjoint, R, room_.slots);
   }
@@ -405,7 +417,7 @@ class JetTile {
     const JetLayer& here = layer(l);
     const std::int64_t n_in = here.layer.n_in, streams = here.given;
     if (l > 0) {
-      panels_to_rows(room_.h[l - 1], n_in, streams * panels(), room_.rows, room_.ld_rows);
+      panels_to_rows(h(l - 1), n_in, streams * panels(), room_.rows, room_.ld_rows);
       add_outer(l, 0, streams, room_.rows, room_.ld_rows, streams, n_in);
     } else if (jets_.units()) {
       add_outer(0, 0, 1, room_.x_rows, room_.ld_x, 1, n_in);

@@ -51,6 +51,13 @@ __device__ __forceinline__ float round_tf32(float x) {
   return __uint_as_float(bits);
 }
 
+// Of floats as tensor cores take them, bits
+__device__ __forceinline__ std::uint32_t subtract(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t c;
+  asm("sub.f32 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  return c;
+}
+
 // Of an error of 2^-11, where 16 bits of it are kept
 __device__ __forceinline__ float tanh_approx(float x) {
   float y;

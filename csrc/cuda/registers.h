@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../math/curves.h"
 #include "layout.h"
 
 namespace sk::cuda {
@@ -12,49 +13,50 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = 5;      // layers of hidden units
 constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
+constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
 constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
-
-// σ' and σ''/σ' as functions of h = σ(z): of h above 0 `top` and 0 if they are told apart there, else polynomials, less
-// e^-βh of the first, and β e^-βh more of the second.
-struct Curve {
-  bool known;
-  bool tanh, split;
-  float first[3], top, ratio[2], beta;
-};
+constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
 // many layers between hidden ones; blocks of a multiprocessor, as far as registers go; and whether there is more than a
 // piece of inputs or of outputs.
 struct RegisterWay {
-  int width, groups, between, blocks;
+  std::int32_t width, groups, between;
+  std::int16_t blocks;
   bool wide;
+  // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
+  // in the block's slot then, in L2.
+  constexpr bool of_few() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks && wide == of.wide;
   }
 };
 
 // Bytes from the beginning of a block's shared memory. Arrays of what is multiplied, of 16 bits or of 32, [rows,
-// features] of each hidden layer. Inputs and outputs are in pieces, one array after the other. What is new goes to the
-// end, 16 bytes of it: which fields are read in pairs changes where registers are few (spills of 350 bytes were seen).
+// features] of each hidden layer. Inputs and outputs are in pieces, one array after the other. Which fields are read in
+// pairs follows from where they are, and spills from that, where registers are few: what is new goes to the end.
 struct RegisterLayout {
+  RegisterWay way = {0, 0, 0, 0, false};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
   std::uint32_t targets = 0;  // of a batch's tangents four floats of each lane of a warp for a row; or its cotangents
   std::int32_t batch = 1;
   std::uint32_t h = 0, left = 0, right = 0;  // values; adjoints; tangents
+  std::uint32_t kept = 0;                    // σ' and σ''/σ', each in the order of lanes, if not functions of h
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
-  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes
+  std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes; or in the slot
   std::uint32_t own = 0;                     // 16 rows of each warp, with kSpare, if it needs some
+  std::uint32_t few = 0;                     // kFewNumbers of each thread, in floats from the slot's beginning
   std::uint32_t outputs = 0;                 // kOutputNumbers of each thread for a piece, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
   std::uint32_t pulled = 0;  // of a wide way an output's gradient, in the order of lanes
   std::int32_t input_pieces = 1, output_pieces = 1;
-  RegisterWay way = {0, 0, 0, 0, false};
+  std::int32_t own_row = 0;  // floats of a row of `own`
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -64,50 +66,57 @@ struct RegisterArguments {
   Curve curve[kMostHidden];
 };
 
-inline Curve curve_of(const Function& of) {
-  const float a = of.parameters[0];
-  switch (of.row) {
-    case kActIdentityRow:
-      return {true, false, false, {1, 0, 0}, 0, {0, 0}, 0};
-    case kActReluRow:
-      return {true, false, true, {0, 0, 0}, 1, {0, 0}, 0};
-    case kActLeakyReluRow:
-      return {a >= 0, false, true, {a, 0, 0}, 1, {0, 0}, 0};
-    case kActEluRow:
-      return {a > 0, false, true, {a, 1, 0}, 1, {1, 0}, 0};
-    case kActTanhRow:
-      return {true, true, false, {1, 0, -1}, 0, {0, -2}, 0};
-    case kActSigmoidRow:
-      return {true, false, false, {0, 1, -1}, 0, {1, -2}, 0};
-    case kActSoftplusRow:
-      return {a > 0, false, false, {1, 0, 0}, 0, {0, 0}, a};
-    default:
-      return {};
-  }
+inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
+
+// Whether there is more than a piece of inputs or of outputs
+template <class T>
+bool in_pieces(const T& step) {
+  return step.D > kRegisterInputs || step.O > kRegisterOutputs;
 }
 
 // In words, what such a step has that this kernel does not compute; nothing if it computes it.
 inline std::string refused_by_registers(const Step& step) {
+  std::int64_t widest = 0;
+  bool kept = false;
   if (step.D > kMostInputPieces * kRegisterInputs) return "more than 64 inputs";
   if (step.O > kMostOutputPieces * kRegisterOutputs) return "more than 16 outputs";
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
-    if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
-    const bool wide = step.D > kRegisterInputs || step.O > kRegisterOutputs;
-    if (wide && step.layers[l].n_out > 64) return "more than 16 inputs or 8 outputs of hidden layers wider than 64";
-    if (!curve_of(function(step.layers[l].activation)).known) {
-      return "an activation whose derivatives are no functions of its value";
-    }
+    const Layer& layer = step.layers[l];
+    if (layer.n_out > 128) return "hidden layers are wider than 128";
+    widest = std::max(widest, layer.n_out);
+    kept = kept || !curve_of(function(layer.activation)).known;
+  }
+  if (kept && widest > kWidestKept) {
+    return "an activation whose derivatives are no functions of its value, in hidden layers wider than 64";
+  }
+  if (widest > kWidestKept && in_pieces(step)) {
+    return "more than 16 inputs or 8 outputs of hidden layers wider than 64";
   }
   return "";
 }
 
 inline std::int32_t width_of(const Arguments& a) {
-  std::int32_t widest = 32;
+  std::int32_t widest = in_pieces(a) ? kWidestKept : 32;  // of pieces there is one way, for all widths
   for (int l = 0; l + 1 < a.L; ++l) {
     while (widest < a.layer[l].out) widest *= 2;
   }
   return widest;
+}
+
+// Whether a hidden layer's derivatives are kept beside its values
+inline bool keeps_derivatives(const Arguments& a) {
+  if (!a.P && !a.gradients) return false;
+  return std::any_of(a.layer, a.layer + a.L - 1,
+                     [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
+}
+
+// Bytes of a direction's rows of floats, for each warp
+constexpr std::uint32_t own_bytes(std::uint32_t inputs) { return kWarps * 16 * (inputs + kSpare) * 4; }
+
+// Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
+inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
+  return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= own_bytes(kRegisterInputs);
 }
 
 inline int pieces(int n, int of_piece) { return (n + of_piece - 1) / of_piece; }
@@ -128,21 +137,29 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.between = take((hidden - 1) * H * H * size);
   to.last = take(O * H * size);
   to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
+  to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
   to.x = take(rows * D * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
-  const bool prepared = a.from != From::kOutputs;
+  const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
   to.batch = prepared ? std::min(batch, tangents && columns_shared ? kMostBatch : kWarps / way.groups) : 1;
+  if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
   to.source = take((tangents ? to.batch : 1) * rows * D * size);
   to.targets = take(prepared ? to.batch * way.groups * 64 * O : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * size;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
   to.right = take(hidden * array);
+  if (keeps_derivatives(a)) to.kept = take(2 * hidden * array);
   to.top = take(rows * O * size);
   to.q_in_halves = q_in_halves;
-  to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
-  to.own = take(a.P && (prepared || columns_shared) ? kWarps * 16 * (D + kSpare) * 4 : 0);
+  if (way.of_few()) {
+    to.few = a.layout.slot_floats;
+    to.q = (to.few + kFewNumbers * kThreads) * 4;
+  } else {
+    to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
+  }
+  to.own_row = D + kSpare;
+  to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? own_bytes(D) : 0);
   to.pulled = take(way.wide && a.P && !prepared ? rows * D * 4 : 0);
   to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
   to.seed = take(16);
@@ -168,12 +185,12 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_HALF_WAYS(way)                                                                             \
-  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)     \
-      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(32, 4, 4, 1, true) \
-          way(64, 4, 4, 1, true) way(64, 2, 4, 1, true)
+#define SK_HALF_WAYS(way)                                                                         \
+  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false) \
+      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(32, 4, 4, 1, true) way(64, 2, 4, 1, true)
+#define SK_FLOAT_WAYS(way) \
+  way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true)
 #define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -194,7 +211,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
   const std::int32_t H = width_of(a);
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
-  const bool wide = a.D > kRegisterInputs || a.O > kRegisterOutputs;
+  const bool wide = in_pieces(a);
   for (const RegisterWay& way : ways_of(precision)) {
     if (way.width != H || way.wide != wide || way.between < a.L - 2 ||
         (step.tile != kAnyTile && step.tile != 16 * way.groups))
@@ -213,6 +230,7 @@ inline bool prepare_registers(const Step& step, Precision precision, std::uint64
     if (!fits(false) && !(halves && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
+    if (way.of_few()) a.layout.slot_floats += kFewNumbers * kThreads + (a.L - 1) * a.layout.samples * H;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.floats = layout.bytes / 4;
     if (a.tiles >= kTilesWanted) break;

@@ -25,6 +25,9 @@ inline constexpr int kCountOf<Residuals> = 3;
 enum class Precision : int { kIeee, kTf32, kBf16, kFp16 };
 template <>
 inline constexpr int kCountOf<Precision> = 4;
+enum class Function : int { kExp, kLog, kSin, kCos, kTanh, kSqrt, kReciprocal };
+template <>
+inline constexpr int kCountOf<Function> = 7;
 enum class Distribution : int { kSphere, kNormal, kRademacher, kCoordinate, kOrthonormal, kBasis, kGiven };
 template <>
 inline constexpr int kCountOf<Distribution> = 7;
@@ -61,4 +64,5 @@ constexpr int kActMishRow = 12;
   _("Side", "tangents", "gradients") \
   _("Residuals", "none", "loss", "cotangents") \
   _("Precision", "ieee", "tf32", "bf16", "fp16") \
+  _("Function", "exp", "log", "sin", "cos", "tanh", "sqrt", "reciprocal") \
   _("Distribution", "sphere", "normal", "rademacher", "coordinate", "orthonormal", "basis", "given")

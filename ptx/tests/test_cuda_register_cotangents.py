@@ -21,6 +21,8 @@ WAYS = [
     (Shape(141, 8, 64, 3, 8, 3, "each warp has rows of its own"), 128, (64, 8, 2, 1), "bf16"),
     (Shape(70, 16, 128, 3, 1, 2, "the widest, one output"), 32, (128, 2, 2, 1), "fp16"),
     (Shape(45, 5, 60, 4, 8, 5, "deep, float32"), 32, (64, 2, 4, 1), "ieee"),
+    (Shape(20, 16, 128, 3, 3, 2, "the widest of float32"), 16, (128, 1, 2, 1), "ieee"),
+    (Shape(20, 7, 128, 2, 8, 5, "the widest of TF32"), 16, (128, 1, 2, 1), "tf32"),
     (Shape(70, 3, 20, 1, 3, 3, "narrow, two warps share rows"), 64, (32, 4, 4, 1), "tf32"),
     (Shape(1, 1, 1, 1, 1, 1, "the smallest there is"), 64, (32, 4, 4, 1), "tf32"),
     (Shape(0, 3, 5, 1, 2, 2, "no sample"), 64, (32, 4, 4, 1), "tf32"),
@@ -67,10 +69,10 @@ def test_modes(mode):
         compare_in_registers(numbers, cotangents_of(kind, WIDE), targets, precision=precision, **settings)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "ieee"])
-def test_schedules(precision):
+@pytest.mark.parametrize(("shape", "precision"), [(WIDE, "bf16"), (WIDE, "ieee"), (WAYS[3][0], "ieee")], ids=str)
+def test_schedules(shape, precision):
     """The bits of any schedule are those of the first, and none has a race."""
-    numbers, cotangents = data(WIDE, "tanh"), cotangents_of("sphere", WIDE)
+    numbers, cotangents = data(shape, "tanh"), cotangents_of("sphere", shape)
     expected, *others = [
         compare_in_registers(numbers, cotangents, schedule=schedule, precision=precision).got for schedule in SCHEDULES
     ]

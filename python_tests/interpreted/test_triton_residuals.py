@@ -40,6 +40,12 @@ def test_random_polynomials_beside_nested_autograd(seed, by_triton):
     assert [len(numbers) for numbers in by_triton] == [1]
 
 
+@pytest.mark.parametrize("seed", range(300, 306))
+def test_functions_beside_nested_autograd(seed, by_triton):
+    of_core.compare(seed, torch.float32, of_core.FUNCTIONS)
+    assert [len(numbers) for numbers in by_triton] == [1]
+
+
 def exact_of(student, x, equation):
     fields = sk.Fields(equation.fields)
     read = sk.Residual(lambda p: equation.residuals(p), fields).reads
@@ -159,7 +165,7 @@ def test_numbers_are_read_anew_by_the_same_kernels(by_triton):
 
 
 NOT_AT_ONCE = {
-    "no polynomial": lambda student, x: sk.residual_loss(student, x, sk.Residual(lambda p: p.u_t + p.u.sin(), XT)),
+    "no polynomial": lambda student, x: sk.residual_loss(student, x, sk.Residual(lambda p: p.u_t + p.u.erf(), XT)),
     "each sample": lambda student, x: sk.residual_loss(student, x, sk.Residual(burgers, XT), reduction="none").mean(),
 }
 

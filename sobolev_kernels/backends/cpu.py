@@ -164,6 +164,11 @@ def _up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
+def whole_panels(samples: int, isa: str) -> int:
+    """So many and more, that none of their panels is shared with others."""
+    return _up(samples, _lanes(isa))
+
+
 def _lanes(isa: str) -> int:
     return dict(core._C.instruction_sets()).get(isa, 16) // 4
 

@@ -30,7 +30,8 @@ class Evaluated(NamedTuple):
     order of derivatives up to which it is known that nothing changes with an input that no path leads to; `own`, if it
     is known that each sample's outputs depend on its inputs alone; `pull`, its VJP where transforms are followed;
     `jet`, its derivatives by pairs of a value and its tangents where these are recorded; `alike` and `samples`, what is
-    known of graphs like that of y; `read`, by what numbers were taken out of what depends on x.
+    known of graphs like that of y; `read`, by what numbers were taken out of what depends on x; `kinds`, those of the
+    graph's nodes, if they are told.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +45,7 @@ class Evaluated(NamedTuple):
     alike: Alike | None = None
     samples: Samples | None = None
     read: str = ""
+    kinds: tuple | None = None
 
 
 @dataclass

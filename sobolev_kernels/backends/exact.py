@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
+from operator import index
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
-from .graph import STATISTICS, nodes_of
+from .graph import STATISTICS
+from .reads import GIVING, STEPWISE, depend_on, is_transformed, name_of, read_by, takes_numbers
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -80,6 +82,28 @@ def torch_instance_norm(
     return instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
+def hardsigmoid(input, inplace=False):
+    y = functional.relu6(input + 3) / 6
+    return input.copy_(y) if inplace else y
+
+
+def cdist(x1, x2, p=2.0, compute_mode=None):
+    return distances(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def pdist(input, p=2.0):
+    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    return distances(input[i] - input[j], p)
+
+
+def distances(between: torch.Tensor, p: float) -> torch.Tensor:
+    """The norms of the last dim, of which that of 0 has derivatives 0."""
+    if p != 2:
+        return torch.linalg.vector_norm(between, p, -1)
+    squares = between.square().sum(-1)
+    return torch.where(squares == 0, 0.0, torch.where(squares == 0, 1.0, squares).sqrt())
+
+
 def spellings(name: str) -> Iterator[Callable]:
     """What an operation is called by below torch.nn.functional."""
     packet = getattr(torch.ops.aten, name)
@@ -93,6 +117,9 @@ for name, written in (
     ("instance_norm", torch_instance_norm),
 ):  # fmt: skip
     WRITTEN |= dict.fromkeys(spellings(name), written)
+# of whose derivative torch has no derivative
+WRITTEN |= dict.fromkeys((functional.hardsigmoid, torch._C._nn.hardsigmoid), hardsigmoid)
+WRITTEN |= {torch.cdist: cdist, torch.pdist: pdist, functional.pdist: pdist}
 # all with `training` as their sixth argument
 BATCH_NORMS = {functional.batch_norm}
 for name in (
@@ -131,15 +158,11 @@ class Needs(NamedTuple):
 
 
 ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_attention_forward}
-# What takes numbers out of PyTorch, where no derivative goes on, and the place of the argument that they are of.
-READING = dict.fromkeys((getattr(torch.Tensor, name) for name in "item tolist __float__ __complex__ numpy".split()), 0)
-READING |= {torch.Tensor.__array__: 0, torch.tensor: 0, torch.scalar_tensor: 0, torch.Tensor.new_tensor: 1}
-OF_LISTS = {torch.as_tensor, torch.asarray}  # which leave a tensor as it is
-# And what by its steps alone, whose derivatives are 0.
-STEPWISE = {torch.equal, torch.allclose, torch.is_nonzero}
-STEPWISE |= {getattr(torch.Tensor, name) for name in "__bool__ __int__ __index__ __contains__ is_nonzero".split()}
-STEPWISE |= {torch.Tensor.equal, torch.Tensor.allclose}
-DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION, *READING, *OF_LISTS, *STEPWISE}
+# Whose second derivative is not compiled for sizes that are variables ("Cannot call numel() on tensor with symbolic
+# sizes"), in PyTorch before 2.13.
+CONVOLUTIONS = {getattr(torch, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)}
+CONVOLUTIONS = CONVOLUTIONS if torch.__version__ < (2, 13) else set()
+DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
 
 
 class ExactNorms(TorchFunctionMode):
@@ -160,24 +183,35 @@ class ExactNorms(TorchFunctionMode):
         """Find what takes numbers of what depends on x, which asks for its gradient."""
         self.node = get_gradient_edge(x).node
 
+    def note(self, function: Callable, args: tuple, kwargs: dict | None) -> None:
+        """That it takes numbers out of tensors, or goes by them."""
+        self.reads = True
+        if self.read or function in STEPWISE:
+            return
+        tensors = read_by(function, args, kwargs)
+        if any(map(is_transformed, tensors)) if self.node is None else depend_on(self.node, tensors):
+            self.read = name_of(function)
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if torch.compiler.is_compiling():
             if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
                 return args[0].unflatten(*args[1:], **(kwargs or {}))
             if function is functional.linear:
                 return linear_of_rows(*args, **(kwargs or {}))
+            if function in CONVOLUTIONS:
+                index(args[0].shape[0])  # the compiler takes it for a number then, and traces again for another one
+            if function in GIVING:  # at most a compiler makes a variable of it, which is a constant to a transform
+                self.read = self.read or function.__name__
         elif saving(True) is not None and recompute_alike():
             self.norms = self.attention = self.checkpointed = True
         if function not in DEPENDING:
-            return function(*args, **kwargs) if kwargs else function(*args)
+            made = function(*args, **kwargs) if kwargs else function(*args)
+            if not torch.compiler.is_compiling() and (function in STEPWISE or takes_numbers(function, made)):
+                self.note(function, args, kwargs)
+            return made
         kwargs = kwargs or {}
         if function in ATTENTION:
             self.attention = True
-            return function(*args, **kwargs)
-        if function in READING or function in OF_LISTS or function in STEPWISE:
-            self.reads = True
-            if self.node is not None and depend_on(self.node, read_of(function, args, kwargs)):
-                self.read = self.read or function.__name__
             return function(*args, **kwargs)
         self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):
@@ -185,22 +219,6 @@ class ExactNorms(TorchFunctionMode):
         if function is functional.batch_norm and torch.compiler.is_compiling():
             return fixed_norm(*args, **kwargs)
         return WRITTEN.get(function, function)(*args, **kwargs)
-
-
-def read_of(function: Callable, args: tuple, kwargs: dict) -> object:
-    """That of which a function takes numbers."""
-    place = READING.get(function, 0)
-    data = args[place] if len(args) > place else kwargs.get("data")
-    if function in STEPWISE or (function in OF_LISTS and isinstance(data, torch.Tensor)):
-        return None
-    return data
-
-
-def depend_on(node: torch.autograd.graph.Node, data: object) -> bool:
-    """Whether a graph leads from a tensor, or one of several in lists, to a node."""
-    if isinstance(data, (tuple, list)):
-        return any(depend_on(node, each) for each in data)
-    return isinstance(data, torch.Tensor) and data.requires_grad and node in nodes_of(data)
 
 
 saving = torch._C._autograd._top_saved_tensors_default_hooks

@@ -20,6 +20,7 @@ from .running import are_own, by_transforms, with_graph
 from .transformed import given_out, of_each, transformed_jet, transformed_vjps
 
 ENGINE, NOTHING = torch.autograd.Variable._execution_engine, nullcontext()
+NO_DERIVATIVE = "student: an operation in it has no further derivative in PyTorch ({}); write it out in others"
 
 
 def differentiably(function: Callable, x: torch.Tensor, breaks: bool = False) -> tuple[torch.Tensor, ...]:
@@ -104,9 +105,15 @@ def gradient(y: torch.Tensor, x: torch.Tensor, cotangent: torch.Tensor) -> torch
     """Jᵀu, differentiable; None where no path leads from y to x."""
     if not y.requires_grad:
         return None
-    if type(y) is type(cotangent) is torch.Tensor:  # as torch.autograd.grad does, without a look at arguments of ours
-        return ENGINE.run_backward((y,), (cotangent,), True, True, (x,), True, accumulate_grad=False)[0]
-    return torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)[0]
+    try:
+        # as torch.autograd.grad does, without a look at arguments of ours
+        if type(y) is type(cotangent) is torch.Tensor:
+            return ENGINE.run_backward((y,), (cotangent,), True, True, (x,), True, accumulate_grad=False)[0]
+        return torch.autograd.grad(y, x, cotangent, create_graph=True, allow_unused=True)[0]
+    except RuntimeError as error:
+        if "derivative for" in str(error) and "is not implemented" in str(error):
+            raise NotProvided(NO_DERIVATIVE.format(error)) from error
+        raise
 
 
 def function_jet(ran: Evaluated, v: torch.Tensor, order: int = 1) -> Jets:

@@ -63,6 +63,8 @@ def fault_of(node: Node, again: bool) -> str | None:
             return STATISTICS
     if "CheckpointFunction" in name:
         return "torch.utils.checkpoint: its reentrant form has no second derivative; pass use_reentrant=False"
+    if again and "NotImplemented" in name:
+        return "an operation in it has no second derivative in PyTorch; write it out in operations that have"
     if "CompiledFunction" in name:
         return f"{name}: what AOTAutograd compiled has no second derivative; pass the function itself"
     return None

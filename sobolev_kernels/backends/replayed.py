@@ -8,7 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .differences import NotProbed
-from .exact import OF_LISTS, READING, exactly, graphs, tracked
+from .exact import exactly, graphs, tracked
+from .reads import read_by, takes_numbers
 
 
 class Replayed(TorchFunctionMode):
@@ -17,14 +18,21 @@ class Replayed(TorchFunctionMode):
     def __init__(self, given: Sequence[object] = ()):
         super().__init__()
         self.noted: list[object] = []
+        self.kept: list[object] = []
         self.given: Iterator[object] = iter(given)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        if function in READING or (function in OF_LISTS and not (args and isinstance(args[0], torch.Tensor))):
-            self.noted.append(made)
-            return next(self.given, made)
-        return made
+        if not takes_numbers(function, made) or not any(True for _ in read_by(function, args, kwargs)):
+            return made
+        self.kept.append((args, made))  # whose memory may be what is read
+        self.noted.append(apart(made))
+        return apart(next(self.given, made))
+
+
+def apart(made: object) -> object:
+    """It, or of a tensor a copy, which somebody may write to."""
+    return made.clone() if isinstance(made, torch.Tensor) else made
 
 
 def numbers_matter(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool | None:

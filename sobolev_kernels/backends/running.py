@@ -26,12 +26,14 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, and how many there are of so many layers; or why none is put off."""
+    operation each, how many there are of so many layers, and what is known of them by heart (streams/by_heart.py); or
+    why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
+    heard: dict[int, object] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -98,7 +100,7 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     samples = None
     if seen is not None:
         samples = seen.samples_of(kinds, places_of(y, told, tensors=not contexts.checkpointed), x)
-    return Evaluated(copying, x, y, kept, alike=alike if kept else None, samples=samples, read=contexts.read)
+    return Evaluated(copying, x, y, kept, 0, False, None, None, alike if kept else None, samples, contexts.read, kinds)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -107,10 +109,11 @@ def on_copy(function: Callable) -> Callable:
 
 
 def run_again(
-    function: Callable, x: torch.Tensor, seen: Graphs, looked: int = 0, own: bool = False
-) -> Evaluated | None:  # fmt: skip
-    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none."""
-    kept, before = x.requires_grad, torch.get_rng_state()
+    function: Callable, x: torch.Tensor, seen: Graphs, before: torch.Tensor | None = None
+) -> Evaluated | None:
+    """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none, and
+    the generator is as it was `before`."""
+    kept, before = x.requires_grad, torch.get_rng_state() if before is None else before
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
@@ -134,7 +137,7 @@ def run_again(
     samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
     if contexts.read:
         seen.needs = seen.needs._replace(reads=True)
-    return Evaluated(on_copy(function), x, y, True, looked, own, alike=alike, samples=samples, read=contexts.read)
+    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.

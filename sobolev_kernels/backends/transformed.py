@@ -15,9 +15,10 @@ from .exact import ExactNorms
 
 def transformed(function: Callable, x: torch.Tensor) -> Evaluated:
     """A function that is run once, so that values and all first derivatives are of the same random numbers."""
-    with sdpa_kernel(SDPBackend.MATH), ExactNorms():
+    mode = ExactNorms()
+    with sdpa_kernel(SDPBackend.MATH), mode:
         y, pull = torch.func.vjp(function, x)
-    return Evaluated(function, x, y, pull=pull)
+    return Evaluated(function, x, y, pull=pull, read=mode.read)
 
 
 def transformed_vjps(ran: Evaluated, u: torch.Tensor) -> torch.Tensor:

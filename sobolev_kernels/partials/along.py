@@ -64,11 +64,11 @@ def evaluated(
     of `sobolev_loss`, or of that of PyTorch's own."""
     if way is None:
         return results_of(streams, student, x, v)
+    asking = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, *student.parameters))
     if way == "triton":
-        asking = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, *student.parameters))
         call = Launched(streams, student, results_of, precision or products_of_torch(), asking)
     else:
-        call = Call(streams, student, results_of)
+        call = Call(streams, student, results_of, asking)
     return apply(call, x, v, *student.parameters)
 
 

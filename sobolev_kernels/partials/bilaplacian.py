@@ -15,11 +15,13 @@ from .along import bilaplacian_of, bilaplacians, evaluated
 from .evaluate import faults_of_kinks, faults_of_student
 from .layers import directions_of, tied
 from .nested import nested
-from .ways import chosen
+from .ways import by_reference, chosen
 
 
 @in_words
-def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple[torch.Tensor, torch.Tensor]:
+def bilaplacian(
+    student: Function, x: torch.Tensor, *, wrt: Wrt = None, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and bilaplacian Δ²m = Σ_ij ∂⁴m/∂x_i²∂x_j², over the columns `wrt`, by collapsed streams.
 
     Of an MLP 1 + W (W + 1) / 2 + 2 W streams go beside the value through the layers, W being the columns, on the CPU in
@@ -30,13 +32,15 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
         student: a module from [N, D] to [N, O], or [N] if O is 1.
         x: inputs [N, D], of the student's dtype and device.
         wrt: the W input columns that are differentiated, by default all.
+        backend: as of `partials`.
 
     Returns:
         y [N, O] and the bilaplacian [N, O], of x's dtype.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device, naming the argument, what was expected and what came.
-        NotImplementedError: an activation with a jump in a derivative below the fourth, or a path that is cut.
+        NotImplementedError: the forced backend refuses; an activation with a jump in a derivative below the fourth, or
+            a path that is cut.
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -52,11 +56,11 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
     refuse(faults_of_kinks(known, 4, ("the bilaplacian",), "student"))
     D = x.shape[1]
     columns = tuple(range(D)) if columns is None else columns
-    if isinstance(known, Student):
+    if not by_reference(known, backend):
         with uncast(x):
-            y, total = of_layers(known, x, columns)
+            y, total = of_layers(known, x, columns, backend)
     else:
-        chosen(known, x)
+        chosen(known, x, None, backend)
         O = outputs_of(student, x)
         rows = [[(o, (0,) * D, 1.0)] for o in range(O)]
         fourth = [(e, float(c)) for e, c in bilaplacian_of(columns, D).items()]
@@ -66,10 +70,12 @@ def bilaplacian(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple
     return y.to(x.dtype), total.to(x.dtype)
 
 
-def of_layers(student: Student, x: torch.Tensor, columns: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def of_layers(
+    student: Student, x: torch.Tensor, columns: tuple[int, ...], backend: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     streams, x = bilaplacians(columns, x.shape[1], student.widths[-1]), widened(x)
-    way = chosen(wide, x, streams)
+    way = chosen(wide, x, streams, backend)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     results = results if way else tied(results, student, x)
     y, total = results.unflatten(0, (2, -1)).transpose(1, 2)

@@ -24,14 +24,14 @@ from .layers import by_plain
 from .nested import nested
 from .plan import Streams, plan
 from .polynomials import Exponents
-from .ways import chosen
+from .ways import by_reference, chosen
 
 Row = list[tuple[int, Exponents, float]]
 
 
 @in_words
 def hessian(
-    student: Function, x: torch.Tensor, *, wrt: Wrt = None
+    student: Function, x: torch.Tensor, *, wrt: Wrt = None, backend: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values, the Jacobian and the Hessian of each output, over the columns `wrt`, of one pass of W (W + 3) / 2 streams
     beside the value; each mixed derivative is computed once.
@@ -41,6 +41,7 @@ def hessian(
             differentiated by autograd of autograd.
         x: inputs [N, D], of the student's dtype and device.
         wrt: the W input columns that are differentiated, by default all.
+        backend: as of `partials`.
 
     Returns:
         y [N, O], the Jacobian [N, O, W] and the Hessian [N, O, W, W], of x's dtype, as `Targets` takes them;
@@ -57,7 +58,7 @@ def hessian(
     """
     known, columns, O = checked(student, x, wrt, 2, "the Hessian")
     D, W = x.shape[1], len(columns)
-    found = computed(known, student, x, streams_of_hessian(columns, D, O), rows_of_hessian(columns, D, O), O)
+    found = computed(known, student, x, streams_of_hessian(columns, D, O), rows_of_hessian(columns, D, O), O, backend)
     y, first, second = found.unflatten(0, (-1, O)).permute(2, 1, 0).split([1, W, W * (W + 1) // 2], 2)
     places = {pair: n for n, pair in enumerate(combinations_with_replacement(range(W), 2))}
     whole = tuple(places[min(i, j), max(i, j)] for i in range(W) for j in range(W))
@@ -66,7 +67,9 @@ def hessian(
 
 
 @in_words
-def divergence(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple[torch.Tensor, torch.Tensor]:
+def divergence(
+    student: Function, x: torch.Tensor, *, wrt: Wrt = None, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Values and the divergence Σ_i ∂m_i/∂x_i of a field, over the columns `wrt`, in their order one for each output.
 
     Args, errors: as of `hessian`.
@@ -82,7 +85,7 @@ def divergence(student: Function, x: torch.Tensor, *, wrt: Wrt = None) -> tuple[
     need(len(columns) == O, "student", f"{len(columns)} outputs, one for each column", f"{O}")
     D = x.shape[1]
     of = [[(o, unit(D, column), 1.0) for o, column in enumerate(columns)]]
-    found = computed(known, student, x, streams_of_divergence(columns, D), [*values_of(D, O), *of], O)
+    found = computed(known, student, x, streams_of_divergence(columns, D), [*values_of(D, O), *of], O, backend)
     return found[:O].T, found[O]
 
 
@@ -106,15 +109,16 @@ def columns_of(wrt: Wrt, x: torch.Tensor) -> tuple[int, ...]:
 
 
 def computed(
-    known: Student | Unrecognised, student: Callable, x: torch.Tensor, streams: Streams, of: Sequence[Row], O: int
+    known: Student | Unrecognised, student: Callable, x: torch.Tensor, streams: Streams, of: Sequence[Row], O: int,
+    backend: str | None,
 ) -> torch.Tensor:  # fmt: skip
     """The results [R, N], of x's dtype."""
-    if not isinstance(known, Student):
-        chosen(known, x)
+    if by_reference(known, backend):
+        chosen(known, x, None, backend)
         found = differentiably(lambda x: nested(student, x, of, O, "student"), x, breaks=True)
         return torch.cat(found, 1).T.to(x.dtype)
     with uncast(x):
-        return torch.cat([*of_layers(streams, known, x)], 1).T.to(x.dtype)
+        return torch.cat([*of_layers(streams, known, x, backend)], 1).T.to(x.dtype)
 
 
 def unit(D: int, *columns: int) -> Exponents:

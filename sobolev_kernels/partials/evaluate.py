@@ -11,6 +11,7 @@ from ..backends.functions import differentiably
 from ..backends.reference import uncast
 from ..boundary import faults_of_memory
 from ..checks import faults_of_inputs, faults_of_parameters
+from ..dispatch import requested
 from ..errors import Fault, NotProvided, in_words, refuse
 from ..math.activations import highest_order
 from ..scaled import fold_of
@@ -24,14 +25,19 @@ from .names import Fields
 from .nested import nested
 from .plan import Streams
 from .transformed import of_parts, parts_of
-from .ways import chosen
+from .ways import by_reference, chosen
 
 Looked = tuple[Streams, Student | Unrecognised, torch.Tensor]
 
 
 @in_words
 def partials(
-    student: Function, x: torch.Tensor, names: Sequence[str] | str, *, fields: Fields | str
+    student: Function,
+    x: torch.Tensor,
+    names: Sequence[str] | str,
+    *,
+    fields: Fields | str,
+    backend: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Derivatives of a student by their names, up to order 4, all of them in one pass.
 
@@ -48,6 +54,8 @@ def partials(
             underscore and inputs in any order, with a number before it if you like; one name may sum over outputs, as a
             divergence "u_x + v_y".
         fields: what inputs and outputs are called, a `Fields` or its text: "x y t -> u v".
+        backend: forces one by name; it never falls back. Of an MLP "streams" are PyTorch's operations, layer by layer,
+            and "reference" is autograd of autograd, as of any other student. So does SOBOLEV_BACKEND.
 
     Returns:
         By name, as it was given, a tensor [N, 1] of x's dtype. Targets should be [N, 1], too: PyTorch makes [N, N] of
@@ -56,8 +64,8 @@ def partials(
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device, or a name that cannot be read, naming the argument, what
             was expected and what came.
-        NotImplementedError: an order above 4, or one that is not sound with an activation, as 2 with ReLU; or a path to
-            the inputs that is cut.
+        NotImplementedError: the forced backend refuses; an order above 4, or one that is not sound with an activation,
+            as 2 with ReLU; or a path to the inputs that is cut.
 
     Example:
         >>> student = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -67,22 +75,22 @@ def partials(
     """
     fields = fields_of(fields)
     names = names_of(names)
-    found, looked = found_of(student, x, names, fields)
-    return results_at(x, names, fields, student, looked) if found is None else results_of_core(found, names)
+    found, looked = found_of(student, x, names, fields, backend)
+    return results_at(x, names, fields, student, looked, backend) if found is None else results_of_core(found, names)
 
 
 def found_of(
-    student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields
+    student: Function, x: torch.Tensor, names: tuple[str, ...], fields: Fields, backend: str | None = None
 ) -> tuple[Found | None, Looked | None]:  # fmt: skip
     """The streams of derivatives where kernels take them, or else what the student was recognised as; or a refusal of
     what nobody computes."""
-    of = fields.names, names
+    of = fields.names, names, requested(backend)
     if (found := found_again(student, x, of)) is not None:
         return found, None
     looked = streams, known, inputs = looked_at(student, x, names, fields)
-    if not isinstance(known, Student) or inputs.dtype not in WHOLE or not len(inputs):
+    if by_reference(known, backend) or inputs.dtype not in WHOLE or not len(inputs):
         return None, looked
-    if (way := chosen(known, inputs, streams)) is None:
+    if (way := chosen(known, inputs, streams, backend)) is None:
         return None, looked
     found = FIRST[way](streams, known, inputs)
     keep(found, student, of)
@@ -97,19 +105,21 @@ def results_of_core(found: Found, names: Sequence[str]) -> dict[str, torch.Tenso
 
 
 def results_at(
-    x: torch.Tensor, names: tuple[str, ...], fields: Fields, student: Function, looked: Looked
+    x: torch.Tensor, names: tuple[str, ...], fields: Fields, student: Function, looked: Looked,
+    backend: str | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """By name, of what was looked at."""
     streams, known, inputs = looked
-    if isinstance(known, Student):
+    alone = requested(backend) == "reference"
+    if not by_reference(known, backend):
         with uncast(x):
-            results = of_layers(streams, known, inputs)
-    elif (parts := parts_of(student, x)) is not None:
+            results = of_layers(streams, known, inputs, backend)
+    elif not alone and (parts := parts_of(student, x)) is not None:
         refuse(faults_of_kinks(parts.student, streams.order, names))
         with uncast(x):
-            results = of_parts(parts, student, streams, fields.terms(names), len(fields.outputs), x, names)
+            results = of_parts(parts, student, streams, fields.terms(names), len(fields.outputs), x, names, backend)
     else:
-        chosen(known, x)
+        chosen(known, x, None, backend)
         of, O = fields, len(fields.outputs)  # its names are read where no compiler follows
         results = differentiably(lambda x: nested(student, x, of.terms(names), O), x, breaks=True)
     results = (result if result.dtype is x.dtype else result.to(x.dtype) for result in results)
@@ -180,10 +190,12 @@ def faults_of_kinks(
         yield Fault(argument, what, f"order {order} in {', '.join(map(repr, names))}", NotProvided)
 
 
-def of_layers(streams: Streams, student: Student, x: torch.Tensor) -> Sequence[torch.Tensor]:
+def of_layers(
+    streams: Streams, student: Student, x: torch.Tensor, backend: str | None = None
+) -> Sequence[torch.Tensor]:  # fmt: skip
     """Each derivative [N, 1], by the core where that computes it."""
     wide = Student(student.widths, student.biases, student.activations, tuple(map(widened, student.parameters)))
     x = widened(x)
-    way = chosen(wide, x, streams)
+    way = chosen(wide, x, streams, backend)
     results = evaluated(streams, wide, x, directions_of(streams, x), way)
     return (results if way else tied(results, student, x))[:, :, None].unbind()

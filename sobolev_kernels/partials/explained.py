@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..dispatch import requested
 from ..errors import need, refuse
 from ..scaled import fold_of
-from ..student import Student, recognise
-from .along import KERNELS, way_of
+from ..student import Student, Unrecognised, recognise
+from .along import KERNELS
 from .evaluate import faults_of_call, faults_of_kinks, fields_of, names_of
 from .layers import by_plain
 from .names import Fields
@@ -18,6 +19,7 @@ from .residual import Residual, lines_of_residual, lines_of_streams
 from .residual_loss import names_of as terms_of
 from .residual_loss import residuals_of
 from .transformed import Parts, parts_of
+from .ways import FOLLOWED, by_reference, chosen
 
 PARTIALS, RESIDUAL_LOSS = "partials", "residual_loss"
 FUSED = {
@@ -28,22 +30,27 @@ STREAMS = "by PyTorch's operations, each layer with its adjoint"
 AGAIN = "autograd of autograd: a gradient for each output, order and way to it"
 
 
-def lines_of_partials(student: object, x: torch.Tensor, names: Any, fields: Any) -> Iterator[str]:
+def lines_of_partials(
+    student: object, x: torch.Tensor, names: Any, fields: Any, backend: str | None = None
+) -> Iterator[str]:  # fmt: skip
     fields, names = fields_of(fields), names_of(names)
     yield f"call        {PARTIALS}"
-    yield from lines_of_call(student, x, fields, names)
+    yield from lines_of_call(student, x, fields, names, (), backend)
 
 
-def lines_of_residual_loss(student: object, x: torch.Tensor, residual: Any) -> Iterator[str]:
+def lines_of_residual_loss(
+    student: object, x: torch.Tensor, residual: Any, backend: str | None = None
+) -> Iterator[str]:  # fmt: skip
     residuals = residuals_of(residual)
     terms_of(residuals)
     reads = tuple(dict.fromkeys(name for one in residuals for name in one.reads))
     yield f"call        {RESIDUAL_LOSS}"
-    yield from lines_of_call(student, x, residuals[0].fields, reads, residuals)
+    yield from lines_of_call(student, x, residuals[0].fields, reads, residuals, backend)
 
 
 def lines_of_call(
-    student: object, x: torch.Tensor, fields: Fields, names: Sequence[str], residuals: Sequence[Residual] = ()
+    student: object, x: torch.Tensor, fields: Fields, names: Sequence[str], residuals: Sequence[Residual],
+    backend: str | None,
 ) -> Iterator[str]:  # fmt: skip
     need(isinstance(x, torch.Tensor) and x.dim() == 2, "x", "inputs [N, D]", x)
     fold = fold_of(student, x, False)
@@ -65,7 +72,7 @@ def lines_of_call(
     yield from lines_of_transforms(parts, streams.count)
     for residual in residuals:
         yield from lines_of_residual(residual)
-    yield from lines_of_ways(inner, x)
+    yield from lines_of_ways(inner, x, backend)
 
 
 def lines_of_transforms(parts: Parts | None, count: int) -> Iterator[str]:
@@ -75,16 +82,20 @@ def lines_of_transforms(parts: Parts | None, count: int) -> Iterator[str]:
         yield "outputs     transformed: by autograd, of a polynomial with the streams of the student"
 
 
-def lines_of_ways(known: object, x: torch.Tensor) -> Iterator[str]:
+def lines_of_ways(known: Student | Unrecognised, x: torch.Tensor, backend: str | None) -> Iterator[str]:
     """The one taken, and why not the others."""
+    way = chosen(known, x, None, backend)
     if not isinstance(known, Student):
         said = dict.fromkeys((*KERNELS, "streams"), f"refused: {known.reason}") | {"reference": AGAIN}
         taken = "reference"
     else:
-        taken = way_of(known, x) or "streams"
-        followed = "somebody follows each operation" if by_plain(x) else ""
+        taken = "reference" if by_reference(known, backend) else way or "streams"
+        followed = FOLLOWED if by_plain(x) else ""
         said = {name: followed or why_not(known, x) for name, why_not in KERNELS.items()}
         said = {name: f"refused: {why}" if why else FUSED[name] for name, why in said.items()}
-        said["streams"] = STREAMS if taken == "streams" else f"{STREAMS} (not taken: kernels are faster)"
+        faster = "" if requested(backend) else " (not taken: kernels are faster)"
+        said["streams"] = STREAMS if taken == "streams" else STREAMS + faster
+        if taken == "reference":
+            said["reference"] = AGAIN
     for name, words in said.items():
         yield f"{'-> ' if name == taken else '   '}{name:<11}{words}"

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ..backends.exact import graphs
 from ..boundary import PLAIN
 from .core_loss import CoreLoss
 from .known import WHOLE, Found
 from .launched_loss import LaunchedLoss
 from .loss import Compared, Comparison
 from .one_pass import Terms, apply
-from .residual import Read, Residual, sampled
+from .residual import Read, Residual, ordinary, sampled
 from .tape import Recording, Tape
 
 BY = {"cpu": CoreLoss, "triton": LaunchedLoss}
@@ -82,7 +83,8 @@ def agrees(
     x: torch.Tensor,
 ) -> bool:  # fmt: skip
     """Whether the sums are, at some numbers, what the functions make of tensors, and have their gradients."""
-    with torch.enable_grad():
+    with graphs():
+        coefficients = [*map(ordinary, coefficients)]
         p = {name: sampled(i, x).requires_grad_() for i, name in enumerate(names)}
         values = [value for residual in residuals for value in residual.values(Read(p)).values()]
         leaves = list(p.values())

@@ -31,6 +31,7 @@ class Frame:
     """Streams of a student at inputs of one shape, but for where tensors lie."""
 
     call: Call
+    silent: Call
     layout: Layout | None  # None of tensors that are not told from others by it
     directions: torch.Tensor
     told: tuple  # the plan, the instruction set, N, samples of a tile, threads, in place
@@ -39,8 +40,8 @@ class Frame:
     way: ClassVar[str] = "cpu"
 
     def call_of(self, tensors: Sequence[torch.Tensor]) -> Call:
-        """What takes the streams of these tensors."""
-        return self.call
+        """What takes the streams of these tensors: it keeps something for their gradients if they may be asked for."""
+        return self.call if is_asking(tensors) else self.silent
 
     def compute(
         self, addresses: Sequence[int], gradients: Sequence[torch.Tensor], dx: torch.Tensor | None, told: Sequence
@@ -68,8 +69,11 @@ class LaunchedFrame:
     way: ClassVar[str] = "triton"
 
     def call_of(self, tensors: Sequence[torch.Tensor]) -> Launched:
-        asking = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
-        return self.call if asking else self.silent
+        return self.call if is_asking(tensors) else self.silent
+
+
+def is_asking(tensors: Sequence[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
 
 
 @dataclass(eq=False, slots=True)
@@ -107,9 +111,9 @@ def found_first(streams: Streams, student: Student, x: torch.Tensor, directions:
     """Of a student who was looked at, and who the core can read; along the streams' own directions, or given ones."""
     read = as_read([x, *student.parameters])
     directions = directions_of(streams, x) if directions is None else as_read([directions])[0]
-    call = Call(streams, student, results_of)
+    call, silent = (Call(streams, student, results_of, keeping) for keeping in (True, False))
     strides = tuple(tensor.stride() for tensor in read)
-    frame = Frame(call, None, directions, call.shared_out(len(x), x.dtype), strides,
+    frame = Frame(call, silent, None, directions, call.shared_out(len(x), x.dtype), strides,
                   all(t.is_contiguous() for t in read[1:]))  # fmt: skip
     return Found(frame, x, student.parameters, [tensor.data_ptr() for tensor in read], read)
 

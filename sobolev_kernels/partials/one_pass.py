@@ -35,7 +35,9 @@ def planned(recording: Recording, columns: tuple[int, ...], asked: tuple[bool, .
     programs = told(recording, asked)
     given = [results, len(columns), recording.coefficients]
     values, adjoint = tuple(programs.values), tuple(programs.adjoint)
-    return core._C.JetLoss(given, list(columns), terms, values, adjoint, programs.deviations, programs.bars)
+    functions = [(core.CODES["Function"][name], of, to, before) for name, of, to, before in programs.functions]
+    more = programs.deviations, programs.bars, functions
+    return core._C.JetLoss(given, list(columns), terms, values, adjoint, *more)
 
 
 class FusedLoss(torch.autograd.Function):

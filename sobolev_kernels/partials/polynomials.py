@@ -11,7 +11,7 @@ Polynomial = dict[Exponents, Fraction]
 
 
 def degree(p: Polynomial) -> int:
-    return max((sum(e) for e in p), default=0)
+    return max([sum(e) for e in p] or [0])
 
 
 def added(p: Polynomial, q: Polynomial, factor: Fraction = Fraction(1)) -> Polynomial:

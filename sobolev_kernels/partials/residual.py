@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from ..backends.exact import graphs
 from ..backends.graph import nodes_of
 from ..backends.kinks import KINKS
 from ..errors import NotProvided, clipped, in_words, nearest, need
@@ -42,7 +43,8 @@ class Residual(nn.Module):
 
     Attributes:
         reads: the derivatives that it reads. `coordinates`: the inputs that it reads.
-        names: of its terms. `recorded`: whether all of them are polynomials.
+        names: of its terms. `recorded`: whether all of them are made by sums, products, quotients, powers and the
+            functions exp, log, sin, cos, tanh and sqrt alone, which kernels evaluate.
 
     Raises:
         TypeError, ValueError: no such function or fields, or a result that is no residual.
@@ -72,7 +74,7 @@ class Residual(nn.Module):
         self.names = tuple(self.name if key is None else f"{self.name}_{key}" for key in self.keys)
         self.coefficients = nn.ParameterList(learnt(recorded, set(self.parameters())))
         self.fields.plan(self.reads)  # or why there is none
-        self.recorded = all(getattr(part, "polynomial", None) is not None for part in recorded)
+        self.recorded = all(getattr(part, "elementary", False) for part in recorded)
         self.agreed: set[tuple] = set()  # forms of sums that were seen to be what the function gives
 
     def forward(self, student: Function, x: torch.Tensor):
@@ -209,7 +211,7 @@ class Differentiated(Residual):
         base = self.of
         while isinstance(base, Differentiated):
             base = base.of
-        with torch.enable_grad():
+        with graphs():
             numbers = {name: value.requires_grad_() for name, value in all_sampled(base, like).items()}
             values = list(base.values(numbers).values())
             need_smooth(values, self.times)
@@ -243,7 +245,7 @@ def slopes_of(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
 
 def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
     with_graph, found = torch.is_grad_enabled(), []
-    with torch.enable_grad():
+    with graphs() if torch.is_inference_mode_enabled() else torch.enable_grad():
         # u_x may depend on u in the student's graph, and not in this one
         own = {name: apart(p[name]) for name in (*of.reads, *of.coordinates)}
         for name, value in of.values(own).items():
@@ -261,7 +263,12 @@ def slopes_at(of: Residual, p: Mapping[str, torch.Tensor]) -> list[Values]:
 
 def apart(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers with a node of their own in the graph."""
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+    return tensor.view_as(tensor) if tensor.requires_grad else ordinary(tensor).detach().requires_grad_()
+
+
+def ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """One of inference mode as one that a graph may hold."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def lines_of_streams(fields: Fields, names: Sequence[str]) -> Iterator[str]:
@@ -279,7 +286,8 @@ def lines_of_residual(residual: Residual) -> Iterator[str]:
     """What `explain` says of terms."""
     because = residual.because()
     for name, polynomial in residual.polynomials().items():
-        said = f"no polynomial ({because[name]})" if polynomial is None else symbols.in_words(polynomial)
+        said = symbols.in_words(polynomial) if polynomial is not None else f"no polynomial ({because[name]})"
+        said += ", in one pass with it" if polynomial is None and residual.recorded else ""
         yield f"{clipped(name, 40):<11} {said}"
     if learnt := sum(p.numel() for p in residual.parameters() if p.requires_grad):
         yield f"learnt      {learnt} coefficient{'s' if learnt > 1 else ''}"

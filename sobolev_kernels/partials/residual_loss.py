@@ -35,19 +35,19 @@ Residuals = Residual | Sequence[Residual]
 def residual_loss(
     student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = ..., target: Any = ...,
     weights: Any = ..., scales: Any = ..., sample_weight: torch.Tensor | None = ..., reduction: str = ...,
-    return_terms: Literal[False] = ...,
+    backend: str | None = ..., return_terms: Literal[False] = ...,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def residual_loss(
     student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = ..., target: Any = ...,
     weights: Any = ..., scales: Any = ..., sample_weight: torch.Tensor | None = ..., reduction: str = ...,
-    return_terms: Literal[True],
+    backend: str | None = ..., return_terms: Literal[True],
 ) -> ResidualTerms: ...  # fmt: skip
 @in_words
 def residual_loss(
     student: Function, x: torch.Tensor, residual: Residuals, *, loss: str | tuple[Any, ...] = "mse",
     target: Any = None, weights: Any = None, scales: Any = None, sample_weight: torch.Tensor | None = None,
-    reduction: str = "mean", return_terms: bool = False,
+    reduction: str = "mean", backend: str | None = None, return_terms: bool = False,
 ) -> torch.Tensor | ResidualTerms:  # fmt: skip
     """Σ over terms of weight · mean over samples of ρ((residual - target) / scale), from one call of `partials`.
 
@@ -61,13 +61,15 @@ def residual_loss(
         scales: units of the terms, by default 1; `residual_scales` finds those in which each term is of size 1.
         sample_weight: [N]. What has weight 0 is masked: its target, or its residual, may be no number.
         reduction: "mean" or "sum" over samples, or "none" for [N].
+        backend: as of `partials`.
         return_terms: give a `ResidualTerms`.
 
     `target`, `weights` and `scales` are by name, {"burgers": 2.0}; or, of one term alone, the thing itself; weights and
     scales of several terms also a list in their order. Weights may be tensors, which get gradients.
 
     Returns:
-        The loss of x's dtype, differentiable with respect to the student's parameters, those of the residuals, and x.
+        The loss of x's dtype, differentiable with respect to the student's parameters, those of the residuals, and x;
+        without samples 0.
 
     Raises:
         TypeError, ValueError, NotImplementedError: bad arguments, in words; or what `partials` refuses.
@@ -89,7 +91,7 @@ def residual_loss(
     by = [[given.get(name) for name in names] for given in (targets, numbers["scales"], numbers["weights"])]
     of = Comparison(rho, *by, sample_weight, reduction == "mean")
     fields, reads = residuals[0].fields, reads_of(residuals)
-    found, looked = found_of(student, x, reads, fields)
+    found, looked = found_of(student, x, reads, fields, backend)
     refuse(faults_of_samples(targets, sample_weight, x))
     total = None
     if found is not None and reduction != "none" and is_provided(residuals, x, of):
@@ -97,7 +99,7 @@ def residual_loss(
         total, each = fused_loss(found, x, residuals, (*reads, *coordinates), of, compared) or (None, None)
         each = each.unbind() if total is not None and return_terms else ()
     if total is None:
-        at = results_at(x, reads, fields, student, looked) if found is None else results_of_core(found, reads)
+        at = results_at(x, reads, fields, student, looked, backend) if found is None else results_of_core(found, reads)
         values = values_of(x, residuals, at)
         total, each = compared(of, values, reduction)
     return ResidualTerms(total, dict(zip(names, each, strict=True))) if return_terms else total
@@ -110,7 +112,7 @@ def compared(
     terms = []
     for value, target, scale in zip(values, of.targets, of.scales, strict=True):
         each = each_of(of.rho, value, target, scale, of.sample_weight)
-        terms.append(each if reduction == "none" else each.mean() if of.mean else each.sum())
+        terms.append(each if reduction == "none" else each.mean() if of.mean and len(each) else each.sum())
     return sum(weighed(term, weight) for term, weight in zip(terms, of.weights, strict=True)), terms
 
 

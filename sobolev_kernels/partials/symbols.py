@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..backends.exact import graphs
+from ..enums import FUNCTIONS
 from ..errors import need
 from .names import Fields
 from .polynomials import Polynomial
@@ -35,7 +38,19 @@ class Named:
 
 def canonical(fields: Fields, name: str) -> str:
     """The one text of an input, or of a derivative or a sum of them, however it is spelt."""
+    return canonical_of(fields.names, name) if isinstance(name, str) else text_of(fields, fields.read(name))
+
+
+@lru_cache(maxsize=1024)
+def canonical_once(names: str, name: str) -> str:
+    fields = Fields(names)
     return name if name in fields.inputs else text_of(fields, fields.read(name))
+
+
+@torch.compiler.assume_constant_result
+def canonical_of(names: str, name: str) -> str:
+    """Made once; a compiler takes it for a constant."""
+    return canonical_once(names, name)
 
 
 def text_of(fields: Fields, read: Mapping[int, Polynomial]) -> str:
@@ -60,10 +75,11 @@ def differentiated_name(fields: Fields, name: str, by: str) -> str:
 
 class Recorded(torch.Tensor):
     """A tensor that knows which polynomial of names it is; of what is none, `polynomial` is None, and `because` of what
-    operation."""
+    operation. `elementary`: whether it is made by operations that a tape may know."""
 
     polynomial: Sum | None
     because: str
+    elementary: bool
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
@@ -79,12 +95,16 @@ class Recorded(torch.Tensor):
             found = rule(*map(sum_of, arguments))
         before = (part.because for part in tree_leaves(arguments) if isinstance(part, Recorded) and part.because)
         because = "" if found is not None else next(before, name)
-        return tree_map(lambda part: recorded(part, found, because) if isinstance(part, torch.Tensor) else part, result)
+        known = name in RULES or name in FUNCTIONS
+        elementary = known and not keywords and all(isinstance(a, Recorded) or is_part(a) for a in arguments)
+        elementary = elementary and all(a.elementary for a in arguments if isinstance(a, Recorded))
+        made = lambda part: recorded(part, found, because, elementary)  # noqa: E731
+        return tree_map(lambda part: made(part) if isinstance(part, torch.Tensor) else part, result)
 
 
-def recorded(tensor: torch.Tensor, polynomial: Sum | None, because: str = "") -> Recorded:
+def recorded(tensor: torch.Tensor, polynomial: Sum | None, because: str = "", elementary: bool = True) -> Recorded:
     result = tensor.as_subclass(Recorded)
-    result.polynomial, result.because = polynomial, because
+    result.polynomial, result.because, result.elementary = polynomial, because, elementary
     return result
 
 
@@ -146,7 +166,8 @@ RULES: dict[str, Callable[..., Sum | None]] = {
     "add": plus, "radd": plus, "mul": times, "rmul": times, "pow": power, "div": over, "truediv": over,
     "sub": lambda a, b: plus(a, b, -1.0), "rsub": lambda a, b: plus(b, a, -1.0), "neg": lambda a: plus({}, a, -1.0),
     "negative": lambda a: plus({}, a, -1.0), "square": lambda a: times(a, a), "positive": lambda a: a,
-    "multiply": times, "subtract": lambda a, b: plus(a, b, -1.0), "divide": over,
+    "multiply": times, "subtract": lambda a, b: plus(a, b, -1.0), "divide": over, "rtruediv": lambda a, b: over(b, a),
+    "rdiv": lambda a, b: over(b, a),
 }  # fmt: skip
 
 
@@ -167,7 +188,7 @@ def recorded_in(dtype: torch.dtype, function: Callable, fields: Fields) -> tuple
             read[name] = recorded(numbers, {((name, 1),): 1.0})
         return read[name]
 
-    with torch.enable_grad():
+    with graphs():
         return function(Named(fields, get)), tuple(read)
 
 

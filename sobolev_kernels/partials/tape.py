@@ -1,5 +1,5 @@
-"""A residual function run once on symbols: which sums of products of names, coordinates and coefficients it is, in the
-order in which it computes them, so that the core rounds as PyTorch would."""
+"""A residual function run once on symbols: which sums of products of names, coordinates and coefficients it is, and
+which functions of such sums, in the order in which it computes them, so that the core rounds as PyTorch would."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..boundary import FLOATING, PLAIN
+from ..enums import FUNCTIONS
 from .names import Fields
 from .programs import Program, Sum
 from .symbols import canonical
@@ -26,25 +27,39 @@ class NoPolynomial(Exception):
     """What a function does with a symbol is none of the rules."""
 
 
+class Applied(NamedTuple):
+    """A function of what has the number `of`; its derivative has the number `slope`, where it may be asked for."""
+
+    function: str
+    of: int
+    slope: int | None = None
+
+
 class Recording(NamedTuple):
     """A set of residuals, but for the tensors among their coefficients: what is `given`, derivatives and coordinates,
-    how many `coefficients`, the `sums`, and which number each of the `residuals` is, and of which of the `terms`."""
+    how many `coefficients`, the `sums`, functions among them, and which number each of the `residuals` is, and of which
+    of the `terms`."""
 
     given: int
     coefficients: int
-    sums: tuple[Terms, ...]
+    sums: tuple[Terms | Applied, ...]
     residuals: tuple[int, ...]
     terms: tuple[int, ...]
 
     def form(self) -> tuple:
         """It without numbers."""
-        return self[:2], tuple(tuple(term[:2] for term in terms) for terms in self.sums), self.residuals
+        of = (made if type(made) is Applied else tuple(term[:2] for term in made) for made in self.sums)
+        return self[:2], tuple(of), self.residuals
 
     def values(self, given: Sequence[torch.Tensor], coefficients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The residuals by PyTorch's operations, of what is given, each [N]."""
         kept: dict[int, torch.Tensor | float] = dict(enumerate(given))
         kept |= {self.given: 1.0} | {~k: coefficient.reshape(()) for k, coefficient in enumerate(coefficients)}
         for i, terms in enumerate(self.sums):
+            if type(terms) is Applied:
+                argument = kept[terms.of] + torch.zeros_like(given[0])
+                kept[self.given + 1 + i] = getattr(torch, terms.function)(argument)
+                continue
             total = torch.zeros_like(given[0])
             for a, b, c in terms:
                 total = total + c * (kept[a] * kept[b])
@@ -58,8 +73,8 @@ class Tape:
     def __init__(self, given: Mapping[str, int], like: torch.Tensor):
         self.given, self.dtype, self.device, self.one = given, like.dtype, like.device, len(given)
         self.grad = torch.is_grad_enabled()
-        self.sums: list[Terms] = []
-        self.known: dict[Terms, int] = {}
+        self.sums: list[Terms | Applied] = []
+        self.known: dict[Terms | Applied, int] = {}
         self.coefficients: list[torch.Tensor] = []
 
     def named(self, name: str) -> Symbol:
@@ -87,10 +102,22 @@ class Tape:
         terms = symbol.terms
         if len(terms) == 1 and terms[0][1:] == (self.one, 1.0):
             return terms[0][0]
-        if terms not in self.known:
-            self.sums.append(terms)
-            self.known[terms] = self.one + len(self.sums)
-        return self.known[terms]
+        return self.put_down(terms)
+
+    def put_down(self, made: Terms | Applied) -> int:
+        if made not in self.known:
+            self.sums.append(made)
+            self.known[made] = self.one + len(self.sums)
+        return self.known[made]
+
+    def applied(self, function: str, symbol: Symbol) -> Symbol:
+        return Symbol(self, ((self.put_down(Applied(function, self.number_of(symbol))), self.one, 1.0),))
+
+    def slope(self, i: int) -> Symbol:
+        """The derivative of a function that has this number."""
+        function, of, _ = self.sums[i - self.one - 1]
+        x, y = (Symbol(self, ((number, self.one, 1.0),)) for number in (of, i))
+        return SLOPES[function](x, y)
 
     def alone(self, symbol: Symbol) -> tuple[int, float]:
         """It as a number times one of what is there."""
@@ -114,7 +141,11 @@ class Tape:
             if i <= self.one:
                 return leaves.get(i, Symbol(self, ()))
             if i not in kept:
-                kept[i] = self.derivative(Symbol(self, self.sums[i - self.one - 1]), leaves, kept)
+                made = self.sums[i - self.one - 1]
+                if type(made) is Applied:
+                    kept[i] = times(self.slope(i), at(made.of))
+                else:
+                    kept[i] = self.derivative(Symbol(self, made), leaves, kept)
             return kept[i]
 
         total = Symbol(self, ())
@@ -125,7 +156,18 @@ class Tape:
 
     def recording(self, residuals: Sequence[Symbol]) -> Recording:
         numbers = tuple(map(self.number_of, residuals))
-        return Recording(self.one, len(self.coefficients), tuple(self.sums), numbers, tuple(range(len(numbers))))
+        todo, slopes = list(numbers), {}
+        while todo:
+            if (i := todo.pop()) <= self.one or i in slopes:
+                continue
+            made = self.sums[i - self.one - 1]
+            slopes[i] = self.number_of(self.slope(i)) if type(made) is Applied else None
+            todo += [made.of] if type(made) is Applied else [j for a, b, _ in made for j in (a, b)]
+        sums = (
+            made._replace(slope=slopes.get(i)) if type(made) is Applied else made
+            for i, made in enumerate(self.sums, self.one + 1)
+        )
+        return Recording(self.one, len(self.coefficients), tuple(sums), numbers, tuple(range(len(numbers))))
 
 
 class Names:
@@ -145,7 +187,7 @@ class Names:
 
 
 class Symbol:
-    """A sum on a tape, which knows the rules of polynomials alone."""
+    """A sum on a tape, which knows the rules of polynomials, and some functions, alone."""
 
     __slots__ = ("tape", "terms")
     __array_ufunc__ = None
@@ -195,6 +237,9 @@ class Symbol:
     def __truediv__(self, other):
         return over(self, other)
 
+    def __rtruediv__(self, other):
+        return over(other, self)
+
     def __pow__(self, n):
         return power(self, n)
 
@@ -208,7 +253,7 @@ class Symbol:
 def applied(rule: Callable, *parts: object) -> Symbol:
     tape = next(part.tape for part in parts if type(part) is Symbol)
     tape.same()
-    if rule in (over, power, square, negative, positive):
+    if rule in OWN:
         return rule(*parts)
     if len(parts) != 2:
         raise NoPolynomial
@@ -254,10 +299,10 @@ def times(a: Symbol, b: Symbol) -> Symbol:
 
 
 def over(a: object, b: object) -> Symbol:
-    """Divided by what depends on no name."""
-    if type(b) is Symbol or type(a) is not Symbol:
-        raise NoPolynomial
-    a.tape.same()
+    tape = a.tape if type(a) is Symbol else b.tape
+    tape.same()
+    if type(b) is Symbol:
+        return times(tape.symbol(a), tape.applied("reciprocal", b))
     if type(b) in PLAIN:
         return times(a, a.tape.symbol(1 / b))
     return times(a, a.tape.symbol(1 / number(b)))
@@ -267,8 +312,13 @@ def power(a: object, n: object) -> Symbol:
     if type(a) is not Symbol or not isinstance(n, (int, float)) or isinstance(n, bool):
         raise NoPolynomial
     a.tape.same()
-    if n != int(n) or not 0 <= n <= LARGEST_POWER:
+    if n in (0.5, -0.5):
+        root = a.tape.applied("sqrt", a)
+        return root if n > 0 else a.tape.applied("reciprocal", root)
+    if n != int(n) or not -LARGEST_POWER <= n <= LARGEST_POWER:
         raise NoPolynomial
+    if n < 0:
+        return a.tape.applied("reciprocal", power(a, -n))
     result = a.tape.symbol(1.0)
     for _ in range(int(n)):
         result = times(result, a)
@@ -287,20 +337,36 @@ def positive(a: Symbol) -> Symbol:
     return a
 
 
+def of_function(function: str) -> Callable[[Symbol], Symbol]:
+    return lambda a: a.tape.applied(function, a)
+
+
+APPLIED = {name: of_function(name) for name in FUNCTIONS}
+# Derivatives of functions, of x and y = f(x).
+SLOPES: dict[str, Callable[[Symbol, Symbol], Symbol]] = {
+    "exp": lambda x, y: y, "log": lambda x, y: APPLIED["reciprocal"](x), "sin": lambda x, y: APPLIED["cos"](x),
+    "cos": lambda x, y: negative(APPLIED["sin"](x)), "tanh": lambda x, y: minus(y.tape.symbol(1.0), times(y, y)),
+    "sqrt": lambda x, y: times(y.tape.symbol(0.5), APPLIED["reciprocal"](y)),
+    "reciprocal": lambda x, y: negative(times(y, y)),
+}  # fmt: skip
+OWN = {over, power, square, negative, positive, *APPLIED.values()}  # that take numbers as they are
 RULES: dict[str, Callable[..., Symbol]] = {
     "add": plus, "radd": plus, "mul": times, "rmul": times, "multiply": times, "sub": minus, "subtract": minus,
     "rsub": lambda a, b: minus(b, a), "pow": power, "div": over, "divide": over, "truediv": over, "square": square,
-    "neg": negative, "negative": negative, "positive": positive,
+    "neg": negative, "negative": negative, "positive": positive, "rtruediv": lambda a, b: over(b, a),
+    "rdiv": lambda a, b: over(b, a), **APPLIED,
 }  # fmt: skip
 
 
 class Told(NamedTuple):
-    """What the core is told of residuals: slots of what is given, of coefficients, of 1 and of what is made."""
+    """What the core is told of residuals: slots of what is given, of coefficients, of 1 and of what is made.
+    `functions` (name, of, to, after how many sums) are amid those of `values`."""
 
     values: Program
     adjoint: Program
     deviations: list[tuple[int, int, int]]
     bars: list[int]
+    functions: list[tuple[str, int, int, int]]
 
 
 @lru_cache(maxsize=256)
@@ -309,14 +375,22 @@ def told(recording: Recording, asked: tuple[bool, ...]) -> Told:
     coefficients."""
     given, K, one = recording.given, recording.coefficients, recording.given + recording.coefficients
     slot = lambda i: given + ~i if i < 0 else i if i < given else i + K  # noqa: E731
-    sums: list[Sum] = [
-        (one + 1 + i, [(slot(a), slot(b), c) for a, b, c in terms]) for i, terms in enumerate(recording.sums)
-    ]
     wanted = {i for i, here in enumerate(asked) if here}
-    for to, terms in sums:
-        if any(a in wanted or b in wanted for a, b, _ in terms):
+    sums: list[Sum] = []
+    functions: list[tuple[str, int, int, int]] = []
+    slopes: list[Sum] = []  # of what is made, products of which this is one, and with it their other factor
+    for to, made in enumerate(recording.sums, one + 1):
+        if type(made) is Applied:
+            of = slot(made.of)
+            functions.append((made.function, of, to, len(sums)))
+            slopes.append((to, [] if made.slope is None else [(of, slot(made.slope), 1.0)]))
+        else:
+            terms = [(slot(a), slot(b), c) for a, b, c in made]
+            sums.append((to, terms))
+            slopes.append((to, [product for a, b, c in terms for product in ((a, b, c), (b, a, c))]))
+        if any(this in wanted for this, _, _ in slopes[-1][1]):
             wanted.add(to)
-    slots = one + 1 + len(sums)
+    slots = one + 1 + len(recording.sums)
     deviations, owed = [], {}
     for residual, t in zip(map(slot, recording.residuals), recording.terms, strict=True):
         deviations.append((residual, slots, t))
@@ -336,12 +410,11 @@ def told(recording: Recording, asked: tuple[bool, ...]) -> Told:
         slots += 1
         return slots - 1
 
-    for to, terms in reversed(sums):
+    for to, products in reversed(slopes):
         of = bar(to)
-        for a, b, c in terms if of is not None else ():
-            for this, other in ((a, b), (b, a)):
-                if this in wanted:
-                    owed.setdefault(this, []).append((of, other, c))
+        for this, other, c in products if of is not None else ():
+            if this in wanted:
+                owed.setdefault(this, []).append((of, other, c))
     bars = [-1 if (found := bar(i)) is None else found for i in range(one)]
     sigma: list[int | None] = [None] * 6
-    return Told(Program(slots, sigma, sums), Program(slots, sigma, back), deviations, bars)
+    return Told(Program(slots, sigma, sums), Program(slots, sigma, back), deviations, bars, functions)

@@ -107,7 +107,8 @@ def within(student: nn.Module, x: torch.Tensor, inputs: Callable | None, outputs
 
 
 def of_parts(
-    parts: Parts, module: nn.Module, streams: Streams, rows: list, O: int, x: torch.Tensor, names: tuple[str, ...]
+    parts: Parts, module: nn.Module, streams: Streams, rows: list, O: int, x: torch.Tensor, names: tuple[str, ...],
+    backend: str | None = None,
 ) -> Sequence[torch.Tensor]:  # fmt: skip
     """Each derivative [N, 1]."""
     D, M = parts.student.widths[0], parts.student.widths[-1]
@@ -123,7 +124,7 @@ def of_parts(
     else:
         given = own._replace(first=tuple((k, ()) for k in range(1, own.count)))
         h, v = features(parts.inputs, own, x, D, looks)
-    way = chosen(parts.student, h, given)
+    way = chosen(parts.student, h, given, backend)
     results = evaluated(given, parts.student, h, v, way)
     results = results if way else tied(results, parts.student, h)
     if parts.outputs is None:

@@ -7,7 +7,7 @@ gives back would go on along the values and not along the tangents, so it may on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from torch.nn.modules import module as everywhere
@@ -90,13 +90,6 @@ class Looking:
 
 def looking(hooks: Sequence[Callable]) -> list[Callable]:
     return [hook if isinstance(hook, Looking) else Looking(hook) for hook in hooks]
-
-
-def are_hooked(modules: Iterable[nn.Module]) -> bool:
-    """Whether such hooks are registered on one of these, or on all there are."""
-    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
-        return True
-    return any(module._backward_hooks or module._backward_pre_hooks for module in modules)
 
 
 BACKWARD_HOOK = {(everywhere.__name__, BackwardHook.__name__): lambda _: OfFlowing}

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from ..autocast import casting
+from ..backends.reads import name_of
 
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
 
@@ -152,12 +153,6 @@ def body(function: Callable) -> Callable | None:
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
-
-
-def name_of(function: Callable) -> str:
-    name = getattr(function, "__name__", str(function))
-    # that of a property
-    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
 
 
 def spelt(*names: str, spaces: tuple = SPACES) -> list[Callable]:

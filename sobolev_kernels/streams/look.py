@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -13,14 +13,15 @@ from ..backends.running import Chains, Graphs, with_graph
 from ..backends.streams import DTYPES, OUTPUTS, propagated
 from ..boundary import PLAIN
 from ..held import Held
-from ..parts import modules_of
-from ..paths import NUMBERS, Flow, known_of, unseen
+from ..parts import modules_of, roots_of
+from ..paths import Flow, known_of, unseen
 from ..problem import LAZY, UNSEEN
 from ..student import is_sharded
+from .by_heart import Heard, heard_of
 from .flowing import NotFollowed
 from .fused import FUNCTION, segments_of, values_put_off
-from .segments import CHANGED, Segments
-from .values import deferred
+from .segments import CHANGED, Segments, Step
+from .values import ValueSegments, deferred
 from .whole import is_traced
 
 
@@ -67,14 +68,15 @@ def looked_at(
         held.restore()
 
 
-def held_of(modules: list, x: torch.Tensor, buffers: bool = True) -> Held:
+def held_of(modules: Iterable, x: torch.Tensor, buffers: bool = True, read: list | None = None) -> Held:
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    return Held(modules, [] if capturing else [x.device], buffers)
+    return Held(modules, [] if capturing else [x.device], buffers, read)
 
 
 def before_flow(function: object, x: torch.Tensor) -> Held:
     """What a run of a function that pairs were seen to flow through may change, if they do not this time."""
-    return held_of(list(modules_of(function)), x, buffers=False)
+    read = None if core.MISSING else core._C.held(roots_of(function))
+    return held_of(modules_of(function), x, buffers=False, read=read)
 
 
 def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) -> None:
@@ -84,20 +86,25 @@ def flows_no_more(function: object, x: torch.Tensor, order: int, reason: str) ->
     flow = known.flows.pop((order, cast), None)
     if reason not in (OUTPUTS, CHANGED) and flow is not None:
         known.flows[order, cast] = flow._replace(unfollowed=reason)
-    known.number = next(NUMBERS)
+    known.lose()
 
 
-def chains_of(function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, graphs: Graphs) -> Chains:
+def chains_of(
+    function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, graphs: Graphs,
+    parameters: Sequence[torch.Tensor],
+) -> Chains:  # fmt: skip
     """What is known of chains of layers in a function of which values alone are wanted, with their graph; at first, and
     where there are half or twice as many samples, by a run of which nothing is left. `run` is the function with its
     results checked."""
     about = len(x).bit_length()
     if about not in graphs.chains:
-        graphs.chains[about] = chains_seen(function, run, x, graphs)
+        graphs.chains[about] = chains_seen(function, run, x, graphs, parameters)
     return graphs.chains[about]
 
 
-def chains_seen(function: object, run: Callable, x: torch.Tensor, graphs: Graphs) -> Chains:
+def chains_seen(
+    function: object, run: Callable, x: torch.Tensor, graphs: Graphs, parameters: Sequence[torch.Tensor]
+) -> Chains:  # fmt: skip
     if core.MISSING or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or is_sharded(function):
         return Chains()
     held, needs, ends, begun = held_of(list(modules_of(function)), x), graphs.needs, (), None
@@ -121,11 +128,30 @@ def chains_seen(function: object, run: Callable, x: torch.Tensor, graphs: Graphs
         if segments.saving <= FUNCTION * segments.functions:
             return Chains()
         begun = frozenset(segments.taken)
-        if not are_alike(values(deferred(run, lambda: values_put_off(ends, begun, careful=True))), values(run)):
+        known = values_put_off(ends, begun, careful=True)
+        known.calls_of = {}
+        if not are_alike(values(deferred(run, lambda: known)), values(run)):
             return Chains(reason="it gives other values where layers are put off")
-        return Chains(ends, begun, segments.fused)
+        return Chains(ends, begun, segments.fused, heard=by_heart(known, parameters))
     except NotFollowed as reason:
         return Chains(reason=str(reason))
+
+
+def by_heart(segments: ValueSegments, parameters: Sequence[torch.Tensor]) -> dict[int, Heard]:
+    """The chains of a run that can be known by heart, by the calls that begin them."""
+    found = {}
+    for begun, chain in segments.chains.items():
+        calls = [segments.calls_of.get(step) for step in chain]
+        layers = [step.layer for step, after in zip(chain, [*chain[1:], None], strict=True) if is_last(after)]
+        heard = heard_of(calls, layers, parameters) if all(calls) else None
+        if heard is not None:
+            found[begun] = heard
+    return found
+
+
+def is_last(after: Step | None) -> bool:
+    """Whether no more is done to a layer, by the step after it."""
+    return after is None or after.begins
 
 
 def are_alike(y: torch.Tensor, other: torch.Tensor) -> bool:

@@ -240,8 +240,9 @@ def variance(root: bool):
         dims = tuple(range(input.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
         count = math.prod(input.v.shape[d] for d in dims) - correction
         centred = input - input.mean(dims, keepdim=True)
-        result = (centred * centred).sum(dims, keepdim=keepdim) / count
-        return result.sqrt() if root else result
+        if root:  # which has derivatives at 0, where a square root has none
+            return torch.linalg.vector_norm(centred, 2, dims, keepdim) / count**0.5
+        return (centred * centred).sum(dims, keepdim=keepdim) / count
 
     return found
 

@@ -38,7 +38,10 @@ def called(function: Callable, args: tuple, kwargs: dict | None) -> object:
         run.segments.calls += 1
     rule = VALUED.get(function)
     if rule is not None:
-        return rule(*args, **kwargs) if kwargs else rule(*args)
+        made = rule(*args, **kwargs) if kwargs else rule(*args)
+        if run.segments.calls_of is not None:
+            run.segments.note(made, function, args, kwargs)
+        return made
     args = settled(args)
     return function(*args, **settled(kwargs)) if kwargs else function(*args)
 
@@ -81,6 +84,8 @@ class Deferring(TorchFunctionMode):
             if wanted and args and self.may_begin(args[0]):
                 begun = begin(self.run, *args, **(kwargs or {}))
                 if begun is not None:
+                    if segments.calls_of is not None:
+                        segments.note(begun, function, args, kwargs)
                     return begun
         return function(*args, **kwargs) if kwargs else function(*args)
 
@@ -124,6 +129,19 @@ class ValueSegments(Segments):
     taken: set[int] = field(default_factory=set)
     functions: int = 0  # of PyTorch's that were met
     saving: float = 0.0  # by the chains that were fused
+    by_heart: Callable | None = None  # the numbers of a chain that is known (by_heart.py)
+    # Of a run that is to be known by heart: the calls that made each step; and the steps of each chain, by the call.
+    calls_of: dict[Step, tuple] | None = None
+    chains: dict[int, list[Step]] = field(default_factory=dict)
+
+    def note(self, made: object, function: Callable, args: tuple, kwargs: dict | None) -> None:
+        """Which call made a step that has no numbers yet."""
+        if type(made) is Value and made.step.numbers is None and made.step not in self.calls_of:
+            before, *others = args or (None,)
+            goes_on = type(before) is not Value or before.step is made.step.before
+            plain = goes_on and run_of(others, kwargs) is None
+            # what was changed in place is no longer what the call was given
+            self.calls_of[made.step] = (function, others, kwargs or {}) if plain and made is not before else None
 
     def next_place(self, after: Step | None = None) -> int:
         if after is None:
@@ -135,7 +153,9 @@ class ValueSegments(Segments):
     def through(self, step: Step, chain: list[Step], P: int | None) -> bool:
         fused = super().through(step, chain, P)
         if fused:
-            self.taken.add(chain[0].place // MOST)
+            begun = chain[0].place // MOST
+            self.taken.add(begun)
+            self.chains[begun] = chain
         return fused
 
     def settle(self, run: Run, step: Step) -> tuple[torch.Tensor, ...]:
@@ -150,7 +170,9 @@ class ValueSegments(Segments):
 MOST = 1 << 16  # operations after a layer
 
 
-def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callable[[torch.Tensor], torch.Tensor]:
+def deferred(
+    function: Callable, segments_of: Callable[[], Segments], mode_of: Callable[[Run], TorchFunctionMode] = Deferring
+) -> Callable[[torch.Tensor], torch.Tensor]:  # fmt: skip
     """The function with chains of layers put off.
 
     Raises:
@@ -160,7 +182,7 @@ def deferred(function: Callable, segments_of: Callable[[], Segments]) -> Callabl
     def run_of_it(x: torch.Tensor) -> torch.Tensor:
         run = Run({}, x.dtype, x.device, bodies=True, segments=segments_of())
         try:
-            with Deferring(run):
+            with mode_of(run):
                 result = function(x)
             result = settled(result)
         except Exception as error:  # whatever it is: run as it is, the function says it himself

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import dropout
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..autocast import casting
 from ..backends.exact import Eagerly, graphs
 from ..boundary import PLAIN, is_sound
 from ..dispatch import requested
@@ -22,7 +23,7 @@ from ..problem import Operands, Problem
 from ..scaled import Scaled, fold_of
 from ..settings import Settings
 from ..student import Student
-from .backward_hooks import WITHIN, are_hooked, looks_at_ends
+from .backward_hooks import WITHIN, looks_at_ends
 from .chain import RULES, Chain, student_of
 from .checkpoints import FLOWS
 from .ends import Hook, has_ends, looked_at
@@ -74,10 +75,14 @@ def followed(function: object, x: torch.Tensor) -> Followed | None:
     if isinstance(function, torch.jit.ScriptFunction) or type(x) not in PLAIN or is_traced(x):
         return None
     modules = list(modules_of(function))
+    if not all(map(may_be_part, modules)):
+        return None
     known = known_of(function, x)
-    if known.no_chain == WITHIN and not are_hooked(modules):
-        known.no_chain = ""
-    if known.no_chain or not all(map(may_be_part, modules)):
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    tensors = (casting(x.device.type), *[(p.shape, p.dtype, p.device) for p in parameters])
+    if known.tensors != tensors:
+        known.no_chain, known.tensors = "", tensors
+    if known.no_chain:
         return None
     if not known.is_chain:
         with unseen():
@@ -108,7 +113,10 @@ def run_on_chain(function: object, x: torch.Tensor, modules: list[nn.Module], kn
     held = Held(modules, [] if capturing else [x.device])
     run = Run(RULES, x.dtype, x.device, x.requires_grad, x=x)
     found = chain_of(function, x, run)
-    known.is_chain, known.no_chain = (False, found) if isinstance(found, str) else (True, "")
+    was, known.is_chain = known.is_chain, not isinstance(found, str)
+    known.no_chain = "" if known.is_chain else found
+    if was and not known.is_chain:
+        known.lose()
     if known.is_chain:
         inputs, looking = None if run.x is x else run.x, [(hook, sizes) for hook, _, sizes in run.looking]
         return Followed(found, held, run.hooks, inputs, looking)

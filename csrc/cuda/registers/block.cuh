@@ -1,7 +1,7 @@
 // Where everything is that a block has, in shared memory and in its threads' registers.
 #pragma once
 
-#include "../registers.h"
+#include "curves.cuh"
 #include "floats.cuh"
 #include "halves.cuh"
 
@@ -18,8 +18,9 @@ struct RegisterBlock {
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
   static constexpr bool kOutputsHere = kParts == 1 || !kHalves, kWide = kWide_;
+  static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0, kWide}.of_few();
   static constexpr int kOutputPieces = kWide ? kMostOutputPieces : 1, kOutputs = 4 * kOutputPieces;
-  static_assert(kMine >= 1 && kGroups % 2 == 0 && !(kWide && kParts == 1));
+  static_assert(kMine >= 1 && kRows % To::kTogether == 0 && !(kWide && (kFew || kParts == 1)));
   // All columns of a product's left side: in registers, or where the warps that share rows have stored them
   struct Operands {
     Fragment made[kParts == 1 ? kDepth : 1];
@@ -42,7 +43,9 @@ struct RegisterBlock {
   enum Output : int { kY, kD1, kD2, kOwed };
   float outputs[kOutputsHere ? kOutputNumbers * kOutputPieces : 1];
   SK_INLINE float& y(Output of, int e) {
-    if constexpr (kOutputsHere) {
+    if (kFew && (of == kY || of == kD2)) {
+      return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
+    } else if constexpr (kOutputsHere) {
       return outputs[e / 4 * kOutputNumbers + 4 * of + e % 4];
     } else {
       return reinterpret_cast<float*>(
@@ -56,6 +59,7 @@ struct RegisterBlock {
 
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
+  SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
@@ -71,12 +75,22 @@ struct RegisterBlock {
   SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
     return of + (l - 1) * (kRows * H * To::kBytes);
   }
-  SK_INLINE int own_row() const { return input_pieces() * kRegisterInputs + kSpare; }
-  // What each warp has for itself; of warp i of those that share rows; and floats of its rows
-  SK_INLINE float* own_of(int i) const {
-    return reinterpret_cast<float*>(shared + own().own) + 16 * own_row() * (group() * kParts + i);
+  // f(piece) of inputs: each by one of the warps that share rows, or the only one by all of them
+  template <class F>
+  SK_INLINE void each_piece(F f) const {
+    if constexpr (kWide) {
+#pragma unroll 1
+      for (int i = part(); i < input_pieces(); i += kParts) f(i);
+    } else {
+      f(0);
+    }
   }
-  SK_INLINE float* mine() const { return own_of(part()); }
+  SK_INLINE int own_row() const { return kWide ? own().own_row : kRegisterInputs + kSpare; }
+  // What each warp has for itself, of rows of so many floats; of this one, and of number i of those that share rows
+  SK_INLINE int own_floats() const { return 16 * own_row(); }
+  SK_INLINE float* own_at(int warp) const { return reinterpret_cast<float*>(shared + own().own) + own_floats() * warp; }
+  SK_INLINE float* mine() const { return own_at(warp()); }
+  SK_INLINE float* own_of(int i) const { return own_at(group() * kParts + i); }
   SK_INLINE float4& mine_at(int half, int f) const {
     const int row = lane() / 4 + 8 * half;
     return *reinterpret_cast<float4*>(mine() + row * own_row() + f * kRegisterInputs + lane() % 4 * 4);
@@ -122,15 +136,13 @@ struct RegisterBlock {
   SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
 
-  // ---- What derivatives owe the values: each lane its own ----
+  // ---- Eight numbers of a lane, of columns 16 j of a warp's of hidden layer l, from 1: nobody else reads them ----
 
-  SK_INLINE unsigned char* q_at(int l, int j) const {
-    const int size = kHalves && own().q_in_halves ? 512 : 1024;
-    return shared + own().q + ((l - 1) * kWarps * kMine + warp() * kMine + j) * size + lane() * 16;
+  static SK_INLINE int place_of_lane(int l, int j, bool halves) {
+    return ((l - 1) * kWarps * kMine + warp() * kMine + j) * (halves ? 512 : 1024) + lane() * 16;
   }
-  SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
-    const unsigned char* at = q_at(l, j);
-    if (kHalves && own().q_in_halves) {
+  static SK_INLINE void load_eight(const unsigned char* at, bool halves, float (&to)[8]) {
+    if (halves) {
       const uint4 four = *reinterpret_cast<const uint4*>(at);
       Fragment from;
       from[0] = four.x, from[1] = four.y, from[2] = four.z, from[3] = four.w;
@@ -142,6 +154,15 @@ struct RegisterBlock {
         to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
       }
     }
+  }
+
+  // What derivatives owe the values
+  SK_INLINE unsigned char* q_at(int l, int j) const {
+    unsigned char* of_block = kFew ? reinterpret_cast<unsigned char*>(slot()) : shared;
+    return of_block + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
+  }
+  SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
+    load_eight(q_at(l, j), kHalves && own().q_in_halves, to);
   }
   SK_INLINE void store_q(int l, int j, const float (&from)[8]) const {
     unsigned char* at = q_at(l, j);
@@ -156,6 +177,15 @@ struct RegisterBlock {
             make_float4(from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]);
       }
     }
+  }
+
+  // σ' and σ''/σ', of four numbers at a time
+  SK_INLINE unsigned char* kept_at(int l, int j, int which) const {
+    return shared + own().kept + place_of_lane(l + which * hidden(), j, kHalves);
+  }
+  SK_INLINE void load_kept(int l, int j, float (&first)[8], float (&ratio)[8]) const {
+    load_eight(kept_at(l, j, 0), kHalves, first);
+    load_eight(kept_at(l, j, 1), kHalves, ratio);
   }
 };
 

@@ -1,4 +1,4 @@
-// σ' and σ''/σ' of what is kept, the values of an activation.
+// σ' and σ''/σ' of an activation's values, or as they are kept beside them.
 #pragma once
 
 #include "../primitives.cuh"
@@ -14,17 +14,49 @@ struct TanhCurve {
 
 struct AnyCurve {
   const Curve& of;
+  const bool split = of.split, curved = of.beta != 0.0f;
   SK_INLINE float first(float h) const {
     float y = fmaf(fmaf(of.first[2], h, of.first[1]), h, of.first[0]);
-    if (of.beta != 0.0f) y -= expf(-of.beta * h);
-    return of.split && h > 0.0f ? of.top : y;
+    if (curved) y -= expf(-of.beta * h);
+    return split && h > 0.0f ? of.top : y;
   }
   SK_INLINE float ratio(float h) const {
-    if (of.split && !(h < 0.0f)) return h == h ? 0.0f : h;
+    if (split && !(h < 0.0f)) return h == h ? 0.0f : h;
     float y = fmaf(of.ratio[1], h, of.ratio[0]);
-    if (of.beta != 0.0f) y += of.beta * expf(-of.beta * h);
+    if (curved) y += of.beta * expf(-of.beta * h);
     return y;
   }
 };
+
+// Where they are no functions of the value. Their product is σ'', so the first is kept away from 0 where the other is
+// not.
+struct KeptCurve {};
+
+// Of eight numbers
+template <class C>
+struct Slopes {
+  const C curve;
+  float h[8];
+  SK_INLINE float first(int i) const { return curve.first(h[i]); }
+  SK_INLINE float ratio(int i) const { return curve.ratio(h[i]); }
+};
+template <>
+struct Slopes<KeptCurve> {
+  float of_first[8], of_ratio[8];
+  SK_INLINE float first(int i) const { return of_first[i]; }
+  SK_INLINE float ratio(int i) const { return of_ratio[i]; }
+};
+
+template <class To>
+__device__ __noinline__ void keep_four(float4 d1, float4 d2, unsigned char* first, unsigned char* ratio) {
+  float of[2][4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float second = (&d2.x)[i], least = fabsf(second) * To::kLeastSlope;
+    of[0][i] = fabsf((&d1.x)[i]) < least ? copysignf(least, (&d1.x)[i]) : (&d1.x)[i];
+    of[1][i] = of[0][i] == 0.0f ? 0.0f : second / of[0][i];
+  }
+  To::store_four(first, of[0]), To::store_four(ratio, of[1]);
+}
 
 }  // namespace sk::cuda

@@ -11,8 +11,8 @@ template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
 struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWide> {
   using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kWide>;
   using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::meet, Outer::mine;
-  using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_of, Outer::own_row, Outer::part,
-      Outer::piece, Outer::pull_first;
+  using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_floats, Outer::own_of,
+      Outer::own_row, Outer::part, Outer::piece, Outer::pull_first;
   using Outer::Outer;
   using Outer::row_of, Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid;
   using typename Outer::Fragment, typename Outer::Operands, typename Outer::To;
@@ -97,9 +97,11 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
   // ---- Tangents of the target ----
 
   SK_INLINE std::uint32_t source_at(int p) const { return piece(own().source, p % own().batch * input_pieces()); }
+  SK_INLINE int targets_number(int p, int n) const {
+    return (p % own().batch * kGroups + group()) * output_pieces() + n;
+  }
   SK_INLINE float4& targets_at(int p, int n) const {
-    const int at = (p % own().batch * kGroups + group()) * output_pieces() + n;
-    return reinterpret_cast<float4*>(shared + own().targets)[at * 32 + lane()];
+    return reinterpret_cast<float4*>(shared + own().targets)[targets_number(p, n) * 32 + lane()];
   }
 
   // Directions from p on, of a batch, and the tangents of the target along them; warps that share rows share them
@@ -109,39 +111,49 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
       float v[2][4];
-      float factor[2] = {1.0f, 1.0f};
       if constexpr (kWide) {
+        float factor[2];
         __syncwarp();
         all_pieces(p, factor);
+#pragma unroll 1
+        for (int f = 0; f < input_pieces(); ++f) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float4 of = mine_at(half, f);
+            v[half][0] = of.x * factor[half], v[half][1] = of.y * factor[half];
+            v[half][2] = of.z * factor[half], v[half][3] = of.w * factor[half];
+          }
+          store_direction(v, piece(source_at(p), f));
+          keep_direction(v, f);
+        }
+        __syncwarp();
       } else {
         direction(p, step().W, v);
-        if (dense) __syncwarp();
-      }
-#pragma unroll 1
-      for (int f = 0; f < input_pieces(); ++f) {
-#pragma unroll
-        for (int half = 0; kWide && half < 2; ++half) {
-          const float4 of = mine_at(half, f);
-          v[half][0] = of.x * factor[half], v[half][1] = of.y * factor[half];
-          v[half][2] = of.z * factor[half], v[half][3] = of.w * factor[half];
-        }
-        Fragment source;
-        To::pack_inputs(v, source);
-        store_inputs(piece(source_at(p), f), source);
-#pragma unroll
-        for (int half = 0; dense && half < 2; ++half) {
-          mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+        store_direction(v, source_at(p));
+        if (dense) {
+          __syncwarp();
+          keep_direction(v, 0);
+          __syncwarp();
         }
       }
-      if (dense) __syncwarp();
 #pragma unroll 1
-      for (int n = 0; n < output_pieces(); ++n) {
-#pragma unroll 1
-        for (int half = 0; half < 2; ++half)
-          reinterpret_cast<float2*>(&targets_at(p, n))[half] = tangent_targets(p, half, n, dense);
+      for (int i = 0; i < 2 * output_pieces(); ++i) {
+        const int n = kWide ? i / 2 : 0, half = kWide ? i % 2 : i;
+        reinterpret_cast<float2*>(&targets_at(p, n))[half] = tangent_targets(p, half, n, dense);
       }
     }
     meet();
+  }
+  SK_INLINE void store_direction(const float (&v)[2][4], std::uint32_t array) const {
+    Fragment source;
+    To::pack_inputs(v, source);
+    store_inputs(array, source);
+  }
+  SK_INLINE void keep_direction(const float (&v)[2][4], int f) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+    }
   }
 
   // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs of piece n
@@ -180,12 +192,12 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
   // the target's gradients, [16, 16] of a piece of inputs, with one of the warps that share rows
   SK_INLINE float* cotangent_at(int p, int half, int o) const {
     const int row = lane() / 4 + 8 * half, n = kWide ? o / kRegisterOutputs : 0;
-    const int at = (p % own().batch * kGroups + group()) * output_pieces() + n;
     const int place = row * kRegisterOutputs + (o - n * kRegisterOutputs ^ lane() / 16 * 4);
-    return reinterpret_cast<float*>(shared + own().targets) + at * 128 + place;
+    return reinterpret_cast<float*>(shared + own().targets) + targets_number(p, n) * 128 + place;
   }
   SK_INLINE float4& gradient_targets_at(int p, int half, int f) const {
-    return reinterpret_cast<float4*>(own_of(p % own().batch))[lane() + 32 * half + 64 * f];
+    return reinterpret_cast<float4*>(
+        shared + own().own + 4 * own_floats() * (group() * kParts + p % own().batch))[lane() + 32 * half + 64 * f];
   }
   // Of this lane's rows and outputs
   SK_INLINE void cotangent(int p, float (&to)[kOutputs]) const {
@@ -338,13 +350,14 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWid
         to[32 * half] = make_float4(g_bar[half][0], g_bar[half][1], g_bar[half][2], g_bar[half][3]);
       }
       meet();
-      const float4* from = reinterpret_cast<const float4*>(own_of(0)) + lane();
+      const float4* from =
+          reinterpret_cast<const float4*>(shared + own().own) + own_floats() / 4 * kParts * group() + lane();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float4 of = from[32 * half];
 #pragma unroll
         for (int i = 1; i < kParts; ++i) {
-          const float4 more = from[4 * own_row() * i + 32 * half];
+          const float4 more = from[own_floats() / 4 * i + 32 * half];
           of = make_float4(of.x + more.x, of.y + more.y, of.z + more.z, of.w + more.w);
         }
         g_bar[half][0] = of.x, g_bar[half][1] = of.y, g_bar[half][2] = of.z, g_bar[half][3] = of.w;

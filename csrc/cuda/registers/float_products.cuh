@@ -126,7 +126,8 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
   }
   SK_INLINE void through_last(const Operands& a, Sums (&c)[kOutputPieces]) const {
     const std::uint32_t weights = own().last + last_place(lane() / 4, lane() % 4);
-#pragma unroll
+    constexpr int kAtOnce = kDepth < 4 ? kDepth : 4;  // of more, nvcc splits a load of 16 bytes, which makes a conflict
+#pragma unroll kAtOnce
     for (int k = 0; k < kDepth; ++k) {
       Operand left;
       operand(a, k, left);

@@ -1,5 +1,5 @@
 // float32 as tensor cores take it, in products of TF32: rounded to it, or as two such numbers, of which three products
-// are that of the floats to 2^-22 of it (3xTF32).
+// are that of the floats to 2^-22 of it (3xTF32). Tensor cores cut a rest's last bit off, if it has so many.
 #pragma once
 
 #include "numbers.cuh"
@@ -20,8 +20,8 @@ template <int n>
 struct Rounded<n, true> {
   std::uint32_t of[n], rest[n];
   SK_INLINE void set(int i, std::uint32_t x) {
-    const float high = round_tf32(__uint_as_float(x));
-    of[i] = __float_as_uint(high), rest[i] = __float_as_uint(round_tf32(__uint_as_float(x) - high));
+    of[i] = (x + 0x1000u) & 0xFFFFE000u;  // as cvt.rna of what is finite; else the rest is no number either
+    rest[i] = subtract(x, of[i]);
   }
 };
 
@@ -31,6 +31,7 @@ struct Rounded<n, true> {
 template <bool kSplit>
 struct FloatNumbers {
   static constexpr int kBytes = 4;
+  static constexpr float kLeastSlope = 0x1p-40f;
   static constexpr bool kCut = kSplit;  // which shows, if 23 bits are wanted
   using Fragment = std::uint32_t[8];    // in the order of sums: of columns 4t, 4t + 2 of both rows, then 4t + 1, 4t + 3
   using Operand = Rounded<8, kSplit>;
@@ -113,6 +114,10 @@ struct FloatNumbers {
     }
   }
 
+  static SK_INLINE void store_four(unsigned char* at, const float (&from)[4]) {  // not rounded: no operand
+    *reinterpret_cast<float4*>(at) = make_float4(from[0], from[1], from[2], from[3]);
+  }
+
   // ---- Sums over rows, so many at a time: of arrays' columns 16 m, of which a lane has 2g and 2g + 1, and 8 n ----
 
   static constexpr int kTogether = 8;
@@ -170,6 +175,10 @@ struct FloatNumbers {
     }
   }
   static SK_INLINE void add(Sums& c, const Left& left, const Right& right) { multiply(c, left, 0, right); }
+  static SK_INLINE void first(Sums& c, const Left& left, const Right& right) {
+    c[0] = c[1] = c[2] = c[3] = 0.0f;
+    add(c, left, right);
+  }
   static SK_INLINE int sum_row(int m, int e) { return 16 * m + lane() / 4 * 2 + e / 2; }
   template <int kPieces>
   static SK_INLINE int sum_column(int n, int j, int e) {

@@ -70,6 +70,10 @@ struct HalfNumbers {
     }
   }
 
+  static SK_INLINE void store_four(unsigned char* at, const float (&from)[4]) {
+    *reinterpret_cast<uint2*>(at) = make_uint2(Of::two(from[0], from[1]), Of::two(from[2], from[3]));
+  }
+
   // ---- Sums over rows, so many at a time: of arrays' columns 16 m, and 8 n ----
 
   static constexpr int kTogether = 32;
@@ -116,6 +120,7 @@ struct HalfNumbers {
 template <>
 struct Numbers<Precision::kBf16> : HalfNumbers<Numbers<Precision::kBf16>> {
   static constexpr std::uint32_t kOnes = 0x3F803F80u;
+  static constexpr float kLeastSlope = 0x1p-40f;
   static SK_INLINE std::uint32_t two(float a, float b) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
     return reinterpret_cast<const std::uint32_t&>(both);
@@ -130,6 +135,7 @@ struct Numbers<Precision::kBf16> : HalfNumbers<Numbers<Precision::kBf16>> {
 template <>
 struct Numbers<Precision::kFp16> : HalfNumbers<Numbers<Precision::kFp16>> {
   static constexpr std::uint32_t kOnes = 0x3C003C00u;
+  static constexpr float kLeastSlope = 0x1p-15f;  // of σ'': σ''/σ' is a number of this precision, too
   static SK_INLINE std::uint32_t two(float a, float b) {
     const __half2 both = __floats2half2_rn(a, b);
     return reinterpret_cast<const std::uint32_t&>(both);

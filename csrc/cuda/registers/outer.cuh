@@ -9,8 +9,9 @@ template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
 struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   using Products = RegisterProducts<kPrecision, H, kGroups, kWide>;
   using Products::bias_sums, Products::group, Products::has, Products::hidden, Products::hidden_array;
-  using Products::input_pieces, Products::kOutputPieces, Products::own, Products::part, Products::piece;
-  using Products::kRows, Products::output_pieces, Products::shared, Products::step, Products::top;
+  using Products::input_pieces, Products::kFew, Products::kOutputPieces, Products::kOutputs, Products::own;
+  using Products::kRows, Products::output_pieces, Products::part, Products::piece, Products::shared, Products::step,
+      Products::top;
   using Products::Products;
   using typename Products::To;
   using Left = typename To::Left;
@@ -29,16 +30,31 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
 
   // ---- Sums over the block's rows ----
 
+  // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
+  SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
+  SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
+  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) {
+    if constexpr (kFew) {
+      if (part() != 0) return;
+      for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
+    } else {
+#pragma unroll
+      for (int e = 0; e < kOutputs; ++e) of_last_bias[e / 4 * 2 + e % 2] += of[e];
+    }
+  }
+
   // Of a piece's rows, times ones
   SK_INLINE void add_bias_sums(int l, int m, const Sums& c) const {
     float* to = bias_sums(l);
     if (lane() % 4 == 0) to[To::sum_row(m, 0)] += c[0], to[To::sum_row(m, 2)] += c[2];
   }
 
-  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add
-  template <class C, class F>
+  // f adds a tile's sums to those of the block's life, of float32 by themselves first: tensor cores cut what they add.
+  // Where a tile's own sums have no room in registers f does so with those of a few rows, of one piece at a time.
+  static constexpr bool kOfRows = To::kCut && H == 128;
+  template <bool kAlready = false, class C, class F>
   static SK_INLINE void summed(C& total, F f) {
-    if constexpr (To::kCut) {
+    if constexpr (To::kCut && !kAlready) {
       C of_tile = {};
       f(of_tile);
 #pragma unroll
@@ -50,27 +66,53 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
     }
   }
 
-  // Which pieces number i of a warp's are of the first layer's gradient, and of the transposed last one's
-  static SK_INLINE int down_first(int i) {
-    return kWide ? (warp() + kWarps * i) % (H / 16) : (warp() + kWarps * i) / 2;
+  static SK_INLINE void add_to(Sums& total, const Left& left, const Right& right) {
+    if constexpr (kOfRows) {
+      Sums of_rows;
+      To::first(of_rows, left, right);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total[e] += of_rows[e];
+    } else {
+      To::add(total, left, right);
+    }
   }
-  static SK_INLINE int across_first(int i) { return kWide ? (warp() + kWarps * i) / (H / 16) : warp() % 2; }
-  SK_INLINE bool has_first(int i) const {
-    return kWide ? across_first(i) < 2 * input_pieces() : down_first(i) < H / 16;
+
+  // f(i, m, n) of each piece i that a warp has of the first layer's gradient, rows 16 m and columns 8 n of it
+  template <class F>
+  SK_INLINE void each_first(F f) const {
+    unrolled<kFirst>([&](auto i) {
+      if constexpr (kWide) {
+        const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
+        if (n < 2 * input_pieces()) f(i, m, n);
+      } else {
+        const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
+        if (m >= H / 16) return;
+        f(i, m, n);
+      }
+    });
   }
-  static SK_INLINE int down_last(int i) { return kWide ? (warp() + kWarps * i) % (H / 16) : warp(); }
-  static SK_INLINE int across_last(int i) { return kWide ? (warp() + kWarps * i) / (H / 16) : 0; }
-  SK_INLINE bool has_last(int i) const { return kWide ? across_last(i) < output_pieces() : warp() < H / 16; }
+  // The same of the last layer's, transposed, [H, 8] of each piece of outputs
+  template <class F>
+  SK_INLINE void each_last(F f) const {
+    if constexpr (kWide) {
+      unrolled<kLast>([&](auto i) {
+        const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
+        if (n < output_pieces()) f(i, m, n);
+      });
+    } else if (warp() < H / 16) {
+      f(Constant<0>{}, warp(), 0);
+    }
+  }
+  static SK_INLINE bool of_bias(int n) { return kWide ? n == 1 : n; }
 
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     Right ones;
     To::ones(ones);
-    unrolled<kFirst>([&](auto i) {
-      if (!has_first(i)) return;
-      const int m = down_first(i), n = across_first(i);
+    each_first([&](auto i, int m, int n) {
       const std::uint32_t left = own().left + To::template left_place<H>(m);
-      const std::uint32_t right = piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2);
+      const std::uint32_t right = kWide ? piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2)
+                                        : source + To::template right_place<kRegisterInputs>(n);
       Sums bias = {};
       summed(of_first[i], [&](Sums& sums) {
 #pragma unroll 2
@@ -79,10 +121,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
           To::template left_of<H>(shared, left, 0, row, a);
           To::template each_right<kRegisterInputs, 1>(shared, right, row,
                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
-          if (biased && n == 1) To::add(bias, a, ones);
+          if (biased && of_bias(n)) To::add(bias, a, ones);
         }
       });
-      if (biased && n == 1) add_bias_sums(1, m, bias);
+      if (biased && of_bias(n)) add_bias_sums(1, m, bias);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
@@ -90,13 +132,13 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
       const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
       const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
       Sums bias = {};
-      summed(of_between[l], [&](Pieces& sums) {
+      summed<kOfRows>(of_between[l], [&](Pieces& sums) {
 #pragma unroll 1
         for (int row = 0; row < kRows; row += To::kTogether) {
           Left a[kDown];
           unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
           To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
-            unrolled<kDown>([&](auto i) { To::add(sums[i][j], a[i], b); });
+            unrolled<kDown>([&](auto i) { add_to(sums[i][j], a[i], b); });
           });
           // of the warps side by side the first kDown have a row of pieces each
           unrolled<kDown>([&](auto i) {
@@ -106,10 +148,9 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
       });
       if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
-    unrolled<kLast>([&](auto i) {  // of the last layer the transposed, [H, 8] of a piece
-      if (!has_last(i)) return;
-      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(down_last(i));
-      const std::uint32_t right = top(across_last(i)) + To::template right_place<kRegisterOutputs>(0);
+    each_last([&](auto i, int m, int n) {
+      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(m);
+      const std::uint32_t right = top(n) + To::template right_place<kRegisterOutputs>(0);
       summed(of_last[i], [&](Sums& sums) {
 #pragma unroll 2
         for (int row = 0; row < kRows; row += To::kTogether) {
@@ -133,9 +174,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
 #pragma unroll
       for (int i = 0; i < 2 * kOutputPieces; ++i) {
         if (!has(2 * i)) continue;
-        for (int apart = 16; apart >= 4; apart /= 2) of_last_bias[i] += __shfl_xor_sync(~0u, of_last_bias[i], apart);
+        float of = last_bias(i);
+        for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
         const int o = i / 2 * kRegisterOutputs + 2 * lane() + i % 2;
-        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of_last_bias[i];
+        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of;
       }
     }
     __syncthreads();
@@ -155,9 +197,8 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
       for (int i = 0; i < kGroups; ++i) of += outputs[columns * i + threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
-    unrolled<kFirst>([&](auto i) {
-      if (!has_first(i)) return;
-      const int m = down_first(i), n = across_first(i), columns = kRegisterInputs * input_pieces();
+    each_first([&](auto i, int m, int n) {
+      const int columns = kRegisterInputs * input_pieces();
       unrolled<4>([&](auto e) {
         const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
         const int column = n / 2 * kRegisterInputs + of_piece;
@@ -182,12 +223,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
         });
       });
     });
-    unrolled<kLast>([&](auto i) {
-      if (!has_last(i)) return;
+    each_last([&](auto i, int m, int n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int o = across_last(i) * kRegisterOutputs + lane() % 4 * 2 + e % 2;
-        slot[last.gradient + place_of(o, To::sum_row(down_last(i), e), H)] = of_last[i][e];
+        const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;
+        slot[last.gradient + place_of(o, To::sum_row(m, e), H)] = of_last[i][e];
       }
     });
   }

@@ -34,15 +34,17 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
     constexpr int kColumns = kFirst ? kRegisterInputs : H, kOfRow = kColumns / kTogether;
     constexpr int kRowsOf = kLast ? kRegisterOutputs : H, kOfMatrix = kRowsOf * kOfRow,
                   kPerThread = (kOfMatrix + kThreads - 1) / kThreads;
+    constexpr int kOfNext = kWide ? kRowsOf * kColumns : H * H;  // where l is 0 always that is no matter
     constexpr int kAtOnce = kPlace == kBetweenLayers ? 8 : kPerThread < 8 ? kPerThread : 8;
 #pragma unroll 1
     for (int begin = threadIdx.x; begin < layers * kOfMatrix; begin += kAtOnce * kThreads) {
       float of[kAtOnce][kTogether];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int at = begin + i * kThreads, l = at / kOfMatrix, k = at % kOfRow * kTogether;
-        const int row = (kWide && kLast ? l * kRowsOf : 0) + at / kOfRow % kRowsOf;
-        const int column = (kWide && kFirst ? l * kColumns : 0) + (kFirst ? To::input_column(k) : k);
+        const int at = begin + i * kThreads, l = at / kOfMatrix, of_piece = at / kOfRow % kRowsOf;
+        const int row = kWide && kLast ? l * kRowsOf + of_piece : of_piece;
+        const int k = at % kOfRow * kTogether, column_of_piece = kFirst ? To::input_column(k) : k;
+        const int column = kWide && kFirst ? l * kColumns + column_of_piece : column_of_piece;
 #pragma unroll
         for (int e = 0; e < kTogether; ++e) of[i][e] = 0.0f;
         if (at >= layers * kOfMatrix) continue;
@@ -64,7 +66,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
       for (int i = 0; i < kAtOnce; ++i) {
         const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % kRowsOf;
         if (at >= layers * kOfMatrix) continue;
-        Base::put(to + l * (kRowsOf * kColumns * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether, of[i]);
+        Base::put(to + l * (kOfNext * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether, of[i]);
       }
     }
   }

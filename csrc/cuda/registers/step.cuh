@@ -1,7 +1,6 @@
 // A tile from start to end: values, tangents from directions or gradients, and the way back.
 #pragma once
 
-#include "curves.cuh"
 #include "directions.cuh"
 
 namespace sk::cuda {
@@ -9,13 +8,16 @@ namespace sk::cuda {
 template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
 struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide> {
   using Base = RegisterDirections<kPrecision, H, kGroups, kBetween, kWide>;
-  using Base::add_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear, Base::cotangent;
+  using Base::add_bias, Base::add_last_bias, Base::all, Base::kFew, Base::bias_sums, Base::bring_together, Base::clear,
+      Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
-  using Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs, Base::piece;
+  using Base::each_piece, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs,
+      Base::piece;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
-  using Base::kParts, Base::load_weights, Base::meet, Base::mine, Base::of_last_bias, Base::output_of, Base::own;
+  using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine;
+  using Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::projected_by_pieces, Base::source_from, Base::top;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
@@ -26,7 +28,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; step().gradients && i < (hidden() + kFew) * H; i += kThreads) bias_sums(1)[i] = 0.0f;
     if (lane() == 0) sums()[0] = sums()[1] = 0.0;
     if (threadIdx.x == 0) store_seed(step().directions, seed());
     __syncthreads();
@@ -80,7 +82,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
         meet();
 #pragma unroll
         for (int i = 0; part() == 0 && i < 2 * kParts - 2; ++i) {
-          rho[kFirst_][i % 2] += Base::own_of(i / 2 + 1)[lane() + 32 * (i % 2)];
+          rho[kFirst_][i % 2] += mine()[Base::own_floats() * (i / 2 + 1) + lane() + 32 * (i % 2)];
         }
       }
     }
@@ -93,32 +95,60 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
   }
 
   SK_INLINE void load_x(Source& to) const {
+    if constexpr (kWide) {
 #pragma unroll 1
-    for (int f = kWide ? part() : 0; f < input_pieces(); f += kWide ? kParts : 1) {
-      float of[2][4];
-      const int column = f * kRegisterInputs + lane() % 4 * 4;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const bool there = valid(half) && column + i < step().D;
-          of[half][i] = there ? number(step().x, row_of(half), column + i) : 0.0f;
-        }
+      for (int f = part(); f < input_pieces(); f += kParts) {
+        load_piece(f, to.made);
+        store_inputs(piece(own().x, f), to.made);
       }
-      To::pack_inputs(of, to.made);
-      if (kWide || part() == 0) store_inputs(piece(own().x, f), to.made);
+      to.array = own().x;
+      meet();
+    } else {
+      load_piece(0, to.made);
+      if (part() == 0) store_inputs(own().x, to.made);
     }
-    to.array = own().x;
-    if (kWide) meet();
+  }
+  SK_INLINE void load_piece(int f, Fragment& to) const {
+    float of[2][4];
+    const int column = f * kRegisterInputs + lane() % 4 * 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool there = valid(half) && column + i < step().D;
+        of[half][i] = there ? number(step().x, row_of(half), column + i) : 0.0f;
+      }
+    }
+    To::pack_inputs(of, to);
   }
 
   // f(the curve of layer l's activation), l from 0
   template <class F>
   SK_INLINE void by_curve(int l, F f) const {
-    if (all.curve[l].tanh) {
+    if (is_tanh(l)) {
       f(TanhCurve{});
-    } else {
+    } else if (!keeps(l)) {
       f(AnyCurve{all.curve[l]});
+    } else {
+      f(KeptCurve{});
+    }
+  }
+  SK_INLINE bool keeps(int l) const { return H <= kWidestKept && !all.curve[l].known; }
+  SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
+
+  // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
+  template <class C>
+  SK_INLINE Slopes<C> slopes(const C& curve, int l, int j, int k) const {
+    if constexpr (std::is_same_v<C, KeptCurve>) {
+      Slopes<C> of;
+      load_kept(l, j, of.of_first, of.of_ratio);
+      return of;
+    } else {
+      Slopes<C> of{curve};
+      Fragment from;
+      load(from, hidden_array(own().h, l), k);
+      To::unpack(from, of.h);
+      return of;
     }
   }
 
@@ -133,7 +163,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       add_bias(c, l);
       through(l, x, a, c);
       const Function& of = step().layer[l].activation;
-      const bool tanh = To::kBytes == 2 && all.curve[l].tanh;
+      const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
       hand_on(hidden_array(own().h, l + 1), a, [&](int j, int, Fragment& made) {
         float value[8];
         if (tanh) {
@@ -146,6 +176,12 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
             const Activated s = activated(of.row, of.parameters[0], of.parameters[1], z);
 #pragma unroll
             for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
+            if (keep) {
+              const int next = i * (kHalves ? 8 : 512);
+              keep_four<To>(make_float4(s.d1[0], s.d1[1], s.d1[2], s.d1[3]),
+                            make_float4(s.d2[0], s.d2[1], s.d2[2], s.d2[3]), kept_at(l + 1, j, 0) + next,
+                            kept_at(l + 1, j, 1) + next);
+            }
           }
         }
         To::pack(value, made);
@@ -199,8 +235,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       back[e] += y(kOwed, e);
     }
     if (!step().gradients) return;
-#pragma unroll
-    for (int e = 0; e < kOutputs; ++e) of_last_bias[e / 4 * 2 + e % 2] += back[e];
+    add_last_bias(back);
     Fragment top;
     top_of(back, top);
     Operands a;
@@ -210,13 +245,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8], q[8] = {};
-          Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l, j, k);
+          float q[8] = {};
           if (owed) load_q(l, j, q);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) q[i] = fmaf(curve.first(h[i]), sum(c, j, i), q[i]);
+          for (int i = 0; i < 8; ++i) q[i] = fmaf(s.first(i), sum(c, j, i), q[i]);
           To::pack(q, made);
         });
       });
@@ -229,8 +262,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
 
   // Of x, or of a direction: [N, n]
   SK_INLINE void store_gradient(const Operands& a, float* to, int n) const {
-#pragma unroll 1
-    for (int f = kWide ? part() : 0; f < input_pieces(); f += kWide ? kParts : 1) {
+    each_piece([&a, to, n, this](int f) {
       Sums of[2] = {};
       pull_first(a, f, of);
       if (!kWide && part() != 0) return;
@@ -239,7 +271,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
         const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = f * kRegisterInputs + lane() % 4 * 4 + column;
         if (valid(half) && d < n) to[row_of(half) * n + d] = step().common * To::input_of(of, half, column);
       }
-    }
+    });
   }
 
   // Whether derivatives have a way back; also of weight 0, where the gradient of given vectors is 0
@@ -260,13 +292,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
-          float h[8];
-          Fragment from;
-          load(from, hidden_array(own().h, l + 1), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l + 1, j, k);
+          float of[8];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          To::pack(h, made);
+          for (int i = 0; i < 8; ++i) of[i] = s.first(i) * sum(c, j, i);
+          To::pack(of, made);
         });
       });
     }
@@ -301,20 +331,19 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8], h_dot[8], q[8] = {};
+          const auto s = slopes(curve, l, j, k);
+          float h_dot[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
           load(from, hidden_array(own().right, l), k);
           To::unpack(from, h_dot);
           if (owed) load_q(l, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            q[i] = fmaf(curve.ratio(h[i]) * h_dot[i], sum(c, j, i), q[i]);
-            h[i] = curve.first(h[i]) * sum(c, j, i);
+            q[i] = fmaf(s.ratio(i) * h_dot[i], sum(c, j, i), q[i]);
+            of[i] = s.first(i) * sum(c, j, i);
           }
           store_q(l, j, q);
-          To::pack(h, made);
+          To::pack(of, made);
         });
       });
     }
@@ -346,13 +375,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
         hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
-          float h[8];
-          Fragment from;
-          load(from, hidden_array(own().h, l), k);
-          To::unpack(from, h);
+          const auto s = slopes(curve, l, j, k);
+          float of[8];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) h[i] = curve.first(h[i]) * sum(c, j, i);
-          To::pack(h, made);
+          for (int i = 0; i < 8; ++i) of[i] = s.first(i) * sum(c, j, i);
+          To::pack(of, made);
         });
       });
     }
@@ -387,26 +414,28 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
         hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
-          float h[8], delta[8], q[8] = {};
+          const auto s = slopes(curve, l + 1, j, k);
+          float delta[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().h, l + 1), k);
-          To::unpack(from, h);
           load(from, hidden_array(own().left, l + 1), k);
           To::unpack(from, delta);
           if (owed) load_q(l + 1, j, q);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            q[i] = fmaf(curve.ratio(h[i]) * delta[i], sum(c, j, i), q[i]);
-            h[i] = curve.first(h[i]) * sum(c, j, i);
+            q[i] = fmaf(s.ratio(i) * delta[i], sum(c, j, i), q[i]);
+            of[i] = s.first(i) * sum(c, j, i);
           }
           store_q(l + 1, j, q);
-          To::pack(h, made);
+          To::pack(of, made);
         });
       });
     }
     Sums z_dot[kOutputPieces] = {};
     through_last(a, z_dot);
-    if (step().dgiven && part() == 0) store_cotangent_gradient(i, z_dot);
+    if (step().dgiven && part() == 0) {
+#pragma unroll
+      for (int n = 0; n < kOutputPieces; ++n) store_cotangent_gradient(i, n, z_dot[n]);
+    }
 #pragma unroll
     for (int e = 0; e < kOutputs; ++e) {
       if (has(e)) z_dot[e / 4][e % 4] *= y(kD2, e);
@@ -429,12 +458,14 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
     __syncthreads();
   }
 
-  SK_INLINE void store_cotangent_gradient(int p, const Sums (&z_dot)[kOutputPieces]) {
+  // Of piece n of the outputs
+  SK_INLINE void store_cotangent_gradient(int p, int n, const Sums& z_dot) {
 #pragma unroll
-    for (int e = 0; e < kOutputs; ++e) {
-      if (!valid(e / 2 % 2) || output_of(e) >= step().O) continue;
-      const std::int64_t row = p * step().N + row_of(e / 2 % 2);
-      step().dgiven[row * step().O + output_of(e)] = step().common * y(kD1, e) * z_dot[e / 4][e % 4];
+    for (int e = 0; e < 4; ++e) {
+      const int o = output_of(4 * n + e);
+      if (!valid(e / 2) || o >= step().O) continue;
+      const std::int64_t row = p * step().N + row_of(e / 2);
+      step().dgiven[row * step().O + o] = step().common * y(kD1, 4 * n + e) * z_dot[e];
     }
   }
 };

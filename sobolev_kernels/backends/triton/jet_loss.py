@@ -15,7 +15,7 @@ import triton
 from ...math.table import Formula
 from ...partials.plan import Streams
 from ...partials.programs import Asked, layers_of
-from ...partials.tape import Recording, told
+from ...partials.tape import Applied, Recording, told
 from ...problem import Operands
 from .. import on_device_of
 from .formulas import loss_of
@@ -39,7 +39,9 @@ def without_numbers(recording: Recording) -> tuple[Recording, tuple[float, ...]]
         numbers.append(c)
         return f"c{len(numbers) - 1}"
 
-    sums = tuple(tuple((a, b, name(c)) for a, b, c in terms) for terms in recording.sums)
+    sums = tuple(
+        made if type(made) is Applied else tuple((a, b, name(c)) for a, b, c in made) for made in recording.sums
+    )
     return recording._replace(sums=sums), tuple(numbers)
 
 
@@ -133,7 +135,11 @@ def loss_kernel(of: Polynomials, streams: Streams, made: tuple[int, ...], O: int
             f"v{R + i} = tl.load(INPUTS + (sample * by_sample + {column} * by_column), mask=counting, other=0.0)"
         )
     lines += [f"v{recording.given + k} = tl.load(C{k})" for k in range(recording.coefficients)]
-    lines += [f"v{to} = {sum_of([product(term, one) for term in terms])}" for to, terms in programs.values.sums]
+    sums = [f"v{to} = {sum_of([product(term, one) for term in terms])}" for to, terms in programs.values.sums]
+    for name, argument, to, before in reversed(programs.functions):
+        argument = "1.0 + tl.zeros((BLOCK,), tl.float32)" if argument == one else f"v{argument}"
+        sums.insert(before, f"v{to} = function_{name}(tl.where(counting, {argument}, 1.0))")
+    lines += sums
     for value, slope, t in programs.deviations:
         value, target = "1.0" if value == one else f"v{value}", "0.0"
         if of.targets[t]:

@@ -16,13 +16,15 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ...enums import FUNCTIONS
 from ...partials.programs import Layer, Program
-from . import finishing, formulas, fused_multiply
+from . import finishing, formulas, fused_multiply, primitives
 
 GENERATED = ModuleType(f"{__name__}.generated")  # where launches find the kernels, by name
 NAMES = {
     "tl": tl, "tile_product": fused_multiply.tile_product, "whole_jet": formulas.whole_jet,
     "residual": formulas.residual, "row_sum": finishing.row_sum,
+    **{f"function_{name}": getattr(primitives, name) for name in FUNCTIONS},
 }  # fmt: skip
 finished: Callable = lambda kernel: kernel  # noqa: E731 -- the machines of ptx/ put themselves in a kernel's place
 

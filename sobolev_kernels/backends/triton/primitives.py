@@ -91,6 +91,11 @@ def log1p(x):
 
 
 @triton.jit
+def reciprocal(x):
+    return 1.0 / x
+
+
+@triton.jit
 def rounded(x):
     """To the nearest number that keeps its value where a tensor core cuts off the last 13 bits; NaN stays NaN."""
     return tl.where(x == x, (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True), x)
