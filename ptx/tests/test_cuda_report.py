@@ -35,7 +35,11 @@ def test_every_width_has_a_place(target, width):
         assert chosen["parameters"] or width > 32
 
 
-@pytest.mark.parametrize(("precision", "taken"), [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16"], ids=str)
+# fp16 is as bf16, and of pieces, where registers are not full, one precision is enough
+COMPILED = [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16" and (len(row[1]) == 4 or row[0] == "bf16")]
+
+
+@pytest.mark.parametrize(("precision", "taken"), COMPILED, ids=str)
 def test_streams_in_registers(precision, taken):
     """As many blocks as its way says, and hardly a spill; the stack is that of sin and cos."""
     registers, stack, spills = in_registers(precision, taken, "sm_90")
