@@ -457,10 +457,10 @@ PYBIND11_MODULE(_C, m) {
         const auto rounded = choice<sk::Precision>(precision, "precision");
         const auto all = sk::cuda::prepare(step, rounded, limit);
         const auto& layout = all.step.layout;
-        const auto& [width, groups, between, most] = all.own.way;
+        const auto& [width, groups, between, most, wide] = all.own.way;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = all.step.tiles,
                         "shared"_a = layout.shared_bytes, "slot"_a = layout.slot_floats * 4,
-                        "way"_a = py::make_tuple(width, groups, between, most));
+                        "way"_a = py::make_tuple(width, groups, between, most, wide));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
@@ -501,9 +501,10 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, const std::array<int, 4>& way, std::uint64_t shared, int device) {
+      [](int precision, const std::tuple<int, int, int, int, bool>& way, std::uint64_t shared, int device) {
+        const auto& [width, groups, between, most, wide] = way;
         return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
-                                                    {way[0], way[1], way[2], way[3]}, shared);
+                                                    {width, groups, between, most, wide}, shared);
       },
       "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("way"), py::arg("shared"),
       py::arg("device"));

@@ -33,8 +33,8 @@ def text(precision: str, way: tuple[int, ...]) -> str:
 
 
 def options_of(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
-    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS"), way, strict=True)
-    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={number}" for name, number in named)
+    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS", "WIDE"), way, strict=False)  # not wide where it is not said
+    return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={int(number)}" for name, number in named)
 
 
 class OnPtx:
@@ -124,5 +124,5 @@ def compare(
     on = {"limit": limit, "tile": tile, "schedule": schedule, "blocks": blocks, "ptx": ptx}
     with computed_from("gradients" if outputs else "tangents"), on_ptx(**on) as backend:
         done = beside_reference(data, projections, targets or TARGETS, "cuda", precision=precision, **settings).check()
-    assert way is None or backend.layout["way"] == way
+    assert way is None or backend.layout["way"][: len(way)] == way
     return SimpleNamespace(got=done.got, backend=backend, worst=done.worst()[0])

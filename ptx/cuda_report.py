@@ -19,7 +19,8 @@ from .cuda_on_ptx import KERNEL, options_of
 TARGETS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 # Of the kernel (SK_HALF_WAYS and SK_FLOAT_WAYS of csrc/cuda/registers.h), by precision
 HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
-FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1))
+HALF_WAYS += ((64, 2, 4, 1, True),)  # inputs and outputs in pieces
+FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1), (64, 2, 4, 1, True))
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
@@ -69,8 +70,11 @@ def lines() -> Iterator[str]:
     yield head("width", "samples", "layers between", "blocks", "precision", "target", *Code._fields)
     for precision, taken in WAYS:
         for target in ("sm_80", "sm_90"):
-            width, groups, *rest = taken
-            cells = (width, 16 * groups, *rest, precision, target, *code(precision, taken, target))
+            width, groups, between, most, *wide = taken
+            cells = (
+                f"{width}{', in pieces' * any(wide)}", 16 * groups, between, most, precision, target,
+                *code(precision, taken, target),
+            )  # fmt: skip
             yield f"| {' | '.join(map(str, cells))} |"
     yield "\n" + head("hidden layers that fit", "precision", *TARGETS)
     for width in (32, 64, 128):

@@ -28,7 +28,7 @@ SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many blocks, the last tile not whole")
 def test_without_a_driver_errors_name_the_call():
     assert core._C.cuda_devices() == 0
     with pytest.raises(RuntimeError, match=r"cudaGetDevice.*driver"):
-        core._C.cuda_blocks(0, [32, 4, 4, 1], 1024, 0)
+        core._C.cuda_blocks(0, (32, 4, 4, 1, False), 1024, 0)
 
 
 @on_gpu
@@ -175,7 +175,7 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     [
         ((2, 64, 64, 1), "ieee", "cuda"), ((2, 64, 64, 1), "tf32", "cuda"), ((2, 64, 64, 1), "bf16", "cuda"),
         ((2, 128, 128, 1), "tf32", "cuda"), ((2, 128, 128, 1), "fp16", "cuda"), ((2, 64, 32, 1), "ieee", "cuda"),
-        ((20, 64, 64, 1), "bf16", "triton"),
+        ((20, 128, 64, 1), "bf16", "triton"),
     ],
 )  # fmt: skip
 def test_it_is_taken_where_it_computes_a_step(monkeypatch, widths, precision, taken):

@@ -2,9 +2,13 @@
 #include "finish.cuh"
 #include "registers.cuh"
 
+#ifndef SK_WIDE
+#define SK_WIDE false
+#endif
+
 namespace sk::cuda {
 
-template __global__ void register_step<Precision::SK_PRECISION, SK_WIDTH, SK_GROUPS, SK_BETWEEN, SK_BLOCKS>(
+template __global__ void register_step<Precision::SK_PRECISION, SK_WIDTH, SK_GROUPS, SK_BETWEEN, SK_BLOCKS, SK_WIDE>(
     const __grid_constant__ RegisterArguments);
 
 }  // namespace sk::cuda

@@ -12,29 +12,34 @@ namespace sk::cuda {
 
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = kMostLayers - 1;
-constexpr int kOutputNumbers = 16;  // of the outputs that a thread has: value, σ', σ'', what derivatives owe, of four
+constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
-constexpr int kOwnRow = 20, kOwnBytes = 16 * kOwnRow * 4;  // of a direction's rows of floats, in different banks
-constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;
+constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
+constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
+constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
-// many layers between hidden ones; and blocks of a multiprocessor, as far as registers go.
+// many layers between hidden ones; blocks of a multiprocessor, as far as registers go; and whether there is more than a
+// piece of inputs or of outputs.
 struct RegisterWay {
-  int width, groups, between, blocks;
+  std::int32_t width, groups, between;
+  std::int16_t blocks;
+  bool wide;
   // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
   // in the block's slot then, in L2.
   constexpr bool of_few() const { return groups == 1; }
   constexpr bool operator==(const RegisterWay& of) const {
-    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks;
+    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks && wide == of.wide;
   }
 };
 
 // Bytes from the beginning of a block's shared memory. Arrays of what is multiplied, of 16 bits or of 32, [rows,
-// features] of each hidden layer.
+// features] of each hidden layer. Inputs and outputs are in pieces, one array after the other. Which fields are read in
+// pairs follows from where they are, and spills from that, where registers are few: what is new goes to the end.
 struct RegisterLayout {
-  RegisterWay way = {0, 0, 0, 0};
+  RegisterWay way = {0, 0, 0, 0, false};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
@@ -44,11 +49,14 @@ struct RegisterLayout {
   std::uint32_t kept = 0;                    // σ' and σ''/σ', each in the order of lanes, if not functions of h
   std::uint32_t top = 0;                     // [rows, 8], adjoints of outputs
   std::uint32_t q = 0;                       // what derivatives owe the values, in the order of lanes; or in the slot
-  std::uint32_t own = 0;                     // kOwnBytes of each warp, if it needs some
+  std::uint32_t own = 0;                     // 16 rows of each warp, with kSpare, if it needs some
   std::uint32_t few = 0;                     // kFewNumbers of each thread, in floats from the slot's beginning
-  std::uint32_t outputs = 0;                 // kOutputNumbers of each thread, where registers are few
+  std::uint32_t outputs = 0;                 // kOutputNumbers of each thread for a piece, where registers are few
   std::uint32_t seed = 0, sums = 0, bytes = 0;
   std::int32_t q_in_halves = 0;
+  std::uint32_t pulled = 0;  // of a wide way an output's gradient, in the order of lanes
+  std::int32_t input_pieces = 1, output_pieces = 1;
+  std::int32_t own_row = 0;  // floats of a row of `own`
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -60,12 +68,18 @@ struct RegisterArguments {
 
 inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
 
+// Whether there is more than a piece of inputs or of outputs
+template <class T>
+bool in_pieces(const T& step) {
+  return step.D > kRegisterInputs || step.O > kRegisterOutputs;
+}
+
 // In words, what of a step the kernel does not compute; nothing if it computes it.
 inline std::string refused(const Step& step) {
   std::int64_t widest = 0;
   bool kept = false;
-  if (step.D > kRegisterInputs) return "more than 16 inputs";
-  if (step.O > kRegisterOutputs) return "more than 8 outputs";
+  if (step.D > kMostInputPieces * kRegisterInputs) return "more than 64 inputs";
+  if (step.O > kMostOutputPieces * kRegisterOutputs) return "more than 16 outputs";
   if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
     const Layer& layer = step.layers[l];
@@ -76,11 +90,14 @@ inline std::string refused(const Step& step) {
   if (kept && widest > kWidestKept) {
     return "an activation whose derivatives are no functions of its value, in hidden layers wider than 64";
   }
+  if (widest > kWidestKept && in_pieces(step)) {
+    return "more than 16 inputs or 8 outputs of hidden layers wider than 64";
+  }
   return "";
 }
 
 inline std::int32_t width_of(const Arguments& a) {
-  std::int32_t widest = 32;
+  std::int32_t widest = in_pieces(a) ? kWidestKept : 32;  // of pieces there is one way, for all widths
   for (int l = 0; l + 1 < a.L; ++l) {
     while (widest < a.layer[l].out) widest *= 2;
   }
@@ -94,10 +111,15 @@ inline bool keeps_derivatives(const Arguments& a) {
                      [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
 }
 
+// Bytes of a direction's rows of floats, for each warp
+constexpr std::uint32_t own_bytes(std::uint32_t inputs) { return kWarps * 16 * (inputs + kSpare) * 4; }
+
 // Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
 inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
-  return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= kWarps * kOwnBytes;
+  return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= own_bytes(kRegisterInputs);
 }
+
+inline int pieces(int n, int of_piece) { return (n + of_piece - 1) / of_piece; }
 
 inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
                                   int batch, RegisterLayout& to) {
@@ -109,24 +131,26 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   };
   to = RegisterLayout{};
   to.way = way;
-  to.first = take(H * kRegisterInputs * size);
+  const std::uint32_t D = kRegisterInputs * (to.input_pieces = pieces(a.D, kRegisterInputs)),
+                      O = kRegisterOutputs * (to.output_pieces = pieces(a.O, kRegisterOutputs));
+  to.first = take(H * D * size);
   to.between = take((hidden - 1) * H * H * size);
-  to.last = take(kRegisterOutputs * H * size);
+  to.last = take(O * H * size);
   to.biases = take(a.L * H * 4);
   to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
-  to.x = take(rows * kRegisterInputs * size);
+  to.x = take(rows * D * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
   to.batch = prepared ? std::min(batch, tangents && columns_shared ? kMostBatch : kWarps / way.groups) : 1;
   if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
-  to.source = take((tangents ? to.batch : 1) * rows * kRegisterInputs * size);
-  to.targets = take(prepared ? to.batch * way.groups * 512 : 0);
+  to.source = take((tangents ? to.batch : 1) * rows * D * size);
+  to.targets = take(prepared ? to.batch * way.groups * 64 * O : 0);
   const std::uint64_t array = std::uint64_t(rows) * H * size;
   to.h = take(hidden * array);
   to.left = take(hidden * array);
   to.right = take(hidden * array);
   if (keeps_derivatives(a)) to.kept = take(2 * hidden * array);
-  to.top = take(rows * kRegisterOutputs * size);
+  to.top = take(rows * O * size);
   to.q_in_halves = q_in_halves;
   if (way.of_few()) {
     to.few = a.layout.slot_floats;
@@ -134,10 +158,12 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   } else {
     to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
   }
-  to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? kWarps * kOwnBytes : 0);
-  to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 : 0);
+  to.own_row = D + kSpare;
+  to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? own_bytes(D) : 0);
+  to.pulled = take(way.wide && a.P && !prepared ? rows * D * 4 : 0);
+  to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
   to.seed = take(16);
-  to.sums = take(kWarps * (2 * sizeof(double) + kRegisterOutputs * sizeof(float)));
+  to.sums = take(kWarps * (2 * sizeof(double) + O * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
   return to.bytes;
 }
@@ -147,7 +173,7 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
   std::uint32_t at = 0;
   for (int l = 0; l < a.L; ++l) {
     LayerArguments& layer = a.layer[l];
-    layer.padded_in = l ? H : kRegisterInputs;
+    layer.padded_in = l ? H : kRegisterInputs * pieces(a.D, kRegisterInputs);
     layer.padded_out = l + 1 < a.L ? H : 16;
     layer.gradient = at;
     layer.bias_gradient = at += layer.padded_in * layer.padded_out;
@@ -159,12 +185,13 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_HALF_WAYS(way)                                                                               \
-  way(32, 8, 4, 1) way(32, 4, 4, 1) way(64, 8, 2, 1) way(64, 4, 4, 1) way(64, 2, 2, 2) way(64, 2, 4, 1) \
-      way(128, 2, 2, 1)
+#define SK_HALF_WAYS(way)                                                                         \
+  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false) \
+      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) way(32, 4, 4, 1) way(64, 2, 4, 1) way(128, 1, 2, 1)
-#define SK_WAY(width, groups, between, blocks) {width, groups, between, blocks},
+#define SK_FLOAT_WAYS(way) \
+  way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true)
+#define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
 inline std::vector<RegisterWay> ways_of(Precision precision) {
@@ -184,8 +211,11 @@ inline RegisterArguments prepare(const Step& step, Precision precision, std::uin
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
   std::uint64_t least = 0;  // of those that do not fit
+  const bool wide = in_pieces(a);
   for (const RegisterWay& way : ways_of(precision)) {
-    if (way.width != H || way.between < a.L - 2 || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
+    if (way.width != H || way.wide != wide || way.between < a.L - 2 ||
+        (step.tile != kAnyTile && step.tile != 16 * way.groups))
+      continue;
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;

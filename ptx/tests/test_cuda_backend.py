@@ -96,8 +96,9 @@ def test_what_many_blocks_have_left():
 
 TOO_MUCH = {
     "hidden layers are wider than 128": Shape(4, 3, 130, 1, 2, 1, ""),
-    "more than 16 inputs": Shape(4, 17, 20, 1, 2, 1, ""),
-    "more than 8 outputs": Shape(4, 3, 20, 1, 9, 1, ""),
+    "more than 64 inputs": Shape(4, 65, 20, 1, 2, 1, ""),
+    "more than 16 outputs": Shape(4, 3, 20, 1, 17, 1, ""),
+    "more than 16 inputs or 8 outputs of hidden layers wider than 64": Shape(4, 17, 70, 1, 2, 1, ""),
     "hidden layers are not 1 to 5": Shape(4, 3, 20, 6, 2, 1, ""),
     "5 hidden layers of 128 are more than the kernel has registers for": Shape(4, 3, 128, 5, 2, 1, ""),
     r"takes \d+ bytes of shared memory, a block has 101376": Shape(4, 3, 128, 3, 2, 1, ""),

@@ -34,6 +34,7 @@ FLOAT_WAYS = [
     (Shape(37, 16, 128, 3, 1, 5, "the widest, three tiles of 16"), 16, WIDEST),
 ]
 FLOATS = ("ieee", "tf32")
+PIECES = (Shape(20, 34, 60, 3, 9, 2, "three pieces of inputs and two of outputs"), 32, (64, 2, 4, 1, True))
 
 
 @pytest.mark.parametrize("outputs", [False, True])
@@ -239,6 +240,7 @@ PRODUCTS = ("halves.cuh", "floats.cuh", "half_products.cuh", "float_products.cuh
 @pytest.mark.parametrize("outputs", [False, True])
 def test_products_have_no_bank_conflicts(outputs):
     ways = [(*taken, "bf16") for taken in WAYS[1:]] + [(*taken, "ieee") for taken in FLOAT_WAYS]
+    ways += [(*PIECES, "bf16"), (*PIECES, "ieee")]
     for shape, tile, way, precision in ways:
         numbers, directions = data(shape, "tanh"), directions_of("sphere", shape)
         done = compare(numbers, directions, tile=tile, way=way, outputs=outputs, precision=precision)
@@ -246,18 +248,19 @@ def test_products_have_no_bank_conflicts(outputs):
         products = [line for line in lines if any(file in str(line.location) for file in PRODUCTS)]
         assert sum(line.passes for line in products) > 0.3 * sum(line.passes for line in lines)
         assert sum(line.bank_conflicts for line in products) == 0
-        assert sum(line.bank_conflicts for line in lines) < 0.05 * sum(line.passes for line in lines)
+        few = 0.07 if True in way else 0.05  # directions of several pieces are read again for each output
+        assert sum(line.bank_conflicts for line in lines) < few * sum(line.passes for line in lines)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
 def test_bytes(outputs):
     """Each input is read once and each output written once, however many directions there are."""
-    for P, precision in ((1, "bf16"), (5, "tf32")):
-        shape = Shape(640, 4, 20, 1, 2, P, "of many samples, the weights are little")
+    for D, O, P, precision in ((4, 2, 1, "bf16"), (4, 2, 5, "tf32"), (36, 9, 1, "bf16")):
+        shape = Shape(640, D, 20, 1, O, P, "of many samples, the weights are little")
         numbers, directions = data(shape, "tanh"), directions_of("given", shape)
         done = compare(numbers, directions, precision=precision, outputs=outputs)
         result, problem = done.backend.results["step"], done.backend.problem
-        parameters = 4 * 2 * (problem.multiplies + 22)
+        parameters = 4 * 2 * (problem.multiplies + sum(problem.widths[1:]))
         state = 2 * done.backend.layout["slot"]
         moved = result.unique_bytes_read + result.unique_bytes_written - state
         assert abs(moved - (problem.bytes(shape.N) - parameters)) < 0.05 * problem.bytes(shape.N)

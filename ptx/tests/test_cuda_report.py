@@ -10,12 +10,15 @@ if reason:
 
 from ptx.cuda_report import PRECISIONS, TARGETS, WAYS, code, most_layers  # noqa: E402
 
+# fp16 is as bf16, and of pieces, where registers are not full, one precision is enough
+COMPILED = [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16" and (len(row[1]) == 4 or row[0] == "bf16")]
 
-@pytest.mark.parametrize(("precision", "taken"), [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16"], ids=str)
+
+@pytest.mark.parametrize(("precision", "taken"), COMPILED, ids=str)
 def test_streams_in_registers(precision, taken):
     """As many blocks as its way says, and hardly a spill; the stack is that of sin and cos."""
     used = code(precision, taken, "sm_90")
-    assert used.registers <= (128 if taken[-1] == 2 else 255) and used.spills <= 64 and used.stack <= 64
+    assert used.registers <= (128 if taken[3] == 2 else 255) and used.spills <= 64 and used.stack <= 64
     assert used.finish <= 64  # four blocks of a multiprocessor: they wait for memory
 
 

@@ -7,7 +7,7 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H_, int kGroups>
+template <Precision kPrecision, int H_, int kGroups, bool kWide_>
 struct RegisterBlock {
   using To = Numbers<kPrecision>;
   using Fragment = typename To::Fragment;
@@ -17,12 +17,18 @@ struct RegisterBlock {
   static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
-  static constexpr bool kOutputsHere = kParts == 1 || !kHalves;
-  static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0}.of_few();
-  static_assert(kMine >= 1 && kRows % To::kTogether == 0);
+  static constexpr bool kOutputsHere = kParts == 1 || !kHalves, kWide = kWide_;
+  static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0, kWide}.of_few();
+  static constexpr int kOutputPieces = kWide ? kMostOutputPieces : 1, kOutputs = 4 * kOutputPieces;
+  static_assert(kMine >= 1 && kRows % To::kTogether == 0 && !(kWide && (kFew || kParts == 1)));
   // All columns of a product's left side: in registers, or where the warps that share rows have stored them
   struct Operands {
     Fragment made[kParts == 1 ? kDepth : 1];
+    std::uint32_t array;
+  };
+  // The left side of the first layer's product: a piece of inputs, or where all are
+  struct Source {
+    Fragment made;
     std::uint32_t array;
   };
   using Columns = Sums[2 * kMine];
@@ -35,16 +41,21 @@ struct RegisterBlock {
 
   // Of the last layer, of this lane's rows and outputs: in shared memory where registers are few
   enum Output : int { kY, kD1, kD2, kOwed };
-  float outputs[kOutputsHere ? kOutputNumbers : 1];
+  float outputs[kOutputsHere ? kOutputNumbers * kOutputPieces : 1];
   SK_INLINE float& y(Output of, int e) {
     if (kFew && (of == kY || of == kD2)) {
       return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
     } else if constexpr (kOutputsHere) {
-      return outputs[4 * of + e];
+      return outputs[e / 4 * kOutputNumbers + 4 * of + e % 4];
     } else {
-      return reinterpret_cast<float*>(shared + own().outputs)[(4 * of + e) * kThreads + threadIdx.x];
+      return reinterpret_cast<float*>(
+          shared + own().outputs)[(e / 4 * kOutputNumbers + 4 * of + e % 4) * kThreads + threadIdx.x];
     }
   }
+  SK_INLINE int input_pieces() const { return kWide ? own().input_pieces : 1; }
+  SK_INLINE int output_pieces() const { return kWide ? own().output_pieces : 1; }
+  // Whether the piece of a lane's output e is there
+  SK_INLINE bool has(int e) const { return e / 4 < output_pieces(); }
 
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
@@ -54,11 +65,36 @@ struct RegisterBlock {
   static SK_INLINE int group() { return warp() / kParts; }
   SK_INLINE std::int64_t row_of(int half) const { return first_row + lane() / 4 + 8 * half; }
   SK_INLINE bool valid(int half) const { return row_of(half) < step().N; }
-  static SK_INLINE int output_of(int e) { return lane() % 4 * 2 + e % 2; }
+  static SK_INLINE int output_of(int e) { return e / 4 * kRegisterOutputs + lane() % 4 * 2 + e % 2; }
+  // Of piece n of the outputs' adjoints
+  SK_INLINE std::uint32_t top(int n) const { return own().top + n * (kRows * kRegisterOutputs * To::kBytes); }
+  // Of piece f of inputs
+  static SK_INLINE std::uint32_t piece(std::uint32_t of, int f) {
+    return of + f * (kRows * kRegisterInputs * To::kBytes);
+  }
   SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
     return of + (l - 1) * (kRows * H * To::kBytes);
   }
-  SK_INLINE float* mine() const { return reinterpret_cast<float*>(shared + own().own) + kOwnBytes / 4 * warp(); }
+  // f(piece) of inputs: each by one of the warps that share rows, or the only one by all of them
+  template <class F>
+  SK_INLINE void each_piece(F f) const {
+    if constexpr (kWide) {
+#pragma unroll 1
+      for (int i = part(); i < input_pieces(); i += kParts) f(i);
+    } else {
+      f(0);
+    }
+  }
+  SK_INLINE int own_row() const { return kWide ? own().own_row : kRegisterInputs + kSpare; }
+  // What each warp has for itself, of rows of so many floats; of this one, and of number i of those that share rows
+  SK_INLINE int own_floats() const { return 16 * own_row(); }
+  SK_INLINE float* own_at(int warp) const { return reinterpret_cast<float*>(shared + own().own) + own_floats() * warp; }
+  SK_INLINE float* mine() const { return own_at(warp()); }
+  SK_INLINE float* own_of(int i) const { return own_at(group() * kParts + i); }
+  SK_INLINE float4& mine_at(int half, int f) const {
+    const int row = lane() / 4 + 8 * half;
+    return *reinterpret_cast<float4*>(mine() + row * own_row() + f * kRegisterInputs + lane() % 4 * 4);
+  }
 
   // Of the rows of this warp, columns 16 k to 16 k + 15 of an array of N
   SK_INLINE void load(Fragment& to, std::uint32_t array, int k) const {

@@ -7,21 +7,24 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween>
-struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
-  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween>;
-  using Outer::group, Outer::meet, Outer::mine, Outer::output_of, Outer::own, Outer::part, Outer::row_of;
+template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
+struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWide> {
+  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kWide>;
+  using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::meet, Outer::mine;
+  using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_floats, Outer::own_of,
+      Outer::own_row, Outer::part, Outer::piece, Outer::pull_first;
   using Outer::Outer;
-  using Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid, Outer::kParts, Outer::kRows;
-  using typename Outer::Fragment, typename Outer::To;
+  using Outer::row_of, Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid;
+  using typename Outer::Fragment, typename Outer::Operands, typename Outer::To;
 
   SK_INLINE bool cotangents() const { return step().from == From::kCotangents; }
 
   // Of this lane's rows, four columns of direction p, or cotangent p, of n numbers. Of at most 8 a lane draws those of
-  // one row: half the lanes would have none else.
-  SK_INLINE void direction(int p, int n, float (&v)[2][4]) const {
+  // one row: half the lanes would have none else. Of several pieces, piece f before it is scaled, and its squares.
+  template <bool kScaled = true>
+  SK_INLINE void direction(int p, int n, float (&v)[2][4], int f = 0, float* squares = nullptr) const {
     const Directions& from = step().directions;
-    const int t = lane() % 4;
+    const int t = lane() % 4, first = kScaled ? 4 * t : f * kRegisterInputs + 4 * t;
     float4 of[2] = {};
     if (from.distribution == Distribution::kGiven) {
 #pragma unroll
@@ -29,13 +32,13 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
         float four[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          four[i] = valid(half) && 4 * t + i < n ? number(from.given, p, row_of(half), 4 * t + i) : 0.0f;
+          four[i] = valid(half) && first + i < n ? number(from.given, p, row_of(half), first + i) : 0.0f;
         }
         of[half] = make_float4(four[0], four[1], four[2], four[3]);
       }
     } else {
-      const bool narrow = n <= 8;
-      const int column = narrow ? t % 2 * 4 : t * 4;
+      const bool narrow = kScaled && n <= 8;
+      const int column = narrow ? t % 2 * 4 : first;
 #pragma unroll 1
       for (int i = 0; i < (narrow ? 1 : 2); ++i) {
         const int half = narrow ? t / 2 : i;
@@ -52,26 +55,53 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float factor = from.distribution == Distribution::kGiven ? 1.0f : float(from.magnitude);
+      float factor = from.distribution == Distribution::kGiven || !kScaled ? 1.0f : float(from.magnitude);
       if (from.distribution == Distribution::kSphere) {
         float square =
             of[half].x * of[half].x + of[half].y * of[half].y + of[half].z * of[half].z + of[half].w * of[half].w;
-        square += __shfl_xor_sync(~0u, square, 1);
-        square += __shfl_xor_sync(~0u, square, 2);
-        factor = valid(half) ? factor / sqrtf(square) : 0.0f;
+        if constexpr (kScaled) {
+          factor = on_sphere(half, square, factor);
+        } else {
+          squares[half] += square;
+        }
       }
       v[half][0] = of[half].x * factor, v[half][1] = of[half].y * factor;
       v[half][2] = of[half].z * factor, v[half][3] = of[half].w * factor;
     }
   }
+  // What a direction is multiplied with that has such a sum of a lane's squares
+  SK_INLINE float on_sphere(int half, float square, float factor) const {
+    square += __shfl_xor_sync(~0u, square, 1);
+    square += __shfl_xor_sync(~0u, square, 2);
+    return valid(half) ? factor / sqrtf(square) : 0.0f;
+  }
+  // All pieces of direction p, where this warp has place for them; and what they are still to be multiplied with
+  SK_INLINE void all_pieces(int p, float (&factor)[2]) const {
+    const Directions& from = step().directions;
+    float squares[2] = {0.0f, 0.0f};
+#pragma unroll 1
+    for (int f = 0; f < input_pieces(); ++f) {
+      float v[2][4];
+      direction<false>(p, step().W, v, f, squares);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      factor[half] = from.distribution == Distribution::kGiven ? 1.0f : float(from.magnitude);
+      if (from.distribution == Distribution::kSphere) factor[half] = on_sphere(half, squares[half], factor[half]);
+    }
+  }
 
   // ---- Tangents of the target ----
 
-  SK_INLINE std::uint32_t source_at(int p) const {
-    return own().source + p % own().batch * (kRows * kRegisterInputs * To::kBytes);
+  SK_INLINE std::uint32_t source_at(int p) const { return piece(own().source, p % own().batch * input_pieces()); }
+  SK_INLINE int targets_number(int p, int n) const {
+    return (p % own().batch * kGroups + group()) * output_pieces() + n;
   }
-  SK_INLINE float4& targets_at(int p) const {
-    return reinterpret_cast<float4*>(shared + own().targets)[(p % own().batch * kGroups + group()) * 32 + lane()];
+  SK_INLINE float4& targets_at(int p, int n) const {
+    return reinterpret_cast<float4*>(shared + own().targets)[targets_number(p, n) * 32 + lane()];
   }
 
   // Directions from p on, of a batch, and the tangents of the target along them; warps that share rows share them
@@ -81,36 +111,61 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
       float v[2][4];
-      direction(p, step().W, v);
-      Fragment source;
-      To::pack_inputs(v, source);
-      store_inputs(source_at(p), source);
-      if (dense) {
+      if constexpr (kWide) {
+        float factor[2];
         __syncwarp();
+        all_pieces(p, factor);
+#pragma unroll 1
+        for (int f = 0; f < input_pieces(); ++f) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          *reinterpret_cast<float4*>(mine() + (lane() / 4 + 8 * half) * kOwnRow + lane() % 4 * 4) =
-              make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+          for (int half = 0; half < 2; ++half) {
+            const float4 of = mine_at(half, f);
+            v[half][0] = of.x * factor[half], v[half][1] = of.y * factor[half];
+            v[half][2] = of.z * factor[half], v[half][3] = of.w * factor[half];
+          }
+          store_direction(v, piece(source_at(p), f));
+          keep_direction(v, f);
         }
         __syncwarp();
+      } else {
+        direction(p, step().W, v);
+        store_direction(v, source_at(p));
+        if (dense) {
+          __syncwarp();
+          keep_direction(v, 0);
+          __syncwarp();
+        }
       }
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half)
-        reinterpret_cast<float2*>(&targets_at(p))[half] = tangent_targets(p, half, dense);
+      for (int i = 0; i < 2 * output_pieces(); ++i) {
+        const int n = kWide ? i / 2 : 0, half = kWide ? i % 2 : i;
+        reinterpret_cast<float2*>(&targets_at(p, n))[half] = tangent_targets(p, half, n, dense);
+      }
     }
     meet();
   }
+  SK_INLINE void store_direction(const float (&v)[2][4], std::uint32_t array) const {
+    Fragment source;
+    To::pack_inputs(v, source);
+    store_inputs(array, source);
+  }
+  SK_INLINE void keep_direction(const float (&v)[2][4], int f) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+    }
+  }
 
-  // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs
-  SK_INLINE float2 tangent_targets(int p, int half, bool dense) const {
+  // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs of piece n
+  SK_INLINE float2 tangent_targets(int p, int half, int n, bool dense) const {
     const Strided& data = step().target[Term::kFirst].data;
     // rows and outputs that are not there have any number
     const std::int64_t row = min(row_of(half), step().N - 1);
-    const int o[2] = {min(output_of(0), step().O - 1), min(output_of(1), step().O - 1)};
+    const int o[2] = {min(output_of(4 * n), step().O - 1), min(output_of(4 * n + 1), step().O - 1)};
     if (!dense) return make_float2(number(data, p, row, o[0]), number(data, p, row, o[1]));
     const float* from = static_cast<const float*>(data.data) + row * data.stride[0] + o[0] * data.stride[1];
     const std::int64_t apart = (o[1] - o[0]) * data.stride[1];
-    const float* v = mine() + (lane() / 4 + 8 * half) * kOwnRow;
+    const float* v = mine() + (lane() / 4 + 8 * half) * own_row();
     const bool wide = step().W % 4 == 0 && data.stride[0] % 4 == 0 && data.stride[1] % 4 == 0 && data.stride[2] == 1 &&
                       reinterpret_cast<std::uintptr_t>(data.data) % 16 == 0;
     float2 of = make_float2(0.0f, 0.0f);
@@ -133,43 +188,46 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
 
   // ---- Cotangents of the outputs, and the gradients of what they weigh ----
 
-  // [16, 8] of this warp's rows, of which one number of eight rows lies in different banks; and the target's gradients,
-  // [16, 16], with one of the warps that share rows
+  // [16, 8] of this warp's rows and a piece of outputs, of which one number of eight rows lies in different banks; and
+  // the target's gradients, [16, 16] of a piece of inputs, with one of the warps that share rows
   SK_INLINE float* cotangent_at(int p, int half, int o) const {
-    const int row = lane() / 4 + 8 * half, place = row * kRegisterOutputs + (o ^ lane() / 16 * 4);
-    return reinterpret_cast<float*>(shared + own().targets) + (p % own().batch * kGroups + group()) * 128 + place;
+    const int row = lane() / 4 + 8 * half, n = kWide ? o / kRegisterOutputs : 0;
+    const int place = row * kRegisterOutputs + (o - n * kRegisterOutputs ^ lane() / 16 * 4);
+    return reinterpret_cast<float*>(shared + own().targets) + targets_number(p, n) * 128 + place;
   }
-  SK_INLINE float4& gradient_targets_at(int p, int half) const {
-    return reinterpret_cast<float4*>(shared + own().own +
-                                     kOwnBytes * (group() * kParts + p % own().batch))[lane() + 32 * half];
+  SK_INLINE float4& gradient_targets_at(int p, int half, int f) const {
+    return reinterpret_cast<float4*>(
+        shared + own().own + 4 * own_floats() * (group() * kParts + p % own().batch))[lane() + 32 * half + 64 * f];
   }
   // Of this lane's rows and outputs
-  SK_INLINE void cotangent(int p, float (&to)[4]) const {
+  SK_INLINE void cotangent(int p, float (&to)[kOutputs]) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float2 two = *reinterpret_cast<const float2*>(cotangent_at(p, half, output_of(0)));
-      to[2 * half] = two.x, to[2 * half + 1] = two.y;
+    for (int e = 0; e < kOutputs; e += 2) {
+      float2 two = make_float2(0.0f, 0.0f);
+      if (has(e)) two = *reinterpret_cast<const float2*>(cotangent_at(p, e / 2 % 2, output_of(e)));
+      to[e] = two.x, to[e + 1] = two.y;
     }
   }
 
   // Cotangents from p on, of a batch, and the target's gradients; warps that share rows share them
   SK_INLINE void prepare_cotangents(int from) const {
     const Target& target = step().target[Term::kFirst];
-    const int to = min(step().P, from + own().batch), column = lane() % 4 * 4;
+    const int to = min(step().P, from + own().batch), of_lane = lane() % 4 * 4;
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
       float u[2][4];
       direction(p, step().O, u);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (column >= kRegisterOutputs) continue;
-        float4& at = *reinterpret_cast<float4*>(cotangent_at(p, half, column));
+        if (of_lane >= kRegisterOutputs * output_pieces()) continue;
+        float4& at = *reinterpret_cast<float4*>(cotangent_at(p, half, of_lane));
         at = make_float4(u[half][0], u[half][1], u[half][2], u[half][3]);
       }
       __syncwarp();
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 2 * input_pieces(); ++i) {
         // rows and inputs that are not there have any number
+        const int half = kWide ? i % 2 : i, column = (kWide ? i / 2 * kRegisterInputs : 0) + of_lane;
         const std::int64_t row = min(row_of(half), step().N - 1);
         float of[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const auto add = [&](float factor, auto number_of) {
@@ -184,19 +242,20 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
             add(*cotangent_at(p, half, o), [&](int d) { return number(target.data, row, o, d); });
           }
         }
-        gradient_targets_at(p, half) = make_float4(of[0], of[1], of[2], of[3]);
+        gradient_targets_at(p, half, kWide ? i / 2 : 0) = make_float4(of[0], of[1], of[2], of[3]);
       }
     }
     meet();
   }
 
-  // Of the gradient for cotangent p, and its adjoint
-  SK_INLINE void gradient_residuals(int p, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2]) const {
+  // Of piece f of the gradient for cotangent p, and its adjoint; `counts` if this warp is to add it to the term
+  SK_INLINE void gradient_residuals(int p, int f, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2],
+                                    bool counts) const {
     const float of_output = step().directions.distribution == Distribution::kBasis ? output_weight(step(), p) : 1.0f;
-    const int column = lane() % 4 * 4;
+    const int column = f * kRegisterInputs + lane() % 4 * 4;
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      const float4 target = gradient_targets_at(p, half);
+      const float4 target = gradient_targets_at(p, half, f);
       float added = 0.0f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -204,16 +263,47 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
         if (valid(half) && column + i < step().W) {
           const float weight = of_output * derivative_weight(step(), p, row_of(half), column + i);
           const float r = (half ? To::input_of(pulled, 1, i) : To::input_of(pulled, 0, i)) - (&target.x)[i];
-          of = slope(step(), Term::kFirst, row_of(half), r, weight, added, part() == 0);
+          of = slope(step(), Term::kFirst, row_of(half), r, weight, added, counts);
         }
         g_bar[0][i] = half ? g_bar[0][i] : of, g_bar[1][i] = of;
       }
       rho[0] += half ? 0.0f : added, rho[1] += half ? added : 0.0f;
     }
-    meet();  // before others write to what this warp has read
+  }
+
+  // The same of all pieces, each by one of the warps that share rows; adjoints go where the next product reads them
+  SK_INLINE void gradients_by_pieces(int p, const Operands& a, float (&rho)[2]) const {
+#pragma unroll 1
+    for (int f = part(); f < input_pieces(); f += kParts) {
+      Sums pulled[2] = {};
+      pull_first(a, f, pulled);
+      float g_bar[2][4];
+      gradient_residuals(p, f, pulled, g_bar, rho, true);
+      Fragment source;
+      To::pack_inputs(g_bar, source);
+      store_inputs(piece(own().source, f), source);
+    }
   }
 
   // ---- Outputs' gradients ----
+
+  // The slope of a residual along direction p of one of this lane's rows: `r` without a projected target
+  SK_INLINE float projected_slope(int o, int p, int half, float r, float& rho) const {
+    const Target& target = step().target[Term::kFirst];
+    if (!valid(half)) return 0.0f;
+    if (target.kind != TargetKind::kDense) r -= number(target.data, p, row_of(half), o);
+    const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o);
+    return slope(step(), Term::kFirst, row_of(half), r, weight, rho, lane() % 4 == 0);
+  }
+  // Four columns of the gradient less those of a dense target
+  SK_INLINE void less_target(int o, int half, int column, float (&g)[4]) const {
+    const Target& target = step().target[Term::kFirst];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (target.kind == TargetKind::kDense && valid(half) && column + i < step().W)
+        g[i] -= number(target.data, row_of(half), o, column + i);
+    }
+  }
 
   // Of the gradient along each direction, and its adjoint; warps that share rows share directions
   SK_INLINE void projected_residuals(int o, const Sums (&pulled)[2], float (&g_bar)[2][4], float (&rho)[2]) const {
@@ -261,17 +351,94 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween> {
       }
       meet();
       const float4* from =
-          reinterpret_cast<const float4*>(shared + own().own) + kOwnBytes / 16 * kParts * group() + lane();
+          reinterpret_cast<const float4*>(shared + own().own) + own_floats() / 4 * kParts * group() + lane();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float4 of = from[32 * half];
 #pragma unroll
         for (int i = 1; i < kParts; ++i) {
-          const float4 more = from[kOwnBytes / 16 * i + 32 * half];
+          const float4 more = from[own_floats() / 4 * i + 32 * half];
           of = make_float4(of.x + more.x, of.y + more.y, of.z + more.z, of.w + more.w);
         }
         g_bar[half][0] = of.x, g_bar[half][1] = of.y, g_bar[half][2] = of.z, g_bar[half][3] = of.w;
       }
+    }
+  }
+
+  // The same of all pieces. Warps that share rows share directions, whose numbers are too many for registers: each puts
+  // one where the others find it, with its slope in a place that rows have to spare; then each adds up its own pieces
+  // of the adjoint. A piece of the gradient, too, is pulled by one of them.
+  SK_INLINE void projected_by_pieces(int o, const Operands& a, float (&rho)[2]) const {
+    constexpr int kOfWarp = kMostInputPieces / kParts;
+    const int column = lane() % 4 * 4, count = input_pieces();
+    float4* gradient = reinterpret_cast<float4*>(shared + own().pulled) + group() * count * 64 + lane();
+#pragma unroll 1
+    for (int f = part(); f < count; f += kParts) {
+      Sums pulled[2] = {};
+      pull_first(a, f, pulled);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float g[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) g[i] = To::input_of(pulled, half, i);
+        less_target(o, half, f * kRegisterInputs + column, g);
+        gradient[(2 * f + half) * 32] = make_float4(g[0], g[1], g[2], g[3]);
+      }
+    }
+    meet();
+    float g_bar[kOfWarp][2][4] = {};
+    const auto slope_at = [&](float* own, int half) -> float& {
+      return own[(lane() / 4 + 8 * half) * own_row() + count * kRegisterInputs];
+    };
+#pragma unroll 1
+    for (int from = 0; from < step().P; from += kParts) {
+      const int p = from + part();
+      if (p < step().P) {
+        float factor[2];
+        all_pieces(p, factor);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float r = 0.0f;
+#pragma unroll 1
+          for (int f = 0; f < count; ++f) {
+            const float4 g = gradient[(2 * f + half) * 32], v = mine_at(half, f);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              if ((&v.x)[i] != 0.0f) r = fmaf((&g.x)[i], (&v.x)[i], r);  // of a basis all but one are 0
+            }
+          }
+          r += __shfl_xor_sync(~0u, r, 1);
+          r += __shfl_xor_sync(~0u, r, 2);
+          const float of = factor[half] * projected_slope(o, p, half, factor[half] * r, rho[half]);
+          if (lane() % 4 == 0) slope_at(mine(), half) = of;
+        }
+      }
+      meet();
+#pragma unroll 1
+      for (int i = 0; i < min(kParts, step().P - from); ++i) {
+        const float* at = own_of(i);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float of = slope_at(own_of(i), half);
+#pragma unroll
+          for (int j = 0; j < kOfWarp; ++j) {
+            const int f = part() + j * kParts, row = lane() / 4 + 8 * half;
+            if (f >= count) continue;
+            const float4 v = *reinterpret_cast<const float4*>(at + row * own_row() + f * kRegisterInputs + column);
+            g_bar[j][half][0] = fmaf(of, v.x, g_bar[j][half][0]), g_bar[j][half][1] = fmaf(of, v.y, g_bar[j][half][1]);
+            g_bar[j][half][2] = fmaf(of, v.z, g_bar[j][half][2]), g_bar[j][half][3] = fmaf(of, v.w, g_bar[j][half][3]);
+          }
+        }
+      }
+      meet();
+    }
+#pragma unroll
+    for (int j = 0; j < kOfWarp; ++j) {
+      const int f = part() + j * kParts;
+      if (f >= count) continue;
+      Fragment source;
+      To::pack_inputs(g_bar[j], source);
+      store_inputs(piece(own().source, f), source);
     }
   }
 };

@@ -5,12 +5,12 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups>
-struct FloatProducts : RegisterBlock<kPrecision, H, kGroups> {
-  using Block = RegisterBlock<kPrecision, H, kGroups>;
+template <Precision kPrecision, int H, int kGroups, bool kWide>
+struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
+  using Block = RegisterBlock<kPrecision, H, kGroups, kWide>;
   using Block::Block;
-  using Block::fragment, Block::own, Block::part, Block::shared;
-  using Block::kDepth, Block::kMine;
+  using Block::fragment, Block::has, Block::own, Block::part, Block::shared;
+  using Block::kDepth, Block::kMine, Block::kOutputPieces;
   using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
   using Operand = typename To::Operand;
   using Pair = typename To::Pair;
@@ -81,12 +81,13 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups> {
     To::operand(from, to);
   }
 
-  // c += a Wᵀ, of the first layer and of one between
-  SK_INLINE void through_first(const Fragment& a, Columns& c) const {
+  SK_INLINE std::uint32_t first(int f) const { return own().first + f * (H * kRegisterInputs * 4); }
+  // c += a Wᵀ, of the first layer's piece f and of a layer between
+  SK_INLINE void through_first(const Fragment& a, int f, Columns& c) const {
     Operand left;
     To::operand(a, left);
     const std::uint32_t weights =
-        own().first + weight_place<kRegisterInputs>(part() * kMine * 16 + lane() / 4 * 2, lane() % 4);
+        first(f) + weight_place<kRegisterInputs>(part() * kMine * 16 + lane() / 4 * 2, lane() % 4);
 #pragma unroll
     for (int i = 0; i < 2 * kMine; ++i) {
       Pair b[2];
@@ -122,23 +123,27 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups> {
       }
     }
   }
-  SK_INLINE void through_last(const Operands& a, Sums& c) const {
+  SK_INLINE void through_last(const Operands& a, Sums (&c)[kOutputPieces]) const {
     const std::uint32_t weights = own().last + last_place(lane() / 4, lane() % 4);
     constexpr int kAtOnce = kDepth < 4 ? kDepth : 4;  // of more, nvcc splits a load of 16 bytes, which makes a conflict
 #pragma unroll kAtOnce
     for (int k = 0; k < kDepth; ++k) {
       Operand left;
       operand(a, k, left);
-      Pair b[2];
-      row_pairs(weights ^ 64 * k, b);
-      multiply(c, left, b);
+#pragma unroll
+      for (int n = 0; n < kOutputPieces; ++n) {
+        if (!has(4 * n)) continue;
+        Pair b[2];
+        row_pairs((weights ^ 64 * k) + n * (kRegisterOutputs * H * 4), b);
+        multiply(c[n], left, b);
+      }
     }
   }
 
-  // c += a W
-  SK_INLINE void pull_first(const Operands& a, Sums (&c)[2]) const {
+  // c += a W, of the first layer's piece f
+  SK_INLINE void pull_first(const Operands& a, int f, Sums (&c)[2]) const {
     const std::uint32_t weights =
-        own().first + weight_place<kRegisterInputs>(lane() % 4 * 4, lane() / 8) + lane() / 4 % 2 * 8;
+        first(f) + weight_place<kRegisterInputs>(lane() % 4 * 4, lane() / 8) + lane() / 4 % 2 * 8;
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
       Operand left;
@@ -157,14 +162,19 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups> {
         own().last + last_place(lane() % 4 * 2, 4 * part() * kMine + lane() / 8) + lane() / 4 % 2 * 8;
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
-      const std::uint32_t at = weights ^ 64 * j;
-      const uint2 two[2] = {*reinterpret_cast<const uint2*>(shared + at),
-                            *reinterpret_cast<const uint2*>(shared + (at ^ 64) + H * 4)};
-      Pair b[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) b[0].set(i, two[i].x), b[1].set(i, two[i].y);
-      To::multiply(c[2 * j], left, 0, b[0]);
-      To::multiply(c[2 * j + 1], left, 0, b[1]);
+      for (int n = 0; n < kOutputPieces; ++n) {
+        if (!has(4 * n)) continue;
+        const std::uint32_t at = (weights ^ 64 * j) + n * (kRegisterOutputs * H * 4);
+        const std::uint32_t next = (weights ^ 64 * j ^ 64) + (n * kRegisterOutputs + 1) * (H * 4);
+        const uint2 two[2] = {*reinterpret_cast<const uint2*>(shared + at),
+                              *reinterpret_cast<const uint2*>(shared + next)};
+        Pair b[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) b[0].set(i, two[i].x), b[1].set(i, two[i].y);
+        To::multiply(c[2 * j], left, n, b[0]);
+        To::multiply(c[2 * j + 1], left, n, b[1]);
+      }
     }
   }
 };

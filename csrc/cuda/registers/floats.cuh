@@ -51,9 +51,10 @@ struct FloatNumbers {
     for (int i = 0; i < 8; ++i) to[i] = kept(of[i / 2 % 2][i / 4 + i % 2 * 2]);
   }
   static SK_INLINE float input_of(const Sums (&c)[2], int half, int i) { return c[i % 2][2 * half + i / 2]; }
-  static SK_INLINE void pack_outputs(const float (&of)[4], Fragment& to) {
+  template <int n>
+  static SK_INLINE void pack_outputs(const float (&of)[n], Fragment& to) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) to[i] = i < 4 ? kept(of[i]) : 0u;
+    for (int i = 0; i < 8; ++i) to[i] = i < n ? kept(of[i % n]) : 0u;
   }
   static SK_INLINE void operand(const Fragment& from, Operand& to) {
 #pragma unroll
@@ -103,12 +104,13 @@ struct FloatNumbers {
           make_uint4(from[2 * i], from[2 * i + 4], from[2 * i + 1], from[2 * i + 5]);
     }
   }
+  template <int kPiece>
   static SK_INLINE void store_outputs(unsigned char* shared, std::uint32_t array, int first, const Fragment& from) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first + lane() / 4 + 8 * i;
       *reinterpret_cast<uint2*>(shared + array + (row * kRegisterOutputs + lane() % 4 * 2) * 4) =
-          make_uint2(from[2 * i], from[2 * i + 1]);
+          make_uint2(from[4 * kPiece + 2 * i], from[4 * kPiece + 2 * i + 1]);
     }
   }
 

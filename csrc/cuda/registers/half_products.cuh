@@ -5,12 +5,12 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups>
-struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
-  using Block = RegisterBlock<kPrecision, H, kGroups>;
+template <Precision kPrecision, int H, int kGroups, bool kWide>
+struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
+  using Block = RegisterBlock<kPrecision, H, kGroups, kWide>;
   using Block::Block;
-  using Block::fragment, Block::own, Block::part, Block::shared;
-  using Block::kDepth, Block::kMine;
+  using Block::fragment, Block::has, Block::own, Block::part, Block::shared;
+  using Block::kDepth, Block::kMine, Block::kOutputPieces;
   using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
 
   // Weights of a row from k on, two or four
@@ -23,6 +23,8 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
       *reinterpret_cast<std::uint32_t*>(to + at) = To::two(of[0], of[1]);
     }
   }
+
+  SK_INLINE std::uint32_t first(int f) const { return own().first + f * (H * kRegisterInputs * 2); }
 
   // Transposed, or as they lie
   template <bool kTransposed>
@@ -43,10 +45,10 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
     }
   }
 
-  // c += a Wᵀ, of the first layer and of one between
-  SK_INLINE void through_first(const Fragment& a, Columns& c) const {
+  // c += a Wᵀ, of the first layer's piece f and of a layer between
+  SK_INLINE void through_first(const Fragment& a, int f, Columns& c) const {
     const int row = part() * kMine * 16 + lane() % 8 + lane() / 16 * 8;
-    const std::uint32_t weights = own().first + place<kRegisterInputs>(row, lane() / 8 % 2);
+    const std::uint32_t weights = first(f) + place<kRegisterInputs>(row, lane() / 8 % 2);
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
       Fragment b;
@@ -77,24 +79,30 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
       }
     }
   }
-  SK_INLINE void through_last(const Operands& a, Sums& c) const {
+  SK_INLINE void through_last(const Operands& a, Sums (&c)[kOutputPieces]) const {
     const std::uint32_t weights = own().last + place<H>(lane() % 8, lane() / 8 % (kDepth == 1 ? 2 : 4));
 #pragma unroll
     for (int k = 0; k < kDepth; k += 2) {
-      Fragment b;
-      matrices<false>(b, weights ^ 32 * k);
+      Fragment b[kOutputPieces];
+#pragma unroll
+      for (int n = 0; n < kOutputPieces; ++n) {
+        if (has(4 * n)) matrices<false>(b[n], (weights ^ 32 * k) + n * (kRegisterOutputs * H * 2));
+      }
 #pragma unroll
       for (int i = 0; i < (kDepth == 1 ? 1 : 2); ++i) {
         Fragment left;
         fragment(a, k + i, left);
-        To::multiply(c, left, b[2 * i], b[2 * i + 1]);
+#pragma unroll
+        for (int n = 0; n < kOutputPieces; ++n) {
+          if (has(4 * n)) To::multiply(c[n], left, b[n][2 * i], b[n][2 * i + 1]);
+        }
       }
     }
   }
 
-  // c += a W
-  SK_INLINE void pull_first(const Operands& a, Sums (&c)[2]) const {
-    const std::uint32_t weights = own().first + place<kRegisterInputs>(lane() % 16, lane() / 16);
+  // c += a W, of the first layer's piece f
+  SK_INLINE void pull_first(const Operands& a, int f, Sums (&c)[2]) const {
+    const std::uint32_t weights = first(f) + place<kRegisterInputs>(lane() % 16, lane() / 16);
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {
       Fragment left, b;
@@ -111,8 +119,10 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups> {
     for (int j = 0; j < 2 * kMine; j += kAtOnce) {
       Fragment b;
       matrices<true>(b, weights ^ 16 * j);
+      Fragment more = {};
+      if (kOutputPieces > 1 && has(4)) matrices<true>(more, (weights ^ 16 * j) + kRegisterOutputs * H * 2);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) To::multiply(c[j + i], a, b[i], 0u);
+      for (int i = 0; i < kAtOnce; ++i) To::multiply(c[j + i], a, b[i], more[i]);
     }
   }
 };

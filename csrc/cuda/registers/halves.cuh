@@ -41,8 +41,10 @@ struct HalfNumbers {
   }
   // Number i of a lane's row `half` of inputs in sums
   static SK_INLINE float input_of(const Sums (&c)[2], int half, int i) { return c[i / 2][2 * half + i % 2]; }
-  static SK_INLINE void pack_outputs(const float (&of)[4], Fragment& to) {
-    to[0] = Of::two(of[0], of[1]), to[1] = Of::two(of[2], of[3]), to[2] = to[3] = 0u;
+  template <int n>
+  static SK_INLINE void pack_outputs(const float (&of)[n], Fragment& to) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = 2 * i < n ? Of::two(of[2 * i % n], of[2 * i % n + 1]) : 0u;
   }
 
   // Columns 16 k to 16 k + 15 of 16 rows, from `first` on, of an array of N
@@ -58,11 +60,13 @@ struct HalfNumbers {
       *reinterpret_cast<std::uint32_t*>(shared + (at ^ (32 * k + 16 * (i / 2))) + i % 2 * (8 * N * 2)) = from[i];
     }
   }
+  template <int kPiece>
   static SK_INLINE void store_outputs(unsigned char* shared, std::uint32_t array, int first, const Fragment& from) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first + lane() / 4 + 8 * i;
-      *reinterpret_cast<std::uint32_t*>(shared + array + place<kRegisterOutputs>(row, 0) + lane() % 4 * 4) = from[i];
+      const std::uint32_t at = array + place<kRegisterOutputs>(row, 0) + lane() % 4 * 4;
+      *reinterpret_cast<std::uint32_t*>(shared + at) = from[2 * kPiece + i];
     }
   }
 

@@ -5,13 +5,14 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween>
-struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
-  using Products = RegisterProducts<kPrecision, H, kGroups>;
-  using Products::bias_sums, Products::group, Products::hidden, Products::hidden_array, Products::own, Products::part;
-  using Products::kFew;
+template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
+struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
+  using Products = RegisterProducts<kPrecision, H, kGroups, kWide>;
+  using Products::bias_sums, Products::group, Products::has, Products::hidden, Products::hidden_array;
+  using Products::input_pieces, Products::kFew, Products::kOutputPieces, Products::kOutputs, Products::own;
+  using Products::kRows, Products::output_pieces, Products::part, Products::piece, Products::shared, Products::step,
+      Products::top;
   using Products::Products;
-  using Products::shared, Products::step, Products::kRows;
   using typename Products::To;
   using Left = typename To::Left;
   using Right = typename To::Right;
@@ -19,25 +20,26 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
   // Pieces [16, 8] of a gradient that a warp has: of [H, H] a rectangle
   static constexpr int kDown = H == 128 ? 2 : 1, kRight = H <= 32 ? 1 : H / 16;
   static constexpr int kAcross = H / 8 / kRight;
-  static constexpr int kFirst = (H / 8 + kWarps - 1) / kWarps;
+  static constexpr int kFirst = (kWide ? H / 16 * 2 * kMostInputPieces : H / 8 + kWarps - 1) / kWarps;
+  static constexpr int kLast = (H / 16 * kOutputPieces + kWarps - 1) / kWarps;
 
   using Pieces = Sums[kDown][kRight];
-  Sums of_first[kFirst] = {}, of_last = {};
+  Sums of_first[kFirst] = {}, of_last[kLast] = {};
   Pieces of_between[kBetween] = {};
-  float of_last_bias[2] = {};
+  float of_last_bias[2 * kOutputPieces] = {};
 
   // ---- Sums over the block's rows ----
 
   // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
   SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
   SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
-  SK_INLINE void add_last_bias(const float (&of)[4]) {
+  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) {
     if constexpr (kFew) {
       if (part() != 0) return;
       for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) of_last_bias[e % 2] += of[e];
+      for (int e = 0; e < kOutputs; ++e) of_last_bias[e / 4 * 2 + e % 2] += of[e];
     }
   }
 
@@ -75,15 +77,42 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     }
   }
 
+  // f(i, m, n) of each piece i that a warp has of the first layer's gradient, rows 16 m and columns 8 n of it
+  template <class F>
+  SK_INLINE void each_first(F f) const {
+    unrolled<kFirst>([&](auto i) {
+      if constexpr (kWide) {
+        const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
+        if (n < 2 * input_pieces()) f(i, m, n);
+      } else {
+        const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
+        if (m >= H / 16) return;
+        f(i, m, n);
+      }
+    });
+  }
+  // The same of the last layer's, transposed, [H, 8] of each piece of outputs
+  template <class F>
+  SK_INLINE void each_last(F f) const {
+    if constexpr (kWide) {
+      unrolled<kLast>([&](auto i) {
+        const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
+        if (n < output_pieces()) f(i, m, n);
+      });
+    } else if (warp() < H / 16) {
+      f(Constant<0>{}, warp(), 0);
+    }
+  }
+  static SK_INLINE bool of_bias(int n) { return kWide ? n == 1 : n; }
+
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
     Right ones;
     To::ones(ones);
-    unrolled<kFirst>([&](auto i) {
-      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) return;
+    each_first([&](auto i, int m, int n) {
       const std::uint32_t left = own().left + To::template left_place<H>(m);
-      const std::uint32_t right = source + To::template right_place<kRegisterInputs>(n);
+      const std::uint32_t right = kWide ? piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2)
+                                        : source + To::template right_place<kRegisterInputs>(n);
       Sums bias = {};
       summed(of_first[i], [&](Sums& sums) {
 #pragma unroll 2
@@ -92,10 +121,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
           To::template left_of<H>(shared, left, 0, row, a);
           To::template each_right<kRegisterInputs, 1>(shared, right, row,
                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
-          if (biased && n) To::add(bias, a, ones);
+          if (biased && of_bias(n)) To::add(bias, a, ones);
         }
       });
-      if (biased && n) add_bias_sums(1, m, bias);
+      if (biased && of_bias(n)) add_bias_sums(1, m, bias);
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
     unrolled<kBetween>([&](auto l) {
@@ -119,10 +148,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
       });
       if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
     });
-    if (warp() < H / 16) {  // of the last layer the transposed, [H, 8]
-      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(warp());
-      const std::uint32_t right = own().top + To::template right_place<kRegisterOutputs>(0);
-      summed(of_last, [&](Sums& sums) {
+    each_last([&](auto i, int m, int n) {
+      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(m);
+      const std::uint32_t right = top(n) + To::template right_place<kRegisterOutputs>(0);
+      summed(of_last[i], [&](Sums& sums) {
 #pragma unroll 2
         for (int row = 0; row < kRows; row += To::kTogether) {
           Left a;
@@ -131,7 +160,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
                                                        [&](auto, const Right& b) { To::add(sums, a, b); });
         }
       });
-    }
+    });
   }
 
   // ---- What a block leaves ----
@@ -143,10 +172,12 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
     if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < 2 * kOutputPieces; ++i) {
+        if (!has(2 * i)) continue;
         float of = last_bias(i);
         for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
-        if (lane() < 4) outputs[kRegisterOutputs * group() + 2 * lane() + i] = of;
+        const int o = i / 2 * kRegisterOutputs + 2 * lane() + i % 2;
+        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of;
       }
     }
     __syncthreads();
@@ -160,17 +191,18 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
     for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
       slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
     }
-    if (threadIdx.x < kRegisterOutputs) {
+    const int columns = kRegisterOutputs * output_pieces();
+    if (threadIdx.x < columns) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += outputs[kRegisterOutputs * i + threadIdx.x];
+      for (int i = 0; i < kGroups; ++i) of += outputs[columns * i + threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
-    unrolled<kFirst>([&](auto i) {
-      const int m = (warp() + kWarps * i) / 2, n = warp() % 2;
-      if (m >= H / 16) return;
+    each_first([&](auto i, int m, int n) {
+      const int columns = kRegisterInputs * input_pieces();
       unrolled<4>([&](auto e) {
-        const int column = To::input_column(To::template sum_column<1>(n, 0, e));
-        slot[first.gradient + place_of(To::sum_row(m, e), column, kRegisterInputs)] = of_first[i][e];
+        const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
+        const int column = n / 2 * kRegisterInputs + of_piece;
+        slot[first.gradient + place_of(To::sum_row(m, e), column, columns)] = of_first[i][e];
       });
     });
     const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
@@ -191,13 +223,13 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups> {
         });
       });
     });
-    if (warp() < H / 16) {
+    each_last([&](auto i, int m, int n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int o = lane() % 4 * 2 + e % 2;
-        slot[last.gradient + place_of(o, To::sum_row(warp(), e), H)] = of_last[e];
+        const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;
+        slot[last.gradient + place_of(o, To::sum_row(m, e), H)] = of_last[i][e];
       }
-    }
+    });
   }
 
   // Of a number of a gradient of n columns, as finish_step reads them

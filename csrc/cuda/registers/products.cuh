@@ -8,38 +8,43 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups>
-using ProductsOf = std::conditional_t<operand_bytes(kPrecision) == 2, HalfProducts<kPrecision, H, kGroups>,
-                                      FloatProducts<kPrecision, H, kGroups>>;
+template <Precision kPrecision, int H, int kGroups, bool kWide>
+using ProductsOf = std::conditional_t<operand_bytes(kPrecision) == 2, HalfProducts<kPrecision, H, kGroups, kWide>,
+                                      FloatProducts<kPrecision, H, kGroups, kWide>>;
 
-template <Precision kPrecision, int H, int kGroups>
-struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
-  using Base = ProductsOf<kPrecision, H, kGroups>;
+template <Precision kPrecision, int H, int kGroups, bool kWide>
+struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
+  using Base = ProductsOf<kPrecision, H, kGroups, kWide>;
   using Base::Base;
-  using Base::hidden, Base::meet, Base::own, Base::part, Base::pull_last, Base::shared, Base::step, Base::store;
-  using Base::kMine, Base::kNumbers, Base::kParts, Base::through_first;
-  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::To;
+  using Base::hidden, Base::input_pieces, Base::load_inputs, Base::meet, Base::own, Base::part, Base::piece;
+  using Base::kMine, Base::kNumbers, Base::kParts, Base::output_pieces, Base::pull_last, Base::through_first;
+  using Base::shared, Base::step, Base::store;
+  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
+      typename Base::To;
 
   // ---- Once for a block ----
 
   enum Place : int { kFirstLayer, kBetweenLayers, kLastLayer };
 
-  // Weights of one layer, or of all between hidden ones, as many of a row at a time as kTogether. Each thread has
-  // several loads under way: a block's first tile waits for the slowest.
+  // Weights of one layer, of the first one's pieces, or of all between hidden ones, as many of a row at a time as
+  // kTogether. Each thread has several loads under way: a block's first tile waits for the slowest.
   template <Place kPlace, int kTogether>
   SK_INLINE void load_matrices(int layers, unsigned char* to) const {
     constexpr bool kFirst = kPlace == kFirstLayer, kLast = kPlace == kLastLayer;
     constexpr int kColumns = kFirst ? kRegisterInputs : H, kOfRow = kColumns / kTogether;
-    constexpr int kOfMatrix = (kLast ? kRegisterOutputs : H) * kOfRow,
+    constexpr int kRowsOf = kLast ? kRegisterOutputs : H, kOfMatrix = kRowsOf * kOfRow,
                   kPerThread = (kOfMatrix + kThreads - 1) / kThreads;
+    constexpr int kOfNext = kWide ? kRowsOf * kColumns : H * H;  // where l is 0 always that is no matter
     constexpr int kAtOnce = kPlace == kBetweenLayers ? 8 : kPerThread < 8 ? kPerThread : 8;
 #pragma unroll 1
     for (int begin = threadIdx.x; begin < layers * kOfMatrix; begin += kAtOnce * kThreads) {
       float of[kAtOnce][kTogether];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % (kOfMatrix / kOfRow);
-        const int k = at % kOfRow * kTogether, column = kFirst ? To::input_column(k) : k;
+        const int at = begin + i * kThreads, l = at / kOfMatrix, of_piece = at / kOfRow % kRowsOf;
+        const int row = kWide && kLast ? l * kRowsOf + of_piece : of_piece;
+        const int k = at % kOfRow * kTogether, column_of_piece = kFirst ? To::input_column(k) : k;
+        const int column = kWide && kFirst ? l * kColumns + column_of_piece : column_of_piece;
 #pragma unroll
         for (int e = 0; e < kTogether; ++e) of[i][e] = 0.0f;
         if (at >= layers * kOfMatrix) continue;
@@ -59,9 +64,9 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % (kOfMatrix / kOfRow);
+        const int at = begin + i * kThreads, l = at / kOfMatrix, row = at / kOfRow % kRowsOf;
         if (at >= layers * kOfMatrix) continue;
-        Base::put(to + l * (H * H * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether, of[i]);
+        Base::put(to + l * (kOfNext * To::kBytes), kFirst, kLast, row, at % kOfRow * kTogether, of[i]);
       }
     }
   }
@@ -82,12 +87,12 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
       const LayerArguments& layer = a.layer[i / H];
       biases[i] = layer.bias.data && i % H < layer.out ? number(layer.bias, i % H) : 0.0f;
     }
-    load_matrices<kFirstLayer, 2>(1, shared + own().first);
+    load_matrices<kFirstLayer, 2>(input_pieces(), shared + own().first);
     if (wide) {
-      load_matrices<kLastLayer, 4>(1, shared + own().last);
+      load_matrices<kLastLayer, 4>(output_pieces(), shared + own().last);
       load_matrices<kBetweenLayers, 4>(hidden() - 1, shared + own().between);
     } else {
-      load_matrices<kLastLayer, 2>(1, shared + own().last);
+      load_matrices<kLastLayer, 2>(output_pieces(), shared + own().last);
       load_matrices<kBetweenLayers, 2>(hidden() - 1, shared + own().between);
     }
   }
@@ -99,9 +104,22 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups> {
     for (int j = 0; j < 2 * kMine; ++j) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0.0f;
   }
 
-  SK_INLINE void through(int l, const Fragment& source, const Operands& a, Columns& c) const {
+  SK_INLINE void source_from(std::uint32_t array, Source& to) const {
+    if constexpr (!kWide) load_inputs(to.made, array);
+    to.array = array;
+  }
+  SK_INLINE void through(int l, const Source& source, const Operands& a, Columns& c) const {
     if (l == 0) {
-      through_first(source, c);
+      if constexpr (kWide) {
+#pragma unroll 1
+        for (int f = 0; f < input_pieces(); ++f) {
+          Fragment made;
+          load_inputs(made, piece(source.array, f));
+          through_first(made, f, c);
+        }
+      } else {
+        through_first(source.made, 0, c);
+      }
     } else {
       Base::template product_between<false>(a, l, c);
     }

@@ -5,21 +5,25 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween>
-struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
-  using Base = RegisterDirections<kPrecision, H, kGroups, kBetween>;
+template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
+struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide> {
+  using Base = RegisterDirections<kPrecision, H, kGroups, kBetween, kWide>;
   using Base::add_bias, Base::add_last_bias, Base::all, Base::kFew, Base::bias_sums, Base::bring_together, Base::clear,
       Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
+  using Base::each_piece, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs,
+      Base::piece;
   using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
   using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine;
   using Base::output_of, Base::own;
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
+  using Base::projected_by_pieces, Base::source_from, Base::top;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
   using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
-  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::To;
+  using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
+      typename Base::To;
   static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
 
   SK_INLINE void begin() const {
@@ -33,7 +37,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   SK_INLINE void run(std::int64_t tile) {
     first_row = tile * kRows + 16 * group();
     float rho[2][2] = {};  // of each term, of both rows of a lane
-    Fragment x;
+    Source x;
     load_x(x);
     values_forward(x);
     bool owed = false;
@@ -70,14 +74,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       for (int apart = 2; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
     }
     if constexpr (kParts > 1) {
-      if (step().from == From::kOutputs && step().P) {  // each warp has added directions of its own
+      // each warp has added directions or pieces of its own
+      if ((kWide ? step().from != From::kDirections : step().from == From::kOutputs) && step().P) {
         meet();
 #pragma unroll
         for (int half = 0; half < 2; ++half) mine()[lane() + 32 * half] = rho[kFirst_][half];
         meet();
 #pragma unroll
         for (int i = 0; part() == 0 && i < 2 * kParts - 2; ++i) {
-          rho[kFirst_][i % 2] += mine()[kOwnBytes / 4 * (i / 2 + 1) + lane() + 32 * (i % 2)];
+          rho[kFirst_][i % 2] += mine()[Base::own_floats() * (i / 2 + 1) + lane() + 32 * (i % 2)];
         }
       }
     }
@@ -89,9 +94,23 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
     }
   }
 
-  SK_INLINE void load_x(Fragment& to) const {
+  SK_INLINE void load_x(Source& to) const {
+    if constexpr (kWide) {
+#pragma unroll 1
+      for (int f = part(); f < input_pieces(); f += kParts) {
+        load_piece(f, to.made);
+        store_inputs(piece(own().x, f), to.made);
+      }
+      to.array = own().x;
+      meet();
+    } else {
+      load_piece(0, to.made);
+      if (part() == 0) store_inputs(own().x, to.made);
+    }
+  }
+  SK_INLINE void load_piece(int f, Fragment& to) const {
     float of[2][4];
-    const int column = lane() % 4 * 4;
+    const int column = f * kRegisterInputs + lane() % 4 * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -101,7 +120,6 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
       }
     }
     To::pack_inputs(of, to);
-    if (part() == 0) store_inputs(own().x, to);
   }
 
   // f(the curve of layer l's activation), l from 0
@@ -136,7 +154,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   // ---- Values ----
 
-  SK_INLINE void values_forward(const Fragment& x) {
+  SK_INLINE void values_forward(const Source& x) {
     Operands a;
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
@@ -169,35 +187,50 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         To::pack(value, made);
       });
     }
-    const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
-                                                         hidden() * H + lane() % 4 * 2);
-    Sums z = {bias.x, bias.y, bias.x, bias.y};
-    through_last(a, z);
-    const Function& of = step().layer[hidden()].activation;
-    const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
+    Sums sums[kOutputPieces];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      y(kY, e) = s.value[e], y(kD1, e) = s.d1[e], y(kD2, e) = s.d2[e], y(kOwed, e) = 0.0f;
+    for (int n = 0; n < kOutputPieces; ++n) {
+      const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
+                                                           hidden() * H + n * kRegisterOutputs + lane() % 4 * 2);
+      sums[n][0] = sums[n][2] = bias.x, sums[n][1] = sums[n][3] = bias.y;
+    }
+    through_last(a, sums);
+    const Function& of = step().layer[hidden()].activation;
+#pragma unroll
+    for (int n = 0; n < kOutputPieces; ++n) {
+      if (!has(4 * n)) continue;
+      const Sums& z = sums[n];
+      const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 4 * n + i;
+        y(kY, e) = s.value[i], y(kD1, e) = s.d1[i], y(kD2, e) = s.d2[i], y(kOwed, e) = 0.0f;
+      }
     }
   }
 
-  // Adjoints of the outputs as an operand of 8 columns, the others 0
-  SK_INLINE void top_of(const float (&of)[4], Fragment& to) const {
+  // Adjoints of the outputs as an operand of 16 columns, which of pieces that are not there are 0
+  SK_INLINE void top_of(const float (&of)[kOutputs], Fragment& to) const {
     To::pack_outputs(of, to);
-    if (part() == 0) To::store_outputs(shared, own().top, 16 * group(), to);
+    if (part() != 0) return;
+    To::template store_outputs<0>(shared, top(0), 16 * group(), to);
+    if constexpr (kWide) {
+      if (has(4)) To::template store_outputs<1>(shared, top(1), 16 * group(), to);
+    }
   }
 
   SK_INLINE void value_residual(bool owed, float (&rho)[2]) {
     const Target& target = step().target[Term::kValue];
-    float back[4];
+    float back[kOutputs];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int o = output_of(e);
+    for (int e = 0; e < kOutputs; ++e) {
+      const int o = output_of(e), half = e / 2 % 2;
       back[e] = 0.0f;
-      if (valid(e / 2) && o < step().O && target.kind != TargetKind::kNone) {
-        const float r = y(kY, e) - number(target.data, row_of(e / 2), o);
-        back[e] = y(kD1, e) *
-                  slope(step(), Term::kValue, row_of(e / 2), r, output_weight(step(), o), rho[e / 2], part() == 0);
+      if (!has(e)) continue;
+      if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
+        const float r = y(kY, e) - number(target.data, row_of(half), o);
+        back[e] =
+            y(kD1, e) * slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
       }
       back[e] += y(kOwed, e);
     }
@@ -229,14 +262,16 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
 
   // Of x, or of a direction: [N, n]
   SK_INLINE void store_gradient(const Operands& a, float* to, int n) const {
-    Sums of[2] = {};
-    pull_first(a, of);
-    if (part() != 0) return;
+    each_piece([&a, to, n, this](int f) {
+      Sums of[2] = {};
+      pull_first(a, f, of);
+      if (!kWide && part() != 0) return;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = lane() % 4 * 4 + column;
-      if (valid(half) && d < n) to[row_of(half) * n + d] = step().common * To::input_of(of, half, column);
-    }
+      for (int i = 0; i < 8; ++i) {
+        const int half = i / 2 % 2, column = i / 4 * 2 + i % 2, d = f * kRegisterInputs + lane() % 4 * 4 + column;
+        if (valid(half) && d < n) to[row_of(half) * n + d] = step().common * To::input_of(of, half, column);
+      }
+    });
   }
 
   // Whether derivatives have a way back; also of weight 0, where the gradient of given vectors is 0
@@ -247,8 +282,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   // ---- A tangent from a direction ----
 
   SK_INLINE void by_tangent(int p, bool owed, float (&rho)[2]) {
-    Fragment source;
-    load_inputs(source, source_at(p));
+    Source source;
+    source_from(source_at(p), source);
     Operands a;
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
@@ -265,21 +300,27 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
-    Sums z_dot = {};
-    through_last(a, z_dot);
-    const float4 target = targets_at(p);
-    float back[4];
+    Sums sums[kOutputPieces] = {};
+    through_last(a, sums);
+    float back[kOutputs];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int o = output_of(e);
-      float of = 0.0f;
-      if (valid(e / 2) && o < step().O) {
-        const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(e / 2), o);
-        const float r = y(kD1, e) * z_dot[e] - (&target.x)[e];
-        of = slope(step(), Term::kFirst, row_of(e / 2), r, weight, rho[e / 2], part() == 0);
+    for (int n = 0; n < kOutputPieces; ++n) {
+      const Sums& z_dot = sums[n];
+      const float4 target = has(4 * n) ? targets_at(p, n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 4 * n + i, o = output_of(e);
+        back[e] = 0.0f;
+        if (!has(e)) continue;
+        float of = 0.0f;
+        if (valid(i / 2) && o < step().O) {
+          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
+          const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
+          of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
+        }
+        back[e] = y(kD1, e) * of;
+        y(kOwed, e) += y(kD2, e) * z_dot[i] * of;
       }
-      back[e] = y(kD1, e) * of;
-      y(kOwed, e) += y(kD2, e) * z_dot[e] * of;
     }
     if (!owes_gradients()) return meet();
     Fragment top;
@@ -315,13 +356,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
   // ---- The gradient of output i, or of what cotangent i makes of them, and its adjoint as a tangent along it ----
 
   SK_INLINE void by_gradient(int i, bool owed, float (&rho)[2]) {
-    float back[4];
+    float back[kOutputs];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) back[e] = output_of(e) == i ? y(kD1, e) : 0.0f;
+    for (int e = 0; e < kOutputs; ++e) back[e] = has(e) && output_of(e) == i ? y(kD1, e) : 0.0f;
     if (cotangents()) {
       cotangent(i, back);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) back[e] *= y(kD1, e);
+      for (int e = 0; e < kOutputs; ++e) {
+        if (has(e)) back[e] *= y(kD1, e);
+      }
     }
     Fragment top;
     top_of(back, top);
@@ -340,18 +383,30 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
-    Sums pulled[2] = {};
-    pull_first(a, pulled);
-    float g_bar[2][4];
-    if (cotangents()) {
-      gradient_residuals(i, pulled, g_bar, rho);
+    Source source;
+    source.array = own().source;
+    if constexpr (kWide) {
+      if (cotangents()) {
+        gradients_by_pieces(i, a, rho);
+      } else {
+        projected_by_pieces(i, a, rho);
+      }
+      meet();
+      if (!owes_gradients()) return;
     } else {
-      projected_residuals(i, pulled, g_bar, rho);
+      Sums pulled[2] = {};
+      pull_first(a, 0, pulled);
+      float g_bar[2][4];
+      if (cotangents()) {
+        gradient_residuals(i, 0, pulled, g_bar, rho, part() == 0);
+        meet();  // before others write to what this warp has read
+      } else {
+        projected_residuals(i, pulled, g_bar, rho);
+      }
+      if (!owes_gradients()) return;
+      To::pack_inputs(g_bar, source.made);
+      if (part() == 0) store_inputs(own().source, source.made);
     }
-    if (!owes_gradients()) return;
-    Fragment source;
-    To::pack_inputs(g_bar, source);
-    if (part() == 0) store_inputs(own().source, source);
 #pragma unroll 1
     for (int l = 0; l < hidden(); ++l) {
       Columns c;
@@ -375,31 +430,42 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween> {
         });
       });
     }
-    Sums z_dot = {};
+    Sums z_dot[kOutputPieces] = {};
     through_last(a, z_dot);
-    if (step().dgiven && part() == 0) store_cotangent_gradient(i, z_dot);
+    if (step().dgiven && part() == 0) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) z_dot[e] *= y(kD2, e);
+      for (int n = 0; n < kOutputPieces; ++n) store_cotangent_gradient(i, n, z_dot[n]);
+    }
+#pragma unroll
+    for (int e = 0; e < kOutputs; ++e) {
+      if (has(e)) z_dot[e / 4][e % 4] *= y(kD2, e);
+    }
     if (cotangents()) {
-      float u[4];
+      float u[kOutputs];
       cotangent(i, u);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) y(kOwed, e) += z_dot[e] * u[e];
+      for (int e = 0; e < kOutputs; ++e) {
+        if (has(e)) y(kOwed, e) += z_dot[e / 4][e % 4] * u[e];
+      }
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) y(kOwed, e) += output_of(e) == i ? z_dot[e] : 0.0f;
+      for (int e = 0; e < kOutputs; ++e) {
+        if (has(e)) y(kOwed, e) += output_of(e) == i ? z_dot[e / 4][e % 4] : 0.0f;
+      }
     }
     __syncthreads();
     bring_together(own().source, own().right, false);
     __syncthreads();
   }
 
-  SK_INLINE void store_cotangent_gradient(int p, const Sums& z_dot) {
+  // Of piece n of the outputs
+  SK_INLINE void store_cotangent_gradient(int p, int n, const Sums& z_dot) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (!valid(e / 2) || output_of(e) >= step().O) continue;
+      const int o = output_of(4 * n + e);
+      if (!valid(e / 2) || o >= step().O) continue;
       const std::int64_t row = p * step().N + row_of(e / 2);
-      step().dgiven[row * step().O + output_of(e)] = step().common * y(kD1, e) * z_dot[e];
+      step().dgiven[row * step().O + o] = step().common * y(kD1, 4 * n + e) * z_dot[e];
     }
   }
 };
