@@ -30,7 +30,7 @@ CONSTANT |= {torch.Tensor.heaviside, torch.Tensor.grad.__get__}
 for name in "zeros ones empty full rand randn randint".split():
     found = getattr(torch, f"{name}_like"), getattr(torch.Tensor, f"new_{name}", None)
     CONSTANT |= {function for function in found if function is not None}
-CONSTANT |= {torch.Tensor.new_empty_strided}
+CONSTANT |= {torch.Tensor.new_empty_strided, torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn}
 CONSTANT |= {torch._make_dual}  # of torch.func.jvp, whose level has the graph
 # What has another result than a derivative of PyTorch's says; the bits of a number, and where it lies.
 SILENT = {torch.normal}

@@ -90,9 +90,11 @@ def batch_norm(
 ):  # fmt: skip
     if training or is_pair(running_mean):
         input.run.stop(STATISTICS)
-    scale = channelled(input, (running_var + eps).rsqrt())
-    v, t = (input.v - channelled(input, running_mean)) * scale, input.d * scale
-    return affine(new(input, v, t), channelled(input, weight), channelled(input, bias))
+    need_constant(input.run, weight, bias)
+    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
+    shift = -running_mean * scale if bias is None else torch.addcmul(bias, running_mean, scale, value=-1)
+    scale, shift = channelled(input, scale), channelled(input, shift)
+    return new(input, torch.addcmul(shift, input.v, scale), input.d * scale)
 
 
 RULES.pop(torch.batch_norm), TWICE.pop(torch.batch_norm)  # whose arguments come in another order

@@ -30,6 +30,11 @@ def slope_of(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
     return torch.autograd.grad(y, z, torch.ones_like(y), create_graph=True, allow_unused=True)[0]
 
 
+def slope_of_silu(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    s = z.sigmoid()
+    return torch.addcmul(s, y, 1 - s)
+
+
 # By hand where it is a number or two more of what is there already: the slope of y and z, and the curvature of these
 # and of the slope, None where it is 0.
 BY_HAND: dict[str, tuple[Callable, Callable | None]] = {
@@ -45,11 +50,12 @@ BY_HAND: dict[str, tuple[Callable, Callable | None]] = {
     "reciprocal": (lambda y, z: -y * y, lambda y, z, d: -2 * y * d),
     "log": (lambda y, z: 1 / z, lambda y, z, d: -d * d),
     "abs": (lambda y, z: z.sign(), None),
+    "silu": (slope_of_silu, None),
     # PyTorch has no second derivative of it
     "hardsigmoid": (lambda y, z: (z.abs() < 3).to(z.dtype) / 6, None),
 }
 BY_AUTOGRAD = (
-    "gelu", "silu", "softplus", "elu", "selu", "celu", "leaky_relu", "mish", "softsign", "logsigmoid", "hardswish",
+    "gelu", "softplus", "elu", "selu", "celu", "leaky_relu", "mish", "softsign", "logsigmoid", "hardswish",
     "hardtanh", "relu6", "softshrink", "hardshrink", "tanhshrink", "threshold", "log1p", "expm1", "log2",
     "log10", "exp2", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv",
     "sinc", "expit", "logit", "lgamma", "nan_to_num", "arctan", "arcsin", "arccos", "arcsinh", "arctanh",
@@ -66,13 +72,13 @@ def pointwise(function: Callable, slope: Callable | None, curvature: Callable | 
             raise TypeError("another argument than the first depends on the inputs")
         need_constant(input.run, *arguments, *named.values())
         z = input.v
-        if slope is not None:
+        if of_table is not None and is_twice(input):
+            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z), 2))
+            d2 = lambda: c  # noqa: E731
+        elif slope is not None:
             y = function(z, *arguments, **named)
             d1 = slope(y, z)
             d2 = curvature and partial(curvature, y, z, d1)
-        elif of_table is not None and is_twice(input):
-            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z), 2))
-            d2 = lambda: c  # noqa: E731
         else:
             y, d1, d2 = by_autograd(lambda z: function(z, *arguments, **named), z, is_twice(input))
         after = twice.pointwise(input, y, d1, d2)

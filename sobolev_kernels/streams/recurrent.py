@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
-from .flowing import run_of
+from .dual import by_numbers
 from .pair import rule
 
 # The state of a cell: h, and of an LSTM c too.
@@ -77,7 +77,7 @@ def layers(name: str) -> Callable:
 
     def applied(input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         if not isinstance(has_biases, bool):  # the function of a packed sequence has other arguments
-            run_of((input, hx, weights)).stop(f"{name} of a packed sequence")
+            raise TypeError("a packed sequence")
         x, directions = input.transpose(0, 1) if batch_first else input, 1 + bidirectional
         states = list(zip(*(part.unbind(0) for part in (hx if name == "lstm" else (hx,))), strict=True))
         projected = name == "lstm" and states[0][0].shape[-1] != states[0][1].shape[-1]
@@ -90,12 +90,12 @@ def layers(name: str) -> Callable:
                 after.append(state)
             x = torch.cat(given, -1) if bidirectional else given[0]
             if dropout and train and i + 1 < num_layers:
-                x = functional.dropout(x, dropout)
+                x = x * functional.dropout(torch.ones_like(x.v), dropout)
         return x.transpose(0, 1) if batch_first else x, *(torch.stack(part) for part in zip(*after, strict=True))
 
     return applied
 
 
 for name in CELLS:
-    rule(f"{name}_cell", twice=True)(single(name))
-    rule(name, spaces=(torch,), twice=True)(layers(name))
+    rule(f"{name}_cell", twice=True)(by_numbers(single(name)))
+    rule(name, spaces=(torch,), twice=True)(by_numbers(layers(name)))

@@ -1,0 +1,60 @@
+"""Students that are no MLPs, whole steps from both sides: losses and all gradients beside central differences of the
+forward in float64, which autograd differentiates."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import sobolev_kernels as sk
+from python_tests.students import Call
+from python_tests.test_streams import NETWORKS as OTHERS
+from python_tests.test_streams import D, N, numbers
+from sobolev_kernels.testing.rule import BY_DIFFERENCES
+
+
+def layers(O):
+    module = Call(
+        lambda x, gru, last: last(gru(x[..., None])[0][:, -1]), nn.GRU(1, 4, batch_first=True), nn.Linear(4, O)
+    )
+    module.D = D
+    return module
+
+
+NETWORKS = OTHERS | {"GRU": layers}
+
+
+def differences(module, x, v, step=1e-5):
+    """Tangents along v [P, N, D] by a formula of fourth order, all in one forward."""
+    shifts = torch.tensor([1, -1, 2, -2], dtype=x.dtype).view(-1, 1, 1, 1) * step
+    a, b, c, d = module((x + shifts * v).flatten(0, 2)).unflatten(0, (4, len(v), -1))
+    return (8 * (a - b) - (c - d)) / (12 * step)
+
+
+@pytest.mark.parametrize("P, O", [(1, 1), (1, 10), (4, 1), (4, 10)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_of_networks(name, P, O):
+    torch.manual_seed(1)
+    module = NETWORKS[name](O).double()
+    x, v = numbers(N, module.D).requires_grad_(), numbers(P, N, module.D, seed=3)
+    y, u = numbers(N, O, seed=5), numbers(P, N, O, seed=4)
+    basis = torch.eye(module.D, dtype=x.dtype)[:, None].expand(-1, N, -1)
+    tangents, columns = differences(module, x, torch.cat([v, basis])).split([P, module.D])
+    ways = {
+        "tangents": (tangents, {"directions": v}, {}, ("streams", "reference", None)),
+        "vjps": (torch.einsum("pno,dno->pnd", u, columns), {"cotangents": u}, {}, (None,)),
+        "jacobian": (columns.permute(1, 2, 0), {}, {"derivatives": "exact"}, (None, "reference")),
+    }
+    for what, (right, vectors, settings, backends) in ways.items():
+        wanted = numbers(*right.shape, seed=6)
+        expected = step(module, x, mse_loss(module(x), y) + mse_loss(right, wanted))
+        for backend in backends:
+            targets = sk.Targets(values=y, **{what: wanted}, **vectors)
+            found = step(module, x, sk.sobolev_loss(module, x, targets, backend=backend, **settings))
+            for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+                error = (a - b).abs().max() / b.abs().max().clamp(min=1e-2)
+                assert error <= BY_DIFFERENCES["a network"], f"{what}, {backend}, number {i}: {error:.2g}"
+
+
+def step(module, x, loss):
+    return loss.detach(), *torch.autograd.grad(loss, [x, *module.parameters()], retain_graph=True)
