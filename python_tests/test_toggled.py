@@ -328,3 +328,23 @@ def test_what_is_of_all_threads_is_as_it_was(context):
 
 def test_contexts_that_another_thread_asks_for_meanwhile():
     assert run_again(torch.sin, X, Graphs()) is None
+
+
+@pytest.mark.parametrize("given", [lambda w: w, lambda w: [w], lambda w: {"w": w}])
+def test_functions_of_the_same_code_with_other_weights(given):
+    """One of two outputs is no sign of how many another has."""
+
+    def made(weights):
+        def student(x):
+            w = weights["w"] if isinstance(weights, dict) else weights[0] if isinstance(weights, list) else weights
+            return torch.sin(x @ w) * x[:, :1]
+
+        return student
+
+    teacher = lambda x: x[:, :1].sin()  # noqa: E731
+    sk.jvp(made(given(numbers(D, 2))), X, V)
+    student = made(given(numbers(D, 1)))
+    loss = sk.sobolev_loss(student, X, sk.Targets(teacher=teacher), directions=sk.Directions.given(V))
+    y, t = sk.jvp(student, X, V, backend="reference")
+    expected = (y - teacher(X)).square().mean() + (t - X[:, :1].cos() * V[:, :, :1]).square().mean()
+    torch.testing.assert_close(loss, expected, **ANOTHER_WAY)

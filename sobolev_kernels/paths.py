@@ -10,7 +10,7 @@ import copy
 import types
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -53,6 +53,7 @@ HOOKS = OF_FORWARD + OF_BACKWARD
 PASSING = "BackwardHookFunctionBackward", "CloneBackward0"  # nodes that give what they are given
 OF_ALL = tuple(f"_global{hooks}" for hooks in HOOKS)
 SIMPLE = (bool, int, float, str, bytes, type(None))
+MANY = 64  # of a list, whose tensors are not told any more
 
 
 class Flow(NamedTuple):
@@ -370,7 +371,8 @@ def state_of(module: nn.Module) -> Iterator[object]:
 
 
 def made_of(function: object, parts: list[object], constants: list[object], depth: int = 0) -> None:
-    """Appends the code and whatever else of a function can be called, and the constants it was made with."""
+    """Appends the code and whatever else of a function can be called, and the constants it was made with; of tensors
+    what they are like, by which a function of others with the same code is told."""
     if type(function) is Rows:
         constants.append(function.shape)
         function = function.student
@@ -387,6 +389,19 @@ def made_of(function: object, parts: list[object], constants: list[object], dept
             constants.append(value)
         elif callable(value):
             made_of(value, parts, constants, depth + 1)
+        else:
+            constants.append(likeness_of(value))
+
+
+def likeness_of(value: object, depth: int = 0) -> Hashable:
+    """The shapes and dtypes of tensors, also of a few in a list, tuple or dict."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)) or len(value) > MANY or depth > 1:
+        return None
+    return tuple(likeness_of(each, depth + 1) for each in value)
 
 
 def cell_is_full(cell: types.CellType) -> bool:
