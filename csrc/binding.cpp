@@ -501,7 +501,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, const std::tuple<int, int, int, int, bool>& way, std::uint64_t shared, int device) {
+      [](int precision, const std::tuple<int, int, int, std::int16_t, bool>& way, std::uint64_t shared, int device) {
         const auto& [width, groups, between, most, wide] = way;
         return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
                                                     {width, groups, between, most, wide}, shared);
