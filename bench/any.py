@@ -59,6 +59,7 @@ def steps_of(
     parameters, steps, found = tuple(student.parameters()), {}, {}
     if compiled:  # once: what is compiled anew after it, as of the first ways, was seen to be a quarter slower
         torch.compiler.reset()
+        torch._dynamo.config.allow_rnn = True  # it refuses nn.GRU else
     for way, function in ways_of(student, kind, compiled).items():
         if way in without:
             continue
