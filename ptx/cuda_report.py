@@ -43,9 +43,8 @@ class Code:
     wide: int  # loads of 16 bytes that may be from global memory
 
 
-def code(precision: str, target: str, of: str | None = None) -> Code:
-    """`of`: the target of the PTX, if it is not the same, as where a driver compiles PTX for a newer GPU."""
-    ptx = compile_file(KERNELS, target=of or target, options=(f"-DSK_PRECISION={NAMES[precision]}",))
+def code(precision: str, target: str) -> Code:
+    ptx = compile_file(KERNELS, target=target, options=(f"-DSK_PRECISION={NAMES[precision]}",))
     cubin, resources = assemble(ptx, target)
     registers = [next(r for name, r in resources.items() if kernel in name).registers for kernel in KERNELS_OF_A_STEP]
     spills = sum(used.spill_stores + used.spill_loads for used in resources.values())
@@ -67,10 +66,9 @@ FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1))
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
-def in_registers(precision: str, taken: tuple[int, ...], target: str, of: str | None = None) -> tuple[int, int, int]:
-    """Registers, bytes of stack and of spills of a way; `of` as above."""
-    ptx = compile_file(REGISTERS, target=of or target, options=register_options(precision, taken))
-    _, resources = assemble(ptx, target)
+def in_registers(precision: str, taken: tuple[int, ...], target: str) -> tuple[int, int, int]:
+    """Registers, bytes of stack and of spills of a way."""
+    _, resources = assemble(compile_file(REGISTERS, target=target, options=register_options(precision, taken)), target)
     used = next(used for name, used in resources.items() if "register_step" in name)
     return used.registers, used.stack, used.spill_stores + used.spill_loads
 

@@ -10,14 +10,12 @@ if reason:
 
 from ptx.cuda_report import PRECISIONS, TARGETS, WAYS, WIDTHS, blocks, code, in_registers, way  # noqa: E402
 
-OF = "sm_80"  # the PTX that is executed too: nothing in the sources asks for the target, and nvcc takes long for each
-
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_code(target, precision):
     """No spill: the 32 bytes of stack are the local array of sin and cos of arguments above 10^5."""
-    used = code(precision, target, OF)
+    used = code(precision, target)
     assert used.spills == 0 and used.stack <= 32
     assert used.registers <= (255 if precision == "ieee" else 128)
     assert max(used.pack, used.finish) <= 64  # four blocks of a multiprocessor: they wait for memory
@@ -40,5 +38,5 @@ def test_every_width_has_a_place(target, width):
 @pytest.mark.parametrize(("precision", "taken"), [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16"], ids=str)
 def test_streams_in_registers(precision, taken):
     """As many blocks as its way says, and hardly a spill; the stack is that of sin and cos."""
-    registers, stack, spills = in_registers(precision, taken, "sm_90", OF)
+    registers, stack, spills = in_registers(precision, taken, "sm_90")
     assert registers <= (128 if taken[-1] == 2 else 255) and spills <= 64 and stack <= 64
