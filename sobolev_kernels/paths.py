@@ -396,7 +396,8 @@ def made_of(function: object, parts: list[object], constants: list[object], dept
 def likeness_of(value: object, depth: int = 0) -> Hashable:
     """The shapes and dtypes of tensors, also of a few in a list, tuple or dict."""
     if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype
+        with torch._C.DisableTorchFunction():  # one that stands for another, as while a student is followed
+            return value.shape, value.dtype
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, (list, tuple)) or len(value) > MANY or depth > 1:
