@@ -445,6 +445,10 @@ def test_residual_losses():
     heat = sk.Residual(lambda p: p.u_t - p.u_xx, "x t -> u", name="heat")
     text = sk.explain(sk.MLP(2, 1, width=16), torch.zeros(8, 2), of="residual_loss", residual=[heat, heat.diff("x")])
     assert "order       3\n" in text and "heat_x      u_xt - u_xxx\n" in text
+    assert "-> cpu        one pass of the core for the loss and all gradients" in text
+    by_two_calls = sk.Residual(lambda p: p.u_t - p.u.atan(), "x t -> u")
+    text = sk.explain(sk.MLP(2, 1, width=16), torch.zeros(8, 2), of="residual_loss", residual=by_two_calls)
+    assert "-> cpu        one pass of the core for the results, and one for all gradients" in text
 
 
 @pytest.mark.parametrize(

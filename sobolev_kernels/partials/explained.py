@@ -13,6 +13,7 @@ from ..scaled import fold_of
 from ..student import Student, Unrecognised, recognise
 from .along import KERNELS
 from .evaluate import faults_of_call, faults_of_kinks, fields_of, names_of
+from .fused_loss import record
 from .layers import by_plain
 from .names import Fields
 from .residual import Residual, lines_of_residual, lines_of_streams
@@ -25,6 +26,10 @@ PARTIALS, RESIDUAL_LOSS = "partials", "residual_loss"
 FUSED = {
     "cpu": "one pass of the core for the results, and one for all gradients",
     "triton": "launches of kernels that are written for these streams, forward and back",
+}
+AT_ONCE = {
+    "cpu": "one pass of the core for the loss and all gradients",
+    "triton": "one script of launches for the loss and all gradients",
 }
 STREAMS = "by PyTorch's operations, each layer with its adjoint"
 AGAIN = "autograd of autograd: a gradient for each output, order and way to it"
@@ -72,7 +77,14 @@ def lines_of_call(
     yield from lines_of_transforms(parts, streams.count)
     for residual in residuals:
         yield from lines_of_residual(residual)
-    yield from lines_of_ways(inner, x, backend)
+    yield from lines_of_ways(inner, x, backend, AT_ONCE if are_in_tiles(residuals, x) and not parts else FUSED)
+
+
+def are_in_tiles(residuals: Sequence[Residual], x: torch.Tensor) -> bool:
+    """Whether residuals are evaluated and differentiated where the streams are; else by PyTorch between two calls."""
+    read = dict.fromkeys(name for one in residuals for name in (*one.reads, *one.coordinates))
+    all_recorded = bool(residuals) and all(one.recorded for one in residuals)
+    return all_recorded and record(residuals, tuple(read), x) is not None
 
 
 def lines_of_transforms(parts: Parts | None, count: int) -> Iterator[str]:
@@ -82,7 +94,9 @@ def lines_of_transforms(parts: Parts | None, count: int) -> Iterator[str]:
         yield "outputs     transformed: by autograd, of a polynomial with the streams of the student"
 
 
-def lines_of_ways(known: Student | Unrecognised, x: torch.Tensor, backend: str | None) -> Iterator[str]:
+def lines_of_ways(
+    known: Student | Unrecognised, x: torch.Tensor, backend: str | None, fused: dict[str, str]
+) -> Iterator[str]:  # fmt: skip
     """The one taken, and why not the others."""
     way = chosen(known, x, None, backend)
     if not isinstance(known, Student):
@@ -92,7 +106,7 @@ def lines_of_ways(known: Student | Unrecognised, x: torch.Tensor, backend: str |
         taken = "reference" if by_reference(known, backend) else way or "streams"
         followed = FOLLOWED if by_plain(x) else ""
         said = {name: followed or why_not(known, x) for name, why_not in KERNELS.items()}
-        said = {name: f"refused: {why}" if why else FUSED[name] for name, why in said.items()}
+        said = {name: f"refused: {why}" if why else fused[name] for name, why in said.items()}
         faster = "" if requested(backend) else " (not taken: kernels are faster)"
         said["streams"] = STREAMS if taken == "streams" else STREAMS + faster
         if taken == "reference":
