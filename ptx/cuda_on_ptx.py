@@ -47,7 +47,6 @@ class OnPtx:
         self.tile = tile
         self.limit, self.blocks, self.schedule, self.findings, self.ptx = limit, blocks, schedule, findings, ptx
         self.results, self.layout, self.problem = {}, None, None
-        self.ways: list[tuple[int, ...]] = []  # of all calls
         self.memory: list[torch.Tensor] = []  # of the call that is running
         self.seeds: list[torch.Tensor] = []  # those that only the device would know
 
@@ -69,7 +68,6 @@ class OnPtx:
         told = prepared(launch, where, scratch)
         scratch.numpy().fill(255)
         self.layout = core._C.cuda_layout(launch.step, launch.precision, launch.limit)
-        self.ways.append(self.layout["way"])
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 

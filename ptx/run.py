@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
-import gc
 import hashlib
 import os
 import pickle
@@ -396,18 +395,6 @@ def reader() -> str:
     return hashlib.sha256(b"\0".join([str(built()).encode(), *texts])).hexdigest()
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Nothing of what is read is garbage: to look for it among millions of objects would take half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 SHORT = 20_000  # characters of a text that is read faster than a file
 
 
@@ -439,11 +426,7 @@ class Module:
         """What `make` makes of the text; of a long one once, and kept."""
         if len(self.text) < SHORT:
             return make()
-
-        def packed() -> bytes:
-            with uncollected():
-                return zlib.compress(pickle.dumps(make()), 1)
-
+        packed = lambda: zlib.compress(pickle.dumps(make()), 1)  # noqa: E731
         return pickle.loads(zlib.decompress(kept("read-{}.pickle", (kernel, self.text, reader()), packed)))
 
     def program(self, kernel: str) -> Program:
