@@ -262,6 +262,35 @@ def test_mixed_derivatives_of_directions_of_any_size():
     torch.testing.assert_close(columns, sk.hvp(student, x, *padded)[1], **ANOTHER_WAY)
 
 
+@pytest.mark.parametrize("backend", ["streams", "reference"])
+def test_mixed_derivatives_by_polarization(backend):
+    """Vectors of any size, zero ones too, are brought to one size before they are added and subtracted."""
+    torch.manual_seed(0)
+    layers, x = sk.MLP(3, 2, width=16, activation="silu").double(), random(6, 3).requires_grad_()
+    v, w = 1e-3 * random(4, 6, 3), 1e2 * random(4, 6, 3) + 1
+    v[0, 0], w[1, 1] = 0, 0
+    v, w = v.requires_grad_(), w.requires_grad_()
+
+    def student(x):
+        return layers(x).sin() * x[:, :1]
+
+    def mixed(student, x, v, w):
+        return sk.hvp(student, x, v, w, backend=backend)[1]
+
+    def expected():
+        along = lambda d: lambda function: lambda x: torch.func.jvp(function, (x,), (d,))[1]  # noqa: E731
+        return torch.stack([along(a)(along(b)(student))(x) for a, b in zip(v, w, strict=True)])
+
+    compare(lambda: (mixed(student, x, v, w),), lambda: (expected(),), [x, v, w, *layers.parameters()])
+    exact = expected().detach()
+    layers = layers.float()
+    assert_within_rule("float32", mixed(student, *(t.detach().float() for t in (x, v, w))).detach(), exact)
+    whole = sk.Directions.given(v[:, 0].detach().float()), sk.Directions.given(w[:, 0].detach().float())
+    each = (t.values[:, None].expand(-1, 6, -1) for t in whole)
+    together = mixed(student, x.detach().float(), *whole)
+    torch.testing.assert_close(together, mixed(student, x.detach().float(), *each))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_losses_in_one_pass_beside_two(seed, monkeypatch):
     """Losses, reductions, weights of terms, missing targets and further derivatives: what a call of the core makes, and

@@ -254,8 +254,8 @@ def hvp(
     """Values and mixed second derivatives D² m(x)[v, w].
 
     Differentiable as those of `jvp`. Of an MLP by the streams of v, w and both (docs/math.md, section 15), on the
-    CPU and in float32 by Triton; elsewhere by polarization, (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4: scale v and w alike
-    there, since the difference loses as many digits as they differ.
+    CPU and in float32 by Triton; elsewhere by polarization, (D²m[v+w, v+w] - D²m[v-w, v-w]) / 4, of v and w that
+    are brought to one size first, since the difference loses as many digits as they differ.
 
     Args:
         student, x, wrt, backend: as for `jvp`.
@@ -282,7 +282,7 @@ def hvp(
     if (found := mixed_by_streams(student, x, v, w, wrt=wrt, backend=backend)) is not None:
         return found
     # what is added and what is subtracted would be rounded in half precision
-    exact_v, exact_w = (widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w))
+    exact_v, exact_w = alike(*(widened(t) if t.dtype == getattr(x, "dtype", None) else t for t in (v, w)))
     both = Directions.given(torch.cat([exact_v + exact_w, exact_v - exact_w]))
 
     def mixed(y: torch.Tensor, _: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -290,6 +290,16 @@ def hvp(
         return y, (plus - minus) / 4
 
     return evaluate(student, x, both, Directions, "v", False, mixed, wrt=wrt, backend=backend, order=2)
+
+
+def alike(v: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """s v and w / s of one size, each vector with a power of two s of its own: D²m[s v, w / s] is D²m[v, w]."""
+    if not v.numel():
+        return v, w
+    vectors = min(v.dim() - 1, 2)  # after the direction and the sample, if each sample has its own
+    sizes = [t.detach().abs().amax(tuple(range(vectors, t.dim())), keepdim=True) for t in (v, w)]
+    scale = ((sizes[1].log2() - sizes[0].log2()) / 2).nan_to_num(0, 0, 0).round().exp2()
+    return v * scale, w / scale
 
 
 def mixed_by_streams(
