@@ -223,7 +223,7 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known, ran.read, ran.kinds)
+    looked, own = need_paths(role, call.request.student, ran, x, order, wanted, known)
     return ran._replace(looked=order if looked else 0, own=own)
 
 

@@ -32,6 +32,8 @@ for name in "zeros ones empty full rand randn randint".split():
     CONSTANT |= {function for function in found if function is not None}
 CONSTANT |= {torch.Tensor.new_empty_strided, torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn}
 CONSTANT |= {torch._make_dual}  # of torch.func.jvp, whose level has the graph
+# Of these what makes one of a tensor's own numbers.
+CUTTING = {torch.detach, torch.detach_copy, torch.Tensor.detach, torch.Tensor.detach_, torch.Tensor.data.__get__}
 # What has another result than a derivative of PyTorch's says; the bits of a number, and where it lies.
 SILENT = {torch.normal}
 BITS = {torch.Tensor.view, torch.Tensor.data_ptr}
@@ -47,6 +49,11 @@ def takes_numbers(function: Callable, made: object) -> bool:
     if function not in BITS and not isinstance(made, MEMORY):
         return of_numbers(made)
     return not is_float(made) and not asked_by_kernels()
+
+
+def is_cut(function: Callable, made: object) -> bool:
+    """Whether a function gave a constant, which was meant: detached, or made where no graph is kept."""
+    return is_float(made) and not made.requires_grad and (function in CUTTING or not torch.is_grad_enabled())
 
 
 def asked_by_kernels() -> bool:

@@ -27,15 +27,15 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and the
-    kinds of its graph, with those of the graph where nothing is put off; or why none is put off."""
+    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and its
+    graph, with that where nothing is put off; or why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
     heard: dict[int, object] = {}  # noqa: RUF012
-    kinds: tuple | None = None
+    graph: tuple | None = None
     as_it_is: tuple | None = None
 
 
@@ -101,11 +101,10 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
         seen.needs = contexts.needs if seen.unlike < UNLIKE else None
-    samples = None
-    if seen is not None:
-        samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
-    alike, read = alike if kept else None, contexts.read
-    return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, read, kinds)
+    places = () if seen is None else places_of(y, nodes, tensors=not contexts.checkpointed)
+    samples = None if seen is None else seen.samples_of(kinds, places, x)
+    alike, told = alike if kept else None, (contexts.read, kinds, places, contexts.cuts)
+    return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, *told)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -141,10 +140,11 @@ def run_again(
         seen.needs, seen.unlike = None, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    places = places_of(y, nodes, tensors=not contexts.checkpointed)
+    samples, told = seen.samples_of(kinds, places, x), (contexts.read, kinds, places, contexts.cuts)
     if contexts.read:
         seen.needs = needs._replace(reads=True)
-    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
+    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, *told)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.
