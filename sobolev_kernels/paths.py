@@ -33,7 +33,7 @@ from .boundary import PLAIN
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
-from .parts import drawing_modules, modules_of, roots_of
+from .parts import drawing_modules, modules_of, roots_of, values_of
 from .rows import Rows, behind
 
 OTHER = (
@@ -177,6 +177,7 @@ def need_paths(
         looked.hidden = hidden_of(function, run, x, kinds)
     for found, times in () if looked is None else found_of(role, function, ran, x, order, known, looked):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
+            known.graphs.due = True  # in the next call it may be none
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
     if read:  # at each call: a branch may take them elsewhere
@@ -354,6 +355,9 @@ def known_of(function: object, x: torch.Tensor, kinds: list | None = None) -> Kn
         if len(met.states) >= STATES:
             met.states.pop(next(iter(met.states)), None)
         known = met.states[states] = Known()
+    if core.MISSING is None and not torch.compiler.is_compiling():
+        function = behind(function)
+        known.graphs.goes_by(core._C.plain(roots_of(function), values_of(function)))
     return known
 
 

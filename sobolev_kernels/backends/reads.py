@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 from .graph import nodes_of
 
@@ -96,8 +97,20 @@ def is_transformed(tensor: torch.Tensor) -> bool:
 
 
 def depend_on(node: Node, tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether a graph leads from one of these to a node."""
-    return any(node in nodes_of(tensor) for tensor in tensors)
+    """Whether a graph leads from one of these to a node, which may be its own."""
+    return any(node in nodes_of(tensor) or node is leaf_of(tensor) for tensor in map(of_graph, tensors))
+
+
+def of_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """It, or what it is a view of if it was made where no graph is kept: it has no node then, and asks for a gradient."""
+    base = tensor._base if type(tensor) is torch.Tensor and tensor.grad_fn is None else None
+    return tensor if base is None or not base.requires_grad else base
+
+
+def leaf_of(tensor: torch.Tensor) -> Node | None:
+    """Its node, if it has none before it."""
+    plain = type(tensor) is torch.Tensor and tensor.grad_fn is None
+    return get_gradient_edge(tensor).node if plain else None
 
 
 def name_of(function: Callable) -> str:
