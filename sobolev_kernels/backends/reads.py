@@ -102,7 +102,7 @@ def depend_on(node: Node, tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def of_graph(tensor: torch.Tensor) -> torch.Tensor:
-    """It, or what it is a view of if it was made where no graph is kept: it has no node then, and asks for a gradient."""
+    """It, or what it is a view of if it was made where no graph is kept: it has no node, but asks for a gradient."""
     base = tensor._base if type(tensor) is torch.Tensor and tensor.grad_fn is None else None
     return tensor if base is None or not base.requires_grad else base
 
