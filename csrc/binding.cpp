@@ -418,6 +418,7 @@ PYBIND11_MODULE(_C, m) {
       {"held", fast(sk::reading::held), METH_FASTCALL, "What modules hold: each with copies of its dicts."},
       {"modules", fast(sk::reading::modules), METH_FASTCALL,
        "(roots, plain, kinds, parameters): what they are made of"},
+      {"plain", fast(sk::reading::plain), METH_FASTCALL, "(roots, values): what plain values there are, in a number"},
       {"nodes", fast(sk::reading::nodes), METH_FASTCALL, "(nodes): these and all that they lead to, in order"},
       {"addresses", fast(sk::reading::addresses), METH_FASTCALL, "(tensors, needs): where they are, or None"},
       {"mlp_sobolev_at", fast(mlp_sobolev_at), METH_FASTCALL,

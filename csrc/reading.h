@@ -243,6 +243,42 @@ inline PyObject* modules(PyObject*, PyObject* const* arguments, Py_ssize_t count
   Py_RETURN_TRUE;
 }
 
+// Adds what a plain value is, a number, a writing or None, and what those are that lie in a list, tuple or dict.
+inline void add_plain(std::size_t& sum, PyObject* value, int depth = 0) {
+  const auto add = [&sum](std::size_t part) { sum = (sum ^ part) * 0x9E3779B97F4A7C15u + 1; };
+  PyObject *key, *item;
+  Py_ssize_t place = 0;
+  if (value == Py_None || PyBool_Check(value)) {
+    add(reinterpret_cast<std::size_t>(value));
+  } else if (PyLong_CheckExact(value) || PyFloat_CheckExact(value) || PyUnicode_CheckExact(value)) {
+    add(std::size_t(PyObject_Hash(value)));
+  } else if (depth < 2 && (PyList_CheckExact(value) || PyTuple_CheckExact(value))) {
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(value);
+    for (Py_ssize_t i = 0; i < n && i < 64; ++i) add_plain(sum, PySequence_Fast_GET_ITEM(value, i), depth + 1);
+    add(std::size_t(n));
+  } else if (depth < 2 && PyDict_CheckExact(value) && PyDict_Size(value) <= 64) {
+    while (PyDict_Next(value, &place, &key, &item)) add_plain(sum, item, depth + 1);
+  }
+}
+
+// plain(roots, values): a number that stands for the plain values that are attributes of these modules and of all below
+// them, and for others.
+inline PyObject* plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "plain(list of modules, list of values)");
+    return nullptr;
+  }
+  std::size_t sum = 0;
+  const Answer answer = each_module(arguments[0], [&sum](PyObject*, PyObject* inside, PyObject*) -> Answer {
+    PyObject *name, *value;
+    Py_ssize_t place = 0;
+    while (PyDict_Next(inside, &place, &name, &value)) add_plain(sum, value);
+    return 1;
+  });
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[1]); ++i) add_plain(sum, PyList_GET_ITEM(arguments[1], i));
+  return answer < 0 ? nullptr : PyLong_FromSize_t(sum);
+}
+
 // held(roots): of each of these modules and of all below them the module, a copy of its dict and one of that of its
 // buffers, in a list; None where a module keeps them in another way.
 inline PyObject* held(PyObject*, PyObject* const* arguments, Py_ssize_t count) {

@@ -277,3 +277,23 @@ def test_constants_of_a_first_call_serve_all_others(monkeypatch):
         torch.testing.assert_close(found, expected)
         assert all(type(tensor) is torch.Tensor and not tensor.is_inference() for tensor in constants.KEPT.values())
         assert constants.KEPT
+
+
+@pytest.mark.parametrize("where", ["a sample", "a weight"])
+def test_what_is_no_number_is_given_as_none(where):
+    """As by PyTorch, and it does not pass for samples that see each other; which is refused beside it, too."""
+    torch.manual_seed(0)
+    student, x = (
+        nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)).double(),
+        torch.rand(5, 2, dtype=torch.float64),
+    )
+    right = sk.partials(student, x, "u_x, u_xx", fields="x t -> u")
+    with torch.no_grad():
+        (x if where == "a sample" else student[0].weight)[0, 0] = torch.nan
+    for name, got in sk.partials(student, x, "u_x, u_xx", fields="x t -> u").items():
+        expected = right[name].clone()
+        expected[: 1 if where == "a sample" else None] = torch.nan
+        torch.testing.assert_close(got, expected, equal_nan=True, **ANOTHER_WAY)
+    if where == "a sample":
+        with pytest.raises(sk.NotProvided, match="mixes samples"):
+            sk.partials(lambda x: student(x + x.roll(1, 0)), x, "u_x", fields="x t -> u")

@@ -397,3 +397,18 @@ def test_no_samples():
         loss = sk.residual_loss(student, torch.rand(0, 2), residual, reduction=reduction)
         gradients = torch.autograd.grad(loss, list(student.parameters()), materialize_grads=True)
         assert loss == 0 and not any(map(torch.any, gradients))
+
+
+def test_a_residual_that_is_no_number_where_it_is_tried():
+    """It is differentiated like any other, with other numbers; one that is none at all is refused as that."""
+    student = sk.MLP(2, 1, width=4).double()
+    with torch.no_grad():
+        student[-1].bias += 5
+    x = X.double().requires_grad_()
+    loss = sk.residual_loss(student, x, sk.Residual(lambda p: (p.u - 2).sqrt(), XT).diff("x"))
+    slope = torch.autograd.grad((student(x) - 2).sqrt().sum(), x, create_graph=True)[0][:, 0]
+    torch.testing.assert_close(loss, slope.square().mean(), **ANOTHER_WAY)
+    with pytest.raises(sk.NotProvided, match="got NaN at all"):
+        sk.residual_loss(student, x, sk.Residual(lambda p: (-p.u * p.u - 1).sqrt(), XT).diff("x"))
+    with pytest.raises(sk.NotProvided, match="mixes samples"):
+        sk.residual_loss(student, x, sk.Residual(lambda p: (p.u - 2).sqrt() - p.u.mean(0), XT).diff("x"))

@@ -163,6 +163,7 @@ PLACES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:student. as_strided in it has no rule")
 @pytest.mark.parametrize("place", PLACES)
 def test_samples_that_are_mixed_by_other_numbers(place):
     """The same operations on tensors of the same shapes, at a call that is not the 1st, 2nd, 4th, 8th."""

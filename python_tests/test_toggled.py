@@ -287,6 +287,72 @@ def test_a_branch_that_is_cut_where_the_graph_has_the_same_nodes():
             torch.testing.assert_close(gradients(None, backend), right, **CLOSE_IN_SINGLE)
 
 
+def test_a_column_that_is_cut_by_the_same_operations():
+    """Where two columns of a list are swapped: of the one derivatives are wanted, of the other a constant is made."""
+    columns, targets = [0, 1], sk.Targets(jacobian=torch.zeros(N, 1, 1, dtype=X.dtype))
+    student = lambda x: (x[:, columns[0]].sin() + x.detach()[:, columns[1]])[:, None]  # noqa: E731
+    right = X[:, 0].cos().square().mean()
+    for columns[:] in ([0, 1], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1]):
+        if columns == [0, 1]:
+            loss = sk.sobolev_loss(student, X, targets, derivatives="exact", wrt=[0], weights=(0.0, 1.0))
+            torch.testing.assert_close(loss, right, **ANOTHER_WAY)
+        else:
+            with pytest.raises(sk.NotProvided, match="changes with column 0 of"):
+                sk.sobolev_loss(student, X, targets, derivatives="exact", wrt=[0], weights=(0.0, 1.0))
+
+
+class Told(nn.Module):
+    """Made by `change` of a wave and a number, or what that is changed into where one of its settings is another."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.word, self.number, self.parts, self.named = change, "", 0, [[0.0]], {"a": None}
+
+    def forward(self, x):
+        told = self.word or self.number or self.parts[0][0] or self.named["a"]
+        return x[:, :1].sin() * 3 + (self.change(x) if told else 2.0)
+
+
+SETTINGS = {
+    "word": lambda s, on: setattr(s, "word", "on" if on else ""),
+    "number": lambda s, on: setattr(s, "number", int(on)),
+    "an item of a list": lambda s, on: s.parts[0].__setitem__(0, float(on)),
+    "an item of a dict": lambda s, on: s.named.update(a="on" if on else None),
+}
+CONSTANTS = {
+    "detached": lambda x: x.detach()[:, 1:2],
+    "without a graph": torch.no_grad()(lambda x: x[:, 1:2] * 1),
+    "a number": lambda x: x[:, 1:2].sum().item(),
+}
+
+
+@pytest.mark.parametrize("change", CONSTANTS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_constant_that_comes_later_in_a_graph_that_stays_the_same(setting, change):
+    """In a call that is none of those in which it is looked anyway; and right again when it is gone."""
+    student, right = Told(CONSTANTS[change]), torch.zeros(1, N, D, dtype=X.dtype)
+    right[..., 0] = 3 * X[:, 0].cos()
+    for on in (False,) * 5 + (True, True, False, False, True):
+        SETTINGS[setting](student, on)
+        if on:
+            with pytest.raises(sk.NotProvided, match=r"no path|takes numbers"):
+                sk.vjp(student, X, sk.Cotangents.basis())
+        else:
+            torch.testing.assert_close(sk.vjp(student, X, sk.Cotangents.basis())[1], right, **ANOTHER_WAY)
+
+
+def test_a_constant_that_comes_later_and_that_nobody_sees():
+    """In the second, fourth, eighth call in which no less is needed."""
+    hidden = type("Hidden", (), {"on": False})()
+    student = lambda x: x[:, :1].sin() + (x.detach()[:, 1:2] if hidden.on else 2.0)  # noqa: E731
+    for _ in range(4):
+        sk.vjp(student, X, sk.Cotangents.basis())
+    hidden.on = True
+    with pytest.raises(sk.NotProvided, match="no path"):
+        for _ in range(8):
+            sk.vjp(student, X, sk.Cotangents.basis())
+
+
 CHANGING = {
     "cuts a part": (lambda module, inputs, output: torch.cat([output[:, :1], output[:, 1:].detach()], 1), "no path"),
     "takes a number": (lambda module, inputs, output: output * output.max().item(), "takes numbers"),

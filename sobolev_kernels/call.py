@@ -223,7 +223,7 @@ def looked_at(role: str, call: Prepared, ran: Evaluated, x: torch.Tensor, known:
         raise NotProvided(traced.BROKEN)
     wanted = call.request.settings.wrt, call.projections, call.given
     order = call.problem.order
-    looked, own = need_paths(role, call.request.student, ran.function, x, order, wanted, known, ran.read, ran.kinds)
+    looked, own = need_paths(role, call.request.student, ran, x, order, wanted, known)
     return ran._replace(looked=order if looked else 0, own=own)
 
 
@@ -246,6 +246,8 @@ def compute(
         return streams.run(problem, operands, columns, request.student, segments), problem, operands
     try:
         return computed(problem, operands, columns, ran)
+    except NotProvided:  # whose words dynamo of PyTorch 2.11 does not read
+        raise
     except RuntimeError as error:
         if not str(error).startswith("Inference tensors cannot be saved"):
             raise

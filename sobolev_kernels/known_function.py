@@ -52,7 +52,7 @@ def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], t
     x, problem = found.tensors[0], call.problem
     before = torch.get_rng_state()
     ran = ran_again(found, x, problem, before)
-    paths = found.known.found_at(ran.kinds)
+    paths = found.known.found_at(ran.graph, ran.cuts)
     if ran.y.shape[1] != problem.O or ran.read or paths is None:
         torch.set_rng_state(before)
         return None
@@ -166,19 +166,23 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
 
 
 def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> running.Evaluated | None:
-    """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its kinds
-    are those of the run as it is."""
+    """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its graph
+    is told as that of the run as it is."""
     student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
     mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
     of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
     try:
         ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
-        ran, reason = (ran, "") if ran and ran.kinds == chains.kinds else (None, "its graph is another than before")
+        ran, reason = (ran, "") if ran and ran.kinds == chains.graph[0] else (None, "its graph is another than before")
     except NotFollowed as error:
         ran, reason = None, str(error)
     if ran is None:
         held.restore()
         graphs.needs, graphs.unlike = needed
         graphs.chains = dict.fromkeys(graphs.chains, running.Chains(reason=reason))
-    return ran if ran is None else ran._replace(kinds=chains.as_it_is)
+    if ran is None:
+        return None
+    kinds, places = chains.as_it_is
+    # of layers there are no places, and of all else the same in the same order
+    return ran._replace(kinds=kinds, places=places if ran.places == chains.graph[1] else ran.places)

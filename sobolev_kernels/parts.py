@@ -42,6 +42,15 @@ def roots_of(function: object) -> list[nn.Module]:
     return [root for root in roots if isinstance(root, nn.Module)]
 
 
+def values_of(function: object) -> list[object]:
+    """What a function encloses, and what it takes from its globals."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return []
+    named, enclosing = function.__globals__, function.__closure__ or ()
+    return [*map(enclosed, enclosing), *(named[name] for name in code.co_names if name in named)]
+
+
 def enclosed(cell) -> object:
     try:
         return cell.cell_contents

@@ -23,7 +23,7 @@ from torch.nn.modules import module as everywhere
 
 from .advice import warn
 from .backends import core
-from .backends.dependence import LOOK_FOR
+from .backends.dependence import LOOK_FOR, Evaluated
 from .backends.differences import Found, NotProbed, look
 from .backends.exact import HALF, graphs
 from .backends.functions import tangent_of
@@ -33,7 +33,7 @@ from .boundary import PLAIN
 from .directions import Cotangents, Projections
 from .errors import NotProvided, clipped
 from .held import Held
-from .parts import drawing_modules, modules_of, roots_of
+from .parts import drawing_modules, modules_of, roots_of, values_of
 from .rows import Rows, behind
 
 OTHER = (
@@ -81,13 +81,15 @@ class Looked:
     calls: dict[int, int] = field(default_factory=dict)
     whole: bool = False  # whether no path is cut, for good
     hidden: tuple[str, ...] | None = None  # hooks that are hidden while it is looked at (`hidden_of`)
+    cuts: bool = False  # whether constants are made of what depends on its inputs, which may be others each time
+    due: bool = False  # whether it is to be looked at in this call
 
 
 @dataclass
 class Known:
     """What is known of a function in one state of its modules."""
 
-    looked: dict[tuple | None, Looked] = field(default_factory=dict)  # by the kinds of its graph's nodes
+    looked: dict[tuple | None, Looked] = field(default_factory=dict)  # by its graph, as `Evaluated` tells it
     last: Looked = field(default_factory=Looked)  # of the graph of the run before
     unlike: int = 0  # how often the graph was of kinds that it had never been of
     is_chain: bool = False  # whether its whole forward was one chain of layers
@@ -105,25 +107,28 @@ class Known:
         """What was found where its graph was as it was last."""
         return self.last.found
 
-    def found_at(self, kinds: tuple) -> Found | None:
-        """What was found where its graph was of these kinds, if no path is cut there."""
-        looked = self.looked.get(kinds)
+    def found_at(self, graph: tuple, cuts: bool | None) -> Found | None:
+        """What was found where its graph was like this, if no path is cut there, and it is not looked at again, as
+        where constants were seen to be made in it."""
+        looked = self.looked.get(graph)
         if looked is None or not looked.whole:
             return None
-        self.last = looked
+        self.last, looked.due = looked, bool(cuts)
+        if cuts:
+            return None
         return looked.found[1]
 
-    def looked_at(self, kinds: tuple | None) -> Looked | None:
-        """What was found where its graph was of these kinds; None where that was not looked at, as of a function whose
+    def looked_at(self, graph: tuple | None) -> Looked | None:
+        """What was found where its graph was like this; None where that was not looked at, as of a function whose
         graph is another each time in most calls."""
-        if kinds not in self.looked:
+        if graph not in self.looked:
             self.unlike += 1
             if self.unlike > GRAPHS and self.unlike & (self.unlike - 1):
                 return None
             if len(self.looked) >= GRAPHS:
                 self.looked.pop(next(iter(self.looked)), None)
-            self.looked[kinds] = Looked()
-        self.last = looked = self.looked[kinds]
+            self.looked[graph] = Looked()
+        self.last = looked = self.looked[graph]
         return looked
 
     def lose(self) -> None:
@@ -150,28 +155,29 @@ KNOWN: dict[tuple, Met] = {}
 
 
 def need_paths(
-    role: str, function: object, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: int,
+    role: str, function: object, ran: Evaluated, x: torch.Tensor, order: int,
     wanted: tuple[tuple[int, ...] | None, Projections, torch.Tensor | None], known: Known | None = None,
-    read: str = "", kinds: tuple | None = None,
 ) -> tuple[bool, bool]:  # fmt: skip
     """Raise where derivatives by the `wanted` columns, along these vectors, would be 0 though the function changes.
 
-    Whether that could be looked at is returned, and whether each sample's outputs were seen to be its own. `run` is the
-    function with its results checked. Under torch.compile, and amid transforms of torch.func, nothing is looked at:
-    there the inputs are not numbers. `read`: by what it took numbers of what depends on x, which must have been no part
-    of what it gives; `kinds`: those of its graph's nodes, since in another graph another path may be cut.
+    Whether that could be looked at is returned, and whether each sample's outputs were seen to be its own. `ran` is the
+    run of this call: numbers that it took of what depends on x must be no part of what it gives, in another graph
+    another path may be cut, and constants that are made of what depends on x may be others each time. Under
+    torch.compile, and amid transforms of torch.func, nothing is looked at: there the inputs are not numbers.
     """
+    run, read, kinds = ran.function, ran.read, ran.kinds
     if torch.compiler.is_compiling() or watched(x):
         need_tensors(role, read)
         return False, False
     told, own = True, False
     known = known_of(function, x) if known is None else known
     known.reads = known.reads or bool(read)
-    looked = known.looked_at(kinds)
+    looked = known.looked_at(ran.graph)
     if looked is not None and looked.hidden is None:
         looked.hidden = hidden_of(function, run, x, kinds)
-    for found, times in () if looked is None else found_of(role, function, run, x, order, known, looked):
+    for found, times in () if looked is None else found_of(role, function, ran, x, order, known, looked):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
+            known.graphs.due = True  # in the next call it may be none
             raise NotProvided(message_of(role, cut, times))
         told, own = told and found.told, found.own if times == 1 else own
     if read:  # at each call: a branch may take them elsewhere
@@ -207,15 +213,20 @@ def watched(x: torch.Tensor) -> bool:
 
 
 def found_of(
-    role: str, function: object, run: Callable, x: torch.Tensor, order: int, known: Known, looked: Looked
+    role: str, function: object, ran: Evaluated, x: torch.Tensor, order: int, known: Known, looked: Looked
 ) -> Iterator[tuple[Found, int]]:
     """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
+    cuts = looked.cuts if ran.cuts is None else ran.cuts
+    due, looked.due, looked.cuts = looked.due or cuts != looked.cuts, False, cuts
     for times in range(1, order + 1):
         looked.calls[times] = calls = looked.calls.get(times, 0) + 1
         found = looked.found.get(times)
-        # what stood still, as with weights of 0, is looked at again, less and less often
-        if found is None or not (found.settled or calls & (calls - 1)):
-            found = looked.found[times] = looked_at(function, run, x, times, looked.hidden)
+        # what stood still, as with weights of 0, or has constants in it, is looked at again, less and less often
+        if found is None or due or not ((found.settled and not cuts) or calls & (calls - 1)):
+            before, found = found, looked_at(function, ran.function, x, times, looked.hidden)
+            if cuts and before is not None and before.cut.shape == found.cut.shape:  # what was seen once is not unseen
+                found = found._replace(cut=before.cut | found.cut)
+            looked.found[times] = found
             looked.whole = all(found.settled and not found.cut.any() for found in looked.found.values())
             known.number = next(NUMBERS)
             tell(role, function, found, times)
@@ -344,6 +355,9 @@ def known_of(function: object, x: torch.Tensor, kinds: list | None = None) -> Kn
         if len(met.states) >= STATES:
             met.states.pop(next(iter(met.states)), None)
         known = met.states[states] = Known()
+    if core.MISSING is None and not torch.compiler.is_compiling():
+        function = behind(function)
+        known.graphs.goes_by(core._C.plain(roots_of(function), values_of(function)))
     return known
 
 

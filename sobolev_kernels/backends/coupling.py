@@ -16,7 +16,8 @@ BY_CONDITION = {torch.where: 0, torch.Tensor.where: 1, torch.masked_fill: 1, tor
 
 
 def are_coupled(y: torch.Tensor, x: torch.Tensor) -> bool | None:
-    """Whether gradients of some samples' outputs lead to other samples' inputs; None where that cannot be told.
+    """Whether gradients of some samples' outputs lead to other samples' inputs; None where that cannot be told, as no
+    gradient is a number. One that is none says so itself, and tells nothing.
 
     With cotangents of twice the size for some samples, by no pattern, their gradients are twice the same, with no
     rounding, and those of others are the same.
@@ -30,10 +31,11 @@ def are_coupled(y: torch.Tensor, x: torch.Tensor) -> bool | None:
     a, b = (torch.autograd.grad(y, x, c, retain_graph=True, allow_unused=True)[0] for c in (u * factor, u))
     if a is None:
         return False
-    rounding = 64 * torch.finfo(y.dtype).eps * b.abs().amax()
-    if not rounding.isfinite():
-        return None
-    return not bool(((a - factor.to(b.dtype) * b).abs() <= rounding).all())
+    told = a.isfinite() & b.isfinite()
+    if not told.any():
+        return None if len(told) else False
+    rounding = 64 * torch.finfo(y.dtype).eps * torch.where(told, b, 0.0).abs().amax()
+    return not bool((((a - factor.to(b.dtype) * b).abs() <= rounding) | ~told).all())
 
 
 class OtherNumbers(TorchFunctionMode):

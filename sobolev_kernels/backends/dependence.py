@@ -31,7 +31,8 @@ class Evaluated(NamedTuple):
     is known that each sample's outputs depend on its inputs alone; `pull`, its VJP where transforms are followed;
     `jet`, its derivatives by pairs of a value and its tangents where these are recorded; `alike` and `samples`, what is
     known of graphs like that of y; `read`, by what numbers were taken out of what depends on x; `kinds`, those of the
-    graph's nodes, if they are told.
+    graph's nodes, if they are told, and `places`, where these go; `cuts`, whether constants were made of what depends
+    on x, or None where nobody looked.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
@@ -46,6 +47,13 @@ class Evaluated(NamedTuple):
     samples: Samples | None = None
     read: str = ""
     kinds: tuple | None = None
+    places: tuple = ()
+    cuts: bool | None = None
+
+    @property
+    def graph(self) -> tuple | None:
+        """What tells its graph from another in which another path may be cut."""
+        return None if self.kinds is None else (self.kinds, self.places)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import NotProvided
 from .graph import STATISTICS
-from .reads import GIVING, STEPWISE, depend_on, is_transformed, name_of, read_by, takes_numbers
+from .reads import GIVING, STEPWISE, depend_on, is_cut, is_transformed, name_of, read_by, takes_numbers
 from .standard import Standardised, fits
 
 HALF = (torch.bfloat16, torch.float16)
@@ -171,12 +171,12 @@ class ExactNorms(TorchFunctionMode):
 
     `norms`, `attention`: one was run, or what may run one; `checkpointed`: a part of it will be run again; `reads`:
     numbers were taken out of tensors, by which what is run may be another each time; `read`: by what those were taken
-    that depend on what it watches.
+    that depend on what it watches; `cuts`: whether constants were made of what does.
     """
 
     def __init__(self):
         super().__init__()
-        self.norms = self.attention = self.checkpointed = self.reads = False
+        self.norms = self.attention = self.checkpointed = self.reads = self.cuts = False
         self.node: torch.autograd.graph.Node | None = None
         self.read = ""
 
@@ -193,7 +193,19 @@ class ExactNorms(TorchFunctionMode):
         if any(map(is_transformed, tensors)) if self.node is None else depend_on(self.node, tensors):
             self.read = name_of(function)
 
+    def note_cut(self, function: Callable, args: tuple, kwargs: dict | None) -> None:
+        """That it makes a constant of tensors."""
+        if not self.cuts and self.node is not None:
+            here = function is torch.Tensor.detach_  # of which the graph is gone
+            self.cuts = here or depend_on(self.node, read_by(function, args, kwargs))
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = self.made_by(function, args, kwargs)
+        if not torch.compiler.is_compiling() and is_cut(function, made):
+            self.note_cut(function, args, kwargs)
+        return made
+
+    def made_by(self, function: Callable, args: tuple, kwargs: dict | None) -> object:
         if torch.compiler.is_compiling():
             if function is torch.Tensor.unflatten:  # whose super() dynamo does not follow but in a method's call
                 return args[0].unflatten(*args[1:], **(kwargs or {}))
@@ -248,7 +260,7 @@ class Eagerly:
     """
 
     stance, backend, skip_guard_eval_unsafe = "force_eager", None, False
-    checkpointed, read = False, ""
+    checkpointed, read, cuts = False, "", None
     lock, within, before = Lock(), 0, None
 
     def watch(self, x: torch.Tensor) -> None:
@@ -357,6 +369,10 @@ class Contexts:
     @property
     def checkpointed(self) -> bool:
         return self.mode is not None and self.mode.checkpointed
+
+    @property
+    def cuts(self) -> bool | None:
+        return None if self.mode is None else self.mode.cuts
 
     def __exit__(self, *raised) -> bool | None:
         if self.known is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 from .graph import nodes_of
 
@@ -32,6 +33,8 @@ for name in "zeros ones empty full rand randn randint".split():
     CONSTANT |= {function for function in found if function is not None}
 CONSTANT |= {torch.Tensor.new_empty_strided, torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn}
 CONSTANT |= {torch._make_dual}  # of torch.func.jvp, whose level has the graph
+# Of these what makes one of a tensor's own numbers.
+CUTTING = {torch.detach, torch.detach_copy, torch.Tensor.detach, torch.Tensor.detach_, torch.Tensor.data.__get__}
 # What has another result than a derivative of PyTorch's says; the bits of a number, and where it lies.
 SILENT = {torch.normal}
 BITS = {torch.Tensor.view, torch.Tensor.data_ptr}
@@ -47,6 +50,11 @@ def takes_numbers(function: Callable, made: object) -> bool:
     if function not in BITS and not isinstance(made, MEMORY):
         return of_numbers(made)
     return not is_float(made) and not asked_by_kernels()
+
+
+def is_cut(function: Callable, made: object) -> bool:
+    """Whether a function gave a constant, which was meant: detached, or made where no graph is kept."""
+    return is_float(made) and not made.requires_grad and (function in CUTTING or not torch.is_grad_enabled())
 
 
 def asked_by_kernels() -> bool:
@@ -89,8 +97,20 @@ def is_transformed(tensor: torch.Tensor) -> bool:
 
 
 def depend_on(node: Node, tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether a graph leads from one of these to a node."""
-    return any(node in nodes_of(tensor) for tensor in tensors)
+    """Whether a graph leads from one of these to a node, which may be its own."""
+    return any(node in nodes_of(tensor) or node is leaf_of(tensor) for tensor in map(of_graph, tensors))
+
+
+def of_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """It, or what it is a view of if it was made where no graph is kept: it has no node, but asks for a gradient."""
+    base = tensor._base if type(tensor) is torch.Tensor and tensor.grad_fn is None else None
+    return tensor if base is None or not base.requires_grad else base
+
+
+def leaf_of(tensor: torch.Tensor) -> Node | None:
+    """Its node, if it has none before it."""
+    plain = type(tensor) is torch.Tensor and tensor.grad_fn is None
+    return get_gradient_edge(tensor).node if plain else None
 
 
 def name_of(function: Callable) -> str:

@@ -27,15 +27,15 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and the
-    kinds of its graph, with those of the graph where nothing is put off; or why none is put off."""
+    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and its
+    graph, with that where nothing is put off; or why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
     reason: str = ""
     heard: dict[int, object] = {}  # noqa: RUF012
-    kinds: tuple | None = None
+    graph: tuple | None = None
     as_it_is: tuple | None = None
 
 
@@ -49,6 +49,31 @@ class Graphs:
     samples: dict[tuple, Samples] = field(default_factory=dict)  # by their places and the inputs' shape, too
     chains: dict[int, Chains] = field(default_factory=dict)  # of layers within him, by how many samples there are
     runs: int = 0  # in no more contexts than needed
+    # by a number that stands for plain values that it may go by: whether it made constants or numbers of its inputs
+    plain: dict[int, bool] = field(default_factory=dict)
+    now: int = 0  # which of them
+    unseen: int = 0  # how often these were others than ever before
+    due: bool = False  # whether it is looked for that in the next run
+
+    def goes_by(self, plain: int) -> None:
+        """What it may go by: with other plain values it may make constants of its inputs, or take numbers of them.
+
+        Where one is another each time, as a counter, that is looked for less and less often.
+        """
+        if plain == self.now:
+            return
+        self.now, known = plain, self.plain.get(plain)
+        if known is None:
+            self.unseen += 1
+            known = self.unseen <= MOST or not self.unseen & (self.unseen - 1)
+        self.due = self.due or known
+
+    def watched(self, contexts: Contexts) -> None:
+        """Keep what was seen, if it was looked for."""
+        if contexts.cuts is not None:
+            if len(self.plain) >= MOST:
+                self.plain.clear()
+            self.plain[self.now] = contexts.cuts or bool(contexts.read)
 
     def samples_of(self, kinds: tuple, places: tuple, x: torch.Tensor) -> Samples:
         if len(self.seen) > MOST:  # of one that is another each time
@@ -101,11 +126,11 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
         seen.needs = contexts.needs if seen.unlike < UNLIKE else None
-    samples = None
-    if seen is not None:
-        samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
-    alike, read = alike if kept else None, contexts.read
-    return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, read, kinds)
+        seen.watched(contexts)
+    places = () if seen is None else places_of(y, nodes, tensors=not contexts.checkpointed)
+    samples = None if seen is None else seen.samples_of(kinds, places, x)
+    alike, told = alike if kept else None, (contexts.read, kinds, places, contexts.cuts)
+    return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, *told)
 
 
 def on_copy(function: Callable) -> Callable:
@@ -123,9 +148,11 @@ def run_again(
         return None
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
-    # Numbers that are taken of inputs from now on, by what a student was told meanwhile, are looked for now and then.
+    # Numbers and constants that are made of inputs from now on, by what a student was told meanwhile where nobody sees
+    # it, are looked for now and then.
     seen.runs += 1
-    needs = needs if seen.runs & (seen.runs - 1) else needs._replace(reads=True)
+    needs = needs if seen.runs & (seen.runs - 1) and not seen.due else needs._replace(reads=True)
+    seen.due = False
     try:
         with Contexts(needs) if any(needs) else Eagerly() as contexts:
             contexts.watch(x)
@@ -141,10 +168,12 @@ def run_again(
         seen.needs, seen.unlike = None, seen.unlike + 1
         torch.set_rng_state(before)
         return None
-    samples = seen.samples_of(kinds, places_of(y, nodes, tensors=not contexts.checkpointed), x)
+    places = places_of(y, nodes, tensors=not contexts.checkpointed)
+    samples, told = seen.samples_of(kinds, places, x), (contexts.read, kinds, places, contexts.cuts)
+    seen.watched(contexts)
     if contexts.read:
         seen.needs = needs._replace(reads=True)
-    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, contexts.read, kinds)
+    return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, *told)
 
 
 # What autograd says of a function that must be run in the contexts, or on a copy.
@@ -186,6 +215,17 @@ def tells(node: Node) -> bool:
     if isinstance(node, torch._C._FunctionBase):
         return getattr(type(node), "_forward_cls", None) in OWN
     return type(node).__name__ != "CppFunction"
+
+
+def are_mixed(ran: Evaluated) -> bool:
+    """Whether samples were seen to see each other, or cannot be seen; not where no gradient is a number."""
+    if by_transforms() or not ran.y.requires_grad:
+        return False
+    with graphs():
+        try:
+            return are_coupled(ran.y, ran.x) is True
+        except RuntimeError:
+            return True
 
 
 def are_own(ran: Evaluated) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..backends.dependence import Evaluated, Samples
+from ..backends.dependence import Evaluated
 from ..backends.functions import gradient, need_constant, need_second_derivatives, where_graphs, without_graph
 from ..backends.kinks import need_smooth
-from ..backends.running import are_own, with_graph
+from ..backends.running import are_mixed, with_graph
 from ..errors import NotProvided, need, need_tensor
 from ..paths import need_tensors
 from .polynomials import Exponents
@@ -36,7 +36,7 @@ class Nested:
         self.ran = with_graph(lambda x: outputs_at(function, x, O), x)
         need_tensors("student", self.ran.read)
         need_smooth(self.ran.y, order, argument)
-        if order and len(x) > 1 and looks and not are_own(self.ran._replace(own=True, samples=Samples())):
+        if order and len(x) > 1 and looks and are_mixed(self.ran):
             raise NotProvided("student: expected each sample's outputs to be its own, got one that mixes samples")
         self.columns: dict[tuple[int, Exponents], torch.Tensor] = {}
         self.gradients: dict[tuple[int, Exponents], torch.Tensor] = {}

@@ -21,6 +21,11 @@ from .tape import Names, NoPolynomial, Symbol, Tape
 Values = dict[str, torch.Tensor]
 # How often an operation may be differentiated before a jump counts.
 JUMPS = {**KINKS, "Abs": 1, "Sgn": 0, "Sign": 0, "Round": 0, "Floor": 0, "Ceil": 0, "Trunc": 0}
+SCALES = 1.0, -1.0, 8.0, 1 / 8  # of the numbers that a residual is tried with, until its slopes are numbers
+NO_NUMBERS = (
+    "diff: expected a residual whose slopes are numbers at some that it is tried with, of sizes from 1/16 to 12, got "
+    "NaN at all"
+)
 
 
 class Residual(nn.Module):
@@ -212,11 +217,14 @@ class Differentiated(Residual):
         while isinstance(base, Differentiated):
             base = base.of
         with graphs():
-            numbers = {name: value.requires_grad_() for name, value in all_sampled(base, like).items()}
-            values = list(base.values(numbers).values())
-            need_smooth(values, self.times)
-            need_own(values, list(numbers.values()))
-        self.looked = True
+            for scale in SCALES:
+                numbers = {n: (scale * value).requires_grad_() for n, value in all_sampled(base, like).items()}
+                values = list(base.values(numbers).values())
+                need_smooth(values, self.times)
+                if are_own(values, list(numbers.values())):
+                    self.looked = True
+                    return
+        raise NotProvided(NO_NUMBERS)
 
     def polynomials(self) -> dict[str, symbols.Sum | None]:
         found = self.of.polynomials().values()
@@ -353,11 +361,15 @@ def need_smooth(values: Sequence[torch.Tensor], times: int) -> None:
             )
 
 
-def need_own(values: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
-    """That each sample's residual is a function of that sample alone."""
+def are_own(values: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> bool:
+    """Whether each sample's residual is a function of that sample alone, as far as slopes are numbers there; refused
+    where it is not."""
+    told = True
     for value in values:
         for i, one in enumerate(value.unbind() if value.requires_grad else ()):
             for slope in torch.autograd.grad(one.sum(), of, retain_graph=True, materialize_grads=True):
                 others = torch.cat([slope[:i], slope[i + 1 :]])
-                if bool((others != 0).any()):
+                told = told and not bool(others.isnan().any())
+                if bool((others.nan_to_num(0.0) != 0).any()):
                     raise NotProvided("diff: expected residuals of each sample by itself, got one that mixes samples")
+    return told

@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..backends.dependence import Evaluated, Samples
+from ..backends.dependence import Evaluated
 from ..backends.functions import along, where_graphs, without_graph
 from ..backends.kinks import need_smooth
-from ..backends.running import are_own, with_graph
+from ..backends.running import are_mixed, with_graph
 from ..errors import NotProvided, in_words, need, need_tensor
 from ..scaled import fold_of
 from ..student import Student, has_hooks, recognise
@@ -154,7 +154,7 @@ class Features:
 
         ran = with_graph(at, x)._replace(looked=0 if looks else order)
         need_smooth(ran.y, order, "inputs")
-        if looks and len(x) > 1 and not are_own(ran._replace(own=True, samples=Samples())):
+        if looks and len(x) > 1 and are_mixed(ran):
             raise NotProvided(
                 "inputs: expected each sample's features to be its own, got a function that mixes samples"
             )

@@ -135,7 +135,7 @@ def chains_seen(
         if not are_alike(put_off.y, as_it_is.y):
             return Chains(reason="it gives other values where layers are put off")
         heard = by_heart(known, parameters)
-        return Chains(ends, begun, segments.fused, heard=heard, kinds=put_off.kinds, as_it_is=as_it_is.kinds)
+        return Chains(ends, begun, segments.fused, heard=heard, graph=put_off.graph, as_it_is=as_it_is.graph)
     except NotFollowed as reason:
         return Chains(reason=str(reason))
 
