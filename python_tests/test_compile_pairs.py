@@ -129,6 +129,50 @@ def test_recorded_and_right(kind, order):
                 tensor.mul_(1.5)
 
 
+class WithNorm(Annealed):
+    """Batch norm has a count of batches, which is a tensor of one whole number."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5).eval()
+
+    def gate(self, h):
+        return super().gate(self.norm(h))
+
+
+def test_a_count_that_nobody_reads_is_no_hindrance(monkeypatch):
+    student, x, orders, own = made(WithNorm), inputs(), [], recorded.propagated
+    monkeypatch.setattr(recorded, "propagated", lambda *given, order: orders.append(order) or own(*given, order=order))
+    steps = steps_of(student)
+    for _ in range(2):
+        compare(steps, x)
+        student.norm.running_mean += 0.5
+        student.norm.num_batches_tracked += 1
+    assert orders and set(orders) == {1}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore:.*Graph break:UserWarning")
+@pytest.mark.parametrize("read", [lambda s: float(s.norm.num_batches_tracked.item()), lambda s: s.told, lambda s: 3.0])
+def test_a_number_that_is_set_within_the_call_is_no_constant(read):
+    student, x = made(WithNorm), inputs().detach()
+    (values, tangents), v = TARGETS[6], torch.stack([x.cos(), x])
+
+    def loss_of():
+        student.alpha = read(student)
+        targets = sk.Targets(values=values, tangents=tangents, directions=v)
+        return sk.sobolev_loss(student, x, targets)
+
+    compiled = torch.compile(loss_of, backend="aot_eager")
+    for number in (1, 2, 3):
+        student.told = 0.5 * number + 1
+        student.norm.num_batches_tracked.fill_(number)
+        try:
+            got = compiled()
+        except (sk.NotProvided, torch._dynamo.exc.TorchDynamoException):
+            continue  # refused where derivatives across a break are lost
+        torch.testing.assert_close(got, loss_of(), **ANOTHER_WAY)
+
+
 def test_what_changes_at_each_step_is_no_constant():
     student, x = made(Annealed), inputs()
     steps = steps_of(student)

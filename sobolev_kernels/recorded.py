@@ -131,9 +131,10 @@ def only_sizes_vary() -> bool:
     """Whether all that the compiler takes for a variable, so far in this trace, is a tensor or a size of one.
 
     Of other numbers, as of an attribute that is another at each step, dynamo watches the kind alone; and so it does of
-    what is NumPy's, which it hands on as a tensor.
+    what is NumPy's, which it hands on as a tensor. A tensor of one whole number, as batch norm's count of batches, is a
+    variable before anybody has taken its number, and counts if somebody has.
     """
-    from torch._dynamo.source import NumpyTensorSource, TensorPropertySource
+    from torch._dynamo.source import CallMethodItemSource, NumpyTensorSource, TensorPropertySource
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     context = torch._guards.TracingContext.try_get()
@@ -141,9 +142,12 @@ def only_sizes_vary() -> bool:
     if environment is None:
         return False
     sources = (source for all_of in environment.var_to_sources.values() for source in all_of)
-    handed = [a for a in InstructionTranslator.current_tx().output.graphargs if a.source is not None]
+    output = InstructionTranslator.current_tx().output
+    handed = [a for a in output.graphargs if a.source is not None]
     handed_on = any(a.pass_arg_as_tensor or isinstance(a.source, NumpyTensorSource) for a in handed)
-    return not handed_on and all(isinstance(source, TensorPropertySource) for source in sources)
+    taken = any(node.target == "item" for tracer in output.tracers for node in tracer.graph.nodes)
+    kinds = TensorPropertySource if taken else (TensorPropertySource, CallMethodItemSource)
+    return not handed_on and all(isinstance(source, kinds) for source in sources)
 
 
 def traced_below() -> bool:
@@ -189,9 +193,20 @@ def told_in_trace(module: int, D: int, dtype: str, device: str) -> str:
 def all_is_watched() -> bool:
     """Whether dynamo, which has followed the student just now, compares all that he reads before each call."""
     try:
-        return traced_below() and followed_him() and only_sizes_vary()
+        return traced_below() and followed_him() and only_sizes_vary() and not writes_later()
     except Exception:
         return False
+
+
+def writes_later() -> bool:
+    """Whether the call has written to an object that was there before, as by `student.alpha = 2`: dynamo writes when
+    the compiled call is over, so that a record would read what was there before."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
+
+    effects, there = InstructionTranslator.current_tx().output.side_effects, AttributeMutationExisting
+    known = effects.id_to_variable.values()
+    return any(isinstance(v.mutation_type, (there, ValueMutationExisting)) and effects.is_modified(v) for v in known)
 
 
 def recorded_of(student: nn.Module, x: torch.Tensor) -> Recorded | None:
