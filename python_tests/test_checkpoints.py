@@ -112,3 +112,21 @@ def test_nothing_is_left_of_it():
     student = Call(lambda x, net: checkpoint(net, x.sin(), use_reentrant=True), nn.Linear(D, 2).double())
     sk.jvp(student, numbers(N, D), numbers(2, N, D, seed=1), backend="streams")
     assert before == (module._checkpoint_without_reentrant_generator, module.CheckpointFunction)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("O", [1, 3])
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_around_a_call(calls, O, asks):
+    """It runs the call again, after others, and compares what is saved: also where the first is unlike those before."""
+    student = nn.Sequential(nn.Linear(D, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, O)).double()
+    x, targets = numbers(N, D), sk.Targets(values=numbers(N, O, seed=2), jacobian=numbers(N, O, D, seed=3))
+    loss = lambda x: sk.sobolev_loss(student, x, targets, directions=sk.Directions.given(numbers(2, N, D)))  # noqa: E731
+    for _ in range(calls):
+        loss(x)
+    expected = torch.autograd.grad(loss(x), [*student.parameters()], materialize_grads=True)
+    for _ in range(3):
+        around = checkpoint(loss, x.clone().requires_grad_(asks), use_reentrant=False)
+        found = torch.autograd.grad(around, [*student.parameters()], materialize_grads=True)
+        for got, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, right, **ANOTHER_WAY)

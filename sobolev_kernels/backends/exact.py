@@ -237,10 +237,20 @@ class ExactNorms(TorchFunctionMode):
 saving = torch._C._autograd._top_saved_tensors_default_hooks
 
 
+def packing() -> Callable | None:
+    """What packs the tensors that graphs save now, if somebody asked for that."""
+    hooks = saving(True)
+    return None if hooks is None else hooks[0]
+
+
+def is_checkpointed() -> bool:
+    """Whether a checkpoint is around what is run, which keeps nothing, or runs it again and compares what is saved."""
+    return getattr(packing(), "__qualname__", "").startswith(("_checkpoint_hook.", "_recomputation_hook."))
+
+
 def recompute_alike() -> bool:
     """Within torch.utils.checkpoint, which is returned, it shall recompute in the contexts that it computes in."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    pack = None if hooks is None else hooks[0]
+    pack = packing()
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
         return False
     frame = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=False)).get("frame")

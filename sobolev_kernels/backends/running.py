@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 
 from .coupling import are_coupled
 from .dependence import Alike, Evaluated, Samples
-from .exact import Contexts, Eagerly, Needs, exactly, graphs, keeps_graphs, tracked
+from .exact import Contexts, Eagerly, Needs, exactly, graphs, is_checkpointed, keeps_graphs, tracked
 from .graph import leads_elsewhere, places_of, refuse_inexact, wired
 from .standard import OWN
 from .transformed import transformed
@@ -104,7 +104,8 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     """y = function(x) of an x that asks for its gradient."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         seen = None
-    if seen is not None and seen.needs is not None and keeps_graphs():
+    # a run that is given up would be one more in a checkpoint around the call
+    if seen is not None and seen.needs is not None and keeps_graphs() and not is_checkpointed():
         ran = run_again(function, x, seen)
         if ran is not None:
             return ran
