@@ -164,6 +164,15 @@ void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets
 
 void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, chain); }
 
+void run_activated(const Kernels& kernels, const Activated& activated) {
+  constexpr std::int64_t kShare = 1 << 15;  // numbers of a thread, below which it would wait longer than it works
+  const std::int64_t most = activated.n * (1 + activated.S) / kShare;
+  const int parts = int(std::max<std::int64_t>(1, std::min<std::int64_t>(activated.threads, most)));
+  if (parts == 1) return kernels.activated(activated, 0, 1);
+#pragma omp parallel for num_threads(parts) schedule(static)
+  for (int p = 0; p < parts; ++p) kernels.activated(activated, p, parts);
+}
+
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
   const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;
   const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * std::size_t(kernels.vector_bytes) + 128;

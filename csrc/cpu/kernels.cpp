@@ -39,6 +39,7 @@ constexpr int kRows = SK_ROWS;
 #include "jet_loss.h"
 #include "jets.h"
 #include "chain.h"
+#include "activated.h"
 
 namespace {
 
@@ -362,6 +363,9 @@ const Kernels kKernels = {
         SK_PHASES(Chain),
     },
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
+    [](const Activated& step, int part, int parts) {
+      SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));
+    },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),
                draw(step, room, static_cast<double*>(out), part, parts));

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "../activated.h"
 #include "../chain.h"
 #include "../jets.h"
 #include "../params.h"
@@ -30,6 +31,8 @@ struct Kernels {
   Phases<Chain> chain;
   // numbers that its passes keep
   ChainSizes (*chain_sizes)(const Chain&);
+  // a part of the numbers
+  void (*activated)(const Activated&, int part, int parts);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };
