@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -40,6 +41,7 @@ constexpr int kRows = SK_ROWS;
 #include "jets.h"
 #include "chain.h"
 #include "activated.h"
+#include "normed.h"
 
 namespace {
 
@@ -365,6 +367,9 @@ const Kernels kKernels = {
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Activated& step, int part, int parts) {
       SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));
+    },
+    [](const Normed& step, double* sums, int part, int parts) {
+      SK_DTYPE(normed<float>(step, sums, part, parts), normed<double>(step, sums, part, parts));
     },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),

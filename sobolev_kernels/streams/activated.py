@@ -8,29 +8,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch.autograd import forward_ad
 
 from ..backends import core
-from ..boundary import PLAIN
 from ..math.activations import activation_jet, is_curved
 from ..math.table import Formula
 from ..modules import number
-from ..transforms import refuse_forward_mode, several
-
-
-def fits(z: torch.Tensor, d: torch.Tensor) -> bool:
-    """Whether the core takes a value and its tangents, and nobody follows the call who would have to see operations.
-
-    In float64 it has some functions from the C library, lane by lane, which PyTorch's outrun.
-    """
-    if core.MISSING is not None or type(z) not in PLAIN or type(d) not in PLAIN or not z.is_cpu:
-        return False
-    if z.dtype is not torch.float32 or d.dtype is not torch.float32 or not z.numel() or z.is_neg() or d.is_neg():
-        return False
-    if not (z.is_contiguous() and d.is_contiguous()) or torch.compiler.is_compiling():
-        return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
-    return not watched and forward_ad._current_level < 0
+from ..transforms import refuse_forward_mode
+from .operations import differentiated, goes_on
 
 
 def formula_told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
@@ -52,12 +36,9 @@ def told(formula: Formula, dtype: torch.dtype, threads: int, isa: str):
     return of_core, is_curved(formula)
 
 
-def activated(formula: Formula, z: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """σ(z) and σ'(z) d, of z [...] and d [S, ...] without gaps."""
-    return apply(formula, z, d)
-
-
 class Activated(torch.autograd.Function):
+    """σ(z) and σ'(z) d, of z [...] and d [S, ...] without gaps."""
+
     @staticmethod
     def forward(ctx, formula, z, d):
         ctx.told, curved = told(formula, z.dtype, torch.get_num_threads(), core.instruction_set())
@@ -71,17 +52,14 @@ class Activated(torch.autograd.Function):
         return y, t
 
     @staticmethod
-    def backward(ctx, bar_y, bar_t):
+    def backward(ctx, *bars):
         z, d, slopes = ctx.saved_tensors
-        if torch.is_grad_enabled() or several(bar_y, bar_t):
-            return None, *differentiated(ctx.formula, z, d, bar_y, bar_t)
-        if bar_y is None and bar_t is None:
-            return None, None, None
-        bars = [bar if bar is None or bar.is_contiguous() else bar.contiguous() for bar in (bar_y, bar_t)]
-        bar_z = torch.empty_like(z)
-        bar_d = torch.empty_like(d) if bar_t is not None and ctx.needs_input_grad[2] else None
-        S = 0 if bar_t is None else len(d)
-        core._C.activated(ctx.told, z.numel(), S, [bars[0], d, bars[1], slopes, bar_z, bar_d])
+        if goes_on(*bars):
+            written_out = lambda z, d: in_torch(ctx.formula, z, d)  # noqa: E731
+            return None, *differentiated(written_out, (z, d), ctx.needs_input_grad[1:], bars)
+        bar_y, bar_t = [bar.contiguous() for bar in bars]
+        bar_z, bar_d = torch.empty_like(z), torch.empty_like(d) if ctx.needs_input_grad[2] else None
+        core._C.activated(ctx.told, z.numel(), len(d), [bar_y, d, bar_t, slopes, bar_z, bar_d])
         return None, bar_z, bar_d
 
     @staticmethod
@@ -89,16 +67,9 @@ class Activated(torch.autograd.Function):
         refuse_forward_mode()
 
 
-def differentiated(
-    formula: Formula, z: torch.Tensor, d: torch.Tensor, bar_y: torch.Tensor | None, bar_t: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
-    """The adjoints of z and d by PyTorch's operations, of several at a time, and differentiable again."""
-    _, slope, curvature = activation_jet(formula, z, 2)
-    bar_z = None if bar_y is None else slope * bar_y
-    if bar_t is None:
-        return bar_z, None
-    bent = curvature * (bar_t * d).sum(0)
-    return bent if bar_z is None else bar_z + bent, slope * bar_t
+def in_torch(formula: Formula, z: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y, slope = activation_jet(formula, z, 1)
+    return y, slope * d
 
 
-apply = super(torch.autograd.Function, Activated).apply  # without what torch.func would be told of it
+activated = super(torch.autograd.Function, Activated).apply  # without what torch.func would be told of it

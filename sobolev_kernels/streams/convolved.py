@@ -6,13 +6,10 @@ their addresses and reads them as more samples; what lies elsewhere is copied th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from ..boundary import PLAIN
-from ..transforms import refuse_forward_mode, several
-from .activated import fits
+from ..transforms import refuse_forward_mode
+from .operations import are_weights, differentiated, fits, goes_on
 
 # Numbers of all samples, coming or going, from which a convolution is none of few: then the value's and the tangents'
 # stay in the cache longer one after the other. µs of both and of all together, forward, and back in all, 3×3, one
@@ -43,19 +40,19 @@ def apart(samples: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def takes(v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether a convolution of them is one of few numbers, and nobody would have to see two."""
-    if not fits(v, d) or type(weight) not in PLAIN or type(bias) not in (type(None), *PLAIN):
+    if not fits(v, d) or not are_weights(v, weight, bias):
         return False
-    samples = (1 + len(d)) * len(v)
-    most = max(v.numel(), len(v) * weight.shape[0] * v[0, 0].numel())
-    return most * samples <= FEW * len(v) and weight.dtype is v.dtype
+    numbers = (1 + len(d)) * v.numel() // v.shape[1]
+    return numbers * max(weight.shape[:2]) <= FEW
 
 
 def arguments_of(
     dims: int, transposed: bool, stride=1, padding=0, *others, output_padding=0, groups=1, dilation=1
 ) -> tuple | None:  # fmt: skip
     """Those of `aten.convolution` after the bias; None of a padding in words."""
+    told = {"output_padding": output_padding, "groups": groups, "dilation": dilation}
     names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-    told = {"output_padding": output_padding, "groups": groups, "dilation": dilation} | dict(zip(names, others))
+    told |= dict(zip(names, others, strict=False))
     if isinstance(padding, str) or (not transposed and told["output_padding"] != 0):
         return None
     each = lambda of: [of] * dims if isinstance(of, int) else list(of) * (dims // len(of))  # noqa: E731
@@ -80,8 +77,9 @@ class Convolved(torch.autograd.Function):
     def backward(ctx, bar_y, bar_t):
         v, d, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or bar_y is None or bar_t is None or several(bar_y, bar_t):
-            return *one_by_one(ctx.of, needs, v, d, weight, bias, bar_y, bar_t), None
+        if goes_on(bar_y, bar_t):
+            written_out = lambda *tensors: in_torch(*tensors, ctx.of)  # noqa: E731
+            return *differentiated(written_out, (v, d, weight, bias), needs[:4], (bar_y, bar_t)), None
         bars = together(bar_y, bar_t)
         asked = [needs[0] or needs[1], needs[2], False]
         of_samples, of_weight, _ = back(bars, together(v, d), weight, None, *ctx.of, asked)
@@ -93,19 +91,9 @@ class Convolved(torch.autograd.Function):
         refuse_forward_mode()
 
 
-def one_by_one(of, needs, v, d, weight, bias, bar_y, bar_t) -> list[torch.Tensor | None]:
-    """The adjoints of a value, its tangents, weight and bias by PyTorch's operations, which are differentiable again,
-    also of several at a time."""
-    found = [None] * 4
-    if bar_y is not None:
-        sizes = None if bias is None else list(bias.shape)
-        found[0], found[2], found[3] = back(bar_y, v, weight, sizes, *of, [needs[0], needs[2], needs[3]])
-    if bar_t is not None:
-        asked = [needs[1], needs[2], False]
-        of_d, of_weight, _ = back(bar_t.reshape(-1, *bar_t.shape[2:]), d.flatten(0, 1), weight, None, *of, asked)
-        found[1] = None if of_d is None else of_d.reshape(d.shape)
-        found[2] = of_weight if found[2] is None else found[2] + of_weight
-    return found
+def in_torch(v, d, weight, bias, of) -> tuple[torch.Tensor, torch.Tensor]:
+    t = torch.convolution(d.flatten(0, 1), weight, None, *of)
+    return torch.convolution(v, weight, bias, *of), t.unflatten(0, d.shape[:2])
 
 
-apply = super(torch.autograd.Function, Convolved).apply  # without what torch.func would be told of it
+convolved = super(torch.autograd.Function, Convolved).apply  # without what torch.func would be told of it

@@ -11,9 +11,10 @@ from torch.nn import functional
 from ..math.activations import activation_jet
 from ..student import widened
 from . import twice
-from .activated import activated, fits, formula_told
+from .activated import activated, formula_told
 from .chain import FORMULAS
 from .flowing import spelt
+from .operations import fits
 from .pair import RULES, is_pair, need_constant, new, rule, written
 from .twice import is_twice
 

@@ -343,7 +343,7 @@ def convolution(name: str, dims: int) -> Callable:
         if convolved.takes(input.v, input.d, weight, bias):
             of = convolved.arguments_of(dims - 2, transposed, *arguments, **named)
             if of is not None:
-                return new(input, *convolved.apply(input.v, input.d, weight, bias, of))
+                return new(input, *convolved.convolved(input.v, input.d, weight, bias, of))
         v = function(input.v, weight, bias, *arguments, **named)
         return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
 
