@@ -258,7 +258,9 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
+#include "activated_binding.h"
 #include "chain_binding.h"
+#include "normed_binding.h"
 
 }  // namespace
 
@@ -413,6 +415,12 @@ PYBIND11_MODULE(_C, m) {
             return py::make_tuple(sizes.slopes, sizes.values, sizes.adjoint);
           },
           "numbers of what its passes keep: slopes, values, and of each gradient");
+  py::class_<ActivatedBuilder>(m, "Activated", "an activation of a value and its tangents, but for its tensors")
+      .def(py::init<int, const py::tuple&, int, const std::string&>(), py::arg("dtype"), py::arg("activation"),
+           py::arg("threads"), py::arg("isa"));
+  py::class_<NormedBuilder>(m, "Normed", "a norm of a value and its tangents, but for its tensors")
+      .def(py::init<int, std::int64_t, std::int64_t, bool, double, int, const std::string&>(), py::arg("dtype"),
+           py::arg("n"), py::arg("channels"), py::arg("centred"), py::arg("eps"), py::arg("threads"), py::arg("isa"));
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
       {"held", fast(sk::reading::held), METH_FASTCALL, "What modules hold: each with copies of its dicts."},
@@ -425,6 +433,9 @@ PYBIND11_MODULE(_C, m) {
        "(step, isa, addresses, tensors, seed, place): a kept step, of what is at these and into those"},
       {"mean_loss", fast(mean_loss), METH_FASTCALL,
        "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
+      {"activated", fast(activated), METH_FASTCALL,
+       "(activation, n, S, tensors): one of a value and its tangents, or its way back"},
+      {"normed", fast(normed), METH_FASTCALL, "(norm, rows, S, tensors): one of a value and its tangents, or back"},
       {"run_chain", fast(run_chain), METH_FASTCALL, "(chain, pass, tensors): a pass of a chain of layers"},
       {nullptr, nullptr, 0, nullptr},
   };

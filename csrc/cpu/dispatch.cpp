@@ -164,6 +164,43 @@ void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets
 
 void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, chain); }
 
+// How many threads share so many numbers; of fewer than so many each would wait longer than it works.
+static int parts_of(std::int64_t numbers, int threads) {
+  constexpr std::int64_t kShare = 1 << 15;
+  return int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, numbers / kShare)));
+}
+
+void run_activated(const Kernels& kernels, const Activated& activated) {
+  const int parts = parts_of(activated.n * (1 + activated.S), activated.threads);
+  if (parts == 1) return kernels.activated(activated, 0, 1);
+#pragma omp parallel for num_threads(parts) schedule(static)
+  for (int p = 0; p < parts; ++p) kernels.activated(activated, p, parts);
+}
+
+void run_normed(const Kernels& kernels, const Normed& normed) {
+  const int parts = parts_of(normed.rows * normed.n * (1 + normed.S), normed.threads);
+  const std::size_t weights = normed.back() ? std::size_t(normed.weights()) : 0;
+  std::vector<double> sums(2 * weights * std::size_t(parts));
+  if (parts == 1) {
+    kernels.normed(normed, sums.data(), 0, 1);
+  } else {
+#pragma omp parallel for num_threads(parts) schedule(static)
+    for (int p = 0; p < parts; ++p) kernels.normed(normed, sums.data() + 2 * weights * std::size_t(p), p, parts);
+  }
+  for (std::size_t which = 0; which < 2; ++which) {
+    void* to = which ? normed.bar_bias : normed.bar_weight;
+    for (std::size_t i = 0; to && i < weights; ++i) {
+      double total = 0;
+      for (std::size_t p = 0; p < std::size_t(parts); ++p) total += sums[(2 * p + which) * weights + i];
+      if (normed.dtype == Dtype::kFloat64) {
+        static_cast<double*>(to)[i] = total;
+      } else {
+        static_cast<float*>(to)[i] = float(total);
+      }
+    }
+  }
+}
+
 void draw_directions(const Kernels& kernels, const Step& step, void* out) {
   const std::int64_t frame = step.directions.distribution == Distribution::kOrthonormal ? step.P : 0;
   const std::size_t bytes = std::size_t((frame + 1) * step.drawn()) * std::size_t(kernels.vector_bytes) + 128;

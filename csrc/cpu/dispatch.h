@@ -20,6 +20,12 @@ void mlp_jets(const Kernels& kernels, const Jets& jets);
 // A pass of a chain of layers. As deterministic.
 void run_chain(const Kernels& kernels, const Chain& chain);
 
+// An activation of a value and its tangents, or its way back.
+void run_activated(const Kernels& kernels, const Activated& activated);
+
+// A norm of a value and its tangents, or its way back. Deterministic for a given number of threads.
+void run_normed(const Kernels& kernels, const Normed& normed);
+
 // The directions of a step as a tensor: out [P, N, D].
 void draw_directions(const Kernels& kernels, const Step& step, void* out);
 

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -39,6 +40,8 @@ constexpr int kRows = SK_ROWS;
 #include "jet_loss.h"
 #include "jets.h"
 #include "chain.h"
+#include "activated.h"
+#include "normed.h"
 
 namespace {
 
@@ -362,6 +365,12 @@ const Kernels kKernels = {
         SK_PHASES(Chain),
     },
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
+    [](const Activated& step, int part, int parts) {
+      SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));
+    },
+    [](const Normed& step, double* sums, int part, int parts) {
+      SK_DTYPE(normed<float>(step, sums, part, parts), normed<double>(step, sums, part, parts));
+    },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),
                draw(step, room, static_cast<double*>(out), part, parts));

@@ -3,8 +3,10 @@
 
 #include <cstddef>
 
+#include "../activated.h"
 #include "../chain.h"
 #include "../jets.h"
+#include "../normed.h"
 #include "../params.h"
 
 namespace sk {
@@ -30,6 +32,10 @@ struct Kernels {
   Phases<Chain> chain;
   // numbers that its passes keep
   ChainSizes (*chain_sizes)(const Chain&);
+  // a part of the numbers
+  void (*activated)(const Activated&, int part, int parts);
+  // a part of the rows; adjoints of weight and bias are added to sums [2, weights]
+  void (*normed)(const Normed&, double* sums, int part, int parts);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

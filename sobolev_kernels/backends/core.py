@@ -24,7 +24,17 @@ TABLES = {
 CODES = {table: {name: code for code, name in enumerate(names)} for table, names in TABLES.items()}
 CODES["Loss"] = {name: code for code, name in enumerate(TABLES["Loss"] + TABLES["Coupled"] + TABLES["Likelihood"])}
 # What a call that is like one before asks of it.
-AT_EVERY_STEP = ("read", "modules", "nodes", "addresses", "mlp_sobolev_at", "mean_loss", "run_chain")
+AT_EVERY_STEP = (
+    "read",
+    "modules",
+    "nodes",
+    "addresses",
+    "mlp_sobolev_at",
+    "mean_loss",
+    "activated",
+    "normed",
+    "run_chain",
+)
 # An address, and strides, in the place of every tensor, where only shapes are asked for.
 SOMEWHERE = (1, 1, 1, 1)
 

@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional
 
 from ..backends.graph import STATISTICS
+from . import normed
+from .operations import are_weights, fits
 from .pair import RULES, TWICE, Pair, first, is_pair, need_constant, new, rule, written
 from .pair import value as values_of
 from .trusted import by_jvp
@@ -38,37 +40,44 @@ for name in ("alpha_dropout", "feature_alpha_dropout"):
 
 def standardised(input: Pair, dims: tuple[int, ...], eps: float, centred: bool = True) -> Pair:
     """Without its mean and of mean square 1 over dims counted from the end."""
-    v, t, mean = input.v, input.d, lambda a: a.mean(dims, keepdim=True)
-    if centred:
-        v, t = v - mean(v), t - mean(t)
-    r = (mean(v.square()) + eps).rsqrt()
-    n = v * r
-    along = mean(n * t)
-    d = r * (t - n * along)
+    n, d, t, along, r = normed.standardised(input.v, input.d, dims, eps, centred)
     if not is_twice(input):
         return new(input, n, d)
     c, first, along = (a[: input.run.P] for a in (t, d, along))
-    return curved(input, n, d, -r * (2 * along * first + n * mean(first * c)))
+    return curved(input, n, d, -r * (2 * along * first + n * (first * c).mean(dims, keepdim=True)))
 
 
 def affine(input: Pair, weight, bias) -> Pair:
     need_constant(input.run, weight, bias)
-    v, t = input.v, input.d
-    if weight is not None:
-        v, t = v * weight, t * weight
-    return new(input, v if bias is None else v + bias, t)
+    return new(input, *normed.scaled(input.v, input.d, weight, bias))
+
+
+def by_core(input: Pair, weight, bias, n: int) -> bool:
+    """Whether a norm of rows of n numbers, each of which fills a register of the core's, is one operation."""
+    need_constant(input.run, weight, bias)
+    return n >= SHORTEST and not is_twice(input) and fits(input.v, input.d) and are_weights(input.v, weight, bias)
+
+
+SHORTEST = 16
+
+
+def over_last(input: Pair, shape, weight, bias, eps: float, centred: bool) -> Pair:
+    """Each sample standardised over its last dims, of such a shape."""
+    n = math.prod(shape)
+    if by_core(input, weight, bias, n) and input.v.shape[-len(shape) :] == tuple(shape):
+        return new(input, *normed.normed(input.v, input.d, weight, bias, n, 0, centred, eps))
+    return affine(standardised(input, tuple(range(-len(shape), 0)), eps, centred), weight, bias)
 
 
 @rule("layer_norm", twice=True)
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    dims = tuple(range(-len(normalized_shape), 0))
-    return affine(standardised(input, dims, eps), weight, bias)
+    return over_last(input, normalized_shape, weight, bias, eps, centred=True)
 
 
 @rule("rms_norm", twice=True)
 def rms_norm(input, normalized_shape, weight=None, eps=None):
-    dims, eps = tuple(range(-len(normalized_shape), 0)), torch.finfo(input.v.dtype).eps if eps is None else eps
-    return affine(standardised(input, dims, eps, centred=False), weight, None)
+    eps = torch.finfo(input.v.dtype).eps if eps is None else eps
+    return over_last(input, normalized_shape, weight, None, eps, centred=False)
 
 
 def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -79,7 +88,7 @@ def channelled(input: Pair, tensor: torch.Tensor | None) -> torch.Tensor | None:
 @rule("group_norm", twice=True)
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     v, t = input.v.unflatten(1, (num_groups, -1)).flatten(2), input.d.unflatten(2, (num_groups, -1)).flatten(3)
-    n = standardised(new(input, v, t), (-1,), eps)
+    n = over_last(new(input, v, t), v.shape[-1:], None, None, eps, centred=True)
     n = new(input, n.v.reshape(input.v.shape), n.d.reshape(-1, *input.v.shape))
     return affine(n, channelled(input, weight), channelled(input, bias))
 
@@ -93,6 +102,9 @@ def batch_norm(
     need_constant(input.run, weight, bias)
     scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
     shift = -running_mean * scale if bias is None else torch.addcmul(bias, running_mean, scale, value=-1)
+    n = math.prod(input.v.shape[2:])
+    if by_core(input, scale, shift, n):
+        return new(input, *normed.normed(input.v, input.d, scale, shift, n, len(scale), False, eps))
     scale, shift = channelled(input, scale), channelled(input, shift)
     return new(input, torch.addcmul(shift, input.v, scale), input.d * scale)
 

@@ -11,9 +11,11 @@ from torch.nn import functional
 from ..math.activations import activation_jet
 from ..student import widened
 from . import twice
+from .activated import activated, formula_told
 from .chain import FORMULAS
 from .flowing import spelt
-from .pair import RULES, is_pair, need_constant, rule, written
+from .operations import fits
+from .pair import RULES, is_pair, need_constant, new, rule, written
 from .twice import is_twice
 
 
@@ -66,14 +68,25 @@ BY_AUTOGRAD = (
 BY_TABLE = ("gelu", "silu", "mish", "softsign")
 
 
-def pointwise(function: Callable, slope: Callable | None, curvature: Callable | None, of_table: Callable | None):
+def pointwise(
+    function: Callable, slope: Callable | None, curvature: Callable | None, formula_of: Callable | None,
+    by_table: bool = False,
+):  # fmt: skip
+    """The rule of a function of numbers, which has a formula or not; `by_table`, if of order 2 it is that one's."""
+    default = formula_of and formula_told(formula_of, (), {})
+
     def applied(input, *arguments, inplace=False, **named):
         if not is_pair(input):
             raise TypeError("another argument than the first depends on the inputs")
         need_constant(input.run, *arguments, *named.values())
-        z = input.v
-        if of_table is not None and is_twice(input):
-            y, d1, c = (t.to(z.dtype) for t in activation_jet(of_table(*arguments, **named), widened(z), 2))
+        z, formula = input.v, None
+        if formula_of is not None and not is_twice(input) and fits(z, input.d):
+            formula = formula_told(formula_of, arguments, named) if arguments or named else default
+        if formula is not None:
+            after = new(input, *activated(formula, z, input.d))
+            return written(input, after) if inplace else after
+        if by_table and is_twice(input):
+            y, d1, c = (t.to(z.dtype) for t in activation_jet(formula_of(*arguments, **named), widened(z), 2))
             d2 = lambda: c  # noqa: E731
         elif slope is not None:
             y = function(z, *arguments, **named)
@@ -93,7 +106,7 @@ def register(name: str, slope: Callable | None = None, curvature: Callable | Non
         return
     plain = getattr(torch, name, None) or getattr(functional, name, None) or getattr(torch.special, name, None)
     plain = plain or getattr(torch.Tensor, name)
-    found = pointwise(plain, slope, curvature, FORMULAS[name] if name in BY_TABLE else None)
+    found = pointwise(plain, slope, curvature, FORMULAS.get(name), name in BY_TABLE)
     rule(name, twice=True)(found)
 
 

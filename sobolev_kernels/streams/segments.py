@@ -17,8 +17,9 @@ import torch
 
 from ..boundary import PLAIN
 from ..math.table import Formula
-from ..modules import IDENTITY, number
+from ..modules import IDENTITY
 from . import products
+from .activated import formula_told
 from .chain import FORMULAS, Layer
 from .flowing import ABOUT, Run, is_finite, spelt
 from .pair import Pair, is_pair, start, wrapper
@@ -217,17 +218,6 @@ def open_layer(input: object) -> Layer | None:
     return step.layer if is_open else None
 
 
-def told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
-    """The formula that such arguments tell, if all its parameters are finite numbers."""
-    try:
-        formula = formula_of(*arguments, **named)
-    except TypeError:  # others than the table knows
-        return None
-    parameters = tuple(map(number, formula.parameters))
-    finite = all(p is not None and math.isfinite(p) for p in parameters)
-    return Formula(formula.name, parameters) if finite else None
-
-
 def unasked(about: Callable, plain: Callable) -> Callable:
     """The rule of what a tensor is, for which one that is put off need have no numbers."""
 
@@ -305,12 +295,12 @@ class Delaying:
 
     def activation(self, plain: Callable, formula_of: Callable[..., Formula]) -> Callable:
         """The rule of an activation: after a layer that was put off it is put off, too."""
-        default = told(formula_of, (), {})
+        default = formula_told(formula_of, (), {})
 
         def applied(input, *arguments, inplace=False, **named):
             layer, formula = open_layer(input), None
             if layer is not None:
-                formula = told(formula_of, arguments, named) if arguments or named else default
+                formula = formula_told(formula_of, arguments, named) if arguments or named else default
             if formula is None or not (layer.factor == 1.0 or formula.name == "sin"):
                 return plain(input, *arguments, **named, **({"inplace": True} if inplace else {}))
             if formula.name == "sin":

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from . import convolved
 from .flowing import told
 from .pair import (
     RULES,
@@ -335,10 +336,14 @@ def pad(input, pad, mode="constant", value=None):
 
 
 def convolution(name: str, dims: int) -> Callable:
-    function = getattr(functional, name)
+    function, transposed = getattr(functional, name), "transpose" in name
 
     def along(input, weight, bias=None, *arguments, **named):
         need_constant(input.run, weight, bias)
+        if convolved.takes(input.v, input.d, weight, bias):
+            of = convolved.arguments_of(dims - 2, transposed, *arguments, **named)
+            if of is not None:
+                return new(input, *convolved.convolved(input.v, input.d, weight, bias, of))
         v = function(input.v, weight, bias, *arguments, **named)
         return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
 

@@ -1,0 +1,62 @@
+"""What operations of pairs have in common that are one node of autograd: which numbers they take, and what they are in
+PyTorch's own operations, where their gradients are differentiated again or of several cotangents at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.autograd import forward_ad
+
+from ..backends import core
+from ..boundary import PLAIN
+from ..transforms import several
+
+
+def fits(v: torch.Tensor, d: torch.Tensor) -> bool:
+    """Whether the core takes a value and its tangents as they lie, and nobody follows the call who would have to see
+    PyTorch's operations.
+
+    In float64 it has some functions from the C library, lane by lane, which PyTorch's outrun.
+    """
+    if core.MISSING is not None or type(v) not in PLAIN or type(d) not in PLAIN or not v.is_cpu:
+        return False
+    if v.dtype is not torch.float32 or d.dtype is not torch.float32 or not v.numel() or v.is_neg() or d.is_neg():
+        return False
+    if not (v.is_contiguous() and d.is_contiguous()) or torch.compiler.is_compiling():
+        return False
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+    return not watched and forward_ad._current_level < 0
+
+
+def are_weights(like: torch.Tensor, *weights: torch.Tensor | None) -> bool:
+    """Whether the core may read these with such a value, each one without gaps, or None."""
+    return all([
+        w is None
+        or (type(w) in PLAIN and w.dtype is like.dtype and w.is_cpu and w.is_contiguous() and not w.is_neg())
+        for w in weights
+    ])  # fmt: skip
+
+
+def goes_on(*bars: torch.Tensor | None) -> bool:
+    """Whether a way back is more than its numbers of the adjoints of both results."""
+    return torch.is_grad_enabled() or any([bar is None for bar in bars]) or several(*bars)
+
+
+def differentiated(
+    function: Callable[..., Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor | None], needs: Sequence[bool],
+    bars: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:  # fmt: skip
+    """The adjoints of inputs from those of what a function of them gives, None of what none is asked for."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # as they are given: one may depend on another
+        alone = lambda x: x.view_as(x) if again else x.detach().requires_grad_(x.requires_grad)  # noqa: E731
+        own = [x if x is None else alone(x) for x in inputs]
+        asked = [x for x, needed in zip(own, needs, strict=True) if needed]
+        given = [(y, bar) for y, bar in zip(function(*own), bars, strict=True) if bar is not None and y.requires_grad]
+        if not given:
+            return [None] * len(own)
+        results, bars = zip(*given, strict=True)
+        found = iter(torch.autograd.grad(results, asked, bars, create_graph=again, allow_unused=True))
+    return [next(found) if needed else None for needed in needs]
