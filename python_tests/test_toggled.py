@@ -287,10 +287,23 @@ def test_a_branch_that_is_cut_where_the_graph_has_the_same_nodes():
             torch.testing.assert_close(gradients(None, backend), right, **CLOSE_IN_SINGLE)
 
 
-def test_a_column_that_is_cut_by_the_same_operations():
-    """Where two columns of a list are swapped: of the one derivatives are wanted, of the other a constant is made."""
+COLUMNS = {
+    "a number": lambda x, k: x[:, k, None],
+    "a slice": lambda x, k: x[:, k : k + 1],
+    "a list": lambda x, k: x[:, [k]],
+    "gather": lambda x, k: x.gather(1, torch.tensor(k).expand(len(x), 1)),
+    "take": lambda x, k: x.take(torch.arange(len(x)) * D + k)[:, None],
+    "unbind": lambda x, k: x.unbind(1)[k][:, None],
+    "split": lambda x, k: x.split([1, 1, D - 2], 1)[k],
+    "transposed": lambda x, k: x.T[torch.tensor([k])].T,
+}
+
+
+@pytest.mark.parametrize("way", COLUMNS)
+def test_a_column_that_is_cut_by_the_same_operations(way):
+    """Where two columns are swapped: of the one derivatives are wanted, of the other a constant is made."""
     columns, targets = [0, 1], sk.Targets(jacobian=torch.zeros(N, 1, 1, dtype=X.dtype))
-    student = lambda x: (x[:, columns[0]].sin() + x.detach()[:, columns[1]])[:, None]  # noqa: E731
+    student = lambda x: COLUMNS[way](x, columns[0]).sin() + COLUMNS[way](x.detach(), columns[1])  # noqa: E731
     right = X[:, 0].cos().square().mean()
     for columns[:] in ([0, 1], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1]):
         if columns == [0, 1]:

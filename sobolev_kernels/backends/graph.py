@@ -93,10 +93,10 @@ PLACES = """
     dim dims dim0 dim1 dim2 dimension start end step shifts index indices offset storage_offset diagonal k pad
     split_size split_sizes repeats
 """.split()
-# Of those that save tensors for places, which take whole rows, and which along the first dim; of those that give
-# several tensors, which give rows.
-BY_TENSORS, IN_PARTS = ("IndexBackward0", "IndexSelectBackward0"), ("Unbind", "Split", "UnsafeSplit")
-ALONG_FIRST = "GatherBackward0", "ScatterAddBackward0", "ScatterBackward0", "IndexAddBackward0", "IndexCopyBackward0"
+# Of those that save tensors for places, which take whole rows, and which single numbers; those of several results.
+BY_TENSORS = "IndexBackward0", "IndexSelectBackward0", "TakeBackward0"
+IN_PARTS = "Unbind", "Split", "UnsafeSplit"
+SINGLE = "GatherBackward0", "ScatterAddBackward0", "ScatterBackward0", "IndexAddBackward0", "IndexCopyBackward0"
 MOST_ROWS = 1 << 16
 
 
@@ -107,22 +107,21 @@ def places_in(kind: type[Node]) -> tuple[str, ...]:
     whole = [name for name in found if not hasattr(kind, f"_raw{name}")]
     if "_saved_storage_offset" in whole:
         whole.append("_saved_stride")
-    return tuple(found if kind.__name__ in BY_TENSORS + ALONG_FIRST else whole)
+    return tuple(found if kind.__name__ in BY_TENSORS + SINGLE else whole)
 
 
 def places_of(y: torch.Tensor, nodes: Collection[Node], tensors: bool = True) -> tuple:
-    """All of these in the order of the nodes of y's graph, and which of several rows are used.
+    """All of these in the order of the nodes of y's graph, and which of several results are used.
 
     Tensors are only read if they may be: under a checkpoint they would be computed again.
     """
     telling = telling_of(frozenset(map(type, nodes)))
     if not tensors:
-        telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS + ALONG_FIRST}
+        telling = {kind: names for kind, names in telling.items() if kind.__name__ not in BY_TENSORS + SINGLE}
     if not telling:
         return ()
-    several = {kind for kind in telling if kind.__name__.startswith(IN_PARTS)}
     places = [place_of(node, name) for node in nodes if (names := telling.get(type(node))) for name in names]
-    if several and any(type(node) in several and node._saved_dim == 0 for node in nodes):
+    if any(kind.__name__.startswith(IN_PARTS) for kind in telling):
         places += [y.output_nr, *(i for node in nodes for _, i in node.next_functions)]
     return tuple(places)
 
@@ -135,14 +134,23 @@ def telling_of(kinds: frozenset[type[Node]]) -> dict[type[Node], tuple[str, ...]
 
 def place_of(node: Node, name: str) -> object:
     """Numbers, or what stands for those of the first tensor of places, if it is not far to them."""
-    if name == "_saved_index" and type(node).__name__ in ALONG_FIRST and node._saved_dim != 0:
-        return None
     try:
         place = getattr(node, name)
     except RuntimeError:  # one that was written to since, which its backward will not take either
         return None
     if name == "_saved_indices":
-        place = place[0]
+        first, *others = place
+        return bytes_of(first), *(bytes_of(other, each=first is not None) for other in others)
+    return bytes_of(place, each=type(node).__name__ in SINGLE and node._saved_dim != 0)
+
+
+def bytes_of(place: object, each: bool = False) -> object:
+    """What stands for a tensor's numbers; of those that `each` sample has of its own only where they are the same for
+    all, since else they are chosen by its numbers."""
     if not isinstance(place, torch.Tensor):
         return place
-    return hash(place.numpy().tobytes()) if place.is_cpu and place.numel() <= MOST_ROWS else None
+    if not place.is_cpu or place.numel() > MOST_ROWS:
+        return None
+    if each and len(place):
+        place = place[0] if bool((place == place[:1]).all()) else place[:0]
+    return hash(place.numpy().tobytes())
