@@ -176,3 +176,19 @@ def test_pairs_go_by_them(monkeypatch):
         assert {*met} == {"activated", "normed", "convolved"}
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a.double(), b, **CLOSE_IN_SINGLE)
+
+
+def test_results_of_a_convolution_may_be_written_to():
+    torch.manual_seed(0)
+    net, x, v = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 2), nn.Flatten()), *torch.randn(2, 5, 6)
+    for _ in range(3):
+        expected = [torch.func.jvp(net, (x,), (v,))[i] for i in range(2)]
+        y, d = sk.jvp(net, x, v[None])
+        y.add_(1.0)
+        d.mul_(2.0)
+        torch.testing.assert_close(y, expected[0] + 1.0, **CLOSE_IN_SINGLE)
+        torch.testing.assert_close(d[0], 2.0 * expected[1], **CLOSE_IN_SINGLE)
+        found = torch.autograd.grad(y.square().mean() + d.square().mean(), [*net.parameters()])
+        again = (expected[0] + 1.0).square().mean() + (2.0 * expected[1]).square().mean()
+        for a, b in zip(found, torch.autograd.grad(again, [*net.parameters()]), strict=True):
+            torch.testing.assert_close(a, b, **CLOSE_IN_SINGLE)

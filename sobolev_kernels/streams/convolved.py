@@ -38,6 +38,11 @@ def apart(samples: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
     return samples[:N], samples[N:].view(-1, N, *samples.shape[1:])
 
 
+def on_its_own(part: torch.Tensor) -> torch.Tensor:
+    """The same memory, no view of the whole: who is given one of two views may not write to it."""
+    return part.new_empty(0).set_(part.untyped_storage(), part.storage_offset(), part.shape, part.stride())
+
+
 def takes(v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether a convolution of them is one of few numbers, and nobody would have to see two."""
     if not fits(v, d) or not are_weights(v, weight, bias):
@@ -65,7 +70,7 @@ class Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, d, weight, bias, of):
-        y, t = apart(torch.convolution(together(v, d), weight, None, *of), len(v))
+        y, t = map(on_its_own, apart(torch.convolution(together(v, d), weight, None, *of), len(v)))
         if bias is not None:
             y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
         ctx.set_materialize_grads(False)
