@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -30,9 +31,10 @@ constexpr int kRows = SK_ROWS;
 #include "outer.h"
 #include "directions.h"
 #include "room.h"
+#include "residuals.h"
+#include "terms.h"
 #include "streams.h"
 #include "lockstep.h"
-#include "residuals.h"
 #include "heads.h"
 #include "step.h"
 #include "programs.h"
@@ -81,9 +83,6 @@ void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
   pack_layers(shared, step.L, [&](std::int64_t l) { return step.layers[l]; }, part, parts);
   pack_blocks(step.layers[0], true, shared.input, part, parts);
-  for (std::int64_t o = 0; part == 0 && o < step.O; ++o) {
-    shared.output_weight[o] = step.output_weight.data ? at<T>(step.output_weight, o) : T(1);
-  }
 }
 
 // A part's samples: a tile if there is one for each, else as many whole panels as the others have, or samples in
@@ -99,7 +98,6 @@ template <class T>
 void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
-  for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
   const Range mine = samples_of<T>(step, part, parts);
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     const Layer& layer = step.layers[l];
@@ -143,8 +141,7 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
     Samples<T>* end = all;
     for (int p = 0; p < parts; ++p) {
       const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
-      for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
-        if (term == kSecond && l == 0) continue;  // the input has no ḧ
+      for (int term = kValue; term <= (step.P ? kFirst : kValue); ++term) {
         Samples<T>* of_p = end;
         end = kept.append(step, Term(term), l, term == kValue || step.by_one_gradient() ? 1 : step.P, M, end);
         for (; of_p < end; ++of_p) {
@@ -190,6 +187,21 @@ void add_parts(const Layer& layer, T* dweight, T* dbias, std::size_t workspace_b
   }
 }
 
+// The loss and its terms, of which all parts have a sum
+template <class T>
+void add_terms(const Step& step, const TermsRoom<T>& room, std::size_t room_bytes, int parts) {
+  if (!step.total || step.per_sample) return;
+  double loss = 0;
+  for (int term = 0; term < step.count_terms(); ++term) {
+    double total = 0;
+    for (int p = 0; p < parts; ++p) total += of_part(room.totals, p, room_bytes)[term];
+    total *= step.share[term];
+    if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
+    if (step.weight[term] != 0) loss += step.weight[term] * total;
+  }
+  static_cast<T*>(step.total)[0] = T(loss);
+}
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
   const Private<T> workspace(step, workspace_base);
@@ -197,16 +209,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     add_parts(step.layers[l], workspace.dweight[l], workspace.dbias[l], workspace_bytes, part, parts);
   }
-  if (part || !step.total || step.per_sample) return;
-  double loss = 0;
-  for (int term = 0; term < step.count_terms(); ++term) {
-    double total = 0;
-    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p, workspace_bytes)[term];
-    total *= step.share[term];
-    if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
-    if (step.weight[term] != 0) loss += step.weight[term] * total;
-  }
-  static_cast<T*>(step.total)[0] = T(loss);
+  if (part == 0) add_terms(step, workspace.of_terms, workspace_bytes, parts);
 }
 
 // One panel at a time through the very function of the step; only a panel's room is needed.
@@ -282,6 +285,7 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
     add_parts(jets.layers[l].layer, room.dweight[l], room.dbias[l], room_bytes, part, parts);
   }
   if (part == 0 && jets.loss) add_losses<T>(*jets.loss, room.loss, room_bytes, parts);
+  if (part == 0 && jets.step) add_terms(*jets.step, room.terms, room_bytes, parts);
 }
 
 template <class T>
