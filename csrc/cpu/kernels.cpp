@@ -94,18 +94,21 @@ Range samples_of(const Step& step, int part, int parts) {
   return {mine.begin * each, std::min(mine.end * each, step.N)};
 }
 
+// A part's sums of gradients, if there is a place for them; the first tile that goes back sets that of a weight
+template <class T>
+void clear(const Layer& layer, bool back, T* dweight, T* dbias) {
+  if (dweight && !back) std::fill_n(dweight, Private<T>::gradient_size(layer), T(0));
+  if (dbias) std::fill_n(dbias, layer.n_out, T(0));
+}
+
 template <class T>
 void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
   const Range mine = samples_of<T>(step, part, parts);
+  const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
-    const Layer& layer = step.layers[l];
-    // the first tile that goes back sets the gradient of a weight
-    const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
-    const std::int64_t size = back || step.gathers() ? 0 : Private<T>::gradient_size(layer);
-    for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
-    for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
+    clear(step.layers[l], back, workspace.dweight[l], workspace.dbias[l]);
   }
   Tile<T> tile(step, shared, workspace);
   for (std::int64_t first = mine.begin; first < mine.end; first += step.tile) {
@@ -245,10 +248,7 @@ void tiles(const Jets& jets, void* base, void* room_base, int part, int parts) {
   const Range mine((jets.N + each - 1) / each, part, parts);
   const Range samples(mine.begin * each, std::min(mine.end * each, jets.N));
   for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
-    const Layer& layer = jets.layers[l].layer;
-    const std::int64_t size = samples.begin < samples.end ? 0 : Private<T>::gradient_size(layer);
-    for (std::int64_t i = 0; i < size; ++i) room.dweight[l][i] = 0;
-    for (std::int64_t i = 0; room.dbias[l] && i < layer.n_out; ++i) room.dbias[l][i] = 0;
+    clear(jets.layers[l].layer, samples.begin < samples.end, room.dweight[l], room.dbias[l]);
   }
   if (jets.loss) room.loss.begin(*jets.loss);
   JetTile<T> tile(jets, weights, room);
@@ -301,9 +301,7 @@ void tiles(const Chain& chain, void* base, void* room_base, int part, int parts)
   const Range mine(panels, part, parts);
   const Range samples(mine.begin * kPanel<T>, std::min(mine.end * kPanel<T>, chain.N));
   for (std::int64_t l = 0; chain.sums() && samples.begin >= samples.end && l < chain.L; ++l) {
-    const Layer& layer = chain.layers[l];
-    if (room.dweight[l]) std::fill_n(room.dweight[l], Private<T>::gradient_size(layer), T(0));
-    if (room.dbias[l]) std::fill_n(room.dbias[l], layer.n_out, T(0));
+    clear(chain.layers[l], false, room.dweight[l], room.dbias[l]);
   }
   ChainTile<T> run(chain, weights, room);
   for (std::int64_t first = samples.begin; first < samples.end; first += tile) {

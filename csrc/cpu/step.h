@@ -121,7 +121,7 @@ class Tile : private Heads<T> {
   // Cotangents u from r on, side by side: the gradients Jᵀu, and their adjoints back
   void by_cotangents(std::int64_t r) {
     for (std::int64_t s = 0; s < streams_; ++s) {
-      drawn(r + s, step_.O, workspace_.ld_u, row_of(workspace_.u_rows, workspace_.ld_u, s, 0),
+      drawn(r + s, step_.O, workspace_.ld_u, workspace_.u_rows + s * size(workspace_.ld_u),
             workspace_.u + s * size(step_.O));
     }
     if (step_.headed()) this->head_seeds();
@@ -191,10 +191,6 @@ class Tile : private Heads<T> {
 
   // Direction p as that of stream s
   void direction(std::int64_t p, std::int64_t s) {
-    drawn(p, step_.W, workspace_.ld_v, row_of(workspace_.v_rows, workspace_.ld_v, s, 0),
-          workspace_.v + s * size(step_.W));
+    drawn(p, step_.W, workspace_.ld_v, workspace_.v_rows + s * size(workspace_.ld_v), workspace_.v + s * size(step_.W));
   }
-
-  // Of a sample, in rows of all streams
-  T* row_of(T* rows, std::int64_t ld, std::int64_t s, std::int64_t m) const { return rows + (s * size(1) + m) * ld; }
 };
