@@ -116,15 +116,16 @@ template <class T>
 void along_adjoint(T* const* bar, std::int64_t P, bool curved, std::int64_t R) {
   using V = Vec<T>;
   T *const *g = bar + 1 + 2 * P, *const *z = g + 1 + 2 * P;
-  for (std::int64_t i = 0; i < R * kPanel<T>; i += kPanel<T>) {
-    const V d1 = V::load(g[0] + i);
-    V total = d1 * V::load(bar[0] + i);
-    for (std::int64_t p = 1; p <= P; ++p) {
-      const V b1 = V::load(bar[p] + i), b2 = V::load(bar[P + p] + i), g1 = V::load(g[p] + i);
-      total = total + g1 * b1 + V::load(g[P + p] + i) * b2;
-      (d1 * b1 + V(2.0) * g1 * b2).store(z[p] + i);
-      if (curved) (d1 * b2).store(z[P + p] + i);
+  const std::int64_t count = R * kPanel<T>;
+  for (std::int64_t i = 0; i < count; i += kPanel<T>) (V::load(g[0] + i) * V::load(bar[0] + i)).store(z[0] + i);
+  for (std::int64_t p = 1; p <= P; ++p) {
+    const T *bar1 = bar[p], *bar2 = bar[P + p], *kept1 = g[p], *kept2 = g[P + p];
+    T *z1 = z[p], *z2 = curved ? z[P + p] : nullptr;
+    for (std::int64_t i = 0; i < count; i += kPanel<T>) {
+      const V d1 = V::load(g[0] + i), b1 = V::load(bar1 + i), b2 = V::load(bar2 + i), g1 = V::load(kept1 + i);
+      (V::load(z[0] + i) + g1 * b1 + V::load(kept2 + i) * b2).store(z[0] + i);
+      (d1 * b1 + V(2.0) * g1 * b2).store(z1 + i);
+      if (z2) (d1 * b2).store(z2 + i);
     }
-    total.store(z[0] + i);
   }
 }

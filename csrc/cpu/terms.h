@@ -105,9 +105,11 @@ class Terms {
     };
     if (term == kValue || target.kind != TargetKind::kDense) {
       const int k = term != kValue;
-      return load([&](std::int64_t s, std::int64_t m) {
-        const T* row = data + k * (p + s) * stride[0] + (first_ + m) * stride[k] + first * stride[k + 1];
-        return [=, apart = stride[k + 1]](std::int64_t i) { return row[i * apart]; };
+      const T* first_row = data + k * p * stride[0] + first_ * stride[k] + first * stride[k + 1];
+      const std::int64_t stream = k * stride[0], sample = stride[k], apart = stride[k + 1];
+      return load([=](std::int64_t s, std::int64_t m) {
+        const T* row = first_row + s * stream + m * sample;
+        return [=](std::int64_t i) { return row[i * apart]; };
       });
     }
     if (term == kFirst && !by_cotangents()) {

@@ -75,6 +75,10 @@ LOCKSTEP = 0.1
 #
 #     512, 100→64×3→1, sum       5281  4536  4250        with gradients  16211 14263 13718
 #     64, 10→128×4→1, P=64       2014  1846  1867        with gradients   6133  5908  5929
+#
+# Of second derivatives apart, with two streams each, groups of 8, 16 and 32, time ÷ that of 16, P=64:
+#
+#     64, 8→64×3→1               1.03     1  1.02        20, 16→128×3→4             1.04     1  1.00
 TILE, SUMMED, APART = 32, 64, 16
 
 # A step of less work, in FLOPs of a multiply, of which an activation of a stream takes so many, is not shared out:
