@@ -107,13 +107,14 @@ struct StepBuilder {
       n = layer.n_out;
     }
     need(n == step.O, "the last layer must give O outputs");
+    need(step.order == 1 || streams, "order 2 must have streams");
     if (!streams) return step;
     const auto& jets = streams->jets;
     step.streams = &jets;
-    need(step.order == 2 && step.projection == sk::Projection::kDirections && !step.headed(), "streams of a sum");
-    need(step.residuals != sk::Residuals::kLoss && step.P > 0, "streams of a sum");
-    need(jets.dtype == step.dtype && jets.L == step.L && jets.D == step.D && jets.results == 2 * step.O &&
-             jets.directions > 0,
+    need(step.order == 2 && step.projection == sk::Projection::kDirections && !step.headed(), "streams of order 2");
+    need(!jets.results || (step.residuals != sk::Residuals::kLoss && step.P > 0), "streams of a sum");
+    need(jets.dtype == step.dtype && jets.L == step.L && jets.D == step.D &&
+             (jets.results == 0 || jets.results == 2 * step.O) && (jets.directions > 0 || step.P == 0),
          "streams must be those of the step");
     for (std::size_t l = 0; l < layers.size(); ++l) {
       need(streams->layers[l].layer.n_out == layers[l].n_out, "streams must be those of the step");
@@ -283,7 +284,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("dtype"), py::arg("N"), py::arg("D"), py::arg("O"), py::arg("P"), py::arg("W"), py::arg("order"))
       .def(
           "streams", [](StepBuilder& self, std::shared_ptr<JetsBuilder> streams) { self.streams = std::move(streams); },
-          "by which it makes y, and of second derivatives the sum over directions alone")
+          "by which it makes order 2: all derivatives, or with results y and the sum of the second ones")
       .def("layers", &set_layers, "rows of (n_in, n_out, activation, weight, bias, dweight, dbias)")
       .def("input", [](StepBuilder& self, const py::object& x) { self.step.x = strided(x); })
       .def("directions",

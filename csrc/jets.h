@@ -112,6 +112,8 @@ struct Jets {
   const Place* out = nullptr;         // [results], without data where nobody asks for it
   const Place* cotangents = nullptr;  // [results], without data where it is 0
   const JetLoss* loss = nullptr;      // in their place
+  const Step* step = nullptr;         // or what has targets and losses of y, derivatives and second derivatives, which
+                                      // are the streams of the last layer, one after the other
   void* dx = nullptr;                 // [N, D]
   void* dv = nullptr;                 // [P, N, W]
   void* between = nullptr;            // h and g of all samples, which the results leave for their cotangents
@@ -119,9 +121,13 @@ struct Jets {
   int threads = 1;
   bool in_place = false;  // as of a step
 
-  bool gradients() const { return loss ? loss->back : cotangents != nullptr; }
-  bool adjoints() const { return gradients() || between; }                   // whether g is made
-  bool units() const { return along.distribution == Distribution::kBasis; }  // times their magnitude
+  bool gradients() const {
+    if (step) return step->gradients && step->residuals != Residuals::kNone;
+    return loss ? loss->back : cotangents != nullptr;
+  }
+  bool adjoints() const { return gradients() || between; }  // whether g is made
+  // Unit vectors times their magnitude, with which nothing is compared
+  bool units() const { return !step && along.distribution == Distribution::kBasis; }
   std::int64_t tiles() const { return (N + tile - 1) / tile; }
 };
 

@@ -54,7 +54,7 @@ struct Step {
   std::int64_t N = 0, D = 0, O = 0, P = 0, L = 0;
   std::int64_t W = 0;             // the first W inputs are differentiated
   int order = 1;                  // 2: also second directional derivatives
-  const Jets* streams = nullptr;  // by which of order 2 only the sum over directions is made (jets.h)
+  const Jets* streams = nullptr;  // by which order 2 is made, or only the sum over directions of it (jets.h)
   const Layer* layers = nullptr;  // [L]
   Strided x;                      // [N, D]
   Projection projection = Projection::kDirections;
@@ -103,7 +103,7 @@ struct Step {
   }
   // They can if neither waits for a whole pass of the other; the adjoint of directions is made on the other way alone.
   bool in_lockstep() const {
-    return lockstep && P > 0 && order == 1 && projection == Projection::kDirections && at_once() && !dgiven;
+    return lockstep && P > 0 && projection == Projection::kDirections && at_once() && !dgiven;
   }
   bool headed() const { return head.row >= 0; }
   // numbers of one direction or cotangent

@@ -71,6 +71,6 @@ def test_bits_of_lockstep_are_those_of_any_call_before(plans):
 def test_lockstep_where_gaps_would_cost():
     """The planner's own choice: 20 samples have gaps in registers of 16, 64 samples in none."""
     for samples, gaps in ((20, True), (64, False)):
-        plan = dict(cpu._plan(256, 1, 1, "tangents", samples, 1, "avx512").choices)
+        plan = dict(cpu._plan(256, 1, "tangents", samples, 1, "avx512").choices)
         assert plan.get("lockstep", False) == gaps
-    assert "lockstep" not in dict(cpu._plan(256, 1, 2, "tangents", 20, 1, "avx512").choices)  # of order 2 it is not
+    assert "lockstep" not in dict(cpu._plan_of_streams(256, 1, 2, 20, 1, "avx512").choices)  # of order 2 it is not

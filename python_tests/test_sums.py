@@ -1,5 +1,5 @@
-"""Sums of second derivatives over directions by the core's streams: every way that a tile takes, against autograd in
-float64."""
+"""Order 2 by the core's streams, along directions and summed over them: every way that a tile takes, against autograd
+in float64."""
 
 import pytest
 import torch
@@ -39,16 +39,25 @@ def results(student, x, vectors, wrt, backend):
     return [y, total, *gradients]
 
 
+@pytest.fixture
+def planned(plan, monkeypatch):
+    """That plan, on one of the instruction sets."""
+    side_by_side, tile, in_place = PLANS[plan]
+    monkeypatch.setenv("SOBOLEV_ISA", ISAS[list(PLANS).index(plan) % len(ISAS)])
+    for name, value in {
+        "SUMMED": side_by_side,
+        "APART": side_by_side,
+        "TILE": tile,
+        "IN_PLACE": (in_place, 1000),
+    }.items():
+        monkeypatch.setattr(cpu, name, value)
+    monkeypatch.setattr(cpu, "_plan_of_streams", cpu._plan_of_streams.__wrapped__)
+
+
 @pytest.mark.parametrize("wrt", [None, [7, 2, 4, 0]], ids=["all", "some"])
 @pytest.mark.parametrize("vectors", VECTORS)
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_plan_of_a_sum(plan, vectors, wrt, monkeypatch):
-    monkeypatch.setenv("SOBOLEV_ISA", ISAS[list(PLANS).index(plan) % len(ISAS)])
-    side_by_side, tile, in_place = PLANS[plan]
-    monkeypatch.setattr(cpu, "SUMMED", side_by_side)
-    monkeypatch.setattr(cpu, "TILE", tile)
-    monkeypatch.setattr(cpu, "IN_PLACE", (in_place, 1000))
-    monkeypatch.setattr(cpu, "_plan_of_sum", cpu._plan_of_sum.__wrapped__)
+def test_every_plan_of_a_sum(planned, vectors, wrt):
     numbers, v = data(SHAPE), VECTORS[vectors](SHAPE.D if wrt is None else len(wrt))
     double = numbers.to(torch.float64)
     exact = results(double.student, double.x, v, wrt, "reference")
@@ -59,6 +68,47 @@ def test_every_plan_of_a_sum(plan, vectors, wrt, monkeypatch):
     single = [results(numbers.student, numbers.x, v, wrt, backend) for backend in ("cpu", "reference")]
     for i, (theirs, ours, reference) in enumerate(zip(exact, *single, strict=True)):
         assert_within_rule(f"result {i}", ours, theirs, reference)
+
+
+def losses(student, x, vectors, wrt, backend, loss, dense):
+    """The loss of order 2 and its terms, weighted in every way, and all gradients."""
+    x = x.detach().requires_grad_()
+    tensors, W = [x, *student.parameters()], x.shape[1] if wrt is None else len(wrt)
+    like = {"dtype": x.dtype}
+    derivatives = {"jacobian": random(SHAPE.N, SHAPE.O, W).to(**like)} if dense else {}
+    derivatives |= {"hessian": random(SHAPE.N, SHAPE.O, W, W).to(**like)} if dense else {}
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.to(**like)
+        if not dense:
+            vectors.requires_grad_()
+            tensors.append(vectors)
+        P, vectors = len(vectors), sk.Directions.given(vectors)
+    else:
+        P = 4 if vectors.distribution == "orthonormal" else 5
+    if not dense:
+        derivatives = {name: random(P, SHAPE.N, SHAPE.O).to(**like) for name in ("tangents", "seconds")}
+        derivatives["directions"] = vectors
+    targets = sk.Targets(values=random(SHAPE.N, SHAPE.O).to(**like), **derivatives)
+    terms = sk.sobolev_loss(
+        student, x, targets, order=2, wrt=wrt, derivative_loss=loss, weights=(1.0, 0.5, 0.25), backend=backend,
+        directions=vectors if dense else None, sample_weight=random(SHAPE.N).abs().to(**like),
+        output_weight=torch.linspace(0, 1, SHAPE.O, **like), return_terms=True,
+    )  # fmt: skip
+    return [*terms, *torch.autograd.grad(terms.loss, tensors)]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "identity"])
+@pytest.mark.parametrize("loss", ["huber", "relative_mse", "cosine"])
+@pytest.mark.parametrize("vectors", [name for name in VECTORS if name != "basis"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_plan_of_order_2(planned, plan, vectors, loss, activation):
+    wrt = None if activation == "tanh" else [7, 2, 4, 0]
+    numbers, v = data(SHAPE, activation), VECTORS[vectors](SHAPE.D if wrt is None else len(wrt))
+    double = numbers.to(torch.float64)
+    for dense in (False, True):
+        ours, theirs = (losses(double.student, double.x, v, wrt, b, loss, dense) for b in ("cpu", "reference"))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, **ANOTHER_WAY)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "softplus", "gelu"])
@@ -74,9 +124,11 @@ def test_sums_are_traces_of_hessians(activation):
 
 def test_threads_and_calls_give_the_same_bits():
     numbers = data(SHAPE)
+    v = VECTORS["given"](SHAPE.D)
     with threads(2):
         first, again = (results(numbers.student, numbers.x, None, None, "cpu") for _ in range(2))
-    assert all(map(torch.equal, first, again))
+        along, too = (losses(numbers.student, numbers.x, v, None, "cpu", "cosine", True) for _ in range(2))
+    assert all(map(torch.equal, [*first, *along], [*again, *too]))
 
 
 def test_streams_of_another_student_are_refused():
@@ -84,6 +136,6 @@ def test_streams_of_another_student_are_refused():
     step.layers([(3, 2, (0,), core.SOMEWHERE, None, None, None)])
     step.plan(0, 64, 1, False, False, False, 1)
     for widths in ((3, 4, 2), (3, 3)):
-        step.streams(jets.jets_of_sum(widths, (IDENTITY,) * len(widths[1:]), "float32", 3))
+        step.streams(jets.jets_of_second(widths, (IDENTITY,) * len(widths[1:]), "float32", 3, True))
         with pytest.raises(ValueError, match="streams must be those of the step"):
             core._C.working_memory(step, "")

@@ -135,7 +135,7 @@ class ChainTile {
                  [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
                    if (formula.row == 0) return;
                    const std::int64_t i = (panel * n + row) * kPanel<T>;
-                   activation(h + i, d1 + i, d2 ? d2 + i : nullptr, nullptr, rows * kPanel<T>, formula.parameters);
+                   activation(h + i, d1 + i, d2 ? d2 + i : nullptr, rows * kPanel<T>, formula.parameters);
                  });
       below = h;
     }

@@ -98,13 +98,14 @@ void run(const Phases<Work>& phases, const Work& work) {
   }
 }
 
-// A step whose second derivatives are summed over directions, as the streams that it was told: y, and then that sum.
-struct Summed {
+// A step of order 2 as the streams that it was told: those of all derivatives, which go with its targets and losses;
+// or, with results, y and second derivatives summed over directions.
+struct Told {
   std::vector<JetLayer> layers;
   std::vector<Place> out, cotangents;
   Jets jets;
 
-  explicit Summed(const Step& step) : layers(step.streams->layers, step.streams->layers + step.L), jets(*step.streams) {
+  explicit Told(const Step& step) : layers(step.streams->layers, step.streams->layers + step.L), jets(*step.streams) {
     for (std::int64_t l = 0; l < step.L; ++l) layers[std::size_t(l)].layer = step.layers[l];
     const std::int64_t size = step.dtype == Dtype::kFloat64 ? 8 : 4;
     const auto add = [&](std::vector<Place>& to, const void* data, std::int64_t sample, std::int64_t output) {
@@ -123,6 +124,7 @@ struct Summed {
     jets.W = step.W;
     jets.x = step.x;
     jets.along = step.directions;
+    jets.step = jets.results ? nullptr : &step;
     jets.out = out.data();
     jets.cotangents = step.gradients ? cotangents.data() : nullptr;
     jets.dx = step.dx;
@@ -153,11 +155,11 @@ const std::vector<const Kernels*>& instruction_sets() {
 }
 
 std::size_t working_memory(const Kernels& kernels, const Step& step) {
-  return step.streams ? Shares(kernels.jets, Summed(step).jets).bytes() : Shares(kernels.step, step).bytes();
+  return step.streams ? Shares(kernels.jets, Told(step).jets).bytes() : Shares(kernels.step, step).bytes();
 }
 
 void mlp_sobolev(const Kernels& kernels, const Step& step) {
-  step.streams ? run(kernels.jets, Summed(step).jets) : run(kernels.step, step);
+  step.streams ? run(kernels.jets, Told(step).jets) : run(kernels.step, step);
 }
 
 void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets); }

@@ -62,8 +62,8 @@ class Heads : protected Lockstep<T> {
   using Lockstep<T>::Lockstep;
 
   // Values and tangents of the outputs, or of their head
-  const T* values() const { return step_.headed() ? workspace_.head_value : workspace_.h[last()]; }
-  const T* tangents() const { return step_.headed() ? workspace_.head_tangent : workspace_.tangent[last()]; }
+  T* values() const { return step_.headed() ? workspace_.head_value : workspace_.h[last()]; }
+  T* tangents() const { return step_.headed() ? workspace_.head_tangent : workspace_.tangent[last()]; }
 
   void head_values() {
     for (std::int64_t i = 0; i < size(step_.O); i += step_.O * kPanel<T>) {

@@ -48,6 +48,8 @@ struct JetRoom {
   T** slots;
   T* rows;  // [streams][n] as rows
   LossRoom<T> loss;
+  TermsRoom<T> terms;
+  T* none;  // [O] second derivatives of a student without a curve
   Samples<T>* samples;
   T* dweight[kMaxLayers];  // in strips
   T* dbias[kMaxLayers];
@@ -82,6 +84,8 @@ struct JetRoom {
     next_bar = arena.take<T>(back ? tile * numbers : 0);
     block = arena.take<T>(std::max(streams, kBlocks) * kRows * kPanel<T>);
     scratch = arena.take<T>(scratch_slots * kRows * kPanel<T>);
+    if (jets.step) terms.take(*jets.step, tile, jets.directions, arena);
+    none = arena.take<T>(jets.step ? jets.O * kPanel<T> : 0);
     if (jets.loss) slots = std::max<std::int64_t>(slots, loss.take(*jets.loss, tile, arena));
     this->slots = arena.take<T*>(slots);
     rows = arena.take<T>(back ? tile * streams * ld_rows : 0);
@@ -135,27 +139,35 @@ class JetTile {
 
  public:
   JetTile(const Jets& jets, const JetWeights<T>& weights, const JetRoom<T>& room)
-      : jets_(jets), weights_(weights), room_(room) {}
+      : jets_(jets), weights_(weights), room_(room) {
+    if (jets.step) terms_.emplace(*jets.step, room.terms);
+  }
 
   void run(std::int64_t first, std::int64_t count) {
     first_ = first;
     M_ = count;
-    direction_ = 0;
-    do {
-      pass();
-      direction_ += jets_.directions;
-    } while (direction_ < jets_.P);
+    const auto all = [&] {
+      direction_ = 0;
+      do {
+        pass();
+        direction_ += jets_.directions;
+      } while (direction_ < jets_.P);
+    };
+    terms_ ? terms_->sweeps(first, count, all) : all();
   }
 
  private:
   // All of the directions from direction_ on that go side by side
   void pass() {
-    load();
-    const bool again = jets_.between && jets_.gradients();
-    for (std::int64_t l = 0; !again && l < jets_.L; ++l) forward(l);
+    if (!measured_) load();
+    // what the last pass left, or what a first sweep does not ask for
+    const bool there = terms_ ? measured_ || (direction_ && !terms_->predicting()) : jets_.between && jets_.gradients();
+    for (std::int64_t l = 0; !there && l < jets_.L; ++l) forward(l);
     if (jets_.loss) compare();
-    if (!jets_.gradients()) return jets_.loss ? void() : store();
+    if (!jets_.gradients() && !terms_) return jets_.loss ? void() : store();
     seed();
+    measured_ = terms_ && terms_->measuring() && jets_.directions >= jets_.P;
+    if (!jets_.gradients() || (terms_ && terms_->measuring())) return;
     for (std::int64_t l = jets_.L - 1; l >= 0; --l) {
       sum_gradients(l);
       below(l);
@@ -169,10 +181,15 @@ class JetTile {
   std::int64_t first_ = 0, M_ = 0, direction_ = 0;
   T *bar_ = nullptr, *next_bar_ = nullptr;
   bool begun_ = false;  // whether gradients of weights hold a sum already
+  std::optional<Terms<T>> terms_;
+  bool measured_ = false;  // whether streams are there of all directions, whose residuals were summed
 
   std::int64_t panels() const { return (M_ + kPanel<T> - 1) / kPanel<T>; }
   std::int64_t inputs() const { return JetRoom<T>::inputs_of(jets_); }
   const JetLayer& layer(std::int64_t l) const { return jets_.layers[l]; }
+
+  // Of a step, whether a layer is given second derivatives
+  bool curved(std::int64_t l) const { return layer(l).given > 1 + jets_.directions; }
 
   T* h(std::int64_t l) const { return of_tile(room_.h[l], layer(l).made * layer(l).layer.n_out); }
   T* g(std::int64_t l) const { return of_tile(room_.g[l], layer(l).kept * layer(l).layer.n_out); }
@@ -329,6 +346,7 @@ class JetTile {
         sigma[m] = program.sigma[m] < 0 ? nullptr : room_.slots[program.sigma[m]];
       }
       activation(z, sigma, R * kPanel<T>, here.layer.activation.parameters);
+      if (terms_) return along_forward(room_.slots, jets_.directions, curved(l), kept > 0, sigma, R);
       execute(program, R, room_.slots);
     };
     if (l == 0) return product_of_inputs(done);
@@ -373,13 +391,42 @@ class JetTile {
     loss.run(room_.slots);
   }
 
+  // What a step's streams are stored to and compared with; their adjoints into h_bar, if it is there
+  void compare_with_targets(T* h_bar) {
+    const std::int64_t O = jets_.O, side_by_side = jets_.directions, p = direction_, made = layer(jets_.L - 1).made;
+    const std::int64_t there = std::min(side_by_side, jets_.P - p), next = inputs() * kPanel<T>;
+    const auto from = [&](T* array, std::int64_t stream) -> Ends<T> {
+      return {array ? array + stream * O * kPanel<T> : nullptr, O * kPanel<T>, made * O * kPanel<T>};
+    };
+    const auto store = [&](const Ends<T>& ends, void* to, std::int64_t first, std::int64_t count) {
+      for (std::int64_t s = 0; s < count; ++s) {
+        store_columns(ends.at(s, 0), ends.panel, M_, O, to, (first + s) * jets_.N + first_, O, 0);
+      }
+    };
+    T* h = this->h(jets_.L - 1);
+    const bool curved = made > 1 + side_by_side;
+    const Ends<T> seconds = curved ? from(h, 1 + side_by_side) : Ends<T>{room_.none};
+    zero(room_.none, O * kPanel<T>);
+    if (p == 0) store(from(h, 0), jets_.step->y, 0, 1);
+    store(from(h, 1), jets_.step->derivatives, p, there);
+    store(seconds, jets_.step->second, p, there);
+    if (jets_.step->residuals == Residuals::kNone) return;
+    if (p == 0) terms_->compare(kValue, 0, 1, 0, O, {}, from(h, 0), from(h_bar, 0));
+    const Ends<T> panels{room_.x + jets_.D * kPanel<T>, jets_.D * kPanel<T>, next * jets_.D};
+    const Ends<T> rows{room_.x_rows + kPanel<T> * room_.ld_x, kPanel<T> * room_.ld_x, next * room_.ld_x};
+    const Vectors<T> v{panels, rows, room_.ld_x};
+    terms_->compare(kFirst, p, there, 0, O, v, from(h, 1), from(h_bar, 1));
+    terms_->compare(kSecond, p, there, 0, O, v, seconds, curved ? from(h_bar, 1 + side_by_side) : Ends<T>{});
+  }
+
   // The adjoint of the last layer's z, from the cotangents of the results
   void seed() {
     const JetLayer& top = layer(jets_.L - 1);
     bar_ = room_.bar;
     next_bar_ = room_.next_bar;
     T* h_bar = top.adjoint.slots ? next_bar_ : bar_;
-    zero(h_bar, panels() * top.made * jets_.O * kPanel<T>);
+    zero(h_bar, h_bar ? panels() * top.made * jets_.O * kPanel<T> : 0);
+    if (terms_) compare_with_targets(h_bar);
     each_named(h_bar, [&](T* bar, std::int64_t result, std::int64_t panel, T c) {
       if (jets_.loss) {
         const int slot = jets_.loss->bars[result];
@@ -388,7 +435,7 @@ class JetTile {
         add(static_cast<const T*>(from.data) + (first_ + panel * kPanel<T>)*from.step, from.step, panel, c, bar);
       }
     });
-    if (!top.adjoint.slots) return;
+    if (!top.adjoint.slots || !h_bar) return;
     for (std::int64_t panel = 0; panel < panels(); ++panel) {
       through(jets_.L - 1, place(h_bar, panel, top.made, jets_.O, 0), jets_.O, bar_, panel, 0, jets_.O);
     }
@@ -410,6 +457,7 @@ class JetTile {
     slots(h_bar, here.made, apart);
     slots(place(g(l), panel, here.kept, n, row), here.kept, n);
     slots(to, here.given, n);
+    if (terms_) return along_adjoint(room_.slots, jets_.directions, curved(l), R);
     execute(here.adjoint, R, room_.slots);
   }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -31,9 +32,10 @@ constexpr int kRows = SK_ROWS;
 #include "outer.h"
 #include "directions.h"
 #include "room.h"
+#include "residuals.h"
+#include "terms.h"
 #include "streams.h"
 #include "lockstep.h"
-#include "residuals.h"
 #include "heads.h"
 #include "step.h"
 #include "programs.h"
@@ -84,9 +86,6 @@ void pack(const Step& step, void* base, int part, int parts) {
   const Shared<T> shared(step, base);
   pack_layers(shared, step.L, [&](std::int64_t l) { return step.layers[l]; }, part, parts);
   pack_blocks(step.layers[0], true, shared.input, part, parts);
-  for (std::int64_t o = 0; part == 0 && o < step.O; ++o) {
-    shared.output_weight[o] = step.output_weight.data ? at<T>(step.output_weight, o) : T(1);
-  }
 }
 
 // A part's samples: a tile if there is one for each, else as many whole panels as the others have, or samples in
@@ -98,19 +97,21 @@ Range samples_of(const Step& step, int part, int parts) {
   return {mine.begin * each, std::min(mine.end * each, step.N)};
 }
 
+// A part's sums of gradients, if there is a place for them; the first tile that goes back sets that of a weight
+template <class T>
+void clear(const Layer& layer, bool back, T* dweight, T* dbias) {
+  if (dweight && !back) std::fill_n(dweight, Private<T>::gradient_size(layer), T(0));
+  if (dbias) std::fill_n(dbias, layer.n_out, T(0));
+}
+
 template <class T>
 void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
   const Shared<T> shared(step, base);
   const Private<T> workspace(step, workspace_base);
-  for (int term = 0; term < kMaxTerms; ++term) workspace.totals[term] = 0;
   const Range mine = samples_of<T>(step, part, parts);
+  const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
-    const Layer& layer = step.layers[l];
-    // the first tile that goes back sets the gradient of a weight
-    const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
-    const std::int64_t size = back || step.gathers() ? 0 : Private<T>::gradient_size(layer);
-    for (std::int64_t i = 0; i < size; ++i) workspace.dweight[l][i] = 0;
-    for (std::int64_t i = 0; workspace.dbias[l] && i < layer.n_out; ++i) workspace.dbias[l][i] = 0;
+    clear(step.layers[l], back, workspace.dweight[l], workspace.dbias[l]);
   }
   Tile<T> tile(step, shared, workspace);
   for (std::int64_t first = mine.begin; first < mine.end; first += step.tile) {
@@ -146,8 +147,7 @@ void gather(const Step& step, const Private<T>& kept, std::size_t workspace_byte
     Samples<T>* end = all;
     for (int p = 0; p < parts; ++p) {
       const std::int64_t M = std::min(step.tile, step.N - p * step.tile);
-      for (int term = kValue; term < (step.P ? step.count_terms() : 1); ++term) {
-        if (term == kSecond && l == 0) continue;  // the input has no ḧ
+      for (int term = kValue; term <= (step.P ? kFirst : kValue); ++term) {
         Samples<T>* of_p = end;
         end = kept.append(step, Term(term), l, term == kValue || step.by_one_gradient() ? 1 : step.P, M, end);
         for (; of_p < end; ++of_p) {
@@ -193,6 +193,21 @@ void add_parts(const Layer& layer, T* dweight, T* dbias, std::size_t workspace_b
   }
 }
 
+// The loss and its terms, of which all parts have a sum
+template <class T>
+void add_terms(const Step& step, const TermsRoom<T>& room, std::size_t room_bytes, int parts) {
+  if (!step.total || step.per_sample) return;
+  double loss = 0;
+  for (int term = 0; term < step.count_terms(); ++term) {
+    double total = 0;
+    for (int p = 0; p < parts; ++p) total += of_part(room.totals, p, room_bytes)[term];
+    total *= step.share[term];
+    if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
+    if (step.weight[term] != 0) loss += step.weight[term] * total;
+  }
+  static_cast<T*>(step.total)[0] = T(loss);
+}
+
 template <class T>
 void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
   const Private<T> workspace(step, workspace_base);
@@ -200,16 +215,7 @@ void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes,
   for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
     add_parts(step.layers[l], workspace.dweight[l], workspace.dbias[l], workspace_bytes, part, parts);
   }
-  if (part || !step.total || step.per_sample) return;
-  double loss = 0;
-  for (int term = 0; term < step.count_terms(); ++term) {
-    double total = 0;
-    for (int p = 0; p < parts; ++p) total += of_part(workspace.totals, p, workspace_bytes)[term];
-    total *= step.share[term];
-    if (step.terms) static_cast<T*>(step.terms)[term] = T(total);
-    if (step.weight[term] != 0) loss += step.weight[term] * total;
-  }
-  static_cast<T*>(step.total)[0] = T(loss);
+  if (part == 0) add_terms(step, workspace.of_terms, workspace_bytes, parts);
 }
 
 // One panel at a time through the very function of the step; only a panel's room is needed.
@@ -245,10 +251,7 @@ void tiles(const Jets& jets, void* base, void* room_base, int part, int parts) {
   const Range mine((jets.N + each - 1) / each, part, parts);
   const Range samples(mine.begin * each, std::min(mine.end * each, jets.N));
   for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
-    const Layer& layer = jets.layers[l].layer;
-    const std::int64_t size = samples.begin < samples.end ? 0 : Private<T>::gradient_size(layer);
-    for (std::int64_t i = 0; i < size; ++i) room.dweight[l][i] = 0;
-    for (std::int64_t i = 0; room.dbias[l] && i < layer.n_out; ++i) room.dbias[l][i] = 0;
+    clear(jets.layers[l].layer, samples.begin < samples.end, room.dweight[l], room.dbias[l]);
   }
   if (jets.loss) room.loss.begin(*jets.loss);
   JetTile<T> tile(jets, weights, room);
@@ -285,6 +288,7 @@ void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part,
     add_parts(jets.layers[l].layer, room.dweight[l], room.dbias[l], room_bytes, part, parts);
   }
   if (part == 0 && jets.loss) add_losses<T>(*jets.loss, room.loss, room_bytes, parts);
+  if (part == 0 && jets.step) add_terms(*jets.step, room.terms, room_bytes, parts);
 }
 
 template <class T>
@@ -300,9 +304,7 @@ void tiles(const Chain& chain, void* base, void* room_base, int part, int parts)
   const Range mine(panels, part, parts);
   const Range samples(mine.begin * kPanel<T>, std::min(mine.end * kPanel<T>, chain.N));
   for (std::int64_t l = 0; chain.sums() && samples.begin >= samples.end && l < chain.L; ++l) {
-    const Layer& layer = chain.layers[l];
-    if (room.dweight[l]) std::fill_n(room.dweight[l], Private<T>::gradient_size(layer), T(0));
-    if (room.dbias[l]) std::fill_n(room.dbias[l], layer.n_out, T(0));
+    clear(chain.layers[l], false, room.dweight[l], room.dbias[l]);
   }
   ChainTile<T> run(chain, weights, room);
   for (std::int64_t first = samples.begin; first < samples.end; first += tile) {

@@ -109,7 +109,7 @@ class Lockstep : protected Streams<T> {
     if (formula.row == 0) return;
     const std::int64_t at = row * M_;
     with_activation(formula.row, [](auto a) { return &activate<decltype(a), T>; })(
-        values, d1 ? d1 + at : nullptr, d2 ? d2 + at : nullptr, nullptr, rows * M_, formula.parameters);
+        values, d1 ? d1 + at : nullptr, d2 ? d2 + at : nullptr, rows * M_, formula.parameters);
   }
 
   // Row r of a block: its values are put before its tangents

@@ -87,3 +87,45 @@ void execute(const Program& program, std::int64_t R, T* const* slots) {
     }
   }
 }
+
+// The common programs without a table: those of values, tangents and second derivatives along P directions, in slots as
+// of any program, of which z has no second derivatives where it is not `curved`.
+
+// h₁ = σ' z₁, h₂ = σ' z₂ + σ'' z₁²; `back`: and g₁, g₂, the same of σ'
+template <class T>
+void along_forward(T* const* z, std::int64_t P, bool curved, bool back, T* const* sigma, std::int64_t R) {
+  using V = Vec<T>;
+  T *const *h = z + 1 + (curved ? 2 : 1) * P, *const *g = h + 1 + 2 * P;
+  for (std::int64_t p = 1; p <= P; ++p) {
+    const T *z1 = z[p], *z2 = curved ? z[P + p] : nullptr;
+    T *h1 = h[p], *h2 = h[P + p], *g1 = back ? g[p] : nullptr, *g2 = back ? g[P + p] : nullptr;
+    for (std::int64_t i = 0; i < R * kPanel<T>; i += kPanel<T>) {
+      const V d1 = V::load(sigma[1] + i), d2 = V::load(sigma[2] + i), a = V::load(z1 + i), square = a * a;
+      const V b = z2 ? V::load(z2 + i) : V(0.0);
+      (d1 * a).store(h1 + i);
+      (d1 * b + d2 * square).store(h2 + i);
+      if (!back) continue;
+      (d2 * a).store(g1 + i);
+      (d2 * b + V::load(sigma[3] + i) * square).store(g2 + i);
+    }
+  }
+}
+
+// z̄ = σ' h̄ + Σ (g₁ h̄₁ + g₂ h̄₂), z̄₁ = σ' h̄₁ + 2 g₁ h̄₂, z̄₂ = σ' h̄₂
+template <class T>
+void along_adjoint(T* const* bar, std::int64_t P, bool curved, std::int64_t R) {
+  using V = Vec<T>;
+  T *const *g = bar + 1 + 2 * P, *const *z = g + 1 + 2 * P;
+  const std::int64_t count = R * kPanel<T>;
+  for (std::int64_t i = 0; i < count; i += kPanel<T>) (V::load(g[0] + i) * V::load(bar[0] + i)).store(z[0] + i);
+  for (std::int64_t p = 1; p <= P; ++p) {
+    const T *bar1 = bar[p], *bar2 = bar[P + p], *kept1 = g[p], *kept2 = g[P + p];
+    T *z1 = z[p], *z2 = curved ? z[P + p] : nullptr;
+    for (std::int64_t i = 0; i < count; i += kPanel<T>) {
+      const V d1 = V::load(g[0] + i), b1 = V::load(bar1 + i), b2 = V::load(bar2 + i), g1 = V::load(kept1 + i);
+      (V::load(z[0] + i) + g1 * b1 + V::load(kept2 + i) * b2).store(z[0] + i);
+      (d1 * b1 + V(2.0) * g1 * b2).store(z1 + i);
+      if (z2) (d1 * b2).store(z2 + i);
+    }
+  }
+}

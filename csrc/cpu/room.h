@@ -57,7 +57,6 @@ struct Shared {
   Matrix<T> backward[kMaxLayers];  // Wᵀ; of the first layer the rows of the differentiated inputs
   Matrix<T> input;                 // the first layer's Wᵀ, all rows, for dx
   T* bias[kMaxLayers];             // null without bias
-  T* output_weight;                // [O]
   std::size_t bytes;
 
   Shared(const Step& step, void* base) {
@@ -74,8 +73,35 @@ struct Shared {
       bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }
     input = matrix(step.gradients && step.dx, step.layers[0].weight, true, step.D, step.layers[0].n_out);
-    output_weight = arena.take<T>(step.O);
     bytes = arena.used();
+  }
+};
+
+// What the terms of a loss need, of the streams at hand
+template <class T>
+struct TermsRoom {
+  T* target;                   // [streams][O or W] as panels
+  T *across, *along;           // [W, O][kPanel] directions side by side, and a sample's Jacobian along them
+  T* weight;                   // [O or W] of one derivative, if each of its numbers has its own
+  T* output_weight;            // [O]
+  T* terms[kMaxTerms];         // of each sample, sums of residuals
+  double* sums[kMaxTerms];     // [5] sums of a coupled loss
+  double* partial[kMaxTerms];  // [3] its partial derivatives
+  double* totals;              // [kMaxTerms]
+
+  void take(const Step& step, std::int64_t tile, std::int64_t streams, Arena& arena) {
+    const std::int64_t most = std::max(step.O, step.W), wide = step.P > 0 ? kPanel<T> : 0;
+    target = arena.take<T>(tile * std::max<std::int64_t>(1, streams) * most);
+    across = arena.take<T>(round_up(step.W, kPanel<T>) * wide);
+    along = arena.take<T>(step.O * wide);
+    weight = arena.take<T>(step.derivative_weight.data ? tile * most : 0);
+    output_weight = arena.take<T>(step.O);
+    for (int term = 0; term < kMaxTerms; ++term) {
+      terms[term] = arena.take<T>(tile);
+      sums[term] = arena.take<double>(tile * 5);
+      partial[term] = arena.take<double>(tile * 3);
+    }
+    totals = arena.take<double>(kMaxTerms);
   }
 };
 
@@ -84,31 +110,24 @@ struct Shared {
 // direction (derivative, output, cotangent) "at hand" is there for each of those that are carried side by side.
 template <class T>
 struct Private {
-  T *x_rows, *x;                      // [D]
-  T *v_rows, *v;                      // [W] the direction at hand
-  T *u_rows, *u;                      // [O] the cotangent at hand
-  T* frames;                          // all orthonormal directions so far
-  T* h[kMaxLayers];                   // [n] activation
-  T* d1[kMaxLayers];                  // [n] σ'(z)
-  T* d2[kMaxLayers];                  // [n] σ''(z)
-  T* d3[kMaxLayers];                  // [n] σ'''(z)
-  T* tangent[kMaxLayers];             // [n] ḣ of the direction at hand
-  T* curvature[kMaxLayers];           // [n] σ''(z) ż of the direction at hand
-  T* q[kMaxLayers];                   // [n] what the derivatives owe the value stream
-  T* square[kMaxLayers];              // [n] ż² of the direction at hand
-  T* second[kMaxLayers];              // [n] ḧ of the same
-  T* bend[kMaxLayers];                // [n] σ''(z) z̈ + σ'''(z) ż²
-  T* a2[kMaxLayers];                  // [n] adjoint of ḧ
-  T* a[kMaxLayers];                   // [n] adjoint of h of the output at hand
-  T* delta[kMaxLayers];               // [n] σ'(z) a
-  T *gradient, *g_bar;                // [W] of the output at hand, and its adjoint
-  T *z_bar, *next_bar;                // [n] adjoints of this layer and of the one below
-  T* z_of[kMaxTerms][kMaxLayers];     // [n] those of a stream: these two by turns, delta, or kept to be gathered
-  T* rows_of[kMaxTerms][kMaxLayers];  // [n_in] what the layer was given, likewise
-  T *slope, *target;                  // [O or W] of one derivative: its adjoint, its target
-  T *across, *along;                  // [W, O][kPanel] directions side by side, and a sample's Jacobian along them
-  T* weight;                          // [O or W] of one derivative, if each of its numbers has its own
-  T* rows;                            // [n] as rows
+  T *x_rows, *x;              // [D]
+  T *v_rows, *v;              // [W] the direction at hand
+  T *u_rows, *u;              // [O] the cotangent at hand
+  T* frames;                  // all orthonormal directions so far
+  T* h[kMaxLayers];           // [n] activation
+  T* d1[kMaxLayers];          // [n] σ'(z)
+  T* d2[kMaxLayers];          // [n] σ''(z)
+  T* tangent[kMaxLayers];     // [n] ḣ of the direction at hand
+  T* curvature[kMaxLayers];   // [n] σ''(z) ż of the direction at hand
+  T* q[kMaxLayers];           // [n] what the derivatives owe the value stream
+  T* a[kMaxLayers];           // [n] adjoint of h of the output at hand
+  T* delta[kMaxLayers];       // [n] σ'(z) a
+  T *gradient, *g_bar;        // [W] of the output at hand, and its adjoint
+  T *z_bar, *next_bar;        // [n] adjoints of this layer and of the one below
+  T* z_of[2][kMaxLayers];     // [n] those of a stream: these two by turns, delta, or kept to be gathered
+  T* rows_of[2][kMaxLayers];  // [n_in] what the layer was given, likewise
+  T* slope;                   // [1] adjoint of one derivative of an output
+  T* rows;                    // [n] as rows
   // In lockstep [n] columns are [n][ld_columns], those of the values and then of each direction, without gaps; σ' and
   // σ'' are [n][M], the curvature columns; of all these the next rows may be written to before their turn.
   T *columns_x, *columns[kMaxLayers];  // what is given, and h and ḣ
@@ -117,13 +136,10 @@ struct Private {
   // Of a head [O]: what it is a function of, with the exponentials of one that is normalised; its values; what its
   // derivatives owe the outputs; and its tangents at hand, or the cotangents of it
   T *head_a, *head_s, *head_value, *head_q, *head_tangent;
-  T* terms[kMaxTerms];         // [1] sums of residuals
-  double* sums[kMaxTerms];     // [5] sums of a coupled loss
-  double* partial[kMaxTerms];  // [3] its partial derivatives
-  Samples<T>* samples;         // what is summed at once: all streams at hand, or what all parts kept
-  T* dweight[kMaxLayers];      // in strips, null if gathered
+  TermsRoom<T> of_terms;
+  Samples<T>* samples;     // what is summed at once: all streams at hand, or what all parts kept
+  T* dweight[kMaxLayers];  // in strips, null if gathered
   T* dbias[kMaxLayers];
-  double* totals;  // [kMaxTerms]
   std::int64_t ld_rows, ld_x, ld_v, ld_u, ld_columns;
   std::size_t bytes;
 
@@ -142,7 +158,7 @@ struct Private {
     ld_x = round_up(step.D, kLanes);
     ld_v = round_up(step.W, kLanes);
     ld_u = round_up(step.O, kLanes);
-    const bool projected = step.P > 0, back = step.gradients, twice = projected && step.order == 2;
+    const bool projected = step.P > 0, back = step.gradients;
     const bool gradients = projected && step.side == Side::kGradients;
     const bool cotangents = projected && step.projection == Projection::kCotangents;
     const bool lockstep = step.in_lockstep();
@@ -151,7 +167,6 @@ struct Private {
     };
     ld_columns = round_up((1 + step.P) * step.tile, kLanes);
     const bool framed = projected && step.directions.distribution == Distribution::kOrthonormal;
-    totals = arena.take<double>(kMaxTerms);
     x_rows = panels(true, ld_x);
     x = panels(true, step.D);
     v_rows = streams(projected, ld_v);
@@ -164,20 +179,15 @@ struct Private {
     for (std::int64_t l = 0; l < step.L; ++l) {
       const Layer& layer = step.layers[l];
       const std::int64_t n = layer.n_out;
-      const bool bent = layer.activation.row != 0, owes = projected && curved(layer) && (back || twice);
+      const bool bent = layer.activation.row != 0, owes = projected && curved(layer) && back;
       const bool inner = lockstep && l < step.L - 1;
       h[l] = panels(!inner, n);
       d1[l] = lockstep ? apart(bent, n * step.tile) : panels(bent && (projected || back), n);
       d2[l] = lockstep ? apart(owes, n * step.tile) : panels(owes, n);
-      d3[l] = panels(owes && twice && back, n);
       tangent[l] = streams(projected && !inner, n);
-      curvature[l] = lockstep ? apart(owes, n * ld_columns) : streams(owes && back, n);
+      curvature[l] = lockstep ? apart(owes, n * ld_columns) : streams(owes, n);
       columns[l] = apart(lockstep, n * ld_columns);
-      q[l] = panels(owes && back && !lockstep, n);
-      square[l] = streams(owes && twice, n);
-      second[l] = streams(twice, n);
-      bend[l] = streams(owes && twice && back, n);
-      a2[l] = streams(twice && back, n);
+      q[l] = panels(owes && !lockstep, n);
       a[l] = l == step.L - 1 ? u : streams(gradients, n);
       delta[l] = streams(gradients, n);
       dweight[l] = back && !step.gathers() ? arena.take<T>(gradient_size(layer)) : nullptr;
@@ -187,14 +197,14 @@ struct Private {
     block = apart(lockstep, kRows * ld_columns);
     values = apart(lockstep, kRows * step.tile);
     z_bar = lockstep ? apart(back, widest * ld_columns) : streams(back, widest);
-    next_bar = lockstep ? apart(back, widest * ld_columns) : streams(back || twice, widest);
+    next_bar = lockstep ? apart(back, widest * ld_columns) : streams(back, widest);
     rows = lockstep ? arena.take<T>(back ? ld_columns * ld_rows : 0) : streams(back, ld_rows);
     for (std::int64_t l = 0; lockstep && l < step.L; ++l) {
       T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
       columns_z[l] = step.gathers() ? apart(true, step.layers[l].n_out * ld_columns) : turn;
     }
-    for (int term = 0; term < kMaxTerms; ++term) {
-      const bool kept = step.gathers() && (term == kValue || projected) && term < step.count_terms();
+    for (const Term term : {kValue, kFirst}) {
+      const bool kept = step.gathers() && (term == kValue || projected);
       const auto keep = [&](std::int64_t n) { return term == kValue ? panels(kept, n) : streams(kept, n); };
       for (std::int64_t l = 0; l < step.L; ++l) {
         T* turn = (step.L - 1 - l) % 2 ? next_bar : z_bar;
@@ -208,20 +218,11 @@ struct Private {
         if (l > 0 && kept) rows_of[term][l] = keep(ld_rows);
       }
     }
-    slope = panels(projected || back, widest);
-    const std::int64_t most = step.O > step.W ? step.O : step.W;
-    target = streams(true, most);
-    across = arena.take<T>(projected ? ld_v * kPanel<T> : 0);
-    along = arena.take<T>(projected ? step.O * kPanel<T> : 0);
-    weight = panels(step.derivative_weight.data, most);
+    slope = panels(gradients, 1);
+    of_terms.take(step, tile, group, arena);
     for (T** of_head : {&head_a, &head_s, &head_value, &head_q}) *of_head = panels(step.headed(), step.O);
     head_tangent = streams(step.headed() && projected, step.O);
-    for (int term = 0; term < kMaxTerms; ++term) {
-      terms[term] = panels(true, 1);
-      sums[term] = arena.take<double>(tile * 5);
-      partial[term] = arena.take<double>(tile * 3);
-    }
-    const std::int64_t streams_of_all = step.gathers() ? step.tiles() * (1 + step.order * group) : group;
+    const std::int64_t streams_of_all = step.gathers() ? step.tiles() * (1 + group) : group;
     samples = arena.take<Samples<T>>(back ? streams_of_all : 0);
     bytes = arena.used();
   }

@@ -1,19 +1,18 @@
-// The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4 and 10): values,
-// tangents, second derivatives, gradients of outputs. Where they start and what is made of their ends is in step.h.
+// The streams of one tile through the layers and their adjoints (docs/math.md, sections 2 to 4): values, tangents,
+// gradients of outputs. Where they start and what is made of their ends is in step.h.
 // Streams of several derivatives are carried side by side: their arrays are [stream][panel][n][kPanel], to a product no
 // more than so many panels.
 // Gradients of the weights are added to the thread's part of them.
 // Included inside the namespace of one instruction set: no include here, no #pragma once.
 
 template <class A, class T>
-SK_INLINE void activate_by(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
+SK_INLINE void activate_by(T* z, T* d1, T* d2, std::int64_t count, const double* parameters) {
   using V = Vec<T>;
   for (std::int64_t i = 0; i < count; i += V::kLanes) {
     const Derivatives<V> s = A::call(V::load(z + i), parameters);
     s.value.store(z + i);
     if (d1) s.d1.store(d1 + i);
     if (d2) s.d2.store(d2 + i);
-    if (d3) s.d3.store(d3 + i);
   }
 }
 
@@ -28,8 +27,8 @@ SK_INLINE void with_usual(const double* parameters, F f) {
 }
 
 template <class A, class T>
-void activate(T* z, T* d1, T* d2, T* d3, std::int64_t count, const double* parameters) {
-  with_usual<A>(parameters, [=](const double* usual) { activate_by<A>(z, d1, d2, d3, count, usual); });
+void activate(T* z, T* d1, T* d2, std::int64_t count, const double* parameters) {
+  with_usual<A>(parameters, [=](const double* usual) { activate_by<A>(z, d1, d2, count, usual); });
 }
 
 template <class T>
@@ -68,32 +67,28 @@ class Streams {
     for (std::int64_t panel = 0; panel < all_panels(); ++panel) each(n, panel, 0, n, f);
   }
 
-  static void fill(T* array, std::int64_t count, T value) {
-    for (std::int64_t i = 0; i < count; ++i) array[i] = value;
-  }
-
   static void add(T* array, std::int64_t i, V term) { (V::load(array + i) + term).store(array + i); }
 
   void value_forward() {
     for (std::int64_t l = 0; l <= last(); ++l) {
       const Layer& layer = step_.layers[l];
       const auto activation = with_activation(layer.activation.row, [](auto a) { return &activate<decltype(a), T>; });
-      T *h = workspace_.h[l], *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l];
+      T *h = workspace_.h[l], *d1 = workspace_.d1[l], *d2 = workspace_.d2[l];
       product(shared_.forward[l], layer.n_in, l ? workspace_.h[l - 1] : workspace_.x, panels(), shared_.bias[l], h,
               [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
                 if (layer.activation.row == 0) return;
                 const std::int64_t i = (panel * layer.n_out + row) * kPanel<T>;
-                activation(h + i, d1 ? d1 + i : nullptr, d2 ? d2 + i : nullptr, d3 ? d3 + i : nullptr, rows * kPanel<T>,
+                activation(h + i, d1 ? d1 + i : nullptr, d2 ? d2 + i : nullptr, rows * kPanel<T>,
                            layer.activation.parameters);
               });
     }
   }
 
-  // ḣ from ḣ_0 = v, and σ'' ż; for order 2 also ż²
+  // ḣ from ḣ_0 = v, and σ'' ż
   void tangent_forward() {
     for (std::int64_t l = 0; l <= last(); ++l) {
       const std::int64_t n = step_.layers[l].n_out;
-      T *z = workspace_.tangent[l], *curvature = workspace_.curvature[l], *square = workspace_.square[l];
+      T *z = workspace_.tangent[l], *curvature = workspace_.curvature[l];
       const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l];
       product<T>(shared_.forward[l], l ? step_.layers[l].n_in : step_.W, l ? workspace_.tangent[l - 1] : workspace_.v,
                  all_panels(), nullptr, z, [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
@@ -101,54 +96,9 @@ class Streams {
                    each(n, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
                      const V z_dot = V::load(z + i);
                      if (curvature) (V::load(d2 + value) * z_dot).store(curvature + i);
-                     if (square) (z_dot * z_dot).store(square + i);
                      (V::load(d1 + value) * z_dot).store(z + i);
                    });
                  });
-    }
-  }
-
-  // ḧ of the directions that tangent_forward squared, from ḧ_0 = 0
-  void second_forward() {
-    for (std::int64_t l = 0; l <= last(); ++l) {
-      const Layer& layer = step_.layers[l];
-      T *h2 = workspace_.second[l], *z2 = workspace_.next_bar, *bend = workspace_.bend[l];
-      const T *d1 = workspace_.d1[l], *d2 = workspace_.d2[l], *d3 = workspace_.d3[l], *square = workspace_.square[l];
-      const auto finish = [&](std::int64_t i, std::int64_t value) {
-        const V z = l ? V::load(z2 + i) : V(0.0);
-        V h = d1 ? V::load(d1 + value) * z : z;
-        if (square) {
-          const V s = V::load(square + i);
-          h = h + V::load(d2 + value) * s;
-          if (bend) (V::load(d2 + value) * z + V::load(d3 + value) * s).store(bend + i);
-        }
-        h.store(h2 + i);
-      };
-      if (l == 0) {
-        each(layer.n_out, finish);
-      } else {
-        product<T>(shared_.forward[l], layer.n_in, workspace_.second[l - 1], all_panels(), nullptr, z2,
-                   [&](std::int64_t panel, std::int64_t row, std::int64_t rows) {
-                     each(layer.n_out, panel, row, rows, finish);
-                   });
-      }
-    }
-  }
-
-  // The adjoint of ḧ, from that of its top in workspace_.a2
-  void second_backward() {
-    for (std::int64_t l = last(); l >= 0; --l) {
-      T* z_bar = workspace_.z_of[kSecond][l];
-      const T *d1 = workspace_.d1[l], *bend = workspace_.bend[l], *a2 = workspace_.a2[l];
-      each(step_.layers[l].n_out, [&](std::int64_t i, std::int64_t value) {
-        const V a = V::load(a2 + i);
-        if (bend) add(workspace_.q[l], value, V::load(bend + i) * a);
-        (d1 ? V::load(d1 + value) * a : a).store(z_bar + i);
-      });
-      if (l == 0) return;
-      add_outer(kSecond, l, streams_);
-      product<T>(shared_.backward[l], step_.layers[l].n_out, z_bar, all_panels(), nullptr, workspace_.a2[l - 1],
-                 [](std::int64_t, std::int64_t, std::int64_t) {});
     }
   }
 
@@ -157,17 +107,12 @@ class Streams {
     backward(
         kFirst, streams_,
         [&](std::int64_t l, T* a, std::int64_t panel, std::int64_t row, std::int64_t rows) {
-          const T *d1 = workspace_.d1[l], *curvature = workspace_.curvature[l], *a2 = workspace_.a2[l];
+          const T *d1 = workspace_.d1[l], *curvature = workspace_.curvature[l];
           if (!d1) return;
           each(step_.layers[l].n_out, panel, row, rows, [&](std::int64_t i, std::int64_t value) {
             const V adjoint = V::load(a + i);
-            V through = V::load(d1 + value) * adjoint;
-            if (curvature) {
-              const V c = V::load(curvature + i);
-              add(workspace_.q[l], value, c * adjoint);
-              if (a2) through = through + V(2.0) * c * V::load(a2 + i);
-            }
-            through.store(a + i);
+            if (curvature) add(workspace_.q[l], value, V::load(curvature + i) * adjoint);
+            (V::load(d1 + value) * adjoint).store(a + i);
           });
         },
         [&](std::int64_t l, const T* z_bar) {
@@ -239,25 +184,14 @@ class Streams {
 
   // to[offset + sample][n] = panels[sample][n]
   void store_panels(const T* panels, void* to, std::int64_t offset, std::int64_t n) {
-    store_columns(panels, to, offset, n, 0, n);
-  }
-
-  // to[offset + sample][first ... first + n] of `ld` columns
-  void store_columns(const T* panels, void* to, std::int64_t offset, std::int64_t ld, std::int64_t first,
-                     std::int64_t n) {
-    if (!to) return;
-    T* row = static_cast<T*>(to) + (offset + first_) * ld + first;
-    for (std::int64_t m = 0; m < M_; ++m, row += ld) {
-      const T* from = panels + (m / kPanel<T>)*n * kPanel<T> + m % kPanel<T>;
-      for (std::int64_t i = 0; i < n; ++i) row[i] = from[i * kPanel<T>];
-    }
+    store_columns(panels, n * kPanel<T>, M_, n, to, offset + first_, n, 0);
   }
 
   // The gradient of a layer's weights += z_bar hᵀ of so many streams, where h are the numbers below it; at once, or
   // when those of all parts are gathered
   void add_outer(Term term, std::int64_t l, std::int64_t streams) {
     const Layer& layer = step_.layers[l];
-    T* const* arrays = term == kValue ? workspace_.h : term == kFirst ? workspace_.tangent : workspace_.second;
+    T* const* arrays = term == kValue ? workspace_.h : workspace_.tangent;
     if (l > 0) {
       panels_to_rows(arrays[l - 1], layer.n_in, streams * panels(), workspace_.rows_of[term][l], workspace_.ld_rows);
     }
@@ -269,7 +203,7 @@ class Streams {
     if (step_.gathers()) return;
     T* to = workspace_.dweight[l];
     if (!begun_[l] && l == 0 && step_.W < step_.D) {  // columns that a derivative does not reach
-      fill(to, Private<T>::gradient_size(layer), T(0));
+      std::fill_n(to, Private<T>::gradient_size(layer), T(0));
       begun_[l] = true;
     }
     const std::int64_t n = l || term == kValue ? layer.n_in : step_.W;

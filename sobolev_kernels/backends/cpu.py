@@ -75,7 +75,11 @@ LOCKSTEP = 0.1
 #
 #     512, 100→64×3→1, sum       5281  4536  4250        with gradients  16211 14263 13718
 #     64, 10→128×4→1, P=64       2014  1846  1867        with gradients   6133  5908  5929
-TILE, SUMMED = 32, 64
+#
+# Of second derivatives apart, with two streams each, groups of 8, 16 and 32, time ÷ that of 16, P=64:
+#
+#     64, 8→64×3→1               1.03     1  1.02        20, 16→128×3→4             1.04     1  1.00
+TILE, SUMMED, APART = 32, 64, 16
 
 # A step of less work, in FLOPs of a multiply, of which an activation of a stream takes so many, is not shared out:
 # threads would wait for each other longer, and where another process has one of the cores, for their turn on it, 9 ms
@@ -110,12 +114,13 @@ def plan(problem: Problem, N: int) -> Plan:
         return Plan("cpu", "streams of all orders, tile-local", (("isa", core.instruction_set()),))
     side = planner.side(problem)
     threads = torch.get_num_threads() if work(problem, N, side) > ALONE else 1
-    if problem.collapsed:
-        return _plan_of_sum(max(problem.widths), problem.P, N, threads, core.instruction_set())
+    if problem.order > 1:
+        shape = max(problem.widths), problem.P, 1 if problem.collapsed else problem.order
+        return _plan_of_streams(*shape, N, threads, core.instruction_set())
     together = problem.P
     if side == GRADIENTS and problem.projection == DIRECTIONS:
         together = int(problem.O == 1 and problem.P > 0)  # the only output's gradient
-    return _plan(max(problem.widths), together, problem.order, side, N, threads, core.instruction_set())
+    return _plan(max(problem.widths), together, side, N, threads, core.instruction_set())
 
 
 def work(problem: Problem, N: int, side: str) -> float:
@@ -125,18 +130,18 @@ def work(problem: Problem, N: int, side: str) -> float:
 
 
 @lru_cache(maxsize=256)
-def _plan(width: int, together: int, order: int, side: str, N: int, threads: int, isa: str) -> Plan:
+def _plan(width: int, together: int, side: str, N: int, threads: int, isa: str) -> Plan:
     """`together`: derivatives that can go side by side."""
     most, columns = next(row for limit, *row in TILES if width <= limit)
     each, lanes = max(1, -(-N // threads)), _lanes(isa)
     even_tile = even(each, most)
     tile = min(most, _up(even_tile, lanes))
-    lockstep = side == TANGENTS and order == 1 and 0 < together <= _together(width, columns, even_tile)
+    lockstep = side == TANGENTS and 0 < together <= _together(width, columns, even_tile)
     lockstep = lockstep and _saved(each, tile, even_tile, 1 + together, lanes) >= LOCKSTEP
     tile, parts = _shared_out(N, threads, even_tile if lockstep else tile)
     groups = max(1, -(-together // _together(width, columns, tile)))
     group = together if lockstep else max(1, -(-together // groups))
-    gather = group == together and parts <= threads and parts * tile * (1 + order * group) <= GATHERED * width
+    gather = group == together and parts <= threads and parts * tile * (1 + group) <= GATHERED * width
     near = in_place(width, parts, threads)
     more = (("group", group),) * (group > 1) + (("gather", True),) * gather + (("in_place", True),) * near
     more += (("lockstep", True),) * lockstep
@@ -145,12 +150,14 @@ def _plan(width: int, together: int, order: int, side: str, N: int, threads: int
 
 
 @lru_cache(maxsize=256)
-def _plan_of_sum(width: int, P: int, N: int, threads: int, isa: str) -> Plan:
-    """Of P directions, over which second derivatives are summed."""
-    group = -(-P // -(-P // SUMMED))
-    most = TILE if group <= TILE // 4 else TILE // 2
+def _plan_of_streams(width: int, P: int, each: int, N: int, threads: int, isa: str) -> Plan:
+    """Of order 2 along P directions, with so many streams of `each`, one where they are summed. Two have tiles half as
+    large as those that weights in place were timed with."""
+    most = SUMMED if each == 1 else APART
+    group = even(P, most)
+    most = TILE if each * group <= TILE // 4 else TILE // 2
     tile, parts = _shared_out(N, threads, min(most, _up(even(-(-N // threads), most), _lanes(isa))))
-    near = (("in_place", True),) * in_place(width, parts, threads)
+    near = (("in_place", True),) * in_place(width, -(-parts // each), threads)
     choices = ("side", TANGENTS), ("isa", isa), ("tile", tile), ("group", group), *near, ("threads", threads)
     return Plan("cpu", "streams, tile-local", choices)
 
@@ -202,8 +209,9 @@ def set_plan(step, problem: Problem, N: int) -> str:
     choices = dict(plan(problem, N).choices)
     isa = choices.pop("isa")
     core.set_plan(step, **choices)
-    if problem.collapsed:
-        step.streams(jets.jets_of_sum(problem.widths, problem.activations, problem.dtype, choices["group"]))
+    if problem.order > 1:
+        told = problem.widths, problem.activations, problem.dtype, choices["group"] if problem.P else 0
+        step.streams(jets.jets_of_second(*told, problem.collapsed))
     return isa
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ..math.table import Formula
-from ..partials.plan import Streams, summed
+from ..partials.plan import Streams, second
 from ..partials.programs import Layer, layers_of
 from . import core
 
@@ -28,7 +28,10 @@ def jets_of(streams: Streams, layers: Sequence[Layer], widths: tuple[int, ...], 
 
 
 @lru_cache(maxsize=256)
-def jets_of_sum(widths: tuple[int, ...], activations: tuple[Formula, ...], dtype: str, directions: int):
-    """Those of values, and of second derivatives summed over directions, so many of them side by side."""
-    streams = summed(directions, widths[-1])
+def jets_of_second(
+    widths: tuple[int, ...], activations: tuple[Formula, ...], dtype: str, directions: int, summed: bool
+):  # fmt: skip
+    """Those of values, first and second derivatives along directions, so many of them side by side; or of values, and
+    of second derivatives `summed` over directions."""
+    streams = second(directions, widths[-1], summed)
     return jets_of(streams, layers_of(streams, activations), widths, activations, dtype)

@@ -51,18 +51,20 @@ def powers_of(table: Sequence[Term], degrees: Sequence[int]) -> tuple[tuple[int,
     return tuple(rows)
 
 
-def summed(P: int, O: int) -> Streams:
-    """Values, and second derivatives summed over P directions, of all O outputs: what `plan` finds for |ξ|²."""
-    each, total = range(1, 1 + P), 1 + P
+def second(P: int, O: int, summed: bool) -> Streams:
+    """Values, first and second derivatives along P directions, with no outputs by name; or the values, and the second
+    ones `summed`, of all O outputs: what `plan` finds for |ξ|²."""
+    each, seconds = range(1, 1 + P), range(1 + P, 2 + P if summed else 1 + 2 * P)
     table = [(0, 0, 0, 1.0)]
-    for k in (*each, total):
+    for k in (*each, *seconds):
         table += [(k, 0, k, 1.0), (k, k, 0, 1.0)]
-    table += [(total, k, k, 2.0) for k in each]
-    degrees = (0, *(1,) * P, 2)
+    table += [(1 + P if summed else P + k, k, k, 2.0) for k in each]
+    degrees = (0, *(1 for _ in each), *(2 for _ in seconds))
+    wanted = (0, 1 + P) if summed else tuple(range(len(degrees)))
     return Streams(
         basis=(), degrees=degrees, table=tuple(table), powers=powers_of(table, degrees),
-        first=tuple((k, ()) for k in each), outputs=tuple(((k, o, 1.0),) for k in (0, total) for o in range(O)),
-        wanted=(0, total), count=2 + P, order=2,
+        first=tuple((k, ()) for k in each), outputs=tuple(((k, o, 1.0),) for k in wanted for o in range(O) if summed),
+        wanted=wanted, count=len(degrees), order=2,
     )  # fmt: skip
 
 
