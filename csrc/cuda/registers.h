@@ -137,7 +137,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.between = take((hidden - 1) * H * H * size);
   to.last = take(O * H * size);
   to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
+  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * D * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);

@@ -26,20 +26,21 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   using Pieces = Sums[kDown][kRight];
   Sums of_first[kFirst] = {}, of_last[kLast] = {};
   Pieces of_between[kBetween] = {};
-  float of_last_bias[2 * kOutputPieces] = {};
 
   // ---- Sums over the block's rows ----
 
-  // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
-  SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
-  SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
-  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) {
-    if constexpr (kFew) {
-      if (part() != 0) return;
-      for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
-    } else {
+  // Of the last layer, in shared memory for each 16 rows: in registers they would live as long as the block
+  SK_INLINE float* last_bias_sums(int group) const {
+    return reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps + kRegisterOutputs * output_pieces() * group;
+  }
+  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) const {
+    if (part() != 0) return;
 #pragma unroll
-      for (int e = 0; e < kOutputs; ++e) of_last_bias[e / 4 * 2 + e % 2] += of[e];
+    for (int i = 0; i < 2 * kOutputPieces; ++i) {
+      if (!has(2 * i)) continue;
+      float sum = of[i / 2 * 4 + i % 2] + of[i / 2 * 4 + i % 2 + 2];
+      for (int apart = 16; apart >= 4; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
+      if (lane() < 4) last_bias_sums(group())[i / 2 * kRegisterOutputs + 2 * lane() + i % 2] += sum;
     }
   }
 
@@ -169,17 +170,6 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
     const Arguments& a = step();
     float* slot = a.slots + std::int64_t(blockIdx.x) * a.layout.slot_floats;
     const double* sums = reinterpret_cast<const double*>(shared + own().sums);
-    float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
-    if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
-#pragma unroll
-      for (int i = 0; i < 2 * kOutputPieces; ++i) {
-        if (!has(2 * i)) continue;
-        float of = last_bias(i);
-        for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
-        const int o = i / 2 * kRegisterOutputs + 2 * lane() + i % 2;
-        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of;
-      }
-    }
     __syncthreads();
     if (threadIdx.x < 2 * kSums) {
       double of = 0.0;
@@ -194,7 +184,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
     const int columns = kRegisterOutputs * output_pieces();
     if (threadIdx.x < columns) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += outputs[columns * i + threadIdx.x];
+      for (int i = 0; i < kGroups; ++i) of += last_bias_sums(i)[threadIdx.x];
       slot[last.bias_gradient + threadIdx.x] = of;
     }
     each_first([&](auto i, int m, int n) {

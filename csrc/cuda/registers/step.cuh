@@ -14,7 +14,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::each_piece, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs,
       Base::piece;
-  using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
+  using Base::group, Base::hand_on, Base::last_bias_sums, Base::output_pieces, Base::hidden, Base::hidden_array,
+      Base::load, Base::load_inputs, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
   using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine;
   using Base::output_of, Base::own;
@@ -28,7 +29,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < (hidden() + kFew) * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; i < kGroups * kRegisterOutputs * output_pieces(); i += kThreads)
+      last_bias_sums(0)[i] = 0.0f;
     if (lane() == 0) sums()[0] = sums()[1] = 0.0;
     if (threadIdx.x == 0) store_seed(step().directions, seed());
     __syncthreads();
@@ -235,9 +238,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       back[e] += y(kOwed, e);
     }
     if (!step().gradients) return;
-    add_last_bias(back);
     Fragment top;
     top_of(back, top);
+    add_last_bias(back);
     Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
