@@ -196,11 +196,11 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 #define SK_HALF_WAYS(way)                                                                             \
   way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)     \
       way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true) \
-          way(128, 2, 0, 1, true)
+          way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
 // Of float32 all arrays take twice the room.
 #define SK_FLOAT_WAYS(way)                                                                        \
   way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true) \
-      way(128, 2, 0, 1, true)
+      way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
 #define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -225,7 +225,7 @@ inline RegisterArguments prepare(const Step& step, Precision precision, std::uin
   for (const RegisterWay& way : ways_of(precision)) {
     if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
     if (way.roomy()) {
-      if (to.own.way.width) continue;  // what others do they do faster
+      if (to.own.way.width || way.width < H) continue;  // what others do they do faster
       place_gradients(a, way.width);
     } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept)) {
       continue;
