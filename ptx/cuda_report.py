@@ -51,12 +51,13 @@ def student(width: int, precision: str, hidden: int = 3) -> Problem:
 
 
 def most_layers(width: int, precision: str, target: str) -> int:
-    """Hidden layers of such a student that fit on a target."""
+    """Hidden layers of such a student that fit on a target's chip."""
     most = 0
     for hidden in range(1, 6):
         problem = student(width, precision, hidden)
         try:
-            cuda.layout(problem, planner.side(problem), TARGETS[target] << 10)
+            if cuda.is_roomy(cuda.layout(problem, planner.side(problem), TARGETS[target] << 10)):
+                break
         except ValueError:
             break
         most = hidden
@@ -73,7 +74,8 @@ def lines() -> Iterator[str]:
         for target in ("sm_80", "sm_90"):
             width, groups, between, most, *wide = taken
             cells = (
-                f"{width}{', in pieces' * any(wide)}", 16 * groups, between, most, precision, target,
+                f"{width}{(', in pieces' if between else ', roomy') * any(wide)}", 16 * groups, between or "any", most,
+                precision, target,
                 *code(precision, taken, target),
             )  # fmt: skip
             yield f"| {' | '.join(map(str, cells))} |"

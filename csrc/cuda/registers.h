@@ -20,8 +20,8 @@ constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows 
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
-// What a block has room for: one piece of inputs and outputs; several; or, as slowly as that is, what others have no
-// room for, since of each hidden layer it has arrays and sums of gradients in its slot, in L2.
+// What a block has room for: one piece of inputs and outputs; several; or, for what the others have no room for, arrays
+// and sums of gradients of each hidden layer, which are in its slot, in L2.
 enum class Room : int { kPlain, kPieces, kSlot };
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so

@@ -65,7 +65,8 @@ def refusal(problem: Problem, device: int) -> str | None:
 
 
 def gives_way(problem: Problem) -> str | None:
-    """Why Triton's kernels are the better choice: a block has its arrays in the second-level cache."""
+    """Why Triton's kernels are the better choice: a block has its arrays in the second-level cache, which no GPU has
+    timed (docs/cuda.md)."""
     return gives_way_while_traced(problem.to_string(), torch.cuda.current_device())
 
 
@@ -74,7 +75,7 @@ def gives_way_while_traced(text: str, device: int) -> str | None:
     problem = Problem.from_string(text)
     if not is_roomy(layout_on(problem, device)) or triton.supports(problem) is not None:
         return None
-    return "arrays of hidden layers are more than a block has room for on chip, and Triton's kernels compute it"
+    return "hidden layers' arrays are more than a block has room for on chip, and no GPU has timed that beside Triton"
 
 
 def is_roomy(layout: dict) -> bool:
