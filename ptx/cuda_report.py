@@ -19,8 +19,9 @@ from .cuda_on_ptx import KERNEL, options_of
 TARGETS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 # Of the kernel (SK_HALF_WAYS and SK_FLOAT_WAYS of csrc/cuda/registers.h), by precision
 HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
-HALF_WAYS += ((64, 2, 4, 1, True),)  # inputs and outputs in pieces
-FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1), (64, 2, 4, 1, True))
+FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1))
+PIECES, ROOMY = ((64, 2, 4, 1, True),), ((64, 2, 0, 1, True), (128, 2, 0, 1, True))
+HALF_WAYS, FLOAT_WAYS = HALF_WAYS + PIECES + ROOMY, FLOAT_WAYS + PIECES + ROOMY
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
@@ -50,12 +51,13 @@ def student(width: int, precision: str, hidden: int = 3) -> Problem:
 
 
 def most_layers(width: int, precision: str, target: str) -> int:
-    """Hidden layers of such a student that fit on a target."""
+    """Hidden layers of such a student that fit on a target's chip."""
     most = 0
     for hidden in range(1, 6):
         problem = student(width, precision, hidden)
         try:
-            cuda.layout(problem, planner.side(problem), TARGETS[target] << 10)
+            if cuda.is_roomy(cuda.layout(problem, planner.side(problem), TARGETS[target] << 10)):
+                break
         except ValueError:
             break
         most = hidden
@@ -72,7 +74,8 @@ def lines() -> Iterator[str]:
         for target in ("sm_80", "sm_90"):
             width, groups, between, most, *wide = taken
             cells = (
-                f"{width}{', in pieces' * any(wide)}", 16 * groups, between, most, precision, target,
+                f"{width}{(', in pieces' if between else ', roomy') * any(wide)}", 16 * groups, between or "any", most,
+                precision, target,
                 *code(precision, taken, target),
             )  # fmt: skip
             yield f"| {' | '.join(map(str, cells))} |"

@@ -10,9 +10,9 @@ namespace sk::cuda {
 
 using sk::Precision;
 
-constexpr int kMostLayers = 6, kThreads = 256;
-constexpr int kFinished = 128;  // numbers of a block of finish_step: a fragment of a gradient
-constexpr int kSums = 2;        // of a term, by the warps that have its samples
+constexpr int kMostLayers = 20, kThreads = 256;  // more would be more than the 4 KiB that a launch is told
+constexpr int kFinished = 128;                   // numbers of a block of finish_step: a fragment of a gradient
+constexpr int kSums = 2;                         // of a term, by the warps that have its samples
 constexpr std::uint32_t kSumsBytes = 2 * kSums * sizeof(double);
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }

@@ -11,7 +11,8 @@ namespace sk::cuda {
 template <Precision kPrecision, int H, int kGroups, int kBetween, int kBlocks, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks) register_step(const __grid_constant__ RegisterArguments all) {
   extern __shared__ __align__(1024) unsigned char register_shared[];
-  RegisterStep<kPrecision, H, kGroups, kBetween, kWide> step{all, register_shared};
+  constexpr Room kRoom = kBetween == 0 ? Room::kSlot : kWide ? Room::kPieces : Room::kPlain;
+  RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> step{all, register_shared};
   step.begin();
   for (std::int64_t i = blockIdx.x; i < all.step.tiles; i += gridDim.x) step.run(i);
   step.end();

@@ -20,9 +20,13 @@ constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows 
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
+// What a block has room for: one piece of inputs and outputs; several; or, for what the others have no room for, arrays
+// and sums of gradients of each hidden layer, which are in its slot, in L2.
+enum class Room : int { kPlain, kPieces, kSlot };
+
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
-// many layers between hidden ones; blocks of a multiprocessor, as far as registers go; and whether there is more than a
-// piece of inputs or of outputs.
+// many layers between hidden ones, or of any in the slot if 0; blocks of a multiprocessor, as far as registers go; and
+// whether there is more than a piece of inputs or of outputs.
 struct RegisterWay {
   std::int32_t width, groups, between;
   std::int16_t blocks;
@@ -30,6 +34,7 @@ struct RegisterWay {
   // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
   // in the block's slot then, in L2.
   constexpr bool of_few() const { return groups == 1; }
+  constexpr bool roomy() const { return between == 0; }
   constexpr bool operator==(const RegisterWay& of) const {
     return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks && wide == of.wide;
   }
@@ -56,7 +61,9 @@ struct RegisterLayout {
   std::int32_t q_in_halves = 0;
   std::uint32_t pulled = 0;  // of a wide way an output's gradient, in the order of lanes
   std::int32_t input_pieces = 1, output_pieces = 1;
-  std::int32_t own_row = 0;  // floats of a row of `own`
+  std::int32_t own_row = 0;    // floats of a row of `own`
+  std::uint32_t operands = 0;  // of a roomy way: two layers' [rows, H]; h, left, right and kept are in its slot
+  std::int32_t by_turns = 0;   // it has weights of one layer between at a time
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -65,6 +72,7 @@ struct RegisterArguments {
   RegisterLayout own;
   Curve curve[kMostHidden];
 };
+static_assert(sizeof(RegisterArguments) <= 4096);
 
 inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
 
@@ -76,22 +84,11 @@ bool in_pieces(const T& step) {
 
 // In words, what of a step the kernel does not compute; nothing if it computes it.
 inline std::string refused(const Step& step) {
-  std::int64_t widest = 0;
-  bool kept = false;
   if (step.D > kMostInputPieces * kRegisterInputs) return "more than 64 inputs";
   if (step.O > kMostOutputPieces * kRegisterOutputs) return "more than 16 outputs";
-  if (step.L < 2 || step.L > kMostHidden + 1) return "hidden layers are not 1 to 5";
+  if (step.L < 2 || step.L > kMostLayers) return "hidden layers are not 1 to " + std::to_string(kMostHidden);
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
-    const Layer& layer = step.layers[l];
-    if (layer.n_out > 128) return "hidden layers are wider than 128";
-    widest = std::max(widest, layer.n_out);
-    kept = kept || !curve_of(function(layer.activation)).known;
-  }
-  if (kept && widest > kWidestKept) {
-    return "an activation whose derivatives are no functions of its value, in hidden layers wider than 64";
-  }
-  if (widest > kWidestKept && in_pieces(step)) {
-    return "more than 16 inputs or 8 outputs of hidden layers wider than 64";
+    if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
   }
   return "";
 }
@@ -121,8 +118,8 @@ inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precis
 
 inline int pieces(int n, int of_piece) { return (n + of_piece - 1) / of_piece; }
 
-inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool q_in_halves,
-                                  int batch, RegisterLayout& to) {
+inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool tight,
+                                  int batch, RegisterLayout& to, std::uint32_t& slot_floats) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
   Cursor cursor;
   const auto take = [&](std::uint64_t bytes) {
@@ -134,10 +131,11 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   const std::uint32_t D = kRegisterInputs * (to.input_pieces = pieces(a.D, kRegisterInputs)),
                       O = kRegisterOutputs * (to.output_pieces = pieces(a.O, kRegisterOutputs));
   to.first = take(H * D * size);
-  to.between = take((hidden - 1) * H * H * size);
+  to.by_turns = way.roomy() && tight;
+  to.between = take((to.by_turns ? 1 : hidden - 1) * H * H * size);
   to.last = take(O * H * size);
   to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? (hidden + way.of_few()) * H * 4 : 0);
+  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
   to.x = take(rows * D * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
@@ -145,23 +143,33 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
   to.source = take((tangents ? to.batch : 1) * rows * D * size);
   to.targets = take(prepared ? to.batch * way.groups * 64 * O : 0);
+  // in its slot, in bytes from its beginning
+  const auto take_slot = [&](std::uint64_t bytes) {
+    const std::uint32_t at = slot_floats * 4;
+    slot_floats += std::uint32_t(bytes / 4);
+    return at;
+  };
+  slot_floats = a.layout.gradient_floats + kSumsBytes / 4;
+  const auto of_layers = [&](std::uint64_t bytes) { return way.roomy() ? take_slot(bytes) : take(bytes); };
   const std::uint64_t array = std::uint64_t(rows) * H * size;
-  to.h = take(hidden * array);
-  to.left = take(hidden * array);
-  to.right = take(hidden * array);
-  if (keeps_derivatives(a)) to.kept = take(2 * hidden * array);
+  to.h = of_layers(hidden * array);
+  to.left = of_layers(hidden * array);
+  to.right = of_layers(hidden * array);
+  if (keeps_derivatives(a)) to.kept = of_layers(2 * hidden * array);
+  if (way.roomy()) to.operands = take(2 * array);
   to.top = take(rows * O * size);
-  to.q_in_halves = q_in_halves;
-  if (way.of_few()) {
-    to.few = a.layout.slot_floats;
-    to.q = (to.few + kFewNumbers * kThreads) * 4;
-  } else {
-    to.q = take(a.gradients ? hidden * rows * H * (q_in_halves ? 2 : 4) : 0);
+  to.q_in_halves = tight && !way.roomy();
+  if (way.roomy()) {
+    to.few = take_slot(kThreads * kOutputNumbers * 4 * to.output_pieces) / 4;
+  } else if (way.of_few()) {
+    to.few = take_slot(kFewNumbers * kThreads * 4) / 4;
   }
+  const std::uint64_t of_q = std::uint64_t(hidden) * rows * H * (to.q_in_halves ? 2 : 4);
+  to.q = way.of_few() || way.roomy() ? take_slot(of_q) : take(a.gradients ? of_q : 0);
   to.own_row = D + kSpare;
   to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? own_bytes(D) : 0);
   to.pulled = take(way.wide && a.P && !prepared ? rows * D * 4 : 0);
-  to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
+  to.outputs = take(columns_shared && size == 2 && !way.roomy() ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + O * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
@@ -185,12 +193,14 @@ inline void place_gradients(Arguments& a, std::int32_t H) {
 }
 
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
-#define SK_HALF_WAYS(way)                                                                         \
-  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false) \
-      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true)
+#define SK_HALF_WAYS(way)                                                                             \
+  way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)     \
+      way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true) \
+          way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
 // Of float32 all arrays take twice the room.
-#define SK_FLOAT_WAYS(way) \
-  way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true)
+#define SK_FLOAT_WAYS(way)                                                                        \
+  way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true) \
+      way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
 #define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -211,27 +221,32 @@ inline RegisterArguments prepare(const Step& step, Precision precision, std::uin
   for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
   place_gradients(a, H);
   std::uint64_t least = 0;  // of those that do not fit
-  const bool wide = in_pieces(a);
+  const bool wide = in_pieces(a), kept = keeps_derivatives(a);
   for (const RegisterWay& way : ways_of(precision)) {
-    if (way.width != H || way.wide != wide || way.between < a.L - 2 ||
-        (step.tile != kAnyTile && step.tile != 16 * way.groups))
+    if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
+    if (way.roomy()) {
+      if (to.own.way.width || way.width < H) continue;  // what others do they do faster
+      place_gradients(a, way.width);
+    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept)) {
       continue;
+    }
     if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
-    const auto fits = [&](bool halves) {
+    std::uint32_t slot_floats = 0;
+    const auto fits = [&](bool tight) {
       for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
-        if (shared_bytes(a, way, precision, halves, batch, layout) <= most) return true;
+        if (shared_bytes(a, way, precision, tight, batch, layout, slot_floats) <= most) return true;
       }
       if (!least || layout.bytes < least) least = layout.bytes;
       return false;
     };
     // sums of several rounds want all their digits, and of float32 any
-    const bool halves = a.rounds <= 1 && operand_bytes(precision) == 2;
-    if (!fits(false) && !(halves && fits(true))) continue;
+    const bool tight = way.roomy() || (a.rounds <= 1 && operand_bytes(precision) == 2);
+    if (!fits(false) && !(tight && fits(true))) continue;
     to.own = layout;
     a.layout.samples = 16 * way.groups;
-    if (way.of_few()) a.layout.slot_floats += kFewNumbers * kThreads + (a.L - 1) * a.layout.samples * H;
+    a.layout.slot_floats = slot_floats;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.shared_bytes = layout.bytes;
     if (a.tiles >= kTilesWanted) break;

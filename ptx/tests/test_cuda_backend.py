@@ -98,10 +98,8 @@ TOO_MUCH = {
     "hidden layers are wider than 128": Shape(4, 3, 130, 1, 2, 1, ""),
     "more than 64 inputs": Shape(4, 65, 20, 1, 2, 1, ""),
     "more than 16 outputs": Shape(4, 3, 20, 1, 17, 1, ""),
-    "more than 16 inputs or 8 outputs of hidden layers wider than 64": Shape(4, 17, 70, 1, 2, 1, ""),
-    "hidden layers are not 1 to 5": Shape(4, 3, 20, 6, 2, 1, ""),
-    "5 hidden layers of 128 are more than the kernel has registers for": Shape(4, 3, 128, 5, 2, 1, ""),
-    r"takes \d+ bytes of shared memory, a block has 101376": Shape(4, 3, 128, 3, 2, 1, ""),
+    "hidden layers are not 1 to 19": Shape(4, 3, 20, 20, 2, 1, ""),
+    r"takes \d+ bytes of shared memory, a block has 101376": Shape(4, 60, 128, 3, 2, 1, ""),
 }
 
 
@@ -111,16 +109,6 @@ def test_students_that_are_refused(words):
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     with on_ptx(limit=99 << 10), pytest.raises(NotImplementedError, match=words):
         sk.sobolev_loss(numbers.student, numbers.x, targets, backend="cuda", precision="bf16")
-
-
-def test_derivatives_that_would_be_kept_are_refused_where_layers_are_wide():
-    numbers = data(Shape(4, 3, 65, 1, 2, 1, ""), "silu")
-    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
-    with (
-        on_ptx(),
-        pytest.raises(NotImplementedError, match="no functions of its value, in hidden layers wider than 64"),
-    ):
-        sk.sobolev_loss(numbers.student, numbers.x, targets, backend="cuda")
 
 
 REFUSED = {
@@ -179,5 +167,5 @@ def test_a_loss_for_each_sample_is_refused_if_its_backward_does_not_fit():
     numbers, v = data(replace(SMALL, H=64, depth=3), "tanh"), directions_of("sphere", SMALL)
     targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     options = {"directions": v, "backend": "cuda", "precision": "bf16", "reduction": "none"}
-    with on_ptx(limit=64 << 10), pytest.raises(NotImplementedError, match="of shared memory"):
+    with on_ptx(limit=36_500), pytest.raises(NotImplementedError, match="takes 36864 bytes of shared memory"):
         sk.sobolev_loss(numbers.student, numbers.x, targets, **options)

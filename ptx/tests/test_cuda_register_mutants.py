@@ -21,6 +21,10 @@ from ptx.cuda_on_ptx import KERNEL, compare, on_ptx, options_of  # noqa: E402
 from ptx.mutate import programs_without_barriers  # noqa: E402
 
 SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two warps, of one
+ROOMY = ("bf16", (64, 2, 0, 1, True))  # weights by turns, and pieces
+
+
+ROOM = 60_000  # bytes of a block, for weights by turns
 
 
 class Step(NamedTuple):
@@ -60,8 +64,8 @@ def source(precision, way, change=lambda text: text) -> str:
 
 def run(ptx, precision, way, step: Step):
     """Findings, and the numbers, of two tiles of one block."""
-    tile = 16 * way[1]
-    shape = Shape(tile + 3, 5, way[0] - 2, step.depth, 2, 5, "")
+    tile, roomy = 16 * way[1], way[2] == 0
+    shape = Shape(tile + 3, *((18, 30, 3, 9, 2) if roomy else (5, way[0] - 2, step.depth, 2, 5)), "")
     numbers = data(shape, step.activation, last="tanh")
     parameters = list(numbers.student.parameters())
     for parameter in parameters:
@@ -74,7 +78,7 @@ def run(ptx, precision, way, step: Step):
         settings = {"cotangents": cotangents_of(step.kind, shape)} if step.side == "cotangents" else directions
     settings["reduction"] = "none" if step.each else "mean"
     side = computed_from("gradients" if step.side == "gradients" else "tangents")
-    with side, on_ptx(findings="return", ptx=ptx, blocks=1, limit=300 << 10, tile=tile) as backend:
+    with side, on_ptx(findings="return", ptx=ptx, blocks=1, limit=ROOM if roomy else 300 << 10, tile=tile) as backend:
         loss = sk.sobolev_loss(numbers.student, x, targets, precision=precision, backend="cuda", **settings)
         if step.gradients:
             loss.backward()
@@ -115,14 +119,21 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_sources_are_found(name):
-    right, wrong, kind = BROKEN[name]
-    original = source(*SHARED)
-    broken = source(*SHARED, lambda text: text.replace(right, wrong))
+WITHOUT_ROOM = {
+    "one place for all pieces": ("return of + f * (kRows", "return of + 0 * (kRows", None),
+    "weights that come too early": ("__syncthreads();\n        bring(l);", "bring(l);", "race"),
+}
+WAYS_BROKEN = [(SHARED, *of) for of in BROKEN.items()] + [(ROOMY, *of) for of in WITHOUT_ROOM.items()]
+
+
+@pytest.mark.parametrize(("way", "name", "change"), WAYS_BROKEN, ids=lambda of: of if isinstance(of, str) else "")
+def test_broken_sources_are_found(way, name, change):
+    right, wrong, kind = change
+    original = source(*way)
+    broken = source(*way, lambda text: text.replace(right, wrong))
     assert broken != original
     for step in (*STEPS[:2], *STEPS[-3:]):
-        (kinds, got), (_, expected) = run(broken, *SHARED, step), run(original, *SHARED, step)
+        (kinds, got), (_, expected) = run(broken, *way, step), run(original, *way, step)
         if kind:
             found = any(kind in finding for finding in kinds)
         else:

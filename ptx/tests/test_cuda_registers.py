@@ -55,15 +55,14 @@ def test_every_way_of_a_block_of_float32(shape, tile, way, outputs, precision):
 @pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_widest_of_float32_where_shared_memory_is_less(depth, precision):
-    """Of 163 KiB two layers of 128 fit, three do not."""
+    """Of 163 KiB two layers of 128 fit, three go by a roomy way."""
     shape = Shape(20, 7, 120, depth, 3, 2, "padded")
     for outputs in (False, True):
         numbers, directions = data(shape, "tanh"), directions_of("normal", shape)
         compare(numbers, directions, way=WIDEST, limit=163 << 10, outputs=outputs, precision=precision)
     problem = student(128, precision)
     assert cuda.layout(problem, planner.side(problem), HOPPER)["way"][:4] == WIDEST
-    with pytest.raises(ValueError, match="bytes of shared memory, a block has"):
-        cuda.layout(problem, planner.side(problem), 163 << 10)
+    assert cuda.is_roomy(cuda.layout(problem, planner.side(problem), 163 << 10))
 
 
 # Their row of `CURVES` does not hold for these parameters

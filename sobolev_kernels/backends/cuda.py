@@ -13,7 +13,7 @@ from ..enums import DENSE
 from ..math.directions import is_dependent, told
 from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
-from . import constant_while_traced, core
+from . import constant_while_traced, core, triton
 
 CHOSEN = 1  # as many samples of a tile as suit a step (csrc/cuda/registers.h)
 TILE = CHOSEN  # or 16 to 128, which tests and measurements ask for
@@ -57,13 +57,30 @@ def refusal(problem: Problem, device: int) -> str | None:
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
-    if problem.result == PER_SAMPLE:  # the backward of the same call has to fit too
-        problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
     try:
-        layout(problem, planner.side(problem), hardware(device)[0], TILE)
+        layout_on(problem, device)
     except ValueError as error:
         return str(error)
     return None
+
+
+def gives_way(problem: Problem) -> str | None:
+    """Why Triton's kernels are the better choice: a block has its arrays in the second-level cache, which no GPU has
+    timed (docs/cuda.md)."""
+    return gives_way_while_traced(problem.to_string(), torch.cuda.current_device())
+
+
+@constant_while_traced
+def gives_way_while_traced(text: str, device: int) -> str | None:
+    problem = Problem.from_string(text)
+    if not is_roomy(layout_on(problem, device)) or triton.supports(problem) is not None:
+        return None
+    return "hidden layers' arrays are more than a block has room for on chip, and no GPU has timed that beside Triton"
+
+
+def is_roomy(layout: dict) -> bool:
+    """Whether a block has arrays and sums of gradients in its slot (csrc/cuda/registers.h)."""
+    return layout["way"][2] == 0
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +88,17 @@ def hardware(device: int) -> tuple[int, int]:
     """Bytes of shared memory that a block may have, and multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
     return properties.shared_memory_per_block_optin, properties.multi_processor_count
+
+
+def layout_on(problem: Problem, device: int) -> dict:
+    """How a block of the device goes about it.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if problem.result == PER_SAMPLE:  # the backward of the same call has to fit too
+        problem = replace(problem, result=PER_SAMPLE_GRADIENTS, gradients=True)
+    return layout(problem, planner.side(problem), hardware(device)[0], TILE)
 
 
 @lru_cache(maxsize=256)
@@ -89,7 +117,8 @@ def plan(problem: Problem, N: int) -> Plan:
     side = planner.side(problem)
     chosen = layout(problem, side, hardware(torch.cuda.current_device())[0], TILE, N)
     choices = (("precision", problem.precision), ("side", side), ("tile", chosen["samples"]))
-    return Plan("cuda", "one launch, streams in registers", choices)
+    where = "arrays in the second-level cache" if is_roomy(chosen) else "streams in registers"
+    return Plan("cuda", f"one launch, {where}", choices)
 
 
 def run(problem: Problem, operands: Operands, outputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> None:

@@ -7,7 +7,7 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H_, int kGroups, bool kWide_>
+template <Precision kPrecision, int H_, int kGroups, Room kRoom>
 struct RegisterBlock {
   using To = Numbers<kPrecision>;
   using Fragment = typename To::Fragment;
@@ -17,7 +17,8 @@ struct RegisterBlock {
   static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
-  static constexpr bool kOutputsHere = kParts == 1 || !kHalves, kWide = kWide_;
+  static constexpr bool kWide = kRoom != Room::kPlain, kRoomy = kRoom == Room::kSlot;
+  static constexpr bool kOutputsHere = (kParts == 1 || !kHalves) && !kRoomy;
   static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0, kWide}.of_few();
   static constexpr int kOutputPieces = kWide ? kMostOutputPieces : 1, kOutputs = 4 * kOutputPieces;
   static_assert(kMine >= 1 && kRows % To::kTogether == 0 && !(kWide && (kFew || kParts == 1)));
@@ -43,7 +44,9 @@ struct RegisterBlock {
   enum Output : int { kY, kD1, kD2, kOwed };
   float outputs[kOutputsHere ? kOutputNumbers * kOutputPieces : 1];
   SK_INLINE float& y(Output of, int e) {
-    if (kFew && (of == kY || of == kD2)) {
+    if constexpr (kRoomy) {
+      return (slot() + own().few)[(e / 4 * kOutputNumbers + 4 * of + e % 4) * kThreads + threadIdx.x];
+    } else if (kFew && (of == kY || of == kD2)) {
       return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
     } else if constexpr (kOutputsHere) {
       return outputs[e / 4 * kOutputNumbers + 4 * of + e % 4];
@@ -75,6 +78,8 @@ struct RegisterBlock {
   SK_INLINE std::uint32_t hidden_array(std::uint32_t of, int l) const {  // of layer l, from 1
     return of + (l - 1) * (kRows * H * To::kBytes);
   }
+  // Where a roomy way has of layer l, from 1, what is multiplied: that of its neighbours lies in the other one
+  SK_INLINE std::uint32_t operands_at(int l) const { return own().operands + l % 2 * (kRows * H * To::kBytes); }
   // f(piece) of inputs: each by one of the warps that share rows, or the only one by all of them
   template <class F>
   SK_INLINE void each_piece(F f) const {
@@ -156,10 +161,35 @@ struct RegisterBlock {
     }
   }
 
+  template <bool kInSlot>
+  SK_INLINE unsigned char* of_block() const {
+    return kInSlot ? reinterpret_cast<unsigned char*>(slot()) : shared;
+  }
+
+  // Those of an array of each hidden layer, of columns 16 k
+  SK_INLINE void load_own(Fragment& to, std::uint32_t array, int l, int j, int k) const {
+    if constexpr (kRoomy) {
+      const unsigned char* at = of_block<true>() + array + place_of_lane(l, j, kHalves);
+#pragma unroll
+      for (int i = 0; i < kNumbers; i += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(at + 128 * i);
+        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+      }
+    } else {
+      load(to, hidden_array(array, l), k);
+    }
+  }
+  SK_INLINE void store_in_slot(std::uint32_t array, int l, int j, const Fragment& from) const {
+    unsigned char* at = of_block<true>() + array + place_of_lane(l, j, kHalves);
+#pragma unroll
+    for (int i = 0; i < kNumbers; i += 4) {
+      *reinterpret_cast<uint4*>(at + 128 * i) = make_uint4(from[i], from[i + 1], from[i + 2], from[i + 3]);
+    }
+  }
+
   // What derivatives owe the values
   SK_INLINE unsigned char* q_at(int l, int j) const {
-    unsigned char* of_block = kFew ? reinterpret_cast<unsigned char*>(slot()) : shared;
-    return of_block + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
+    return of_block<kFew || kRoomy>() + own().q + place_of_lane(l, j, kHalves && own().q_in_halves);
   }
   SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
     load_eight(q_at(l, j), kHalves && own().q_in_halves, to);
@@ -181,7 +211,7 @@ struct RegisterBlock {
 
   // σ' and σ''/σ', of four numbers at a time
   SK_INLINE unsigned char* kept_at(int l, int j, int which) const {
-    return shared + own().kept + place_of_lane(l + which * hidden(), j, kHalves);
+    return of_block<kRoomy>() + own().kept + place_of_lane(l + which * hidden(), j, kHalves);
   }
   SK_INLINE void load_kept(int l, int j, float (&first)[8], float (&ratio)[8]) const {
     load_eight(kept_at(l, j, 0), kHalves, first);

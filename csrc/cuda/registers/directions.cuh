@@ -7,10 +7,11 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
-struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kWide> {
-  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kWide>;
-  using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::meet, Outer::mine;
+template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
+struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom> {
+  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom>;
+  using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::kWide, Outer::meet,
+      Outer::mine;
   using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_floats, Outer::own_of,
       Outer::own_row, Outer::part, Outer::piece, Outer::pull_first;
   using Outer::Outer;

@@ -5,12 +5,12 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, bool kWide>
-struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
-  using Block = RegisterBlock<kPrecision, H, kGroups, kWide>;
+template <Precision kPrecision, int H, int kGroups, Room kRoom>
+struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
+  using Block = RegisterBlock<kPrecision, H, kGroups, kRoom>;
   using Block::Block;
   using Block::fragment, Block::has, Block::own, Block::part, Block::shared;
-  using Block::kDepth, Block::kMine, Block::kOutputPieces;
+  using Block::kDepth, Block::kMine, Block::kOutputPieces, Block::kRoomy;
   using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
   using Operand = typename To::Operand;
   using Pair = typename To::Pair;
@@ -95,7 +95,9 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
       multiply(c[i], left, b);
     }
   }
-  SK_INLINE std::uint32_t between(int l) const { return own().between + (l - 1) * (H * H * 4); }
+  SK_INLINE std::uint32_t between(int l) const {
+    return own().between + (kRoomy && own().by_turns ? 0 : l - 1) * (H * H * 4);
+  }
   // c += a Wᵀ, or a W, of a layer between hidden ones
   template <bool kPulled>
   SK_INLINE void product_between(const Operands& a, int l, Columns& c) const {

@@ -5,12 +5,12 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, bool kWide>
-struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
-  using Block = RegisterBlock<kPrecision, H, kGroups, kWide>;
+template <Precision kPrecision, int H, int kGroups, Room kRoom>
+struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
+  using Block = RegisterBlock<kPrecision, H, kGroups, kRoom>;
   using Block::Block;
   using Block::fragment, Block::has, Block::own, Block::part, Block::shared;
-  using Block::kDepth, Block::kMine, Block::kOutputPieces;
+  using Block::kDepth, Block::kMine, Block::kOutputPieces, Block::kRoomy;
   using typename Block::Columns, typename Block::Fragment, typename Block::Operands, typename Block::To;
 
   // Weights of a row from k on, two or four
@@ -57,7 +57,9 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kWide> {
       To::multiply(c[2 * j + 1], a, b[2], b[3]);
     }
   }
-  SK_INLINE std::uint32_t between(int l) const { return own().between + (l - 1) * (H * H * 2); }
+  SK_INLINE std::uint32_t between(int l) const {
+    return own().between + (kRoomy && own().by_turns ? 0 : l - 1) * (H * H * 2);
+  }
   // c += a Wᵀ, or a W, of a layer between hidden ones
   template <bool kPulled>
   SK_INLINE void product_between(const Operands& a, int l, Columns& c) const {

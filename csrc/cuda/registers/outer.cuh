@@ -5,13 +5,13 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
-struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
-  using Products = RegisterProducts<kPrecision, H, kGroups, kWide>;
+template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
+struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
+  using Products = RegisterProducts<kPrecision, H, kGroups, kRoom>;
   using Products::bias_sums, Products::group, Products::has, Products::hidden, Products::hidden_array;
-  using Products::input_pieces, Products::kFew, Products::kOutputPieces, Products::kOutputs, Products::own;
-  using Products::kRows, Products::output_pieces, Products::part, Products::piece, Products::shared, Products::step,
-      Products::top;
+  using Products::input_pieces, Products::kOutputPieces, Products::kOutputs, Products::own;
+  using Products::kRoomy, Products::kRows, Products::kWide, Products::slot, Products::output_pieces, Products::part,
+      Products::piece, Products::shared, Products::step, Products::top;
   using Products::Products;
   using typename Products::To;
   using Left = typename To::Left;
@@ -24,22 +24,24 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   static constexpr int kLast = (H / 16 * kOutputPieces + kWarps - 1) / kWarps;
 
   using Pieces = Sums[kDown][kRight];
-  Sums of_first[kFirst] = {}, of_last[kLast] = {};
-  Pieces of_between[kBetween] = {};
-  float of_last_bias[2 * kOutputPieces] = {};
+  // Of the block's life; a roomy way has them in its slot
+  Sums of_first[kRoomy ? 1 : kFirst] = {}, of_last[kRoomy ? 1 : kLast] = {};
+  Pieces of_between[kRoomy ? 1 : kBetween] = {};
 
   // ---- Sums over the block's rows ----
 
-  // Of the last layer, of a lane; of warps that share rows one has them, where registers are few
-  SK_INLINE float* shared_last_bias() const { return bias_sums(hidden() + 1) + lane(); }
-  SK_INLINE float last_bias(int i) const { return kFew ? shared_last_bias()[32 * i] : of_last_bias[i]; }
-  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) {
-    if constexpr (kFew) {
-      if (part() != 0) return;
-      for (int i = 0; i < 2; ++i) shared_last_bias()[32 * i] += of[i] + of[i + 2];
-    } else {
+  // Of the last layer, in shared memory for each 16 rows: in registers they would live as long as the block
+  SK_INLINE float* last_bias_sums(int group) const {
+    return reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps + kRegisterOutputs * output_pieces() * group;
+  }
+  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) const {
+    if (part() != 0) return;
 #pragma unroll
-      for (int e = 0; e < kOutputs; ++e) of_last_bias[e / 4 * 2 + e % 2] += of[e];
+    for (int i = 0; i < 2 * kOutputPieces; ++i) {
+      if (!has(2 * i)) continue;
+      float sum = of[i / 2 * 4 + i % 2] + of[i / 2 * 4 + i % 2 + 2];
+      for (int apart = 16; apart >= 4; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
+      if (lane() < 4) last_bias_sums(group())[i / 2 * kRegisterOutputs + 2 * lane() + i % 2] += sum;
     }
   }
 
@@ -80,6 +82,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   // f(i, m, n) of each piece i that a warp has of the first layer's gradient, rows 16 m and columns 8 n of it
   template <class F>
   SK_INLINE void each_first(F f) const {
+    if constexpr (kRoomy) {
+#pragma unroll 1
+      for (int i = warp(); i < H / 16 * 2 * input_pieces(); i += kWarps) f(0, i % (H / 16), i / (H / 16));
+      return;
+    }
     unrolled<kFirst>([&](auto i) {
       if constexpr (kWide) {
         const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
@@ -94,7 +101,10 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
   // The same of the last layer's, transposed, [H, 8] of each piece of outputs
   template <class F>
   SK_INLINE void each_last(F f) const {
-    if constexpr (kWide) {
+    if constexpr (kRoomy) {
+#pragma unroll 1
+      for (int i = warp(); i < H / 16 * output_pieces(); i += kWarps) f(0, i % (H / 16), i / (H / 16));
+    } else if constexpr (kWide) {
       unrolled<kLast>([&](auto i) {
         const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
         if (n < output_pieces()) f(i, m, n);
@@ -107,79 +117,133 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
 
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
+    if constexpr (kRoomy) {
+      bring_to_slot(source, below, biased);
+    } else {
+      each_first([&](auto i, int m, int n) { add_first(of_first[i], source, own().left, m, n, biased); });
+      unrolled<kBetween>([&](auto l) {
+        if (l + 1 >= hidden() || down() >= H / 16) return;
+        add_between(of_between[l], hidden_array(own().left, l + 2), hidden_array(below, l + 1), l + 2, biased);
+      });
+      each_last([&](auto i, int m, int n) { add_last(of_last[i], hidden_array(below, hidden()), m, n); });
+    }
+  }
+
+  // `left` is the array of layer 1
+  SK_INLINE void add_first(Sums& to, std::uint32_t source, std::uint32_t of_layer, int m, int n, bool biased) const {
     Right ones;
     To::ones(ones);
-    each_first([&](auto i, int m, int n) {
-      const std::uint32_t left = own().left + To::template left_place<H>(m);
-      const std::uint32_t right = kWide ? piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2)
-                                        : source + To::template right_place<kRegisterInputs>(n);
-      Sums bias = {};
-      summed(of_first[i], [&](Sums& sums) {
+    const std::uint32_t left = of_layer + To::template left_place<H>(m);
+    const std::uint32_t right = kWide ? piece(source, n / 2) + To::template right_place<kRegisterInputs>(n % 2)
+                                      : source + To::template right_place<kRegisterInputs>(n);
+    Sums bias = {};
+    summed(to, [&](Sums& sums) {
 #pragma unroll 2
-        for (int row = 0; row < kRows; row += To::kTogether) {
-          Left a;
-          To::template left_of<H>(shared, left, 0, row, a);
-          To::template each_right<kRegisterInputs, 1>(shared, right, row,
-                                                      [&](auto, const Right& b) { To::add(sums, a, b); });
-          if (biased && of_bias(n)) To::add(bias, a, ones);
-        }
-      });
-      if (biased && of_bias(n)) add_bias_sums(1, m, bias);
+      for (int row = 0; row < kRows; row += To::kTogether) {
+        Left a;
+        To::template left_of<H>(shared, left, 0, row, a);
+        To::template each_right<kRegisterInputs, 1>(shared, right, row,
+                                                    [&](auto, const Right& b) { To::add(sums, a, b); });
+        if (biased && of_bias(n)) To::add(bias, a, ones);
+      }
     });
-    const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
-    unrolled<kBetween>([&](auto l) {
-      if (l + 1 >= hidden() || m >= H / 16) return;
-      const std::uint32_t left = hidden_array(own().left, l + 2) + To::template left_place<H>(m);
-      const std::uint32_t right = hidden_array(below, l + 1) + To::template right_place<H>(n);
-      Sums bias = {};
-      summed<kOfRows>(of_between[l], [&](Pieces& sums) {
+    if (biased && of_bias(n)) add_bias_sums(1, m, bias);
+  }
+  // Of layer l, from 1, and the one below
+  SK_INLINE void add_between(Pieces& to, std::uint32_t of_layer, std::uint32_t below, int l, bool biased) const {
+    Right ones;
+    To::ones(ones);
+    const int m = down();
+    const std::uint32_t left = of_layer + To::template left_place<H>(m);
+    const std::uint32_t right = below + To::template right_place<H>(across());
+    Sums bias = {};
+    summed<kOfRows>(to, [&](Pieces& sums) {
 #pragma unroll 1
-        for (int row = 0; row < kRows; row += To::kTogether) {
-          Left a[kDown];
-          unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
-          To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
-            unrolled<kDown>([&](auto i) { add_to(sums[i][j], a[i], b); });
-          });
-          // of the warps side by side the first kDown have a row of pieces each
-          unrolled<kDown>([&](auto i) {
-            if (biased && warp() % kAcross == i) To::add(bias, a[i], ones);
-          });
-        }
-      });
-      if (biased && warp() % kAcross < kDown) add_bias_sums(l + 2, m + warp() % kAcross, bias);
+      for (int row = 0; row < kRows; row += To::kTogether) {
+        Left a[kDown];
+        unrolled<kDown>([&](auto i) { To::template left_of<H>(shared, left, i, row, a[i]); });
+        To::template each_right<H, kRight>(shared, right, row, [&](auto j, const Right& b) {
+          unrolled<kDown>([&](auto i) { add_to(sums[i][j], a[i], b); });
+        });
+        // of the warps side by side the first kDown have a row of pieces each
+        unrolled<kDown>([&](auto i) {
+          if (biased && warp() % kAcross == i) To::add(bias, a[i], ones);
+        });
+      }
     });
-    each_last([&](auto i, int m, int n) {
-      const std::uint32_t left = hidden_array(below, hidden()) + To::template left_place<H>(m);
-      const std::uint32_t right = top(n) + To::template right_place<kRegisterOutputs>(0);
-      summed(of_last[i], [&](Sums& sums) {
+    if (biased && warp() % kAcross < kDown) add_bias_sums(l, m + warp() % kAcross, bias);
+  }
+  SK_INLINE void add_last(Sums& to, std::uint32_t of_layer, int m, int n) const {
+    const std::uint32_t left = of_layer + To::template left_place<H>(m);
+    const std::uint32_t right = top(n) + To::template right_place<kRegisterOutputs>(0);
+    summed(to, [&](Sums& sums) {
 #pragma unroll 2
-        for (int row = 0; row < kRows; row += To::kTogether) {
-          Left a;
-          To::template left_of<H>(shared, left, 0, row, a);
-          To::template each_right<kRegisterOutputs, 1>(shared, right, row,
-                                                       [&](auto, const Right& b) { To::add(sums, a, b); });
-        }
-      });
+      for (int row = 0; row < kRows; row += To::kTogether) {
+        Left a;
+        To::template left_of<H>(shared, left, 0, row, a);
+        To::template each_right<kRegisterOutputs, 1>(shared, right, row,
+                                                     [&](auto, const Right& b) { To::add(sums, a, b); });
+      }
     });
+  }
+  // Where a warp's pieces of a layer between begin
+  static SK_INLINE int down() { return warp() / kAcross * kDown; }
+  static SK_INLINE int across() { return warp() % kAcross * kRight; }
+
+  // ---- A roomy way's sums, which lie in its slot: each number is one lane's ----
+
+  SK_INLINE void clear_gradients() const {
+    float4* to = reinterpret_cast<float4*>(slot());
+    for (int i = threadIdx.x; i < step().layout.gradient_floats / 4; i += kThreads) {
+      to[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  }
+  // Layer l of an array, from 1, comes to where tensor cores read it
+  SK_INLINE void stage(std::uint32_t array, int l) const {
+#pragma unroll
+    for (int j = 0; j < Products::kMine; ++j) {
+      typename Products::Fragment of;
+      const int k = part() * Products::kMine + j;
+      Products::load_own(of, array, l, j, k);
+      Products::store(Products::operands_at(l), k, of);
+    }
+  }
+  SK_INLINE void bring_to_slot(std::uint32_t source, std::uint32_t below, bool biased) const {
+    stage(below, hidden());
+    __syncthreads();
+    each_last([&](int, int m, int n) {
+      Sums sums = {};
+      add_last(sums, Products::operands_at(hidden()), m, n);
+      put_last<true>(sums, m, n);
+    });
+#pragma unroll 1
+    for (int l = hidden(); l > 0; --l) {
+      __syncthreads();
+      stage(own().left, l);
+      if (l > 1) stage(below, l - 1);
+      __syncthreads();
+      const std::uint32_t left = Products::operands_at(l);
+      if (l > 1) {
+        if (down() >= H / 16) continue;
+        Pieces sums = {};
+        add_between(sums, left, Products::operands_at(l - 1), l, biased);
+        put_between<true>(sums, l - 1);
+      } else {
+        each_first([&](int, int m, int n) {
+          Sums sums = {};
+          add_first(sums, source, left, m, n, biased);
+          put_first<true>(sums, m, n);
+        });
+      }
+    }
   }
 
   // ---- What a block leaves ----
 
   SK_INLINE void end() {
     const Arguments& a = step();
-    float* slot = a.slots + std::int64_t(blockIdx.x) * a.layout.slot_floats;
+    float* slot = this->slot();
     const double* sums = reinterpret_cast<const double*>(shared + own().sums);
-    float* outputs = reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps;
-    if (a.gradients && part() == 0) {  // of the last bias: a sum over rows
-#pragma unroll
-      for (int i = 0; i < 2 * kOutputPieces; ++i) {
-        if (!has(2 * i)) continue;
-        float of = last_bias(i);
-        for (int apart = 16; apart >= 4; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
-        const int o = i / 2 * kRegisterOutputs + 2 * lane() + i % 2;
-        if (lane() < 4) outputs[kRegisterOutputs * output_pieces() * group() + o] = of;
-      }
-    }
     __syncthreads();
     if (threadIdx.x < 2 * kSums) {
       double of = 0.0;
@@ -187,49 +251,69 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kWide> {
       reinterpret_cast<double*>(slot + a.layout.gradient_floats)[threadIdx.x] = of;
     }
     if (!a.gradients) return;
-    const LayerArguments &first = a.layer[0], &last = a.layer[hidden()];
     for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
       slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
     }
     const int columns = kRegisterOutputs * output_pieces();
     if (threadIdx.x < columns) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += outputs[columns * i + threadIdx.x];
-      slot[last.bias_gradient + threadIdx.x] = of;
+      for (int i = 0; i < kGroups; ++i) of += last_bias_sums(i)[threadIdx.x];
+      slot[a.layer[hidden()].bias_gradient + threadIdx.x] = of;
     }
-    each_first([&](auto i, int m, int n) {
-      const int columns = kRegisterInputs * input_pieces();
-      unrolled<4>([&](auto e) {
-        const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
-        const int column = n / 2 * kRegisterInputs + of_piece;
-        slot[first.gradient + place_of(To::sum_row(m, e), column, columns)] = of_first[i][e];
+    if constexpr (!kRoomy) {
+      each_first([&](auto i, int m, int n) { put_first<false>(of_first[i], m, n); });
+      unrolled<kBetween>([&](auto l) {
+        if (l + 1 < hidden() && down() < H / 16) put_between<false>(of_between[l], l + 1);
       });
+      each_last([&](auto i, int m, int n) { put_last<false>(of_last[i], m, n); });
+    }
+  }
+
+  // A warp's sums go to the block's slot, or are added to what is there
+  template <bool kAdded>
+  static SK_INLINE void put(float& to, float of) {
+    to = kAdded ? to + of : of;
+  }
+  template <bool kAdded>
+  SK_INLINE void put_first(const Sums& of, int m, int n) const {
+    float* to = slot() + step().layer[0].gradient;
+    const int columns = kRegisterInputs * input_pieces();
+    unrolled<4>([&](auto e) {
+      const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
+      const int column = n / 2 * kRegisterInputs + of_piece;
+      put<kAdded>(to[place_of(To::sum_row(m, e), column, columns)], of[e]);
     });
-    const int m = warp() / kAcross * kDown, n = warp() % kAcross * kRight;
-    unrolled<kBetween>([&](auto l) {
-      if (l + 1 >= hidden() || m >= H / 16) return;
-      float* to = slot + a.layer[l + 1].gradient;
-      unrolled<kDown>([&](auto i) {
-        unrolled<kRight>([&](auto j) {
-          const Sums& c = of_between[l][i][j];
-          if constexpr (To::kBytes == 2) {
-            reinterpret_cast<float4*>(to)[((m + i) * (H / 8) + n + j) * 32 + lane()] =
-                make_float4(c[0], c[1], c[2], c[3]);
+  }
+  template <bool kAdded>
+  SK_INLINE void put_between(const Pieces& of, int l) const {  // from 1
+    float* to = slot() + step().layer[l].gradient;
+    const int m = down(), n = across();
+    unrolled<kDown>([&](auto i) {
+      unrolled<kRight>([&](auto j) {
+        const Sums& c = of[i][j];
+        if constexpr (To::kBytes == 2) {
+          float4& four = reinterpret_cast<float4*>(to)[((m + i) * (H / 8) + n + j) * 32 + lane()];
+          if constexpr (kAdded) {
+            four = make_float4(four.x + c[0], four.y + c[1], four.z + c[2], four.w + c[3]);
           } else {
-            unrolled<4>([&](auto e) {
-              to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)] = c[e];
-            });
+            four = make_float4(c[0], c[1], c[2], c[3]);
           }
-        });
+        } else {
+          unrolled<4>([&](auto e) {
+            put<kAdded>(to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)], c[e]);
+          });
+        }
       });
     });
-    each_last([&](auto i, int m, int n) {
+  }
+  template <bool kAdded>
+  SK_INLINE void put_last(const Sums& of, int m, int n) const {
+    float* to = slot() + step().layer[hidden()].gradient;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;
-        slot[last.gradient + place_of(o, To::sum_row(m, e), H)] = of_last[i][e];
-      }
-    });
+    for (int e = 0; e < 4; ++e) {
+      const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;
+      put<kAdded>(to[place_of(o, To::sum_row(m, e), H)], of[e]);
+    }
   }
 
   // Of a number of a gradient of n columns, as finish_step reads them

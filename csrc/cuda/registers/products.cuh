@@ -8,16 +8,34 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, bool kWide>
-using ProductsOf = std::conditional_t<operand_bytes(kPrecision) == 2, HalfProducts<kPrecision, H, kGroups, kWide>,
-                                      FloatProducts<kPrecision, H, kGroups, kWide>>;
+template <Precision kPrecision, int H, int kGroups, Room kRoom>
+using ProductsOf = std::conditional_t<operand_bytes(kPrecision) == 2, HalfProducts<kPrecision, H, kGroups, kRoom>,
+                                      FloatProducts<kPrecision, H, kGroups, kRoom>>;
 
-template <Precision kPrecision, int H, int kGroups, bool kWide>
-struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
-  using Base = ProductsOf<kPrecision, H, kGroups, kWide>;
+// Of a layer between hidden ones the weights [out, in], which `Products` multiply with, by all threads of a block
+template <class Products>
+__device__ __noinline__ void bring_matrix(const float* weight, std::int64_t of_row, std::int64_t of_column, int out,
+                                          int in, unsigned char* to) {
+  constexpr int kOfRow = Products::H / 2;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < Products::H * kOfRow; i += kThreads) {
+    const int row = i / kOfRow, column = i % kOfRow * 2;
+    float of[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (row < out && column + e < in) of[e] = weight[row * of_row + (column + e) * of_column];
+    }
+    Products::put(to, false, false, row, column, of);
+  }
+}
+
+template <Precision kPrecision, int H, int kGroups, Room kRoom>
+struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
+  using Base = ProductsOf<kPrecision, H, kGroups, kRoom>;
   using Base::Base;
   using Base::hidden, Base::input_pieces, Base::load_inputs, Base::meet, Base::own, Base::part, Base::piece;
-  using Base::kMine, Base::kNumbers, Base::kParts, Base::output_pieces, Base::pull_last, Base::through_first;
+  using Base::kMine, Base::kNumbers, Base::kParts, Base::kRoomy, Base::kWide, Base::output_pieces, Base::pull_last,
+      Base::through_first;
   using Base::shared, Base::step, Base::store;
   using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
       typename Base::To;
@@ -88,7 +106,11 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
       biases[i] = layer.bias.data && i % H < layer.out ? number(layer.bias, i % H) : 0.0f;
     }
     load_matrices<kFirstLayer, 2>(input_pieces(), shared + own().first);
-    if (wide) {
+    if constexpr (kRoomy) {
+      load_matrices<kLastLayer, 2>(output_pieces(), shared + own().last);
+#pragma unroll 1
+      for (int l = 1; !own().by_turns && l < hidden(); ++l) bring(l);
+    } else if (wide) {
       load_matrices<kLastLayer, 4>(output_pieces(), shared + own().last);
       load_matrices<kBetweenLayers, 4>(hidden() - 1, shared + own().between);
     } else {
@@ -97,7 +119,27 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
     }
   }
 
+  SK_INLINE void bring(int l) const {
+    const LayerArguments& layer = step().layer[l];
+    bring_matrix<Base>(static_cast<const float*>(layer.weight.data), layer.weight.stride[0], layer.weight.stride[1],
+                       layer.out, layer.in, shared + Base::between(l));
+  }
+
   // ---- Products ----
+
+  // Before a product of layer l: a roomy way has its weights, or none of those that share rows is at the last product's
+  // operands, which the next ones may take the place of
+  SK_INLINE void ready(int l) const {
+    if constexpr (kRoomy) {
+      if (l == 0 || l == hidden()) {
+        meet();
+      } else if (own().by_turns) {
+        __syncthreads();
+        bring(l);
+        __syncthreads();
+      }
+    }
+  }
 
   static SK_INLINE void clear(Columns& c) {
 #pragma unroll
@@ -109,6 +151,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
     to.array = array;
   }
   SK_INLINE void through(int l, const Source& source, const Operands& a, Columns& c) const {
+    ready(l);
     if (l == 0) {
       if constexpr (kWide) {
 #pragma unroll 1
@@ -126,6 +169,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
   }
   // The adjoint of what layer l, from 1, is given; of the last one it is in `top`
   SK_INLINE void pull(int l, const Fragment& top, const Operands& a, Columns& c) const {
+    ready(l);
     clear(c);
     if (l == hidden()) {
       pull_last(top, c);
@@ -134,20 +178,22 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kWide> {
     }
   }
 
-  // Stores the fragments that f gives, of columns 16 j of a warp's, and makes operands of them
+  // Stores the fragments that f gives, of columns 16 j of a warp's, of layer l of an array, and makes operands of them
   template <class F>
-  SK_INLINE void hand_on(std::uint32_t array, Operands& a, F f) const {
+  SK_INLINE void hand_on(std::uint32_t array, int l, Operands& a, F f) const {
+    const std::uint32_t to = kRoomy ? Base::operands_at(l) : Base::hidden_array(array, l);
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
       Fragment made;
       f(j, part() * kMine + j, made);
-      store(array, part() * kMine + j, made);
+      store(to, part() * kMine + j, made);
+      if constexpr (kRoomy) Base::store_in_slot(array, l, j, made);
       if constexpr (kParts == 1) {
 #pragma unroll
         for (int i = 0; i < kNumbers; ++i) a.made[j][i] = made[i];
       }
     }
-    a.array = array;
+    a.array = to;
     meet();
   }
 };

@@ -5,16 +5,17 @@
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween, bool kWide>
-struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide> {
-  using Base = RegisterDirections<kPrecision, H, kGroups, kBetween, kWide>;
-  using Base::add_bias, Base::add_last_bias, Base::all, Base::kFew, Base::bias_sums, Base::bring_together, Base::clear,
+template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
+struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom> {
+  using Base = RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom>;
+  using Base::add_bias, Base::add_last_bias, Base::all, Base::bias_sums, Base::bring_together, Base::clear,
       Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
   using Base::each_piece, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs,
       Base::piece;
-  using Base::group, Base::hand_on, Base::hidden, Base::hidden_array, Base::load, Base::load_inputs, Base::load_q;
+  using Base::group, Base::hand_on, Base::last_bias_sums, Base::output_pieces, Base::hidden, Base::kRoomy, Base::kWide,
+      Base::load_own, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
   using Base::kHalves, Base::kParts, Base::kept_at, Base::load_kept, Base::load_weights, Base::meet, Base::mine;
   using Base::output_of, Base::own;
@@ -28,7 +29,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < (hidden() + kFew) * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    for (int i = threadIdx.x; i < kGroups * kRegisterOutputs * output_pieces(); i += kThreads)
+      last_bias_sums(0)[i] = 0.0f;
+    if constexpr (kRoomy) Base::clear_gradients();
     if (lane() == 0) sums()[0] = sums()[1] = 0.0;
     if (threadIdx.x == 0) store_seed(step().directions, seed());
     __syncthreads();
@@ -133,7 +137,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       f(KeptCurve{});
     }
   }
-  SK_INLINE bool keeps(int l) const { return H <= kWidestKept && !all.curve[l].known; }
+  SK_INLINE bool keeps(int l) const { return (kRoomy || H <= kWidestKept) && !all.curve[l].known; }
   SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
 
   // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
@@ -146,7 +150,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
     } else {
       Slopes<C> of{curve};
       Fragment from;
-      load(from, hidden_array(own().h, l), k);
+      load_own(from, own().h, l, j, k);
       To::unpack(from, of.h);
       return of;
     }
@@ -164,7 +168,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       through(l, x, a, c);
       const Function& of = step().layer[l].activation;
       const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
-      hand_on(hidden_array(own().h, l + 1), a, [&](int j, int, Fragment& made) {
+      hand_on(own().h, l + 1, a, [&](int j, int, Fragment& made) {
         float value[8];
         if (tanh) {
 #pragma unroll
@@ -235,16 +239,16 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       back[e] += y(kOwed, e);
     }
     if (!step().gradients) return;
-    add_last_bias(back);
     Fragment top;
     top_of(back, top);
+    add_last_bias(back);
     Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
       Columns c;
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
-        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+        hand_on(own().left, l, a, [&](int j, int k, Fragment& made) {
           const auto s = slopes(curve, l, j, k);
           float q[8] = {};
           if (owed) load_q(l, j, q);
@@ -291,7 +295,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       clear(c);
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
-        hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
+        hand_on(own().right, l + 1, a, [&](int j, int k, Fragment& made) {
           const auto s = slopes(curve, l + 1, j, k);
           float of[8];
 #pragma unroll
@@ -330,11 +334,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       Columns c;
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
-        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+        hand_on(own().left, l, a, [&](int j, int k, Fragment& made) {
           const auto s = slopes(curve, l, j, k);
           float h_dot[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().right, l), k);
+          load_own(from, own().right, l, j, k);
           To::unpack(from, h_dot);
           if (owed) load_q(l, j, q);
 #pragma unroll
@@ -374,7 +378,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       Columns c;
       pull(l, top, a, c);
       by_curve(l - 1, [&](auto curve) {
-        hand_on(hidden_array(own().left, l), a, [&](int j, int k, Fragment& made) {
+        hand_on(own().left, l, a, [&](int j, int k, Fragment& made) {
           const auto s = slopes(curve, l, j, k);
           float of[8];
 #pragma unroll
@@ -413,11 +417,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kWide
       clear(c);
       through(l, source, a, c);
       by_curve(l, [&](auto curve) {
-        hand_on(hidden_array(own().right, l + 1), a, [&](int j, int k, Fragment& made) {
+        hand_on(own().right, l + 1, a, [&](int j, int k, Fragment& made) {
           const auto s = slopes(curve, l + 1, j, k);
           float delta[8], of[8], q[8] = {};
           Fragment from;
-          load(from, hidden_array(own().left, l + 1), k);
+          load_own(from, own().left, l + 1, j, k);
           To::unpack(from, delta);
           if (owed) load_q(l + 1, j, q);
 #pragma unroll

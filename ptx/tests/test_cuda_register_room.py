@@ -1,0 +1,96 @@
+"""Students that other ways of a block have no room for, by the CUDA step in registers, as compiled PTX executed on the
+CPU."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from ptx import missing
+from ptx.compile import missing as missing_tool
+from sobolev_kernels import planner
+from sobolev_kernels.backends import cuda, triton
+from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
+
+reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
+if reason:
+    pytest.skip(reason, allow_module_level=True)
+
+from ptx import cuda_on_ptx  # noqa: E402
+from ptx.cuda_on_ptx import HOPPER, SCHEDULES, on_ptx  # noqa: E402
+from ptx.cuda_report import student  # noqa: E402
+
+NARROW, WIDE = (64, 2, 0, 1), (128, 2, 0, 1)
+SIDES = {"tangents": directions_of, "gradients": directions_of, "cotangents": cotangents_of}
+DEEP = Shape(35, 5, 28, 7, 3, 2, "seven layers, weights by turns")
+CASES = [
+    (DEEP, "tanh", "bf16", NARROW),
+    (Shape(35, 18, 20, 3, 9, 2, "pieces, which all weights have room beside"), "gelu", "bf16", NARROW),
+    (Shape(20, 18, 70, 2, 9, 2, "wide, kept, and in pieces"), "silu", "ieee", WIDE),
+    (Shape(20, 3, 100, 4, 2, 1, "wide and deep"), "tanh", "ieee", WIDE),
+]
+# Bytes of a block, where other ways have no room for their arrays, or this one for all weights at a time
+LIMITS = {"pieces, which all weights have room beside": 90 << 10, DEEP.why: 64 << 10}
+
+
+def compare(shape, side, precision="bf16", activation="tanh", way=NARROW, kind="sphere", *, asked=False, **settings):
+    projections = SIDES[side](kind, shape)
+    numbers = data(shape, activation, last=activation if asked else "identity")
+    return cuda_on_ptx.compare(
+        numbers, asking(projections) if asked else projections, *settings.pop("targets", ()), precision=precision,
+        way=way, outputs=side == "gradients", limit=LIMITS.get(shape.why, HOPPER), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("shape", "activation", "precision", "way"), CASES, ids=lambda of: getattr(of, "why", ""))
+def test_shapes(shape, activation, precision, way, side):
+    compare(shape, side, precision, activation, way)
+
+
+def test_the_deepest():
+    """And no sample, of which a block has its zeros to leave."""
+    for N in (3, 0):
+        compare(Shape(N, 2, 8, 19, 1, 1, ""), "tangents")
+
+
+MODES = {
+    "a loss of each sample": {"reduction": "none", "sample_weight": torch.linspace(0.5, 2, DEEP.N)},
+    "no derivatives": {"targets": (("values",),), "weights": (1.0, 0.0)},
+    "a weight of 0": {"kind": "given", "weights": (1.0, 0.0), "asked": True},
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("mode", MODES)
+def test_modes(mode, side):
+    settings = dict(MODES[mode])
+    if settings.get("asked"):
+        if side == "gradients":
+            pytest.skip("given vectors have no gradient there")
+        settings["targets"] = (("values", "tangents" if side == "tangents" else "vjps"),)
+    compare(DEEP, side, **settings)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_schedules(side):
+    """The bits of another schedule are those of the first, and none has a race."""
+    expected, got = [compare(DEEP, side, schedule=schedule).got for schedule in SCHEDULES[1:3]]
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_what_others_have_room_for_they_take():
+    way_of = lambda *of: cuda.layout(student(*of), planner.side(student(*of)), HOPPER)["way"]  # noqa: E731
+    assert way_of(64, "bf16", 5)[2] and way_of(128, "bf16", 3)[2] and way_of(128, "ieee", 3)[2]
+    assert way_of(64, "bf16", 6)[:4] == NARROW and way_of(128, "bf16", 4)[:4] == WIDE
+
+
+@pytest.mark.parametrize("hidden", [5, 6])
+def test_a_free_choice_goes_by_triton(hidden):
+    """Where a block is roomy, if Triton is there."""
+    of = student(64, "bf16", hidden)
+    with on_ptx(), patch.object(torch.cuda, "current_device", lambda: 0):
+        for reason in ("there is no Triton", None):
+            with patch.object(triton, "supports", lambda problem, reason=reason: reason):
+                assert bool(cuda.gives_way(of)) == (hidden == 6 and reason is None)
+        assert ("cache" if hidden == 6 else "registers") in cuda.plan(of, 64).path
