@@ -405,7 +405,7 @@ def test_working_memory_does_not_grow_with_samples_or_projections(kind, fields, 
         with computed_from(side):
             return cpu.working_memory(problem, N)
 
-    most = cpu.SUMMED if "collapsed" in fields else cpu.APART
+    most = cpu.SUMMED if "collapsed" in fields else cpu.APART if fields.get("order") == 2 else 8
     assert memory(most, 1_000) == memory(2 * most, 1_000) == memory(2 * most, 1_000_000)
     assert memory(2, 1_000) > 0
 

@@ -424,7 +424,7 @@ class JetTile {
     const JetLayer& top = layer(jets_.L - 1);
     bar_ = room_.bar;
     next_bar_ = room_.next_bar;
-    T* h_bar = top.adjoint.slots ? next_bar_ : bar_;
+    T* h_bar = !jets_.gradients() ? nullptr : top.adjoint.slots ? next_bar_ : bar_;
     zero(h_bar, h_bar ? panels() * top.made * jets_.O * kPanel<T> : 0);
     if (terms_) compare_with_targets(h_bar);
     each_named(h_bar, [&](T* bar, std::int64_t result, std::int64_t panel, T c) {
