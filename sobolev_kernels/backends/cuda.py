@@ -67,13 +67,15 @@ def refusal(problem: Problem, device: int) -> str | None:
 def gives_way(problem: Problem) -> str | None:
     """Why Triton's kernels are the better choice: a block has its arrays in the second-level cache, which no GPU has
     timed (docs/cuda.md)."""
+    if triton.supports(problem) is not None:
+        return None
     return gives_way_while_traced(problem.to_string(), torch.cuda.current_device())
 
 
 @constant_while_traced
 def gives_way_while_traced(text: str, device: int) -> str | None:
     problem = Problem.from_string(text)
-    if not is_roomy(layout_on(problem, device)) or triton.supports(problem) is not None:
+    if not is_roomy(layout_on(problem, device)):
         return None
     return "hidden layers' arrays are more than a block has room for on chip, and no GPU has timed that beside Triton"
 

@@ -59,7 +59,10 @@ def is_cut(function: Callable, made: object) -> bool:
 
 def asked_by_kernels() -> bool:
     """Whether this package asks, or that which launches its kernels: they read no number by where it lies elsewhere."""
-    return sys._getframe(3).f_globals.get("__name__", "").startswith(KERNELS)
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "__torch_function__":
+        frame = frame.f_back
+    return frame.f_back.f_globals.get("__name__", "").startswith(KERNELS)
 
 
 def is_float(made: object) -> bool:
