@@ -33,27 +33,6 @@ struct ChainKept {
   }
 };
 
-// The weights that a pass multiplies with.
-template <class T>
-struct ChainWeights {
-  Matrix<T> forward[kMaxLayers], backward[kMaxLayers];
-  T* bias[kMaxLayers];
-  std::size_t bytes;
-
-  ChainWeights(const Chain& chain, void* base) {
-    Arena arena(base);
-    for (std::int64_t l = 0; l < chain.L; ++l) {
-      const Layer& layer = chain.layers[l];
-      const bool back = chain.backward() && (l > 0 || chain.out);
-      forward[l] =
-          left_operand<T>(arena, !chain.backward(), chain.in_place, layer.weight, false, layer.n_out, layer.n_in);
-      backward[l] = left_operand<T>(arena, back, chain.in_place, layer.weight, true, layer.n_in, layer.n_out);
-      bias[l] = chain.pass == Pass::kValues && layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
-    }
-    bytes = arena.used();
-  }
-};
-
 // What one thread works in, and its part of the gradients.
 template <class T>
 struct ChainRoom {
@@ -86,7 +65,7 @@ class ChainTile {
   using V = Vec<T>;
 
  public:
-  ChainTile(const Chain& chain, const ChainWeights<T>& weights, const ChainRoom<T>& room)
+  ChainTile(const Chain& chain, const Shared<T>& weights, const ChainRoom<T>& room)
       : chain_(chain), weights_(weights), room_(room), kept_(chain) {}
 
   void run(std::int64_t first, std::int64_t count) {
@@ -109,7 +88,7 @@ class ChainTile {
 
  private:
   const Chain& chain_;
-  const ChainWeights<T>& weights_;
+  const Shared<T>& weights_;
   const ChainRoom<T>& room_;
   const ChainKept<T> kept_;
   std::int64_t first_ = 0, M_ = 0;

@@ -115,32 +115,14 @@ struct JetRoom {
 };
 
 template <class T>
-struct JetWeights {
-  Matrix<T> forward[kMaxLayers], backward[kMaxLayers];  // W, Wᵀ
-  T* bias[kMaxLayers];
-  std::size_t bytes;
-
-  JetWeights(const Jets& jets, void* base) {
-    Arena arena(base);
-    for (std::int64_t l = 0; l < jets.L; ++l) {
-      const Layer& layer = jets.layers[l].layer;
-      const bool back = jets.gradients() && (l > 0 || jets.dx || jets.dv);
-      forward[l] = left_operand<T>(arena, true, jets.in_place, layer.weight, false, layer.n_out, layer.n_in);
-      backward[l] = left_operand<T>(arena, back, jets.in_place, layer.weight, true, layer.n_in, layer.n_out);
-      bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
-    }
-    bytes = arena.used();
-  }
-};
-
-template <class T>
 class JetTile {
   using V = Vec<T>;
 
  public:
-  JetTile(const Jets& jets, const JetWeights<T>& weights, const JetRoom<T>& room)
+  JetTile(const Jets& jets, const Shared<T>& weights, const JetRoom<T>& room)
       : jets_(jets), weights_(weights), room_(room) {
     if (jets.step) terms_.emplace(*jets.step, room.terms);
+    if (jets.loss) room.loss.begin(*jets.loss);
   }
 
   void run(std::int64_t first, std::int64_t count) {
@@ -176,7 +158,7 @@ class JetTile {
   }
 
   const Jets& jets_;
-  const JetWeights<T>& weights_;
+  const Shared<T>& weights_;
   const JetRoom<T>& room_;
   std::int64_t first_ = 0, M_ = 0, direction_ = 0;
   T *bar_ = nullptr, *next_bar_ = nullptr;

@@ -68,54 +68,49 @@ void pack_blocks(const Layer& layer, bool transposed, const Matrix<T>& to, int p
 }
 
 // A part of all layers' weights for both directions, and the biases
-template <class W, class At>
-void pack_layers(const W& weights, std::int64_t L, At at_layer, int part, int parts) {
-  for (std::int64_t l = 0; l < L; ++l) {
-    const Layer layer = at_layer(l);
-    pack_blocks(layer, false, weights.forward[l], part, parts);
-    pack_blocks(layer, true, weights.backward[l], part, parts);
-    using T = std::remove_pointer_t<std::decay_t<decltype(weights.bias[l])>>;
-    for (std::int64_t i = 0; part == 0 && weights.bias[l] && i < layer.n_out; ++i) {
-      weights.bias[l][i] = at<T>(layer.bias, i);
+template <class T, class Work>
+void pack(const Work& work, void* base, int part, int parts) {
+  const Shared<T> shared(work, base);
+  for (std::int64_t l = 0; l < work.L; ++l) {
+    const Layer& layer = layer_of(work, l);
+    pack_blocks(layer, false, shared.forward[l], part, parts);
+    pack_blocks(layer, true, shared.backward[l], part, parts);
+    for (std::int64_t i = 0; part == 0 && shared.bias[l] && i < layer.n_out; ++i) {
+      shared.bias[l][i] = at<T>(layer.bias, i);
     }
   }
-}
-
-template <class T>
-void pack(const Step& step, void* base, int part, int parts) {
-  const Shared<T> shared(step, base);
-  pack_layers(shared, step.L, [&](std::int64_t l) { return step.layers[l]; }, part, parts);
-  pack_blocks(step.layers[0], true, shared.input, part, parts);
+  pack_blocks(layer_of(work, 0), true, shared.input, part, parts);
 }
 
 // A part's samples: a tile if there is one for each, else as many whole panels as the others have, or samples in
 // lockstep. (With whole tiles one of two threads had up to a tenth more to do than the other.)
-template <class T>
-Range samples_of(const Step& step, int part, int parts) {
-  const std::int64_t each = step.tiles() <= parts ? step.tile : step.in_lockstep() ? 1 : kPanel<T>;
-  const Range mine((step.N + each - 1) / each, part, parts);
-  return {mine.begin * each, std::min(mine.end * each, step.N)};
+template <class T, class Work>
+Range samples_of(const Work& work, int part, int parts) {
+  std::int64_t each = kPanel<T>;
+  if constexpr (std::is_same_v<Work, Step>) each = work.in_lockstep() ? 1 : each;
+  if constexpr (!std::is_same_v<Work, Chain>) each = work.tiles() <= parts ? work.tile : each;
+  const Range mine((work.N + each - 1) / each, part, parts);
+  return {mine.begin * each, std::min(mine.end * each, work.N)};
 }
 
-// A part's sums of gradients, if there is a place for them; the first tile that goes back sets that of a weight
-template <class T>
-void clear(const Layer& layer, bool back, T* dweight, T* dbias) {
-  if (dweight && !back) std::fill_n(dweight, Private<T>::gradient_size(layer), T(0));
-  if (dbias) std::fill_n(dbias, layer.n_out, T(0));
-}
-
-template <class T>
-void tiles(const Step& step, void* base, void* workspace_base, int part, int parts) {
-  const Shared<T> shared(step, base);
-  const Private<T> workspace(step, workspace_base);
-  const Range mine = samples_of<T>(step, part, parts);
-  const bool back = mine.begin < mine.end && step.residuals != Residuals::kNone;
-  for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
-    clear(step.layers[l], back, workspace.dweight[l], workspace.dbias[l]);
+// All of a part's tiles. Its sums of gradients begin with 0, if there is a place for them, or where the first tile that
+// goes back sets that of a weight.
+template <class T, template <class> class Room, template <class> class OneTile, class Work>
+void tiles(const Work& work, void* base, void* room_base, int part, int parts) {
+  const Shared<T> shared(work, base);
+  const Room<T> room(work, room_base);
+  const Range mine = samples_of<T>(work, part, parts);
+  bool back = mine.begin < mine.end;
+  if constexpr (std::is_same_v<Work, Step>) back = back && work.residuals != Residuals::kNone;
+  for (std::int64_t l = 0; l < work.L; ++l) {
+    const Layer& layer = layer_of(work, l);
+    if (room.dweight[l] && !back) std::fill_n(room.dweight[l], Private<T>::gradient_size(layer), T(0));
+    if (room.dbias[l]) std::fill_n(room.dbias[l], layer.n_out, T(0));
   }
-  Tile<T> tile(step, shared, workspace);
-  for (std::int64_t first = mine.begin; first < mine.end; first += step.tile) {
-    tile.run(first, std::min(step.tile, mine.end - first));
+  const std::int64_t size = std::is_same_v<Work, Chain> ? round_up(work.tile, kPanel<T>) : work.tile;
+  OneTile<T> tile(work, shared, room);
+  for (std::int64_t first = mine.begin; first < mine.end; first += size) {
+    tile.run(first, std::min(size, mine.end - first));
   }
 }
 
@@ -178,7 +173,7 @@ constexpr std::int64_t kRowsAtOnce = 16;
 template <class T>
 void add_parts(const Layer& layer, T* dweight, T* dbias, std::size_t workspace_bytes, int part, int parts) {
   const Range mine(layer.n_out, part, parts);
-  T* to = static_cast<T*>(layer.dbias);
+  T* to = dbias ? static_cast<T*>(layer.dbias) : nullptr;
   for (std::int64_t i = mine.begin; dweight && i < mine.end; i += kRowsAtOnce) {
     const Range rows(i, std::min(i + kRowsAtOnce, mine.end));
     for (std::int64_t j = 0; j < layer.n_in; j += 2 * kPanel<T>) {
@@ -208,16 +203,6 @@ void add_terms(const Step& step, const TermsRoom<T>& room, std::size_t room_byte
   static_cast<T*>(step.total)[0] = T(loss);
 }
 
-template <class T>
-void reduce(const Step& step, void* workspace_base, std::size_t workspace_bytes, int part, int parts) {
-  const Private<T> workspace(step, workspace_base);
-  if (step.gathers()) gather(step, workspace, workspace_bytes, part, parts);
-  for (std::int64_t l = 0; step.gradients && l < step.L; ++l) {
-    add_parts(step.layers[l], workspace.dweight[l], workspace.dbias[l], workspace_bytes, part, parts);
-  }
-  if (part == 0) add_terms(step, workspace.of_terms, workspace_bytes, parts);
-}
-
 // One panel at a time through the very function of the step; only a panel's room is needed.
 template <class T>
 void draw(const Step& step, void* room, T* out, int part, int parts) {
@@ -235,28 +220,6 @@ void draw(const Step& step, void* room, T* out, int part, int parts) {
         for (std::int64_t d = 0; d < n; ++d) to[m * n + d] = v[d * kPanel<T> + m];
       }
     }
-  }
-}
-
-template <class T>
-void pack(const Jets& jets, void* base, int part, int parts) {
-  pack_layers(JetWeights<T>(jets, base), jets.L, [&](std::int64_t l) { return jets.layers[l].layer; }, part, parts);
-}
-
-template <class T>
-void tiles(const Jets& jets, void* base, void* room_base, int part, int parts) {
-  const JetWeights<T> weights(jets, base);
-  const JetRoom<T> room(jets, room_base);
-  const std::int64_t each = jets.tiles() <= parts ? jets.tile : kPanel<T>;
-  const Range mine((jets.N + each - 1) / each, part, parts);
-  const Range samples(mine.begin * each, std::min(mine.end * each, jets.N));
-  for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
-    clear(jets.layers[l].layer, samples.begin < samples.end, room.dweight[l], room.dbias[l]);
-  }
-  if (jets.loss) room.loss.begin(*jets.loss);
-  JetTile<T> tile(jets, weights, room);
-  for (std::int64_t first = samples.begin; first < samples.end; first += jets.tile) {
-    tile.run(first, std::min(jets.tile, samples.end - first));
   }
 }
 
@@ -281,42 +244,20 @@ void add_losses(const JetLoss& loss, const LossRoom<T>& room, std::size_t room_b
   }
 }
 
-template <class T>
-void reduce(const Jets& jets, void* room_base, std::size_t room_bytes, int part, int parts) {
-  const JetRoom<T> room(jets, room_base);
-  for (std::int64_t l = 0; jets.gradients() && l < jets.L; ++l) {
-    add_parts(jets.layers[l].layer, room.dweight[l], room.dbias[l], room_bytes, part, parts);
+template <class T, template <class> class Room, class Work>
+void reduce(const Work& work, void* room_base, std::size_t room_bytes, int part, int parts) {
+  const Room<T> room(work, room_base);
+  if constexpr (std::is_same_v<Work, Step>) {
+    if (work.gathers()) gather(work, room, room_bytes, part, parts);
   }
-  if (part == 0 && jets.loss) add_losses<T>(*jets.loss, room.loss, room_bytes, parts);
-  if (part == 0 && jets.step) add_terms(*jets.step, room.terms, room_bytes, parts);
-}
-
-template <class T>
-void pack(const Chain& chain, void* base, int part, int parts) {
-  pack_layers(ChainWeights<T>(chain, base), chain.L, [&](std::int64_t l) { return chain.layers[l]; }, part, parts);
-}
-
-template <class T>
-void tiles(const Chain& chain, void* base, void* room_base, int part, int parts) {
-  const ChainWeights<T> weights(chain, base);
-  const ChainRoom<T> room(chain, room_base);
-  const std::int64_t panels = (chain.N + kPanel<T> - 1) / kPanel<T>, tile = round_up(chain.tile, kPanel<T>);
-  const Range mine(panels, part, parts);
-  const Range samples(mine.begin * kPanel<T>, std::min(mine.end * kPanel<T>, chain.N));
-  for (std::int64_t l = 0; chain.sums() && samples.begin >= samples.end && l < chain.L; ++l) {
-    clear(chain.layers[l], false, room.dweight[l], room.dbias[l]);
+  for (std::int64_t l = 0; l < work.L; ++l) {
+    add_parts(layer_of(work, l), room.dweight[l], room.dbias[l], room_bytes, part, parts);
   }
-  ChainTile<T> run(chain, weights, room);
-  for (std::int64_t first = samples.begin; first < samples.end; first += tile) {
-    run.run(first, std::min(tile, samples.end - first));
-  }
-}
-
-template <class T>
-void reduce(const Chain& chain, void* room_base, std::size_t room_bytes, int part, int parts) {
-  const ChainRoom<T> room(chain, room_base);
-  for (std::int64_t l = 0; chain.sums() && l < chain.L; ++l) {
-    add_parts(chain.layers[l], room.dweight[l], room.dbias[l], room_bytes, part, parts);
+  if (part > 0) return;
+  if constexpr (std::is_same_v<Work, Step>) add_terms(work, room.of_terms, room_bytes, parts);
+  if constexpr (std::is_same_v<Work, Jets>) {
+    if (work.loss) add_losses<T>(*work.loss, room.loss, room_bytes, parts);
+    if (work.step) add_terms(*work.step, room.terms, room_bytes, parts);
   }
 }
 
@@ -324,48 +265,32 @@ void reduce(const Chain& chain, void* room_base, std::size_t room_bytes, int par
 
 #define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
 
-#define SK_PHASES(Work)                                                                                          \
-  [](const Work& step, void* shared, int part, int parts) {                                                      \
-    SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));                   \
-  },                                                                                                             \
-      [](const Work& step, void* shared, void* room, int part, int parts) {                                      \
-        SK_DTYPE(tiles<float>(step, shared, room, part, parts), tiles<double>(step, shared, room, part, parts)); \
-      },                                                                                                         \
-      [](const Work& step, void* room, std::size_t bytes, int part, int parts) {                                 \
-        SK_DTYPE(reduce<float>(step, room, bytes, part, parts), reduce<double>(step, room, bytes, part, parts)); \
-      }
+#define SK_PHASES(Work, Room, Tile)                                                                                   \
+  {                                                                                                                   \
+      [](const Work& step) {                                                                                          \
+        return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);                     \
+      },                                                                                                              \
+      [](const Work& step) { return SK_DTYPE(Room<float>(step, nullptr).bytes, Room<double>(step, nullptr).bytes); }, \
+      [](const Work& step, void* shared, int part, int parts) {                                                       \
+        SK_DTYPE(pack<float>(step, shared, part, parts), pack<double>(step, shared, part, parts));                    \
+      },                                                                                                              \
+      [](const Work& step, void* shared, void* room, int part, int parts) {                                           \
+        SK_DTYPE((tiles<float, Room, Tile>(step, shared, room, part, parts)),                                         \
+                 (tiles<double, Room, Tile>(step, shared, room, part, parts)));                                       \
+      },                                                                                                              \
+      [](const Work& step, void* room, std::size_t bytes, int part, int parts) {                                      \
+        SK_DTYPE((reduce<float, Room>(step, room, bytes, part, parts)),                                               \
+                 (reduce<double, Room>(step, room, bytes, part, parts)));                                             \
+      },                                                                                                              \
+  }
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
     SK_NAME,
     kVectorBytes,
-    {
-        [](const Step& step) {
-          return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);
-        },
-        [](const Step& step) {
-          return SK_DTYPE(Private<float>(step, nullptr).bytes, Private<double>(step, nullptr).bytes);
-        },
-        SK_PHASES(Step),
-    },
-    {
-        [](const Jets& step) {
-          return SK_DTYPE(JetWeights<float>(step, nullptr).bytes, JetWeights<double>(step, nullptr).bytes);
-        },
-        [](const Jets& step) {
-          return SK_DTYPE(JetRoom<float>(step, nullptr).bytes, JetRoom<double>(step, nullptr).bytes);
-        },
-        SK_PHASES(Jets),
-    },
-    {
-        [](const Chain& step) {
-          return SK_DTYPE(ChainWeights<float>(step, nullptr).bytes, ChainWeights<double>(step, nullptr).bytes);
-        },
-        [](const Chain& step) {
-          return SK_DTYPE(ChainRoom<float>(step, nullptr).bytes, ChainRoom<double>(step, nullptr).bytes);
-        },
-        SK_PHASES(Chain),
-    },
+    SK_PHASES(Step, Private, Tile),
+    SK_PHASES(Jets, JetRoom, JetTile),
+    SK_PHASES(Chain, ChainRoom, ChainTile),
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Activated& step, int part, int parts) {
       SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));

@@ -50,29 +50,53 @@ Matrix<T> left_operand(Arena& arena, bool wanted, bool in_place, const Strided& 
   return {arena.take<T>(rows * K), rows, K, 1, 0, true};
 }
 
+// What a layer of any work is multiplied with: W, so many rows of Wᵀ, and whether a bias is added
+struct Wanted {
+  bool forward, backward, bias;
+  std::int64_t rows;
+};
+
+inline const Layer& layer_of(const Step& step, std::int64_t l) { return step.layers[l]; }
+inline const Layer& layer_of(const Jets& jets, std::int64_t l) { return jets.layers[l].layer; }
+inline const Layer& layer_of(const Chain& chain, std::int64_t l) { return chain.layers[l]; }
+
+inline Wanted wanted_of(const Step& step, std::int64_t l) {
+  const bool back = (step.side == Side::kGradients && step.P > 0) || (step.gradients && (l > 0 || step.dgiven));
+  return {true, back, true, l ? step.layers[l].n_in : step.W};
+}
+inline Wanted wanted_of(const Jets& jets, std::int64_t l) {
+  return {true, jets.gradients() && (l > 0 || jets.dx || jets.dv), true, jets.layers[l].layer.n_in};
+}
+inline Wanted wanted_of(const Chain& chain, std::int64_t l) {
+  const bool back = chain.backward();
+  return {!back, back && (l > 0 || chain.out), chain.pass == Pass::kValues, chain.layers[l].n_in};
+}
+
 // What all threads read: the weights for the two directions they are multiplied in, packed or where they lie.
 template <class T>
 struct Shared {
   Matrix<T> forward[kMaxLayers];   // W
-  Matrix<T> backward[kMaxLayers];  // Wᵀ; of the first layer the rows of the differentiated inputs
-  Matrix<T> input;                 // the first layer's Wᵀ, all rows, for dx
+  Matrix<T> backward[kMaxLayers];  // Wᵀ; of a step's first layer the rows of the differentiated inputs
+  Matrix<T> input;                 // a step's first layer's Wᵀ, all rows, for dx
   T* bias[kMaxLayers];             // null without bias
   std::size_t bytes;
 
-  Shared(const Step& step, void* base) {
+  template <class Work>
+  Shared(const Work& work, void* base) {
     Arena arena(base);
     const auto matrix = [&](bool wanted, const Strided& w, bool transposed, std::int64_t rows, std::int64_t K) {
-      return left_operand<T>(arena, wanted, step.in_place, w, transposed, rows, K);
+      return left_operand<T>(arena, wanted, work.in_place, w, transposed, rows, K);
     };
-    for (std::int64_t l = 0; l < step.L; ++l) {
-      const Layer& layer = step.layers[l];
-      const bool gradients = step.side == Side::kGradients && step.P > 0;
-      const bool back = gradients || (step.gradients && (l > 0 || step.dgiven));
-      forward[l] = matrix(true, layer.weight, false, layer.n_out, layer.n_in);
-      backward[l] = matrix(back, layer.weight, true, l ? layer.n_in : step.W, layer.n_out);
-      bias[l] = layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
+    for (std::int64_t l = 0; l < work.L; ++l) {
+      const Layer& layer = layer_of(work, l);
+      const Wanted wanted = wanted_of(work, l);
+      forward[l] = matrix(wanted.forward, layer.weight, false, layer.n_out, layer.n_in);
+      backward[l] = matrix(wanted.backward, layer.weight, true, wanted.rows, layer.n_out);
+      bias[l] = wanted.bias && layer.bias.data ? arena.take<T>(layer.n_out) : nullptr;
     }
-    input = matrix(step.gradients && step.dx, step.layers[0].weight, true, step.D, step.layers[0].n_out);
+    if constexpr (std::is_same_v<Work, Step>) {
+      input = matrix(work.gradients && work.dx, work.layers[0].weight, true, work.D, work.layers[0].n_out);
+    }
     bytes = arena.used();
   }
 };
