@@ -175,10 +175,6 @@ ACTIVATIONS = table(
     identity, relu, leaky_relu, elu, tanh, sigmoid, softplus, silu, gelu, gelu_tanh, sin, softsign, mish
 )  # fmt: skip
 
-# Those whose derivatives are functions of the value: the text meets z in one primitive alone, and is evaluated of the
-# value where that primitive gives back what it is given.
-OF_VALUE = ("tanh", "sigmoid")
-
 # The highest derivative that there is, and the highest order of a loss or an output: its gradients take the next one.
 DERIVATIVES = 5
 ORDERS = DERIVATIVES - 1

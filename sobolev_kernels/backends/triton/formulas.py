@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import linecache
 import types
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from ...math.activations import ACTIVATIONS, OF_VALUE
+from ...math.activations import ACTIVATIONS
+from ...math.curves import Curve, curve_of
 from ...math.losses import COUPLED, LOSSES
 from ...math.table import Formula, Row
-from . import coarse, given, primitives
+from . import coarse, primitives
 
 
 def jitted(function: Callable, m: types.ModuleType = primitives) -> triton.JITFunction:
@@ -25,14 +29,45 @@ def jitted(function: Callable, m: types.ModuleType = primitives) -> triton.JITFu
     return triton.jit(twin)
 
 
+def function_of(name: str, text: str, names: dict) -> Callable:
+    """The function `name` that `text` defines, with `names` to be found from it, where Triton finds its text, too."""
+    file = f"<sobolev_kernels: {name}>"
+    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
+    exec(compile(text, file, "exec"), names)
+    return names[name]
+
+
+def sum_of_powers(coefficients: tuple[float, ...], e: float) -> str:
+    """Σ cₖ hᵏ + `e` e^-βh, without what is 0."""
+    terms = [(c, "h" * power) for power, c in enumerate(coefficients)] + [(e, "e")]
+    return " + ".join(" * ".join([repr(c), *of]) for c, of in terms if c) or "0.0"
+
+
+@lru_cache(maxsize=64)
+def jitted_curve(curve: Curve) -> triton.JITFunction:
+    """σ' and σ'' of the value h, with the curve's numbers written out."""
+    first, ratio = sum_of_powers(curve.first, -1.0 if curve.beta else 0.0), sum_of_powers(curve.ratio, curve.beta)
+    lines = [f"e = m.exp({-curve.beta} * h)"] if curve.beta else []
+    lines += [f"first = {first}", f"second = ({ratio}) * first"]
+    if curve.split:
+        lines += ["second = m.where(h < 0.0, second, 0.0 * h)", f"first = m.where(h > 0.0, {curve.top}, first)"]
+    text = "\n    ".join(["(h):", *lines, "return first, second\n"])
+    name = f"curve_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return triton.jit(function_of(name, f"def {name}{text}", {"m": primitives, "tl": tl, "__name__": __name__}))
+
+
+def of_value(formula: Formula) -> triton.JITFunction | None:
+    """Of an activation whose derivatives are less work of its value than of z, or None."""
+    curve = curve_of(formula)
+    return jitted_curve(curve) if curve and (any(curve.ratio) or curve.beta) else None
+
+
 def table(rows: dict[str, Row]) -> dict[str, triton.JITFunction]:
     return {name: jitted(row.function) for name, row in rows.items()}
 
 
 ACTIVATION_FUNCTIONS, LOSS_FUNCTIONS = table(ACTIVATIONS), table(LOSSES | COUPLED)
 COARSE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, coarse) for name in coarse.OF}
-OF_VALUE_FUNCTIONS = {name: jitted(ACTIVATIONS[name].function, given) for name in OF_VALUE}
-
 
 HALVES = ("bf16", "fp16")
 
@@ -41,8 +76,8 @@ HALVES = ("bf16", "fp16")
 
 
 class Activation(NamedTuple):
-    """An activation for a kernel: its function, how many parameters the function has, and these; and the same function
-    of the value, if there is one."""
+    """An activation for a kernel: its function, how many parameters the function has, and these; and σ' and σ'' as a
+    function of the value, if there is one."""
 
     F: triton.JITFunction
     COUNT: tl.constexpr
@@ -66,8 +101,7 @@ def activation_of(formula: Formula, precision: str = "ieee") -> Activation:
     """`precision`: of the products that its values are rounded for, and nothing else."""
     a, b = (*formula.parameters, 0.0, 0.0)[:2]
     functions = ACTIVATION_FUNCTIONS | (COARSE_FUNCTIONS if precision in HALVES else {})
-    count, of_value = tl.constexpr(len(formula.parameters)), OF_VALUE_FUNCTIONS.get(formula.name)
-    return Activation(functions[formula.name], count, a, b, of_value)
+    return Activation(functions[formula.name], tl.constexpr(len(formula.parameters)), a, b, of_value(formula))
 
 
 def loss_of(formula: Formula, factor: float, share: float) -> Loss:
@@ -103,11 +137,12 @@ def kept(activation, z, value):
 
 @triton.jit
 def jet_of_kept(activation, kept):
-    """As `activation_jet`."""
+    """σ, σ' and σ''."""
     if activation.OF_VALUE is None:
-        return activation_jet(activation, kept)
+        return whole_jet(activation, kept)[:3]
     else:
-        return activation.OF_VALUE(kept)[:4]
+        first, second = activation.OF_VALUE(kept)
+        return kept, first, second
 
 
 @triton.jit

@@ -7,7 +7,6 @@ stores stand where a number is first read and made, so that few numbers live at 
 from __future__ import annotations
 
 import hashlib
-import linecache
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
@@ -185,11 +184,9 @@ def jitted(
 ) -> Kernel:  # fmt: skip
     """`anywhere`: arguments that are parts of a batch, whose addresses must not make another variant."""
     name = f"jets_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    text, file, names = f"def {name}{text}", f"<sobolev_kernels: {name}>", NAMES | {"__name__": __name__}
-    names |= {kernel.name: kernel.function for kernel in called}
-    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # where Triton looks for the text
-    exec(compile(text, file, "exec"), names)
-    function = triton.jit(names[name], do_not_specialize=["N"], do_not_specialize_on_alignment=list(anywhere))
+    names = NAMES | {"__name__": __name__, **{kernel.name: kernel.function for kernel in called}}
+    function = formulas.function_of(name, f"def {name}{text}", names)
+    function = triton.jit(function, do_not_specialize=["N"], do_not_specialize_on_alignment=list(anywhere))
     setattr(GENERATED, name, finished(function))
     return Kernel(name, alive, function)
 

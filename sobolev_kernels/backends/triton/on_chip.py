@@ -174,7 +174,7 @@ def tangent_forward(
             z1 = product(below, packed.transposed, zero, TILE.DB, TILE.H, TILE)
         else:
             z1 = product(below, packed.transposed + weights_of(l, TILE), zero, TILE.H, TILE.H, TILE)
-        _, d1, d2, _ = jet_of_kept(activation, held[l] + unknown)
+        _, d1, d2 = jet_of_kept(activation, held[l] + unknown)
         if ALONG_G_BAR:
             a = streams[l]
             q_of_layer = replaced(q_of_layer, l, now_added(q_of_layer[l], d2 * z1, a, zero))
@@ -204,7 +204,7 @@ def gradient_chain(out, state, p, packed, hidden_layers, activation, TILE):
         else:
             a = product(delta, at, zero, TILE.H, TILE.H, TILE)
         streams = replaced(streams, l - 1, a)
-        _, d1, _, _ = jet_of_kept(activation, held[l - 1] + unknown)
+        _, d1, _ = jet_of_kept(activation, held[l - 1] + unknown)
         delta = d1 * a
     g = product(delta, packed.weights, zero, TILE.H, TILE.DB, TILE)
     return g, (held, streams, q_of_layer, out, sums, bias_sums)
@@ -224,7 +224,7 @@ def backward(
     hidden_bias_sums, last_bias_sum = bias_sums
     z_bar = out_bar
     for l in tl.static_range(TILE.DEPTH, 0, -1):
-        value, d1, d2, _ = jet_of_kept(activation, held[l - 1] + unknown)
+        value, d1, d2 = jet_of_kept(activation, held[l - 1] + unknown)
         if TANGENTS:
             below, curvature = d1 * streams[l - 1], d2 * streams[l - 1]
         else:
