@@ -281,8 +281,10 @@ def unseen() -> torch.autograd.graph.saved_tensors_hooks:
 
 
 def with_version(tensor: torch.Tensor) -> tuple[torch.Tensor, int | None]:
-    """And the version of one that has numbers and a version. An operation that held its own result, and so itself, would
-    never be freed."""
+    """And the version of one that has numbers and a version.
+
+    An operation that held its own result, and so itself, would never be freed.
+    """
     if type(tensor) not in PLAIN or tensor.is_inference():
         return tensor, None
     return tensor.detach(), tensor._version
