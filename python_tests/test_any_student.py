@@ -1,6 +1,9 @@
 """Students that are no MLPs, whole steps from both sides: losses and all gradients beside central differences of the
 forward in float64, which autograd differentiates."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -58,3 +61,24 @@ def test_steps_of_networks(name, P, O):
 
 def step(module, x, loss):
     return loss.detach(), *torch.autograd.grad(loss, [x, *module.parameters()], retain_graph=True)
+
+
+CALLS = {
+    "tangents": lambda module, x, v: sk.jvp(module, x, v),
+    "gradients": lambda module, x, v: sk.vjp(module, x, sk.Cotangents.basis()),
+    "the reference": lambda module, x, v: sk.jvp(module, x, v, backend="reference"),
+    "second derivatives": lambda module, x, v: sk.laplacian(module, x),
+    "a loss": lambda module, x, v: sk.sobolev_loss(module, x, sk.Targets(teacher=layers(2).double())),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_first_look_keeps_a_graph(name):
+    """Softmax saves its own result: kept by a hook as it is, its operation and all before it would stay for ever."""
+    x, v = numbers(N, D), numbers(2, N, D)
+    module = Call(lambda x, a, b: b((x * a(x)).softmax(1).tanh()), nn.Linear(D, D), nn.Linear(D, 2)).double()
+    CALLS[name](module, x, v)
+    parameters = [weakref.ref(p) for p in module.parameters()]
+    del module
+    gc.collect()
+    assert [p() for p in parameters] == [None] * 4

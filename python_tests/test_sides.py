@@ -170,7 +170,7 @@ def test_samples_that_are_mixed_by_other_numbers(place):
     module, of, x, v = net(1), [0], numbers(N, D), numbers(3, N, D, seed=3)
     student = Call(lambda x, net: net(PLACES[place](x, of[0])) * x[:, :1], module)
     for of[0] in (0, 0, 0, 0, 0, 1, 1, 0, 1):
-        expected = torch.stack([torch.func.jvp(student, (x,), (d,))[1] for d in v])
+        expected = torch.stack([torch.autograd.functional.jvp(student, x, d)[1] for d in v])
         torch.testing.assert_close(sk.jvp(student, x, v)[1], expected, **ANOTHER_WAY)
 
 

@@ -281,8 +281,13 @@ def unseen() -> torch.autograd.graph.saved_tensors_hooks:
 
 
 def with_version(tensor: torch.Tensor) -> tuple[torch.Tensor, int | None]:
-    """And the version of one that has numbers and a version."""
-    return tensor, tensor._version if type(tensor) in PLAIN and not tensor.is_inference() else None
+    """And the version of one that has numbers and a version.
+
+    An operation that held its own result, and so itself, would never be freed.
+    """
+    if type(tensor) not in PLAIN or tensor.is_inference():
+        return tensor, None
+    return tensor.detach(), tensor._version
 
 
 def as_saved(saved: tuple[torch.Tensor, int | None]) -> torch.Tensor:

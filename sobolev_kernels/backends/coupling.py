@@ -54,7 +54,7 @@ class OtherNumbers(TorchFunctionMode):
 def other(tensor: torch.Tensor) -> torch.Tensor:
     """Numbers of its shape."""
     if not (tensor.is_floating_point() and tensor.layout is torch.strided):
-        return tensor
+        return tensor.detach()
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).uniform_(0.25, 0.75)
 
 
