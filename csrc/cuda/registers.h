@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../math/curves.h"
-#include "layout.h"
+#include "from_step.h"
 
 namespace sk::cuda {
 
@@ -74,7 +73,21 @@ struct RegisterArguments {
 };
 static_assert(sizeof(RegisterArguments) <= 4096);
 
-inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
+// All that a step's launches are told, but for the table's place and the slots'
+struct Prepared {
+  RegisterArguments all;
+  std::vector<ToldLayer> layers;
+  std::uint64_t table_bytes() const {
+    return all.own.way.roomy() ? (layers.size() * sizeof(ToldLayer) + 255) / 256 * 256 : 0;
+  }
+  // The scratch, which the caller allocates: the table, and a slot for each block
+  void give_scratch(void* scratch, int blocks) {
+    Arguments& a = all.step;
+    a.blocks = blocks;
+    a.table = table_bytes() ? static_cast<const ToldLayer*>(scratch) : nullptr;
+    a.slots = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch) + table_bytes());
+  }
+};
 
 // Whether there is more than a piece of inputs or of outputs
 template <class T>
@@ -86,26 +99,25 @@ bool in_pieces(const T& step) {
 inline std::string refused(const Step& step) {
   if (step.D > kMostInputPieces * kRegisterInputs) return "more than 64 inputs";
   if (step.O > kMostOutputPieces * kRegisterOutputs) return "more than 16 outputs";
-  if (step.L < 2 || step.L > kMostLayers) return "hidden layers are not 1 to " + std::to_string(kMostHidden);
+  if (step.L < 2) return "no hidden layer";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
     if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
   }
   return "";
 }
 
-inline std::int32_t width_of(const Arguments& a) {
+inline std::int32_t width_of(const Arguments& a, const std::vector<ToldLayer>& layers) {
   std::int32_t widest = in_pieces(a) ? kWidestKept : 32;  // of pieces there is one way, for all widths
   for (int l = 0; l + 1 < a.L; ++l) {
-    while (widest < a.layer[l].out) widest *= 2;
+    while (widest < layers[l].layer.out) widest *= 2;
   }
   return widest;
 }
 
 // Whether a hidden layer's derivatives are kept beside its values
-inline bool keeps_derivatives(const Arguments& a) {
+inline bool keeps_derivatives(const Arguments& a, const std::vector<ToldLayer>& layers) {
   if (!a.P && !a.gradients) return false;
-  return std::any_of(a.layer, a.layer + a.L - 1,
-                     [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
+  return std::any_of(layers.begin(), layers.end() - 1, [](const ToldLayer& of) { return !of.curve.known; });
 }
 
 // Bytes of a direction's rows of floats, for each warp
@@ -118,8 +130,8 @@ inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precis
 
 inline int pieces(int n, int of_piece) { return (n + of_piece - 1) / of_piece; }
 
-inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool tight,
-                                  int batch, RegisterLayout& to, std::uint32_t& slot_floats) {
+inline std::uint64_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool kept,
+                                  bool tight, int batch, RegisterLayout& to, std::uint64_t& slot_bytes) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
   Cursor cursor;
   const auto take = [&](std::uint64_t bytes) {
@@ -132,10 +144,10 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
                       O = kRegisterOutputs * (to.output_pieces = pieces(a.O, kRegisterOutputs));
   to.first = take(H * D * size);
   to.by_turns = way.roomy() && tight;
-  to.between = take((to.by_turns ? 1 : hidden - 1) * H * H * size);
+  to.between = take(std::uint64_t(to.by_turns ? 1 : hidden - 1) * H * H * size);
   to.last = take(O * H * size);
-  to.biases = take(a.L * H * 4);
-  to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
+  to.biases = take(way.roomy() ? 0 : a.L * H * 4);
+  to.bias_sums = take(a.gradients && !way.roomy() ? hidden * H * 4 : 0);
   to.x = take(rows * D * size);
   const bool columns_shared = way.groups < kWarps, tangents = a.from == From::kDirections;
   const bool prepared = a.from != From::kOutputs, own_in_right = own_in_tangents(way, hidden, precision);
@@ -145,17 +157,17 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.targets = take(prepared ? to.batch * way.groups * 64 * O : 0);
   // in its slot, in bytes from its beginning
   const auto take_slot = [&](std::uint64_t bytes) {
-    const std::uint32_t at = slot_floats * 4;
-    slot_floats += std::uint32_t(bytes / 4);
-    return at;
+    const std::uint64_t at = slot_bytes;
+    slot_bytes += bytes;
+    return std::uint32_t(at);
   };
-  slot_floats = a.layout.gradient_floats + kSumsBytes / 4;
+  slot_bytes = std::uint64_t(a.layout.gradient_floats) * 4 + kSumsBytes;
   const auto of_layers = [&](std::uint64_t bytes) { return way.roomy() ? take_slot(bytes) : take(bytes); };
   const std::uint64_t array = std::uint64_t(rows) * H * size;
   to.h = of_layers(hidden * array);
   to.left = of_layers(hidden * array);
   to.right = of_layers(hidden * array);
-  if (keeps_derivatives(a)) to.kept = of_layers(2 * hidden * array);
+  if (kept) to.kept = of_layers(2 * hidden * array);
   if (way.roomy()) to.operands = take(2 * array);
   to.top = take(rows * O * size);
   to.q_in_halves = tight && !way.roomy();
@@ -173,14 +185,14 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + O * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
-  return to.bytes;
+  return cursor.at * 4;
 }
 
 // The gradients' places in a block's slot, as finish_step reads them
-inline void place_gradients(Arguments& a, std::int32_t H) {
+inline void place_gradients(Arguments& a, std::vector<ToldLayer>& layers, std::int32_t H) {
   std::uint32_t at = 0;
   for (int l = 0; l < a.L; ++l) {
-    LayerArguments& layer = a.layer[l];
+    LayerArguments& layer = layers[l].layer;
     layer.padded_in = l ? H : kRegisterInputs * pieces(a.D, kRegisterInputs);
     layer.padded_out = l + 1 < a.L ? H : 16;
     layer.gradient = at;
@@ -211,51 +223,65 @@ inline std::vector<RegisterWay> ways_of(Precision precision) {
 constexpr std::int64_t kTilesWanted = 128;
 constexpr std::int64_t kAnyTile = 1;  // what a step's `tile` says, or samples of one
 
+// Of a block's slot, whose bytes are counted in 32 bits
+constexpr std::uint64_t kMostSlot = (1u << 31) - 1;
+
 // What a step is launched with, on a device whose blocks may have `limit` bytes of shared memory.
-inline RegisterArguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
+inline Prepared prepare(const Step& step, Precision precision, std::uint64_t limit) {
   if (const std::string reason = refused(step); !reason.empty()) throw std::invalid_argument(reason);
-  RegisterArguments to{};
-  to.step = numbers_of(step);
-  Arguments& a = to.step;
-  const std::int32_t H = width_of(a);
-  for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
-  place_gradients(a, H);
-  std::uint64_t least = 0;  // of those that do not fit
-  const bool wide = in_pieces(a), kept = keeps_derivatives(a);
+  Prepared to{{}, layers_of(step)};
+  to.all.step = numbers_of(step);
+  Arguments& a = to.all.step;
+  auto& layers = to.layers;
+  const RegisterWay& taken = to.all.own.way;
+  const std::int32_t H = width_of(a, layers);
+  place_gradients(a, layers, H);
+  std::uint64_t least = 0, slot = 0;  // of those that do not fit; of the one that does
+  const bool wide = in_pieces(a), kept = keeps_derivatives(a, layers);
   for (const RegisterWay& way : ways_of(precision)) {
     if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
     if (way.roomy()) {
-      if (to.own.way.width || way.width < H) continue;  // what others do they do faster
-      place_gradients(a, way.width);
+      if (taken.width || way.width < H) continue;  // what others do they do faster
+      place_gradients(a, layers, way.width);
     } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept)) {
       continue;
     }
-    if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
+    if (taken.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
-    std::uint32_t slot_floats = 0;
+    std::uint64_t slot_bytes = 0;
     const auto fits = [&](bool tight) {
       for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
-        if (shared_bytes(a, way, precision, tight, batch, layout, slot_floats) <= most) return true;
+        const std::uint64_t bytes = shared_bytes(a, way, precision, kept, tight, batch, layout, slot_bytes);
+        if (bytes <= most) return true;
+        if (!least || bytes < least) least = bytes;
       }
-      if (!least || layout.bytes < least) least = layout.bytes;
       return false;
     };
     // sums of several rounds want all their digits, and of float32 any
     const bool tight = way.roomy() || (a.rounds <= 1 && operand_bytes(precision) == 2);
     if (!fits(false) && !(tight && fits(true))) continue;
-    to.own = layout;
+    to.all.own = layout;
     a.layout.samples = 16 * way.groups;
-    a.layout.slot_floats = slot_floats;
+    a.layout.slot_floats = std::uint32_t(slot_bytes / 4);
+    slot = slot_bytes;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.shared_bytes = layout.bytes;
     if (a.tiles >= kTilesWanted) break;
   }
-  if (to.own.way.width) return to;
+  const std::string student = std::to_string(a.L - 1) + " hidden layers of " + std::to_string(H);
+  if (slot > kMostSlot) {
+    throw std::invalid_argument(student + " take " + std::to_string(slot) + " bytes of a block's slot, it has " +
+                                std::to_string(kMostSlot));
+  }
+  if (taken.width) {
+    for (int l = 0; !taken.roomy() && l < a.L; ++l) a.layer[l] = layers[l].layer;
+    for (int l = 0; !taken.roomy() && l + 1 < a.L; ++l) to.all.curve[l] = layers[l].curve;
+    return to;
+  }
   if (!least) {
     const std::string tile = step.tile == kAnyTile ? "" : " in tiles of " + std::to_string(step.tile);
-    throw std::invalid_argument(std::to_string(a.L - 1) + " hidden layers of " + std::to_string(H) + tile +
-                                " are more than the kernel has registers for");
+    throw std::invalid_argument(student + tile + " are more than the kernel has registers for");
   }
   throw std::invalid_argument("a tile of this student takes " + std::to_string(least) +
                               " bytes of shared memory, a block has " + std::to_string(limit));

@@ -63,6 +63,37 @@ struct RegisterBlock {
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
   SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
+  // Layer l, from 0, and what is known of its activation
+  SK_INLINE const LayerArguments& layer(int l) const {
+    if constexpr (kRoomy) {
+      return step().table[l].layer;
+    } else {
+      return step().layer[l];
+    }
+  }
+  SK_INLINE const Curve& curve(int l) const {
+    if constexpr (kRoomy) {
+      return step().table[l].curve;
+    } else {
+      return all.curve[l];
+    }
+  }
+  // Of layer l, from 0, from column i on: `Some` is float2 or float4
+  template <class Some>
+  SK_INLINE Some biases(int l, int i) const {
+    if constexpr (kRoomy) {
+      const LayerArguments& of = layer(l);
+      Some some{};
+      if (!of.bias.data) return some;
+#pragma unroll
+      for (int e = 0; e < int(sizeof(Some) / 4); ++e) {
+        if (i + e < of.out) (&some.x)[e] = static_cast<const float*>(of.bias.data)[(i + e) * of.bias.stride[0]];
+      }
+      return some;
+    } else {
+      return *reinterpret_cast<const Some*>(reinterpret_cast<const float*>(shared + own().biases) + l * H + i);
+    }
+  }
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
@@ -136,7 +167,11 @@ struct RegisterBlock {
   static SK_INLINE float& sum(Columns& c, int j, int i) { return c[2 * j + i / 4][i % 4]; }
 
   SK_INLINE float* bias_sums(int l) const {  // of hidden layer l, from 1
-    return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+    if constexpr (kRoomy) {
+      return slot() + layer(l - 1).bias_gradient;
+    } else {
+      return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+    }
   }
   SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }

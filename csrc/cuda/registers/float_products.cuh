@@ -44,10 +44,9 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void add_bias(Columns& c, int l) const {
-    const float* bias = reinterpret_cast<const float*>(shared + own().biases) + l * H;
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
-      const float4 four = *reinterpret_cast<const float4*>(bias + (part() * kMine + j) * 16 + lane() % 4 * 4);
+      const float4 four = Block::template biases<float4>(l, (part() * kMine + j) * 16 + lane() % 4 * 4);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         c[2 * j][2 * half] += four.x, c[2 * j][2 * half + 1] += four.z;

@@ -37,10 +37,9 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void add_bias(Columns& c, int l) const {
-    const float* bias = reinterpret_cast<const float*>(shared + own().biases) + l * H;
 #pragma unroll
     for (int j = 0; j < 2 * kMine; ++j) {
-      const float2 two = *reinterpret_cast<const float2*>(bias + part() * kMine * 16 + 8 * j + lane() % 4 * 2);
+      const float2 two = Block::template biases<float2>(l, part() * kMine * 16 + 8 * j + lane() % 4 * 2);
       c[j][0] += two.x, c[j][1] += two.y, c[j][2] += two.x, c[j][3] += two.y;
     }
   }

@@ -251,14 +251,16 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
       reinterpret_cast<double*>(slot + a.layout.gradient_floats)[threadIdx.x] = of;
     }
     if (!a.gradients) return;
-    for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
-      slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+    if constexpr (!kRoomy) {
+      for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
+        slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+      }
     }
     const int columns = kRegisterOutputs * output_pieces();
     if (threadIdx.x < columns) {
       float of = 0.0f;
       for (int i = 0; i < kGroups; ++i) of += last_bias_sums(i)[threadIdx.x];
-      slot[a.layer[hidden()].bias_gradient + threadIdx.x] = of;
+      slot[Products::layer(hidden()).bias_gradient + threadIdx.x] = of;
     }
     if constexpr (!kRoomy) {
       each_first([&](auto i, int m, int n) { put_first<false>(of_first[i], m, n); });
@@ -276,7 +278,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_first(const Sums& of, int m, int n) const {
-    float* to = slot() + step().layer[0].gradient;
+    float* to = slot() + Products::layer(0).gradient;
     const int columns = kRegisterInputs * input_pieces();
     unrolled<4>([&](auto e) {
       const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
@@ -286,7 +288,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_between(const Pieces& of, int l) const {  // from 1
-    float* to = slot() + step().layer[l].gradient;
+    float* to = slot() + Products::layer(l).gradient;
     const int m = down(), n = across();
     unrolled<kDown>([&](auto i) {
       unrolled<kRight>([&](auto j) {
@@ -308,7 +310,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_last(const Sums& of, int m, int n) const {
-    float* to = slot() + step().layer[hidden()].gradient;
+    float* to = slot() + Products::layer(hidden()).gradient;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;

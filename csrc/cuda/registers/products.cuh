@@ -66,7 +66,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
 #pragma unroll
         for (int e = 0; e < kTogether; ++e) of[i][e] = 0.0f;
         if (at >= layers * kOfMatrix) continue;
-        const LayerArguments& layer = step().layer[kFirst ? 0 : kLast ? hidden() : l + 1];
+        const LayerArguments& layer = Base::layer(kFirst ? 0 : kLast ? hidden() : l + 1);
         if (row >= layer.out) continue;
         if constexpr (kTogether == 4) {
           if (column >= layer.in) continue;
@@ -96,6 +96,13 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void load_weights() const {
+    if constexpr (kRoomy) {
+      load_matrices<kFirstLayer, 2>(input_pieces(), shared + own().first);
+      load_matrices<kLastLayer, 2>(output_pieces(), shared + own().last);
+#pragma unroll 1
+      for (int l = 1; !own().by_turns && l < hidden(); ++l) bring(l);
+      return;
+    }
     const Arguments& a = step();
     bool wide = true;
     for (int l = 1; l < a.L; ++l) wide = wide && by_fours(a.layer[l]);
@@ -106,11 +113,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
       biases[i] = layer.bias.data && i % H < layer.out ? number(layer.bias, i % H) : 0.0f;
     }
     load_matrices<kFirstLayer, 2>(input_pieces(), shared + own().first);
-    if constexpr (kRoomy) {
-      load_matrices<kLastLayer, 2>(output_pieces(), shared + own().last);
-#pragma unroll 1
-      for (int l = 1; !own().by_turns && l < hidden(); ++l) bring(l);
-    } else if (wide) {
+    if (wide) {
       load_matrices<kLastLayer, 4>(output_pieces(), shared + own().last);
       load_matrices<kBetweenLayers, 4>(hidden() - 1, shared + own().between);
     } else {
@@ -120,7 +123,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void bring(int l) const {
-    const LayerArguments& layer = step().layer[l];
+    const LayerArguments& layer = Base::layer(l);
     bring_matrix<Base>(static_cast<const float*>(layer.weight.data), layer.weight.stride[0], layer.weight.stride[1],
                        layer.out, layer.in, shared + Base::between(l));
   }

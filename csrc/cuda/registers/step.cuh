@@ -29,7 +29,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    if constexpr (!kRoomy) {
+      for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    }
     for (int i = threadIdx.x; i < kGroups * kRegisterOutputs * output_pieces(); i += kThreads)
       last_bias_sums(0)[i] = 0.0f;
     if constexpr (kRoomy) Base::clear_gradients();
@@ -132,13 +134,13 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     if (is_tanh(l)) {
       f(TanhCurve{});
     } else if (!keeps(l)) {
-      f(AnyCurve{all.curve[l]});
+      f(AnyCurve{Base::curve(l)});
     } else {
       f(KeptCurve{});
     }
   }
-  SK_INLINE bool keeps(int l) const { return (kRoomy || H <= kWidestKept) && !all.curve[l].known; }
-  SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
+  SK_INLINE bool keeps(int l) const { return (kRoomy || H <= kWidestKept) && !Base::curve(l).known; }
+  SK_INLINE bool is_tanh(int l) const { return Base::layer(l).activation.row == kActTanhRow; }
 
   // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
   template <class C>
@@ -166,7 +168,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       clear(c);
       add_bias(c, l);
       through(l, x, a, c);
-      const Function& of = step().layer[l].activation;
+      const Function& of = Base::layer(l).activation;
       const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
       hand_on(own().h, l + 1, a, [&](int j, int, Fragment& made) {
         float value[8];
@@ -194,12 +196,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     Sums sums[kOutputPieces];
 #pragma unroll
     for (int n = 0; n < kOutputPieces; ++n) {
-      const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
-                                                           hidden() * H + n * kRegisterOutputs + lane() % 4 * 2);
+      const float2 bias = Base::template biases<float2>(hidden(), n * kRegisterOutputs + lane() % 4 * 2);
       sums[n][0] = sums[n][2] = bias.x, sums[n][1] = sums[n][3] = bias.y;
     }
     through_last(a, sums);
-    const Function& of = step().layer[hidden()].activation;
+    const Function& of = Base::layer(hidden()).activation;
 #pragma unroll
     for (int n = 0; n < kOutputPieces; ++n) {
       if (!has(4 * n)) continue;
