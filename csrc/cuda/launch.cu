@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "finish.cuh"
+#include "tell.cuh"
 
 namespace sk::cuda {
 namespace {
