@@ -22,7 +22,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   using Base::part, Base::prepare_tangents, Base::projected_residuals, Base::pull, Base::pull_first, Base::row_of;
   using Base::projected_by_pieces, Base::source_from, Base::top;
   using Base::seed, Base::shared, Base::source_at, Base::step, Base::store_inputs, Base::store_q, Base::sum, Base::sums;
-  using Base::targets_at, Base::through, Base::valid, Base::y;
+  using Base::targets_at, Base::through, Base::through_last, Base::valid, Base::y;
   using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
       typename Base::To;
   static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
@@ -228,8 +228,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     const Target& target = step().target[Term::kValue];
     typename Base::Top top;
     top.from = 0, top.to = output_pieces();
+    float back[kOutputs];
     each_two(0, output_pieces(), [&](int n) {
-      float back[kOutputs];
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
         const int e = 4 * n + i, o = output_of(e), half = i / 2 % 2;
@@ -242,11 +242,17 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         }
         back[i] += y(kOwed, e);
       }
-      if (!step().gradients) return;
-      top_of(back, n, top.made);
-      add_last_bias(back, n);
+      if constexpr (kRoomy) {
+        if (!step().gradients) return;
+        top_of(back, n, top.made);
+        add_last_bias(back, n);
+      }
     });
     if (!step().gradients) return;
+    if constexpr (!kRoomy) {
+      top_of(back, 0, top.made);
+      add_last_bias(back, 0);
+    }
     Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
@@ -290,6 +296,30 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 
   // ---- A tangent from a direction ----
 
+  // Residuals of a tangent of pieces of outputs from one on, and their adjoints
+  SK_INLINE void tangent_residuals(int p, int from, const Sums (&sums)[kOutputPieces], float (&back)[kOutputs],
+                                   float (&rho)[2]) {
+#pragma unroll
+    for (int n = 0; n < kOutputPieces; ++n) {
+      const Sums& z_dot = sums[n];
+      const float4 target = has(4 * (from + n)) ? targets_at(p, from + n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 4 * (from + n) + i, o = output_of(e);
+        back[4 * n + i] = 0.0f;
+        if (!has(e)) continue;
+        float of = 0.0f;
+        if (valid(i / 2) && o < step().O) {
+          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
+          const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
+          of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
+        }
+        back[4 * n + i] = y(kD1, e) * of;
+        y(kOwed, e) += y(kD2, e) * z_dot[i] * of;
+      }
+    }
+  }
+
   SK_INLINE void by_tangent(int p, bool owed, float (&rho)[2]) {
     Source source;
     source_from(source_at(p), source);
@@ -311,30 +341,19 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     }
     typename Base::Top top;
     top.from = 0, top.to = output_pieces();
-    Base::template each_output<false>(a, 0, output_pieces(), [&](int from, const Sums(&sums)[kOutputPieces]) {
-      float back[kOutputs];
-#pragma unroll
-      for (int n = 0; n < kOutputPieces; ++n) {
-        const Sums& z_dot = sums[n];
-        const float4 target = has(4 * (from + n)) ? targets_at(p, from + n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int e = 4 * (from + n) + i, o = output_of(e);
-          back[4 * n + i] = 0.0f;
-          if (!has(e)) continue;
-          float of = 0.0f;
-          if (valid(i / 2) && o < step().O) {
-            const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
-            const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
-            of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
-          }
-          back[4 * n + i] = y(kD1, e) * of;
-          y(kOwed, e) += y(kD2, e) * z_dot[i] * of;
-        }
-      }
-      if (owes_gradients()) top_of(back, from, top.made);
-    });
+    float back[kOutputs];
+    if constexpr (kRoomy) {
+      Base::template each_output<false>(a, 0, output_pieces(), [&](int from, const Sums(&sums)[kOutputPieces]) {
+        tangent_residuals(p, from, sums, back, rho);
+        if (owes_gradients()) top_of(back, from, top.made);
+      });
+    } else {
+      Sums sums[kOutputPieces] = {};
+      through_last(a, 0, 0, sums);
+      tangent_residuals(p, 0, sums, back, rho);
+    }
     if (!owes_gradients()) return meet();
+    if constexpr (!kRoomy) top_of(back, 0, top.made);
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
       Columns c;
