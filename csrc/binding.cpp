@@ -91,7 +91,7 @@ struct StepBuilder {
   sk::Step& finish() {
     step.layers = layers.data();
     step.L = std::int64_t(layers.size());
-    need(!layers.empty() && layers.size() <= 64, "a student has 1 to 64 linear layers");
+    need(!layers.empty(), "a student has a linear layer");
     need(step.tile >= 1 && step.group >= 1, "tile and group must be positive");
     need(step.N >= 0 && step.P >= 0 && 0 <= step.W && step.W <= step.D,
          "sizes must not be negative, nor W more than D");
@@ -188,11 +188,11 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
-sk::cuda::RegisterArguments cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit,
-                                           int blocks, Address scratch) {
+sk::cuda::Prepared cuda_arguments(const sk::Step& step, sk::Precision precision, std::uint64_t limit, int blocks,
+                                  Address scratch) {
   need(!step.headed(), "a head must be none on a GPU");
   auto a = sk::cuda::prepare(step, precision, limit);
-  sk::cuda::give_scratch(a.step, reinterpret_cast<void*>(scratch), blocks);
+  a.give_scratch(reinterpret_cast<void*>(scratch), blocks);
   return a;
 }
 
@@ -227,6 +227,11 @@ PyObject* answered(Work work) {
   Py_RETURN_NONE;
 }
 
+const sk::Step& of_cpu(const sk::Step& step) {
+  need(step.L <= 64, "a student has 1 to 64 linear layers");
+  return step;
+}
+
 PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answered([&] {
     need(count == 6 && PyList_Check(arguments[2]) && PyList_Check(arguments[3]), "six arguments, two of them lists");
@@ -237,7 +242,7 @@ PyObject* mlp_sobolev_at(PyObject*, PyObject* const* arguments, Py_ssize_t count
     need(reads.all() && writes.all(), "a step must be given as many addresses as it has");
     self.step.directions.seed = py::cast<std::uint64_t>(py::handle(arguments[4]));
     self.step.directions.place = py::cast<std::uint64_t>(py::handle(arguments[5]));
-    const auto& step = self.run();
+    const auto& step = of_cpu(self.run());
     py::gil_scoped_release release;
     sk::cpu::mlp_sobolev(kernels, step);
   });
@@ -450,7 +455,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "working_memory",
       [](StepBuilder& self, const std::string& isa) {
-        return sk::cpu::working_memory(instruction_set(isa), self.finish());
+        return sk::cpu::working_memory(instruction_set(isa), of_cpu(self.finish()));
       },
       py::arg("step"), py::arg("isa") = "");
   m.def(
@@ -468,11 +473,13 @@ PYBIND11_MODULE(_C, m) {
       [](StepBuilder& self, int precision, std::uint64_t limit) {
         const auto& step = self.finish();
         const auto rounded = choice<sk::Precision>(precision, "precision");
-        const auto all = sk::cuda::prepare(step, rounded, limit);
+        const auto prepared = sk::cuda::prepare(step, rounded, limit);
+        const auto& all = prepared.all;
         const auto& layout = all.step.layout;
         const auto& [width, groups, between, most, wide] = all.own.way;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = all.step.tiles,
                         "shared"_a = layout.shared_bytes, "slot"_a = layout.slot_floats * 4,
+                        "table"_a = prepared.table_bytes(),
                         "way"_a = py::make_tuple(width, groups, between, most, wide));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
@@ -484,16 +491,19 @@ PYBIND11_MODULE(_C, m) {
          Address seed_at, Address scratch) -> py::object {
         StepBuilder self = kept;
         self.again(reads, writes, seed, place, seed_at);
-        const auto all =
+        const auto prepared =
             cuda_arguments(self.step, choice<sk::Precision>(precision, "precision"), limit, blocks, scratch);
-        const auto& a = all.step;
+        const auto& a = prepared.all.step;
         const auto bytes = [](const auto& of) { return py::bytes(reinterpret_cast<const char*>(&of), sizeof of); };
-        const auto grid = sk::cuda::grid_of_finish(a);
-        return py::make_tuple(bytes(all), bytes(a),
+        const auto grid = sk::cuda::grid_of_finish(a, prepared.layers);
+        py::list table;
+        for (const auto& some : sk::cuda::told(a, prepared.layers)) table.append(bytes(some));
+        return py::make_tuple(table, bytes(prepared.all), bytes(a),
                               sk::cuda::finishes(a) ? py::object(py::make_tuple(grid.columns, grid.rows)) : py::none());
       },
-      "what cuda_step_at would launch: the arguments of the step and of what finishes it, and the grid of the latter, "
-      "if it is launched",
+      "what cuda_step_at would launch: the arguments of what tells layers, of the step and of what finishes it, and "
+      "the "
+      "grid of the latter, if it is launched",
       py::arg("step"), py::arg("precision"), py::arg("limit"), py::arg("blocks"), py::arg("device"), py::arg("reads"),
       py::arg("writes"), py::arg("seed"), py::arg("place"), py::arg("seed_at"), py::arg("scratch"));
 #ifdef SK_CUDA

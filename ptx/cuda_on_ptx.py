@@ -71,8 +71,8 @@ class OnPtx:
         self.results = {}
         self.execute(launch, *told, [*self.memory, *self.seeds, scratch])
 
-    def execute(self, launch, of_step, of_finish, grid, memory):
-        """Step and finish as they are launched."""
+    def execute(self, launch, of_table, of_step, of_finish, grid, memory):
+        """The table of layers, step and finish as they are launched."""
         own = self.ptx or text(PRECISIONS[launch.precision], self.layout["way"])
         ptx = own if isinstance(own, Module) else loaded(own)
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
@@ -81,6 +81,8 @@ class OnPtx:
             name, grid, self.layout["threads"], [given], memory=known, findings=self.findings, **more
         )
         on_chip = {"shared": self.layout["shared"], "schedule": self.schedule}
+        for some in of_table:
+            self.results["table"] = run("tell_layers", 1, some)
         self.results["step"] = run("register_step", launch.blocks, of_step, **on_chip)
         if grid is not None:
             self.results["finish"] = run("finish_step", grid, of_finish)

@@ -39,7 +39,7 @@ class Launches:
 
     def __call__(self, launch, where, scratch):
         told = dry.prepared(launch, where, scratch)
-        self.count += 1 if told[2] is None else 2
+        self.count += 1 if told[3] is None else 2
         self.told.append(where)
 
     def of(self, call):

@@ -4,15 +4,16 @@
 
 #include <cstdint>
 
+#include "../math/curves.h"
 #include "../params.h"
 
 namespace sk::cuda {
 
 using sk::Precision;
 
-constexpr int kMostLayers = 20, kThreads = 256;  // more would be more than the 4 KiB that a launch is told
-constexpr int kFinished = 128;                   // numbers of a block of finish_step: a fragment of a gradient
-constexpr int kSums = 2;                         // of a term, by the warps that have its samples
+constexpr int kMostLayers = 6, kThreads = 256;  // told with a launch; of a roomy way they are in a table
+constexpr int kFinished = 128;                  // numbers of a block of finish_step: a fragment of a gradient
+constexpr int kSums = 2;                        // of a term, by the warps that have its samples
 constexpr std::uint32_t kSumsBytes = 2 * kSums * sizeof(double);
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
@@ -36,6 +37,22 @@ struct LayerArguments {
   float *dweight, *dbias;
   std::uint32_t gradient, bias_gradient;
 };
+
+// A layer in the table, which lies at the beginning of the scratch, and what is known of its activation's derivatives
+struct ToldLayer {
+  LayerArguments layer;
+  Curve curve;
+};
+
+// The table is written by launches of tell_layers, each of which is told as many layers as its 4 KiB have room for: a
+// graph that captures them keeps what they are told.
+constexpr int kToldAtOnce = (4096 - 16) / sizeof(ToldLayer);
+struct ToldLayers {
+  ToldLayer* to;
+  std::int32_t count;
+  ToldLayer layer[kToldAtOnce];
+};
+static_assert(sizeof(ToldLayers) <= 4096);
 
 // What a block goes about, and what it leaves in its slot in global memory: gradients, sums, what it has no room for.
 struct Layout {
@@ -67,6 +84,7 @@ struct Arguments {
   float* dgiven;  // [P, N, W], or [P, N, O] of cotangents; not from kOutputs
   float* slots;   // [blocks, slot_floats]
   std::int32_t blocks;
+  const ToldLayer* table;  // [L], or null: they are in `layer`
 };
 
 }  // namespace sk::cuda

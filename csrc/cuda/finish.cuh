@@ -42,7 +42,7 @@ static __global__ void __launch_bounds__(kThreads) finish_step(const __grid_cons
   }
   constexpr int kWarps = kThreads / 32;
   __shared__ float4 part[kWarps][32];
-  const LayerArguments& layer = a.layer[blockIdx.y];
+  const LayerArguments layer = a.table ? a.table[blockIdx.y].layer : a.layer[blockIdx.y];
   const int size = layer.padded_in * layer.padded_out, count = size + layer.padded_out;
   const int begin = blockIdx.x * kFinished, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (begin >= count) return;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "finish.cuh"
+#include "tell.cuh"
 
 namespace sk::cuda {
 namespace {
@@ -58,6 +59,7 @@ RegisterKernel ready_kernel(int device, Precision precision, RegisterWay way) {
   if (ready.count({device, step})) return step;
   const Uncaptured uncaptured;
   cudaFuncAttributes attributes;
+  SK_CHECK(cudaFuncGetAttributes(&attributes, tell_layers));
   SK_CHECK(cudaFuncGetAttributes(&attributes, finish_step));
   SK_CHECK(cudaFuncGetAttributes(&attributes, step));
   int most = 0;
@@ -84,16 +86,21 @@ int blocks_of_a_multiprocessor(int device, Precision precision, RegisterWay way,
   return blocks;
 }
 
-void launch(const RegisterArguments& all, Precision precision, int device, std::uintptr_t stream) {
+void launch(const Prepared& prepared, Precision precision, int device, std::uintptr_t stream) {
+  const RegisterArguments& all = prepared.all;
   const Arguments& arguments = all.step;
   if (arguments.blocks < 1) return;
   const OnDevice on(device);
   const RegisterKernel step = ready_kernel(device, precision, all.own.way);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
+  for (const ToldLayers& some : told(arguments, prepared.layers)) {
+    tell_layers<<<1, kThreads, 0, queue>>>(some);
+    check(cudaGetLastError(), "launch of tell_layers");
+  }
   step<<<arguments.blocks, kThreads, arguments.layout.shared_bytes, queue>>>(all);
   check(cudaGetLastError(), "launch of register_step");
   if (!finishes(arguments)) return;
-  const Grid grid = grid_of_finish(arguments);
+  const Grid grid = grid_of_finish(arguments, prepared.layers);
   finish_step<<<dim3(grid.columns, grid.rows), kThreads, 0, queue>>>(arguments);
   check(cudaGetLastError(), "launch of finish_step");
 }

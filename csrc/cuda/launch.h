@@ -20,8 +20,8 @@ int count_devices();
 // Blocks of the step that a multiprocessor of the device holds at a time
 int blocks_of_a_multiprocessor(int device, Precision precision, RegisterWay way, std::uint64_t shared_bytes);
 
-// Step and finish, on a stream of the device; nothing is allocated or waited for, so a
-// graph can capture it.
-void launch(const RegisterArguments& arguments, Precision precision, int device, std::uintptr_t stream);
+// The table of layers if there is one, step and finish, on a stream of the device; nothing is allocated or waited for,
+// so a graph can capture it.
+void launch(const Prepared& prepared, Precision precision, int device, std::uintptr_t stream);
 
 }  // namespace sk::cuda

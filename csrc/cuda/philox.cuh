@@ -51,7 +51,7 @@ SK_INLINE float4 draw(Distribution kind, const std::uint32_t* seed, std::uint32_
   } else if (kind == Distribution::kRademacher) {
     const std::uint32_t words[4] = {w.x, w.y, w.z, w.w};
     for (int i = 0; i < 4; ++i) v[i] = words[i] >> 31 ? 1.0f : -1.0f;
-  } else {  // kNormal or kSphere: `draws` of layout.h lets no other through
+  } else {  // kNormal or kSphere: `draws` of from_step.h lets no other through
     normals(w.x, w.y, v[0], v[1]);
     normals(w.z, w.w, v[2], v[3]);
   }

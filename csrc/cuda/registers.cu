@@ -1,6 +1,7 @@
 // One kernel of registers.cuh by itself: for the tests and the report.
 #include "finish.cuh"
 #include "registers.cuh"
+#include "tell.cuh"
 
 #ifndef SK_WIDE
 #define SK_WIDE false

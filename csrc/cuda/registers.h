@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../math/curves.h"
-#include "layout.h"
+#include "from_step.h"
 
 namespace sk::cuda {
 
@@ -23,6 +22,10 @@ constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wi
 // What a block has room for: one piece of inputs and outputs; several; or, for what the others have no room for, arrays
 // and sums of gradients of each hidden layer, which are in its slot, in L2.
 enum class Room : int { kPlain, kPieces, kSlot };
+
+// Of a roomy way, what comes by turns to where it is multiplied: weights between hidden layers, or all weights and all
+// pieces of inputs and outputs, which have one place then.
+enum class Turns : int { kNone, kBetween, kAll };
 
 // How a block goes about it: groups of 16 rows, each by as many warps as share its columns; sums of gradients for so
 // many layers between hidden ones, or of any in the slot if 0; blocks of a multiprocessor, as far as registers go; and
@@ -61,9 +64,12 @@ struct RegisterLayout {
   std::int32_t q_in_halves = 0;
   std::uint32_t pulled = 0;  // of a wide way an output's gradient, in the order of lanes
   std::int32_t input_pieces = 1, output_pieces = 1;
-  std::int32_t own_row = 0;    // floats of a row of `own`
-  std::uint32_t operands = 0;  // of a roomy way: two layers' [rows, H]; h, left, right and kept are in its slot
-  std::int32_t by_turns = 0;   // it has weights of one layer between at a time
+  std::int32_t own_row = 0;  // floats of a row of `own`
+  // Of a roomy way, of which all but weights and these two is in the block's slot, in bytes from its beginning:
+  std::uint32_t operands = 0;  // two layers' [rows, H]
+  std::uint32_t staged = 0;    // pieces of inputs, or of outputs' adjoints, that gradients of weights are made of
+  Turns turns = Turns::kNone;
+  std::int32_t input_window = 1, output_window = 1;  // pieces that are there at a time
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -74,7 +80,21 @@ struct RegisterArguments {
 };
 static_assert(sizeof(RegisterArguments) <= 4096);
 
-inline Curve curve_of(const Function& activation) { return sk::curve_of(activation.row, activation.parameters); }
+// All that a step's launches are told, but for the table's place and the slots'
+struct Prepared {
+  RegisterArguments all;
+  std::vector<ToldLayer> layers;
+  std::uint64_t table_bytes() const {
+    return all.own.way.roomy() ? (layers.size() * sizeof(ToldLayer) + 255) / 256 * 256 : 0;
+  }
+  // The scratch, which the caller allocates: the table, and a slot for each block
+  void give_scratch(void* scratch, int blocks) {
+    Arguments& a = all.step;
+    a.blocks = blocks;
+    a.table = table_bytes() ? static_cast<const ToldLayer*>(scratch) : nullptr;
+    a.slots = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch) + table_bytes());
+  }
+};
 
 // Whether there is more than a piece of inputs or of outputs
 template <class T>
@@ -84,42 +104,52 @@ bool in_pieces(const T& step) {
 
 // In words, what of a step the kernel does not compute; nothing if it computes it.
 inline std::string refused(const Step& step) {
-  if (step.D > kMostInputPieces * kRegisterInputs) return "more than 64 inputs";
-  if (step.O > kMostOutputPieces * kRegisterOutputs) return "more than 16 outputs";
-  if (step.L < 2 || step.L > kMostLayers) return "hidden layers are not 1 to " + std::to_string(kMostHidden);
+  if (step.L < 2) return "no hidden layer";
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
     if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
   }
   return "";
 }
 
-inline std::int32_t width_of(const Arguments& a) {
+inline std::int32_t width_of(const Arguments& a, const std::vector<ToldLayer>& layers) {
   std::int32_t widest = in_pieces(a) ? kWidestKept : 32;  // of pieces there is one way, for all widths
   for (int l = 0; l + 1 < a.L; ++l) {
-    while (widest < a.layer[l].out) widest *= 2;
+    while (widest < layers[l].layer.out) widest *= 2;
   }
   return widest;
 }
 
 // Whether a hidden layer's derivatives are kept beside its values
-inline bool keeps_derivatives(const Arguments& a) {
+inline bool keeps_derivatives(const Arguments& a, const std::vector<ToldLayer>& layers) {
   if (!a.P && !a.gradients) return false;
-  return std::any_of(a.layer, a.layer + a.L - 1,
-                     [](const LayerArguments& layer) { return !curve_of(layer.activation).known; });
+  return std::any_of(layers.begin(), layers.end() - 1, [](const ToldLayer& of) { return !of.curve.known; });
 }
 
 // Bytes of a direction's rows of floats, for each warp
-constexpr std::uint32_t own_bytes(std::uint32_t inputs) { return kWarps * 16 * (inputs + kSpare) * 4; }
+constexpr std::uint64_t own_bytes(std::uint64_t inputs) { return kWarps * 16 * (inputs + kSpare) * 4; }
 
 // Whether what a warp has for itself lies where tangents of the second layer will: they come after it is read.
 inline bool own_in_tangents(const RegisterWay& way, std::uint32_t hidden, Precision precision) {
   return way.of_few() && (hidden - 1) * 16 * way.width * operand_bytes(precision) >= own_bytes(kRegisterInputs);
 }
 
+// What a block has in its slot after gradients and sums, in bytes from its beginning
+struct Slot {
+  std::uint64_t& bytes;
+  Slot(const Arguments& a, std::uint64_t& bytes) : bytes(bytes) {
+    bytes = std::uint64_t(a.layout.gradient_floats) * 4 + kSumsBytes;
+  }
+  std::uint32_t take(std::uint64_t more) {
+    const std::uint64_t at = bytes;
+    bytes += (more + 15) / 16 * 16;
+    return std::uint32_t(at);
+  }
+};
+
 inline int pieces(int n, int of_piece) { return (n + of_piece - 1) / of_piece; }
 
-inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool tight,
-                                  int batch, RegisterLayout& to, std::uint32_t& slot_floats) {
+inline std::uint64_t shared_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool kept,
+                                  bool tight, int batch, RegisterLayout& to, std::uint64_t& slot_bytes) {
   const std::uint32_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
   Cursor cursor;
   const auto take = [&](std::uint64_t bytes) {
@@ -131,8 +161,7 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   const std::uint32_t D = kRegisterInputs * (to.input_pieces = pieces(a.D, kRegisterInputs)),
                       O = kRegisterOutputs * (to.output_pieces = pieces(a.O, kRegisterOutputs));
   to.first = take(H * D * size);
-  to.by_turns = way.roomy() && tight;
-  to.between = take((to.by_turns ? 1 : hidden - 1) * H * H * size);
+  to.between = take((hidden - 1) * H * H * size);
   to.last = take(O * H * size);
   to.biases = take(a.L * H * 4);
   to.bias_sums = take(a.gradients ? hidden * H * 4 : 0);
@@ -143,46 +172,77 @@ inline std::uint32_t shared_bytes(const Arguments& a, const RegisterWay& way, Pr
   if (own_in_right && a.from == From::kCotangents) to.batch = 1;  // the next one's targets would be overwritten
   to.source = take((tangents ? to.batch : 1) * rows * D * size);
   to.targets = take(prepared ? to.batch * way.groups * 64 * O : 0);
-  // in its slot, in bytes from its beginning
-  const auto take_slot = [&](std::uint64_t bytes) {
-    const std::uint32_t at = slot_floats * 4;
-    slot_floats += std::uint32_t(bytes / 4);
-    return at;
-  };
-  slot_floats = a.layout.gradient_floats + kSumsBytes / 4;
-  const auto of_layers = [&](std::uint64_t bytes) { return way.roomy() ? take_slot(bytes) : take(bytes); };
-  const std::uint64_t array = std::uint64_t(rows) * H * size;
-  to.h = of_layers(hidden * array);
-  to.left = of_layers(hidden * array);
-  to.right = of_layers(hidden * array);
-  if (keeps_derivatives(a)) to.kept = of_layers(2 * hidden * array);
-  if (way.roomy()) to.operands = take(2 * array);
+  Slot slot(a, slot_bytes);
+  const std::uint32_t array = rows * H * size;
+  to.h = take(hidden * array);
+  to.left = take(hidden * array);
+  to.right = take(hidden * array);
+  if (kept) to.kept = take(2 * hidden * array);
   to.top = take(rows * O * size);
-  to.q_in_halves = tight && !way.roomy();
-  if (way.roomy()) {
-    to.few = take_slot(kThreads * kOutputNumbers * 4 * to.output_pieces) / 4;
-  } else if (way.of_few()) {
-    to.few = take_slot(kFewNumbers * kThreads * 4) / 4;
-  }
+  to.q_in_halves = tight;
+  if (way.of_few()) to.few = slot.take(kFewNumbers * kThreads * 4) / 4;
   const std::uint64_t of_q = std::uint64_t(hidden) * rows * H * (to.q_in_halves ? 2 : 4);
-  to.q = way.of_few() || way.roomy() ? take_slot(of_q) : take(a.gradients ? of_q : 0);
+  to.q = way.of_few() ? slot.take(of_q) : take(a.gradients ? of_q : 0);
   to.own_row = D + kSpare;
   to.own = own_in_right ? to.right + array : take(a.P && (prepared || columns_shared) ? own_bytes(D) : 0);
   to.pulled = take(way.wide && a.P && !prepared ? rows * D * 4 : 0);
-  to.outputs = take(columns_shared && size == 2 && !way.roomy() ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
+  to.outputs = take(columns_shared && size == 2 ? kThreads * kOutputNumbers * 4 * to.output_pieces : 0);
   to.seed = take(16);
   to.sums = take(kWarps * (2 * sizeof(double) + O * sizeof(float)));
   to.bytes = std::uint32_t(cursor.at * 4);
-  return to.bytes;
+  return cursor.at * 4;
+}
+
+// The same of a roomy way.
+inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Precision precision, bool kept,
+                                 Turns turns, RegisterLayout& to, std::uint64_t& slot_bytes) {
+  const std::uint64_t H = way.width, rows = 16 * way.groups, hidden = a.L - 1, size = operand_bytes(precision);
+  const bool all = turns == Turns::kAll;
+  to = RegisterLayout{};
+  to.way = way, to.turns = turns;
+  const std::uint64_t D = kRegisterInputs * (to.input_pieces = pieces(a.D, kRegisterInputs)),
+                      two = 2 * pieces(a.O, 2 * kRegisterOutputs), O = kRegisterOutputs * two;
+  to.output_pieces = pieces(a.O, kRegisterOutputs);
+  to.input_window = all ? std::int32_t(H / kRegisterInputs) : to.input_pieces;
+  to.output_window = all ? std::int32_t(H / kRegisterOutputs) : std::int32_t(two);
+  Cursor cursor;
+  const auto take = [&](std::uint64_t numbers) { return 4 * cursor.take((numbers + 127) / 128 * 128 * size); };
+  to.between = take((turns == Turns::kNone ? hidden - 1 : 1) * H * H);
+  to.first = all ? to.between : take(H * D);
+  to.last = all ? to.between : take(O * H);
+  to.staged = all ? to.between : take(rows * std::max(D, O));
+  to.operands = take(2 * rows * H);
+  to.seed = 4 * cursor.take(16);
+  to.sums = 4 * cursor.take(kWarps * 2 * sizeof(double));
+  to.bytes = std::uint32_t(cursor.at * 4);
+
+  Slot slot(a, slot_bytes);
+  const bool tangents = a.from == From::kDirections, prepared = a.from != From::kOutputs;
+  to.h = slot.take(hidden * rows * H * size);
+  to.left = slot.take(hidden * rows * H * size);
+  to.right = slot.take(hidden * rows * H * size);
+  if (kept) to.kept = slot.take(2 * hidden * rows * H * size);
+  to.q = slot.take(hidden * rows * H * 4);
+  to.few = slot.take(kThreads * kOutputNumbers * 4 * to.output_pieces) / 4;
+  to.bias_sums = slot.take(way.groups * O * 4);
+  to.x = slot.take(rows * D * size);
+  to.top = slot.take(rows * O * size);
+  to.batch = prepared ? std::min(std::max(a.P, 1), tangents ? kMostBatch : kWarps / way.groups) : 1;
+  to.source = slot.take((tangents ? to.batch : 1) * rows * D * size);
+  to.targets = slot.take(prepared ? to.batch * rows * O * 4 : 0);
+  to.own_row = std::int32_t(D) + kSpare;
+  to.own = slot.take(a.P ? own_bytes(D) : 0);
+  to.pulled = slot.take(a.P && !prepared ? 2 * rows * D * 4 : 0);
+  return cursor.at * 4;
 }
 
 // The gradients' places in a block's slot, as finish_step reads them
-inline void place_gradients(Arguments& a, std::int32_t H) {
+inline void place_gradients(Arguments& a, std::vector<ToldLayer>& layers, std::int32_t H) {
   std::uint32_t at = 0;
   for (int l = 0; l < a.L; ++l) {
-    LayerArguments& layer = a.layer[l];
+    LayerArguments& layer = layers[l].layer;
     layer.padded_in = l ? H : kRegisterInputs * pieces(a.D, kRegisterInputs);
-    layer.padded_out = l + 1 < a.L ? H : 16;
+    layer.padded_out = l + 1 < a.L ? H : 16 * pieces(a.O, 16);
     layer.gradient = at;
     layer.bias_gradient = at += layer.padded_in * layer.padded_out;
     at += layer.padded_out;
@@ -211,51 +271,75 @@ inline std::vector<RegisterWay> ways_of(Precision precision) {
 constexpr std::int64_t kTilesWanted = 128;
 constexpr std::int64_t kAnyTile = 1;  // what a step's `tile` says, or samples of one
 
+// Of a block's slot, whose bytes are counted in 32 bits
+constexpr std::uint64_t kMostSlot = (1u << 31) - 1;
+
 // What a step is launched with, on a device whose blocks may have `limit` bytes of shared memory.
-inline RegisterArguments prepare(const Step& step, Precision precision, std::uint64_t limit) {
+inline Prepared prepare(const Step& step, Precision precision, std::uint64_t limit) {
   if (const std::string reason = refused(step); !reason.empty()) throw std::invalid_argument(reason);
-  RegisterArguments to{};
-  to.step = numbers_of(step);
-  Arguments& a = to.step;
-  const std::int32_t H = width_of(a);
-  for (int l = 0; l + 1 < a.L; ++l) to.curve[l] = curve_of(a.layer[l].activation);
-  place_gradients(a, H);
-  std::uint64_t least = 0;  // of those that do not fit
-  const bool wide = in_pieces(a), kept = keeps_derivatives(a);
+  Prepared to{{}, layers_of(step)};
+  to.all.step = numbers_of(step);
+  Arguments& a = to.all.step;
+  auto& layers = to.layers;
+  const RegisterWay& taken = to.all.own.way;
+  const std::int32_t H = width_of(a, layers);
+  place_gradients(a, layers, H);
+  std::uint64_t least = 0, slot = 0;  // of those that do not fit; of the one that does
+  const bool wide = in_pieces(a), kept = keeps_derivatives(a, layers);
+  const bool many = a.D > kMostInputPieces * kRegisterInputs || a.O > kMostOutputPieces * kRegisterOutputs;
   for (const RegisterWay& way : ways_of(precision)) {
     if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
     if (way.roomy()) {
-      if (to.own.way.width || way.width < H) continue;  // what others do they do faster
-      place_gradients(a, way.width);
-    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept)) {
+      if (taken.width || way.width < H) continue;  // what others do they do faster
+      place_gradients(a, layers, way.width);
+    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept) || many) {
       continue;
     }
-    if (to.own.way.groups == way.groups) continue;  // the better one of as many samples fits
+    if (taken.groups == way.groups) continue;  // the better one of as many samples fits
     const std::uint64_t most = share(limit, way.blocks);
     RegisterLayout layout;
-    std::uint32_t slot_floats = 0;
-    const auto fits = [&](bool tight) {
-      for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
-        if (shared_bytes(a, way, precision, tight, batch, layout, slot_floats) <= most) return true;
-      }
-      if (!least || layout.bytes < least) least = layout.bytes;
+    std::uint64_t slot_bytes = 0;
+    const auto is_enough = [&](std::uint64_t bytes) {
+      if (bytes <= most) return true;
+      if (!least || bytes < least) least = bytes;
       return false;
     };
+    const auto fits = [&](bool tight) {
+      for (int batch = std::min(std::max(a.P, 1), kMostBatch); batch > 0; batch /= 2) {
+        if (is_enough(shared_bytes(a, way, precision, kept, tight, batch, layout, slot_bytes))) return true;
+      }
+      return false;
+    };
+    const auto fits_in_slot = [&](Turns turns) {
+      return is_enough(roomy_bytes(a, way, precision, kept, turns, layout, slot_bytes));
+    };
     // sums of several rounds want all their digits, and of float32 any
-    const bool tight = way.roomy() || (a.rounds <= 1 && operand_bytes(precision) == 2);
-    if (!fits(false) && !(tight && fits(true))) continue;
-    to.own = layout;
+    const bool tight = a.rounds <= 1 && operand_bytes(precision) == 2;
+    const bool fit = way.roomy()
+                         ? fits_in_slot(Turns::kNone) || fits_in_slot(Turns::kBetween) || fits_in_slot(Turns::kAll)
+                         : fits(false) || (tight && fits(true));
+    if (!fit) continue;
+    to.all.own = layout;
     a.layout.samples = 16 * way.groups;
-    a.layout.slot_floats = slot_floats;
+    a.layout.slot_floats = std::uint32_t(slot_bytes / 4);
+    slot = slot_bytes;
     a.tiles = (a.N + a.layout.samples - 1) / a.layout.samples;
     a.layout.shared_bytes = layout.bytes;
     if (a.tiles >= kTilesWanted) break;
   }
-  if (to.own.way.width) return to;
+  const std::string student = std::to_string(a.L - 1) + " hidden layers of " + std::to_string(H);
+  if (slot > kMostSlot) {
+    throw std::invalid_argument(student + " and inputs and outputs take " + std::to_string(slot) +
+                                " bytes of a block's slot, it has " + std::to_string(kMostSlot));
+  }
+  if (taken.width) {
+    for (int l = 0; !taken.roomy() && l < a.L; ++l) a.layer[l] = layers[l].layer;
+    for (int l = 0; !taken.roomy() && l + 1 < a.L; ++l) to.all.curve[l] = layers[l].curve;
+    return to;
+  }
   if (!least) {
     const std::string tile = step.tile == kAnyTile ? "" : " in tiles of " + std::to_string(step.tile);
-    throw std::invalid_argument(std::to_string(a.L - 1) + " hidden layers of " + std::to_string(H) + tile +
-                                " are more than the kernel has registers for");
+    throw std::invalid_argument(student + tile + " are more than the kernel has registers for");
   }
   throw std::invalid_argument("a tile of this student takes " + std::to_string(least) +
                               " bytes of shared memory, a block has " + std::to_string(limit));

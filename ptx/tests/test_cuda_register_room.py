@@ -29,8 +29,17 @@ CASES = [
     (Shape(20, 18, 70, 2, 9, 2, "wide, kept, and in pieces"), "silu", "ieee", WIDE),
     (Shape(20, 3, 100, 4, 2, 1, "wide and deep"), "tanh", "ieee", WIDE),
 ]
+MANY = [
+    (Shape(19, 65, 20, 1, 17, 5, "65 inputs, 17 outputs"), "bf16", NARROW),
+    (Shape(5, 100, 70, 2, 33, 2, "100 inputs, 33 outputs"), "ieee", WIDE),
+    (Shape(3, 784, 28, 2, 3, 6, "784 inputs by turns"), "fp16", NARROW),
+    (Shape(3, 20, 100, 1, 128, 2, "128 outputs by turns"), "tf32", WIDE),
+]
 # Bytes of a block, where other ways have no room for their arrays, or this one for all weights at a time
-LIMITS = {"pieces, which all weights have room beside": 90 << 10, DEEP.why: 64 << 10}
+LIMITS = {
+    "pieces, which all weights have room beside": 90 << 10, DEEP.why: 50 << 10,
+    "784 inputs by turns": 17 << 10, "128 outputs by turns": 99 << 10,
+}  # fmt: skip
 
 
 def compare(shape, side, precision="bf16", activation="tanh", way=NARROW, kind="sphere", *, asked=False, **settings):
@@ -48,10 +57,20 @@ def test_shapes(shape, activation, precision, way, side):
     compare(shape, side, precision, activation, way)
 
 
-def test_the_deepest():
-    """And no sample, of which a block has its zeros to leave."""
-    for N in (3, 0):
-        compare(Shape(N, 2, 8, 19, 1, 1, ""), "tangents")
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("shape", "precision", "way"), MANY, ids=lambda of: getattr(of, "why", ""))
+def test_many_inputs_and_outputs(shape, precision, way, side):
+    compare(shape, side, precision, "tanh", way)
+
+
+@pytest.mark.parametrize(("side", "depth", "precision"), [
+    ("tangents", 70, "bf16"), ("gradients", 33, "ieee"), ("cotangents", 20, "fp16"), ("tangents", 25, "tf32"),
+])  # fmt: skip
+def test_any_depth(side, depth, precision):
+    """Layers are told in a table; of no sample, too, a block has its zeros to leave."""
+    for N in (3, 0) if precision == "tf32" else (3,):
+        done = compare(Shape(N, 2, 8, depth, 1, 1, ""), side, precision)
+        assert ("table" in done.backend.results) and cuda.is_roomy(done.backend.layout)
 
 
 MODES = {

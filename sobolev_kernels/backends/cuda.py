@@ -17,6 +17,7 @@ from . import constant_while_traced, core, triton
 
 CHOSEN = 1  # as many samples of a tile as suit a step (csrc/cuda/registers.h)
 TILE = CHOSEN  # or 16 to 128, which tests and measurements ask for
+MOST_SCRATCH = 1 << 31  # bytes; of a student with more layers fewer blocks go at a time
 MISSING = core.MISSING
 if MISSING is None and not hasattr(core._C, "cuda_step_at"):
     MISSING = "the compiled core was built without CUDA (SOBOLEV_CUDA=on, and nvcc)"
@@ -173,5 +174,5 @@ def launch_of(step, precision: int, device: torch.device) -> Launch:
     limit, processors = hardware(device.index)
     chosen = core._C.cuda_layout(step, precision, limit)
     most = processors * blocks_at_a_time(precision, chosen["way"], chosen["shared"], device.index)
-    blocks = max(1, min(chosen["tiles"], most))
-    return Launch(step, precision, limit, blocks, device, blocks * chosen["slot"])
+    blocks = max(1, min(chosen["tiles"], most, MOST_SCRATCH // chosen["slot"]))
+    return Launch(step, precision, limit, blocks, device, chosen["table"] + blocks * chosen["slot"])

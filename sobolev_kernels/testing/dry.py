@@ -16,8 +16,11 @@ from .compare import forget
 LIMIT = 163 << 10  # of shared memory, on sm_80
 
 
-def prepared(launch: cuda.Launch, where: tuple, scratch: torch.Tensor) -> tuple[bytes, bytes, tuple | None]:
-    """The arguments of both kernels, and the grid of the second, if it is launched."""
+def prepared(
+    launch: cuda.Launch, where: tuple, scratch: torch.Tensor
+) -> tuple[list[bytes], bytes, bytes, tuple | None]:
+    """The arguments of each launch that tells layers, of the step and of what finishes it, and the latter's grid, if it
+    is launched."""
     return core._C.cuda_arguments_at(*launch[:4], 0, *where, scratch.data_ptr())
 
 

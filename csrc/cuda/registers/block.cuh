@@ -63,13 +63,44 @@ struct RegisterBlock {
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
   SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
+  // Layer l, from 0, and what is known of its activation
+  SK_INLINE const LayerArguments& layer(int l) const {
+    if constexpr (kRoomy) {
+      return step().table[l].layer;
+    } else {
+      return step().layer[l];
+    }
+  }
+  SK_INLINE const Curve& curve(int l) const {
+    if constexpr (kRoomy) {
+      return step().table[l].curve;
+    } else {
+      return all.curve[l];
+    }
+  }
+  // Of layer l, from 0, from column i on: `Some` is float2 or float4
+  template <class Some>
+  SK_INLINE Some biases(int l, int i) const {
+    if constexpr (kRoomy) {
+      const LayerArguments& of = layer(l);
+      Some some{};
+      if (!of.bias.data) return some;
+#pragma unroll
+      for (int e = 0; e < int(sizeof(Some) / 4); ++e) {
+        if (i + e < of.out) (&some.x)[e] = static_cast<const float*>(of.bias.data)[(i + e) * of.bias.stride[0]];
+      }
+      return some;
+    } else {
+      return *reinterpret_cast<const Some*>(reinterpret_cast<const float*>(shared + own().biases) + l * H + i);
+    }
+  }
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
   SK_INLINE std::int64_t row_of(int half) const { return first_row + lane() / 4 + 8 * half; }
   SK_INLINE bool valid(int half) const { return row_of(half) < step().N; }
   static SK_INLINE int output_of(int e) { return e / 4 * kRegisterOutputs + lane() % 4 * 2 + e % 2; }
-  // Of piece n of the outputs' adjoints
+  // Of piece n of the outputs' adjoints; a roomy way has those of two pieces in a fragment
   SK_INLINE std::uint32_t top(int n) const { return own().top + n * (kRows * kRegisterOutputs * To::kBytes); }
   // Of piece f of inputs
   static SK_INLINE std::uint32_t piece(std::uint32_t of, int f) {
@@ -80,12 +111,12 @@ struct RegisterBlock {
   }
   // Where a roomy way has of layer l, from 1, what is multiplied: that of its neighbours lies in the other one
   SK_INLINE std::uint32_t operands_at(int l) const { return own().operands + l % 2 * (kRows * H * To::kBytes); }
-  // f(piece) of inputs: each by one of the warps that share rows, or the only one by all of them
+  // f(n) of pieces of outputs, from piece n on, that go together
   template <class F>
-  SK_INLINE void each_piece(F f) const {
-    if constexpr (kWide) {
+  static SK_INLINE void each_two(int from, int to, F f) {
+    if constexpr (kRoomy) {
 #pragma unroll 1
-      for (int i = part(); i < input_pieces(); i += kParts) f(i);
+      for (int n = from; n < to; n += 2) f(n);
     } else {
       f(0);
     }
@@ -93,7 +124,9 @@ struct RegisterBlock {
   SK_INLINE int own_row() const { return kWide ? own().own_row : kRegisterInputs + kSpare; }
   // What each warp has for itself, of rows of so many floats; of this one, and of number i of those that share rows
   SK_INLINE int own_floats() const { return 16 * own_row(); }
-  SK_INLINE float* own_at(int warp) const { return reinterpret_cast<float*>(shared + own().own) + own_floats() * warp; }
+  SK_INLINE float* own_at(int warp) const {
+    return reinterpret_cast<float*>(of_block<kRoomy>() + own().own) + own_floats() * warp;
+  }
   SK_INLINE float* mine() const { return own_at(warp()); }
   SK_INLINE float* own_of(int i) const { return own_at(group() * kParts + i); }
   SK_INLINE float4& mine_at(int half, int f) const {
@@ -106,13 +139,21 @@ struct RegisterBlock {
     To::template load<H>(to, shared, array, 16 * group(), k);
   }
   SK_INLINE void load_inputs(Fragment& to, std::uint32_t array) const {
-    To::template load<kRegisterInputs>(to, shared, array, 16 * group(), 0);
+    if constexpr (kRoomy) {
+      load_fragment(to, of_group(array));
+    } else {
+      To::template load<kRegisterInputs>(to, shared, array, 16 * group(), 0);
+    }
   }
   SK_INLINE void store(std::uint32_t array, int k, const Fragment& from) const {
     To::template store<H>(shared, array, 16 * group(), k, from);
   }
   SK_INLINE void store_inputs(std::uint32_t array, const Fragment& from) const {
-    To::template store<kRegisterInputs>(shared, array, 16 * group(), 0, from);
+    if constexpr (kRoomy) {
+      store_fragment(of_group(array), from);
+    } else {
+      To::template store<kRegisterInputs>(shared, array, 16 * group(), 0, from);
+    }
   }
   SK_INLINE void fragment(const Operands& a, int k, Fragment& to) const {
     if constexpr (kParts == 1) {
@@ -136,7 +177,11 @@ struct RegisterBlock {
   static SK_INLINE float& sum(Columns& c, int j, int i) { return c[2 * j + i / 4][i % 4]; }
 
   SK_INLINE float* bias_sums(int l) const {  // of hidden layer l, from 1
-    return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+    if constexpr (kRoomy) {
+      return slot() + layer(l - 1).bias_gradient;
+    } else {
+      return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
+    }
   }
   SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
@@ -166,21 +211,29 @@ struct RegisterBlock {
     return kInSlot ? reinterpret_cast<unsigned char*>(slot()) : shared;
   }
 
+  // This lane's of a fragment of this warp's rows, [kRows, 16] in the slot, which all warps that share them read
+  SK_INLINE unsigned char* of_group(std::uint32_t array) const {
+    return of_block<true>() + array + group() * (128 * kNumbers) + lane() * 16;
+  }
   // Those of an array of each hidden layer, of columns 16 k
   SK_INLINE void load_own(Fragment& to, std::uint32_t array, int l, int j, int k) const {
     if constexpr (kRoomy) {
-      const unsigned char* at = of_block<true>() + array + place_of_lane(l, j, kHalves);
-#pragma unroll
-      for (int i = 0; i < kNumbers; i += 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(at + 128 * i);
-        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-      }
+      load_fragment(to, of_block<true>() + array + place_of_lane(l, j, kHalves));
     } else {
       load(to, hidden_array(array, l), k);
     }
   }
   SK_INLINE void store_in_slot(std::uint32_t array, int l, int j, const Fragment& from) const {
-    unsigned char* at = of_block<true>() + array + place_of_lane(l, j, kHalves);
+    store_fragment(of_block<true>() + array + place_of_lane(l, j, kHalves), from);
+  }
+  static SK_INLINE void load_fragment(Fragment& to, const unsigned char* at) {
+#pragma unroll
+    for (int i = 0; i < kNumbers; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(at + 128 * i);
+      to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+    }
+  }
+  static SK_INLINE void store_fragment(unsigned char* at, const Fragment& from) {
 #pragma unroll
     for (int i = 0; i < kNumbers; i += 4) {
       *reinterpret_cast<uint4*>(at + 128 * i) = make_uint4(from[i], from[i + 1], from[i + 2], from[i + 3]);

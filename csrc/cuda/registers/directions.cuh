@@ -18,6 +18,9 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
   using Outer::row_of, Outer::seed, Outer::shared, Outer::step, Outer::store_inputs, Outer::valid;
   using typename Outer::Fragment, typename Outer::Operands, typename Outer::To;
 
+  static constexpr bool kRoomy = Outer::kRoomy;
+  // Where arrays of directions are
+  SK_INLINE unsigned char* of_block() const { return Outer::template of_block<kRoomy>(); }
   SK_INLINE bool cotangents() const { return step().from == From::kCotangents; }
 
   // Of this lane's rows, four columns of direction p, or cotangent p, of n numbers. Of at most 8 a lane draws those of
@@ -76,17 +79,18 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
     square += __shfl_xor_sync(~0u, square, 2);
     return valid(half) ? factor / sqrtf(square) : 0.0f;
   }
-  // All pieces of direction p, where this warp has place for them; and what they are still to be multiplied with
-  SK_INLINE void all_pieces(int p, float (&factor)[2]) const {
+  // All pieces of direction p, or of cotangent p, of n numbers, which go to at(half, piece); and what they are still to
+  // be multiplied with
+  template <class At>
+  SK_INLINE void all_pieces(int p, int n, int count, float (&factor)[2], At at) const {
     const Directions& from = step().directions;
     float squares[2] = {0.0f, 0.0f};
 #pragma unroll 1
-    for (int f = 0; f < input_pieces(); ++f) {
+    for (int f = 0; f < count; ++f) {
       float v[2][4];
-      direction<false>(p, step().W, v, f, squares);
+      direction<false>(p, n, v, f, squares);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        mine_at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
+      for (int half = 0; half < 2; ++half) at(half, f) = make_float4(v[half][0], v[half][1], v[half][2], v[half][3]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -95,14 +99,19 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
     }
   }
 
+  // Those of a direction, where this warp has place for them
+  SK_INLINE void all_inputs(int p, float (&factor)[2]) const {
+    all_pieces(p, step().W, input_pieces(), factor, [&](int half, int f) -> float4& { return mine_at(half, f); });
+  }
+
   // ---- Tangents of the target ----
 
   SK_INLINE std::uint32_t source_at(int p) const { return piece(own().source, p % own().batch * input_pieces()); }
   SK_INLINE int targets_number(int p, int n) const {
-    return (p % own().batch * kGroups + group()) * output_pieces() + n;
+    return (p % own().batch * kGroups + group()) * (kRoomy ? (output_pieces() + 1) / 2 * 2 : output_pieces()) + n;
   }
   SK_INLINE float4& targets_at(int p, int n) const {
-    return reinterpret_cast<float4*>(shared + own().targets)[targets_number(p, n) * 32 + lane()];
+    return reinterpret_cast<float4*>(of_block() + own().targets)[targets_number(p, n) * 32 + lane()];
   }
 
   // Directions from p on, of a batch, and the tangents of the target along them; warps that share rows share them
@@ -115,7 +124,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
       if constexpr (kWide) {
         float factor[2];
         __syncwarp();
-        all_pieces(p, factor);
+        all_inputs(p, factor);
 #pragma unroll 1
         for (int f = 0; f < input_pieces(); ++f) {
 #pragma unroll
@@ -194,18 +203,18 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
   SK_INLINE float* cotangent_at(int p, int half, int o) const {
     const int row = lane() / 4 + 8 * half, n = kWide ? o / kRegisterOutputs : 0;
     const int place = row * kRegisterOutputs + (o - n * kRegisterOutputs ^ lane() / 16 * 4);
-    return reinterpret_cast<float*>(shared + own().targets) + targets_number(p, n) * 128 + place;
+    return reinterpret_cast<float*>(of_block() + own().targets) + targets_number(p, n) * 128 + place;
   }
   SK_INLINE float4& gradient_targets_at(int p, int half, int f) const {
     return reinterpret_cast<float4*>(
-        shared + own().own + 4 * own_floats() * (group() * kParts + p % own().batch))[lane() + 32 * half + 64 * f];
+        of_block() + own().own + 4 * own_floats() * (group() * kParts + p % own().batch))[lane() + 32 * half + 64 * f];
   }
-  // Of this lane's rows and outputs
-  SK_INLINE void cotangent(int p, float (&to)[kOutputs]) const {
+  // Of this lane's rows and outputs, of pieces n and the next
+  SK_INLINE void cotangent(int p, int n, float (&to)[kOutputs]) const {
 #pragma unroll
     for (int e = 0; e < kOutputs; e += 2) {
       float2 two = make_float2(0.0f, 0.0f);
-      if (has(e)) two = *reinterpret_cast<const float2*>(cotangent_at(p, e / 2 % 2, output_of(e)));
+      if (has(4 * n + e)) two = *reinterpret_cast<const float2*>(cotangent_at(p, e / 2 % 2, output_of(4 * n + e)));
       to[e] = two.x, to[e + 1] = two.y;
     }
   }
@@ -216,13 +225,28 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
     const int to = min(step().P, from + own().batch), of_lane = lane() % 4 * 4;
 #pragma unroll 1
     for (int p = from + part(); p < to; p += kParts) {
-      float u[2][4];
-      direction(p, step().O, u);
+      if constexpr (kRoomy) {
+        const int count = (output_pieces() + 1) / 2;
+        const auto at = [&](int half, int i) -> float4& {
+          return *reinterpret_cast<float4*>(cotangent_at(p, half, 2 * kRegisterOutputs * i + of_lane));
+        };
+        float factor[2];
+        all_pieces(p, step().O, count, factor, at);
+#pragma unroll 1
+        for (int i = 0; i < 2 * count; ++i) {
+          float4& u = at(i % 2, i / 2);
+          const float of = factor[i % 2];
+          u = make_float4(of * u.x, of * u.y, of * u.z, of * u.w);
+        }
+      } else {
+        float u[2][4];
+        direction(p, step().O, u);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (of_lane >= kRegisterOutputs * output_pieces()) continue;
-        float4& at = *reinterpret_cast<float4*>(cotangent_at(p, half, of_lane));
-        at = make_float4(u[half][0], u[half][1], u[half][2], u[half][3]);
+        for (int half = 0; half < 2; ++half) {
+          if (of_lane >= kRegisterOutputs * output_pieces()) continue;
+          float4& at = *reinterpret_cast<float4*>(cotangent_at(p, half, of_lane));
+          at = make_float4(u[half][0], u[half][1], u[half][2], u[half][3]);
+        }
       }
       __syncwarp();
 #pragma unroll 1
@@ -274,16 +298,15 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
 
   // The same of all pieces, each by one of the warps that share rows; adjoints go where the next product reads them
   SK_INLINE void gradients_by_pieces(int p, const Operands& a, float (&rho)[2]) const {
-#pragma unroll 1
-    for (int f = part(); f < input_pieces(); f += kParts) {
+    Outer::each_piece([&](int f, int at) {
       Sums pulled[2] = {};
-      pull_first(a, f, pulled);
+      pull_first(a, at, pulled);
       float g_bar[2][4];
       gradient_residuals(p, f, pulled, g_bar, rho, true);
       Fragment source;
       To::pack_inputs(g_bar, source);
       store_inputs(piece(own().source, f), source);
-    }
+    });
   }
 
   // ---- Outputs' gradients ----
@@ -370,13 +393,13 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
   // one where the others find it, with its slope in a place that rows have to spare; then each adds up its own pieces
   // of the adjoint. A piece of the gradient, too, is pulled by one of them.
   SK_INLINE void projected_by_pieces(int o, const Operands& a, float (&rho)[2]) const {
-    constexpr int kOfWarp = kMostInputPieces / kParts;
+    constexpr int kOfWarp = kRoomy ? 1 : kMostInputPieces / kParts;
     const int column = lane() % 4 * 4, count = input_pieces();
-    float4* gradient = reinterpret_cast<float4*>(shared + own().pulled) + group() * count * 64 + lane();
-#pragma unroll 1
-    for (int f = part(); f < count; f += kParts) {
+    float4* gradient = reinterpret_cast<float4*>(of_block() + own().pulled) + group() * count * 64 + lane();
+    float4* adjoint = gradient + kGroups * count * 64;  // of a roomy way, as it comes to be
+    Outer::each_piece([&](int f, int at) {
       Sums pulled[2] = {};
-      pull_first(a, f, pulled);
+      pull_first(a, at, pulled);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float g[4];
@@ -385,18 +408,29 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
         less_target(o, half, f * kRegisterInputs + column, g);
         gradient[(2 * f + half) * 32] = make_float4(g[0], g[1], g[2], g[3]);
       }
-    }
+    });
     meet();
     float g_bar[kOfWarp][2][4] = {};
     const auto slope_at = [&](float* own, int half) -> float& {
       return own[(lane() / 4 + 8 * half) * own_row() + count * kRegisterInputs];
+    };
+    // Of piece f of direction i of those that share rows
+    const auto add = [&](int i, int f, float (&to)[2][4]) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float of = slope_at(own_of(i), half);
+        const int row = lane() / 4 + 8 * half;
+        const float4 v = *reinterpret_cast<const float4*>(own_of(i) + row * own_row() + f * kRegisterInputs + column);
+        to[half][0] = fmaf(of, v.x, to[half][0]), to[half][1] = fmaf(of, v.y, to[half][1]);
+        to[half][2] = fmaf(of, v.z, to[half][2]), to[half][3] = fmaf(of, v.w, to[half][3]);
+      }
     };
 #pragma unroll 1
     for (int from = 0; from < step().P; from += kParts) {
       const int p = from + part();
       if (p < step().P) {
         float factor[2];
-        all_pieces(p, factor);
+        all_inputs(p, factor);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float r = 0.0f;
@@ -415,31 +449,43 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
         }
       }
       meet();
+      const int many = min(kParts, step().P - from);
+      if constexpr (kRoomy) {
 #pragma unroll 1
-      for (int i = 0; i < min(kParts, step().P - from); ++i) {
-        const float* at = own_of(i);
+        for (int f = part(); f < count; f += kParts) {
+          float of[2][4] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float of = slope_at(own_of(i), half);
+          for (int half = 0; from && half < 2; ++half) {
+            const float4 four = adjoint[(2 * f + half) * 32];
+            of[half][0] = four.x, of[half][1] = four.y, of[half][2] = four.z, of[half][3] = four.w;
+          }
+#pragma unroll 1
+          for (int i = 0; i < many; ++i) add(i, f, of);
+          if (from + kParts >= step().P) {
+            store_direction(of, piece(own().source, f));
+            continue;
+          }
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            adjoint[(2 * f + half) * 32] = make_float4(of[half][0], of[half][1], of[half][2], of[half][3]);
+          }
+        }
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < many; ++i) {
 #pragma unroll
           for (int j = 0; j < kOfWarp; ++j) {
-            const int f = part() + j * kParts, row = lane() / 4 + 8 * half;
-            if (f >= count) continue;
-            const float4 v = *reinterpret_cast<const float4*>(at + row * own_row() + f * kRegisterInputs + column);
-            g_bar[j][half][0] = fmaf(of, v.x, g_bar[j][half][0]), g_bar[j][half][1] = fmaf(of, v.y, g_bar[j][half][1]);
-            g_bar[j][half][2] = fmaf(of, v.z, g_bar[j][half][2]), g_bar[j][half][3] = fmaf(of, v.w, g_bar[j][half][3]);
+            const int f = part() + j * kParts;
+            if (f < count) add(i, f, g_bar[j]);
           }
         }
       }
       meet();
     }
 #pragma unroll
-    for (int j = 0; j < kOfWarp; ++j) {
+    for (int j = 0; !kRoomy && j < kOfWarp; ++j) {
       const int f = part() + j * kParts;
-      if (f >= count) continue;
-      Fragment source;
-      To::pack_inputs(g_bar[j], source);
-      store_inputs(piece(own().source, f), source);
+      if (f < count) store_direction(g_bar[j], piece(own().source, f));
     }
   }
 };

@@ -44,10 +44,9 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void add_bias(Columns& c, int l) const {
-    const float* bias = reinterpret_cast<const float*>(shared + own().biases) + l * H;
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
-      const float4 four = *reinterpret_cast<const float4*>(bias + (part() * kMine + j) * 16 + lane() % 4 * 4);
+      const float4 four = Block::template biases<float4>(l, (part() * kMine + j) * 16 + lane() % 4 * 4);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         c[2 * j][2 * half] += four.x, c[2 * j][2 * half + 1] += four.z;
@@ -81,6 +80,7 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
     To::operand(from, to);
   }
 
+  SK_INLINE std::uint32_t last(int n) const { return own().last + n * (kRegisterOutputs * H * 4); }
   SK_INLINE std::uint32_t first(int f) const { return own().first + f * (H * kRegisterInputs * 4); }
   // c += a Wᵀ, of the first layer's piece f and of a layer between
   SK_INLINE void through_first(const Fragment& a, int f, Columns& c) const {
@@ -96,7 +96,7 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
     }
   }
   SK_INLINE std::uint32_t between(int l) const {
-    return own().between + (kRoomy && own().by_turns ? 0 : l - 1) * (H * H * 4);
+    return own().between + (kRoomy && own().turns != Turns::kNone ? 0 : l - 1) * (H * H * 4);
   }
   // c += a Wᵀ, or a W, of a layer between hidden ones
   template <bool kPulled>
@@ -125,8 +125,9 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
       }
     }
   }
-  SK_INLINE void through_last(const Operands& a, Sums (&c)[kOutputPieces]) const {
-    const std::uint32_t weights = own().last + last_place(lane() / 4, lane() % 4);
+  // Of the last layer's pieces from one on, which are number `at` of those that are there
+  SK_INLINE void through_last(const Operands& a, int from, int at, Sums (&c)[kOutputPieces]) const {
+    const std::uint32_t weights = last(at) + last_place(lane() / 4, lane() % 4);
     constexpr int kAtOnce = kDepth < 4 ? kDepth : 4;  // of more, nvcc splits a load of 16 bytes, which makes a conflict
 #pragma unroll kAtOnce
     for (int k = 0; k < kDepth; ++k) {
@@ -134,7 +135,7 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
       operand(a, k, left);
 #pragma unroll
       for (int n = 0; n < kOutputPieces; ++n) {
-        if (!has(4 * n)) continue;
+        if (!has(4 * (from + n))) continue;
         Pair b[2];
         row_pairs((weights ^ 64 * k) + n * (kRegisterOutputs * H * 4), b);
         multiply(c[n], left, b);
@@ -157,19 +158,19 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
       multiply(c[1], left, b[1]);
     }
   }
-  SK_INLINE void pull_last(const Fragment& a, Columns& c) const {
+  SK_INLINE void pull_last(const Fragment& a, int from, int at, Columns& c) const {
     Operand left;
     To::operand(a, left);
     const std::uint32_t weights =
-        own().last + last_place(lane() % 4 * 2, 4 * part() * kMine + lane() / 8) + lane() / 4 % 2 * 8;
+        last(at) + last_place(lane() % 4 * 2, 4 * part() * kMine + lane() / 8) + lane() / 4 % 2 * 8;
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
 #pragma unroll
       for (int n = 0; n < kOutputPieces; ++n) {
-        if (!has(4 * n)) continue;
-        const std::uint32_t at = (weights ^ 64 * j) + n * (kRegisterOutputs * H * 4);
+        if (!has(4 * (from + n))) continue;
+        const std::uint32_t here = (weights ^ 64 * j) + n * (kRegisterOutputs * H * 4);
         const std::uint32_t next = (weights ^ 64 * j ^ 64) + (n * kRegisterOutputs + 1) * (H * 4);
-        const uint2 two[2] = {*reinterpret_cast<const uint2*>(shared + at),
+        const uint2 two[2] = {*reinterpret_cast<const uint2*>(shared + here),
                               *reinterpret_cast<const uint2*>(shared + next)};
         Pair b[2];
 #pragma unroll

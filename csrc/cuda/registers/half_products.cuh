@@ -24,6 +24,7 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
     }
   }
 
+  SK_INLINE std::uint32_t last(int n) const { return own().last + n * (kRegisterOutputs * H * 2); }
   SK_INLINE std::uint32_t first(int f) const { return own().first + f * (H * kRegisterInputs * 2); }
 
   // Transposed, or as they lie
@@ -37,10 +38,9 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void add_bias(Columns& c, int l) const {
-    const float* bias = reinterpret_cast<const float*>(shared + own().biases) + l * H;
 #pragma unroll
     for (int j = 0; j < 2 * kMine; ++j) {
-      const float2 two = *reinterpret_cast<const float2*>(bias + part() * kMine * 16 + 8 * j + lane() % 4 * 2);
+      const float2 two = Block::template biases<float2>(l, part() * kMine * 16 + 8 * j + lane() % 4 * 2);
       c[j][0] += two.x, c[j][1] += two.y, c[j][2] += two.x, c[j][3] += two.y;
     }
   }
@@ -58,7 +58,7 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
     }
   }
   SK_INLINE std::uint32_t between(int l) const {
-    return own().between + (kRoomy && own().by_turns ? 0 : l - 1) * (H * H * 2);
+    return own().between + (kRoomy && own().turns != Turns::kNone ? 0 : l - 1) * (H * H * 2);
   }
   // c += a Wᵀ, or a W, of a layer between hidden ones
   template <bool kPulled>
@@ -81,14 +81,15 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
       }
     }
   }
-  SK_INLINE void through_last(const Operands& a, Sums (&c)[kOutputPieces]) const {
-    const std::uint32_t weights = own().last + place<H>(lane() % 8, lane() / 8 % (kDepth == 1 ? 2 : 4));
+  // Of the last layer's pieces from one on, which are number `at` of those that are there
+  SK_INLINE void through_last(const Operands& a, int from, int at, Sums (&c)[kOutputPieces]) const {
+    const std::uint32_t weights = last(at) + place<H>(lane() % 8, lane() / 8 % (kDepth == 1 ? 2 : 4));
 #pragma unroll
     for (int k = 0; k < kDepth; k += 2) {
       Fragment b[kOutputPieces];
 #pragma unroll
       for (int n = 0; n < kOutputPieces; ++n) {
-        if (has(4 * n)) matrices<false>(b[n], (weights ^ 32 * k) + n * (kRegisterOutputs * H * 2));
+        if (has(4 * (from + n))) matrices<false>(b[n], (weights ^ 32 * k) + n * (kRegisterOutputs * H * 2));
       }
 #pragma unroll
       for (int i = 0; i < (kDepth == 1 ? 1 : 2); ++i) {
@@ -96,7 +97,7 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
         fragment(a, k + i, left);
 #pragma unroll
         for (int n = 0; n < kOutputPieces; ++n) {
-          if (has(4 * n)) To::multiply(c[n], left, b[n][2 * i], b[n][2 * i + 1]);
+          if (has(4 * (from + n))) To::multiply(c[n], left, b[n][2 * i], b[n][2 * i + 1]);
         }
       }
     }
@@ -114,15 +115,15 @@ struct HalfProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
       To::multiply(c[1], left, b[2], b[3]);
     }
   }
-  SK_INLINE void pull_last(const Fragment& a, Columns& c) const {
+  SK_INLINE void pull_last(const Fragment& a, int from, int at, Columns& c) const {
     constexpr int kAtOnce = kMine == 1 ? 2 : 4;
-    const std::uint32_t weights = own().last + place<H>(lane() % 8, part() * kMine * 2 + lane() / 8 % kAtOnce);
+    const std::uint32_t weights = last(at) + place<H>(lane() % 8, part() * kMine * 2 + lane() / 8 % kAtOnce);
 #pragma unroll
     for (int j = 0; j < 2 * kMine; j += kAtOnce) {
       Fragment b;
       matrices<true>(b, weights ^ 16 * j);
       Fragment more = {};
-      if (kOutputPieces > 1 && has(4)) matrices<true>(more, (weights ^ 16 * j) + kRegisterOutputs * H * 2);
+      if (kOutputPieces > 1 && has(4 * (from + 1))) matrices<true>(more, (weights ^ 16 * j) + kRegisterOutputs * H * 2);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) To::multiply(c[j + i], a, b[i], more[i]);
     }

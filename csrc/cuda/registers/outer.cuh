@@ -32,16 +32,21 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
 
   // Of the last layer, in shared memory for each 16 rows: in registers they would live as long as the block
   SK_INLINE float* last_bias_sums(int group) const {
-    return reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps + kRegisterOutputs * output_pieces() * group;
+    const int before = kRegisterOutputs * output_pieces() * group;
+    if constexpr (kRoomy) {
+      return slot() + own().bias_sums / 4 + before;
+    } else {
+      return reinterpret_cast<float*>(shared + own().sums) + 4 * kWarps + before;
+    }
   }
-  SK_INLINE void add_last_bias(const float (&of)[kOutputs]) const {
+  SK_INLINE void add_last_bias(const float (&of)[kOutputs], int from) const {
     if (part() != 0) return;
 #pragma unroll
     for (int i = 0; i < 2 * kOutputPieces; ++i) {
-      if (!has(2 * i)) continue;
+      if (!has(4 * from + 2 * i)) continue;
       float sum = of[i / 2 * 4 + i % 2] + of[i / 2 * 4 + i % 2 + 2];
       for (int apart = 16; apart >= 4; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
-      if (lane() < 4) last_bias_sums(group())[i / 2 * kRegisterOutputs + 2 * lane() + i % 2] += sum;
+      if (lane() < 4) last_bias_sums(group())[(from + i / 2) * kRegisterOutputs + 2 * lane() + i % 2] += sum;
     }
   }
 
@@ -82,11 +87,6 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   // f(i, m, n) of each piece i that a warp has of the first layer's gradient, rows 16 m and columns 8 n of it
   template <class F>
   SK_INLINE void each_first(F f) const {
-    if constexpr (kRoomy) {
-#pragma unroll 1
-      for (int i = warp(); i < H / 16 * 2 * input_pieces(); i += kWarps) f(0, i % (H / 16), i / (H / 16));
-      return;
-    }
     unrolled<kFirst>([&](auto i) {
       if constexpr (kWide) {
         const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
@@ -101,10 +101,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   // The same of the last layer's, transposed, [H, 8] of each piece of outputs
   template <class F>
   SK_INLINE void each_last(F f) const {
-    if constexpr (kRoomy) {
-#pragma unroll 1
-      for (int i = warp(); i < H / 16 * output_pieces(); i += kWarps) f(0, i % (H / 16), i / (H / 16));
-    } else if constexpr (kWide) {
+    if constexpr (kWide) {
       unrolled<kLast>([&](auto i) {
         const int m = (warp() + kWarps * i) % (H / 16), n = (warp() + kWarps * i) / (H / 16);
         if (n < output_pieces()) f(i, m, n);
@@ -116,16 +113,17 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   static SK_INLINE bool of_bias(int n) { return kWide ? n == 1 : n; }
 
   // gradient of layer l += leftᵀ of what it was given, `source` or the array of the layer below
-  SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, bool biased) {
+  SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, const typename Products::Top& from,
+                                bool biased) {
     if constexpr (kRoomy) {
-      bring_to_slot(source, below, biased);
+      bring_to_slot(source, below, from, biased);
     } else {
       each_first([&](auto i, int m, int n) { add_first(of_first[i], source, own().left, m, n, biased); });
       unrolled<kBetween>([&](auto l) {
         if (l + 1 >= hidden() || down() >= H / 16) return;
         add_between(of_between[l], hidden_array(own().left, l + 2), hidden_array(below, l + 1), l + 2, biased);
       });
-      each_last([&](auto i, int m, int n) { add_last(of_last[i], hidden_array(below, hidden()), m, n); });
+      each_last([&](auto i, int m, int n) { add_last(of_last[i], hidden_array(below, hidden()), top(n), m); });
     }
   }
 
@@ -173,9 +171,9 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
     });
     if (biased && warp() % kAcross < kDown) add_bias_sums(l, m + warp() % kAcross, bias);
   }
-  SK_INLINE void add_last(Sums& to, std::uint32_t of_layer, int m, int n) const {
+  SK_INLINE void add_last(Sums& to, std::uint32_t of_layer, std::uint32_t outputs, int m) const {
     const std::uint32_t left = of_layer + To::template left_place<H>(m);
-    const std::uint32_t right = top(n) + To::template right_place<kRegisterOutputs>(0);
+    const std::uint32_t right = outputs + To::template right_place<kRegisterOutputs>(0);
     summed(to, [&](Sums& sums) {
 #pragma unroll 2
       for (int row = 0; row < kRows; row += To::kTogether) {
@@ -208,14 +206,47 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
       Products::store(Products::operands_at(l), k, of);
     }
   }
-  SK_INLINE void bring_to_slot(std::uint32_t source, std::uint32_t below, bool biased) const {
+  // f(m, n) of pieces [16, 8] that a warp has of [H, 8] of each n
+  template <class F>
+  static SK_INLINE void each_of_columns(int from, int to, F f) {
+#pragma unroll 1
+    for (int i = warp(); i < H / 16 * (to - from); i += kWarps) f(i % (H / 16), from + i / (H / 16));
+  }
+  static constexpr int kOfOutputs = Products::kRows * kRegisterOutputs * To::kBytes;  // bytes of a piece
+  // Pieces of outputs' adjoints, or of inputs, likewise, of the slot
+  SK_INLINE void stage_outputs(int begin, int end) const {
+#pragma unroll 1
+    for (int n = begin + 2 * part(); n < end; n += 2 * Products::kParts) {
+      typename Products::Fragment of;
+      Products::load_inputs(of, Products::top_at(n));
+      To::template store_outputs<0>(shared, own().staged + (n - begin) * kOfOutputs, 16 * group(), of);
+      if (n + 1 < end)
+        To::template store_outputs<1>(shared, own().staged + (n + 1 - begin) * kOfOutputs, 16 * group(), of);
+    }
+  }
+  SK_INLINE void stage_inputs(std::uint32_t source, int begin, int end) const {
+#pragma unroll 1
+    for (int f = begin + part(); f < end; f += Products::kParts) {
+      typename Products::Fragment of;
+      Products::load_inputs(of, piece(source, f));
+      To::template store<kRegisterInputs>(shared, piece(own().staged, f - begin), 16 * group(), 0, of);
+    }
+  }
+  SK_INLINE void bring_to_slot(std::uint32_t source, std::uint32_t below, const typename Products::Top& top,
+                               bool biased) const {
     stage(below, hidden());
-    __syncthreads();
-    each_last([&](int, int m, int n) {
-      Sums sums = {};
-      add_last(sums, Products::operands_at(hidden()), m, n);
-      put_last<true>(sums, m, n);
-    });
+#pragma unroll 1
+    for (int begin = top.from; begin < top.to; begin += own().output_window) {
+      const int end = min(top.to, begin + own().output_window);
+      if (begin > top.from) __syncthreads();
+      stage_outputs(begin, end);
+      __syncthreads();
+      each_of_columns(begin, end, [&](int m, int n) {
+        Sums sums = {};
+        add_last(sums, Products::operands_at(hidden()), own().staged + (n - begin) * kOfOutputs, m);
+        put_last<true>(sums, m, n);
+      });
+    }
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
       __syncthreads();
@@ -228,10 +259,17 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
         Pieces sums = {};
         add_between(sums, left, Products::operands_at(l - 1), l, biased);
         put_between<true>(sums, l - 1);
-      } else {
-        each_first([&](int, int m, int n) {
+        continue;
+      }
+#pragma unroll 1
+      for (int begin = 0; begin < input_pieces(); begin += own().input_window) {
+        const int end = min(input_pieces(), begin + own().input_window);
+        if (begin) __syncthreads();
+        stage_inputs(source, begin, end);
+        __syncthreads();
+        each_of_columns(2 * begin, 2 * end, [&](int m, int n) {
           Sums sums = {};
-          add_first(sums, source, left, m, n, biased);
+          add_first(sums, piece(own().staged, -begin), left, m, n, biased);
           put_first<true>(sums, m, n);
         });
       }
@@ -251,14 +289,16 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
       reinterpret_cast<double*>(slot + a.layout.gradient_floats)[threadIdx.x] = of;
     }
     if (!a.gradients) return;
-    for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
-      slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+    if constexpr (!kRoomy) {
+      for (int i = threadIdx.x; i < hidden() * H; i += kThreads) {
+        slot[a.layer[i / H].bias_gradient + i % H] = bias_sums(1)[i];
+      }
     }
     const int columns = kRegisterOutputs * output_pieces();
-    if (threadIdx.x < columns) {
+    for (int n = threadIdx.x; n < columns; n += kThreads) {
       float of = 0.0f;
-      for (int i = 0; i < kGroups; ++i) of += last_bias_sums(i)[threadIdx.x];
-      slot[a.layer[hidden()].bias_gradient + threadIdx.x] = of;
+      for (int i = 0; i < kGroups; ++i) of += last_bias_sums(i)[n];
+      slot[Products::layer(hidden()).bias_gradient + n] = of;
     }
     if constexpr (!kRoomy) {
       each_first([&](auto i, int m, int n) { put_first<false>(of_first[i], m, n); });
@@ -276,7 +316,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_first(const Sums& of, int m, int n) const {
-    float* to = slot() + step().layer[0].gradient;
+    float* to = slot() + Products::layer(0).gradient;
     const int columns = kRegisterInputs * input_pieces();
     unrolled<4>([&](auto e) {
       const int of_piece = To::input_column(To::template sum_column<1>(n % 2, 0, e));
@@ -286,7 +326,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_between(const Pieces& of, int l) const {  // from 1
-    float* to = slot() + step().layer[l].gradient;
+    float* to = slot() + Products::layer(l).gradient;
     const int m = down(), n = across();
     unrolled<kDown>([&](auto i) {
       unrolled<kRight>([&](auto j) {
@@ -308,7 +348,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   template <bool kAdded>
   SK_INLINE void put_last(const Sums& of, int m, int n) const {
-    float* to = slot() + step().layer[hidden()].gradient;
+    float* to = slot() + Products::layer(hidden()).gradient;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int o = n * kRegisterOutputs + lane() % 4 * 2 + e % 2;

@@ -12,20 +12,27 @@ template <Precision kPrecision, int H, int kGroups, Room kRoom>
 using ProductsOf = std::conditional_t<operand_bytes(kPrecision) == 2, HalfProducts<kPrecision, H, kGroups, kRoom>,
                                       FloatProducts<kPrecision, H, kGroups, kRoom>>;
 
-// Of a layer between hidden ones the weights [out, in], which `Products` multiply with, by all threads of a block
-template <class Products>
-__device__ __noinline__ void bring_matrix(const float* weight, std::int64_t of_row, std::int64_t of_column, int out,
-                                          int in, unsigned char* to) {
-  constexpr int kOfRow = Products::H / 2;
+enum Place : int { kFirstLayer, kBetweenLayers, kLastLayer };
+
+// Of a layer the weights [out, in], which `Products` multiply with, by all threads of a block; of the first and the
+// last one so many pieces, from one on
+template <class Products, Place kPlace>
+__device__ __noinline__ void bring_weights(const float* weight, std::int64_t of_row, std::int64_t of_column, int out,
+                                           int in, int from, int count, unsigned char* to) {
+  constexpr bool kFirst = kPlace == kFirstLayer, kLast = kPlace == kLastLayer;
+  constexpr int kRowsOf = kLast ? kRegisterOutputs : Products::H, kColumns = kFirst ? kRegisterInputs : Products::H;
+  constexpr int kOfRow = kColumns / 2, kOfPiece = kRowsOf * kOfRow;
 #pragma unroll 8
-  for (int i = threadIdx.x; i < Products::H * kOfRow; i += kThreads) {
-    const int row = i / kOfRow, column = i % kOfRow * 2;
+  for (int i = threadIdx.x; i < count * kOfPiece; i += kThreads) {
+    const int n = i / kOfPiece, of_piece = i / kOfRow % kRowsOf, k = i % kOfRow * 2;
+    const int row = kLast ? (from + n) * kRowsOf + of_piece : of_piece;
+    const int column = kFirst ? (from + n) * kColumns + Products::To::input_column(k) : k;
     float of[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       if (row < out && column + e < in) of[e] = weight[row * of_row + (column + e) * of_column];
     }
-    Products::put(to, false, false, row, column, of);
+    Products::put(to + n * (kRowsOf * kColumns * Products::To::kBytes), kFirst, kLast, of_piece, k, of);
   }
 }
 
@@ -33,7 +40,8 @@ template <Precision kPrecision, int H, int kGroups, Room kRoom>
 struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
   using Base = ProductsOf<kPrecision, H, kGroups, kRoom>;
   using Base::Base;
-  using Base::hidden, Base::input_pieces, Base::load_inputs, Base::meet, Base::own, Base::part, Base::piece;
+  using Base::hidden, Base::input_pieces, Base::kOutputPieces, Base::load_inputs, Base::meet, Base::own, Base::part,
+      Base::piece;
   using Base::kMine, Base::kNumbers, Base::kParts, Base::kRoomy, Base::kWide, Base::output_pieces, Base::pull_last,
       Base::through_first;
   using Base::shared, Base::step, Base::store;
@@ -41,8 +49,6 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
       typename Base::To;
 
   // ---- Once for a block ----
-
-  enum Place : int { kFirstLayer, kBetweenLayers, kLastLayer };
 
   // Weights of one layer, of the first one's pieces, or of all between hidden ones, as many of a row at a time as
   // kTogether. Each thread has several loads under way: a block's first tile waits for the slowest.
@@ -66,7 +72,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
 #pragma unroll
         for (int e = 0; e < kTogether; ++e) of[i][e] = 0.0f;
         if (at >= layers * kOfMatrix) continue;
-        const LayerArguments& layer = step().layer[kFirst ? 0 : kLast ? hidden() : l + 1];
+        const LayerArguments& layer = Base::layer(kFirst ? 0 : kLast ? hidden() : l + 1);
         if (row >= layer.out) continue;
         if constexpr (kTogether == 4) {
           if (column >= layer.in) continue;
@@ -96,6 +102,15 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
   }
 
   SK_INLINE void load_weights() const {
+    if constexpr (kRoomy) {
+      if (own().turns == Turns::kAll) return;
+      bring<kFirstLayer>(0, 0, input_pieces(), own().first);
+      bring<kLastLayer>(hidden(), 0, own().output_window, own().last);
+#pragma unroll 1
+      for (int l = 1; own().turns == Turns::kNone && l < hidden(); ++l)
+        bring<kBetweenLayers>(l, 0, 1, Base::between(l));
+      return;
+    }
     const Arguments& a = step();
     bool wide = true;
     for (int l = 1; l < a.L; ++l) wide = wide && by_fours(a.layer[l]);
@@ -106,11 +121,7 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
       biases[i] = layer.bias.data && i % H < layer.out ? number(layer.bias, i % H) : 0.0f;
     }
     load_matrices<kFirstLayer, 2>(input_pieces(), shared + own().first);
-    if constexpr (kRoomy) {
-      load_matrices<kLastLayer, 2>(output_pieces(), shared + own().last);
-#pragma unroll 1
-      for (int l = 1; !own().by_turns && l < hidden(); ++l) bring(l);
-    } else if (wide) {
+    if (wide) {
       load_matrices<kLastLayer, 4>(output_pieces(), shared + own().last);
       load_matrices<kBetweenLayers, 4>(hidden() - 1, shared + own().between);
     } else {
@@ -119,10 +130,11 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
     }
   }
 
-  SK_INLINE void bring(int l) const {
-    const LayerArguments& layer = step().layer[l];
-    bring_matrix<Base>(static_cast<const float*>(layer.weight.data), layer.weight.stride[0], layer.weight.stride[1],
-                       layer.out, layer.in, shared + Base::between(l));
+  template <Place kPlace>
+  SK_INLINE void bring(int l, int from, int count, std::uint32_t to) const {
+    const LayerArguments& layer = Base::layer(l);
+    bring_weights<Base, kPlace>(static_cast<const float*>(layer.weight.data), layer.weight.stride[0],
+                                layer.weight.stride[1], layer.out, layer.in, from, count, shared + to);
   }
 
   // ---- Products ----
@@ -133,12 +145,63 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
     if constexpr (kRoomy) {
       if (l == 0 || l == hidden()) {
         meet();
-      } else if (own().by_turns) {
+      } else if (own().turns != Turns::kNone) {
         __syncthreads();
-        bring(l);
+        bring<kBetweenLayers>(l, 0, 1, own().between);
         __syncthreads();
       }
     }
+  }
+  // f(begin, end, at) of pieces of the first layer, or of the last one, whose weights are there, the first one's as
+  // number `at`: of all, or of as many as come by turns
+  template <Place kPlace, class F>
+  SK_INLINE void each_window(int from, int to, F f) const {
+    if constexpr (kRoomy) {
+      if (own().turns != Turns::kAll) return f(from, to, from);
+      const int window = kPlace == kFirstLayer ? own().input_window : own().output_window;
+#pragma unroll 1
+      for (int begin = from; begin < to; begin += window) {
+        const int end = min(to, begin + window);
+        __syncthreads();
+        // of outputs two pieces go together
+        const int count = kPlace == kFirstLayer ? end - begin : (end - begin + 1) / 2 * 2;
+        bring<kPlace>(kPlace == kFirstLayer ? 0 : hidden(), begin, count, own().between);
+        __syncthreads();
+        f(begin, end, 0);
+      }
+    } else {
+      f(0, to, 0);
+    }
+  }
+  // f(f, at) of pieces of inputs, each by one of the warps that share rows, or the only one by all of them
+  template <class F>
+  SK_INLINE void each_piece(F f) const {
+    if constexpr (kWide) {
+      each_window<kFirstLayer>(0, input_pieces(), [&](int begin, int end, int at) {
+#pragma unroll 1
+        for (int i = begin + part(); i < end; i += kParts) f(i, i - begin + at);
+      });
+    } else {
+      f(0, 0);
+    }
+  }
+  // f(n, what the last layer makes of two pieces of outputs from n on)
+  template <bool kBiased, class F>
+  SK_INLINE void each_output(const Operands& a, int from, int to, F f) const {
+    each_window<kLastLayer>(from, to, [&](int begin, int end, int at) {
+      Base::each_two(begin, end, [&](int n) {
+        Sums sums[kOutputPieces] = {};
+        if constexpr (kBiased) {
+#pragma unroll
+          for (int i = 0; i < kOutputPieces; ++i) {
+            const float2 bias = Base::template biases<float2>(hidden(), (n + i) * kRegisterOutputs + lane() % 4 * 2);
+            sums[i][0] = sums[i][2] = bias.x, sums[i][1] = sums[i][3] = bias.y;
+          }
+        }
+        Base::through_last(a, n, n - begin + at, sums);
+        f(n, sums);
+      });
+    });
   }
 
   static SK_INLINE void clear(Columns& c) {
@@ -154,12 +217,14 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
     ready(l);
     if (l == 0) {
       if constexpr (kWide) {
+        each_window<kFirstLayer>(0, input_pieces(), [&](int begin, int end, int at) {
 #pragma unroll 1
-        for (int f = 0; f < input_pieces(); ++f) {
-          Fragment made;
-          load_inputs(made, piece(source.array, f));
-          through_first(made, f, c);
-        }
+          for (int f = begin; f < end; ++f) {
+            Fragment made;
+            load_inputs(made, piece(source.array, f));
+            through_first(made, f - begin + at, c);
+          }
+        });
       } else {
         through_first(source.made, 0, c);
       }
@@ -167,12 +232,28 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
       Base::template product_between<false>(a, l, c);
     }
   }
+  // Adjoints of pieces of outputs from one to another, which a roomy way has in its slot
+  struct Top {
+    Fragment made;
+    int from, to;
+  };
+  SK_INLINE std::uint32_t top_at(int n) const { return own().top + n * (Base::kRows * kRegisterOutputs * To::kBytes); }
   // The adjoint of what layer l, from 1, is given; of the last one it is in `top`
-  SK_INLINE void pull(int l, const Fragment& top, const Operands& a, Columns& c) const {
+  SK_INLINE void pull(int l, const Top& top, const Operands& a, Columns& c) const {
     ready(l);
     clear(c);
     if (l == hidden()) {
-      pull_last(top, c);
+      if constexpr (kRoomy) {
+        each_window<kLastLayer>(top.from, top.to, [&](int begin, int end, int at) {
+          Base::each_two(begin, end, [&](int n) {
+            Fragment made;
+            load_inputs(made, top_at(n));
+            pull_last(made, n, n - begin + at, c);
+          });
+        });
+      } else {
+        pull_last(top.made, 0, 0, c);
+      }
     } else {
       Base::template product_between<true>(a, l, c);
     }

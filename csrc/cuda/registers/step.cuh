@@ -12,8 +12,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
-  using Base::each_piece, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces, Base::kOutputs,
-      Base::piece;
+  using Base::each_piece, Base::each_two, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces,
+      Base::kOutputs, Base::piece;
   using Base::group, Base::hand_on, Base::last_bias_sums, Base::output_pieces, Base::hidden, Base::kRoomy, Base::kWide,
       Base::load_own, Base::load_q;
   using Base::kD1, Base::kD2, Base::kOwed, Base::kRows, Base::kY;
@@ -29,7 +29,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 
   SK_INLINE void begin() const {
     load_weights();
-    for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    if constexpr (!kRoomy) {
+      for (int i = threadIdx.x; step().gradients && i < hidden() * H; i += kThreads) bias_sums(1)[i] = 0.0f;
+    }
     for (int i = threadIdx.x; i < kGroups * kRegisterOutputs * output_pieces(); i += kThreads)
       last_bias_sums(0)[i] = 0.0f;
     if constexpr (kRoomy) Base::clear_gradients();
@@ -132,13 +134,13 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     if (is_tanh(l)) {
       f(TanhCurve{});
     } else if (!keeps(l)) {
-      f(AnyCurve{all.curve[l]});
+      f(AnyCurve{Base::curve(l)});
     } else {
       f(KeptCurve{});
     }
   }
-  SK_INLINE bool keeps(int l) const { return (kRoomy || H <= kWidestKept) && !all.curve[l].known; }
-  SK_INLINE bool is_tanh(int l) const { return step().layer[l].activation.row == kActTanhRow; }
+  SK_INLINE bool keeps(int l) const { return (kRoomy || H <= kWidestKept) && !Base::curve(l).known; }
+  SK_INLINE bool is_tanh(int l) const { return Base::layer(l).activation.row == kActTanhRow; }
 
   // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
   template <class C>
@@ -166,7 +168,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       clear(c);
       add_bias(c, l);
       through(l, x, a, c);
-      const Function& of = step().layer[l].activation;
+      const Function& of = Base::layer(l).activation;
       const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
       hand_on(own().h, l + 1, a, [&](int j, int, Fragment& made) {
         float value[8];
@@ -191,32 +193,31 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         To::pack(value, made);
       });
     }
-    Sums sums[kOutputPieces];
+    const Function& of = Base::layer(hidden()).activation;
+    Base::template each_output<true>(a, 0, output_pieces(), [&](int from, const Sums(&sums)[kOutputPieces]) {
 #pragma unroll
-    for (int n = 0; n < kOutputPieces; ++n) {
-      const float2 bias = *reinterpret_cast<const float2*>(reinterpret_cast<const float*>(shared + own().biases) +
-                                                           hidden() * H + n * kRegisterOutputs + lane() % 4 * 2);
-      sums[n][0] = sums[n][2] = bias.x, sums[n][1] = sums[n][3] = bias.y;
-    }
-    through_last(a, sums);
-    const Function& of = step().layer[hidden()].activation;
+      for (int n = 0; n < kOutputPieces; ++n) {
+        if (!has(4 * (from + n))) continue;
+        const Sums& z = sums[n];
+        const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
 #pragma unroll
-    for (int n = 0; n < kOutputPieces; ++n) {
-      if (!has(4 * n)) continue;
-      const Sums& z = sums[n];
-      const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int e = 4 * n + i;
-        y(kY, e) = s.value[i], y(kD1, e) = s.d1[i], y(kD2, e) = s.d2[i], y(kOwed, e) = 0.0f;
+        for (int i = 0; i < 4; ++i) {
+          const int e = 4 * (from + n) + i;
+          y(kY, e) = s.value[i], y(kD1, e) = s.d1[i], y(kD2, e) = s.d2[i], y(kOwed, e) = 0.0f;
+        }
       }
-    }
+    });
   }
 
-  // Adjoints of the outputs as an operand of 16 columns, which of pieces that are not there are 0
-  SK_INLINE void top_of(const float (&of)[kOutputs], Fragment& to) const {
+  // Adjoints of the outputs, of pieces n and the next, as an operand of 16 columns, which of pieces that are not there
+  // are 0
+  SK_INLINE void top_of(const float (&of)[kOutputs], int n, Fragment& to) const {
     To::pack_outputs(of, to);
     if (part() != 0) return;
+    if constexpr (kRoomy) {
+      store_inputs(Base::top_at(n), to);
+      return;
+    }
     To::template store_outputs<0>(shared, top(0), 16 * group(), to);
     if constexpr (kWide) {
       if (has(4)) To::template store_outputs<1>(shared, top(1), 16 * group(), to);
@@ -225,23 +226,33 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 
   SK_INLINE void value_residual(bool owed, float (&rho)[2]) {
     const Target& target = step().target[Term::kValue];
+    typename Base::Top top;
+    top.from = 0, top.to = output_pieces();
     float back[kOutputs];
+    each_two(0, output_pieces(), [&](int n) {
 #pragma unroll
-    for (int e = 0; e < kOutputs; ++e) {
-      const int o = output_of(e), half = e / 2 % 2;
-      back[e] = 0.0f;
-      if (!has(e)) continue;
-      if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
-        const float r = y(kY, e) - number(target.data, row_of(half), o);
-        back[e] =
-            y(kD1, e) * slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
+      for (int i = 0; i < kOutputs; ++i) {
+        const int e = 4 * n + i, o = output_of(e), half = i / 2 % 2;
+        back[i] = 0.0f;
+        if (!has(e)) continue;
+        if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
+          const float r = y(kY, e) - number(target.data, row_of(half), o);
+          back[i] = y(kD1, e) *
+                    slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
+        }
+        back[i] += y(kOwed, e);
       }
-      back[e] += y(kOwed, e);
-    }
+      if constexpr (kRoomy) {
+        if (!step().gradients) return;
+        top_of(back, n, top.made);
+        add_last_bias(back, n);
+      }
+    });
     if (!step().gradients) return;
-    Fragment top;
-    top_of(back, top);
-    add_last_bias(back);
+    if constexpr (!kRoomy) {
+      top_of(back, 0, top.made);
+      add_last_bias(back, 0);
+    }
     Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
@@ -260,15 +271,15 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     }
     if (step().dx) store_gradient(a, step().dx, step().D);
     __syncthreads();
-    bring_together(own().x, own().h, true);
+    bring_together(own().x, own().h, top, true);
     __syncthreads();
   }
 
   // Of x, or of a direction: [N, n]
   SK_INLINE void store_gradient(const Operands& a, float* to, int n) const {
-    each_piece([&a, to, n, this](int f) {
+    each_piece([&a, to, n, this](int f, int at) {
       Sums of[2] = {};
-      pull_first(a, f, of);
+      pull_first(a, at, of);
       if (!kWide && part() != 0) return;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -284,6 +295,30 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   }
 
   // ---- A tangent from a direction ----
+
+  // Residuals of a tangent of pieces of outputs from one on, and their adjoints
+  SK_INLINE void tangent_residuals(int p, int from, const Sums (&sums)[kOutputPieces], float (&back)[kOutputs],
+                                   float (&rho)[2]) {
+#pragma unroll
+    for (int n = 0; n < kOutputPieces; ++n) {
+      const Sums& z_dot = sums[n];
+      const float4 target = has(4 * (from + n)) ? targets_at(p, from + n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = 4 * (from + n) + i, o = output_of(e);
+        back[4 * n + i] = 0.0f;
+        if (!has(e)) continue;
+        float of = 0.0f;
+        if (valid(i / 2) && o < step().O) {
+          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
+          const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
+          of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
+        }
+        back[4 * n + i] = y(kD1, e) * of;
+        y(kOwed, e) += y(kD2, e) * z_dot[i] * of;
+      }
+    }
+  }
 
   SK_INLINE void by_tangent(int p, bool owed, float (&rho)[2]) {
     Source source;
@@ -304,31 +339,21 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         });
       });
     }
-    Sums sums[kOutputPieces] = {};
-    through_last(a, sums);
+    typename Base::Top top;
+    top.from = 0, top.to = output_pieces();
     float back[kOutputs];
-#pragma unroll
-    for (int n = 0; n < kOutputPieces; ++n) {
-      const Sums& z_dot = sums[n];
-      const float4 target = has(4 * n) ? targets_at(p, n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int e = 4 * n + i, o = output_of(e);
-        back[e] = 0.0f;
-        if (!has(e)) continue;
-        float of = 0.0f;
-        if (valid(i / 2) && o < step().O) {
-          const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
-          const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
-          of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
-        }
-        back[e] = y(kD1, e) * of;
-        y(kOwed, e) += y(kD2, e) * z_dot[i] * of;
-      }
+    if constexpr (kRoomy) {
+      Base::template each_output<false>(a, 0, output_pieces(), [&](int from, const Sums(&sums)[kOutputPieces]) {
+        tangent_residuals(p, from, sums, back, rho);
+        if (owes_gradients()) top_of(back, from, top.made);
+      });
+    } else {
+      Sums sums[kOutputPieces] = {};
+      through_last(a, 0, 0, sums);
+      tangent_residuals(p, 0, sums, back, rho);
     }
     if (!owes_gradients()) return meet();
-    Fragment top;
-    top_of(back, top);
+    if constexpr (!kRoomy) top_of(back, 0, top.made);
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
       Columns c;
@@ -353,25 +378,33 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     }
     if (step().dgiven) store_gradient(a, step().dgiven + p * step().N * step().W, step().W);
     __syncthreads();
-    bring_together(source_at(p), own().right, false);
+    bring_together(source_at(p), own().right, top, false);
     __syncthreads();
   }
 
   // ---- The gradient of output i, or of what cotangent i makes of them, and its adjoint as a tangent along it ----
 
   SK_INLINE void by_gradient(int i, bool owed, float (&rho)[2]) {
-    float back[kOutputs];
-#pragma unroll
-    for (int e = 0; e < kOutputs; ++e) back[e] = has(e) && output_of(e) == i ? y(kD1, e) : 0.0f;
-    if (cotangents()) {
-      cotangent(i, back);
+    // of one output all others have nothing
+    const bool every = !kRoomy || cotangents();
+    typename Base::Top top;
+    top.from = every ? 0 : i / (2 * kRegisterOutputs) * 2;
+    top.to = every ? output_pieces() : min(top.from + 2, output_pieces());
+    each_two(top.from, top.to, [&](int n) {
+      float back[kOutputs];
 #pragma unroll
       for (int e = 0; e < kOutputs; ++e) {
-        if (has(e)) back[e] *= y(kD1, e);
+        back[e] = has(4 * n + e) && output_of(4 * n + e) == i ? y(kD1, 4 * n + e) : 0.0f;
       }
-    }
-    Fragment top;
-    top_of(back, top);
+      if (cotangents()) {
+        cotangent(i, n, back);
+#pragma unroll
+        for (int e = 0; e < kOutputs; ++e) {
+          if (has(4 * n + e)) back[e] *= y(kD1, 4 * n + e);
+        }
+      }
+      top_of(back, n, top.made);
+    });
     Operands a;
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
@@ -434,31 +467,32 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         });
       });
     }
-    Sums z_dot[kOutputPieces] = {};
-    through_last(a, z_dot);
-    if (step().dgiven && part() == 0) {
+    Base::template each_output<false>(a, top.from, top.to, [&](int from, Sums(&z_dot)[kOutputPieces]) {
+      if (step().dgiven && part() == 0) {
 #pragma unroll
-      for (int n = 0; n < kOutputPieces; ++n) store_cotangent_gradient(i, n, z_dot[n]);
-    }
-#pragma unroll
-    for (int e = 0; e < kOutputs; ++e) {
-      if (has(e)) z_dot[e / 4][e % 4] *= y(kD2, e);
-    }
-    if (cotangents()) {
-      float u[kOutputs];
-      cotangent(i, u);
+        for (int n = 0; n < kOutputPieces; ++n) store_cotangent_gradient(i, from + n, z_dot[n]);
+      }
 #pragma unroll
       for (int e = 0; e < kOutputs; ++e) {
-        if (has(e)) y(kOwed, e) += z_dot[e / 4][e % 4] * u[e];
+        if (has(4 * from + e)) z_dot[e / 4][e % 4] *= y(kD2, 4 * from + e);
       }
-    } else {
+      if (cotangents()) {
+        float u[kOutputs];
+        cotangent(i, from, u);
 #pragma unroll
-      for (int e = 0; e < kOutputs; ++e) {
-        if (has(e)) y(kOwed, e) += output_of(e) == i ? z_dot[e / 4][e % 4] : 0.0f;
+        for (int e = 0; e < kOutputs; ++e) {
+          if (has(4 * from + e)) y(kOwed, 4 * from + e) += z_dot[e / 4][e % 4] * u[e];
+        }
+      } else {
+#pragma unroll
+        for (int e = 0; e < kOutputs; ++e) {
+          const bool is = output_of(4 * from + e) == i;
+          if (has(4 * from + e)) y(kOwed, 4 * from + e) += is ? z_dot[e / 4][e % 4] : 0.0f;
+        }
       }
-    }
+    });
     __syncthreads();
-    bring_together(own().source, own().right, false);
+    bring_together(own().source, own().right, top, false);
     __syncthreads();
   }
 

@@ -1,8 +1,10 @@
-// From a step to the numbers of the kernels' argument, whatever a block's layout is.
+// From a step to the numbers of the kernels' arguments, wherever a block has its arrays.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "arguments.h"
 
@@ -40,7 +42,7 @@ inline bool draws(Distribution distribution) {
   }
 }
 
-// The arguments of a step but for where a block's arrays lie.
+// The arguments of a step but for its layers and for where a block's arrays lie.
 inline Arguments numbers_of(const Step& step) {
   Arguments a{};
   a.N = step.N, a.D = std::int32_t(step.D), a.O = std::int32_t(step.O), a.W = std::int32_t(step.W);
@@ -72,20 +74,32 @@ inline Arguments numbers_of(const Step& step) {
   a.common = float(common);
   if (a.target[1].kind == TargetKind::kNone) a.P = 0;
   a.rounds = a.P && a.from == From::kOutputs ? a.O : a.P;
-  for (int l = 0; l < a.L; ++l) {
-    const Layer& from = step.layers[l];
-    LayerArguments& to = a.layer[l];
-    to.in = std::int32_t(from.n_in), to.out = std::int32_t(from.n_out);
-    to.activation = function(from.activation), to.weight = from.weight, to.bias = from.bias;
-    to.dweight = static_cast<float*>(from.dweight), to.dbias = static_cast<float*>(from.dbias);
-  }
   return a;
 }
 
-// The scratch of a step, which the caller allocates: a slot for each block
-inline void give_scratch(Arguments& a, void* scratch, int blocks) {
-  a.blocks = blocks;
-  a.slots = static_cast<float*>(scratch);
+inline std::vector<ToldLayer> layers_of(const Step& step) {
+  std::vector<ToldLayer> layers(step.L);
+  for (std::int64_t l = 0; l < step.L; ++l) {
+    const Layer& from = step.layers[l];
+    LayerArguments& to = layers[l].layer;
+    to.in = std::int32_t(from.n_in), to.out = std::int32_t(from.n_out);
+    to.activation = function(from.activation), to.weight = from.weight, to.bias = from.bias;
+    to.dweight = static_cast<float*>(from.dweight), to.dbias = static_cast<float*>(from.dbias);
+    layers[l].curve = curve_of(to.activation.row, to.activation.parameters);
+  }
+  return layers;
+}
+
+// What each launch of tell_layers is told
+inline std::vector<ToldLayers> told(const Arguments& a, const std::vector<ToldLayer>& layers) {
+  std::vector<ToldLayers> all;
+  for (std::size_t from = 0; a.table && from < layers.size(); from += kToldAtOnce) {
+    ToldLayers& some = all.emplace_back();
+    some.to = const_cast<ToldLayer*>(a.table) + from;
+    some.count = std::int32_t(std::min<std::size_t>(kToldAtOnce, layers.size() - from));
+    std::copy_n(layers.begin() + from, some.count, some.layer);
+  }
+  return all;
 }
 
 // Blocks of finish_step: a row for each layer, and one for the loss
@@ -93,19 +107,18 @@ struct Grid {
   int columns, rows;
 };
 
-inline std::int64_t most_numbers(const Arguments& a) {
+inline std::int64_t most_numbers(const std::vector<ToldLayer>& layers) {
   std::int64_t most = 0;
-  for (int l = 0; l < a.L; ++l) {
-    const std::int64_t numbers = std::int64_t(a.layer[l].padded_in + 1) * a.layer[l].padded_out;
-    most = most < numbers ? numbers : most;
+  for (const auto& of : layers) {
+    most = std::max(most, std::int64_t(of.layer.padded_in + 1) * of.layer.padded_out);
   }
   return most;
 }
 
 // Whether the blocks have left something: gradients, or terms of a batch
 inline bool finishes(const Arguments& a) { return a.gradients || (a.total && !a.per_sample); }
-inline Grid grid_of_finish(const Arguments& a) {
-  return a.gradients ? Grid{int((most_numbers(a) + kFinished - 1) / kFinished), a.L + 1} : Grid{1, 1};
+inline Grid grid_of_finish(const Arguments& a, const std::vector<ToldLayer>& layers) {
+  return a.gradients ? Grid{int((most_numbers(layers) + kFinished - 1) / kFinished), a.L + 1} : Grid{1, 1};
 }
 
 }  // namespace sk::cuda
