@@ -1,5 +1,6 @@
 // Everything the core is told about an activation of a value and its tangents, which is one pass over the numbers, and
-// one over those that its way back is of. Conventions as in params.h.
+// one over those that its way back is of; or of a value alone, beside which its slope is a result. Conventions as in
+// params.h.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,9 @@ struct Activated {
   // Of the way back: adjoints of y, if there are any, and of t; those of z and, if wanted, of d.
   const void *bar_y = nullptr, *bar_t = nullptr;
   void *bar_z = nullptr, *bar_d = nullptr;
+  // Of a value alone: y and its slope, of z; or, on the way back, the adjoint of z from theirs, of which one may lack.
+  bool alone = false;
+  const void* bar_slope = nullptr;
 
   bool back() const { return bar_z != nullptr; }
 };

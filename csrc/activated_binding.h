@@ -17,7 +17,8 @@ struct ActivatedBuilder {
 };
 
 // activated(activation, n, S, tensors): z, d, y, t, and slopes or None; or, on the way back, the adjoint of y or None,
-// d, the adjoint of t, slopes, those of z, and of d or None.
+// d, the adjoint of t, slopes, those of z, and of d or None. Of a value alone: z, y, its slope; or, on the way back, z,
+// the adjoint of y or None, that of the slope or None, that of z.
 PyObject* activated(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return answered([&] {
     need(count == 4 && PyList_Check(arguments[3]), "four arguments, the last of them a list");
@@ -28,7 +29,17 @@ PyObject* activated(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     need(a.n > 0 && a.S >= 0, "there must be numbers");
     sk::reading::Each tensors(arguments[3], true);
     const auto next = [&] { return reinterpret_cast<void*>(tensors.address()); };
-    if (PyList_GET_SIZE(arguments[3]) == 6) {
+    a.alone = PyList_GET_SIZE(arguments[3]) < 5;
+    if (a.alone) {
+      const bool back = PyList_GET_SIZE(arguments[3]) == 4;
+      a.z = next();
+      if (back) {
+        a.bar_y = next(), a.bar_slope = next(), a.bar_z = next();
+      } else {
+        a.y = next(), a.slopes = next();
+      }
+      need(a.S == 0 && a.z && (back ? a.bar_z != nullptr : a.y && a.slopes), "a value must have its tensors");
+    } else if (PyList_GET_SIZE(arguments[3]) == 6) {
       a.bar_y = next(), a.d = next(), a.bar_t = next(), a.slopes = next(), a.bar_z = next(), a.bar_d = next();
       need(a.slopes && a.bar_z && (a.S == 0 || (a.d && a.bar_t)), "a way back must have its tensors");
     } else {

@@ -156,7 +156,7 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
     if graphs.needs is not None and not again and not torch.is_inference_mode_enabled():
         if takes_gradients(problem) and nobody_watches():
             chains = chains_of(student, function, x, graphs, found.made_of.parameters)
-            ran = with_chains(found, chains, before) if chains.fused else None
+            ran = with_chains(found, chains, before) if chains.graph else None
             if ran is not None:
                 return ran
         ran = running.run_again(function, x, graphs, before)
@@ -171,7 +171,7 @@ def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> ru
     student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
     mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
-    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun), mode_of)
+    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun, singles=chains.singles), mode_of)
     try:
         ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
         ran, reason = (ran, "") if ran and ran.kinds == chains.graph[0] else (None, "its graph is another than before")

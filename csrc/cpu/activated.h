@@ -73,11 +73,33 @@ void activate_back(const Activated& a, int part, int parts) {
   });
 }
 
+// Of a value alone: y and its slope; or σ' times the adjoint of y and σ'' times that of the slope
+template <class T, class A>
+void activate_alone(const Activated& a, const double* parameters, int part, int parts) {
+  const auto in = [](const void* from) { return static_cast<const T*>(from); };
+  const auto out = [](void* to) { return static_cast<T*>(to); };
+  const T *z = in(a.z), *bar_y = in(a.bar_y), *bar_slope = in(a.bar_slope);
+  T *y = out(a.y), *slope = out(a.slopes), *bar_z = out(a.bar_z);
+  each_register<T>(a.n, part, parts, [&](std::int64_t i, auto at) {
+    const auto s = A::call(at.load(z + i), parameters);
+    if (!bar_z) {
+      at.store(s.value, y + i);
+      return at.store(s.d1, slope + i);
+    }
+    Vec<T> bar(0.0);
+    if (bar_y) bar = s.d1 * at.load(bar_y + i);
+    if (bar_slope && A::kCurved) bar = bar + s.d2 * at.load(bar_slope + i);
+    at.store(bar, bar_z + i);
+  });
+}
+
 template <class T>
 void activated(const Activated& a, int part, int parts) {
   with_activation(a.activation.row, [&](auto row) {
     using A = decltype(row);
-    if (a.back()) {
+    if (a.alone) {
+      with_usual<A>(a.activation.parameters, [&](const double* usual) { activate_alone<T, A>(a, usual, part, parts); });
+    } else if (a.back()) {
       activate_back<T, A::kCurved>(a, part, parts);
     } else {
       with_usual<A>(a.activation.parameters, [&](const double* usual) { activate_pair<T, A>(a, usual, part, parts); });

@@ -27,12 +27,13 @@ UNLIKE = 4  # runs that gave graphs of other kinds, after which a function is ru
 
 class Chains(NamedTuple):
     """Of a run in which layers are put off (streams/values.py): where chains end, where those begin that are one
-    operation each, how many there are of so many layers, what is known of them by heart (streams/by_heart.py), and its
-    graph, with that where nothing is put off; or why none is put off."""
+    operation each, how many there are of so many layers, which other operations are our own, what is known of chains by
+    heart (streams/by_heart.py), and its graph, with that where nothing is put off; or why none is put off."""
 
     ends: tuple[int, ...] = ()
     begun: frozenset[int] = frozenset()
     fused: dict[tuple[int, str], int] = {}  # noqa: RUF012
+    singles: frozenset[int] = frozenset()
     reason: str = ""
     heard: dict[int, object] = {}  # noqa: RUF012
     graph: tuple | None = None

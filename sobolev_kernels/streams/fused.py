@@ -108,11 +108,13 @@ def fuse(
 
 
 def values_put_off(
-    ends: tuple[int, ...] = (), begun: frozenset[int] | None = None, careful: bool = False
+    ends: tuple[int, ...] = (), begun: frozenset[int] | None = None, careful: bool = False,
+    singles: frozenset[int] | None = None,
 ) -> ValueSegments:  # fmt: skip
     """How the chains of a run of values alone are put off, and where they end: those that begin where it is said, of a
-    first run those that it pays for."""
-    segments = ValueSegments(fuse_values, frozenset(ends), careful, WIDEST, begun=begun, by_heart=numbers_by_heart)
+    first run those that it pays for; and which operations are our own."""
+    told = {"begun": begun, "by_heart": numbers_by_heart, "singles": singles}
+    segments = ValueSegments(fuse_values, frozenset(ends), careful, WIDEST, **told)
     if begun is None:
         segments.fuse = partial(fuse_paying, segments)
     return segments

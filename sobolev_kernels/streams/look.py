@@ -126,16 +126,18 @@ def chains_seen(
             if segments.found() == ends:
                 break
             ends = segments.found()
-        if segments.saving <= FUNCTION * segments.functions:
-            return Chains()
-        begun = frozenset(segments.taken)
+        begun = frozenset(segments.taken if segments.saving > FUNCTION * segments.functions else ())
         known = values_put_off(ends, begun, careful=True)
         known.calls_of = {}
-        put_off, as_it_is = values(deferred(run, lambda: known)), values(run)
+        put_off = values(deferred(run, lambda: known))
+        if not begun and not known.done:
+            return Chains()
+        as_it_is = values(run)
         if not are_alike(put_off.y, as_it_is.y):
             return Chains(reason="it gives other values where layers are put off")
         heard = by_heart(known, parameters)
-        return Chains(ends, begun, segments.fused, heard=heard, graph=put_off.graph, as_it_is=as_it_is.graph)
+        singles, graph = frozenset(known.done), put_off.graph
+        return Chains(ends, begun, known.fused, singles, heard=heard, graph=graph, as_it_is=as_it_is.graph)
     except NotFollowed as reason:
         return Chains(reason=str(reason))
 

@@ -13,20 +13,21 @@ from ..boundary import PLAIN
 from ..transforms import several
 
 
-def fits(v: torch.Tensor, d: torch.Tensor) -> bool:
-    """Whether the core takes a value and its tangents as they lie, and nobody follows the call who would have to see
-    PyTorch's operations.
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether the core takes a value, and its tangents if there are any, as they lie, and nobody follows the call who
+    would have to see PyTorch's operations.
 
     In float64 it has some functions from the C library, lane by lane, which PyTorch's outrun.
     """
-    if core.MISSING is not None or type(v) not in PLAIN or type(d) not in PLAIN or not v.is_cpu:
+    if core.MISSING is not None or torch.compiler.is_compiling():
         return False
-    if v.dtype is not torch.float32 or d.dtype is not torch.float32 or not v.numel() or v.is_neg() or d.is_neg():
-        return False
-    if not (v.is_contiguous() and d.is_contiguous()) or torch.compiler.is_compiling():
-        return False
+    for tensor in tensors:
+        if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32 or tensor.is_neg():
+            return False
+        if not tensor.is_contiguous():
+            return False
     watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
-    return not watched and forward_ad._current_level < 0
+    return bool(tensors[0].numel()) and not watched and forward_ad._current_level < 0
 
 
 def are_weights(like: torch.Tensor, *weights: torch.Tensor | None) -> bool:
@@ -41,6 +42,19 @@ def are_weights(like: torch.Tensor, *weights: torch.Tensor | None) -> bool:
 def goes_on(*bars: torch.Tensor | None) -> bool:
     """Whether a way back is more than its numbers of the adjoints of both results."""
     return torch.is_grad_enabled() or any([bar is None for bar in bars]) or several(*bars)
+
+
+def is_wanted(node: torch.autograd.graph.Node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient is what torch.autograd.grad was asked for
+        return True
+
+
+def wants(node: torch.autograd.graph.Node | None, asked: bool) -> bool:
+    """Whether a backward comes to what an operation was given, which autograd says where it is `asked`: of a leaf it
+    takes some time to say yes, which is the rule where no graph is kept."""
+    return node is not None and (is_wanted(node) if asked or node.next_functions else True)
 
 
 def differentiated(

@@ -21,6 +21,7 @@ from ..backends.standard import OWN
 from ..enums import COTANGENTS
 from ..problem import Operands, Plan, Problem
 from ..transforms import refuse_forward_mode, several
+from .operations import is_wanted
 
 VALUES, GRADIENT, ALONG, BACK = range(4)
 
@@ -142,13 +143,6 @@ def wanted_of(ctx) -> list[bool]:
         node is not None and (is_wanted(node) if kept or node.next_functions else True)
         for node, _ in ctx.next_functions
     ]
-
-
-def is_wanted(node: torch.autograd.graph.Node) -> bool:
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf whose gradient is what torch.autograd.grad was asked for
-        return True
 
 
 def differentiated(

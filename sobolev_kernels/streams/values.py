@@ -18,6 +18,7 @@ from ..boundary import PLAIN
 from .flowing import NotFollowed, Run, is_of_checkpoint, spelt
 from .rules import RULES, products
 from .segments import Delaying, Pending, Segments, Step, are_of_layer, numbers_of
+from .singles import SINGLES, Single
 
 HELD = "something keeps what was put off"
 
@@ -78,6 +79,10 @@ class Deferring(TorchFunctionMode):
             return called(function, args, kwargs)
         segments, begin = self.run.segments, LINEAR.get(function)
         segments.functions += 1
+        single = SINGLES.get(function)
+        if single is not None:
+            made = self.alone(single, args, kwargs)
+            return made if made is not None else function(*args, **kwargs) if kwargs else function(*args)
         if begin is not None:
             segments.calls += 1
             wanted = segments.begun is None or segments.calls in segments.begun
@@ -88,6 +93,23 @@ class Deferring(TorchFunctionMode):
                         segments.note(begun, function, args, kwargs)
                     return begun
         return function(*args, **kwargs) if kwargs else function(*args)
+
+    def alone(self, single: Single, args: tuple, kwargs: dict | None) -> torch.Tensor | None:
+        """What an operation of its own gives; None where it is PyTorch's."""
+        segments = self.run.segments
+        segments.met += 1
+        if segments.singles is not None and segments.met not in segments.singles:
+            return None
+        if not args or not self.may_begin(args[0]) or self.run.casting():
+            return None
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # within all modes, as a function of PyTorch's
+            if segments.singles is None and not single.pays(*args, **kwargs):
+                return None
+            made = single.made(*args, **kwargs)
+        if made is not None and segments.singles is None:
+            segments.done.add(segments.met)
+        return made
 
     def may_begin(self, input: object) -> bool:
         """Whether a layer of it may be computed later."""
@@ -128,6 +150,9 @@ class ValueSegments(Segments):
     followed: dict[int, int] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
     functions: int = 0  # of PyTorch's that were met
+    singles: frozenset[int] | None = None  # the operations that are our own (singles/), if that is known
+    met: int = 0  # of operations that may be so far
+    done: set[int] = field(default_factory=set)  # of a first run those that were
     saving: float = 0.0  # by the chains that were fused
     by_heart: Callable | None = None  # the numbers of a chain that is known (by_heart.py)
     # Of a run that is to be known by heart: the calls that made each step; and the steps of each chain, by the call.

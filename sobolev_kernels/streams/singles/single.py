@@ -1,0 +1,16 @@
+"""What the table has of a function of PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Single(NamedTuple):
+    """Both are given the arguments of a call. What a call does is the same for batches of about the same size, of which
+    the first one tells whether it `pays`."""
+
+    made: Callable[..., torch.Tensor | None]  # None of arguments that it does not take
+    pays: Callable[..., bool]
