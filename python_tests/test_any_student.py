@@ -3,6 +3,7 @@ forward in float64, which autograd differentiates."""
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -72,12 +73,15 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize("hooked", [False, True], ids=["alone", "amid hooks of saved tensors"])
 @pytest.mark.parametrize("name", CALLS)
-def test_no_first_look_keeps_a_graph(name):
+def test_no_first_look_keeps_a_graph(name, hooked):
     """Softmax saves its own result: kept by a hook as it is, its operation and all before it would stay for ever."""
     x, v = numbers(N, D), numbers(2, N, D)
     module = Call(lambda x, a, b: b((x * a(x)).softmax(1).tanh()), nn.Linear(D, D), nn.Linear(D, 2)).double()
-    CALLS[name](module, x, v)
+    hooks = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda saved: saved)
+    with hooks if hooked else nullcontext():
+        CALLS[name](module, x, v)
     parameters = [weakref.ref(p) for p in module.parameters()]
     del module
     gc.collect()

@@ -50,17 +50,17 @@ def numbers_matter(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
         size = min(torch.finfo(x.dtype).eps ** 0.25, 1 / 8)
         beside = here + size * torch.where(unit > 0, unit, 1.0) * each.to(here)
 
-    def run(inputs: torch.Tensor, given: Sequence[object] = ()) -> tuple[torch.Tensor, list[object]]:
+    def run(inputs: torch.Tensor, given: Sequence[object] = ()) -> tuple[torch.Tensor, Replayed]:
         with graphs():
             leaf = inputs.clone().requires_grad_()
         try:
             with torch.random.fork_rng([x.device] if x.is_cuda else []), exactly(), Replayed(given) as mode:
-                return function(leaf).detach(), mode.noted
+                return function(leaf).detach(), mode
         except Exception as error:
             raise NotProbed from error
 
-    _, noted = run(here)
-    if not noted:
+    _, first = run(here)  # which keeps what its addresses are of
+    if not first.noted:
         return None
-    (live, _), (again, _) = run(beside), run(beside, noted)
+    (live, _), (again, _) = run(beside), run(beside, first.noted)
     return not bool(((live == again) | (live.isnan() & again.isnan())).all())
