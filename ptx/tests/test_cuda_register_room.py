@@ -1,6 +1,7 @@
 """Students that other ways of a block have no room for, by the CUDA step in registers, as compiled PTX executed on the
 CPU."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -96,6 +97,17 @@ def test_schedules(side):
     """The bits of another schedule are those of the first, and none has a race."""
     expected, got = [compare(DEEP, side, schedule=schedule).got for schedule in SCHEDULES[1:3]]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("limit", [99, 163])
+def test_room_is_for_any(limit):
+    """Of any student a tile fits on all GPUs that there are, until a block's slot is more than 32 bits count."""
+    for precision in ("ieee", "bf16"):
+        for hidden, width, D, O in ((300, 128, 3, 1), (2, 128, 5000, 1), (2, 64, 3, 2000)):
+            of = replace(student(width, precision, hidden), widths=(D, *[width] * hidden, O))
+            assert cuda.is_roomy(cuda.layout(of, planner.side(of), limit << 10))
+    with pytest.raises(ValueError, match=r"20000 hidden layers of 128 .* bytes of a block's slot, it has 2147483647"):
+        cuda.layout(student(128, "ieee", 20000), "tangents", limit << 10)
 
 
 def test_what_others_have_room_for_they_take():
