@@ -60,6 +60,13 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return y;
 }
 
+// The same address, of which a compiler does not know it: places in it are worked out where they are used, and not kept
+// in registers through loops
+__device__ __forceinline__ float* made_here(float* at) {
+  asm volatile("mov.b64 %0, %0;" : "+l"(at));
+  return at;
+}
+
 // Of the warps that call it with the same number, from 1 to 15, so many threads
 __device__ __forceinline__ void barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");

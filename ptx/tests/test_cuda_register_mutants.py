@@ -21,10 +21,10 @@ from ptx.cuda_on_ptx import KERNEL, compare, on_ptx, options_of  # noqa: E402
 from ptx.mutate import programs_without_barriers  # noqa: E402
 
 SHARED, OWN = ("tf32", (32, 4, 4, 1)), ("bf16", (64, 8, 2, 1))  # rows of two warps, of one
-ROOMY = ("bf16", (64, 2, 0, 1, True))  # weights by turns, and pieces
+ROOMY = ("bf16", (64, 2, 0, 1, True))  # weights and pieces by turns
 
 
-ROOM = 60_000  # bytes of a block, for weights by turns
+ROOM = 17_000  # bytes of a block, for weights and pieces by turns
 
 
 class Step(NamedTuple):
@@ -121,7 +121,8 @@ BROKEN = {
 
 WITHOUT_ROOM = {
     "one place for all pieces": ("return of + f * (kRows", "return of + 0 * (kRows", None),
-    "weights that come too early": ("__syncthreads();\n        bring(l);", "bring(l);", "race"),
+    "weights that come too early": ("__syncthreads();\n        bring<kBet", "bring<kBet", "race"),
+    "pieces that come too early": ("__syncthreads();\n          // of outputs", "// of outputs", "race"),
 }
 WAYS_BROKEN = [(SHARED, *of) for of in BROKEN.items()] + [(ROOMY, *of) for of in WITHOUT_ROOM.items()]
 

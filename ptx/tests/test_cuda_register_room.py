@@ -1,6 +1,7 @@
 """Students that other ways of a block have no room for, by the CUDA step in registers, as compiled PTX executed on the
 CPU."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -23,22 +24,19 @@ from ptx.cuda_report import student  # noqa: E402
 NARROW, WIDE = (64, 2, 0, 1), (128, 2, 0, 1)
 SIDES = {"tangents": directions_of, "gradients": directions_of, "cotangents": cotangents_of}
 DEEP = Shape(35, 5, 28, 7, 3, 2, "seven layers, weights by turns")
+TURNS = Shape(19, 65, 20, 2, 17, 5, "65 inputs, 17 outputs, all by turns")
 CASES = [
-    (DEEP, "tanh", "bf16", NARROW),
     (Shape(35, 18, 20, 3, 9, 2, "pieces, which all weights have room beside"), "gelu", "bf16", NARROW),
     (Shape(20, 18, 70, 2, 9, 2, "wide, kept, and in pieces"), "silu", "ieee", WIDE),
-    (Shape(20, 3, 100, 4, 2, 1, "wide and deep"), "tanh", "ieee", WIDE),
-]
-MANY = [
-    (Shape(19, 65, 20, 1, 17, 5, "65 inputs, 17 outputs"), "bf16", NARROW),
-    (Shape(5, 100, 70, 2, 33, 2, "100 inputs, 33 outputs"), "ieee", WIDE),
-    (Shape(3, 784, 28, 2, 3, 6, "784 inputs by turns"), "fp16", NARROW),
-    (Shape(3, 20, 100, 1, 128, 2, "128 outputs by turns"), "tf32", WIDE),
+    (TURNS, "tanh", "bf16", NARROW),
+    (Shape(5, 100, 70, 1, 33, 2, "100 inputs, 33 outputs"), "tanh", "ieee", WIDE),
+    (Shape(3, 784, 28, 2, 3, 6, "784 inputs by turns"), "tanh", "fp16", NARROW),
+    (Shape(3, 20, 30, 1, 128, 2, "128 outputs by turns"), "tanh", "tf32", NARROW),
 ]
 # Bytes of a block, where other ways have no room for their arrays, or this one for all weights at a time
 LIMITS = {
-    "pieces, which all weights have room beside": 90 << 10, DEEP.why: 50 << 10,
-    "784 inputs by turns": 17 << 10, "128 outputs by turns": 99 << 10,
+    "pieces, which all weights have room beside": 90 << 10, DEEP.why: 50 << 10, TURNS.why: 17_000,
+    "784 inputs by turns": 17_000, "128 outputs by turns": 33_000,
 }  # fmt: skip
 
 
@@ -54,13 +52,9 @@ def compare(shape, side, precision="bf16", activation="tanh", way=NARROW, kind="
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("shape", "activation", "precision", "way"), CASES, ids=lambda of: getattr(of, "why", ""))
 def test_shapes(shape, activation, precision, way, side):
+    if shape.O == 128 and side == "gradients":
+        pytest.skip("a round for each output takes its time; 33 outputs go so")
     compare(shape, side, precision, activation, way)
-
-
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("shape", "precision", "way"), MANY, ids=lambda of: getattr(of, "why", ""))
-def test_many_inputs_and_outputs(shape, precision, way, side):
-    compare(shape, side, precision, "tanh", way)
 
 
 @pytest.mark.parametrize(("side", "depth", "precision"), [
@@ -69,7 +63,8 @@ def test_many_inputs_and_outputs(shape, precision, way, side):
 def test_any_depth(side, depth, precision):
     """Layers are told in a table; of no sample, too, a block has its zeros to leave."""
     for N in (3, 0) if precision == "tf32" else (3,):
-        done = compare(Shape(N, 2, 8, depth, 1, 1, ""), side, precision)
+        width, way = (70, WIDE) if precision == "ieee" else (8, NARROW)
+        done = compare(Shape(N, 2, width, depth, 1, 1, ""), side, precision, "tanh", way)
         assert ("table" in done.backend.results) and cuda.is_roomy(done.backend.layout)
 
 
@@ -84,6 +79,8 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode, side):
     settings = dict(MODES[mode])
+    if mode == "no derivatives" and side != "tangents":
+        pytest.skip("the sides are one there")
     if settings.get("asked"):
         if side == "gradients":
             pytest.skip("given vectors have no gradient there")
@@ -94,8 +91,19 @@ def test_modes(mode, side):
 @pytest.mark.parametrize("side", SIDES)
 def test_schedules(side):
     """The bits of another schedule are those of the first, and none has a race."""
-    expected, got = [compare(DEEP, side, schedule=schedule).got for schedule in SCHEDULES[1:3]]
+    expected, got = [compare(TURNS, side, schedule=schedule).got for schedule in SCHEDULES[1:3]]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("limit", [99, 163])
+def test_room_is_for_any(limit):
+    """Of any student a tile fits on all GPUs that there are, until a block's slot is more than 32 bits count."""
+    for precision in ("ieee", "bf16"):
+        for hidden, width, D, O in ((300, 128, 3, 1), (2, 128, 5000, 1), (2, 64, 3, 2000)):
+            of = replace(student(width, precision, hidden), widths=(D, *[width] * hidden, O))
+            assert cuda.is_roomy(cuda.layout(of, planner.side(of), limit << 10))
+    with pytest.raises(ValueError, match=r"20000 hidden layers of 128 .* bytes of a block's slot, it has 2147483647"):
+        cuda.layout(student(128, "ieee", 20000), "tangents", limit << 10)
 
 
 def test_what_others_have_room_for_they_take():

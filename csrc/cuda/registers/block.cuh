@@ -62,7 +62,10 @@ struct RegisterBlock {
 
   SK_INLINE const Arguments& step() const { return all.step; }
   SK_INLINE const RegisterLayout& own() const { return all.own; }
-  SK_INLINE float* slot() const { return step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats; }
+  SK_INLINE float* slot() const {
+    float* at = step().slots + std::int64_t(blockIdx.x) * step().layout.slot_floats;
+    return kRoomy ? made_here(at) : at;
+  }
   // Layer l, from 0, and what is known of its activation
   SK_INLINE const LayerArguments& layer(int l) const {
     if constexpr (kRoomy) {

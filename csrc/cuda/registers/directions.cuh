@@ -233,10 +233,13 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
         float factor[2];
         all_pieces(p, step().O, count, factor, at);
 #pragma unroll 1
-        for (int i = 0; i < 2 * count; ++i) {
-          float4& u = at(i % 2, i / 2);
-          const float of = factor[i % 2];
-          u = make_float4(of * u.x, of * u.y, of * u.z, of * u.w);
+        for (int i = 0; i < count; ++i) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float of = factor[half];
+            float4& u = at(half, i);
+            u = make_float4(of * u.x, of * u.y, of * u.z, of * u.w);
+          }
         }
       } else {
         float u[2][4];

@@ -338,9 +338,14 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
           } else {
             four = make_float4(c[0], c[1], c[2], c[3]);
           }
+        } else if constexpr (kAdded) {
+          // from the first one on it is known how far each is, so that 64 places are not worked out, and kept
+          float* first = to + place_of(To::sum_row(m, 0), To::template sum_column<kRight>(n, 0, 0), H);
+          unrolled<4>(
+              [&](auto e) { put<true>(first[place_of(16 * i + e / 2, j / 4 * 32 + e % 2 * 4 + j % 4, H)], c[e]); });
         } else {
           unrolled<4>([&](auto e) {
-            put<kAdded>(to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)], c[e]);
+            put<false>(to[place_of(To::sum_row(m + i, e), To::template sum_column<kRight>(n, j, e), H)], c[e]);
           });
         }
       });

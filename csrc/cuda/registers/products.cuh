@@ -157,17 +157,19 @@ struct RegisterProducts : ProductsOf<kPrecision, H, kGroups, kRoom> {
   template <Place kPlace, class F>
   SK_INLINE void each_window(int from, int to, F f) const {
     if constexpr (kRoomy) {
-      if (own().turns != Turns::kAll) return f(from, to, from);
       const int window = kPlace == kFirstLayer ? own().input_window : own().output_window;
+      const bool by_turns = own().turns == Turns::kAll;
 #pragma unroll 1
       for (int begin = from; begin < to; begin += window) {
         const int end = min(to, begin + window);
-        __syncthreads();
-        // of outputs two pieces go together
-        const int count = kPlace == kFirstLayer ? end - begin : (end - begin + 1) / 2 * 2;
-        bring<kPlace>(kPlace == kFirstLayer ? 0 : hidden(), begin, count, own().between);
-        __syncthreads();
-        f(begin, end, 0);
+        if (by_turns) {
+          __syncthreads();
+          // of outputs two pieces go together
+          const int count = kPlace == kFirstLayer ? end - begin : (end - begin + 1) / 2 * 2;
+          bring<kPlace>(kPlace == kFirstLayer ? 0 : hidden(), begin, count, own().between);
+          __syncthreads();
+        }
+        f(begin, end, by_turns ? 0 : begin);
       }
     } else {
       f(0, to, 0);
