@@ -104,11 +104,13 @@ class Deferring(TorchFunctionMode):
             return None
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():  # within all modes, as a function of PyTorch's
-            if segments.singles is None and not single.pays(*args, **kwargs):
-                return None
-            made = single.made(*args, **kwargs)
-        if made is not None and segments.singles is None:
+            if segments.singles is not None:
+                return single.made(*args, **kwargs)
+            saved = single.saves(*args, **kwargs)
+            made = single.made(*args, **kwargs) if saved > 0 else None
+        if made is not None:
             segments.done.add(segments.met)
+            segments.saved += saved
         return made
 
     def may_begin(self, input: object) -> bool:
@@ -153,6 +155,7 @@ class ValueSegments(Segments):
     singles: frozenset[int] | None = None  # the operations that are our own (singles/), if that is known
     met: int = 0  # of operations that may be so far
     done: set[int] = field(default_factory=set)  # of a first run those that were
+    saved: float = 0.0  # µs, by these
     saving: float = 0.0  # by the chains that were fused
     by_heart: Callable | None = None  # the numbers of a chain that is known (by_heart.py)
     # Of a run that is to be known by heart: the calls that made each step; and the steps of each chain, by the call.
