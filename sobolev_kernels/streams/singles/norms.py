@@ -1,11 +1,12 @@
 """Batch norm in eval, a scale and a shift of each channel: its gradient is a scale, whose adjoints are one operation of
-PyTorch's, as are those of the whole."""
+PyTorch's, as are those of the whole. And norms of rows, as they are written out."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
+from ...backends.exact import WRITTEN
 from ...backends.standard import OWN
 from ...transforms import refuse_forward_mode, several
 from ..operations import differentiated, fits, wants
@@ -95,7 +96,11 @@ def saves(input, *_, **named) -> float:
     return input.numel() * SAVED - PYTHON
 
 
-TABLE = {functional.batch_norm: Single(batch_norm, saves)}
+# Those that are written out (exact.py), which no mode need meet where they are met here.
+TABLE = {functional.batch_norm: Single(batch_norm, saves)} | {
+    function: Single(WRITTEN[function], lambda *_, **named: 1.0)
+    for function in (functional.layer_norm, functional.rms_norm)
+}
 OWN.update((Fixed, Scaled))
 # without what torch.func would be told of them
 apply = super(torch.autograd.Function, Fixed).apply
