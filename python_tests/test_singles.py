@@ -130,9 +130,8 @@ class Images(nn.Module):
 
 @pytest.fixture
 def all_pay(monkeypatch):
-    for module, names in ((activation, ["LEAST"]), (norms, ["LEAST"]), (convolution, ["TURNED", "ALIKE"])):
-        for name in names:
-            monkeypatch.setattr(module, name, 0)
+    for module in (activation, norms, convolution):
+        monkeypatch.setattr(module, "PYTHON", -1e3)
 
 
 def step(student, x, u, target):

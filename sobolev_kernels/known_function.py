@@ -32,7 +32,7 @@ from .streams.flowing import NotFollowed
 from .streams.fused import segments_of, values_put_off
 from .streams.look import before_flow, chains_of, flows_no_more
 from .streams.segments import CHANGED
-from .streams.values import deferred, nobody_watches
+from .streams.values import alone, deferred, nobody_watches
 from .targeted import UNTARGETED, targets_of
 
 PLAIN = Columns()
@@ -166,14 +166,18 @@ def ran_again(found: Call, x: torch.Tensor, problem: Problem, before: torch.Tens
 
 
 def with_chains(found: Call, chains: running.Chains, before: torch.Tensor) -> running.Evaluated | None:
-    """The run with chains of layers put off; None where that can be told, or its graph is of another kind. Its graph
-    is told as that of the run as it is."""
+    """The run with chains of layers put off and operations that are our own; None where that can be told, or its graph
+    is of another kind. Its graph is told as that of the run as it is."""
     student, x, graphs = found.student, found.tensors[0], found.known.graphs
     held, needed = before_flow(student, x), (graphs.needs, graphs.unlike)
-    mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
-    of_chains = deferred(student, lambda: values_put_off(chains.ends, chains.begun, singles=chains.singles), mode_of)
+    if chains.begun:
+        mode_of = partial(ByHeart, heard=chains.heard, parameters=found.made_of.parameters)
+        told = partial(values_put_off, chains.ends, chains.begun, singles=chains.singles)
+        of_chains = deferred(student, told, mode_of)
+    else:
+        of_chains = alone(student, chains.singles)
     try:
-        ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before)
+        ran = running.run_again(partial(outputs_of, of_chains), x, graphs, before, chains.needs)
         ran, reason = (ran, "") if ran and ran.kinds == chains.graph[0] else (None, "its graph is another than before")
     except NotFollowed as error:
         ran, reason = None, str(error)

@@ -38,6 +38,7 @@ class Chains(NamedTuple):
     heard: dict[int, object] = {}  # noqa: RUF012
     graph: tuple | None = None
     as_it_is: tuple | None = None
+    needs: Needs | None = None
 
 
 @dataclass
@@ -141,13 +142,14 @@ def on_copy(function: Callable) -> Callable:
 
 
 def run_again(
-    function: Callable, x: torch.Tensor, seen: Graphs, before: torch.Tensor | None = None
+    function: Callable, x: torch.Tensor, seen: Graphs, before: torch.Tensor | None = None, own: Needs | None = None
 ) -> Evaluated | None:
     """The same in no more contexts than it needed before; None where the graph is of other kinds, or there is none, and
-    the generator is as it was `before`."""
+    the generator is as it was `before`. `own`: what this run needs, if that is other than what one as it is does."""
     kept, before, needs = x.requires_grad, torch.get_rng_state() if before is None else before, seen.needs
     if needs is None:  # as another thread found meanwhile
         return None
+    needs = needs if own is None else own._replace(reads=own.reads or needs.reads)
     # of what is no copy autograd says it where it is written to
     x = x if kept else x.detach().clone().requires_grad_()
     # Numbers and constants that are made of inputs from now on, by what a student was told meanwhile where nobody sees
@@ -173,8 +175,8 @@ def run_again(
     places = places_of(y, nodes, tensors=not contexts.checkpointed)
     samples, told = seen.samples_of(kinds, places, x), (contexts.read, kinds, places, contexts.cuts)
     seen.watched(contexts)
-    if contexts.read:
-        seen.needs = needs._replace(reads=True)
+    if contexts.read and seen.needs is not None:
+        seen.needs = seen.needs._replace(reads=True)
     return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, *told)
 
 

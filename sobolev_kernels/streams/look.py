@@ -25,6 +25,9 @@ from .segments import CHANGED, Segments, Step
 from .values import ValueSegments, deferred
 from .whole import is_traced
 
+# µs that each function of PyTorch's takes longer where it is met.
+MET = 10.0
+
 
 def flow_of(function: object, x: torch.Tensor, order: int, outputs: int | None = None) -> Flow:
     """What is known of a function of x; at first by one run along a direction of zeros, of which nothing is left.
@@ -108,14 +111,16 @@ def chains_seen(
 ) -> Chains:  # fmt: skip
     if core.MISSING or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or is_sharded(function):
         return Chains()
-    held, needs, ends, begun = held_of(list(modules_of(function)), x), graphs.needs, (), None
+    held, needs, ends, needed = held_of(list(modules_of(function)), x), graphs.needs, (), None
 
     def values(of: Callable) -> Evaluated:
-        """In all contexts, which makes their graph known."""
+        """In all contexts, which makes their graph known, and which of them it `needed`."""
+        nonlocal needed
         graphs.needs = None
         try:
             return with_graph(of, x.detach().requires_grad_(x.requires_grad), graphs)
         finally:
+            needed = graphs.needs
             held.restore()
             graphs.needs = needs
 
@@ -130,14 +135,15 @@ def chains_seen(
         known = values_put_off(ends, begun, careful=True)
         known.calls_of = {}
         put_off = values(deferred(run, lambda: known))
-        if not begun and not known.done:
+        if not begun and known.saved <= MET * segments.functions:
             return Chains()
-        as_it_is = values(run)
+        own, as_it_is = needed, values(run)
         if not are_alike(put_off.y, as_it_is.y):
             return Chains(reason="it gives other values where layers are put off")
         heard = by_heart(known, parameters)
         singles, graph = frozenset(known.done), put_off.graph
-        return Chains(ends, begun, known.fused, singles, heard=heard, graph=graph, as_it_is=as_it_is.graph)
+        told = {"heard": heard, "graph": graph, "as_it_is": as_it_is.graph, "needs": own}
+        return Chains(ends, begun, known.fused, singles, **told)
     except NotFollowed as reason:
         return Chains(reason=str(reason))
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ..autocast import casting
 from ..boundary import PLAIN
 from .flowing import NotFollowed, Run, is_of_checkpoint, spelt
 from .rules import RULES, products
@@ -96,19 +97,16 @@ class Deferring(TorchFunctionMode):
 
     def alone(self, single: Single, args: tuple, kwargs: dict | None) -> torch.Tensor | None:
         """What an operation of its own gives; None where it is PyTorch's."""
-        segments = self.run.segments
+        segments, kwargs = self.run.segments, kwargs or {}
         segments.met += 1
-        if segments.singles is not None and segments.met not in segments.singles:
-            return None
-        if not args or not self.may_begin(args[0]) or self.run.casting():
-            return None
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():  # within all modes, as a function of PyTorch's
-            if segments.singles is None and not single.pays(*args, **kwargs):
-                return None
-            made = single.made(*args, **kwargs)
-        if made is not None and segments.singles is None:
+        if segments.singles is not None:
+            return made_alone(single, args, kwargs) if segments.met in segments.singles else None
+        with torch._C.DisableTorchFunction():
+            saved = single.saves(*args, **kwargs)
+        made = made_alone(single, args, kwargs) if saved > 0 else None
+        if made is not None:
             segments.done.add(segments.met)
+            segments.saved += saved
         return made
 
     def may_begin(self, input: object) -> bool:
@@ -119,6 +117,33 @@ class Deferring(TorchFunctionMode):
         if input.dtype is not run.dtype or input.device != run.device or not input.dim() or not is_usual(input):
             return False
         return torch.is_grad_enabled() and GRAPH_TASK() == -1 and SAVING(True) is None
+
+
+def made_alone(single: Single, args: tuple, kwargs: dict) -> torch.Tensor | None:
+    """What an operation of its own gives, whose input has a graph; None where it is PyTorch's."""
+    if not args or not getattr(args[0], "requires_grad", False) or not torch.is_grad_enabled():
+        return None
+    if GRAPH_TASK() != -1 or SAVING(True) is not None or casting(args[0].device.type) is not None:
+        return None
+    with torch._C.DisableTorchFunction():  # within all modes, as a function of PyTorch's
+        return single.made(*args, **kwargs)
+
+
+class Alone(TorchFunctionMode):
+    """Within it these operations are our own, counted as those that may be, and no layer is put off."""
+
+    def __init__(self, singles: frozenset[int]):
+        super().__init__()
+        self.singles, self.met = singles, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        single = SINGLES.get(function)
+        if single is not None:
+            self.met += 1
+            made = made_alone(single, args, kwargs or {}) if self.met in self.singles else None
+            if made is not None:
+                return made
+        return function(*args, **kwargs) if kwargs else function(*args)
 
 
 def is_usual(tensor: torch.Tensor) -> bool:
@@ -153,6 +178,7 @@ class ValueSegments(Segments):
     singles: frozenset[int] | None = None  # the operations that are our own (singles/), if that is known
     met: int = 0  # of operations that may be so far
     done: set[int] = field(default_factory=set)  # of a first run those that were
+    saved: float = 0.0  # µs, by these
     saving: float = 0.0  # by the chains that were fused
     by_heart: Callable | None = None  # the numbers of a chain that is known (by_heart.py)
     # Of a run that is to be known by heart: the calls that made each step; and the steps of each chain, by the call.
@@ -225,6 +251,16 @@ def deferred(
 
 def by_numbers(function: Callable) -> Callable:
     return lambda *args, **kwargs: function(*settled(args), **settled(kwargs))
+
+
+def alone(function: Callable, singles: frozenset[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function with these operations our own."""
+
+    def run_of_it(x: torch.Tensor) -> torch.Tensor:
+        with Alone(singles):
+            return function(x)
+
+    return run_of_it
 
 
 VALUES = Delaying(

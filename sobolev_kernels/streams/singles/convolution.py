@@ -24,8 +24,8 @@ from .single import Single
 #     N = 128    1→6  206 103    4→4  207 92    8→8  220 137    16→8  214 132    8→16  219 227    24→24  736 738
 #     N = 1024   1→6 1413 580    4→4 1417 464   8→8 1544 834    16→8 1587 803    8→16 1619 1561   24→24 6092 6174
 FEW = 15
-# Multiplies from which it pays, where that is so and where it is not: the Python of a node's three ways costs 100 µs.
-TURNED, ALIKE = 4e5, 2e7
+# Multiplies of which each saves a µs, where that is so and where it is not, and µs of Python that it takes.
+TURNED, ALIKE, PYTHON = 1.7e4, 1.0e5, 120.0
 
 
 def turned_around(weight: torch.Tensor, of: tuple) -> tuple | None:
@@ -111,22 +111,21 @@ def convolution(dims: int, transposed: bool) -> Callable[..., torch.Tensor | Non
     return applied
 
 
-def pays(dims: int, transposed: bool) -> Callable[..., bool]:
+def saves(dims: int, transposed: bool) -> Callable[..., float]:
     """By the multiplies of a convolution."""
 
-    def paying(input, weight, bias=None, *arguments, **named) -> bool:
+    def saved(input, weight, bias=None, *arguments, **named) -> float:
         of = arguments_of(dims - 2, transposed, *arguments, **named)
         if of is None or input.dim() != dims:
-            return False
+            return 0.0
         positions = input.numel() // input.shape[1] // (1 if transposed else math.prod(of[0]))
-        least = ALIKE if turned_around(weight, of) is None else TURNED
-        return positions * weight.numel() >= least
+        return positions * weight.numel() / (ALIKE if turned_around(weight, of) is None else TURNED) - PYTHON
 
-    return paying
+    return saved
 
 
 TABLE = {
-    function: Single(convolution(n + 2, transposed), pays(n + 2, transposed))
+    function: Single(convolution(n + 2, transposed), saves(n + 2, transposed))
     for n in (1, 2, 3)
     for name, transposed in ((f"conv{n}d", False), (f"conv_transpose{n}d", True))
     for function in spelt(name)

@@ -10,7 +10,7 @@ import torch
 
 class Single(NamedTuple):
     """Both are given the arguments of a call. What a call does is the same for batches of about the same size, of which
-    the first one tells whether it `pays`."""
+    the first one tells what it saves."""
 
     made: Callable[..., torch.Tensor | None]  # None of arguments that it does not take
-    pays: Callable[..., bool]
+    saves: Callable[..., float]  # µs beyond those of its own Python; 0 or less, and it is not made
