@@ -73,9 +73,10 @@ CALLS = {
     "function, order 2": lambda x: teach(x, WAVES, directions=FIXED, order=2),
     "function, order 2, module": lambda x: teach(x, NORMED, directions=FIXED, order=2),
 }  # fmt: skip
-# What failed, at all ways of taking sizes; of all else one that has the most variables.
-ALWAYS = ("check_finite", "basis", "laplacian", "function", "function, exact")
-SIZES = dict.fromkeys(ALWAYS, (True, False, None)) | {"function, order 2": (True, None)}
+# What failed, as variables from the first and from the second size on, the first being a number; one, numbers alone. Of
+# all else the way that has the most variables.
+ALWAYS = ("check_finite", "basis", "function", "function, exact", "function, order 2")
+SIZES = dict.fromkeys(ALWAYS, (True, None)) | {"laplacian": (True, False, None)}
 ROWS = [(name, dynamic) for name in CALLS for dynamic in SIZES.get(name, (True,))]
 
 

@@ -126,8 +126,7 @@ def test_double_backward_of_a_loss_is_refused_and_never_zero(result, beside):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize(
     "result, whole",
-    [(result, whole) for result in COMPILED for whole in (False, True)]
-    + [(result, False) for result in ("order 2", "laplacian")],
+    [(result, False) for result in (*COMPILED, "order 2", "laplacian")] + [("loss", True), ("jvp", True)],
 )
 def test_double_backward_in_compiled_code_is_refused_or_right(result, whole):
     torch._dynamo.reset()
