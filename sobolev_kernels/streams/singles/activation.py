@@ -18,11 +18,12 @@ from ..flowing import spelt
 from ..operations import differentiated, fits
 from .single import Single
 
-# ns that it saves of each number, and µs of Python that it takes. µs of 65,536 numbers, one thread of an EPYC with
-# AVX-512, a value by PyTorch, with a gradient and what both owe, and the same by the core:
+# ns that it saves of each number, and µs of Python that it takes amid a step. µs of a value, its gradient and what both
+# owe, in a loop, PyTorch's and these, of 65,536 numbers and of 524,288, one thread of an EPYC with AVX-512, float32:
 #
-#     tanh 137 236 50    silu 15 230 50    sigmoid 14 119 45    gelu 17 299 75    softplus 70 278 100
-SAVED, PYTHON = {"sigmoid": 1.0, "softplus": 2.5, "gelu": 3.3}, 45.0
+#     tanh      230 122   1884 787        silu      220 121   2202 835        sigmoid   117 112   976 766
+#     gelu      282 180   2371 1287       softplus  268 185   2237 1282
+SAVED, PYTHON = {"sigmoid": 0.4, "softplus": 1.8}, 45.0
 
 
 class Activation(torch.autograd.Function):
@@ -74,7 +75,7 @@ def of_formula(formula_of: Callable[..., Formula]) -> Callable[..., torch.Tensor
 
 
 def saves(name: str) -> Callable[..., float]:
-    each = 1e-3 * SAVED.get(name, 2.7)
+    each = 1e-3 * SAVED.get(name, 2.0)
     return lambda input, *_, **named: input.numel() * each - PYTHON
 
 
