@@ -110,10 +110,8 @@ CUDA_CODE := $(if $(shell command -v nvidia-smi),80-real;90,80-virtual)
 
 # What the package and [dev] ask for, from pyproject.toml: it is downloaded and installed while the core is compiled
 define DEPENDENCIES
-try:
-    import tomllib
-except ModuleNotFoundError:  # before Python 3.11
-    from pip._vendor import tomli as tomllib
+from importlib import import_module, util
+tomllib = import_module("tomllib" if util.find_spec("tomllib") else "pip._vendor.tomli")  # before Python 3.11
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
 every = [name for extra in ("cli", "examples", "dev") for name in extras[extra]]
