@@ -108,13 +108,26 @@ format: $(READY)
 # builds all four.
 CUDA_CODE := $(if $(shell command -v nvidia-smi),80-real;90,80-virtual)
 
+# What the package and [dev] ask for, from pyproject.toml: it is downloaded and installed while the core is compiled
+define DEPENDENCIES
+from importlib import import_module, util
+tomllib = import_module("tomllib" if util.find_spec("tomllib") else "pip._vendor.tomli")  # before Python 3.11
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+every = [name for extra in ("cli", "examples", "dev") for name in extras[extra]]
+print(*project["dependencies"], *(name for name in every if not name.startswith(project["name"])), sep="\n")
+endef
+export DEPENDENCIES
+
 # PIP_CONSTRAINT also reaches the isolated build environment
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 $(READY): $(SOURCES)
 	@echo "Setting up $(VENV): PyTorch and the tools are downloaded, the core is compiled. This takes some minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--config-settings=cmake.define.SOBOLEV_WERROR=ON \
-		--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_CODE)' --editable '.[dev]'
+	$(PIP) --no-deps --config-settings=cmake.define.SOBOLEV_WERROR=ON \
+		--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_CODE)' --editable . & building=$$!; \
+		$(BIN)/python -c "$$DEPENDENCIES" | $(PIP) --requirement /dev/stdin; installed=$$?; \
+		wait $$building && exit $$installed
 	rm -f $(VENV)/.ready-* && touch $@
 
 # Remove the environment, builds and results
