@@ -174,6 +174,16 @@ def test_samples_that_are_mixed_by_other_numbers(place):
         torch.testing.assert_close(sk.jvp(student, x, v)[1], expected, **ANOTHER_WAY)
 
 
+@pytest.mark.parametrize("backend", [None, "streams", "reference"])
+def test_samples_that_are_centred(backend):
+    """The gradient of their sum is exactly 0, though no path is cut."""
+    student = lambda x: (x - x.mean(0)).sum(1, keepdim=True)  # noqa: E731
+    x, v = numbers(8, D), numbers(3, 8, D, seed=3)
+    for _ in range(2):
+        tangents = sk.jvp(student, x, v, backend=backend)[1]
+        torch.testing.assert_close(tangents, torch.stack([student(d) for d in v]), **ANOTHER_WAY)
+
+
 def test_what_is_refused_is_refused_after_some_calls():
     x, targets = numbers(N, D), sk.Targets(values=numbers(N, 1), tangents=numbers(2, N, 1), directions=numbers(2, N, D))
     student = Switched()

@@ -224,14 +224,16 @@ class Probe:
             if tangent is None and self.O > ROOMY:
                 raise NotProbed
             if tangent is None:
-                tangent = torch.stack([(self.row(o) * v).sum(1) for o in range(self.O)], 1)
+                tangent = torch.stack([(self.row(o, 1.0) * v).sum(1) for o in range(self.O)], 1)
         return numbers(tangent)
 
-    def row(self, o: int) -> torch.Tensor:
-        """The gradient [N, D] of an output."""
+    def row(self, o: int, weights: torch.Tensor | float) -> torch.Tensor:
+        """The gradient [N, D] of an output, summed over samples with weights [N]."""
         try:
             with graphs():
-                g = gradient(self.y[:, o].sum(), self.inputs, None, retain_graph=True) if self.y.requires_grad else None
+                y = self.y[:, o]
+                u = torch.ones_like(y) * weights
+                g = gradient(y, self.inputs, u, retain_graph=True) if y.requires_grad else None
         except RuntimeError as error:
             raise NotProbed from error
         return torch.zeros_like(self.x) if g is None else g
@@ -244,8 +246,10 @@ class Probe:
         cause = torch.where(flat, self.N + 1.0, cause)
         chosen = range(self.O) if self.O <= ROOMY else cause.topk(ROOMY).indices[cause.topk(ROOMY).values > 0].tolist()
         zero = torch.zeros(self.O, self.D, dtype=torch.bool, device="cpu")
+        k = torch.arange(1, self.N + 1, dtype=torch.float64, device="cpu")
+        uneven = (1 + (k * 0.6180339887).frac()).to(self.y)  # for the sum of what is centred is 0
         for o in chosen:
-            zero[o] = (self.row(o) == 0).all(0).cpu()
+            zero[o] = (self.row(o, uneven) == 0).all(0).cpu()
         patterns, which = zero.unique(dim=1, return_inverse=True)
         several = patterns.any(0).sum() > ROOMY / 2
         for i, outputs in enumerate(patterns.T):
