@@ -218,7 +218,8 @@ def test_a_plain_function_in_a_compiled_call():
     student = net()
     torch._dynamo.reset()
     step = torch.compile(lambda x: sk.jvp(lambda x: student(x) * x.square().sum().item(), x, V)[1], backend="aot_eager")
-    with pytest.raises(sk.NotProvided, match=f"student: .* {TAKES}"):
+    words = TAKES if torch.__version__ >= (2, 13) else "a graph break"  # at which the number is taken
+    with pytest.raises(sk.NotProvided, match=f"student: .*{words}"):
         step(X)
 
 
