@@ -10,9 +10,10 @@ if reason:
 
 from ptx.cuda_report import PRECISIONS, TARGETS, WAYS, code, most_layers  # noqa: E402
 
-# fp16 is as bf16; of pieces one precision is enough, and of roomy ways the one whose registers are full
+# fp16 is as bf16; of pieces one precision is enough, and of roomy ways those whose registers are full, or have been
 COMPILED = [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16" and (len(row[1]) == 4 or row[0] == "bf16")]
 COMPILED.remove(("bf16", (64, 2, 0, 1, True)))
+COMPILED.append(("tf32", (128, 2, 0, 1, True)))
 
 
 @pytest.mark.parametrize(("precision", "taken"), COMPILED, ids=str)

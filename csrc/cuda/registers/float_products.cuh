@@ -106,22 +106,28 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
         kPulled ? weight_place<H>(lane() % 4 * 4, 4 * first + lane() / 8) + lane() / 4 % 2 * 8
                 : weight_place<H>(16 * first + lane() / 4 * 2, lane() % 4);
     const std::uint32_t weights = between(l) + place_of_lane;
+    // TF32 of a roomy way, 128 wide, takes half of them at a time: of all, ptxas reads more ahead for sm_90 than its
+    // registers have room for, and what lives through the product is spilled
+    constexpr int kAtOnce = kRoomy && H == 128 && kPrecision == Precision::kTf32 ? kDepth / 2 : kDepth;
+#pragma unroll 1
+    for (int from = 0; from < kDepth; from += kAtOnce) {
 #pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      Operand left;
-      operand(a, k, left);
+      for (int k = from; k < from + kAtOnce; ++k) {
+        Operand left;
+        operand(a, k, left);
 #pragma unroll
-      for (int j = 0; j < kMine; ++j) {
-        Pair b[2][2];
-        if constexpr (kPulled) {
-          const std::uint32_t at = (weights ^ 64 * j) + k * (16 * H * 4), on = H * 4;
-          column_pairs({at, at + on, (at ^ 64) + 2 * on, (at ^ 64) + 3 * on}, b);
-        } else {
-          const std::uint32_t at = (weights ^ 64 * k) + j * (16 * H * 4);
-          row_pairs(at, b[0]), row_pairs(at + H * 4, b[1]);
+        for (int j = 0; j < kMine; ++j) {
+          Pair b[2][2];
+          if constexpr (kPulled) {
+            const std::uint32_t at = (weights ^ 64 * j) + k * (16 * H * 4), on = H * 4;
+            column_pairs({at, at + on, (at ^ 64) + 2 * on, (at ^ 64) + 3 * on}, b);
+          } else {
+            const std::uint32_t at = (weights ^ 64 * k) + j * (16 * H * 4);
+            row_pairs(at, b[0]), row_pairs(at + H * 4, b[1]);
+          }
+          multiply(c[2 * j], left, b[0]);
+          multiply(c[2 * j + 1], left, b[1]);
         }
-        multiply(c[2 * j], left, b[0]);
-        multiply(c[2 * j + 1], left, b[1]);
       }
     }
   }
