@@ -167,7 +167,7 @@ def of_energy(x, net):
 # Past the rules, and what is said of it; the reference is right.
 PAST = {
     "vmap": (lambda x, net: torch.vmap(net)(x), "past torch's functions"),
-    "func.grad": (lambda x, net: torch.vmap(torch.func.grad(lambda z: net(z).sum()))(x)[:, :2], "past torch.s functions"),
+    "func.grad": (lambda x, net: torch.vmap(torch.func.grad(lambda z: net(z).sum()))(x)[:, :2], "past torch"),
     "func.jvp": (lambda x, net: torch.func.jvp(net, (x,), (torch.ones_like(x),))[1], "_make_dual"),
     "autograd.grad": (of_energy, "detach|grad"),
     "grid_sample": (

@@ -110,7 +110,7 @@ BROKEN = {
     "a slot too many": ("block < a.blocks; block += kWarps", "block <= a.blocks; block += kWarps", "out of bounds"),
     "q read before it is owed": ("if (owed) load_q", "load_q", "uninitialised"),
     "one place for all warps of a row": ("return own_at(warp());", "return own_at(group() * kParts);", "race"),
-    "cotangents of other rows": ("cotangent_at(p, e / 2 % 2, output_of(4 * n + e))", "cotangent_at(p, 0, output_of(4 * n + e))", None),
+    "cotangents of other rows": ("cotangent_at(p, e / 2 % 2,", "cotangent_at(p, 0,", None),
     "slopes and curvatures in one place": ("l + which * hidden(), j, kHalves", "l, j, kHalves", None),
     "slopes of all layers in one place": ("l + which * hidden(), j, kHalves", "1 + which * hidden(), j, kHalves", None),
     "curvatures that are not over slopes": ("0.0f : second / of[0][i]", "0.0f : second", None),
