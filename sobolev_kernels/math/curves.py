@@ -1,7 +1,8 @@
 """The activations whose derivatives are functions of their value h = σ(z), in a form that a kernel takes as numbers.
 
-Such a kernel (csrc/cuda/registers) keeps of a layer h alone, which the next layer's gradient wants too. A row is a
-function of the activation's parameters, with their defaults; `csrc/math/generate.py` prints it as C++.
+Such a kernel (csrc/cuda/registers, Triton's on chip) keeps of a layer h alone, which the next layer's gradient wants
+too. A row is a function of the activation's parameters, with their defaults; `csrc/math/generate.py` prints it as C++,
+and `backends/triton/formulas.py` writes it out for Triton where that is less work than σ of z.
 """
 
 from __future__ import annotations
