@@ -53,7 +53,7 @@ __device__ __forceinline__ std::uint32_t subtract(std::uint32_t a, std::uint32_t
   return c;
 }
 
-// Of an error of 2^-11, where 16 bits of it are kept
+// Of the error in sobolev_kernels/math/coarse.py, where 16 bits of it are kept
 __device__ __forceinline__ float tanh_approx(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -9,8 +9,9 @@ import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
 from sobolev_kernels.backends import cuda
+from sobolev_kernels.math.coarse import COARSE
 from sobolev_kernels.testing.compare import computed_from
-from sobolev_kernels.testing.problems import Shape, cotangents_of, data, directions_of
+from sobolev_kernels.testing.problems import SMALL, Shape, cotangents_of, data, directions_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
 if reason:
@@ -165,3 +166,26 @@ def test_float32_stands_sums_that_are_cut(way, shape):
             for text in (None, ptx)
         ]
         assert 2 * rounded < found < 0.6
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_halves_stand_what_is_coarse(outputs):
+    """With the error of each row of COARSE put into every such number, up or down by its last bit, fp16, whose values
+    are rounded less than those of bf16, is still within the rule."""
+    numbers = {"tanh_approx(sum(c, j, i))": "tanh", "__expf(x.x)": "exp", "__fdividef(a.x, b.x)": "quotient"}
+    erring = (
+        "SK_INLINE float erring(float x, float by) { return __float_as_uint(x) & 1u ? x + by * x : x - by * x; }\n\n"
+    )
+
+    def change(text):
+        for number, row in numbers.items():
+            text = text.replace(number, f"erring({number}, {COARSE[row]}f)")
+        return text.replace("struct Coarse {", f"{erring}struct Coarse {{")
+
+    way = (32, 4, 4, 1)
+    ptx = compile_file(KERNEL, options=options_of("fp16", way), change=change)
+    for activation in ("tanh", "softplus", "silu", "mish"):
+        given = data(SMALL, activation), directions_of("sphere", SMALL)
+        on = {"precision": "fp16", "outputs": outputs, "tile": 16 * way[1], "way": way}
+        exact, found = [compare(*given, ptx=text, **on).got for text in (None, ptx)]
+        assert not all(torch.equal(found[name], exact[name]) for name in exact)

@@ -12,18 +12,20 @@ struct TanhCurve {
   static SK_INLINE float ratio(float h) { return -2.0f * h; }
 };
 
+template <class Real>
 struct AnyCurve {
   const Curve& of;
   const bool split = of.split, curved = of.beta != 0.0f;
+  SK_INLINE float exponential(float h) const { return float(exp(Real(-of.beta * h))); }
   SK_INLINE float first(float h) const {
     float y = fmaf(fmaf(of.first[2], h, of.first[1]), h, of.first[0]);
-    if (curved) y -= expf(-of.beta * h);
+    if (curved) y -= exponential(h);
     return split && h > 0.0f ? of.top : y;
   }
   SK_INLINE float ratio(float h) const {
     if (split && !(h < 0.0f)) return h == h ? 0.0f : h;
     float y = fmaf(of.ratio[1], h, of.ratio[0]);
-    if (curved) y += of.beta * expf(-of.beta * h);
+    if (curved) y += of.beta * exponential(h);
     return y;
   }
 };
@@ -54,7 +56,7 @@ __device__ __noinline__ void keep_four(float4 d1, float4 d2, unsigned char* firs
   for (int i = 0; i < 4; ++i) {
     const float second = (&d2.x)[i], least = fabsf(second) * To::kLeastSlope;
     of[0][i] = fabsf((&d1.x)[i]) < least ? copysignf(least, (&d1.x)[i]) : (&d1.x)[i];
-    of[1][i] = of[0][i] == 0.0f ? 0.0f : second / of[0][i];
+    of[1][i] = of[0][i] == 0.0f ? 0.0f : float(typename To::Real(second) / typename To::Real(of[0][i]));
   }
   To::store_four(first, of[0]), To::store_four(ratio, of[1]);
 }

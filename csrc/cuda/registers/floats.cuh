@@ -30,6 +30,7 @@ struct Rounded<n, true> {
 // of two products are if column g of the weights' piece p is 2g + p, and what an operand of two products is.
 template <bool kSplit>
 struct FloatNumbers {
+  using Real = float;  // what formulas are computed in
   static constexpr int kBytes = 4;
   static constexpr float kLeastSlope = 0x1p-40f;
   static constexpr bool kCut = kSplit;  // which shows, if 23 bits are wanted

@@ -20,6 +20,7 @@ SK_INLINE std::uint32_t place(int row, int c) {
 
 template <class Of>
 struct HalfNumbers {
+  using Real = Coarse;  // what formulas are computed in
   static constexpr int kBytes = 2;
   static constexpr bool kCut = false;
   // 16 rows and 16 columns, as sums of two products and as an operand: a lane has rows g and g + 8, and of columns

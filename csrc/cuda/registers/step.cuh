@@ -134,7 +134,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     if (is_tanh(l)) {
       f(TanhCurve{});
     } else if (!keeps(l)) {
-      f(AnyCurve{Base::curve(l)});
+      f(AnyCurve<typename To::Real>{Base::curve(l)});
     } else {
       f(KeptCurve{});
     }
@@ -179,7 +179,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const float4 z = make_float4(c[2 * j + i][0], c[2 * j + i][1], c[2 * j + i][2], c[2 * j + i][3]);
-            const Activated s = activated(of.row, of.parameters[0], of.parameters[1], z);
+            const Activated s = activated<typename To::Real>(of.row, of.parameters[0], of.parameters[1], z);
 #pragma unroll
             for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
             if (keep) {
@@ -199,7 +199,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       for (int n = 0; n < kOutputPieces; ++n) {
         if (!has(4 * (from + n))) continue;
         const Sums& z = sums[n];
-        const Activated s = activated(of.row, of.parameters[0], of.parameters[1], make_float4(z[0], z[1], z[2], z[3]));
+        const Activated s = activated<typename To::Real>(of.row, of.parameters[0], of.parameters[1],
+                                                         make_float4(z[0], z[1], z[2], z[3]));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int e = 4 * (from + n) + i;

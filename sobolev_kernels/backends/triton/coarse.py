@@ -4,10 +4,12 @@
 import triton
 import triton.language as tl
 
+from ...math.activations import ACTIVATIONS
+from ...math.coarse import COARSE
 from .primitives import abs, clamp, cos, erf, exp, expm1, log, log1p, sigmoid, sin, sqrt, where
 
 __all__ = ["abs", "clamp", "cos", "erf", "exp", "expm1", "log", "log1p", "sigmoid", "sin", "sqrt", "tanh", "where"]
-OF = ("tanh",)  # the activations that are others than of `primitives.py`
+OF = tuple(name for name in COARSE if name in ACTIVATIONS)  # the activations that are others than of `primitives.py`
 
 
 @triton.jit

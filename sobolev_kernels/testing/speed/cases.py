@@ -12,7 +12,7 @@ import torch
 import sobolev_kernels as sk
 from sobolev_kernels import planner
 from sobolev_kernels.enums import COTANGENTS, DENSE, PROJECTED
-from sobolev_kernels.math.table import Formula
+from sobolev_kernels.math.table import Formula, choose
 from sobolev_kernels.problem import DERIVATIVES, DERIVATIVES_GRADIENTS, LOSS, Problem
 
 # Of the directions, so that those that the fused step draws are those that the others are given.
@@ -71,10 +71,11 @@ class Case:
     @property
     def problem(self) -> Problem:
         """The fused step of this case, of the Laplacian its forward: who counts the FLOPs."""
-        layers = self.hidden + 1
+        hidden = (choose(sk.ACTIVATIONS, "activation", self.activation),) * self.hidden
         problem = Problem(
-            LOSS, (self.D, *[self.H] * self.hidden, self.O), (True,) * layers, (Formula(self.activation),) * layers,
-            "float32", "cpu", P=self.P, distribution="sphere", derivative_target=DENSE, gradients=True,
+            LOSS, (self.D, *[self.H] * self.hidden, self.O), (True,) * (self.hidden + 1),
+            (*hidden, Formula("identity")), "float32", "cpu", P=self.P, distribution="sphere", derivative_target=DENSE,
+            gradients=True,
         )  # fmt: skip
         if self.kind == EXACT:
             projection = planner.exact_projection(self.D, self.O)
