@@ -114,7 +114,7 @@ BROKEN = {
     "cotangents of other rows": ("cotangent_at(p, e / 2 % 2,", "cotangent_at(p, 0,", None),
     "slopes and curvatures in one place": ("l + which * hidden(), j, kHalves", "l, j, kHalves", None),
     "slopes of all layers in one place": ("l + which * hidden(), j, kHalves", "1 + which * hidden(), j, kHalves", None),
-    "curvatures that are not over slopes": ("0.0f : second / of[0][i]", "0.0f : second", None),
+    "curvatures that are not over slopes": ("typename To::Real(second) / typename To::Real(of[0][i])", "second", None),
     "slopes that are not kept": ("if (keep) {", "if (false) {", "uninitialised"),
     "one place for all cotangents": ("kParts + p % own().batch))", "kParts))", "race"),
 }  # fmt: skip
