@@ -1,5 +1,6 @@
 """The CUDA step in registers, broken on purpose: what does not find it does not check."""
 
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -63,6 +64,7 @@ def source(precision, way, change=lambda text: text) -> str:
     return compile_file(KERNEL, options=options_of(precision, way), change=changed)
 
 
+@cache
 def run(ptx, precision, way, step: Step):
     """Findings, and the numbers, of two tiles of one block."""
     tile, roomy = 16 * way[1], way[2] == 0
