@@ -626,6 +626,13 @@ PITFALLS = {
     "to complex numbers": (lambda x, net: net(net(x)[:, :1] * x).to(torch.complex128).real * net(x), "complex"),
     "by complex numbers": (lambda x, net: torch.kron(net(x), torch.ones(1, 1) * (1 + 0j)).real * net(x), "complex"),
     "no rule": (lambda x, net: F.pdist(net(x)).sum() * net(x), "pdist"),
+    "embedding bag": (lambda x, net: F.embedding_bag(torch.arange(len(x))[:, None], net(x)) * net(x), "embedding_bag"),
+    "a bag's weights": (
+        lambda x, net: F.embedding_bag(
+            torch.zeros(len(x), 2, dtype=torch.int64), net.a.weight[:, :2], per_sample_weights=net(x), mode="sum"
+        ),
+        "embedding_bag",
+    ),
     "a product that is scattered": (
         lambda x, net: net(x).scatter_reduce(1, torch.zeros(len(x), 2, dtype=torch.int64), net(x), "prod"),
         "prod",
