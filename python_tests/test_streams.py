@@ -319,6 +319,26 @@ CASES = {
         + h.std(True)
         + h.amin((1, 2), True)
     ),
+    "single numbers": lambda h: (
+        h
+        * (
+            h.sum().softmax(0)
+            + h.sum().log_softmax(0)
+            + h.sum().logsumexp(0)
+            + h.sum().norm()
+            + torch.dist(h.sum(), C[0])
+            + torch.linalg.vector_norm(h.sum(), 2, ())
+            + F.cosine_similarity(h.sum(), C[0], 0)
+        )
+    ),
+    "over dims of which none is named": lambda h: h * h.norm(dim=()) * torch.std(h, correction=None),
+    "cosines": lambda h: (
+        F.cosine_similarity(h[:, :1], h, 1) * F.cosine_similarity(h, C.expand(2, 4), 2).sum()
+        + F.cosine_similarity(h, C[:1], -1)[:, :1]
+    ),
+    "beside products of constants": lambda h: (
+        torch.addmm(h[0], B[:2], B) + torch.addcmul(h, C, C) + torch.clamp(C.expand_as(h), C - 1, h)
+    ),
     "running statistics": lambda h: F.instance_norm(h, C[:2], C[2:].square() + 1, C[:2] + 2, C[2:], False),
     "rnn cell": lambda h: torch.rnn_tanh_cell(h[:, 0], h[:, 1], B, B / 2, C, C),
 }
@@ -636,6 +656,10 @@ PITFALLS = {
     "a product that is scattered": (
         lambda x, net: net(x).scatter_reduce(1, torch.zeros(len(x), 2, dtype=torch.int64), net(x), "prod"),
         "prod",
+    ),
+    "targets that depend": (
+        lambda x, net: F.binary_cross_entropy(net(x).sigmoid(), net(x).cos().square(), reduction="none"),
+        "binary_cross_entropy to targets",
     ),
     "as a dtype": (lambda x, net: net(x) * net(x).view(f64), "as a dtype"),
     "into zeros": (into_zeros, "ordinary tensor"),

@@ -128,6 +128,42 @@ def test_what_is_proved(case):
     assert_right(around(case), numbers(N, D), numbers(2, N, D, seed=6), [WEIGHT, B])
 
 
+def lower(a):
+    return a.tril() + a.tril(-1).mT
+
+
+def upper(a):
+    return a.triu() + a.triu(1).mT
+
+
+# Of a matrix, and what they see of it.
+OF_A_TRIANGLE = {
+    "cholesky": (linalg.cholesky, lower),
+    "cholesky, upper": (lambda a: linalg.cholesky(a, upper=True), upper),
+    "cholesky_ex": (lambda a: linalg.cholesky_ex(a)[0], lower),
+    "eigvalsh": (linalg.eigvalsh, lower),
+    "eigvalsh, upper": (lambda a: linalg.eigvalsh(a, "U"), upper),
+    "pinv": (lambda a: linalg.pinv(a, hermitian=True), lower),
+    "cholesky_solve": (lambda a: torch.ones_like(a).cholesky_solve(a), torch.tril),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_TRIANGLE)
+def test_what_reads_one_triangle(name):
+    """Of a matrix that is not symmetric PyTorch's own derivatives are those of another function."""
+    function, seen = OF_A_TRIANGLE[name]
+
+    def of(x, seen=lambda a: a):
+        a = (x @ torch.cat([WEIGHT, WEIGHT.sin()], 1)[:, :9]).view(-1, 3, 3) / 9 + 2 * torch.eye(3, dtype=f64)
+        return function(seen(a)).flatten(1)
+
+    x, v, results = numbers(N, D), numbers(2, N, D, seed=6), []
+    for y, t in (propagated(of, x, v), (of(x, seen), differences(lambda x: of(x, seen), x, v))):
+        results.append([y, t, *torch.autograd.grad(y.sin().sum() + t.sin().sum(), WEIGHT)])
+    for got, expected in zip(*results, strict=True):
+        assert (got - expected).abs().max() <= BY_DIFFERENCES["a rule"] * expected.abs().max()
+
+
 @pytest.mark.parametrize("case", [*CASES, *PROVED])
 def test_every_rule_by_gradients(case):
     """What pairs have rules for is right from the other side, too: one output along two directions, by the reference,
