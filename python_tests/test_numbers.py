@@ -79,6 +79,10 @@ RIGHT = {
     "where": lambda x, net: torch.where(x[:, :1] > 0, net(x), 2 * net(x)),
     "an index": lambda x, net: net(x) * x[0].argmax().item(),
     "as_tensor": lambda x, net: net(x) * torch.as_tensor(x[:, :1]),
+    "beside constants": lambda x, net: (
+        net(x) * torch.atleast_2d(x[0], torch.ones(1))[1]
+        + torch.meshgrid(x[:, 0], torch.ones(O, dtype=x.dtype), indexing="ij")[0]
+    ),
     "of a parameter": lambda x, net: net(x) * net[0].weight[0, 0].item() * float(net[0].bias.sum()),
     "logging": logging,
     "logging in writing": lambda x, net: (setattr(net, "log", f"{x.norm():.3f} {net[0](x)}"), net(x))[1],

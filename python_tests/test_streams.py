@@ -319,6 +319,26 @@ CASES = {
         + h.std(True)
         + h.amin((1, 2), True)
     ),
+    "single numbers": lambda h: (
+        h
+        * (
+            h.sum().softmax(0)
+            + h.sum().log_softmax(0)
+            + h.sum().logsumexp(0)
+            + h.sum().norm()
+            + torch.dist(h.sum(), C[0])
+            + torch.linalg.vector_norm(h.sum(), 2, ())
+            + F.cosine_similarity(h.sum(), C[0], 0)
+        )
+    ),
+    "over dims of which none is named": lambda h: h * h.norm(dim=()) * torch.std(h, correction=None),
+    "cosines": lambda h: (
+        F.cosine_similarity(h[:, :1], h, 1) * F.cosine_similarity(h, C.expand(2, 4), 2).sum()
+        + F.cosine_similarity(h, C[:1], -1)[:, :1]
+    ),
+    "beside products of constants": lambda h: (
+        torch.addmm(h[0], B[:2], B) + torch.addcmul(h, C, C) + torch.clamp(C.expand_as(h), C - 1, h)
+    ),
     "running statistics": lambda h: F.instance_norm(h, C[:2], C[2:].square() + 1, C[:2] + 2, C[2:], False),
     "rnn cell": lambda h: torch.rnn_tanh_cell(h[:, 0], h[:, 1], B, B / 2, C, C),
 }
@@ -626,9 +646,20 @@ PITFALLS = {
     "to complex numbers": (lambda x, net: net(net(x)[:, :1] * x).to(torch.complex128).real * net(x), "complex"),
     "by complex numbers": (lambda x, net: torch.kron(net(x), torch.ones(1, 1) * (1 + 0j)).real * net(x), "complex"),
     "no rule": (lambda x, net: F.pdist(net(x)).sum() * net(x), "pdist"),
+    "embedding bag": (lambda x, net: F.embedding_bag(torch.arange(len(x))[:, None], net(x)) * net(x), "embedding_bag"),
+    "a bag's weights": (
+        lambda x, net: F.embedding_bag(
+            torch.zeros(len(x), 2, dtype=torch.int64), net.a.weight[:, :2], per_sample_weights=net(x), mode="sum"
+        ),
+        "embedding_bag",
+    ),
     "a product that is scattered": (
         lambda x, net: net(x).scatter_reduce(1, torch.zeros(len(x), 2, dtype=torch.int64), net(x), "prod"),
         "prod",
+    ),
+    "targets that depend": (
+        lambda x, net: F.binary_cross_entropy(net(x).sigmoid(), net(x).cos().square(), reduction="none"),
+        "binary_cross_entropy to targets",
     ),
     "as a dtype": (lambda x, net: net(x) * net(x).view(f64), "as a dtype"),
     "into zeros": (into_zeros, "ordinary tensor"),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import sobolev_kernels as sk
 from python_tests.students import Call
-from python_tests.test_streams import INDEX, MASK, WEIGHT, B, C, D, N, assert_right, numbers
+from python_tests.test_streams import CASES, INDEX, KERNEL, MASK, WEIGHT, B, C, D, N, assert_right, differences, numbers
 from sobolev_kernels.backends.streams import propagated
 from sobolev_kernels.streams.flowing import name_of
 from sobolev_kernels.streams.trusted import TRUSTED
@@ -114,10 +114,10 @@ PROVED = {
 }  # fmt: skip
 
 
-def around(case):
+def around(case, cases=PROVED):
     def function(x):
         h = (x @ WEIGHT).view(len(x), 2, 4)
-        y = PROVED[case](h)
+        y = cases[case](h)
         return y.reshape(N, -1) if y.dim() and y.shape[0] == N else h.flatten(1) * y.sum()
 
     return function
@@ -126,6 +126,58 @@ def around(case):
 @pytest.mark.parametrize("case", PROVED)
 def test_what_is_proved(case):
     assert_right(around(case), numbers(N, D), numbers(2, N, D, seed=6), [WEIGHT, B])
+
+
+def lower(a):
+    return a.tril() + a.tril(-1).mT
+
+
+def upper(a):
+    return a.triu() + a.triu(1).mT
+
+
+# Of a matrix, and what they see of it.
+OF_A_TRIANGLE = {
+    "cholesky": (linalg.cholesky, lower),
+    "cholesky, upper": (lambda a: linalg.cholesky(a, upper=True), upper),
+    "cholesky_ex": (lambda a: linalg.cholesky_ex(a)[0], lower),
+    "eigvalsh": (linalg.eigvalsh, lower),
+    "eigvalsh, upper": (lambda a: linalg.eigvalsh(a, "U"), upper),
+    "pinv": (lambda a: linalg.pinv(a, hermitian=True), lower),
+    "cholesky_solve": (lambda a: torch.ones_like(a).cholesky_solve(a), torch.tril),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_TRIANGLE)
+def test_what_reads_one_triangle(name):
+    """Of a matrix that is not symmetric PyTorch's own derivatives are those of another function."""
+    function, seen = OF_A_TRIANGLE[name]
+
+    def of(x, seen=lambda a: a):
+        a = (x @ torch.cat([WEIGHT, WEIGHT.sin()], 1)[:, :9]).view(-1, 3, 3) / 9 + 2 * torch.eye(3, dtype=f64)
+        return function(seen(a)).flatten(1)
+
+    x, v, results = numbers(N, D), numbers(2, N, D, seed=6), []
+    for y, t in (propagated(of, x, v), (of(x, seen), differences(lambda x: of(x, seen), x, v))):
+        results.append([y, t, *torch.autograd.grad(y.sin().sum() + t.sin().sum(), WEIGHT)])
+    for got, expected in zip(*results, strict=True):
+        assert (got - expected).abs().max() <= BY_DIFFERENCES["a rule"] * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", [*CASES, *PROVED])
+def test_every_rule_by_gradients(case):
+    """What pairs have rules for is right from the other side, too: one output along two directions, by the reference,
+    at first and again."""
+    function, results = around(case, CASES | PROVED), []
+    student = lambda x: (y := function(x).sin()) @ numbers(y.shape[1], 1, seed=7)  # noqa: E731
+    x, v, c = numbers(N, D).requires_grad_(), numbers(2, N, D, seed=6), numbers(2, N, 1, seed=9)
+    for way in ("reference", "reference", None):
+        y, t = sk.jvp(student, x, v, backend=way) if way else (student(x), differences(student, x, v))
+        loss = y.sin().sum() + (c * t.sin()).sum()
+        results.append([y, t, *torch.autograd.grad(loss, [x, WEIGHT, B, KERNEL], materialize_grads=True)])
+    for got in results[:2]:
+        for g, e in zip(got, results[2], strict=True):
+            assert (g - e).abs().max() <= BY_DIFFERENCES["a rule"] * e.abs().max().clamp(min=1e-2)
 
 
 RECURRENT = {

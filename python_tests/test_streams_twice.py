@@ -185,7 +185,11 @@ def test_a_function_is_right_or_refused(case):
 
 
 def test_two_of_what_is_linear_in_each():
-    for f in (lambda h: torch.tensordot(h, h, 2), lambda h: torch.cross(h[0, :, :3], h[1, :, 1:], -1)):
+    for f in (
+        lambda h: torch.tensordot(h, h, 2),
+        lambda h: torch.cross(h[0, :, :3], h[1, :, 1:], -1),
+        lambda h: torch.gradient(C, spacing=(h[1, 0].exp().cumsum(0),))[0],
+    ):
         with pytest.raises(NotFollowed, match="second derivatives"):
             propagated(lambda x, f=f: f((x @ WEIGHT).view(len(x), 2, 4)), X, numbers(1, N, D), order=2)
 

@@ -33,6 +33,8 @@ for name in "zeros ones empty full rand randn randint".split():
     CONSTANT |= {function for function in found if function is not None}
 CONSTANT |= {torch.Tensor.new_empty_strided, torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn}
 CONSTANT |= {torch._make_dual}  # of torch.func.jvp, whose level has the graph
+# Of each argument its own, by autograd, also of those that depend on nothing.
+CONSTANT |= {torch.broadcast_tensors, torch.meshgrid, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d}
 # Of these what makes one of a tensor's own numbers.
 CUTTING = {torch.detach, torch.detach_copy, torch.Tensor.detach, torch.Tensor.detach_, torch.Tensor.data.__get__}
 # What has another result than a derivative of PyTorch's says; the bits of a number, and where it lies.

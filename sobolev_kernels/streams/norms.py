@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.nn import functional
@@ -123,7 +124,19 @@ def instance_norm(
     return group_norm(input, input.v.shape[1], weight, bias, eps)
 
 
+def of_dims(function: Callable) -> Callable:
+    """The rule of a function over dims, also of a single number, which has none: as of a row of one."""
+
+    def applied(input, *arguments, **named):
+        if not is_pair(input) or input.v.dim():
+            return function(input, *arguments, **named)
+        return function(input.unsqueeze(0), *arguments, **named).reshape(())
+
+    return applied
+
+
 @rule("softmax", twice=True)
+@of_dims
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.softmax(d)
@@ -133,6 +146,7 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 
 @rule("log_softmax", twice=True)
+@of_dims
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
     d = needed(input, dim, dtype)
     y = input.v.log_softmax(d)
@@ -142,13 +156,19 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 
 @rule("logsumexp", twice=True)
+@of_dims
 def logsumexp(input, dim, keepdim=False):
-    v, n = input.v, input.v.dim()
-    d = tuple(each % n - n for each in (dim if isinstance(dim, (tuple, list)) else (dim,)))
+    v, d = input.v, from_end(dim, input.v.dim())
     weights = v.softmax(d[0]) if len(d) == 1 else (v - v.logsumexp(d, True)).exp()
     mean, spread = along_weights(input, weights, d)
     y, t = v.logsumexp(d, keepdim), mean if keepdim else mean.squeeze(d)
     return new(input, y, t) if spread is None else curved(input, y, t, spread.sum(d, keepdim))
+
+
+def from_end(dim: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
+    """Dims of n counted from the end: all, if none are named."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    return tuple(d % n - n for d in dims or range(n))
 
 
 def along_weights(input: Pair, y: torch.Tensor, d: int | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -186,13 +206,13 @@ def scaled_dot_product_attention(
 
 
 @rule("vector_norm", spaces=(torch.linalg,), twice=True)
+@of_dims
 def vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     if dtype is not None or not is_pair(x):
         first(x).run.stop("a norm in another dtype")
     if ord != 2:
         return by_jvp(torch.linalg.vector_norm, linear=ord in (1, math.inf))(x, ord, dim, keepdim)
-    dims = tuple(range(x.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    dims = tuple(d if d < 0 else d - x.v.dim() for d in dims)
+    dims = from_end(dim, x.v.dim())
     y = torch.linalg.vector_norm(x.v, 2, dims, True)
     slope = torch.where(y == 0, 0.0, x.v / torch.where(y == 0, 1.0, y))
     t = (slope * x.d).sum(dims, keepdim=True)
@@ -227,6 +247,9 @@ def pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
 
 @rule("cosine_similarity", twice=True)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    (dim,) = from_end(dim, max(1, x1.dim(), x2.dim()))
+    if min(x1.dim(), x2.dim()) < -dim or x1.shape[dim] != x2.shape[dim]:
+        x1, x2 = torch.broadcast_tensors(x1, x2)
     a, b = (x / torch.linalg.vector_norm(x, 2, dim, True).clamp_min(eps) for x in (x1, x2))
     return (a * b).sum(dim)
 
@@ -247,11 +270,12 @@ for table in (RULES, TWICE):
 
 
 def variance(root: bool):
+    @of_dims
     def found(input, dim=None, unbiased=None, keepdim=False, *, correction=1):
         if isinstance(dim, bool):
             dim, unbiased = None, dim
-        correction = correction if unbiased is None else int(unbiased)
-        dims = tuple(range(input.v.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        correction = (1 if correction is None else correction) if unbiased is None else int(unbiased)
+        dims = from_end(dim, input.v.dim())
         count = math.prod(input.v.shape[d] for d in dims) - correction
         centred = input - input.mean(dims, keepdim=True)
         if root:  # which has derivatives at 0, where a square root has none

@@ -29,6 +29,8 @@ def product(function, a, b) -> Pair:
     """Of a function that is linear in both, which it broadcasts."""
     v = function(value(a), value(b))
     n = v.dim()
+    if not is_pair(a) and not is_pair(b):  # amid a sum with a pair
+        return v
     if not is_pair(b):
         return new(a, v, broadcast(function(lifted(a.d, n), b), v))
     if not is_pair(a):
@@ -215,7 +217,10 @@ def spelt_out(equation: str, dims: list[int]) -> tuple[list[str], str]:
 def where(condition, input=None, other=None):
     if input is None or is_pair(condition):
         first(condition, input, other).run.stop("where without two values")
-    like, v = first(input, other), torch.where(condition, value(input), value(other))
+    v = torch.where(condition, value(input), value(other))
+    if not is_pair(input) and not is_pair(other):  # of a limit that is no pair, beside one that is
+        return v
+    like = first(input, other)
     each = iter(levelled(*filter(is_pair, (input, other))))
     parts = [lifted(next(each), v.dim()) if is_pair(x) else v.new_zeros(()) for x in (input, other)]
     return new(like, v, broadcast(torch.where(condition, *parts), v))

@@ -102,7 +102,7 @@ def expand(input, *sizes):
 def broadcast_tensors(*tensors):
     tensors = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
-    return tuple(expand(x, *shape) if is_pair(x) else x.expand(shape) for x in tensors)
+    return tuple(expand(x, shape) if is_pair(x) else x.expand(shape) for x in tensors)
 
 
 @rule("contiguous")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from .flowing import name_of, spelt
+from .flowing import name_of, run_of, spelt
 from .pair import Pair, broadcast, first, in_place, is_pair, lifted, new
 from .twice import curved, is_twice, levelled
 
@@ -145,6 +145,50 @@ def scatter_reduce(input, dim, index, src, reduce, *, include_self=True):
     return by_jvp(torch.scatter_reduce)(input, dim, index, src, reduce, include_self=include_self)
 
 
-TRUSTED |= dict.fromkeys(spelt("scatter_reduce"), scatter_reduce)
+def binary_cross_entropy(input, target, *arguments, **named):
+    """PyTorch's jvp of its targets cannot be differentiated."""
+    if is_pair(target):
+        target.run.stop("binary_cross_entropy to targets that depend on the inputs")
+    return by_jvp(torch._C._nn.binary_cross_entropy)(input, target, *arguments, **named)
+
+
+def mirrored(A, upper: bool):
+    """The symmetric matrix of one triangle: functions that read no more have derivatives in PyTorch by both."""
+    return A.triu() + A.triu(1).mT if upper else A.tril() + A.tril(-1).mT
+
+
+def cholesky(A, upper=False):
+    return by_jvp(torch.linalg.cholesky)(mirrored(A, upper), upper=upper)
+
+
+def cholesky_ex(A, *, upper=False, check_errors=False):
+    return by_jvp(torch.linalg.cholesky_ex)(mirrored(A, upper), upper=upper, check_errors=check_errors)
+
+
+def cholesky_solve(B, L, upper=False):
+    return by_jvp(torch.cholesky_solve)(B, L.triu() if upper else L.tril(), upper)
+
+
+def eigvalsh(A, UPLO="L"):
+    return by_jvp(torch.linalg.eigvalsh)(mirrored(A, UPLO in "Uu"), UPLO)
+
+
+def pinv(A, *arguments, hermitian=False, **named):
+    hermitian = hermitian or True in arguments
+    arguments = [a for a in arguments if not isinstance(a, bool)]
+    return by_jvp(torch.linalg.pinv)(mirrored(A, False) if hermitian else A, *arguments, hermitian=hermitian, **named)
+
+
+def gradient_twice(input, *, spacing=1, **named):
+    """What it divides by, it is not linear in."""
+    if not is_pair(input) or any(map(is_pair, spacing if isinstance(spacing, (tuple, list)) else (spacing,))):
+        run = run_of((input, spacing))
+        run.stop(f"gradient in it {run.lacks}")
+    return by_jvp(torch.gradient, math.inf)(input, spacing=spacing, **named)
+
+
+for own in (scatter_reduce, binary_cross_entropy, cholesky, cholesky_ex, cholesky_solve, eigvalsh, pinv):
+    TRUSTED |= dict.fromkeys(spelt(own.__name__, spaces=SPACES), own)
+TRUSTED_TWICE |= dict.fromkeys(spelt("gradient"), gradient_twice)
 for table in (TRUSTED, TRUSTED_TWICE):
     in_place(table)
