@@ -27,20 +27,28 @@ SK_INLINE float tanh(float x) { return tanhf(x); }
 
 #include "../math/generated.h"
 
+// Of four numbers; the third derivative where it is asked for
+template <bool kThird>
 struct Activated {
   float value[4], d1[4], d2[4];
+};
+template <>
+struct Activated<true> : Activated<false> {
+  float d3[4];
 };
 
 // Functions, not inlined: a switch over all rows stands once in the program, whatever calls it. Four numbers at a time,
 // for one call and for work that does not wait on itself.
-static __device__ __noinline__ Activated activated(int row, float a, float b, float4 z) {
+template <bool kThird = false>
+__device__ __noinline__ Activated<kThird> activated(int row, float a, float b, float4 z) {
   const double parameters[2] = {a, b};
-  Activated result;
+  Activated<kThird> result;
 #define SK_CASE(row, name)                                                 \
   case row:                                                                \
     _Pragma("unroll") for (int i = 0; i < 4; ++i) {                        \
       const Derivatives<float> d = name::call((&z.x)[i], parameters);      \
       result.value[i] = d.value, result.d1[i] = d.d1, result.d2[i] = d.d2; \
+      if constexpr (kThird) result.d3[i] = d.d3;                           \
     }                                                                      \
     break;
   switch (row) {
