@@ -374,7 +374,7 @@ PYBIND11_MODULE(_C, m) {
       "mlp_sobolev",
       [](StepBuilder& self, const std::string& isa) {
         const auto& kernels = instruction_set(isa);
-        const auto& step = self.run();
+        const auto& step = of_cpu(self.run());
         py::gil_scoped_release release;
         sk::cpu::mlp_sobolev(kernels, step);
       },
