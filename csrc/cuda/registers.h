@@ -226,15 +226,16 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   Slot slot(a, slot_bytes);
   const bool tangents = a.from == From::kDirections, prepared = a.from != From::kOutputs;
   const bool second = way.order == 2;
+  const std::uint64_t of_kept = precision == Precision::kBf16 ? 2 : 4;
   to.batch = prepared ? std::min(std::max(a.P, 1), tangents ? kMostBatch : kWarps / way.groups) : 1;
   to.left = slot.take(hidden * rows * H * size);
   to.right = slot.take(hidden * rows * H * size);
   to.top = slot.take(rows * O * size);
   to.targets = slot.take(prepared ? to.batch * rows * O * 4 : 0);
   if (second) to.apart = slot.take(slot_bytes - to.left) - to.left;
-  if (second && a.P) to.curved = slot.take(2 * hidden * rows * H * 4);
+  if (second && a.P) to.curved = slot.take(2 * of_kept * hidden * rows * H);
   to.h = slot.take(hidden * rows * H * size);
-  if (kept) to.kept = slot.take((second ? 3 * 4 : 2 * size) * hidden * rows * H);
+  if (kept) to.kept = slot.take((second ? 3 * of_kept : 2 * size) * hidden * rows * H);
   to.q = slot.take(hidden * rows * H * 4);
   to.few = slot.take(kThreads * (second ? kSecondNumbers : kOutputNumbers) * 4 * to.output_pieces) / 4;
   to.bias_sums = slot.take(way.groups * O * 4);

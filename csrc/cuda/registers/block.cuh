@@ -19,6 +19,8 @@ struct RegisterBlock {
   static constexpr bool kHalves = To::kBytes == 2;
   static constexpr bool kWide = kRoom != Room::kPlain, kRoomy = kRoom >= Room::kSlot;
   static constexpr int kOrder = kRoom == Room::kSecond ? 2 : 1, kTerms = 1 + kOrder;
+  // fp16 has no room for derivatives of order 3: sin(30 z) has 27000
+  static constexpr bool kKeptInHalves = kHalves && (kOrder == 1 || kPrecision == Precision::kBf16);
   static constexpr bool kOutputsHere = (kParts == 1 || !kHalves) && !kRoomy;
   static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0, kWide}.of_few();
   static constexpr int kOutputPieces = kWide ? kMostOutputPieces : 1, kOutputs = 4 * kOutputPieces;
@@ -269,9 +271,9 @@ struct RegisterBlock {
     store_eight(q_at(l, j), kHalves && own().q_in_halves, from);
   }
 
-  // σ' and σ''/σ', of four numbers at a time; of order 2 float32's σ', σ'' and σ'''
+  // σ' and σ''/σ', of four numbers at a time; of order 2 σ', σ'' and σ'''
   SK_INLINE unsigned char* kept_at(int l, int j, int which) const {
-    return of_block<kRoomy>() + own().kept + place_of_lane(l + which * hidden(), j, kHalves && kOrder == 1);
+    return of_block<kRoomy>() + own().kept + place_of_lane(l + which * hidden(), j, kKeptInHalves);
   }
   SK_INLINE void load_kept(int l, int j, float (&first)[8], float (&ratio)[8]) const {
     load_eight(kept_at(l, j, 0), kHalves, first);

@@ -11,8 +11,8 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
   using Base = RegisterStep<kPrecision, H, kGroups, kBetween, kRoom>;
   using Base::Base;
   using Base::clear, Base::each_two, Base::first_row, Base::group, Base::has, Base::hidden, Base::kept_at;
-  using Base::kMine, Base::kOutputPieces, Base::kOutputs, Base::kParts, Base::kRows, Base::load_eight,
-      Base::load_inputs;
+  using Base::kKeptInHalves, Base::kMine, Base::kOutputPieces, Base::kOutputs, Base::kParts, Base::kRows,
+      Base::load_eight, Base::load_inputs;
   using Base::meet, Base::mine, Base::output_of, Base::output_pieces, Base::own, Base::part, Base::ready, Base::row_of;
   using Base::source_at, Base::step, Base::store, Base::store_eight, Base::store_inputs, Base::sum, Base::targets_at;
   using Base::valid, Base::y;
@@ -139,7 +139,10 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
   // ---- A direction ----
 
   SK_INLINE unsigned char* curved_at(int l, int j, int which) const {
-    return Base::of_block() + own().curved + Base::place_of_lane(l + which * hidden(), j, false);
+    return Base::of_block() + own().curved + Base::place_of_lane(l + which * hidden(), j, kKeptInHalves);
+  }
+  SK_INLINE void load_kept(int l, int j, int which, float (&to)[8]) const {
+    load_eight(kept_at(l, j, which), kKeptInHalves, to);
   }
   // Where a stream's operands are, of one layer at a time
   static constexpr std::uint32_t kOfStream = kRows * H * To::kBytes;
@@ -204,14 +207,14 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
       if (l) Base::template product_between<false>(a[1], l, c[1]);  // directions are straight
       hand_both_on(own().right, l + 1, [&](int j, float (&of)[kStreams][8]) {
         float d1[8], d2[8], d3[8], curved[8], bent[8];
-        load_eight(kept_at(l + 1, j, 0), false, d1), load_eight(kept_at(l + 1, j, 1), false, d2);
-        load_eight(kept_at(l + 1, j, 2), false, d3);
+        load_kept(l + 1, j, 0, d1), load_kept(l + 1, j, 1, d2), load_kept(l + 1, j, 2, d3);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const Along to(sum(c[0], j, i), sum(c[1], j, i), d1[i], d2[i], d3[i]);
           of[0][i] = to.h_dot, of[1][i] = to.h_ddot, curved[i] = to.curved, bent[i] = to.bent;
         }
-        store_eight(curved_at(l + 1, j, 0), false, curved), store_eight(curved_at(l + 1, j, 1), false, bent);
+        store_eight(curved_at(l + 1, j, 0), kKeptInHalves, curved);
+        store_eight(curved_at(l + 1, j, 1), kKeptInHalves, bent);
       });
     }
   }
@@ -240,8 +243,9 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
       }
       hand_both_on(own().left, l, [&](int j, float (&of)[kStreams][8]) {
         float d1[8], curved[8], bent[8], q[8] = {};
-        load_eight(kept_at(l, j, 0), false, d1);
-        load_eight(curved_at(l, j, 0), false, curved), load_eight(curved_at(l, j, 1), false, bent);
+        load_kept(l, j, 0, d1);
+        load_eight(curved_at(l, j, 0), kKeptInHalves, curved);
+        load_eight(curved_at(l, j, 1), kKeptInHalves, bent);
         if (owed) Base::load_q(l, j, q);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {

@@ -157,7 +157,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   SK_INLINE Slopes<C> slopes(const C& curve, int l, int j, int k) const {
     if constexpr (kSecond) {
       Slopes<C> of;
-      Base::load_eight(kept_at(l, j, 0), false, of.of_first);
+      Base::load_eight(kept_at(l, j, 0), Base::kKeptInHalves, of.of_first);
       return of;
     } else if constexpr (std::is_same_v<C, KeptCurve>) {
       Slopes<C> of;
@@ -175,7 +175,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   // Four numbers of order 2, number i of eight of a lane
   SK_INLINE void keep_derivatives(const Activated<true>& s, int l, int j, int i) const {
     const auto keep = [&](int which, const float (&of)[4]) {
-      *reinterpret_cast<float4*>(kept_at(l, j, which) + 512 * i) = make_float4(of[0], of[1], of[2], of[3]);
+      if constexpr (Base::kKeptInHalves) {
+        To::store_four(kept_at(l, j, which) + 8 * i, of);
+      } else {
+        *reinterpret_cast<float4*>(kept_at(l, j, which) + 512 * i) = make_float4(of[0], of[1], of[2], of[3]);
+      }
     };
     keep(0, s.d1), keep(1, s.d2), keep(2, s.d3);
   }
