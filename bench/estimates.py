@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
 from sobolev_kernels import planner
-from sobolev_kernels.testing.speed.cases import CASES, FIRST, Case, make_data, make_student
+from sobolev_kernels.testing.speed.cases import CASES, FIRST, SECOND, Case, make_data, make_student
 
 from .sweep import forced
 
@@ -92,7 +92,10 @@ def eager(case: Case) -> tuple[int, float]:
 def step(case: Case, backend: str, precision: str) -> None:
     student, data = make_student(case), make_data(case)
     targets, directions = sk.Targets(values=data.y, jacobian=data.jacobian), sk.Directions.sphere(case.P, seed=1)
-    options = {"directions": directions, "backend": backend, "precision": precision}
+    if case.kind == SECOND:
+        targets = sk.Targets(values=data.y, tangents=data.tangents, seconds=data.seconds)
+        directions = sk.Directions.given(data.directions)
+    options = {"directions": directions, "backend": backend, "precision": precision, "order": case.problem.order}
     sk.sobolev_loss(student, data.x, targets, **options).backward()
 
 

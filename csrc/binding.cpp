@@ -107,7 +107,6 @@ struct StepBuilder {
       n = layer.n_out;
     }
     need(n == step.O, "the last layer must give O outputs");
-    need(step.order == 1 || streams, "order 2 must have streams");
     if (!streams) return step;
     const auto& jets = streams->jets;
     step.streams = &jets;
@@ -229,6 +228,7 @@ PyObject* answered(Work work) {
 
 const sk::Step& of_cpu(const sk::Step& step) {
   need(step.L <= 64, "a student has 1 to 64 linear layers");
+  need(step.order == 1 || step.streams, "order 2 must have streams");
   return step;
 }
 
@@ -374,7 +374,7 @@ PYBIND11_MODULE(_C, m) {
       "mlp_sobolev",
       [](StepBuilder& self, const std::string& isa) {
         const auto& kernels = instruction_set(isa);
-        const auto& step = self.run();
+        const auto& step = of_cpu(self.run());
         py::gil_scoped_release release;
         sk::cpu::mlp_sobolev(kernels, step);
       },
@@ -476,11 +476,11 @@ PYBIND11_MODULE(_C, m) {
         const auto prepared = sk::cuda::prepare(step, rounded, limit);
         const auto& all = prepared.all;
         const auto& layout = all.step.layout;
-        const auto& [width, groups, between, most, wide] = all.own.way;
+        const auto& [width, groups, between, most, wide, order] = all.own.way;
         return py::dict("samples"_a = layout.samples, "threads"_a = sk::cuda::kThreads, "tiles"_a = all.step.tiles,
                         "shared"_a = layout.shared_bytes, "slot"_a = layout.slot_floats * 4,
                         "table"_a = prepared.table_bytes(),
-                        "way"_a = py::make_tuple(width, groups, between, most, wide));
+                        "way"_a = py::make_tuple(width, groups, between, most, wide, int(order)));
       },
       "how a block with `limit` bytes of shared memory goes about the step; bytes", py::arg("step"),
       py::arg("precision"), py::arg("limit"));
@@ -524,10 +524,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("place"), py::arg("seed_at"), py::arg("scratch"), py::arg("stream"));
   m.def(
       "cuda_blocks",
-      [](int precision, const std::tuple<int, int, int, std::int16_t, bool>& way, std::uint64_t shared, int device) {
-        const auto& [width, groups, between, most, wide] = way;
+      [](int precision, const std::tuple<int, int, int, std::int16_t, bool, int>& way, std::uint64_t shared,
+         int device) {
+        const auto& [width, groups, between, most, wide, order] = way;
         return sk::cuda::blocks_of_a_multiprocessor(device, choice<sk::Precision>(precision, "precision"),
-                                                    {width, groups, between, most, wide}, shared);
+                                                    {width, groups, between, most, wide, std::int8_t(order)}, shared);
       },
       "blocks that a multiprocessor holds at a time", py::arg("precision"), py::arg("way"), py::arg("shared"),
       py::arg("device"));

@@ -33,7 +33,7 @@ def text(precision: str, way: tuple[int, ...]) -> str:
 
 
 def options_of(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
-    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS", "WIDE"), way, strict=False)  # not wide where it is not said
+    named = zip(("WIDTH", "GROUPS", "BETWEEN", "BLOCKS", "WIDE", "ORDER"), way, strict=False)  # or as it mostly is
     return f"-DSK_PRECISION={NAMES[precision]}", *(f"-DSK_{name}={int(number)}" for name, number in named)
 
 

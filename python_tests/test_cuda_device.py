@@ -28,7 +28,7 @@ SHAPES = [Shape(1000, 3, width, 3, 1, 2, "many blocks, the last tile not whole")
 def test_without_a_driver_errors_name_the_call():
     assert core._C.cuda_devices() == 0
     with pytest.raises(RuntimeError, match=r"cudaGetDevice.*driver"):
-        core._C.cuda_blocks(0, (32, 4, 4, 1, False), 1024, 0)
+        core._C.cuda_blocks(0, (32, 4, 4, 1, False, 1), 1024, 0)
 
 
 @on_gpu

@@ -14,7 +14,7 @@ using sk::Precision;
 constexpr int kMostLayers = 6, kThreads = 256;  // told with a launch; of a roomy way they are in a table
 constexpr int kFinished = 128;                  // numbers of a block of finish_step: a fragment of a gradient
 constexpr int kSums = 2;                        // of a term, by the warps that have its samples
-constexpr std::uint32_t kSumsBytes = 2 * kSums * sizeof(double);
+constexpr std::uint32_t kSumsBytes = kMaxTerms * kSums * sizeof(double);
 
 inline constexpr int operand_bytes(Precision precision) { return precision < Precision::kBf16 ? 4 : 2; }
 
@@ -72,18 +72,18 @@ struct Arguments {
   LayerArguments layer[kMostLayers];
   Strided x, sample_weight, output_weight, derivative_weight;
   Directions directions;
-  Target target[2];
-  Function loss[2];
-  float factor[2];             // of slopes, the largest 1
-  float common;                // of all gradients: adjoints are of the size of residuals, float16 has no room for less
-  double weight[2], share[2];  // of a term in the loss; of a sum of residuals in its term
+  Target target[kMaxTerms];
+  Function loss[kMaxTerms];
+  float factor[kMaxTerms];  // of slopes, the largest 1
+  float common;             // of all gradients: adjoints are of the size of residuals, float16 has no room for less
+  double weight[kMaxTerms], share[kMaxTerms];  // of a term in the loss; of a sum of residuals in its term
   bool per_sample;
   float* total;   // the loss, [1], or [N] if per_sample
-  float* terms;   // [2], or [2, N] if per_sample
+  float* terms;   // [1 + order], or [1 + order, N] if per_sample
   float* dx;      // [N, D]
   float* dgiven;  // [P, N, W], or [P, N, O] of cotangents; not from kOutputs
   float* slots;   // [blocks, slot_floats]
-  std::int32_t blocks;
+  std::int32_t blocks, order;
   const ToldLayer* table;  // [L], or null: they are in `layer`
 };
 

@@ -15,17 +15,17 @@ SK_INLINE void place_in_gradient(int e, int n, int& row, int& column) {
 // Loss and terms of a batch, by one warp
 SK_INLINE void finish_loss(const Arguments& a) {
   const int lane = threadIdx.x;
-  double sum[2] = {0.0, 0.0};
+  double sum[kMaxTerms] = {};
   for (int block = lane; block < a.blocks; block += 32) {
     const float* slot = a.slots + std::int64_t(block) * a.layout.slot_floats + a.layout.gradient_floats;
-    for (int i = 0; i < 2 * kSums; ++i) sum[i / kSums] += reinterpret_cast<const double*>(slot)[i];
+    for (int i = 0; i < (1 + a.order) * kSums; ++i) sum[i / kSums] += reinterpret_cast<const double*>(slot)[i];
   }
   for (double& of : sum) {
     for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
   }
   if (lane) return;
   double loss = 0.0;
-  for (int term = 0; term < 2; ++term) {
+  for (int term = 0; term <= a.order; ++term) {
     sum[term] *= a.share[term];
     if (a.terms) a.terms[term] = float(sum[term]);
     if (a.weight[term] != 0.0) loss += a.weight[term] * sum[term];  // else it may be NaN

@@ -50,7 +50,7 @@ inline Arguments numbers_of(const Step& step) {
   a.from = step.projection == Projection::kCotangents ? From::kCotangents
            : step.side == Side::kGradients            ? From::kOutputs
                                                       : From::kDirections;
-  a.gradients = step.gradients;
+  a.gradients = step.gradients, a.order = step.order;
   a.x = step.x, a.sample_weight = step.sample_weight, a.output_weight = step.output_weight;
   a.derivative_weight = step.derivative_weight;
   a.directions = step.directions;
@@ -58,11 +58,11 @@ inline Arguments numbers_of(const Step& step) {
   a.total = static_cast<float*>(step.total), a.terms = static_cast<float*>(step.terms);
   a.dx = static_cast<float*>(step.dx), a.dgiven = static_cast<float*>(step.dgiven);
   if (!draws(step.directions.distribution)) throw std::invalid_argument("a distribution that the kernel does not draw");
-  for (int term = 0; term < 2; ++term) {
+  for (int term = 0; term < step.count_terms(); ++term) {
     if (step.loss[term].row >= kCountOfLoss) throw std::invalid_argument("a loss that couples a sample's numbers");
   }
   double common = 0;
-  for (int term = 0; term < 2; ++term) {
+  for (int term = 0; term < step.count_terms(); ++term) {
     a.target[term] = step.target[term];
     a.loss[term] = function(step.loss[term]);
     a.weight[term] = step.weight[term], a.share[term] = step.share[term];
@@ -70,9 +70,9 @@ inline Arguments numbers_of(const Step& step) {
     common = common < factor ? factor : common;
   }
   if (common == 0) common = 1;
-  for (int term = 0; term < 2; ++term) a.factor[term] = float(step.weight[term] * step.share[term] / common);
+  for (int term = 0; term < kMaxTerms; ++term) a.factor[term] = float(step.weight[term] * step.share[term] / common);
   a.common = float(common);
-  if (a.target[1].kind == TargetKind::kNone) a.P = 0;
+  if (a.target[1].kind == TargetKind::kNone && a.target[2].kind == TargetKind::kNone) a.P = 0;
   a.rounds = a.P && a.from == From::kOutputs ? a.O : a.P;
   return a;
 }

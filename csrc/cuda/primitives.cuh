@@ -33,42 +33,49 @@ struct Coarse {
   SK_INLINE explicit Coarse(double x) : x(float(x)) {}
   SK_INLINE explicit operator float() const { return x; }
 };
-#define SK_OPERATOR(result, sign) \
-  SK_INLINE result operator sign(Coarse a, Coarse b) { return {a.x sign b.x}; }
-SK_OPERATOR(Coarse, +)
-SK_OPERATOR(Coarse, -) SK_OPERATOR(Coarse, *) SK_OPERATOR(bool, <) SK_OPERATOR(bool, >)
-#undef SK_OPERATOR
-    SK_INLINE Coarse operator-(Coarse a) {
-  return {-a.x};
-}
-SK_INLINE Coarse operator/(Coarse a, Coarse b) { return {__fdividef(a.x, b.x)}; }
+SK_INLINE Coarse operator+(Coarse a, Coarse b) { return a.x + b.x; }
+SK_INLINE Coarse operator-(Coarse a, Coarse b) { return a.x - b.x; }
+SK_INLINE Coarse operator*(Coarse a, Coarse b) { return a.x * b.x; }
+SK_INLINE Coarse operator/(Coarse a, Coarse b) { return __fdividef(a.x, b.x); }
+SK_INLINE Coarse operator-(Coarse a) { return -a.x; }
+SK_INLINE bool operator<(Coarse a, Coarse b) { return a.x < b.x; }
+SK_INLINE bool operator>(Coarse a, Coarse b) { return a.x > b.x; }
 SK_INLINE Coarse where(bool condition, Coarse yes, Coarse no) { return condition ? yes : no; }
-SK_INLINE Coarse clamp(Coarse x, Coarse low, Coarse high) { return {clamp(x.x, low.x, high.x)}; }
-SK_INLINE Coarse exp(Coarse x) { return {__expf(x.x)}; }
+SK_INLINE Coarse abs(Coarse x) { return abs(x.x); }
+SK_INLINE Coarse clamp(Coarse x, Coarse low, Coarse high) { return clamp(x.x, low.x, high.x); }
+SK_INLINE Coarse exp(Coarse x) { return __expf(x.x); }
 SK_INLINE Coarse sigmoid(Coarse x) { return Coarse(1.0f) / (Coarse(1.0f) + exp(-x)); }
-#define SK_SAME(name) \
-  SK_INLINE Coarse name(Coarse x) { return {name(x.x)}; }
-SK_SAME(abs)
-SK_SAME(cos) SK_SAME(erf) SK_SAME(expm1) SK_SAME(log1p) SK_SAME(sin) SK_SAME(tanh)
-#undef SK_SAME
+SK_INLINE Coarse cos(Coarse x) { return cos(x.x); }
+SK_INLINE Coarse erf(Coarse x) { return erf(x.x); }
+SK_INLINE Coarse expm1(Coarse x) { return expm1(x.x); }
+SK_INLINE Coarse log1p(Coarse x) { return log1p(x.x); }
+SK_INLINE Coarse sin(Coarse x) { return sin(x.x); }
+SK_INLINE Coarse tanh(Coarse x) { return tanh(x.x); }
 
 #include "../math/generated.h"
 
-    struct Activated {
+// Of four numbers; the third derivative where it is asked for
+template <bool kThird>
+struct Activated {
   float value[4], d1[4], d2[4];
+};
+template <>
+struct Activated<true> : Activated<false> {
+  float d3[4];
 };
 
 // Functions, not inlined: a switch over all rows stands once in the program, whatever calls it. Four numbers at a time,
 // for one call and for work that does not wait on itself.
-template <class T>
-__device__ __noinline__ Activated activated(int row, float a, float b, float4 z) {
+template <class T, bool kThird = false>
+__device__ __noinline__ Activated<kThird> activated(int row, float a, float b, float4 z) {
   const double parameters[2] = {a, b};
-  Activated result;
+  Activated<kThird> result;
 #define SK_CASE(row, name)                                                                      \
   case row:                                                                                     \
     _Pragma("unroll") for (int i = 0; i < 4; ++i) {                                             \
       const Derivatives<T> d = name::call(T((&z.x)[i]), parameters);                            \
       result.value[i] = float(d.value), result.d1[i] = float(d.d1), result.d2[i] = float(d.d2); \
+      if constexpr (kThird) result.d3[i] = float(d.d3);                                         \
     }                                                                                           \
     break;
   switch (row) {

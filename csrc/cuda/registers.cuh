@@ -4,15 +4,20 @@
 // brings them together after each round, in sums that stay in registers to its end.
 #pragma once
 
-#include "registers/step.cuh"
+#include "registers/second.cuh"
 
 namespace sk::cuda {
 
-template <Precision kPrecision, int H, int kGroups, int kBetween, int kBlocks, bool kWide>
+template <Precision kPrecision, int H, int kGroups, int kBetween, int kBlocks, bool kWide, int kOrder = 1>
 __global__ void __launch_bounds__(kThreads, kBlocks) register_step(const __grid_constant__ RegisterArguments all) {
   extern __shared__ __align__(1024) unsigned char register_shared[];
-  constexpr Room kRoom = kBetween == 0 ? Room::kSlot : kWide ? Room::kPieces : Room::kPlain;
-  RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> step{all, register_shared};
+  constexpr Room kRoom = kOrder == 2     ? Room::kSecond
+                         : kBetween == 0 ? Room::kSlot
+                         : kWide         ? Room::kPieces
+                                         : Room::kPlain;
+  using Step = std::conditional_t<kOrder == 2, RegisterSecond<kPrecision, H, kGroups, kBetween, kRoom>,
+                                  RegisterStep<kPrecision, H, kGroups, kBetween, kRoom>>;
+  Step step{all, register_shared};
   step.begin();
   for (std::int64_t i = blockIdx.x; i < all.step.tiles; i += gridDim.x) step.run(i);
   step.end();

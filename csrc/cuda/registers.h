@@ -12,6 +12,7 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = kMostLayers - 1;
 constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
+constexpr int kSecondNumbers = 20;  // of order 2, σ''' too
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
@@ -20,8 +21,8 @@ constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; ot
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
 
 // What a block has room for: one piece of inputs and outputs; several; or, for what the others have no room for, arrays
-// and sums of gradients of each hidden layer, which are in its slot, in L2.
-enum class Room : int { kPlain, kPieces, kSlot };
+// and sums of gradients of each hidden layer, which are in its slot, in L2; or that of order 2.
+enum class Room : int { kPlain, kPieces, kSlot, kSecond };
 
 // Of a roomy way, what comes by turns to where it is multiplied: weights between hidden layers, or all weights and all
 // pieces of inputs and outputs, which have one place then.
@@ -34,12 +35,14 @@ struct RegisterWay {
   std::int32_t width, groups, between;
   std::int16_t blocks;
   bool wide;
+  std::int8_t order = 1;
   // All warps share 16 samples, as shared memory has room for no more: neither for q, which each lane has for itself,
   // in the block's slot then, in L2.
   constexpr bool of_few() const { return groups == 1; }
   constexpr bool roomy() const { return between == 0; }
   constexpr bool operator==(const RegisterWay& of) const {
-    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks && wide == of.wide;
+    return width == of.width && groups == of.groups && between == of.between && blocks == of.blocks &&
+           wide == of.wide && order == of.order;
   }
 };
 
@@ -47,7 +50,7 @@ struct RegisterWay {
 // features] of each hidden layer. Inputs and outputs are in pieces, one array after the other. Which fields are read in
 // pairs follows from where they are, and spills from that, where registers are few: what is new goes to the end.
 struct RegisterLayout {
-  RegisterWay way = {0, 0, 0, 0, false};
+  RegisterWay way = {0, 0, 0, 0, false, 1};
   std::uint32_t first = 0, between = 0, last = 0;  // weights: [H, 16], [H, H] of each layer between, [8, H]
   std::uint32_t biases = 0, bias_sums = 0;         // [L, H] floats, and of the hidden layers' gradients
   std::uint32_t x = 0, source = 0;                 // [rows, 16]: inputs; what tangents of a batch begin with
@@ -70,6 +73,9 @@ struct RegisterLayout {
   std::uint32_t staged = 0;    // pieces of inputs, or of outputs' adjoints, that gradients of weights are made of
   Turns turns = Turns::kNone;
   std::int32_t input_window = 1, output_window = 1;  // pieces that are there at a time
+  // Of order 2: how far an array of first derivatives is from that of second ones; and what both owe the values, in
+  // the order of lanes
+  std::uint32_t apart = 0, curved = 0;
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -122,6 +128,7 @@ inline std::int32_t width_of(const Arguments& a, const std::vector<ToldLayer>& l
 // Whether a hidden layer's derivatives are kept beside its values
 inline bool keeps_derivatives(const Arguments& a, const std::vector<ToldLayer>& layers) {
   if (!a.P && !a.gradients) return false;
+  if (a.order == 2) return true;
   return std::any_of(layers.begin(), layers.end() - 1, [](const ToldLayer& of) { return !of.curve.known; });
 }
 
@@ -213,23 +220,27 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.staged = all ? to.between : take(rows * std::max(D, O));
   to.operands = take(2 * rows * H);
   to.seed = 4 * cursor.take(16);
-  to.sums = 4 * cursor.take(kWarps * 2 * sizeof(double));
+  to.sums = 4 * cursor.take(kWarps * (1 + way.order) * sizeof(double));
   to.bytes = std::uint32_t(cursor.at * 4);
 
   Slot slot(a, slot_bytes);
   const bool tangents = a.from == From::kDirections, prepared = a.from != From::kOutputs;
-  to.h = slot.take(hidden * rows * H * size);
+  const bool second = way.order == 2;
+  const std::uint64_t of_kept = precision == Precision::kBf16 ? 2 : 4;
+  to.batch = prepared ? std::min(std::max(a.P, 1), tangents ? kMostBatch : kWarps / way.groups) : 1;
   to.left = slot.take(hidden * rows * H * size);
   to.right = slot.take(hidden * rows * H * size);
-  if (kept) to.kept = slot.take(2 * hidden * rows * H * size);
+  to.top = slot.take(rows * O * size);
+  to.targets = slot.take(prepared ? to.batch * rows * O * 4 : 0);
+  if (second) to.apart = slot.take(slot_bytes - to.left) - to.left;
+  if (second && a.P) to.curved = slot.take(2 * of_kept * hidden * rows * H);
+  to.h = slot.take(hidden * rows * H * size);
+  if (kept) to.kept = slot.take((second ? 3 * of_kept : 2 * size) * hidden * rows * H);
   to.q = slot.take(hidden * rows * H * 4);
-  to.few = slot.take(kThreads * kOutputNumbers * 4 * to.output_pieces) / 4;
+  to.few = slot.take(kThreads * (second ? kSecondNumbers : kOutputNumbers) * 4 * to.output_pieces) / 4;
   to.bias_sums = slot.take(way.groups * O * 4);
   to.x = slot.take(rows * D * size);
-  to.top = slot.take(rows * O * size);
-  to.batch = prepared ? std::min(std::max(a.P, 1), tangents ? kMostBatch : kWarps / way.groups) : 1;
   to.source = slot.take((tangents ? to.batch : 1) * rows * D * size);
-  to.targets = slot.take(prepared ? to.batch * rows * O * 4 : 0);
   to.own_row = std::int32_t(D) + kSpare;
   to.own = slot.take(a.P ? own_bytes(D) : 0);
   to.pulled = slot.take(a.P && !prepared ? 2 * rows * D * 4 : 0);
@@ -252,15 +263,16 @@ inline void place_gradients(Arguments& a, std::vector<ToldLayer>& layers, std::i
   a.layout.slot_floats = a.layout.gradient_floats + kSumsBytes / 4;
 }
 
+#define SK_SECOND_WAYS(way) way(64, 2, 0, 1, true, 2) way(128, 2, 0, 1, true, 2)
 // Few samples are shared by more warps for a row, so that there is a tile for each multiprocessor of a large GPU.
 #define SK_HALF_WAYS(way)                                                                             \
   way(32, 8, 4, 1, false) way(32, 4, 4, 1, false) way(64, 8, 2, 1, false) way(64, 4, 4, 1, false)     \
       way(64, 2, 2, 2, false) way(64, 2, 4, 1, false) way(128, 2, 2, 1, false) way(64, 2, 4, 1, true) \
-          way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
+          way(64, 2, 0, 1, true) way(128, 2, 0, 1, true) SK_SECOND_WAYS(way)
 // Of float32 all arrays take twice the room.
 #define SK_FLOAT_WAYS(way)                                                                        \
   way(32, 4, 4, 1, false) way(64, 2, 4, 1, false) way(128, 1, 2, 1, false) way(64, 2, 4, 1, true) \
-      way(64, 2, 0, 1, true) way(128, 2, 0, 1, true)
+      way(64, 2, 0, 1, true) way(128, 2, 0, 1, true) SK_SECOND_WAYS(way)
 #define SK_WAY(...) {__VA_ARGS__},
 constexpr RegisterWay kHalfWays[] = {SK_HALF_WAYS(SK_WAY)}, kFloatWays[] = {SK_FLOAT_WAYS(SK_WAY)};
 #undef SK_WAY
@@ -288,7 +300,7 @@ inline Prepared prepare(const Step& step, Precision precision, std::uint64_t lim
   const bool wide = in_pieces(a), kept = keeps_derivatives(a, layers);
   const bool many = a.D > kMostInputPieces * kRegisterInputs || a.O > kMostOutputPieces * kRegisterOutputs;
   for (const RegisterWay& way : ways_of(precision)) {
-    if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
+    if (way.order != step.order || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
     if (way.roomy()) {
       if (taken.width || way.width < H) continue;  // what others do they do faster
       place_gradients(a, layers, way.width);

@@ -108,7 +108,6 @@ def test_students_that_are_refused(words):
 
 
 REFUSED = {
-    "order 2": {"order": 2},
     "depend on each other": {"directions": sk.Directions.orthonormal(2, seed=1)},
     "couples": {"derivative_loss": "cosine"},
     "directions that require grad, which a dense": {"directions": asking(directions_of("given", SMALL))},
@@ -118,9 +117,7 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused_in_words(words):
     numbers = data(SMALL, "tanh")
-    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=numbers.hessian)
-    if words != "order 2":
-        targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
+    targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian)
     with on_ptx(), pytest.raises(NotImplementedError, match=words):
         sk.sobolev_loss(numbers.student, numbers.x, targets, backend="cuda", **REFUSED[words])
 

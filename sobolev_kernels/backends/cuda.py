@@ -1,4 +1,4 @@
-"""The CUDA kernel (csrc/cuda): a whole step of order 1 on tensor cores, whose streams live in registers."""
+"""The CUDA kernel (csrc/cuda): a whole step of order 1 or 2 on tensor cores, whose streams live in registers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def refusal(problem: Problem, device: int) -> str | None:
     losses = [loss for loss in (problem.value_loss, problem.derivative_loss) if loss is not None]
     reasons = {
         "only the loss is computed": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
-        "order 2": problem.order == 2,
         f"{problem.projection} that require grad, which a dense target is projected on": (
             problem.given_gradient and problem.derivative_target == DENSE
         ),

@@ -17,7 +17,10 @@ struct RegisterBlock {
   static constexpr int kMine = kDepth / kParts;  // of the columns of a warp
   static constexpr int kNumbers = sizeof(Fragment) / 4;
   static constexpr bool kHalves = To::kBytes == 2;
-  static constexpr bool kWide = kRoom != Room::kPlain, kRoomy = kRoom == Room::kSlot;
+  static constexpr bool kWide = kRoom != Room::kPlain, kRoomy = kRoom >= Room::kSlot;
+  static constexpr int kOrder = kRoom == Room::kSecond ? 2 : 1, kTerms = 1 + kOrder;
+  // fp16 has no room for derivatives of order 3: sin(30 z) has 27000
+  static constexpr bool kKeptInHalves = kHalves && (kOrder == 1 || kPrecision == Precision::kBf16);
   static constexpr bool kOutputsHere = (kParts == 1 || !kHalves) && !kRoomy;
   static constexpr bool kFew = RegisterWay{H, kGroups, 0, 0, kWide}.of_few();
   static constexpr int kOutputPieces = kWide ? kMostOutputPieces : 1, kOutputs = 4 * kOutputPieces;
@@ -41,11 +44,12 @@ struct RegisterBlock {
   SK_INLINE RegisterBlock(const RegisterArguments& all, unsigned char* shared) : all(all), shared(shared) {}
 
   // Of the last layer, of this lane's rows and outputs: in shared memory where registers are few
-  enum Output : int { kY, kD1, kD2, kOwed };
+  enum Output : int { kY, kD1, kD2, kOwed, kD3 };
   float outputs[kOutputsHere ? kOutputNumbers * kOutputPieces : 1];
   SK_INLINE float& y(Output of, int e) {
     if constexpr (kRoomy) {
-      return (slot() + own().few)[(e / 4 * kOutputNumbers + 4 * of + e % 4) * kThreads + threadIdx.x];
+      constexpr int kOfPiece = kOrder == 2 ? kSecondNumbers : kOutputNumbers;
+      return (slot() + own().few)[(e / 4 * kOfPiece + 4 * of + e % 4) * kThreads + threadIdx.x];
     } else if (kFew && (of == kY || of == kD2)) {
       return (slot() + own().few)[(of == kY ? e : 4 + e) * kThreads + threadIdx.x];
     } else if constexpr (kOutputsHere) {
@@ -186,7 +190,7 @@ struct RegisterBlock {
       return reinterpret_cast<float*>(shared + own().bias_sums) + (l - 1) * H;
     }
   }
-  SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + 2 * warp(); }
+  SK_INLINE double* sums() const { return reinterpret_cast<double*>(shared + own().sums) + kTerms * warp(); }
   SK_INLINE std::uint32_t* seed() const { return reinterpret_cast<std::uint32_t*>(shared + own().seed); }
 
   // ---- Eight numbers of a lane, of columns 16 j of a warp's of hidden layer l, from 1: nobody else reads them ----
@@ -250,9 +254,8 @@ struct RegisterBlock {
   SK_INLINE void load_q(int l, int j, float (&to)[8]) const {
     load_eight(q_at(l, j), kHalves && own().q_in_halves, to);
   }
-  SK_INLINE void store_q(int l, int j, const float (&from)[8]) const {
-    unsigned char* at = q_at(l, j);
-    if (kHalves && own().q_in_halves) {
+  static SK_INLINE void store_eight(unsigned char* at, bool halves, const float (&from)[8]) {
+    if (halves) {
       Fragment to;
       To::pack(from, to);
       *reinterpret_cast<uint4*>(at) = make_uint4(to[0], to[1], to[2], to[3]);
@@ -264,10 +267,13 @@ struct RegisterBlock {
       }
     }
   }
+  SK_INLINE void store_q(int l, int j, const float (&from)[8]) const {
+    store_eight(q_at(l, j), kHalves && own().q_in_halves, from);
+  }
 
-  // σ' and σ''/σ', of four numbers at a time
+  // σ' and σ''/σ', of four numbers at a time; of order 2 σ', σ'' and σ'''
   SK_INLINE unsigned char* kept_at(int l, int j, int which) const {
-    return of_block<kRoomy>() + own().kept + place_of_lane(l + which * hidden(), j, kHalves);
+    return of_block<kRoomy>() + own().kept + place_of_lane(l + which * hidden(), j, kKeptInHalves);
   }
   SK_INLINE void load_kept(int l, int j, float (&first)[8], float (&ratio)[8]) const {
     load_eight(kept_at(l, j, 0), kHalves, first);

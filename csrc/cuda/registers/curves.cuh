@@ -49,6 +49,14 @@ struct Slopes<KeptCurve> {
   SK_INLINE float ratio(int i) const { return of_ratio[i]; }
 };
 
+// Of order 2, the way back of the values
+struct FirstCurve {};
+template <>
+struct Slopes<FirstCurve> {
+  float of_first[8];
+  SK_INLINE float first(int i) const { return of_first[i]; }
+};
+
 template <class To>
 __device__ __noinline__ void keep_four(float4 d1, float4 d2, unsigned char* first, unsigned char* ratio) {
   float of[2][4];

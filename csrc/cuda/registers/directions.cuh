@@ -168,6 +168,9 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
 
   // (Df(x)[v_p])_o of one of this lane's rows, and of its outputs of piece n
   SK_INLINE float2 tangent_targets(int p, int half, int n, bool dense) const {
+    if constexpr (Outer::kOrder == 2) {  // there may be those of second derivatives alone
+      if (step().target[Term::kFirst].kind == TargetKind::kNone) return make_float2(0.0f, 0.0f);
+    }
     const Strided& data = step().target[Term::kFirst].data;
     // rows and outputs that are not there have any number
     const std::int64_t row = min(row_of(half), step().N - 1);

@@ -116,7 +116,7 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   SK_INLINE void bring_together(std::uint32_t source, std::uint32_t below, const typename Products::Top& from,
                                 bool biased) {
     if constexpr (kRoomy) {
-      bring_to_slot(source, below, from, biased);
+      bring_to_slot<1>(source, below, from, biased);
     } else {
       each_first([&](auto i, int m, int n) { add_first(of_first[i], source, own().left, m, n, biased); });
       unrolled<kBetween>([&](auto l) {
@@ -214,11 +214,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
   }
   static constexpr int kOfOutputs = Products::kRows * kRegisterOutputs * To::kBytes;  // bytes of a piece
   // Pieces of outputs' adjoints, or of inputs, likewise, of the slot
-  SK_INLINE void stage_outputs(int begin, int end) const {
+  SK_INLINE void stage_outputs(int begin, int end, std::uint32_t apart) const {
 #pragma unroll 1
     for (int n = begin + 2 * part(); n < end; n += 2 * Products::kParts) {
       typename Products::Fragment of;
-      Products::load_inputs(of, Products::top_at(n));
+      Products::load_inputs(of, Products::top_at(n) + apart);
       To::template store_outputs<0>(shared, own().staged + (n - begin) * kOfOutputs, 16 * group(), of);
       if (n + 1 < end)
         To::template store_outputs<1>(shared, own().staged + (n + 1 - begin) * kOfOutputs, 16 * group(), of);
@@ -232,35 +232,48 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
       To::template store<kRegisterInputs>(shared, piece(own().staged, f - begin), 16 * group(), 0, of);
     }
   }
+  // Of arrays of so many streams, which are `apart`; only those of the first have inputs
+  template <int kStreams>
   SK_INLINE void bring_to_slot(std::uint32_t source, std::uint32_t below, const typename Products::Top& top,
                                bool biased) const {
-    stage(below, hidden());
 #pragma unroll 1
-    for (int begin = top.from; begin < top.to; begin += own().output_window) {
-      const int end = min(top.to, begin + own().output_window);
-      if (begin > top.from) __syncthreads();
-      stage_outputs(begin, end);
-      __syncthreads();
-      each_of_columns(begin, end, [&](int m, int n) {
-        Sums sums = {};
-        add_last(sums, Products::operands_at(hidden()), own().staged + (n - begin) * kOfOutputs, m);
-        put_last<true>(sums, m, n);
-      });
+    for (int i = 0; i < kStreams; ++i) {
+      const std::uint32_t apart = kStreams == 1 ? 0 : i * own().apart;
+      if (i) __syncthreads();
+      stage(below + apart, hidden());
+#pragma unroll 1
+      for (int begin = top.from; begin < top.to; begin += own().output_window) {
+        const int end = min(top.to, begin + own().output_window);
+        if (begin > top.from) __syncthreads();
+        stage_outputs(begin, end, apart);
+        __syncthreads();
+        each_of_columns(begin, end, [&](int m, int n) {
+          Sums sums = {};
+          add_last(sums, Products::operands_at(hidden()), own().staged + (n - begin) * kOfOutputs, m);
+          put_last<true>(sums, m, n);
+        });
+      }
     }
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
-      __syncthreads();
-      stage(own().left, l);
-      if (l > 1) stage(below, l - 1);
-      __syncthreads();
       const std::uint32_t left = Products::operands_at(l);
       if (l > 1) {
-        if (down() >= H / 16) continue;
         Pieces sums = {};
-        add_between(sums, left, Products::operands_at(l - 1), l, biased);
-        put_between<true>(sums, l - 1);
+#pragma unroll 1
+        for (int i = 0; i < kStreams; ++i) {
+          const std::uint32_t apart = kStreams == 1 ? 0 : i * own().apart;
+          __syncthreads();
+          stage(own().left + apart, l);
+          stage(below + apart, l - 1);
+          __syncthreads();
+          if (down() < H / 16) add_between(sums, left, Products::operands_at(l - 1), l, biased);
+        }
+        if (down() < H / 16) put_between<true>(sums, l - 1);
         continue;
       }
+      __syncthreads();
+      stage(own().left, l);
+      __syncthreads();
 #pragma unroll 1
       for (int begin = 0; begin < input_pieces(); begin += own().input_window) {
         const int end = min(input_pieces(), begin + own().input_window);
@@ -283,9 +296,11 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
     float* slot = this->slot();
     const double* sums = reinterpret_cast<const double*>(shared + own().sums);
     __syncthreads();
-    if (threadIdx.x < 2 * kSums) {
+    if (threadIdx.x < Products::kTerms * kSums) {
       double of = 0.0;
-      for (int i = 0; threadIdx.x % kSums == 0 && i < kWarps; ++i) of += sums[2 * i + threadIdx.x / kSums];
+      for (int i = 0; threadIdx.x % kSums == 0 && i < kWarps; ++i) {
+        of += sums[Products::kTerms * i + threadIdx.x / kSums];
+      }
       reinterpret_cast<double*>(slot + a.layout.gradient_floats)[threadIdx.x] = of;
     }
     if (!a.gradients) return;

@@ -26,6 +26,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   using typename Base::Columns, typename Base::Fragment, typename Base::Operands, typename Base::Source,
       typename Base::To;
   static constexpr Term kValue_ = Term::kValue, kFirst_ = Term::kFirst;
+  static constexpr bool kSecond = Base::kOrder == 2;
 
   SK_INLINE void begin() const {
     load_weights();
@@ -35,7 +36,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     for (int i = threadIdx.x; i < kGroups * kRegisterOutputs * output_pieces(); i += kThreads)
       last_bias_sums(0)[i] = 0.0f;
     if constexpr (kRoomy) Base::clear_gradients();
-    if (lane() == 0) sums()[0] = sums()[1] = 0.0;
+    for (int term = 0; lane() == 0 && term < Base::kTerms; ++term) sums()[term] = 0.0;
     if (threadIdx.x == 0) store_seed(step().directions, seed());
     __syncthreads();
   }
@@ -59,11 +60,16 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       owed = step().gradients && step().factor[kFirst_] != 0.0f;
     }
     value_residual(owed, rho[kValue_]);
+    leave(rho);
+  }
+
+  // What a tile leaves of the terms
+  SK_INLINE void leave(float (&rho)[Base::kTerms][2]) const {
     if (step().per_sample) {
       store_losses(rho);
     } else {
 #pragma unroll
-      for (int term = 0; term < 2; ++term) {
+      for (int term = 0; term < Base::kTerms; ++term) {
         float of = rho[term][0] + rho[term][1];
         for (int apart = 16; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
         if (lane() == 0) sums()[term] += of;
@@ -73,9 +79,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   }
 
   // Of this warp's samples, each by itself
-  SK_INLINE void store_losses(float (&rho)[2][2]) const {
+  SK_INLINE void store_losses(float (&rho)[Base::kTerms][2]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2 * Base::kTerms; ++i) {
       float& of = rho[i / 2][i % 2];
       for (int apart = 2; apart; apart /= 2) of += __shfl_xor_sync(~0u, of, apart);
     }
@@ -95,8 +101,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (part() != 0 || lane() % 4 != 0 || !valid(half)) continue;
-      const auto term = [&](Term of) { return float(step().share[of]) * rho[of][half]; };
-      store_loss(step(), row_of(half), term(kValue_), term(kFirst_));
+      float terms[Base::kTerms];
+#pragma unroll
+      for (int term = 0; term < Base::kTerms; ++term) terms[term] = float(step().share[term]) * rho[term][half];
+      store_loss(step(), row_of(half), terms);
     }
   }
 
@@ -131,7 +139,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   // f(the curve of layer l's activation), l from 0
   template <class F>
   SK_INLINE void by_curve(int l, F f) const {
-    if (is_tanh(l)) {
+    if constexpr (kSecond) {
+      f(FirstCurve{});
+    } else if (is_tanh(l)) {
       f(TanhCurve{});
     } else if (!keeps(l)) {
       f(AnyCurve<typename To::Real>{Base::curve(l)});
@@ -145,7 +155,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   // Of layer l, from 1, columns 16 k, which are 16 j of this warp's
   template <class C>
   SK_INLINE Slopes<C> slopes(const C& curve, int l, int j, int k) const {
-    if constexpr (std::is_same_v<C, KeptCurve>) {
+    if constexpr (kSecond) {
+      Slopes<C> of;
+      Base::load_eight(kept_at(l, j, 0), Base::kKeptInHalves, of.of_first);
+      return of;
+    } else if constexpr (std::is_same_v<C, KeptCurve>) {
       Slopes<C> of;
       load_kept(l, j, of.of_first, of.of_ratio);
       return of;
@@ -156,6 +170,18 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       To::unpack(from, of.h);
       return of;
     }
+  }
+
+  // Four numbers of order 2, number i of eight of a lane
+  SK_INLINE void keep_derivatives(const Activated<true>& s, int l, int j, int i) const {
+    const auto keep = [&](int which, const float (&of)[4]) {
+      if constexpr (Base::kKeptInHalves) {
+        To::store_four(kept_at(l, j, which) + 8 * i, of);
+      } else {
+        *reinterpret_cast<float4*>(kept_at(l, j, which) + 512 * i) = make_float4(of[0], of[1], of[2], of[3]);
+      }
+    };
+    keep(0, s.d1), keep(1, s.d2), keep(2, s.d3);
   }
 
   // ---- Values ----
@@ -169,7 +195,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       add_bias(c, l);
       through(l, x, a, c);
       const Function& of = Base::layer(l).activation;
-      const bool tanh = To::kBytes == 2 && is_tanh(l), keep = own().kept && keeps(l);
+      const bool tanh = To::kBytes == 2 && !kSecond && is_tanh(l), keep = own().kept && (kSecond || keeps(l));
       hand_on(own().h, l + 1, a, [&](int j, int, Fragment& made) {
         float value[8];
         if (tanh) {
@@ -179,10 +205,12 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const float4 z = make_float4(c[2 * j + i][0], c[2 * j + i][1], c[2 * j + i][2], c[2 * j + i][3]);
-            const Activated s = activated<typename To::Real>(of.row, of.parameters[0], of.parameters[1], z);
+            const auto s = activated<typename To::Real, kSecond>(of.row, of.parameters[0], of.parameters[1], z);
 #pragma unroll
             for (int e = 0; e < 4; ++e) value[4 * i + e] = s.value[e];
-            if (keep) {
+            if constexpr (kSecond) {
+              if (keep) keep_derivatives(s, l + 1, j, i);
+            } else if (keep) {
               const int next = i * (kHalves ? 8 : 512);
               keep_four<To>(make_float4(s.d1[0], s.d1[1], s.d1[2], s.d1[3]),
                             make_float4(s.d2[0], s.d2[1], s.d2[2], s.d2[3]), kept_at(l + 1, j, 0) + next,
@@ -199,12 +227,13 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       for (int n = 0; n < kOutputPieces; ++n) {
         if (!has(4 * (from + n))) continue;
         const Sums& z = sums[n];
-        const Activated s = activated<typename To::Real>(of.row, of.parameters[0], of.parameters[1],
-                                                         make_float4(z[0], z[1], z[2], z[3]));
+        const auto s = activated<typename To::Real, kSecond>(of.row, of.parameters[0], of.parameters[1],
+                                                             make_float4(z[0], z[1], z[2], z[3]));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int e = 4 * (from + n) + i;
           y(kY, e) = s.value[i], y(kD1, e) = s.d1[i], y(kD2, e) = s.d2[i], y(kOwed, e) = 0.0f;
+          if constexpr (kSecond) y(Base::kD3, e) = s.d3[i];
         }
       }
     });
