@@ -21,7 +21,8 @@ TARGETS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, 
 HALF_WAYS = ((32, 8, 4, 1), (32, 4, 4, 1), (64, 8, 2, 1), (64, 4, 4, 1), (64, 2, 2, 2), (64, 2, 4, 1), (128, 2, 2, 1))
 FLOAT_WAYS = ((32, 4, 4, 1), (64, 2, 4, 1), (128, 1, 2, 1))
 PIECES, ROOMY = ((64, 2, 4, 1, True),), ((64, 2, 0, 1, True), (128, 2, 0, 1, True))
-HALF_WAYS, FLOAT_WAYS = HALF_WAYS + PIECES + ROOMY, FLOAT_WAYS + PIECES + ROOMY
+SECOND = tuple((*way, 2) for way in ROOMY)  # of order 2
+HALF_WAYS, FLOAT_WAYS = HALF_WAYS + PIECES + ROOMY + SECOND, FLOAT_WAYS + PIECES + ROOMY + SECOND
 WAYS = tuple((name, way) for name in PRECISIONS for way in (FLOAT_WAYS if name in ("ieee", "tf32") else HALF_WAYS))
 
 
@@ -73,9 +74,9 @@ def lines() -> Iterator[str]:
     for precision, taken in WAYS:
         for target in ("sm_80", "sm_90"):
             width, groups, between, most, *wide = taken
+            kind = ", in pieces" if between else ", order 2" if taken in SECOND else ", roomy"
             cells = (
-                f"{width}{(', in pieces' if between else ', roomy') * any(wide)}", 16 * groups, between or "any", most,
-                precision, target,
+                f"{width}{kind * any(wide)}", 16 * groups, between or "any", most, precision, target,
                 *code(precision, taken, target),
             )  # fmt: skip
             yield f"| {' | '.join(map(str, cells))} |"

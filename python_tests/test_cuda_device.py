@@ -43,6 +43,15 @@ def test_numbers(side, shape, precision):
 
 
 @on_gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_order_2(shape, precision):
+    targets = ("values", "jacobian", "hessian")
+    more = {"backend": "cuda", "device": "cuda", "precision": precision, "order": 2}
+    compare(data(shape, "gelu"), directions_of("sphere", shape), targets, **more)
+
+
+@on_gpu
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
 def test_a_loss_for_each_sample(precision):
     """Written by the step itself, its backward with a cotangent of each."""

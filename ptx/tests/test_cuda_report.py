@@ -8,12 +8,13 @@ reason = missing("nvcc") or missing("ptxas")
 if reason:
     pytest.skip(reason, allow_module_level=True)
 
-from ptx.cuda_report import PRECISIONS, TARGETS, WAYS, code, most_layers  # noqa: E402
+from ptx.cuda_report import PRECISIONS, ROOMY, SECOND, TARGETS, WAYS, code, most_layers  # noqa: E402
 
 # fp16 is as bf16; of pieces one precision is enough, and of roomy ways those whose registers are full, or have been
-COMPILED = [row for row in WAYS if row[1][0] > 32 and row[0] != "fp16" and (len(row[1]) == 4 or row[0] == "bf16")]
-COMPILED.remove(("bf16", (64, 2, 0, 1, True)))
-COMPILED.append(("tf32", (128, 2, 0, 1, True)))
+COMPILED = [
+    (name, way) for name, way in WAYS if way[0] > 32 and way[2] and name != "fp16" and (len(way) == 4 or name == "bf16")
+]
+COMPILED += [("bf16", ROOMY[1]), ("tf32", ROOMY[1]), ("ieee", SECOND[1])]
 
 
 @pytest.mark.parametrize(("precision", "taken"), COMPILED, ids=str)

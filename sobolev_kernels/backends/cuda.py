@@ -77,7 +77,9 @@ def gives_way_while_traced(text: str, device: int) -> str | None:
     problem = Problem.from_string(text)
     if not is_roomy(layout_on(problem, device)):
         return None
-    return "hidden layers' arrays are more than a block has room for on chip, and no GPU has timed that beside Triton"
+    on_chip = "hidden layers' arrays are more than a block has room for on chip"
+    why = "order 2 has its arrays in the second-level cache" if problem.order == 2 else on_chip
+    return f"{why}, and no GPU has timed that beside Triton"
 
 
 def is_roomy(layout: dict) -> bool:
