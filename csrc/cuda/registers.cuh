@@ -1,7 +1,7 @@
-// A Sobolev step whose streams live in registers (docs/math.md, sections 3, 4 and 10). A warp owns 16 samples of a tile, or
-// shares their columns with others: the sums of a layer's product, after the activation, are operands of the next one.
-// What weight gradients are made of, values, tangents and adjoints, lies in shared memory as 16-bit numbers; the block
-// brings them together after each round, in sums that stay in registers to its end.
+// A Sobolev step whose streams live in registers (docs/math.md, sections 3, 4 and 10). A warp owns 16 samples of a
+// tile, or shares their columns with others: the sums of a layer's product, after the activation, are operands of the
+// next one. What weight gradients are made of, values, tangents and adjoints, lies in shared memory as 16-bit numbers;
+// the block brings them together after each round, in sums that stay in registers to its end.
 #pragma once
 
 #include "registers/second.cuh"
