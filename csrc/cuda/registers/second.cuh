@@ -50,7 +50,8 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
   SK_INLINE float4& second_targets_at(int p, int n) const {
     return *reinterpret_cast<float4*>(reinterpret_cast<unsigned char*>(&targets_at(p, n)) + own().apart);
   }
-  // Directions from p on, of a batch, with the target's derivatives along them
+  // Directions from p on, of a batch, with the target's derivatives along them; before the first product all warps that
+  // share rows meet
   SK_INLINE void prepare(int from) const {
     Base::prepare_tangents(from);
     const int p = from + part();
@@ -60,7 +61,6 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
         reinterpret_cast<float2*>(&second_targets_at(p, i / 2))[i % 2] = second_targets(p, i % 2, i / 2);
       }
     }
-    meet();
   }
   // (D²f(x)[v_p, v_p])_o of one of this lane's rows, and of its outputs of piece n; this warp has v_p
   SK_INLINE float2 second_targets(int p, int half, int n) const {
