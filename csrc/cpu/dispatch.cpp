@@ -166,6 +166,8 @@ void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets
 
 void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, chain); }
 
+void run_recurrent(const Kernels& kernels, const Recurrent& recurrent) { run(kernels.recurrent, recurrent); }
+
 // How many threads share so many numbers; of fewer than so many each would wait longer than it works.
 static int parts_of(std::int64_t numbers, int threads) {
   constexpr std::int64_t kShare = 1 << 15;

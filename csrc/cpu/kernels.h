@@ -8,10 +8,11 @@
 #include "../jets.h"
 #include "../normed.h"
 #include "../params.h"
+#include "../recurrent.h"
 
 namespace sk {
 
-// The phases of a step, of named derivatives, or of a pass of a chain
+// The phases of a step, of named derivatives, or of a pass of a chain or of a recurrent layer
 template <class Work>
 struct Phases {
   std::size_t (*shared_bytes)(const Work&);
@@ -30,6 +31,7 @@ struct Kernels {
   Phases<Step> step;
   Phases<Jets> jets;
   Phases<Chain> chain;
+  Phases<Recurrent> recurrent;
   // numbers that its passes keep
   ChainSizes (*chain_sizes)(const Chain&);
   // a part of the numbers
