@@ -265,6 +265,7 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 }
 
 #include "activated_binding.h"
+#include "attention_binding.h"
 #include "chain_binding.h"
 #include "normed_binding.h"
 #include "recurrent_binding.h"
@@ -454,6 +455,8 @@ PYBIND11_MODULE(_C, m) {
        "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
       {"activated", fast(activated), METH_FASTCALL,
        "(activation, n, S, tensors): one of a value and its tangents, or its way back"},
+      {"attention", fast(attention), METH_FASTCALL,
+       "(dtype, sizes, scale, causal, threads, isa, tensors, strides): one of a value and its tangents, or back"},
       {"normed", fast(normed), METH_FASTCALL, "(norm, rows, S, tensors): one of a value and its tangents, or back"},
       {"run_recurrent", fast(run_recurrent), METH_FASTCALL, "(layer, pass, S, tensors): a pass of a recurrent layer"},
       {"run_chain", fast(run_chain), METH_FASTCALL, "(chain, pass, tensors): a pass of a chain of layers"},

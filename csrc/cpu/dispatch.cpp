@@ -181,6 +181,13 @@ void run_activated(const Kernels& kernels, const Activated& activated) {
   for (int p = 0; p < parts; ++p) kernels.activated(activated, p, parts);
 }
 
+void run_attention(const Kernels& kernels, const Attention& attention) {
+  const int parts = parts_of(attention.B * attention.L * attention.M * (1 + attention.S), attention.threads);
+  if (parts == 1) return kernels.attention(attention, 0, 1);
+#pragma omp parallel for num_threads(parts) schedule(static)
+  for (int p = 0; p < parts; ++p) kernels.attention(attention, p, parts);
+}
+
 void run_normed(const Kernels& kernels, const Normed& normed) {
   const int parts = parts_of(normed.rows * normed.n * (1 + normed.S), normed.threads);
   const std::size_t weights = normed.back() ? std::size_t(normed.weights()) : 0;

@@ -43,6 +43,7 @@ constexpr int kRows = SK_ROWS;
 #include "jets.h"
 #include "chain.h"
 #include "recurrent.h"
+#include "attention.h"
 #include "activated.h"
 #include "normed.h"
 
@@ -299,6 +300,9 @@ const Kernels kKernels = {
     },
     [](const Normed& step, double* sums, int part, int parts) {
       SK_DTYPE(normed<float>(step, sums, part, parts), normed<double>(step, sums, part, parts));
+    },
+    [](const Attention& step, int part, int parts) {
+      SK_DTYPE(attention<float>(step, part, parts), attention<double>(step, part, parts));
     },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "../activated.h"
+#include "../attention.h"
 #include "../chain.h"
 #include "../jets.h"
 #include "../normed.h"
@@ -38,6 +39,8 @@ struct Kernels {
   void (*activated)(const Activated&, int part, int parts);
   // a part of the rows; adjoints of weight and bias are added to sums [2, weights]
   void (*normed)(const Normed&, double* sums, int part, int parts);
+  // a part of the sequences
+  void (*attention)(const Attention&, int part, int parts);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

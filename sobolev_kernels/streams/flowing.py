@@ -147,9 +147,12 @@ CAUGHT = ("has_torch_function", "has_torch_function_unary", "has_torch_function_
 @cache
 def body(function: Callable) -> Callable | None:
     """A function that PyTorch has written in Python, whose own calls come to the rules one by one."""
-    if not inspect.isfunction(function) or function.__module__ not in HOMES:
-        return None
-    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False)
+    return body_with(function) if inspect.isfunction(function) and function.__module__ in HOMES else None
+
+
+def body_with(function: Callable, **others: Callable) -> Callable:
+    """The same with others in the place of functions that it calls by these names."""
+    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False) | others
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
