@@ -98,7 +98,9 @@ def by_double_backward(tensors, along, named):
     y = by_torch(*tensors, **named)
     u = torch.zeros_like(y, requires_grad=True)
     found = torch.autograd.grad(y, tensors, u, create_graph=True)
-    return y, torch.stack([torch.autograd.grad(found, u, each, create_graph=True)[0] for each in zip(*along)])
+    return y, torch.stack(
+        [torch.autograd.grad(found, u, each, create_graph=True)[0] for each in zip(*along, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("third", [False, True])

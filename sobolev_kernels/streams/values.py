@@ -284,7 +284,9 @@ def begin_linear(run: Run, input, weight, bias=None) -> Value | None:
 
 def begin_matmul(run: Run, input, other) -> Value | None:
     if isinstance(other, torch.Tensor) and other.dim() == 2:
-        return begin_linear(run, input, other.t())
+        with torch._C.DisableTorchFunction():  # no mode is told of it, which is no part of the run
+            weight = other.t()
+        return begin_linear(run, input, weight)
     return None
 
 
