@@ -265,8 +265,10 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 }
 
 #include "activated_binding.h"
+#include "attention_binding.h"
 #include "chain_binding.h"
 #include "normed_binding.h"
+#include "recurrent_binding.h"
 
 }  // namespace
 
@@ -427,6 +429,18 @@ PYBIND11_MODULE(_C, m) {
   py::class_<NormedBuilder>(m, "Normed", "a norm of a value and its tangents, but for its tensors")
       .def(py::init<int, std::int64_t, std::int64_t, bool, double, int, const std::string&>(), py::arg("dtype"),
            py::arg("n"), py::arg("channels"), py::arg("centred"), py::arg("eps"), py::arg("threads"), py::arg("isa"));
+  py::class_<RecurrentBuilder>(m, "Recurrent", "a GRU over all steps, but for its tensors")
+      .def(py::init<int, const py::tuple&, bool, bool, std::int64_t, int, const std::string&>(), py::arg("dtype"),
+           py::arg("sizes"), py::arg("steps_first"), py::arg("biased"), py::arg("tile"), py::arg("threads"),
+           py::arg("isa"))
+      .def(
+          "kept",
+          [](const RecurrentBuilder& self) {
+            const sk::Recurrent& r = self.told;
+            const std::int64_t lanes = self.kernels.vector_bytes / (r.dtype == sk::Dtype::kFloat64 ? 8 : 4);
+            return (r.N + lanes - 1) / lanes * lanes * r.T * r.H;
+          },
+          "numbers of each array that its passes keep");
   static PyMethodDef read_at_every_step[] = {
       {"read", fast(sk::reading::read), METH_FASTCALL, "(module, rules, kinds, parameters): whether it is an MLP"},
       {"held", fast(sk::reading::held), METH_FASTCALL, "What modules hold: each with copies of its dicts."},
@@ -441,7 +455,10 @@ PYBIND11_MODULE(_C, m) {
        "(loss, reads, writes): a loss of tensors without gaps, its slopes"},
       {"activated", fast(activated), METH_FASTCALL,
        "(activation, n, S, tensors): one of a value and its tangents, or its way back"},
+      {"attention", fast(attention), METH_FASTCALL,
+       "(dtype, sizes, scale, causal, threads, isa, tensors, strides): one of a value and its tangents, or back"},
       {"normed", fast(normed), METH_FASTCALL, "(norm, rows, S, tensors): one of a value and its tangents, or back"},
+      {"run_recurrent", fast(run_recurrent), METH_FASTCALL, "(layer, pass, S, tensors): a pass of a recurrent layer"},
       {"run_chain", fast(run_chain), METH_FASTCALL, "(chain, pass, tensors): a pass of a chain of layers"},
       {nullptr, nullptr, 0, nullptr},
   };

@@ -44,6 +44,8 @@ def roots_of(function: object) -> list[nn.Module]:
 
 def values_of(function: object) -> list[object]:
     """What a function encloses, and what it takes from its globals."""
+    if isinstance(function, nn.Module):  # which would look for it among its modules, and raise
+        return []
     code = getattr(function, "__code__", None)
     if code is None:
         return []

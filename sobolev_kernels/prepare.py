@@ -11,7 +11,7 @@ import torch
 from . import dispatch
 from .advice import advise, advise_of_teacher, looked_at_again
 from .autocast import casting
-from .backends import on_device_of
+from .backends import core, on_device_of
 from .boundary import is_sound
 from .changed import replace
 from .checks import faults_again, faults_of, faults_of_order, outputs_of
@@ -29,9 +29,9 @@ from .problem import AS_HE_IS, DERIVATIVES, LOSS, Problem
 from .request import Request
 from .settings import Settings
 from .steps import Layout
+from .streams.cells import CELLS as RECURRENT
 from .streams.ends import with_outputs
 from .streams.look import flow_of
-from .streams.recurrent import CELLS as RECURRENT
 from .streams.whole import AS_IT_IS, Followed, followed, scaled_again
 from .student import Student, Unrecognised, is_sharded, recognise
 from .transforms import need_no_transforms
@@ -73,9 +73,17 @@ class Accepted:
             return self.layout.addresses(call.all_tensors) is not None
         # of whom no kernel reads the parameters where they lie
         try:
-            return self.layout.guards.check(*call.all_tensors) and all(map(is_sound, call.others))
+            return self.layout.guards.check(*call.all_tensors) and self.reaches(call)
         except TypeError:  # there are more tensors or fewer, as where weights were tied since
             return False
+
+    def reaches(self, call) -> bool:
+        """Whether the memory of all that are no parameters is as large as they say."""
+        if core.MISSING is not None:
+            return all(map(is_sound, call.others))
+        first, needs = 1 + len(call.made_of.parameters), self.layout.needs
+        needs = needs[:2] + needs[2 * first : 2 * len(call.tensors)]
+        return core._C.addresses(call.others, needs) is not None
 
 
 def prepare(request: Request, chain: Followed | None = None) -> Prepared:

@@ -38,6 +38,11 @@ CONSTANT = "a tensor without requires_grad (no gradient to targets is provided)"
 SECOND_KINDS = {"hessian": DENSE, "seconds": PROJECTED, "jets": PROJECTED, "teacher": PROJECTED}
 
 
+def is_constant(tensor: object) -> bool:
+    """Whether it is an ordinary tensor without requires_grad, or None."""
+    return tensor is None or (type(tensor) is torch.Tensor and not tensor.requires_grad)
+
+
 class Targets:
     """Target values, one kind of target derivative, and for order 2 one of second derivatives: constants of the loss.
 
@@ -114,7 +119,10 @@ class Targets:
         put(self, "seconds", seconds)
         put(self, "samples", samples)
         put(self, "jets", stacked(jets))
-        refuse(self._faults())
+        derivatives = [tensor for tensor in (jacobian, tangents, vjps) if tensor is not None]
+        others = teacher is hessian is seconds is samples is jets is None
+        if not (others and len(derivatives) < 2 and is_constant(values) and all(map(is_constant, derivatives))):
+            refuse(self._faults())
         if directions is not None:
             put(self, "directions", Directions.of(directions, "directions"))
         if cotangents is not None:

@@ -222,29 +222,13 @@ class ChainTile {
 
   // The tile's rows of an array [N, n], as rows in the room and as panels
   void load(const void* array, std::int64_t n, T* to) {
-    const T* from = static_cast<const T*>(array) + first_ * n;
-    for (std::int64_t m = 0; m < M_; ++m) {
-      T* row = room_.rows + m * room_.ld;
-      for (std::int64_t i = 0; i < n; ++i) row[i] = from[m * n + i];
-      for (std::int64_t i = n; i < round_up(n, V::kLanes); ++i) row[i] = T(0);
-    }
+    rows_apart(static_cast<const T*>(array) + first_ * n, n, n, M_, room_.rows, room_.ld);
     rows_to_panels(room_.rows, room_.ld, n, M_, to);
   }
 
   // The tile's rows of `out` from panels of n features
   void store(const T* from, std::int64_t n) const {
-    T* to = static_cast<T*>(chain_.out) + first_ * n;
-    std::int64_t m = 0;
-    for (; m < M_; m += kPanel<T>, from += n * kPanel<T>) {
-      const std::int64_t count = std::min<std::int64_t>(kPanel<T>, M_ - m);
-      std::int64_t i = 0;
-      for (; count == kPanel<T> && i + kPanel<T> <= n; i += kPanel<T>) {
-        transpose_square(from + i * kPanel<T>, kPanel<T>, kPanel<T>, to + m * n + i, n);
-      }
-      for (std::int64_t k = 0; k < count; ++k) {
-        for (std::int64_t j = i; j < n; ++j) to[(m + k) * n + j] = from[j * kPanel<T> + k];
-      }
-    }
+    panels_to_array(from, n, M_, static_cast<T*>(chain_.out) + first_ * n, n);
   }
 
   // The gradient of a layer's weights += z hᵀ, with h in the room's rows

@@ -166,6 +166,8 @@ void mlp_jets(const Kernels& kernels, const Jets& jets) { run(kernels.jets, jets
 
 void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, chain); }
 
+void run_recurrent(const Kernels& kernels, const Recurrent& recurrent) { run(kernels.recurrent, recurrent); }
+
 // How many threads share so many numbers; of fewer than so many each would wait longer than it works.
 static int parts_of(std::int64_t numbers, int threads) {
   constexpr std::int64_t kShare = 1 << 15;
@@ -177,6 +179,13 @@ void run_activated(const Kernels& kernels, const Activated& activated) {
   if (parts == 1) return kernels.activated(activated, 0, 1);
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int p = 0; p < parts; ++p) kernels.activated(activated, p, parts);
+}
+
+void run_attention(const Kernels& kernels, const Attention& attention) {
+  const int parts = parts_of(attention.B * attention.L * attention.M * (1 + attention.S), attention.threads);
+  if (parts == 1) return kernels.attention(attention, 0, 1);
+#pragma omp parallel for num_threads(parts) schedule(static)
+  for (int p = 0; p < parts; ++p) kernels.attention(attention, p, parts);
 }
 
 void run_normed(const Kernels& kernels, const Normed& normed) {

@@ -20,8 +20,14 @@ void mlp_jets(const Kernels& kernels, const Jets& jets);
 // A pass of a chain of layers. As deterministic.
 void run_chain(const Kernels& kernels, const Chain& chain);
 
+// A pass of a recurrent layer. As deterministic.
+void run_recurrent(const Kernels& kernels, const Recurrent& recurrent);
+
 // An activation of a value and its tangents, or its way back.
 void run_activated(const Kernels& kernels, const Activated& activated);
+
+// Attention of a value and its tangents, or its way back.
+void run_attention(const Kernels& kernels, const Attention& attention);
 
 // A norm of a value and its tangents, or its way back. Deterministic for a given number of threads.
 void run_normed(const Kernels& kernels, const Normed& normed);

@@ -42,6 +42,8 @@ constexpr int kRows = SK_ROWS;
 #include "jet_loss.h"
 #include "jets.h"
 #include "chain.h"
+#include "recurrent.h"
+#include "attention.h"
 #include "activated.h"
 #include "normed.h"
 
@@ -88,7 +90,7 @@ template <class T, class Work>
 Range samples_of(const Work& work, int part, int parts) {
   std::int64_t each = kPanel<T>;
   if constexpr (std::is_same_v<Work, Step>) each = work.in_lockstep() ? 1 : each;
-  if constexpr (!std::is_same_v<Work, Chain>) each = work.tiles() <= parts ? work.tile : each;
+  if constexpr (!kInPasses<Work>) each = work.tiles() <= parts ? work.tile : each;
   const Range mine((work.N + each - 1) / each, part, parts);
   return {mine.begin * each, std::min(mine.end * each, work.N)};
 }
@@ -107,7 +109,7 @@ void tiles(const Work& work, void* base, void* room_base, int part, int parts) {
     if (room.dweight[l] && !back) std::fill_n(room.dweight[l], Private<T>::gradient_size(layer), T(0));
     if (room.dbias[l]) std::fill_n(room.dbias[l], layer.n_out, T(0));
   }
-  const std::int64_t size = std::is_same_v<Work, Chain> ? round_up(work.tile, kPanel<T>) : work.tile;
+  const std::int64_t size = kInPasses<Work> ? round_up(work.tile, kPanel<T>) : work.tile;
   OneTile<T> tile(work, shared, room);
   for (std::int64_t first = mine.begin; first < mine.end; first += size) {
     tile.run(first, std::min(size, mine.end - first));
@@ -291,12 +293,16 @@ const Kernels kKernels = {
     SK_PHASES(Step, Private, Tile),
     SK_PHASES(Jets, JetRoom, JetTile),
     SK_PHASES(Chain, ChainRoom, ChainTile),
+    SK_PHASES(Recurrent, RecurrentRoom, RecurrentTile),
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Activated& step, int part, int parts) {
       SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));
     },
     [](const Normed& step, double* sums, int part, int parts) {
       SK_DTYPE(normed<float>(step, sums, part, parts), normed<double>(step, sums, part, parts));
+    },
+    [](const Attention& step, int part, int parts) {
+      SK_DTYPE(attention<float>(step, part, parts), attention<double>(step, part, parts));
     },
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),

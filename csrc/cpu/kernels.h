@@ -4,14 +4,16 @@
 #include <cstddef>
 
 #include "../activated.h"
+#include "../attention.h"
 #include "../chain.h"
 #include "../jets.h"
 #include "../normed.h"
 #include "../params.h"
+#include "../recurrent.h"
 
 namespace sk {
 
-// The phases of a step, of named derivatives, or of a pass of a chain
+// The phases of a step, of named derivatives, or of a pass of a chain or of a recurrent layer
 template <class Work>
 struct Phases {
   std::size_t (*shared_bytes)(const Work&);
@@ -30,12 +32,15 @@ struct Kernels {
   Phases<Step> step;
   Phases<Jets> jets;
   Phases<Chain> chain;
+  Phases<Recurrent> recurrent;
   // numbers that its passes keep
   ChainSizes (*chain_sizes)(const Chain&);
   // a part of the numbers
   void (*activated)(const Activated&, int part, int parts);
   // a part of the rows; adjoints of weight and bias are added to sums [2, weights]
   void (*normed)(const Normed&, double* sums, int part, int parts);
+  // a part of the sequences
+  void (*attention)(const Attention&, int part, int parts);
   // directions [P, N, D] as a tensor, from `step.directions`
   void (*draw)(const Step&, void* room, void* out, int part, int parts);
 };

@@ -233,3 +233,28 @@ void rows_to_panels(const T* rows, std::int64_t ld, std::int64_t n, std::int64_t
     }
   }
 }
+
+// Rows of n features that are `stride` apart as rows in the room, the rest of each up to a vector 0
+template <class T>
+void rows_apart(const T* from, std::int64_t stride, std::int64_t n, std::int64_t M, T* rows, std::int64_t ld) {
+  for (std::int64_t m = 0; m < M; ++m) {
+    T* row = rows + m * ld;
+    for (std::int64_t i = 0; i < n; ++i) row[i] = from[m * stride + i];
+    for (std::int64_t i = n; i < (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>; ++i) row[i] = T(0);
+  }
+}
+
+// M rows of an array that are `stride` apart from panels of n features
+template <class T>
+void panels_to_array(const T* from, std::int64_t n, std::int64_t M, T* to, std::int64_t stride) {
+  for (std::int64_t m = 0; m < M; m += kPanel<T>, from += n * kPanel<T>) {
+    const std::int64_t count = M - m < kPanel<T> ? M - m : kPanel<T>;
+    std::int64_t i = 0;
+    for (; count == kPanel<T> && i + kPanel<T> <= n; i += kPanel<T>) {
+      transpose_square(from + i * kPanel<T>, kPanel<T>, kPanel<T>, to + m * stride + i, stride);
+    }
+    for (std::int64_t k = 0; k < count; ++k) {
+      for (std::int64_t j = i; j < n; ++j) to[(m + k) * stride + j] = from[j * kPanel<T> + k];
+    }
+  }
+}

@@ -59,6 +59,7 @@ struct Wanted {
 inline const Layer& layer_of(const Step& step, std::int64_t l) { return step.layers[l]; }
 inline const Layer& layer_of(const Jets& jets, std::int64_t l) { return jets.layers[l].layer; }
 inline const Layer& layer_of(const Chain& chain, std::int64_t l) { return chain.layers[l]; }
+inline const Layer& layer_of(const Recurrent& work, std::int64_t l) { return work.layers[l]; }
 
 inline Wanted wanted_of(const Step& step, std::int64_t l) {
   const bool back = (step.side == Side::kGradients && step.P > 0) || (step.gradients && (l > 0 || step.dgiven));
@@ -71,6 +72,14 @@ inline Wanted wanted_of(const Chain& chain, std::int64_t l) {
   const bool back = chain.backward();
   return {!back, back && (l > 0 || chain.out), chain.pass == Pass::kValues, chain.layers[l].n_in};
 }
+inline Wanted wanted_of(const Recurrent& work, std::int64_t l) {
+  const bool back = work.backward();
+  return {!back, back && (l > 0 || work.out || work.out_moved), !back && work.of_values(), work.layers[l].n_in};
+}
+
+// Work in passes: what they keep is in panels, with which tiles begin
+template <class Work>
+constexpr bool kInPasses = std::is_same_v<Work, Chain> || std::is_same_v<Work, Recurrent>;
 
 // What all threads read: the weights for the two directions they are multiplied in, packed or where they lie.
 template <class T>

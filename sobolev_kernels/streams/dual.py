@@ -56,6 +56,15 @@ class Dual:
     def transpose(self, a: int, b: int) -> Dual:
         return Dual(self.v.transpose(a, b), self.d.transpose(past(a), past(b)))
 
+    def select(self, dim: int, place: int) -> Dual:
+        return Dual(self.v.select(dim, place), self.d.select(past(dim), place))
+
+    def unsqueeze(self, dim: int) -> Dual:
+        return Dual(self.v.unsqueeze(dim), self.d.unsqueeze(past(dim)))
+
+    def clone(self) -> Dual:
+        return Dual(self.v.clone(), self.d.clone())
+
     @property
     def shape(self) -> torch.Size:
         return self.v.shape

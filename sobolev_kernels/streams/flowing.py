@@ -147,9 +147,25 @@ CAUGHT = ("has_torch_function", "has_torch_function_unary", "has_torch_function_
 @cache
 def body(function: Callable) -> Callable | None:
     """A function that PyTorch has written in Python, whose own calls come to the rules one by one."""
-    if not inspect.isfunction(function) or function.__module__ not in HOMES:
-        return None
-    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False)
+    return body_with(function) if inspect.isfunction(function) and function.__module__ in HOMES else None
+
+
+def projected(q, k, v, w, b=None):
+    """PyTorch's `_in_projection_packed`; of self-attention its three parts in one operation, whose gradients are
+    joined once: of three indices each would be written into zeros."""
+    if not (q is k and k is v):
+        return functional._in_projection_packed(q, k, v, w, b)
+    made = functional.linear(q, w, b).unflatten(-1, (3, q.size(-1)))
+    return made.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous().unbind(0)
+
+
+OTHERS = {functional.multi_head_attention_forward: {"_in_projection_packed": projected}}
+
+
+def body_with(function: Callable, **others: Callable) -> Callable:
+    """The same with others in the place of functions that it calls by these names."""
+    others = OTHERS.get(function, {}) | others
+    scope = function.__globals__ | dict.fromkeys(CAUGHT, lambda *_: False) | others
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

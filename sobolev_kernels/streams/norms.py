@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from ..backends.graph import STATISTICS
 from . import normed
-from .operations import are_weights, fits
+from .attended import attended, attention_of
+from .operations import are_weights, fits, suits
 from .pair import RULES, TWICE, Pair, first, is_pair, need_constant, new, rule, written
 from .pair import value as values_of
 from .trusted import by_jvp
@@ -190,6 +191,12 @@ def needed(input: Pair, dim, dtype) -> int:
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
+    given = query, key, value
+    of = None
+    if all(is_pair(x) and not is_twice(x) for x in given) and not query.run.cast:
+        of = attention_of(*(x.v for x in given), attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if of is not None and suits(*(x.d for x in given)):
+        return new(query, *attended(of, *(x.v for x in given), *(x.d for x in given)))
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale) @ key.transpose(-2, -1)

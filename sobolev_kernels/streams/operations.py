@@ -19,15 +19,18 @@ def fits(*tensors: torch.Tensor) -> bool:
 
     In float64 it has some functions from the C library, lane by lane, which PyTorch's outrun.
     """
+    return suits(*tensors) and all([tensor.is_contiguous() for tensor in tensors]) and bool(tensors[0].numel())
+
+
+def suits(*tensors: torch.Tensor) -> bool:
+    """The same of tensors that may have gaps."""
     if core.MISSING is not None or torch.compiler.is_compiling():
         return False
     for tensor in tensors:
         if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32 or tensor.is_neg():
             return False
-        if not tensor.is_contiguous():
-            return False
     watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
-    return bool(tensors[0].numel()) and not watched and forward_ad._current_level < 0
+    return not watched and forward_ad._current_level < 0
 
 
 def are_weights(like: torch.Tensor, *weights: torch.Tensor | None) -> bool:

@@ -1,4 +1,5 @@
-"""Rules of recurrent networks, by the arithmetic of their cells; of whole layers too, one step after the other."""
+"""Rules of recurrent networks, by the arithmetic of their cells; of whole layers too, one step after the other, or, of
+a GRU, by the core."""
 
 from __future__ import annotations
 
@@ -7,37 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional
 
-from .dual import by_numbers
+from .cells import CELLS, along
+from .dual import Dual, by_numbers
+from .operations import fits
 from .pair import rule
-
-# The state of a cell: h, and of an LSTM c too.
-State = tuple[torch.Tensor, ...]
-
-
-def gru(gates: torch.Tensor, state: State, w_hh, b_hh) -> State:
-    (h,) = state
-    (r, z, n), (s, c, m) = gates.chunk(3, -1), functional.linear(h, w_hh, b_hh).chunk(3, -1)
-    z = (z + c).sigmoid()
-    n = (n + (r + s).sigmoid() * m).tanh()
-    return (n + z * (h - n),)
-
-
-def lstm(gates: torch.Tensor, state: State, w_hh, b_hh, w_hr=None) -> State:
-    h, c = state
-    i, f, g, o = (gates + functional.linear(h, w_hh, b_hh)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    h = o.sigmoid() * c.tanh()
-    return (h if w_hr is None else functional.linear(h, w_hr)), c
-
-
-def simple(activation: str) -> Callable[..., State]:
-    def cell(gates: torch.Tensor, state: State, w_hh, b_hh) -> State:
-        return (getattr(gates + functional.linear(state[0], w_hh, b_hh), activation)(),)
-
-    return cell
-
-
-CELLS = {"gru": gru, "lstm": lstm, "rnn_tanh": simple("tanh"), "rnn_relu": simple("relu")}
+from .recurred import layer_of, recurred
 
 
 def single(name: str) -> Callable:
@@ -61,14 +36,16 @@ def weights_of(flat: list, has_biases: bool, projected: bool) -> Iterator[tuple]
         yield w_ih, b_ih, w_hh, b_hh, *others[2 * has_biases :]
 
 
-def along(cell: Callable, x, state: State, weights: tuple, backwards: bool):
-    """What a layer gives for each step of x [T, N, n], from one end to the other, and its last state."""
-    w_ih, b_ih, *others = weights
-    steps, given = functional.linear(x, w_ih, b_ih).unbind(0), []
-    for gates in reversed(steps) if backwards else steps:
-        state = cell(gates, state, *others)
-        given.append(state[0])
-    return torch.stack(given[::-1] if backwards else given), state
+def of_core(input: Dual, hx: object, weights: list, *shape: object) -> tuple[Dual, Dual] | None:
+    """What a GRU gives as one operation of the core; None where it is not that."""
+    if type(input) is not Dual or type(hx) is Dual:
+        return None
+    layer = layer_of(input.v, hx, weights, *shape)
+    if layer is None or not fits(input.v, input.d):
+        return None
+    y, t = recurred(layer, input.v, input.d, hx[0], *weights)
+    y = Dual(y, t)
+    return y, layer.last_of(y)
 
 
 def layers(name: str) -> Callable:
@@ -78,6 +55,10 @@ def layers(name: str) -> Callable:
     def applied(input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         if not isinstance(has_biases, bool):  # the function of a packed sequence has other arguments
             raise TypeError("a packed sequence")
+        if name == "gru":
+            made = of_core(input, hx, weights, num_layers, bidirectional, batch_first)
+            if made is not None:
+                return made
         x, directions = input.transpose(0, 1) if batch_first else input, 1 + bidirectional
         states = list(zip(*(part.unbind(0) for part in (hx if name == "lstm" else (hx,))), strict=True))
         projected = name == "lstm" and states[0][0].shape[-1] != states[0][1].shape[-1]

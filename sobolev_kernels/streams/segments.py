@@ -54,8 +54,10 @@ class Step:
         for tensor, version, address, copy in self.marks:
             if tensor._version != version or tensor.data_ptr() != address:
                 return False
-            if copy is not None and not torch.equal(tensor.detach(), copy):
-                return False
+            if copy is not None:
+                with torch._C.DisableTorchFunction():  # no mode is told of it, which is no part of the run
+                    if not torch.equal(tensor.detach(), copy):
+                        return False
         return True
 
 
@@ -206,7 +208,8 @@ def fits(run: Run, tensor: object, dims: int) -> bool:
 
 
 def marks_of(segments: Segments, *tensors: torch.Tensor) -> list[tuple]:
-    return [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
+    with torch._C.DisableTorchFunction():  # no mode is told of it, which is no part of the run
+        return [(t, t._version, t.data_ptr(), t.detach().clone() if segments.careful else None) for t in tensors]
 
 
 def open_layer(input: object) -> Layer | None:

@@ -95,7 +95,7 @@ class Deferring(TorchFunctionMode):
                     return begun
         return function(*args, **kwargs) if kwargs else function(*args)
 
-    def alone(self, single: Single, args: tuple, kwargs: dict | None) -> torch.Tensor | None:
+    def alone(self, single: Single, args: tuple, kwargs: dict | None) -> torch.Tensor | tuple | None:
         """What an operation of its own gives; None where it is PyTorch's."""
         segments, kwargs = self.run.segments, kwargs or {}
         segments.met += 1
@@ -119,7 +119,7 @@ class Deferring(TorchFunctionMode):
         return torch.is_grad_enabled() and GRAPH_TASK() == -1 and SAVING(True) is None
 
 
-def made_alone(single: Single, args: tuple, kwargs: dict) -> torch.Tensor | None:
+def made_alone(single: Single, args: tuple, kwargs: dict) -> torch.Tensor | tuple | None:
     """What an operation of its own gives, whose input has a graph; None where it is PyTorch's."""
     if not args or not getattr(args[0], "requires_grad", False) or not torch.is_grad_enabled():
         return None
@@ -284,7 +284,9 @@ def begin_linear(run: Run, input, weight, bias=None) -> Value | None:
 
 def begin_matmul(run: Run, input, other) -> Value | None:
     if isinstance(other, torch.Tensor) and other.dim() == 2:
-        return begin_linear(run, input, other.t())
+        with torch._C.DisableTorchFunction():  # no mode is told of it, which is no part of the run
+            weight = other.t()
+        return begin_linear(run, input, weight)
     return None
 
 

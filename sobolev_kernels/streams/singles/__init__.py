@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import activation, convolution, norms
+from . import activation, attention, convolution, norms, recurrent
 from .single import Single
 
-SINGLES: dict[Callable, Single] = activation.TABLE | convolution.TABLE | norms.TABLE
+SINGLES: dict[Callable, Single] = activation.TABLE | attention.TABLE | convolution.TABLE | norms.TABLE | recurrent.TABLE

@@ -12,5 +12,5 @@ class Single(NamedTuple):
     """Both are given the arguments of a call. What a call does is the same for batches of about the same size, of which
     the first one tells what it saves."""
 
-    made: Callable[..., torch.Tensor | None]  # None of arguments that it does not take
+    made: Callable[..., torch.Tensor | tuple | None]  # None of arguments that it does not take
     saves: Callable[..., float]  # µs beyond those of its own Python; 0 or less, and it is not made
