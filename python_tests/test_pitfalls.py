@@ -220,3 +220,12 @@ def test_what_goes_past_the_rules(name):
 def smooth():
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_what_takes_whole_numbers_says_so(kind):
+    """PyTorch's words name an argument of its own; of labels that are rounded in the forward it is right (Labelled)."""
+    for student in (kind(5, 2), nn.Sequential(kind(5, 2), nn.Flatten(), nn.Tanh())):
+        for call in (lambda m, x: sk.jvp(m, x, x[None]), lambda m, x: sk.laplacian(m, x)):
+            with pytest.raises(sk.NotProvided, match="student: expected a forward of floating numbers, got embedding"):
+                call(student.double(), numbers(N, D).abs())
