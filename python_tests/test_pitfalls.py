@@ -166,9 +166,21 @@ def of_energy(x, net):
 
 # Past the rules, and what is said of it; the reference is right.
 PAST = {
-    "vmap": (lambda x, net: torch.vmap(net)(x), "past torch's functions"),
-    "func.grad": (lambda x, net: torch.vmap(torch.func.grad(lambda z: net(z).sum()))(x)[:, :2], "past torch"),
-    "func.jvp": (lambda x, net: torch.func.jvp(net, (x,), (torch.ones_like(x),))[1], "_make_dual"),
+    "vmap": (lambda x, net: torch.vmap(net)(x), "a transform of torch.func"),
+    "func.grad": (
+        lambda x, net: torch.vmap(torch.func.grad(lambda z: net(z).sum()))(x)[:, :2],
+        "a transform of torch.func",
+    ),
+    "func.jacrev": (lambda x, net: torch.vmap(torch.func.jacrev(net))(x).sum(1)[:, :2], "a transform of torch.func"),
+    "func.hessian": (
+        lambda x, net: torch.vmap(torch.func.hessian(lambda z: net(z).sum()))(x).sum(1)[:, :2],
+        "a transform of torch.func",
+    ),
+    "an ensemble": (
+        lambda x, net: torch.vmap(lambda k: net(x * k).sum(1), out_dims=1)(numbers(2, 1)),
+        "a transform of torch.func",
+    ),
+    "func.jvp": (lambda x, net: torch.func.jvp(net, (x,), (torch.ones_like(x),))[1], "a transform of torch.func"),
     "autograd.grad": (of_energy, "detach|grad"),
     "grid_sample": (
         lambda x, net: F.grid_sample(C, net(x).tanh()[None, :, None], align_corners=True)[0, 0] * net(x),
@@ -208,3 +220,12 @@ def test_what_goes_past_the_rules(name):
 def smooth():
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_what_takes_whole_numbers_says_so(kind):
+    """PyTorch's words name an argument of its own; of labels that are rounded in the forward it is right (Labelled)."""
+    for student in (kind(5, 2), nn.Sequential(kind(5, 2), nn.Flatten(), nn.Tanh())):
+        for call in (lambda m, x: sk.jvp(m, x, x[None]), lambda m, x: sk.laplacian(m, x)):
+            with pytest.raises(sk.NotProvided, match="student: expected a forward of floating numbers, got embedding"):
+                call(student.double(), numbers(N, D).abs())

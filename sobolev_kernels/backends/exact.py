@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..errors import NotProvided
+from ..errors import NotProvided, describe
 from .graph import STATISTICS
 from .reads import GIVING, STEPWISE, depend_on, is_cut, is_transformed, name_of, read_by, takes_numbers
 from .standard import Standardised, fits
@@ -163,7 +163,13 @@ ATTENTION = {functional.scaled_dot_product_attention, functional.multi_head_atte
 # sizes"), in PyTorch before 2.13.
 CONVOLUTIONS = {getattr(torch, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)}
 CONVOLUTIONS = CONVOLUTIONS if torch.__version__ < (2, 13) else set()
-DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION}
+CHOOSING = {functional.embedding, functional.embedding_bag, functional.one_hot}  # by whole numbers
+DEPENDING = {*WRITTEN, *BATCH_NORMS, *ATTENTION, *CHOOSING}
+BY_WHOLE_NUMBERS = (
+    "student: expected a forward of floating numbers, got {} of {}, which chooses by whole numbers, and these have no "
+    "derivative; bind what is no number by a closure, as lambda x: student(labels, x), or round in the forward, as by "
+    "x[:, 0].long()"
+)
 
 
 class ExactNorms(TorchFunctionMode):
@@ -225,6 +231,11 @@ class ExactNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in ATTENTION:
             self.attention = True
+            return function(*args, **kwargs)
+        if function in CHOOSING:
+            chosen = args[0] if args else kwargs["input"]
+            if chosen.is_floating_point():
+                raise NotProvided(BY_WHOLE_NUMBERS.format(name_of(function), describe(chosen)))
             return function(*args, **kwargs)
         self.norms = True
         if function in BATCH_NORMS and (args[5] if len(args) > 5 else kwargs.get("training")):

@@ -45,7 +45,7 @@ OF_OTHERS = {torch.Tensor.new_tensor, torch.Tensor.new}  # than the tensor whose
 
 def takes_numbers(function: Callable, made: object) -> bool:
     """Whether a function gave numbers that lead no further back."""
-    if made.__class__ is torch.Tensor and made.requires_grad:
+    if made.__class__ is torch.Tensor and asks(made):
         return function in SILENT
     if function in CONSTANT:
         return False
@@ -56,7 +56,7 @@ def takes_numbers(function: Callable, made: object) -> bool:
 
 def is_cut(function: Callable, made: object) -> bool:
     """Whether a function gave a constant, which was meant: detached, or made where no graph is kept."""
-    return is_float(made) and not made.requires_grad and (function in CUTTING or not torch.is_grad_enabled())
+    return is_float(made) and not asks(made) and (function in CUTTING or not torch.is_grad_enabled())
 
 
 def asked_by_kernels() -> bool:
@@ -74,7 +74,7 @@ def is_float(made: object) -> bool:
 def of_numbers(made: object) -> bool:
     if isinstance(made, torch.Tensor):
         numbers = made.is_floating_point() or made.is_complex()
-        return numbers and not made.requires_grad and torch.is_grad_enabled()
+        return numbers and not asks(made) and torch.is_grad_enabled()
     if isinstance(made, (tuple, list)) and type(made) is not torch.Size:
         return any(map(of_numbers, made))
     return isinstance(made, NUMBERS)
@@ -83,8 +83,8 @@ def of_numbers(made: object) -> bool:
 def tensors_in(data: object) -> Iterator[torch.Tensor]:
     """Those that ask for a gradient."""
     if isinstance(data, torch.Tensor):
-        if data.requires_grad:
-            yield data
+        if asks(data):
+            yield below(data)
     elif isinstance(data, (tuple, list)):
         for each in data:
             yield from tensors_in(each)
@@ -94,6 +94,18 @@ def read_by(function: Callable, args: tuple, kwargs: dict | None) -> Iterator[to
     """The tensors with a graph whose numbers a function took."""
     args = args[1:] if function in OF_OTHERS else args
     return tensors_in((*args, *(kwargs or {}).values()))
+
+
+def asks(tensor: torch.Tensor) -> bool:
+    """Whether it asks for a gradient, or within a transform of torch.func what it stands for there."""
+    return tensor.requires_grad or (is_transformed(tensor) and below(tensor).requires_grad)
+
+
+def below(tensor: torch.Tensor) -> torch.Tensor:
+    """What it stands for, if that asks: of samples that are mapped over all of them."""
+    while not tensor.requires_grad and is_transformed(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
@@ -114,7 +126,7 @@ def of_graph(tensor: torch.Tensor) -> torch.Tensor:
 
 def leaf_of(tensor: torch.Tensor) -> Node | None:
     """Its node, if it has none before it."""
-    plain = type(tensor) is torch.Tensor and tensor.grad_fn is None
+    plain = type(tensor) is torch.Tensor and tensor.grad_fn is None and not is_transformed(tensor)
     return get_gradient_edge(tensor).node if plain else None
 
 

@@ -22,6 +22,8 @@ from torch.nn import functional
 from ..autocast import casting
 from ..backends.reads import name_of
 
+current_level = torch._C._functorch.maybe_current_level
+
 SPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.special)
 
 
@@ -48,10 +50,11 @@ class Run:
     lacks: str = "has no rule"  # what is said of a function that is in none of its tables
     segments: object | None = None  # how chains of layers are put off (segments.py), if they are
     x: torch.Tensor | None = None  # the inputs of a chain, as backward hooks see them
+    level: int | None = None  # of the transforms of torch.func that it is run in
     looking: list[tuple] = field(default_factory=list)  # what those put on its outputs, and where (backward_hooks.py)
 
     def __post_init__(self):
-        self.cast = self.casting()
+        self.cast, self.level = self.casting(), current_level()
 
     def casting(self) -> torch.dtype | None:
         return casting(self.device.type)
@@ -64,8 +67,14 @@ class Run:
         """In no_grad, and in the forward of an autograd.Function, what is done is not what is differentiated."""
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             self.stop("a part of it is run without gradients, in an autograd.Function, or with hooks of its backward")
+        self.need_level()
         if not self.bodies and self.casting() != self.cast:  # whose layers would be of several precisions
             self.stop("a part of it is run in another autocast")
+
+    def need_level(self) -> None:
+        """A transform of torch.func computes with other tensors than those that flow, or stand for them."""
+        if current_level() != self.level:
+            self.stop(TRANSFORM)
 
     def is_held(self) -> bool:
         """Whether something that flowed is still held by someone, who would not get a tensor with numbers."""
@@ -115,11 +124,14 @@ class Flowing(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        what = f"{CHECKPOINT} in it" if asked_by(CHECKPOINT) else f"{name_of(function)} in it, past torch's functions"
+        what = f"{name_of(function)} in it, past torch's functions"
+        for package, word in ((CHECKPOINT, f"{CHECKPOINT} in it"), ("torch._functorch", TRANSFORM)):
+            what = word if asked_by(package) else what
         run_of((*args, *(kwargs or {}).values())).stop(what)
 
 
 CHECKPOINT, FSDP = "torch.utils.checkpoint", "torch.distributed.fsdp"
+TRANSFORM = "a transform of torch.func in it, as vmap or grad"
 
 
 def asked_by(package: str, name: str = "") -> bool:
