@@ -18,8 +18,11 @@ from .operations import differentiated, goes_on, suits
 READ, MADE = "q k v dq dk dv bar_y bar_t".split(), "y t bar_q bar_k bar_v bar_dq bar_dk bar_dv".split()
 PLACES = *READ[:6], *MADE[:2], *READ[6:], *MADE[2:]
 NONE = 0, 0, 0
-# The most scores of a sequence, and numbers of its positions, that leave all of a panel in the second-level cache.
-MOST = 1024
+# The most scores of a sequence, with those of lanes that stay empty, and numbers of its positions. PyTorch's value,
+# gradients and what both owe ÷ these, float32 on one thread of an EPYC with AVX-512, by sequences, positions, numbers:
+#
+#     512×8×8 11.4    32×8×8 2.2    256×16×16 4.6    256×32×16 1.9    256×16×64 1.0    128×32×32 0.8    8×32×32 0.6
+SCORES, NUMBERS, LANES = 1024, 512, 16
 
 
 class Attention(NamedTuple):
@@ -83,8 +86,10 @@ def attention_of(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=
         return None
     if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
         return None
-    L, M, n = q.shape[-2], k.shape[-2], max(q.shape[-1], v.shape[-1])
-    if L * M > MOST or max(L, M) * n > MOST or not (q.numel() and v.numel()) or not suits(q, k, v):
+    L, M, n, sequences = q.shape[-2], k.shape[-2], max(q.shape[-1], v.shape[-1]), math.prod(q.shape[:-2])
+    if L * M * LANES > SCORES * min(sequences, LANES) or max(L, M) * n > NUMBERS or not (q.numel() and v.numel()):
+        return None
+    if not suits(q, k, v):
         return None
     return Attention(1 / math.sqrt(q.shape[-1]) if scale is None else float(scale), bool(is_causal))
 
