@@ -57,7 +57,7 @@ def assert_right(function, x, v, inputs, tolerance=BY_DIFFERENCES["a rule"]):
     for i, (got, expected) in enumerate(zip(*results, strict=True)):
         assert got.shape == expected.shape
         error = (got - expected).abs().max() / expected.abs().max().clamp(min=1e-2)
-        assert error <= tolerance, f"number {i}: {error:.2g}"
+        assert error <= (tolerance if i else ANOTHER_WAY["rtol"]), f"number {i}: {error:.2g}"  # values have no step
 
 
 WEIGHT = nn.Parameter(numbers(D, 8, seed=1) / 2)
@@ -242,7 +242,7 @@ CASES = {
     ),
     "written": lambda h: (
         inplace(h, lambda a: a.copy_(h[:, :1] ** 2))
-        + inplace(h, lambda a: a[:, 0].shape and a.fill_(2.0))
+        + inplace(h, lambda a: a[:, 0].shape and a.fill_(0.3))
         + inplace(h, lambda a: a.zero_())
         + inplace(h, lambda a: a.pow_(3).neg_()) * inplace(h, lambda a: a.sign_())
         + put(h, (INDEX[:2], slice(None), INDEX[:2]), h[:2, 0, :2] ** 2)
