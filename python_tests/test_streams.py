@@ -373,6 +373,13 @@ def test_every_rule(case):
     assert_right(around(case), numbers(N, D), numbers(2, N, D, seed=6), [WEIGHT, B, KERNEL])
 
 
+@pytest.mark.parametrize("write", [lambda h: h.fill_(0.3), lambda h: h.copy_(torch.tensor(0.3, dtype=f64))])
+def test_a_number_is_written_in_the_dtype_of_the_pair(write):
+    """Not by way of float32."""
+    x = numbers(N, D)
+    assert torch.equal(propagated(lambda x: write(x * 1) + 0 * x, x, x[None])[0], torch.full_like(x, 0.3))
+
+
 def test_every_row_of_the_table_has_a_case():
     used = {}
     for case in CASES:
