@@ -279,8 +279,10 @@ def overwritten(input, other, *_, **__):
     """By other numbers, and all of it."""
     if not is_pair(input):
         raise TypeError("it is written into an ordinary tensor")
-    other = expand(other, *input.v.shape) if is_pair(other) else torch.as_tensor(other).to(input.v).expand_as(input.v)
-    return written(input, clone(other) if is_pair(other) else other.clone())
+    if is_pair(other):
+        return written(input, clone(expand(other, *input.v.shape)))
+    like = {"dtype": input.v.dtype, "device": input.v.device}
+    return written(input, torch.as_tensor(other, **like).expand_as(input.v).clone())
 
 
 rule("copy_", "fill_")(overwritten)
