@@ -12,9 +12,11 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = kMostLayers - 1;
 constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
+constexpr int kRhoNumbers = 4;      // of a roomy way, behind those: of each term, of both rows
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
+constexpr int kCoupledSums = 5, kCoupledSlopes = 3;        // rr, aa, at, tt, ww; ρ by the first three
 constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
@@ -70,6 +72,8 @@ struct RegisterLayout {
   std::uint32_t staged = 0;    // pieces of inputs, or of outputs' adjoints, that gradients of weights are made of
   Turns turns = Turns::kNone;
   std::int32_t input_window = 1, output_window = 1;  // pieces that are there at a time
+  std::uint32_t coupled =
+      0;  // of losses that couple a sample's numbers, in doubles: sums of each lane; what slopes are made of
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -123,6 +127,11 @@ inline std::int32_t width_of(const Arguments& a, const std::vector<ToldLayer>& l
 inline bool keeps_derivatives(const Arguments& a, const std::vector<ToldLayer>& layers) {
   if (!a.P && !a.gradients) return false;
   return std::any_of(layers.begin(), layers.end() - 1, [](const ToldLayer& of) { return !of.curve.known; });
+}
+
+// Whether the loss of a term is one of sums over a sample's numbers
+inline bool couples(const Arguments& a) {
+  return std::any_of(std::begin(a.loss), std::end(a.loss), [](const Function& of) { return of.row >= kCountOfLoss; });
 }
 
 // Bytes of a direction's rows of floats, for each warp
@@ -223,7 +232,7 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.right = slot.take(hidden * rows * H * size);
   if (kept) to.kept = slot.take(2 * hidden * rows * H * size);
   to.q = slot.take(hidden * rows * H * 4);
-  to.few = slot.take(kThreads * kOutputNumbers * 4 * to.output_pieces) / 4;
+  to.few = slot.take(kThreads * 4 * (kOutputNumbers * to.output_pieces + kRhoNumbers)) / 4;
   to.bias_sums = slot.take(way.groups * O * 4);
   to.x = slot.take(rows * D * size);
   to.top = slot.take(rows * O * size);
@@ -233,6 +242,7 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.own_row = std::int32_t(D) + kSpare;
   to.own = slot.take(a.P ? own_bytes(D) : 0);
   to.pulled = slot.take(a.P && !prepared ? 2 * rows * D * 4 : 0);
+  to.coupled = slot.take(couples(a) ? (2 * kCoupledSums * kThreads + kCoupledSlopes * rows) * 8 : 0);
   return cursor.at * 4;
 }
 
@@ -287,12 +297,13 @@ inline Prepared prepare(const Step& step, Precision precision, std::uint64_t lim
   std::uint64_t least = 0, slot = 0;  // of those that do not fit; of the one that does
   const bool wide = in_pieces(a), kept = keeps_derivatives(a, layers);
   const bool many = a.D > kMostInputPieces * kRegisterInputs || a.O > kMostOutputPieces * kRegisterOutputs;
+  const bool in_slot = many || couples(a);
   for (const RegisterWay& way : ways_of(precision)) {
     if (step.tile != kAnyTile && step.tile != 16 * way.groups) continue;
     if (way.roomy()) {
       if (taken.width || way.width < H) continue;  // what others do they do faster
       place_gradients(a, layers, way.width);
-    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept) || many) {
+    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept) || in_slot) {
       continue;
     }
     if (taken.groups == way.groups) continue;  // the better one of as many samples fits
