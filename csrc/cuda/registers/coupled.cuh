@@ -71,19 +71,24 @@ static __device__ __noinline__ FourSlopes pointwise_slopes(Function loss, Compar
   return to;
 }
 
-static __device__ __noinline__ Coupled<double> coupled(int row, float a, float b, double rr, double aa, double at,
-                                                       double tt, double ww) {
+// ρ of a row's sums, and its partial derivatives
+static __device__ __noinline__ float couple(int row, float a, float b, const double* sums, double* by) {
   const double parameters[2] = {a, b};
-#define SK_CASE(row, name) \
-  case row:                \
-    return name::call(rr, aa, at, tt, ww, parameters);
+  const double rr = sums[0], aa = sums[kThreads], at = sums[2 * kThreads], tt = sums[3 * kThreads],
+               ww = sums[4 * kThreads];
+  Coupled<double> of{};
+#define SK_CASE(row, name)                           \
+  case row:                                          \
+    of = name::call(rr, aa, at, tt, ww, parameters); \
+    break;
   switch (row) {
     SK_COUPLED(SK_CASE)
     default:
       __trap();
   }
 #undef SK_CASE
-  return Coupled<double>{};
+  by[0] = of.rr, by[1] = of.aa, by[2] = of.at;
+  return float(of.value);
 }
 
 template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
@@ -156,27 +161,22 @@ struct RegisterCoupled : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom> 
   SK_INLINE void finish_sums(Term term) const {
     meet();
     if (part() == 0) {
-      double sum[kCoupledSums];
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int k = 0; k < kCoupledSums; ++k) {
-          double of = 0.0;
-          for (int i = 0; i < kParts; ++i) of += sums_of(half, warp() + i)[k * kThreads];
-          of += __shfl_xor_sync(~0u, of, 1);
-          of += __shfl_xor_sync(~0u, of, 2);
-          if (half == lane() % 2) sum[k] = of;
-        }
+      for (int i = 0; i < 2 * kCoupledSums; ++i) {
+        double* to = sums_of(0, warp()) + i * kThreads;
+        double of = 0.0;
+        for (int k = 0; k < kParts; ++k) of += to[32 * k];
+        of += __shfl_xor_sync(~0u, of, 1);
+        of += __shfl_xor_sync(~0u, of, 2);
+        *to = of;
       }
-      const Function& loss = step().loss[term];
-      const Coupled<double> of =
-          coupled(loss.row, loss.parameters[0], loss.parameters[1], sum[0], sum[1], sum[2], sum[3], sum[4]);
       const int mine = lane() % 4;
       if (mine < 2) {
-        double* to = partial_of(mine);
-        to[0] = of.rr, to[1] = of.aa, to[2] = of.at;
+        const Function& loss = step().loss[term];
+        const float rho =
+            couple(loss.row, loss.parameters[0], loss.parameters[1], sums_of(mine, warp()), partial_of(mine));
         const float sample = sample_weight(term, mine);
-        rho_at(term, mine) = sample == 0.0f ? 0.0f : float(of.value) * sample;
+        rho_at(term, mine) = sample == 0.0f ? 0.0f : rho * sample;
       }
     }
     meet();
