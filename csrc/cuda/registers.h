@@ -12,11 +12,12 @@ namespace sk::cuda {
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostHidden = kMostLayers - 1;
 constexpr int kOutputNumbers = 16;  // of a piece's outputs that a thread has: value, σ', σ'', what is owed, of four
-constexpr int kRhoNumbers = 4;      // of a roomy way, behind those: of each term, of both rows
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
-constexpr int kCoupledSums = 5, kCoupledSlopes = 3;        // rr, aa, at, tt, ww; ρ by the first three
+// Of a roomy way, behind those, sums of ρ, of both terms and both rows; and of losses that couple a sample's numbers
+// the sums rr, aa, at, tt and ww, of both rows, and of each row ρ by the first three, all in doubles
+constexpr int kRhoNumbers = 4, kCoupledSums = 5, kCoupledSlopes = 3;
 constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
@@ -72,8 +73,6 @@ struct RegisterLayout {
   std::uint32_t staged = 0;    // pieces of inputs, or of outputs' adjoints, that gradients of weights are made of
   Turns turns = Turns::kNone;
   std::int32_t input_window = 1, output_window = 1;  // pieces that are there at a time
-  std::uint32_t coupled =
-      0;  // of losses that couple a sample's numbers, in doubles: sums of each lane; what slopes are made of
 };
 
 // The kernels' one argument: `step` is what the kernel after it reads too.
@@ -232,7 +231,8 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.right = slot.take(hidden * rows * H * size);
   if (kept) to.kept = slot.take(2 * hidden * rows * H * size);
   to.q = slot.take(hidden * rows * H * 4);
-  to.few = slot.take(kThreads * 4 * (kOutputNumbers * to.output_pieces + kRhoNumbers)) / 4;
+  const std::uint64_t of_coupled = couples(a) ? 2 * kCoupledSums * kThreads + kCoupledSlopes * rows : 0;
+  to.few = slot.take(kThreads * 4 * (kOutputNumbers * to.output_pieces + kRhoNumbers) + of_coupled * 8) / 4;
   to.bias_sums = slot.take(way.groups * O * 4);
   to.x = slot.take(rows * D * size);
   to.top = slot.take(rows * O * size);
@@ -242,7 +242,6 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.own_row = std::int32_t(D) + kSpare;
   to.own = slot.take(a.P ? own_bytes(D) : 0);
   to.pulled = slot.take(a.P && !prepared ? 2 * rows * D * 4 : 0);
-  to.coupled = slot.take(couples(a) ? (2 * kCoupledSums * kThreads + kCoupledSlopes * rows) * 8 : 0);
   return cursor.at * 4;
 }
 

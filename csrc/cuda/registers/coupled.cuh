@@ -133,7 +133,8 @@ struct RegisterCoupled : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom> 
   // Each lane's sums of both of its rows, [kCoupledSums, kThreads]; behind them the partial derivatives of each row of
   // those that share it
   SK_INLINE double* coupled_at(int numbers) const {
-    return reinterpret_cast<double*>(Outer::template of_block<true>() + own().coupled) + numbers;
+    const int before = (Outer::output_pieces() * kOutputNumbers + kRhoNumbers) * kThreads;
+    return reinterpret_cast<double*>(Outer::slot() + own().few + before) + numbers;
   }
   SK_INLINE double* sums_of(int half, int warp) const {
     return coupled_at(half * kCoupledSums * kThreads + 32 * warp + lane());

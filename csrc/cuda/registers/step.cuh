@@ -58,10 +58,10 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 #pragma unroll 1
     for (int i = 0; i < step().rounds; ++i) {
       if (step().from == From::kDirections) {
-        if (i % own().batch == 0) prepare_tangents(i);
+        if (prepares(i)) prepare_tangents(i);
         by_tangent(i, owed, rho[kFirst_]);
       } else {
-        if (cotangents() && i % own().batch == 0) prepare_cotangents(i);
+        if (cotangents() && prepares(i)) prepare_cotangents(i);
         by_gradient(i, owed, rho[kFirst_]);
       }
       owed = step().gradients && step().factor[kFirst_] != 0.0f && !measuring;
@@ -87,6 +87,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       }
     }
     if (!step().gradients) meet();
+  }
+
+  // Whether a batch of directions begins; those that were measured are there yet if all are in one
+  SK_INLINE bool prepares(int i) const {
+    return i % own().batch == 0 && (measuring || !couples(kFirst_) || step().P > own().batch);
   }
 
   // Of this warp's samples, each by itself
@@ -262,7 +267,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         const float* row = static_cast<const float*>(target.data.data) + row_of(half) * target.data.stride[0];
         const float4 t = four_of(row, target.data.stride[1], first, kRegisterOutputs, valid(half) ? O : 0);
         const int e = 4 * n + 2 * half;
-        const float4 a = make_float4(y(kY, e), y(kY, e + 1), y(kY, e + 4), y(kY, e + 5));
+        float4 a = make_float4(y(kY, e), y(kY, e + 1), 0.0f, 0.0f);
+        if (has(e + 4)) a.z = y(kY, e + 4), a.w = y(kY, e + 5);
         f(half, Compared{a, t, Base::output_weights(half, first, O), sample_weight(kValue_, half)});
       }
     }
@@ -277,7 +283,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int e = 2 * half + i % 2;
-          (&a.x)[i] = y(kD1, 4 * (n + i / 2) + e) * sums[i / 2][e], (&t.x)[i] = (&targets_at(p, n + i / 2).x)[e];
+          (&a.x)[i] = (&t.x)[i] = 0.0f;
+          if (has(4 * (n + i / 2)))
+            (&a.x)[i] = y(kD1, 4 * (n + i / 2) + e) * sums[i / 2][e], (&t.x)[i] = (&targets_at(p, n + i / 2).x)[e];
         }
         const float4 w = product(Base::output_weights(half, first, step().O),
                                  Base::derivative_weights(p, half, first, kRegisterOutputs, step().O));
