@@ -59,7 +59,7 @@ inline Arguments numbers_of(const Step& step) {
   a.dx = static_cast<float*>(step.dx), a.dgiven = static_cast<float*>(step.dgiven);
   if (!draws(step.directions.distribution)) throw std::invalid_argument("a distribution that the kernel does not draw");
   for (int term = 0; term < step.count_terms(); ++term) {
-    if (step.loss[term].row >= kCountOfLoss) throw std::invalid_argument("a loss that couples a sample's numbers");
+    if (step.loss[term].row >= kCountOfLoss + kCountOfCoupled) throw std::invalid_argument("a loss of a head");
   }
   double common = 0;
   for (int term = 0; term < step.count_terms(); ++term) {

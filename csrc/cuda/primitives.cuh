@@ -12,6 +12,7 @@ namespace sk::cuda {
 #include "../math/results.h"
 
 SK_INLINE float where(bool condition, float yes, float no) { return condition ? yes : no; }
+SK_INLINE double where(bool condition, double yes, double no) { return condition ? yes : no; }
 SK_INLINE float abs(float x) { return fabsf(x); }
 SK_INLINE float clamp(float x, float low, float high) { return x > high ? high : x < low ? low : x; }
 SK_INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -23,6 +24,7 @@ SK_INLINE float log(float x) { return logf(x); }
 SK_INLINE float log1p(float x) { return log1pf(x); }
 SK_INLINE float sin(float x) { return sinf(x); }
 SK_INLINE float sqrt(float x) { return sqrtf(x); }
+SK_INLINE double sqrt(double x) { return ::sqrt(x); }
 SK_INLINE float tanh(float x) { return tanhf(x); }
 
 // A number of a formula whose result is rounded to 16 bits before it is multiplied: sobolev_kernels/math/coarse.py says

@@ -16,6 +16,9 @@ constexpr int kSecondNumbers = 20;  // of order 2, σ''' too
 constexpr int kFewNumbers = 8;      // of those, value and σ'': in the block's slot where there is no room on chip
 constexpr int kMostBatch = 4;       // directions that warps which share rows draw at a time
 constexpr int kRegisterInputs = 16, kRegisterOutputs = 8;  // of a piece
+// Of a roomy way, behind those, sums of ρ, of both terms and both rows; and of losses that couple a sample's numbers
+// the sums rr, aa, at, tt and ww, of both rows, and of each row ρ by the first three, all in doubles
+constexpr int kRhoNumbers = 4, kCoupledSums = 5, kCoupledSlopes = 3;
 constexpr int kSpare = 4;  // floats after a direction's of a row, so that rows are in different banks
 constexpr int kMostInputPieces = 4, kMostOutputPieces = 2;  // of a wide way; others have one of both
 constexpr int kWidestKept = 64;  // layers of which σ' and σ'' can be kept: wider ones have no registers to spare
@@ -114,6 +117,9 @@ inline std::string refused(const Step& step) {
   for (std::int64_t l = 0; l + 1 < step.L; ++l) {
     if (step.layers[l].n_out > 128) return "hidden layers are wider than 128";
   }
+  for (int term = 0; step.order == 2 && term < step.count_terms(); ++term) {
+    if (step.loss[term].row >= kCountOfLoss) return "order 2 with a loss that couples a sample's numbers";
+  }
   return "";
 }
 
@@ -130,6 +136,11 @@ inline bool keeps_derivatives(const Arguments& a, const std::vector<ToldLayer>& 
   if (!a.P && !a.gradients) return false;
   if (a.order == 2) return true;
   return std::any_of(layers.begin(), layers.end() - 1, [](const ToldLayer& of) { return !of.curve.known; });
+}
+
+// Whether the loss of a term is one of sums over a sample's numbers
+inline bool couples(const Arguments& a) {
+  return std::any_of(std::begin(a.loss), std::end(a.loss), [](const Function& of) { return of.row >= kCountOfLoss; });
 }
 
 // Bytes of a direction's rows of floats, for each warp
@@ -237,7 +248,9 @@ inline std::uint64_t roomy_bytes(const Arguments& a, const RegisterWay& way, Pre
   to.h = slot.take(hidden * rows * H * size);
   if (kept) to.kept = slot.take((second ? 3 * of_kept : 2 * size) * hidden * rows * H);
   to.q = slot.take(hidden * rows * H * 4);
-  to.few = slot.take(kThreads * (second ? kSecondNumbers : kOutputNumbers) * 4 * to.output_pieces) / 4;
+  const std::uint64_t of_coupled = couples(a) ? 2 * kCoupledSums * kThreads + kCoupledSlopes * rows : 0;
+  const std::uint64_t of_lane = (second ? kSecondNumbers : kOutputNumbers) * to.output_pieces + kRhoNumbers;
+  to.few = slot.take(kThreads * 4 * of_lane + of_coupled * 8) / 4;
   to.bias_sums = slot.take(way.groups * O * 4);
   to.x = slot.take(rows * D * size);
   to.source = slot.take((tangents ? to.batch : 1) * rows * D * size);
@@ -299,12 +312,13 @@ inline Prepared prepare(const Step& step, Precision precision, std::uint64_t lim
   std::uint64_t least = 0, slot = 0;  // of those that do not fit; of the one that does
   const bool wide = in_pieces(a), kept = keeps_derivatives(a, layers);
   const bool many = a.D > kMostInputPieces * kRegisterInputs || a.O > kMostOutputPieces * kRegisterOutputs;
+  const bool in_slot = many || couples(a);
   for (const RegisterWay& way : ways_of(precision)) {
     if (way.order != step.order || (step.tile != kAnyTile && step.tile != 16 * way.groups)) continue;
     if (way.roomy()) {
       if (taken.width || way.width < H) continue;  // what others do they do faster
       place_gradients(a, layers, way.width);
-    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept) || many) {
+    } else if (way.width != H || way.wide != wide || way.between < a.L - 2 || (kept && H > kWidestKept) || in_slot) {
       continue;
     }
     if (taken.groups == way.groups) continue;  // the better one of as many samples fits

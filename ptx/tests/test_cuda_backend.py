@@ -109,7 +109,6 @@ def test_students_that_are_refused(words):
 
 REFUSED = {
     "depend on each other": {"directions": sk.Directions.orthonormal(2, seed=1)},
-    "couples": {"derivative_loss": "cosine"},
     "directions that require grad, which a dense": {"directions": asking(directions_of("given", SMALL))},
 }
 

@@ -2,14 +2,14 @@
 #pragma once
 
 #include "../philox.cuh"
-#include "losses.cuh"
-#include "outer.cuh"
+#include "coupled.cuh"
 
 namespace sk::cuda {
 
 template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
-struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom> {
-  using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom>;
+struct RegisterDirections : RegisterCoupled<kPrecision, H, kGroups, kBetween, kRoom> {
+  using Outer = RegisterCoupled<kPrecision, H, kGroups, kBetween, kRoom>;
+  using Outer::couples, Outer::kCouples, Outer::measure, Outer::measuring, Outer::sample_weight, Outer::slopes_of;
   using Outer::group, Outer::has, Outer::input_pieces, Outer::kOutputs, Outer::kParts, Outer::kWide, Outer::meet,
       Outer::mine;
   using Outer::mine_at, Outer::output_of, Outer::output_pieces, Outer::own, Outer::own_floats, Outer::own_of,
@@ -288,10 +288,26 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
     for (int half = 0; half < 2; ++half) {
       const float4 target = gradient_targets_at(p, half, f);
       float added = 0.0f;
+      float4 slopes = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if constexpr (kCouples) {
+        Compared of{
+            {}, target, Outer::derivative_weights(p, half, column, 2, step().W), sample_weight(Term::kFirst, half)};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          (&of.a.x)[i] = half ? To::input_of(pulled, 1, i) : To::input_of(pulled, 0, i), (&of.w.x)[i] *= of_output;
+        }
+        if (measuring) {
+          measure(half, of);
+          continue;
+        }
+        slopes = slopes_of(Term::kFirst, half, of, counts);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float of = 0.0f;
-        if (valid(half) && column + i < step().W) {
+        if constexpr (kCouples) {
+          of = (&slopes.x)[i];
+        } else if (valid(half) && column + i < step().W) {
           const float weight = of_output * derivative_weight(step(), p, row_of(half), column + i);
           const float r = (half ? To::input_of(pulled, 1, i) : To::input_of(pulled, 0, i)) - (&target.x)[i];
           of = slope(step(), Term::kFirst, row_of(half), r, weight, added, counts);
@@ -309,6 +325,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
       pull_first(a, at, pulled);
       float g_bar[2][4];
       gradient_residuals(p, f, pulled, g_bar, rho, true);
+      if (measuring) return;
       Fragment source;
       To::pack_inputs(g_bar, source);
       store_inputs(piece(own().source, f), source);
@@ -324,6 +341,35 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
     if (target.kind != TargetKind::kDense) r -= number(target.data, p, row_of(half), o);
     const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o);
     return slope(step(), Term::kFirst, row_of(half), r, weight, rho, lane() % 4 == 0);
+  }
+  // The same of a loss that couples a sample's numbers, of a and t along the direction, in one of the four lanes of a
+  // row; nothing yet while the sums are made
+  SK_INLINE float coupled_slope(int o, int p, int half, float a, float t) const {
+    const Target& target = step().target[Term::kFirst];
+    Compared of{{a, 0.0f, 0.0f, 0.0f}, {t, 0.0f, 0.0f, 0.0f}, {}, sample_weight(Term::kFirst, half)};
+    if (lane() % 4 || !valid(half)) return 0.0f;
+    if (target.kind != TargetKind::kDense) of.t.x = number(target.data, p, row_of(half), o);
+    of.w = make_float4(output_weight(step(), o) * derivative_weight(step(), p, row_of(half), o), 0.0f, 0.0f, 0.0f);
+    if (!measuring) return slopes_of(Term::kFirst, half, of, true).x;
+    measure(half, of);
+    return 0.0f;
+  }
+  // Of a dense target's gradient of output o, along the direction that this warp has, before it is scaled: this lane's
+  // part of the sum
+  SK_INLINE float target_along(int o, int half) const {
+    const Target& target = step().target[Term::kFirst];
+    float t = 0.0f;
+#pragma unroll 1
+    for (int f = 0; f < input_pieces(); ++f) {
+      const float4 v = mine_at(half, f);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int d = f * kRegisterInputs + lane() % 4 * 4 + i;
+        if ((&v.x)[i] != 0.0f && d < step().W && valid(half))
+          t = fmaf(number(target.data, row_of(half), o, d), (&v.x)[i], t);
+      }
+    }
+    return t;
   }
   // Four columns of the gradient less those of a dense target
   SK_INLINE void less_target(int o, int half, int column, float (&g)[4]) const {
@@ -401,6 +447,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
   SK_INLINE void projected_by_pieces(int o, const Operands& a, float (&rho)[2]) const {
     constexpr int kOfWarp = kRoomy ? 1 : kMostInputPieces / kParts;
     const int column = lane() % 4 * 4, count = input_pieces();
+    const bool dense = step().target[Term::kFirst].kind == TargetKind::kDense;
     float4* gradient = reinterpret_cast<float4*>(of_block() + own().pulled) + group() * count * 64 + lane();
     float4* adjoint = gradient + kGroups * count * 64;  // of a roomy way, as it comes to be
     Outer::each_piece([&](int f, int at) {
@@ -411,7 +458,7 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
         float g[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) g[i] = To::input_of(pulled, half, i);
-        less_target(o, half, f * kRegisterInputs + column, g);
+        if (!couples(Term::kFirst)) less_target(o, half, f * kRegisterInputs + column, g);
         gradient[(2 * f + half) * 32] = make_float4(g[0], g[1], g[2], g[3]);
       }
     });
@@ -450,10 +497,19 @@ struct RegisterDirections : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoo
           }
           r += __shfl_xor_sync(~0u, r, 1);
           r += __shfl_xor_sync(~0u, r, 2);
-          const float of = factor[half] * projected_slope(o, p, half, factor[half] * r, rho[half]);
+          float of = 0.0f;
+          if constexpr (kCouples) {
+            float t = dense && couples(Term::kFirst) ? target_along(o, half) : 0.0f;
+            t += __shfl_xor_sync(~0u, t, 1);
+            t += __shfl_xor_sync(~0u, t, 2);
+            of = factor[half] * coupled_slope(o, p, half, factor[half] * r, factor[half] * t);
+          } else {
+            of = factor[half] * projected_slope(o, p, half, factor[half] * r, rho[half]);
+          }
           if (lane() % 4 == 0) slope_at(mine(), half) = of;
         }
       }
+      if (measuring) continue;
       meet();
       const int many = min(kParts, step().P - from);
       if constexpr (kRoomy) {

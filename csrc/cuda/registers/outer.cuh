@@ -345,6 +345,8 @@ struct RegisterOuter : RegisterProducts<kPrecision, H, kGroups, kRoom> {
     const int m = down(), n = across();
     unrolled<kDown>([&](auto i) {
       unrolled<kRight>([&](auto j) {
+        // so many numbers of the slot are read ahead: of more ptxas spills what lives through this
+        if constexpr (kAdded && j % 8 == 0) __syncwarp();
         const Sums& c = of[i][j];
         if constexpr (To::kBytes == 2) {
           float4& four = reinterpret_cast<float4*>(to)[((m + i) * (H / 8) + n + j) * 32 + lane()];

@@ -12,6 +12,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       Base::cotangent;
   using Base::Base;
   using Base::cotangents, Base::direction, Base::first_row, Base::gradient_residuals, Base::prepare_cotangents;
+  using Base::couples, Base::kCouples, Base::measure, Base::measuring, Base::sample_weight;
   using Base::each_piece, Base::each_two, Base::gradients_by_pieces, Base::has, Base::input_pieces, Base::kOutputPieces,
       Base::kOutputs, Base::piece;
   using Base::group, Base::hand_on, Base::last_bias_sums, Base::output_pieces, Base::hidden, Base::kRoomy, Base::kWide,
@@ -44,22 +45,38 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   SK_INLINE void run(std::int64_t tile) {
     first_row = tile * kRows + 16 * group();
     float rho[2][2] = {};  // of each term, of both rows of a lane
+    if constexpr (kCouples) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Base::rho_at(Term(i / 2), i % 2) = 0.0f;
+    }
     Source x;
     load_x(x);
     values_forward(x);
     bool owed = false;
+    // where the loss couples a sample's numbers all of them are measured before the first has a slope
+    measuring = couples(kFirst_);
+    if (measuring) Base::clear_sums();
 #pragma unroll 1
     for (int i = 0; i < step().rounds; ++i) {
       if (step().from == From::kDirections) {
-        if (i % own().batch == 0) prepare_tangents(i);
+        if (prepares(i)) prepare_tangents(i);
         by_tangent(i, owed, rho[kFirst_]);
       } else {
-        if (cotangents() && i % own().batch == 0) prepare_cotangents(i);
+        if (cotangents() && prepares(i)) prepare_cotangents(i);
         by_gradient(i, owed, rho[kFirst_]);
       }
-      owed = step().gradients && step().factor[kFirst_] != 0.0f;
+      owed = step().gradients && step().factor[kFirst_] != 0.0f && !measuring;
+      if (measuring && i + 1 == step().rounds) {
+        Base::finish_sums(kFirst_);
+        measuring = false;
+        if (owes_gradients()) i = -1;
+      }
     }
     value_residual(owed, rho[kValue_]);
+    if constexpr (kCouples) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rho[i / 2][i % 2] = Base::rho_at(Term(i / 2), i % 2);
+    }
     leave(rho);
   }
 
@@ -76,6 +93,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       }
     }
     if (!step().gradients) meet();
+  }
+
+  // Whether a batch of directions begins; those that were measured are there yet if all are in one
+  SK_INLINE bool prepares(int i) const {
+    return i % own().batch == 0 && (measuring || !couples(kFirst_) || step().P > own().batch);
   }
 
   // Of this warp's samples, each by itself
@@ -254,18 +276,77 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     }
   }
 
+  SK_INLINE void put_slopes(Term term, int half, const Compared& of, float (&to)[kOutputs]) const {
+    if constexpr (kCouples) {
+      const float4 slopes = Base::slopes_of(term, half, of, part() == 0);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float &upper = to[i / 2 * 4 + i % 2], &lower = to[i / 2 * 4 + 2 + i % 2];
+        upper = half ? upper : (&slopes.x)[i], lower = (&slopes.x)[i];
+      }
+    }
+  }
+  // f(half, of) of what is compared of both rows of a lane, of its outputs of pieces n and the next
+  template <class F>
+  SK_INLINE void compared_values(int n, F f) {
+    if constexpr (kCouples) {
+      const Target& target = step().target[kValue_];
+      const int first = output_of(4 * n), O = target.kind == TargetKind::kNone ? 0 : step().O;
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        const float* row = static_cast<const float*>(target.data.data) + row_of(half) * target.data.stride[0];
+        const float4 t = four_of(row, target.data.stride[1], first, kRegisterOutputs, valid(half) ? O : 0);
+        const int e = 4 * n + 2 * half;
+        float4 a = make_float4(y(kY, e), y(kY, e + 1), 0.0f, 0.0f);
+        if (has(e + 4)) a.z = y(kY, e + 4), a.w = y(kY, e + 5);
+        f(half, Compared{a, t, Base::output_weights(half, first, O), sample_weight(kValue_, half)});
+      }
+    }
+  }
+  template <class F>
+  SK_INLINE void compared_tangents(int p, int n, const Sums (&sums)[kOutputPieces], F f) {
+    if constexpr (kCouples) {
+      const int first = output_of(4 * n);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float4 a, t;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int e = 2 * half + i % 2;
+          (&a.x)[i] = (&t.x)[i] = 0.0f;
+          if (has(4 * (n + i / 2)))
+            (&a.x)[i] = y(kD1, 4 * (n + i / 2) + e) * sums[i / 2][e], (&t.x)[i] = (&targets_at(p, n + i / 2).x)[e];
+        }
+        const float4 w = product(Base::output_weights(half, first, step().O),
+                                 Base::derivative_weights(p, half, first, kRegisterOutputs, step().O));
+        f(half, Compared{a, t, w, sample_weight(kFirst_, half)});
+      }
+    }
+  }
+
   SK_INLINE void value_residual(bool owed, float (&rho)[2]) {
     const Target& target = step().target[Term::kValue];
     typename Base::Top top;
     top.from = 0, top.to = output_pieces();
     float back[kOutputs];
+    if (couples(kValue_)) {
+      Base::clear_sums();
+      each_two(0, output_pieces(), [&](int n) {
+        if (n / 2 % kParts == part()) compared_values(n, [&](int half, const Compared& of) { measure(half, of); });
+      });
+      Base::finish_sums(kValue_);
+    }
     each_two(0, output_pieces(), [&](int n) {
+      float slopes[kOutputs];
+      compared_values(n, [&](int half, const Compared& of) { put_slopes(kValue_, half, of, slopes); });
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
         const int e = 4 * n + i, o = output_of(e), half = i / 2 % 2;
         back[i] = 0.0f;
         if (!has(e)) continue;
-        if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
+        if constexpr (kCouples) {
+          back[i] = y(kD1, e) * slopes[i];
+        } else if (valid(half) && o < step().O && target.kind != TargetKind::kNone) {
           const float r = y(kY, e) - number(target.data, row_of(half), o);
           back[i] = y(kD1, e) *
                     slope(step(), Term::kValue, row_of(half), r, output_weight(step(), o), rho[half], part() == 0);
@@ -329,6 +410,8 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
   // Residuals of a tangent of pieces of outputs from one on, and their adjoints
   SK_INLINE void tangent_residuals(int p, int from, const Sums (&sums)[kOutputPieces], float (&back)[kOutputs],
                                    float (&rho)[2]) {
+    float slopes[kOutputs];
+    compared_tangents(p, from, sums, [&](int half, const Compared& of) { put_slopes(kFirst_, half, of, slopes); });
 #pragma unroll
     for (int n = 0; n < kOutputPieces; ++n) {
       const Sums& z_dot = sums[n];
@@ -339,7 +422,9 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         back[4 * n + i] = 0.0f;
         if (!has(e)) continue;
         float of = 0.0f;
-        if (valid(i / 2) && o < step().O) {
+        if constexpr (kCouples) {
+          of = slopes[4 * n + i];
+        } else if (valid(i / 2) && o < step().O) {
           const float weight = output_weight(step(), o) * derivative_weight(step(), p, row_of(i / 2), o);
           const float r = y(kD1, e) * z_dot[i] - (&target.x)[i];
           of = slope(step(), Term::kFirst, row_of(i / 2), r, weight, rho[i / 2], part() == 0);
@@ -374,6 +459,11 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
     float back[kOutputs];
     if constexpr (kRoomy) {
       Base::template each_output<false>(a, 0, output_pieces(), [&](int from, const Sums(&sums)[kOutputPieces]) {
+        if (measuring) {
+          if (from / 2 % kParts == part())
+            compared_tangents(p, from, sums, [&](int half, const Compared& of) { measure(half, of); });
+          return;
+        }
         tangent_residuals(p, from, sums, back, rho);
         if (owes_gradients()) top_of(back, from, top.made);
       });
@@ -382,7 +472,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
       through_last(a, 0, 0, sums);
       tangent_residuals(p, 0, sums, back, rho);
     }
-    if (!owes_gradients()) return meet();
+    if (!owes_gradients() || measuring) return meet();
     if constexpr (!kRoomy) top_of(back, 0, top.made);
 #pragma unroll 1
     for (int l = hidden(); l > 0; --l) {
@@ -459,7 +549,7 @@ struct RegisterStep : RegisterDirections<kPrecision, H, kGroups, kBetween, kRoom
         projected_by_pieces(i, a, rho);
       }
       meet();
-      if (!owes_gradients()) return;
+      if (!owes_gradients() || measuring) return;
     } else {
       Sums pulled[2] = {};
       pull_first(a, 0, pulled);
