@@ -94,8 +94,8 @@ static __device__ __noinline__ float couple(int row, float a, float b, const dou
 template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
 struct RegisterCoupled : RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom> {
   using Outer = RegisterOuter<kPrecision, H, kGroups, kBetween, kRoom>;
-  using Outer::group, Outer::kParts, Outer::meet, Outer::own, Outer::part, Outer::row_of, Outer::step, Outer::valid;
-  using Outer::Outer;
+  using Outer::Outer, Outer::group, Outer::kParts, Outer::meet, Outer::own, Outer::part, Outer::row_of, Outer::step;
+  using Outer::valid;
 
   // Of order 2 and of other ways all is as if there were no such loss.
   static constexpr bool kCouples = kRoom == Room::kSlot;
