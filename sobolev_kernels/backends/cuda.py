@@ -11,6 +11,7 @@ import torch
 from .. import planner
 from ..enums import DENSE
 from ..math.directions import is_dependent, told
+from ..math.losses import is_coupled
 from ..problem import LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS, Operands, Plan, Problem
 from . import constant_while_traced, core, triton
 
@@ -45,12 +46,14 @@ def refusal_while_traced(text: str, device: int) -> str | None:
 @lru_cache(maxsize=256)
 def refusal(problem: Problem, device: int) -> str | None:
     """What the kernel does not compute, or why the student does not fit on the device."""
+    losses = [loss for loss in (problem.value_loss, problem.derivative_loss) if loss is not None]
     reasons = {
         "only the loss is computed": problem.result not in (LOSS, PER_SAMPLE, PER_SAMPLE_GRADIENTS),
         f"{problem.projection} that require grad, which a dense target is projected on": (
             problem.given_gradient and problem.derivative_target == DENSE
         ),
         "the directions of a sample depend on each other": is_dependent(problem.distribution),
+        "order 2 with a loss that couples a sample's numbers": problem.order == 2 and any(map(is_coupled, losses)),
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
