@@ -1,12 +1,16 @@
 """Losses that couple all numbers of a sample, by the CUDA step in registers, as compiled PTX executed on the CPU."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import pytest
 import torch
 
 import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
-from sobolev_kernels.backends import cuda
+from sobolev_kernels.backends import cuda, triton
+from sobolev_kernels.math.losses import choose_loss
 from sobolev_kernels.testing.problems import Shape, asking, cotangents_of, data, directions_of
 
 reason = missing() or missing_tool("nvcc") or (None if cuda.core._C else cuda.MISSING)
@@ -16,6 +20,7 @@ if reason:
 from ptx import cuda_on_ptx  # noqa: E402
 from ptx.compile import compile_file  # noqa: E402
 from ptx.cuda_on_ptx import HOPPER, KERNEL, SCHEDULES, on_ptx, options_of  # noqa: E402
+from ptx.cuda_report import student  # noqa: E402
 
 NARROW, WIDE = (64, 2, 0, 1, True), (128, 2, 0, 1, True)
 SIDES = {"tangents": directions_of, "gradients": directions_of, "cotangents": cotangents_of}
@@ -136,6 +141,11 @@ def test_only_a_roomy_way_has_them():
     """And so a free choice goes by Triton, if it is there."""
     done = compare(SMALL, "tangents", VALUES)
     assert cuda.is_roomy(done.backend.layout)
+    of = replace(student(64, "bf16"), value_loss=choose_loss("value_loss", "cosine"))
+    with on_ptx(), patch.object(torch.cuda, "current_device", lambda: 0):
+        with patch.object(triton, "supports", lambda problem: None):
+            assert cuda.gives_way(of) and not cuda.gives_way(student(64, "bf16"))
+        assert "cache" in cuda.plan(of, 64).path
     numbers = data(SMALL, "tanh")
     with on_ptx() as backend, pytest.raises(NotImplementedError, match="order 2"):
         targets = sk.Targets(values=numbers.y, jacobian=numbers.jacobian, hessian=numbers.hessian)

@@ -148,6 +148,7 @@ def step_of_shapes(problem: Problem, N: int):
     kinds = (DENSE, problem.derivative_target, problem.second_target)[: 1 + problem.order]
     targets = [(CODES["TargetKind"][kind], SOMEWHERE) for kind in kinds]
     step.residuals(CODES["Residuals"][problem.residuals], targets, None, None, None)
+    step.loss(terms_of(problem, N, (1.0,) * (1 + problem.order)), problem.result == PER_SAMPLE)
     asked = (problem.input_gradient, problem.given_gradient)
     step.outputs(problem.gradients, None, None, None, None, None, *(1 if wanted else None for wanted in asked))
     return step
