@@ -104,6 +104,8 @@ struct RegisterBlock {
   SK_INLINE int hidden() const { return step().L - 1; }
   static SK_INLINE int part() { return kParts == 1 ? 0 : warp() % kParts; }
   static SK_INLINE int group() { return warp() / kParts; }
+  SK_INLINE void go_to(std::int64_t tile) { first_row = tile * kRows + 16 * group(); }
+  SK_INLINE std::int64_t tile() const { return first_row / kRows; }
   SK_INLINE std::int64_t row_of(int half) const { return first_row + lane() / 4 + 8 * half; }
   SK_INLINE bool valid(int half) const { return row_of(half) < step().N; }
   static SK_INLINE int output_of(int e) { return e / 4 * kRegisterOutputs + lane() % 4 * 2 + e % 2; }

@@ -106,10 +106,9 @@ struct FloatProducts : RegisterBlock<kPrecision, H, kGroups, kRoom> {
         kPulled ? weight_place<H>(lane() % 4 * 4, 4 * first + lane() / 8) + lane() / 4 % 2 * 8
                 : weight_place<H>(16 * first + lane() / 4 * 2, lane() % 4);
     const std::uint32_t weights = between(l) + place_of_lane;
-    // TF32 of a roomy way, 128 wide, takes half of them at a time: of all, ptxas reads more ahead for sm_90 than its
-    // registers have room for, and what lives through the product is spilled
-    constexpr bool kHalved = kPrecision == Precision::kTf32 || Block::kOrder == 2;
-    constexpr int kAtOnce = kRoomy && H == 128 && kHalved ? kDepth / 2 : kDepth;
+    // A roomy way, 128 wide, takes half of them at a time: of all, ptxas reads more ahead than its registers have room
+    // for, and what lives through the product is spilled
+    constexpr int kAtOnce = kRoomy && H == 128 ? kDepth / 2 : kDepth;
 #pragma unroll 1
     for (int from = 0; from < kDepth; from += kAtOnce) {
 #pragma unroll

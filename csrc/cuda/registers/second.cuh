@@ -10,7 +10,7 @@ template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
 struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
   using Base = RegisterStep<kPrecision, H, kGroups, kBetween, kRoom>;
   using Base::Base;
-  using Base::clear, Base::each_two, Base::first_row, Base::group, Base::has, Base::hidden, Base::kept_at;
+  using Base::clear, Base::each_two, Base::group, Base::has, Base::hidden, Base::kept_at;
   using Base::kKeptInHalves, Base::kMine, Base::kOutputPieces, Base::kOutputs, Base::kParts, Base::kRows,
       Base::load_eight, Base::load_inputs;
   using Base::meet, Base::mine, Base::output_of, Base::output_pieces, Base::own, Base::part, Base::ready, Base::row_of;
@@ -26,8 +26,7 @@ struct RegisterSecond : RegisterStep<kPrecision, H, kGroups, kBetween, kRoom> {
     unrolled<kStreams>(f);
   }
 
-  SK_INLINE void run(std::int64_t tile) {
-    first_row = tile * kRows + 16 * group();
+  SK_INLINE void run() {
     float rho[Base::kTerms][2] = {};
     Source x;
     Base::load_x(x);

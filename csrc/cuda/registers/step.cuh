@@ -9,7 +9,7 @@ template <Precision kPrecision, int H, int kGroups, int kBetween, Room kRoom>
 struct RegisterStep : RegisterValues<kPrecision, H, kGroups, kBetween, kRoom> {
   using Base = RegisterValues<kPrecision, H, kGroups, kBetween, kRoom>;
   using Base::Base, Base::bias_sums, Base::bring_together, Base::by_curve, Base::clear, Base::cotangent;
-  using Base::cotangents, Base::couples, Base::each_two, Base::first_row, Base::gradient_residuals;
+  using Base::cotangents, Base::couples, Base::each_two, Base::gradient_residuals;
   using Base::gradients_by_pieces, Base::group, Base::hand_on, Base::has, Base::hidden, Base::kCouples, Base::kD1;
   using Base::kD2, Base::kOutputPieces, Base::kOutputs, Base::kOwed, Base::kParts, Base::kRoomy, Base::kRows;
   using Base::kWide, Base::last_bias_sums, Base::load_own, Base::load_q, Base::load_weights, Base::load_x;
@@ -37,8 +37,7 @@ struct RegisterStep : RegisterValues<kPrecision, H, kGroups, kBetween, kRoom> {
     __syncthreads();
   }
 
-  SK_INLINE void run(std::int64_t tile) {
-    first_row = tile * kRows + 16 * group();
+  SK_INLINE void run() {
     float rho[2][2] = {};  // of each term, of both rows of a lane
     if constexpr (kCouples) {
 #pragma unroll
