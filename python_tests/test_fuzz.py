@@ -13,7 +13,7 @@ from python_tests.fuzzing import compare, oracle
 from python_tests.fuzzing.cases import Case, case_of
 from python_tests.fuzzing.plants import PLANTS
 
-PARTS, CASES = 8, 30
+PARTS, CASES = 6, 30
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -14,7 +14,7 @@ from ptx.cuda_report import PRECISIONS, ROOMY, SECOND, TARGETS, WAYS, code, most
 COMPILED = [
     (name, way) for name, way in WAYS if way[0] > 32 and way[2] and name != "fp16" and (len(way) == 4 or name == "bf16")
 ]
-COMPILED += [("bf16", ROOMY[1]), ("tf32", ROOMY[1]), ("ieee", SECOND[1])]
+COMPILED += [("ieee", SECOND[1])]
 COMPILED = [(*of, "sm_90") for of in COMPILED] + [("ieee", ROOMY[1], "sm_80")]  # which spills most
 
 
