@@ -122,7 +122,6 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:student. fft_rfft in it has no rule")
 @pytest.mark.parametrize("backend", [None, "reference", "streams"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["MLP", "LayerNorm", "fft"])

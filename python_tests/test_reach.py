@@ -196,10 +196,6 @@ CONSTANT = {
 }
 
 
-BY_THE_REFERENCE = pytest.mark.filterwarnings("ignore:student. .*so the reference takes its derivatives")
-
-
-@BY_THE_REFERENCE
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONSTANT)
 def test_constant_functions_have_zeros(name, mode):
@@ -241,7 +237,6 @@ def test_kinks_are_not_taken_for_a_slope(dtype):
     assert not sk.jet(student, x, sk.Directions.basis())[2].any()
 
 
-@BY_THE_REFERENCE
 @pytest.mark.parametrize("function", [DetachedSlope, DetachedGradient])
 def test_a_backward_that_is_no_part_of_the_graph_is_refused(function):
     student = lambda x: function.apply(x)[:, :O]  # noqa: E731

@@ -93,12 +93,10 @@ def advise_of_teacher(student: object, function: object, teacher: Student | Unre
 
 
 def advise_of_reference(student: object, problem: Problem) -> None:
-    """Of one that takes the reference where tangents would cost less, had all of its operations a rule."""
+    """Of a module that takes the reference where tangents would cost less, had all of its operations a rule."""
     unknown = problem.unfollowed in (None, UNSEEN, LAZY) or torch.compiler.is_compiling()
-    if not unknown and few_outputs(problem) is None:
-        # a function may be made anew for each call: those of one text are one student here
-        text = None if isinstance(behind(student), nn.Module) else getattr(behind(student), "__code__", None)
-        warn(text or student, WITHOUT_RULE, clipped(problem.unfollowed, 300))
+    if not unknown and isinstance(behind(student), nn.Module) and few_outputs(problem) is None:
+        warn(student, WITHOUT_RULE, clipped(problem.unfollowed, 300))
 
 
 def looked_at_again(
