@@ -31,7 +31,7 @@ help:
 # On all cores: a thread that waits for another must not keep a third from its work
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist load --maxschedchunk 2
 
-# Formatting, lint and types, then all tests, on all cores: ten to fifteen minutes on two
+# Formatting, lint and types, then all tests, on all cores: fifteen to twenty minutes on two
 test: check
 	$(PYTEST)
 

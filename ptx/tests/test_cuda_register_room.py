@@ -90,9 +90,11 @@ def test_modes(mode, side):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_schedules(side):
-    """The bits of another schedule are those of the first, and none has a race."""
-    expected, got = [compare(TURNS, side, schedule=schedule).got for schedule in SCHEDULES[1:3]]
+    """The bits of another schedule are those of the first, and none has a race, nor any product a conflict of banks."""
+    done = [compare(TURNS, side, schedule=schedule) for schedule in SCHEDULES[1:3]]
+    expected, got = [of.got for of in done]
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert sum(line.bank_conflicts for line in done[0].backend.results["step"].lines) == 0
 
 
 @pytest.mark.parametrize("limit", [99, 163])

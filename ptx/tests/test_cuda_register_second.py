@@ -99,6 +99,7 @@ def test_bytes():
         shape = Shape(N, 4, 20, 1, 2, 2, "")
         done = compare(shape, kind="given", targets=DENSE_TARGETS)
         result = done.backend.results["step"]
+        assert sum(line.bank_conflicts for line in result.lines) == 0
         moved.append(result.unique_bytes_read + result.unique_bytes_written)
         counted.append(done.backend.problem.bytes(N))
     more = counted[1] - counted[0]
