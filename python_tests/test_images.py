@@ -1,0 +1,110 @@
+"""Convolutions of small images by the core: what they give and their ways back, beside PyTorch's in float64."""
+
+import pytest
+import torch
+
+from sobolev_kernels.backends import core
+from sobolev_kernels.streams import convolved, images
+from sobolev_kernels.testing.rule import IN_SINGLE
+
+pytestmark = pytest.mark.skipif(core.MISSING is not None, reason="no core")
+# sizes of a sample, channels that come of it, kernel, and the arguments of nn.functional's convolutions after the bias
+CASES = {
+    "3×3": ((1, 8, 8), 6, (3, 3), (1, 1)),
+    "no padding": ((6, 4, 4), 16, (3, 3), ()),
+    "in steps, the last column for nothing": ((3, 6, 7), 5, (3, 2), (2, (1, 0))),
+    "steps wider than the kernel": ((2, 7, 7), 3, (2, 2), (3,)),
+    "dilated": ((4, 7, 6), 2, (2, 3), (1, (2, 1), (2, 3))),
+    "steps and dilation": ((2, 9, 8), 3, (3, 3), (2, 2, 2)),
+    "margins wider than the kernel": ((2, 3, 2), 3, (2, 2), (1, 3)),
+    "a kernel as large as the image": ((3, 4, 5), 7, (4, 5), ()),
+    "one position": ((33, 1, 1), 17, (1, 1), ()),
+    "many channels": ((17, 3, 3), 19, (2, 2), (1, 1)),
+    "one dim": ((3, 9), 5, (3,), (2, 1)),
+    "transposed": ((6, 4, 4), 5, (2, 2), (2,), True),
+    "transposed, uneven": ((2, 4, 3), 3, (3, 2), ((2, 1), 1, (1, 0), 1, (1, 2)), True),
+    "transposed, one dim": ((4, 5), 3, (3,), (2, 1, 1), True),
+}
+
+
+def case_of(name, N):
+    sizes, O, kernel, after, transposed = (*CASES[name], False)[:5]
+    torch.manual_seed(N)
+    of = images.arguments_of(len(kernel), transposed, *after)
+    weight = (sizes[0], O, *kernel) if transposed else (O, sizes[0], *kernel)
+    x, weight, bias = (torch.randn(shape) for shape in ((N, *sizes), weight, (O,)))
+    assert images.told_of(x, weight, of) is not None
+    return x, weight, bias, of
+
+
+def assert_close(got, right):
+    assert got.shape == right.shape
+    assert (got - right).abs().max() <= IN_SINGLE * right.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize("N", [1, 5, 67])
+@pytest.mark.parametrize("name", CASES)
+def test_as_in_float64(name, N):
+    x, weight, bias, of = case_of(name, N)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = torch.convolution(*exact, *of)
+    assert_close(images.convolution(x, weight, bias, of), y)
+    assert_close(images.convolution(x, weight, None, of), y - exact[2].view(-1, *[1] * (y.dim() - 2)))
+    bar = torch.randn(y.shape)
+    right = torch.autograd.grad(y, exact, bar.double())
+    for asked in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        found = images.back(bar, x, weight, of, asked)
+        for got, expected, wanted in zip(found, right, asked, strict=True):
+            assert (got is None) != wanted
+            if wanted:
+                assert_close(got, expected)
+    strided = bar.transpose(0, 1).contiguous().transpose(0, 1)
+    assert_close(images.back(strided, x, weight, of, (True, True, True))[1], right[1])
+
+
+def test_threads_share_the_samples():
+    x, weight, bias, of = case_of("no padding", 67)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            y = images.convolution(x, weight, bias, of)
+            found.append([y, *images.back(y, x, weight, of, (True, True, True))])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
+def test_every_instruction_set():
+    x, weight, bias, of = case_of("transposed, uneven", 19)
+    right = torch.convolution(x.double(), weight.double(), bias.double(), *of)
+    for isa, _ in core._C.instruction_sets():
+        told = images.told(x.shape[1:], weight.shape, of, 1, isa)
+        y, dweight = torch.empty_like(right, dtype=torch.float32), torch.empty_like(weight)
+        told.run(x, None, weight, bias=bias, to_y=y)
+        assert_close(y, right)
+        told.run(x, y, weight, dweight=dweight)
+        exact = images.aten_back(right, x.double(), weight.double(), bias.shape, *of, [False, True, False])[1]
+        assert_close(dweight, exact)
+
+
+def test_what_is_pytorchs():
+    like = lambda *shape: torch.empty(shape)  # noqa: E731
+    of = images.arguments_of(2, False, 1, 1)
+    assert images.told_of(like(2, 4, 8, 8), like(6, 2, 3, 3), images.arguments_of(2, False, groups=2)) is None
+    assert images.told_of(like(2, 4, 5, 5, 5), like(6, 4, 3, 3, 3), images.arguments_of(3, False)) is None
+    assert images.told_of(like(2, 1, 99, 99), like(6, 1, 3, 3), of) is None, "large images"
+    assert images.told_of(like(2, 99, 8, 8), like(99, 99, 3, 3), of) is None, "large kernels"
+    assert images.told_of(like(2, 4, 2, 2), like(6, 4, 3, 3), images.arguments_of(2, False)) is None, "no position"
+    assert images.told_of(like(2, 5, 8, 8), like(6, 4, 3, 3), of) is None, "other channels"
+
+
+def test_of_other_dtypes_pairs_are_pytorchs():
+    x, weight, bias, of = case_of("3×3", 3)
+    v = torch.randn(2, *x.shape)
+    assert convolved.takes(x, v, weight, bias, of)
+    assert not convolved.takes(x.double(), v.double(), weight.double(), bias.double(), of)
+    assert not convolved.takes(x[:0], v[:, :0], weight, bias, of), "an empty batch"
+    assert not convolved.takes(x.to(memory_format=torch.channels_last).flip(0), v, weight.transpose(2, 3), bias, of)
