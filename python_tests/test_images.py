@@ -27,14 +27,19 @@ CASES = {
 }
 
 
+def told_of(x, weight, of):
+    return images.Convolution.of_tensors(x, weight, of).told
+
+
 def case_of(name, N):
     sizes, O, kernel, after, transposed = (*CASES[name], False)[:5]
     torch.manual_seed(N)
     of = images.arguments_of(len(kernel), transposed, *after)
     weight = (sizes[0], O, *kernel) if transposed else (O, sizes[0], *kernel)
     x, weight, bias = (torch.randn(shape) for shape in ((N, *sizes), weight, (O,)))
-    assert images.told_of(x, weight, of) is not None
-    return x, weight, bias, of
+    convolution = images.Convolution.of_tensors(x, weight, of)
+    assert convolution.told is not None
+    return x, weight, bias, convolution
 
 
 def assert_close(got, right):
@@ -47,19 +52,22 @@ def assert_close(got, right):
 def test_as_in_float64(name, N):
     x, weight, bias, of = case_of(name, N)
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
-    y = torch.convolution(*exact, *of)
-    assert_close(images.convolution(x, weight, bias, of), y)
-    assert_close(images.convolution(x, weight, None, of), y - exact[2].view(-1, *[1] * (y.dim() - 2)))
+    y = torch.convolution(*exact, *of.of)
+    assert_close(of.made(x, weight, bias), y)
+    assert_close(of.made(x, weight, None), y - exact[2].view(-1, *[1] * (y.dim() - 2)))
     bar = torch.randn(y.shape)
     right = torch.autograd.grad(y, exact, bar.double())
     for asked in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
-        found = images.back(bar, x, weight, of, asked)
+        found = of.back(bar, x, weight, asked)
         for got, expected, wanted in zip(found, right, asked, strict=True):
             assert (got is None) != wanted
             if wanted:
                 assert_close(got, expected)
     strided = bar.transpose(0, 1).contiguous().transpose(0, 1)
-    assert_close(images.back(strided, x, weight, of, (True, True, True))[1], right[1])
+    dbar, dweight = of.both(x, bar.transpose(0, 1).contiguous().transpose(0, 1), weight, (True, True))
+    assert_close(dbar, torch.convolution(exact[0], exact[1], None, *of.of))
+    assert_close(dweight, right[1])
+    assert_close(of.back(strided, x, weight, (True, True, True))[1], right[1])
 
 
 def test_threads_share_the_samples():
@@ -69,8 +77,9 @@ def test_threads_share_the_samples():
         found = []
         for count in (1, 3):
             torch.set_num_threads(count)
-            y = images.convolution(x, weight, bias, of)
-            found.append([y, *images.back(y, x, weight, of, (True, True, True))])
+            of = images.Convolution.of_tensors(x, weight, of.of)
+            y = of.made(x, weight, bias)
+            found.append([y, *of.back(y, x, weight, (True, True, True))])
     finally:
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
@@ -79,32 +88,33 @@ def test_threads_share_the_samples():
 
 def test_every_instruction_set():
     x, weight, bias, of = case_of("transposed, uneven", 19)
-    right = torch.convolution(x.double(), weight.double(), bias.double(), *of)
+    right = torch.convolution(x.double(), weight.double(), bias.double(), *of.of)
     for isa, _ in core._C.instruction_sets():
-        told = images.told(x.shape[1:], weight.shape, of, 1, isa)
+        told = images.told(x.shape[1:], weight.shape, of.of, 1, isa)
         y, dweight = torch.empty_like(right, dtype=torch.float32), torch.empty_like(weight)
         told.run(x, None, weight, bias=bias, to_y=y)
         assert_close(y, right)
         told.run(x, y, weight, dweight=dweight)
-        exact = images.aten_back(right, x.double(), weight.double(), bias.shape, *of, [False, True, False])[1]
+        exact = images.aten_back(right, x.double(), weight.double(), bias.shape, *of.of, [False, True, False])[1]
         assert_close(dweight, exact)
 
 
 def test_what_is_pytorchs():
     like = lambda *shape: torch.empty(shape)  # noqa: E731
     of = images.arguments_of(2, False, 1, 1)
-    assert images.told_of(like(2, 4, 8, 8), like(6, 2, 3, 3), images.arguments_of(2, False, groups=2)) is None
-    assert images.told_of(like(2, 4, 5, 5, 5), like(6, 4, 3, 3, 3), images.arguments_of(3, False)) is None
-    assert images.told_of(like(2, 1, 99, 99), like(6, 1, 3, 3), of) is None, "large images"
-    assert images.told_of(like(2, 99, 8, 8), like(99, 99, 3, 3), of) is None, "large kernels"
-    assert images.told_of(like(2, 4, 2, 2), like(6, 4, 3, 3), images.arguments_of(2, False)) is None, "no position"
-    assert images.told_of(like(2, 5, 8, 8), like(6, 4, 3, 3), of) is None, "other channels"
+    assert told_of(like(2, 4, 8, 8), like(6, 2, 3, 3), images.arguments_of(2, False, groups=2)) is None
+    assert told_of(like(2, 4, 5, 5, 5), like(6, 4, 3, 3, 3), images.arguments_of(3, False)) is None
+    assert told_of(like(2, 1, 99, 99), like(6, 1, 3, 3), of) is None, "large images"
+    assert told_of(like(2, 99, 8, 8), like(99, 99, 3, 3), of) is None, "large kernels"
+    assert told_of(like(2, 4, 2, 2), like(6, 4, 3, 3), images.arguments_of(2, False)) is None, "no position"
+    assert told_of(like(2, 5, 8, 8), like(6, 4, 3, 3), of) is None, "other channels"
 
 
 def test_of_other_dtypes_pairs_are_pytorchs():
     x, weight, bias, of = case_of("3×3", 3)
     v = torch.randn(2, *x.shape)
-    assert convolved.takes(x, v, weight, bias, of)
-    assert not convolved.takes(x.double(), v.double(), weight.double(), bias.double(), of)
-    assert not convolved.takes(x[:0], v[:, :0], weight, bias, of), "an empty batch"
-    assert not convolved.takes(x.to(memory_format=torch.channels_last).flip(0), v, weight.transpose(2, 3), bias, of)
+    of = of.of
+    assert convolved.together_of(x, v, weight, bias, of) is not None
+    assert convolved.together_of(x.double(), v.double(), weight.double(), bias.double(), of) is None
+    assert convolved.together_of(x[:0], v[:, :0], weight, bias, of) is None, "an empty batch"
+    assert convolved.together_of(x, v, weight.transpose(2, 3), bias, of) is None, "a weight with gaps"

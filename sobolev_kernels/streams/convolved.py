@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..transforms import refuse_forward_mode
-from .images import FEW, back, convolution, told_of
+from .images import FEW, Convolution
 from .operations import are_weights, differentiated, fits, goes_on
 
 
@@ -32,21 +32,20 @@ def on_its_own(part: torch.Tensor) -> torch.Tensor:
     return part.new_empty(0).set_(part.untyped_storage(), part.storage_offset(), part.shape, part.stride())
 
 
-def takes(v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of: tuple | None) -> bool:
-    """Whether the core convolves them, or a convolution of them is one of few numbers; and nobody would have to see
-    two."""
+def together_of(
+    v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of: tuple | None
+) -> Convolution | None:  # fmt: skip
+    """A convolution of both, if it is the core's or one of few numbers, and nobody would have to see two."""
     if of is None or not fits(v, d) or not are_weights(v, weight, bias):
-        return False
-    numbers = (1 + len(d)) * v.numel() // v.shape[1]
-    return numbers * max(weight.shape[:2]) <= FEW or told_of(v, weight, of) is not None
+        return None
+    numbers, of_both = (1 + len(d)) * v.numel() // v.shape[1], Convolution.of_tensors(v, weight, of)
+    return of_both if of_both.told is not None or numbers * max(weight.shape[:2]) <= FEW else None
 
 
 class Convolved(torch.autograd.Function):
-    """Of `of`, the arguments of `aten.convolution` after the bias."""
-
     @staticmethod
     def forward(ctx, v, d, weight, bias, of):
-        y, t = map(on_its_own, apart(convolution(together(v, d), weight, None, of), len(v)))
+        y, t = map(on_its_own, apart(of.made(together(v, d), weight, None), len(v)))
         if bias is not None:
             y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
         ctx.set_materialize_grads(False)
@@ -59,11 +58,11 @@ class Convolved(torch.autograd.Function):
         v, d, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if goes_on(bar_y, bar_t):
-            written_out = lambda *tensors: in_torch(*tensors, ctx.of)  # noqa: E731
+            written_out = lambda *tensors: in_torch(*tensors, ctx.of.of)  # noqa: E731
             return *differentiated(written_out, (v, d, weight, bias), needs[:4], (bar_y, bar_t)), None
         bars = together(bar_y, bar_t)
         asked = needs[0] or needs[1], needs[2], False
-        of_samples, of_weight, _ = back(bars, together(v, d), weight, ctx.of, asked)
+        of_samples, of_weight, _ = ctx.of.back(bars, together(v, d), weight, asked)
         of_bias = bars[: len(v)].sum((0, *range(2, bars.dim()))) if needs[3] else None
         return *((None, None) if of_samples is None else apart(of_samples, len(v))), of_weight, of_bias, None
 

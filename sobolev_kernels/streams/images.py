@@ -41,20 +41,15 @@ class Told(NamedTuple):
         dbias: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """Fill what is wanted of it: what x gives, the adjoint of x from that of y, those of weight and bias."""
-        of, to = (y, x), (to_x, to_y)
-        of, to = (of, to) if self.transposed else (of[::-1], to[::-1])
+        of, to = ((y, x), (to_x, to_y)) if self.transposed else ((x, y), (to_y, to_x))
         core._C.convolved(self.of_core, len(x if y is None else y), [*of, weight, bias, *to, dweight, dbias])
-
-
-def told_of(x: torch.Tensor, weight: torch.Tensor, of: tuple) -> Told | None:
-    """That of such tensors without gaps, in float32 on the CPU; None where PyTorch's is as fast."""
-    return told(x.shape[1:], weight.shape, of, torch.get_num_threads(), core.instruction_set())
 
 
 @lru_cache(maxsize=256)
 def told(
     sizes: Sequence[int], kernel: Sequence[int], of: tuple[Sequence[int], ...], threads: int, isa: str
 ) -> Told | None:  # fmt: skip
+    """Of samples and a kernel without gaps, in float32 on the CPU; None where PyTorch's is as fast."""
     stride, padding, dilation, transposed, more, groups = of
     dims = [*zip(sizes[1:], kernel[2:], stride, padding, dilation, more, strict=True)]
     if groups > 1 or len(dims) > 2 or sizes[0] != kernel[0 if transposed else 1]:
@@ -72,40 +67,61 @@ def told(
     return Told(core._C.Convolved(kernel[1], kernel[0], each, transposed, threads, isa), given, transposed)
 
 
-def convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of: tuple) -> torch.Tensor:
-    """Of `of`, the arguments of `aten.convolution` after the bias."""
-    told = told_of(x, weight, of)
-    if told is None:
-        return torch.convolution(x, weight, bias, *of)
-    y = x.new_empty((len(x), *told.sizes))
-    told.run(x, None, weight, bias=bias, to_y=y)
-    return y
+class Convolution(NamedTuple):
+    """Of `of`, the arguments of `aten.convolution` after the bias; by the core, if it was told of it."""
+
+    of: tuple
+    told: Told | None
+
+    @classmethod
+    def of_tensors(cls, x: torch.Tensor, weight: torch.Tensor, of: tuple) -> Convolution:
+        return cls(of, told(x.shape[1:], weight.shape, of, torch.get_num_threads(), core.instruction_set()))
+
+    def made(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.told is None:
+            return torch.convolution(x, weight, bias, *self.of)
+        y = x.new_empty((len(x), *self.told.sizes))
+        self.told.run(x, None, weight, bias=bias, to_y=y)
+        return y
+
+    def back(
+        self, bar: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, asked: Sequence[bool]
+    ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+        """The adjoints of x, weight and bias from that of what is made of x; None of what is not asked for."""
+        if self.told is None:
+            return self.back_by_torch(bar, x, weight, asked)
+        dx, dweight = torch.empty_like(x) if asked[0] else None, torch.empty_like(weight) if asked[1] else None
+        dbias = bar.new_empty(bar.shape[1]) if asked[2] else None
+        self.told.run(x if asked[1] else None, bar.contiguous(), weight, to_x=dx, dweight=dweight, dbias=dbias)
+        return dx, dweight, dbias
+
+    def back_by_torch(
+        self, bar: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, asked: Sequence[bool]
+    ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+        """The same by operations that autograd knows."""
+        turned = turned_around(weight, self.of) if asked[0] else None
+        if turned is None:
+            return aten_back(bar, x, weight, bar.shape[1:2], *self.of, asked)
+        dx = torch.convolution(bar, weight.transpose(0, 1).flip(*range(2, weight.dim())), None, *turned)
+        if not any(asked[1:]):
+            return dx, None, None
+        return dx, *aten_back(bar, x, weight, bar.shape[1:2], *self.of, (False, *asked[1:]))[1:]
+
+    def both(
+        self, c: torch.Tensor, bar: torch.Tensor, weight: torch.Tensor, asked: Sequence[bool]
+    ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+        """What comes back to an adjoint bar of what is made, and to the weight, from c, that of the inputs' adjoint."""
+        c = c.contiguous()
+        if self.told is None:
+            dweight = aten_back(bar, c, weight, None, *self.of, OF_WEIGHT)[1] if asked[1] else None
+            return self.made(c, weight, None) if asked[0] else None, dweight
+        dbar = c.new_empty(bar.shape) if asked[0] else None
+        dweight = torch.empty_like(weight) if asked[1] else None
+        self.told.run(c, bar.contiguous() if asked[1] else None, weight, to_y=dbar, dweight=dweight)
+        return dbar, dweight
 
 
-def back(
-    bar: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, of: tuple, asked: Sequence[bool]
-) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
-    """The adjoints of x, weight and bias from that of what a convolution makes of x; None of what is not asked for."""
-    told = told_of(x, weight, of)
-    if told is None:
-        return back_by_torch(bar, x, weight, of, asked)
-    bar = bar.contiguous()
-    dx, dweight = (torch.empty_like(t) if wanted else None for t, wanted in zip((x, weight), asked, strict=False))
-    dbias = bar.new_empty(bar.shape[1]) if asked[2] else None
-    told.run(x if asked[1] else None, bar, weight, to_x=dx, dweight=dweight, dbias=dbias)
-    return dx, dweight, dbias
-
-
-def back_by_torch(
-    bar: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, of: tuple, asked: Sequence[bool]
-) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
-    turned = turned_around(weight, of) if asked[0] else None
-    if turned is None:
-        return aten_back(bar, x, weight, bar.shape[1:2], *of, asked)
-    dx = torch.convolution(bar, weight.transpose(0, 1).flip(*range(2, weight.dim())), None, *turned)
-    if not any(asked[1:]):
-        return dx, None, None
-    return dx, *aten_back(bar, x, weight, bar.shape[1:2], *of, (False, *asked[1:]))[1:]
+OF_INPUT, OF_WEIGHT = (True, False, False), (False, True, False)
 
 
 def turned_around(weight: torch.Tensor, of: tuple) -> tuple | None:

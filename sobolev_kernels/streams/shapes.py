@@ -343,8 +343,9 @@ def convolution(name: str, dims: int) -> Callable:
     def along(input, weight, bias=None, *arguments, **named):
         need_constant(input.run, weight, bias)
         of = images.arguments_of(dims - 2, transposed, *arguments, **named)
-        if convolved.takes(input.v, input.d, weight, bias, of):
-            return new(input, *convolved.convolved(input.v, input.d, weight, bias, of))
+        of_both = convolved.together_of(input.v, input.d, weight, bias, of)
+        if of_both is not None:
+            return new(input, *convolved.convolved(input.v, input.d, weight, bias, of_both))
         v = function(input.v, weight, bias, *arguments, **named)
         return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
 

@@ -15,6 +15,7 @@ from ...backends.standard import OWN
 from ...transforms import refuse_forward_mode, several
 from .. import images
 from ..flowing import spelt
+from ..images import OF_INPUT, arguments_of, turned_around
 from ..operations import differentiated, fits, wants
 from .single import Single
 
@@ -23,17 +24,12 @@ from .single import Single
 OF_CORE, OF_TURNED, ALIKE, CALLS, PYTHON = 2.0e4, 1.7e4, 1.0e5, 300.0, 120.0
 
 
-OF_INPUT, OF_WEIGHT = (True, False, False), (False, True, False)
-
-
 class Convolution(torch.autograd.Function):
-    """Of `of`, the arguments of `aten.convolution` after the bias."""
-
     @staticmethod
     def forward(ctx, of, x, weight, bias):
         ctx.of, ctx.biased = of, bias is not None
         ctx.save_for_backward(x, weight)
-        return images.convolution(x, weight, bias, of)
+        return of.made(x, weight, bias)
 
     @staticmethod
     def backward(ctx, bar):
@@ -42,11 +38,11 @@ class Convolution(torch.autograd.Function):
         wanted = [wants(node, asked) for (node, _), asked in zip(ctx.next_functions, (True, kept, kept), strict=False)]
         if (kept and any(wanted[1:])) or several(bar):
             shift = weight.new_zeros(bar.shape[1]).requires_grad_() if ctx.biased else None
-            function = lambda *tensors: (torch.convolution(*tensors, *of),)  # noqa: E731
+            function = lambda *tensors: (torch.convolution(*tensors, *of.of),)  # noqa: E731
             return None, *differentiated(function, (x, weight, shift), (*wanted, False)[:3], (bar,))
         if kept:
             return None, of_input(bar, x.detach(), weight, of), None, None
-        return None, *images.back(bar, x, weight, of, (*wanted, False)[:3])
+        return None, *of.back(bar, x, weight, (*wanted, False)[:3])
 
     @staticmethod
     def jvp(ctx, *_):
@@ -60,19 +56,18 @@ class OfInput(torch.autograd.Function):
     def forward(ctx, bar, x, weight, of):
         ctx.of, ctx.x = of, x
         ctx.save_for_backward(bar, weight)
-        return images.back(bar, x, weight, of, OF_INPUT)[0]
+        return of.back(bar, x, weight, OF_INPUT)[0]
 
     @staticmethod
     def backward(ctx, c):
         (bar, weight), of = ctx.saved_tensors, ctx.of
         of_bar, _, of_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or several(c):
-            function = lambda bar, weight: (images.back_by_torch(bar, ctx.x, weight, of, OF_INPUT)[0],)  # noqa: E731
+            function = lambda bar, weight: (of.back_by_torch(bar, ctx.x, weight, OF_INPUT)[0],)  # noqa: E731
             of_bar, of_weight = differentiated(function, (bar, weight), (of_bar, of_weight), (c,))
             return of_bar, None, of_weight, None
-        c = c.contiguous()
-        dbar = images.convolution(c, weight, None, of) if of_bar else None
-        return dbar, None, images.back(bar, c, weight, of, OF_WEIGHT)[1] if of_weight else None, None
+        dbar, dweight = of.both(c, bar, weight, (of_bar, of_weight))
+        return dbar, None, dweight, None
 
     @staticmethod
     def jvp(ctx, *_):
@@ -83,8 +78,8 @@ def convolution(dims: int, transposed: bool) -> Callable[..., torch.Tensor | Non
     def applied(input, weight, bias=None, *arguments, **named):
         if input.dim() != dims or not fits(input, weight) or (bias is not None and not fits(bias)):
             return None
-        of = images.arguments_of(dims - 2, transposed, *arguments, **named)
-        return None if of is None else apply(of, input, weight, bias)
+        of = arguments_of(dims - 2, transposed, *arguments, **named)
+        return None if of is None else apply(images.Convolution.of_tensors(input, weight, of), input, weight, bias)
 
     return applied
 
@@ -93,14 +88,14 @@ def saves(dims: int, transposed: bool) -> Callable[..., float]:
     """By the multiplies of a convolution."""
 
     def saved(input, weight, bias=None, *arguments, **named) -> float:
-        of = images.arguments_of(dims - 2, transposed, *arguments, **named)
+        of = arguments_of(dims - 2, transposed, *arguments, **named)
         if of is None or input.dim() != dims:
             return 0.0
         positions = input.numel() // input.shape[1] // (1 if transposed else math.prod(of[0]))
         multiplies = positions * weight.numel()
-        if images.told_of(input, weight, of) is not None:
+        if images.Convolution.of_tensors(input, weight, of).told is not None:
             return CALLS + multiplies / OF_CORE - PYTHON
-        return multiplies / (ALIKE if images.turned_around(weight, of) is None else OF_TURNED) - PYTHON
+        return multiplies / (ALIKE if turned_around(weight, of) is None else OF_TURNED) - PYTHON
 
     return saved
 
