@@ -110,6 +110,23 @@ def test_what_is_pytorchs():
     assert told_of(like(2, 5, 8, 8), like(6, 4, 3, 3), of) is None, "other channels"
 
 
+def test_pairs_lie_side_by_side_or_apart():
+    x, weight, _, of = case_of("in steps, the last column for nothing", 5)
+    whole = torch.randn(3 * 5, *x.shape[1:])
+    v, d = convolved.apart(whole, 5)
+    apart = v.clone(), d.clone()
+    y = of.made(whole, weight, None)
+    bars, (dx, dweight, _) = convolved.apart(y, 5), of.back(y, whole, weight, (True, True, False))
+    for pair, of_bars in ((v, d), bars), (apart, bars), (apart, (bars[0].clone(), bars[1])):
+        assert len(convolved.parts_of(pair)) == (1 if pair[0] is v else 2)
+        assert torch.equal(convolved.made(of, *pair, weight), y)
+        found = convolved.back(of, of_bars, *pair, weight, (True, True))
+        assert_close(found[0], dx)
+        assert_close(found[1], dweight)
+        assert convolved.back(of, of_bars, *pair, weight, (False, True))[0] is None
+        assert convolved.back(of, of_bars, *pair, weight, (True, False))[1] is None
+
+
 def test_of_other_dtypes_pairs_are_pytorchs():
     x, weight, bias, of = case_of("3×3", 3)
     v = torch.randn(2, *x.shape)

@@ -12,14 +12,53 @@ from .images import FEW, Convolution
 from .operations import are_weights, differentiated, fits, goes_on
 
 
+def beside(v: torch.Tensor, d: torch.Tensor) -> torch.Tensor | None:
+    """A value [N, ...] and its tangents [S, N, ...] as samples [(1 + S) N, ...], if they lie side by side."""
+    if v.is_contiguous() and d.is_contiguous() and d.data_ptr() == v.data_ptr() + v.nbytes:
+        if d.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
+            return v.as_strided(((1 + len(d)) * len(v), *v.shape[1:]), v.stride())
+    return None
+
+
 def together(v: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """A value [N, ...] and its tangents [S, N, ...] as samples [(1 + S) N, ...]; where they lie, if side by side."""
-    samples = (1 + len(d)) * len(v), *v.shape[1:]
-    if v.is_contiguous() and d.is_contiguous():
-        beside = d.data_ptr() == v.data_ptr() + v.nbytes
-        if beside and d.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
-            return v.as_strided(samples, v.stride())
-    return torch.cat([v, d.flatten(0, 1)])
+    """The same wherever they lie."""
+    found = beside(v, d)
+    return torch.cat([v, d.flatten(0, 1)]) if found is None else found
+
+
+def parts_of(*pairs: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """Of each of these pairs the samples as one part if all lie side by side, or the value's and then the tangents'."""
+    found = [beside(v, d) for v, d in pairs]
+    if all([whole is not None for whole in found]):
+        return [tuple(found)]
+    return [tuple(v for v, _ in pairs), tuple(d.flatten(0, 1) for _, d in pairs)]
+
+
+def made(of: Convolution, v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What comes of all samples, without the bias."""
+    if of.told is None:
+        return of.made(together(v, d), weight, None)
+    y = v.new_empty(((1 + len(d)) * len(v), *of.told.sizes))
+    parts = parts_of((v, d))
+    for (x,), to_y in zip(parts, [y] if len(parts) == 1 else y.tensor_split((len(v),)), strict=True):
+        of.told.run(x, None, weight, to_y=to_y)
+    return y
+
+
+def back(
+    of: Convolution, bars: tuple[torch.Tensor, torch.Tensor], v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor,
+    asked: tuple[bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """The adjoints of all samples and of the weight, of those that are asked for."""
+    if of.told is None:
+        return of.back(together(*bars), together(v, d), weight, (*asked, False))[:2]
+    parts = parts_of(tuple(bar.contiguous() for bar in bars), (v, d))
+    dx = v.new_empty(((1 + len(d)) * len(v), *v.shape[1:])) if asked[0] else None
+    to_x = [dx] if len(parts) == 1 else (None, None) if dx is None else dx.tensor_split((len(v),))
+    dweights = [torch.empty_like(weight) if asked[1] else None for _ in parts]
+    for (bar, x), to, dweight in zip(parts, to_x, dweights, strict=True):
+        of.told.run(x if asked[1] else None, bar, weight, to_x=to, dweight=dweight)
+    return dx, dweights[0] if len(parts) == 1 or not asked[1] else dweights[0].add_(dweights[1])
 
 
 def apart(samples: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +84,7 @@ def together_of(
 class Convolved(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v, d, weight, bias, of):
-        y, t = map(on_its_own, apart(of.made(together(v, d), weight, None), len(v)))
+        y, t = map(on_its_own, apart(made(of, v, d, weight), len(v)))
         if bias is not None:
             y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
         ctx.set_materialize_grads(False)
@@ -60,10 +99,8 @@ class Convolved(torch.autograd.Function):
         if goes_on(bar_y, bar_t):
             written_out = lambda *tensors: in_torch(*tensors, ctx.of.of)  # noqa: E731
             return *differentiated(written_out, (v, d, weight, bias), needs[:4], (bar_y, bar_t)), None
-        bars = together(bar_y, bar_t)
-        asked = needs[0] or needs[1], needs[2], False
-        of_samples, of_weight, _ = ctx.of.back(bars, together(v, d), weight, asked)
-        of_bias = bars[: len(v)].sum((0, *range(2, bars.dim()))) if needs[3] else None
+        of_samples, of_weight = back(ctx.of, (bar_y, bar_t), v, d, weight, (needs[0] or needs[1], needs[2]))
+        of_bias = bar_y.sum((0, *range(2, bar_y.dim()))) if needs[3] else None
         return *((None, None) if of_samples is None else apart(of_samples, len(v))), of_weight, of_bias, None
 
     @staticmethod

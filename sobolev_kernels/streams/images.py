@@ -49,7 +49,7 @@ class Told(NamedTuple):
 def told(
     sizes: Sequence[int], kernel: Sequence[int], of: tuple[Sequence[int], ...], threads: int, isa: str
 ) -> Told | None:  # fmt: skip
-    """Of samples and a kernel without gaps, in float32 on the CPU; None where PyTorch's is as fast."""
+    """Of samples and a kernel without gaps on the CPU; None where PyTorch's is as fast."""
     stride, padding, dilation, transposed, more, groups = of
     dims = [*zip(sizes[1:], kernel[2:], stride, padding, dilation, more, strict=True)]
     if groups > 1 or len(dims) > 2 or sizes[0] != kernel[0 if transposed else 1]:
@@ -75,6 +75,8 @@ class Convolution(NamedTuple):
 
     @classmethod
     def of_tensors(cls, x: torch.Tensor, weight: torch.Tensor, of: tuple) -> Convolution:
+        if x.dtype is not torch.float32:
+            return cls(of, None)
         return cls(of, told(x.shape[1:], weight.shape, of, torch.get_num_threads(), core.instruction_set()))
 
     def made(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
