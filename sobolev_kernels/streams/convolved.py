@@ -1,6 +1,6 @@
 """A convolution of a value and its tangents as one: what an operation of one node gives lies side by side, the tangents
-behind the value. Whoever takes both sees that by their addresses and reads them as more samples; what lies elsewhere is
-copied there.
+behind the value. Whoever takes both sees that by their addresses and reads them as more samples; of what lies elsewhere
+the core reads one after the other, and for PyTorch it is copied there.
 """
 
 from __future__ import annotations
