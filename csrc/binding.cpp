@@ -268,6 +268,7 @@ PyObject* mean_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 #include "attention_binding.h"
 #include "chain_binding.h"
 #include "normed_binding.h"
+#include "convolved_binding.h"
 #include "recurrent_binding.h"
 
 }  // namespace
@@ -429,6 +430,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<NormedBuilder>(m, "Normed", "a norm of a value and its tangents, but for its tensors")
       .def(py::init<int, std::int64_t, std::int64_t, bool, double, int, const std::string&>(), py::arg("dtype"),
            py::arg("n"), py::arg("channels"), py::arg("centred"), py::arg("eps"), py::arg("threads"), py::arg("isa"));
+  py::class_<ConvolvedBuilder>(m, "Convolved", "a convolution of images, but for its samples")
+      .def(py::init<std::int64_t, std::int64_t, const std::vector<std::vector<std::int64_t>>&, bool, int,
+                    const std::string&>(),
+           py::arg("C"), py::arg("O"), py::arg("dims"), py::arg("transposed"), py::arg("threads"), py::arg("isa"));
   py::class_<RecurrentBuilder>(m, "Recurrent", "a GRU over all steps, but for its tensors")
       .def(py::init<int, const py::tuple&, bool, bool, std::int64_t, int, const std::string&>(), py::arg("dtype"),
            py::arg("sizes"), py::arg("steps_first"), py::arg("biased"), py::arg("tile"), py::arg("threads"),
@@ -457,6 +462,7 @@ PYBIND11_MODULE(_C, m) {
        "(activation, n, S, tensors): one of a value and its tangents, or its way back"},
       {"attention", fast(attention), METH_FASTCALL,
        "(dtype, sizes, scale, causal, threads, isa, tensors, strides): one of a value and its tangents, or back"},
+      {"convolved", fast(convolved), METH_FASTCALL, "(convolution, N, tensors): one of images, its adjoints"},
       {"normed", fast(normed), METH_FASTCALL, "(norm, rows, S, tensors): one of a value and its tangents, or back"},
       {"run_recurrent", fast(run_recurrent), METH_FASTCALL, "(layer, pass, S, tensors): a pass of a recurrent layer"},
       {"run_chain", fast(run_chain), METH_FASTCALL, "(chain, pass, tensors): a pass of a chain of layers"},

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import sobolev_kernels as sk
 from sobolev_kernels.math.activations import ACTIVATIONS
 from sobolev_kernels.math.table import Formula
-from sobolev_kernels.streams import activated, convolved, normed, norms, pointwise, shapes
+from sobolev_kernels.streams import activated, convolved, images, normed, norms, pointwise, shapes
+from sobolev_kernels.streams.images import Convolution
 from sobolev_kernels.testing.rule import ANOTHER_WAY, CLOSE_IN_SINGLE
 
 S = 2
@@ -48,7 +49,7 @@ def case_of(name, dtype):
         return at(normed.normed), at(normed.in_torch), [drawn(s) for s in (shape, (S, *shape), weight, bias)]
     function, weight, arguments, named = CONVOLVED[name]
     dims = len(weight) - 2
-    of, function = convolved.arguments_of(dims, "transpose" in function, *arguments, **named), getattr(F, function)
+    of, function = images.arguments_of(dims, "transpose" in function, *arguments, **named), getattr(F, function)
 
     def in_torch(v, d, weight, bias):
         t = function(d.flatten(0, 1), weight, None, *arguments, **named)
@@ -56,7 +57,8 @@ def case_of(name, dtype):
 
     shape = 3, 4, *[5] * dims
     return (
-        lambda *tensors: convolved.convolved(*tensors, of), in_torch,
+        lambda v, d, weight, bias: convolved.convolved(v, d, weight, bias, Convolution.of_tensors(v, weight, of)),
+        in_torch,
         [drawn(s) for s in (shape, (S, *shape), weight, (6,))],
     )  # fmt: skip
 

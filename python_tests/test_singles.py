@@ -97,7 +97,7 @@ def test_several_cotangents(name):
     for got, right in zip(*found, strict=True):
         assert (got is None or not got.any()) if right is None else got.shape == right.shape
         if right is not None:
-            torch.testing.assert_close(got, right, **CLOSE_IN_SINGLE)
+            assert (got - right).abs().max() <= IN_SINGLE * right.abs().max()
 
 
 @pytest.mark.parametrize("name", ["tanh", "conv2d", "batch norm"])

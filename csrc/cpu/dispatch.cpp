@@ -168,6 +168,8 @@ void run_chain(const Kernels& kernels, const Chain& chain) { run(kernels.chain, 
 
 void run_recurrent(const Kernels& kernels, const Recurrent& recurrent) { run(kernels.recurrent, recurrent); }
 
+void run_convolved(const Kernels& kernels, const Convolved& convolved) { run(kernels.convolved, convolved); }
+
 // How many threads share so many numbers; of fewer than so many each would wait longer than it works.
 static int parts_of(std::int64_t numbers, int threads) {
   constexpr std::int64_t kShare = 1 << 15;

@@ -23,6 +23,9 @@ void run_chain(const Kernels& kernels, const Chain& chain);
 // A pass of a recurrent layer. As deterministic.
 void run_recurrent(const Kernels& kernels, const Recurrent& recurrent);
 
+// A convolution, or its way back. As deterministic.
+void run_convolved(const Kernels& kernels, const Convolved& convolved);
+
 // An activation of a value and its tangents, or its way back.
 void run_activated(const Kernels& kernels, const Activated& activated);
 

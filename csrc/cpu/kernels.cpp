@@ -46,6 +46,7 @@ constexpr int kRows = SK_ROWS;
 #include "attention.h"
 #include "activated.h"
 #include "normed.h"
+#include "convolved.h"
 
 namespace {
 
@@ -286,6 +287,14 @@ void reduce(const Work& work, void* room_base, std::size_t room_bytes, int part,
       },                                                                                                              \
   }
 
+constexpr Phases<Convolved> kConvolved{
+    [](const Convolved& work) { return Kernel<float>(work, nullptr).bytes; },
+    [](const Convolved& work) { return ImagesRoom<float>(work, nullptr).bytes; },
+    pack_weights<float>,
+    convolve_tiles<float>,
+    add_images<float>,
+};
+
 extern const Kernels kKernels;
 const Kernels kKernels = {
     SK_NAME,
@@ -294,6 +303,7 @@ const Kernels kKernels = {
     SK_PHASES(Jets, JetRoom, JetTile),
     SK_PHASES(Chain, ChainRoom, ChainTile),
     SK_PHASES(Recurrent, RecurrentRoom, RecurrentTile),
+    kConvolved,
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Activated& step, int part, int parts) {
       SK_DTYPE(activated<float>(step, part, parts), activated<double>(step, part, parts));

@@ -6,6 +6,7 @@
 #include "../activated.h"
 #include "../attention.h"
 #include "../chain.h"
+#include "../convolved.h"
 #include "../jets.h"
 #include "../normed.h"
 #include "../params.h"
@@ -13,7 +14,7 @@
 
 namespace sk {
 
-// The phases of a step, of named derivatives, or of a pass of a chain or of a recurrent layer
+// The phases of a step, of named derivatives, of a convolution, or of a pass of a chain or of a recurrent layer
 template <class Work>
 struct Phases {
   std::size_t (*shared_bytes)(const Work&);
@@ -33,6 +34,7 @@ struct Kernels {
   Phases<Jets> jets;
   Phases<Chain> chain;
   Phases<Recurrent> recurrent;
+  Phases<Convolved> convolved;
   // numbers that its passes keep
   ChainSizes (*chain_sizes)(const Chain&);
   // a part of the numbers

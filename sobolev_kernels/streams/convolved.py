@@ -1,7 +1,6 @@
-"""A convolution of a value and its tangents as one: a call of PyTorch's costs as much as some ten thousand numbers.
-
-What an operation of one node gives lies side by side, the tangents behind the value. Whoever takes both sees that by
-their addresses and reads them as more samples; what lies elsewhere is copied there.
+"""A convolution of a value and its tangents as one: what an operation of one node gives lies side by side, the tangents
+behind the value. Whoever takes both sees that by their addresses and reads them as more samples; of what lies elsewhere
+the core reads one after the other, and for PyTorch it is copied there.
 """
 
 from __future__ import annotations
@@ -9,28 +8,57 @@ from __future__ import annotations
 import torch
 
 from ..transforms import refuse_forward_mode
+from .images import FEW, Convolution
 from .operations import are_weights, differentiated, fits, goes_on
 
-# Numbers of all samples, coming or going, from which a convolution is none of few: then the value's and the tangents'
-# stay in the cache longer one after the other. µs of both and of all together, forward, and back in all, 3×3, one
-# thread of an EPYC with AVX-512, by samples of each:
-#
-#     128   1→6 8×8  124 95, 563 520      6→16 4×4  84 55, 262 196     8→8 8×8  257 230, 751 712
-#     256   1→6 8×8  187 158, 986 1007    6→16 4×4  109 85, 377 309    8→8 8×8  455 427, 1359 1464
-#     1024  1→6 8×8  558 547, 3587 4211   6→16 4×4  263 234, 1026 957  8→8 8×8  1655 1795, 5599 7023
-FEW = 1 << 18
 
-back = torch.ops.aten.convolution_backward.default
+def beside(v: torch.Tensor, d: torch.Tensor) -> torch.Tensor | None:
+    """A value [N, ...] and its tangents [S, N, ...] as samples [(1 + S) N, ...], if they lie side by side."""
+    if v.is_contiguous() and d.is_contiguous() and d.data_ptr() == v.data_ptr() + v.nbytes:
+        if d.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
+            return v.as_strided(((1 + len(d)) * len(v), *v.shape[1:]), v.stride())
+    return None
 
 
 def together(v: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """A value [N, ...] and its tangents [S, N, ...] as samples [(1 + S) N, ...]; where they lie, if side by side."""
-    samples = (1 + len(d)) * len(v), *v.shape[1:]
-    if v.is_contiguous() and d.is_contiguous():
-        beside = d.data_ptr() == v.data_ptr() + v.nbytes
-        if beside and d.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
-            return v.as_strided(samples, v.stride())
-    return torch.cat([v, d.flatten(0, 1)])
+    """The same wherever they lie."""
+    found = beside(v, d)
+    return torch.cat([v, d.flatten(0, 1)]) if found is None else found
+
+
+def parts_of(*pairs: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """Of each of these pairs the samples as one part if all lie side by side, or the value's and then the tangents'."""
+    found = [beside(v, d) for v, d in pairs]
+    if all([whole is not None for whole in found]):
+        return [tuple(found)]
+    return [tuple(v for v, _ in pairs), tuple(d.flatten(0, 1) for _, d in pairs)]
+
+
+def made(of: Convolution, v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What comes of all samples, without the bias."""
+    if of.told is None:
+        return of.made(together(v, d), weight, None)
+    y = v.new_empty(((1 + len(d)) * len(v), *of.told.sizes))
+    parts = parts_of((v, d))
+    for (x,), to_y in zip(parts, [y] if len(parts) == 1 else y.tensor_split((len(v),)), strict=True):
+        of.told.run(x, None, weight, to_y=to_y)
+    return y
+
+
+def back(
+    of: Convolution, bars: tuple[torch.Tensor, torch.Tensor], v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor,
+    asked: tuple[bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """The adjoints of all samples and of the weight, of those that are asked for."""
+    if of.told is None:
+        return of.back(together(*bars), together(v, d), weight, (*asked, False))[:2]
+    parts = parts_of(tuple(bar.contiguous() for bar in bars), (v, d))
+    dx = v.new_empty(((1 + len(d)) * len(v), *v.shape[1:])) if asked[0] else None
+    to_x = [dx] if len(parts) == 1 else (None, None) if dx is None else dx.tensor_split((len(v),))
+    dweights = [torch.empty_like(weight) if asked[1] else None for _ in parts]
+    for (bar, x), to, dweight in zip(parts, to_x, dweights, strict=True):
+        of.told.run(x if asked[1] else None, bar, weight, to_x=to, dweight=dweight)
+    return dx, dweights[0] if len(parts) == 1 or not asked[1] else dweights[0].add_(dweights[1])
 
 
 def apart(samples: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,34 +71,20 @@ def on_its_own(part: torch.Tensor) -> torch.Tensor:
     return part.new_empty(0).set_(part.untyped_storage(), part.storage_offset(), part.shape, part.stride())
 
 
-def takes(v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether a convolution of them is one of few numbers, and nobody would have to see two."""
-    if not fits(v, d) or not are_weights(v, weight, bias):
-        return False
-    numbers = (1 + len(d)) * v.numel() // v.shape[1]
-    return numbers * max(weight.shape[:2]) <= FEW
-
-
-def arguments_of(
-    dims: int, transposed: bool, stride=1, padding=0, *others, output_padding=0, groups=1, dilation=1
-) -> tuple | None:  # fmt: skip
-    """Those of `aten.convolution` after the bias; None of a padding in words."""
-    told = {"output_padding": output_padding, "groups": groups, "dilation": dilation}
-    names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-    told |= dict(zip(names, others, strict=False))
-    if isinstance(padding, str) or (not transposed and told["output_padding"] != 0):
+def together_of(
+    v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of: tuple | None
+) -> Convolution | None:  # fmt: skip
+    """A convolution of both, if it is the core's or one of few numbers, and nobody would have to see two."""
+    if of is None or not fits(v, d) or not are_weights(v, weight, bias):
         return None
-    each = lambda of: [of] * dims if isinstance(of, int) else list(of) * (dims // len(of))  # noqa: E731
-    spread = map(each, (stride, padding, told["dilation"]))
-    return *spread, transposed, each(told["output_padding"]), told["groups"]
+    numbers, of_both = (1 + len(d)) * v.numel() // v.shape[1], Convolution.of_tensors(v, weight, of)
+    return of_both if of_both.told is not None or numbers * max(weight.shape[:2]) <= FEW else None
 
 
 class Convolved(torch.autograd.Function):
-    """Of `of`, the arguments of `aten.convolution` after the bias."""
-
     @staticmethod
     def forward(ctx, v, d, weight, bias, of):
-        y, t = map(on_its_own, apart(torch.convolution(together(v, d), weight, None, *of), len(v)))
+        y, t = map(on_its_own, apart(made(of, v, d, weight), len(v)))
         if bias is not None:
             y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
         ctx.set_materialize_grads(False)
@@ -83,12 +97,10 @@ class Convolved(torch.autograd.Function):
         v, d, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if goes_on(bar_y, bar_t):
-            written_out = lambda *tensors: in_torch(*tensors, ctx.of)  # noqa: E731
+            written_out = lambda *tensors: in_torch(*tensors, ctx.of.of)  # noqa: E731
             return *differentiated(written_out, (v, d, weight, bias), needs[:4], (bar_y, bar_t)), None
-        bars = together(bar_y, bar_t)
-        asked = [needs[0] or needs[1], needs[2], False]
-        of_samples, of_weight, _ = back(bars, together(v, d), weight, None, *ctx.of, asked)
-        of_bias = bars[: len(v)].sum((0, *range(2, bars.dim()))) if needs[3] else None
+        of_samples, of_weight = back(ctx.of, (bar_y, bar_t), v, d, weight, (needs[0] or needs[1], needs[2]))
+        of_bias = bar_y.sum((0, *range(2, bar_y.dim()))) if needs[3] else None
         return *((None, None) if of_samples is None else apart(of_samples, len(v))), of_weight, of_bias, None
 
     @staticmethod

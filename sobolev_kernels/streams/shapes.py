@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from . import convolved
+from . import convolved, images
 from .flowing import told
 from .pair import (
     RULES,
@@ -342,10 +342,10 @@ def convolution(name: str, dims: int) -> Callable:
 
     def along(input, weight, bias=None, *arguments, **named):
         need_constant(input.run, weight, bias)
-        if convolved.takes(input.v, input.d, weight, bias):
-            of = convolved.arguments_of(dims - 2, transposed, *arguments, **named)
-            if of is not None:
-                return new(input, *convolved.convolved(input.v, input.d, weight, bias, of))
+        of = images.arguments_of(dims - 2, transposed, *arguments, **named)
+        of_both = convolved.together_of(input.v, input.d, weight, bias, of)
+        if of_both is not None:
+            return new(input, *convolved.convolved(input.v, input.d, weight, bias, of_both))
         v = function(input.v, weight, bias, *arguments, **named)
         return new(input, v, folded(function, input.d, weight, None, *arguments, **named))
 
