@@ -20,7 +20,7 @@ from sobolev_kernels.streams.chain import RULES
 from sobolev_kernels.streams.flowing import Run
 from sobolev_kernels.streams.whole import chain_of
 from sobolev_kernels.testing import assert_within_rule
-from sobolev_kernels.testing.rule import ANOTHER_WAY, ROUNDED_WITHIN
+from sobolev_kernels.testing.rule import ANOTHER_WAY, CLOSE_IN_SINGLE, ROUNDED_WITHIN
 
 N, D, H, O = 6, 3, 5, 2
 
@@ -166,6 +166,39 @@ def step(student, owner, **settings):
     loss = sk.sobolev_loss(student, x, TARGETS, weights=(0.7, 1.9), **settings)
     inputs = [x, *(p for p in owner.parameters() if p.requires_grad)]
     return [loss, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
+
+
+def whole_steps(student, owner, backend):
+    """Of a step along directions and of one against cotangents the loss, and all gradients as they come into `.grad`,
+    where wrappers gather them."""
+    results, dtype = [], next(owner.parameters()).dtype
+    x = X.to(dtype, copy=True).requires_grad_()
+    targets = sk.Targets(values=TARGETS.values.to(dtype), jacobian=TARGETS.jacobian.to(dtype))
+    for given in (sk.Directions.given(V.to(dtype)), sk.Cotangents.given(U.to(dtype))):
+        settings = {given.NAME: given, "backend": backend, "precision": "ieee"}
+        x.grad = None
+        owner.zero_grad()
+        assert f"-> {backend}" in sk.explain(student, x, **settings)
+        loss = sk.sobolev_loss(student, x, targets, **settings)
+        loss.backward()
+        gradients = [x.grad, *(p.grad for p in owner.parameters() if p.requires_grad)]
+        results += [loss.detach(), *(getattr(g, "full_tensor", g.clone)().clone() for g in gradients)]
+    return results
+
+
+def assert_right_in_single(name, backend):
+    """These steps of a dressed MLP, beside those of the reference in float64."""
+    if name in WRAPPERS:
+        bare, student = net(), WRAPPERS[name](net().float())
+        found, expected = whole_steps(student, student, backend), whole_steps(bare, bare, "reference")
+    else:
+        student = DRESSES[name]()
+        student, owner = (student.student, student.owner) if isinstance(student, Both) else (student, student)
+        found = whole_steps(student, owner.float(), backend)
+        # in float64 at last, since several dresses have the same layers
+        expected = whole_steps(student, owner.double(), "reference")
+    for got, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(got.double(), e, **CLOSE_IN_SINGLE)
 
 
 def assert_same(got, expected):
@@ -432,17 +465,18 @@ def test_order_two_of_a_function_called_relu_is_refused():
         sk.jet(Call(lambda x, a, b: b(F.relu(a(x))), *LINEAR), X, V)
 
 
-def sharded_by_layers(module):
-    """As large models are: each layer's weights are there while it is run."""
+def sharded_by_layers(module, freed=True):
+    """As large models are: each layer's weights are there while it is run, or until the backward is over."""
     mesh = init_device_mesh("cpu", (1,))
     for layer in module:
         if [*layer.parameters()]:
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            fully_shard(layer, mesh=mesh, reshard_after_forward=freed)
     return fully_shard(module, mesh=mesh)
 
 
 WRAPPERS = {
     "FSDP of each layer": sharded_by_layers,
+    "FSDP of each layer, kept": lambda module: sharded_by_layers(module, freed=False),
     "DDP": lambda module: nn.parallel.DistributedDataParallel(module),
     "FSDP": lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,))),
     "FSDP of old": lambda module: FullyShardedDataParallel(
@@ -462,16 +496,21 @@ def one_process(tmp_path):
 @pytest.mark.parametrize("make", [net, lambda: net(nn.LayerNorm(H))], ids=["an MLP", "no MLP"])
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_distributed_students(name, make, one_process):
-    """Gradients come into `.grad` as those of the bare network do."""
+    """Gradients come into `.grad` as those of the bare network do, and those of the inputs where they are asked for."""
     bare, student = make(), WRAPPERS[name](make())
-    for _ in range(3):
-        for module in (bare, student):
-            module.zero_grad()
-            sk.sobolev_loss(module, X, TARGETS, directions=sk.Directions.given(V)).backward()
-        for a, b in zip(bare.parameters(), student.parameters(), strict=True):
-            gradient = b.grad.full_tensor() if hasattr(b.grad, "full_tensor") else b.grad
-            assert_within_rule("gradient", gradient, a.grad)
-    assert known_of(student, X).is_chain == (make is net and name != "FSDP of each layer")
+    for asked in (False, True):
+        inputs = [X.clone().requires_grad_(asked) for _ in range(2)]
+        for _ in range(3):
+            for module, x in zip((bare, student), inputs, strict=True):
+                module.zero_grad()
+                x.grad = None
+                sk.sobolev_loss(module, x, TARGETS, directions=sk.Directions.given(V)).backward()
+            for a, b in zip(bare.parameters(), student.parameters(), strict=True):
+                gradient = b.grad.full_tensor() if hasattr(b.grad, "full_tensor") else b.grad
+                assert_within_rule("gradient", gradient, a.grad)
+            if asked:
+                assert_within_rule("dx", inputs[1].grad, inputs[0].grad)
+        assert known_of(student, x).is_chain == (make is net and name != "FSDP of each layer")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")

@@ -1,5 +1,7 @@
 """What a step by CUDA asks of the device and of its host: two launches, and the short way. Without a GPU (dry.py)."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -8,8 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sobolev_kernels as sk
+from python_tests.test_chain import DRESSES, WRAPPERS, X, assert_right_in_single, one_process, whole_steps  # noqa: F401
 from sobolev_kernels import call, directions, kept, ops
-from sobolev_kernels.backends import core, cuda
+from sobolev_kernels.backends import core, cpu, cuda
 from sobolev_kernels.math import directions as math_directions
 from sobolev_kernels.testing import dry
 from sobolev_kernels.testing.problems import SMALL, data, directions_of
@@ -184,3 +187,33 @@ def test_vectors_drawn_of_a_seed_on_the_device(kind):
     told = math_directions.draw(kind, *seed.tolist(), 2, 5, 3, False, 1.0, x.dtype, x.device)
     known = math_directions.draw(kind, *seed.unbind(), 2, 5, 3, False, 1.0, x.dtype, x.device)
     assert torch.equal(told, known)
+
+
+# ---- Students in a dress ----
+
+# In float32 no chain, or without a hidden layer, which the kernels ask for
+OTHERS = "in place", "FSDP of each layer", "a layer alone"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in (*DRESSES, *WRAPPERS) if name not in OTHERS])
+def test_a_dressed_mlp_is_given_as_a_bare_one(name, one_process, monkeypatch):  # noqa: F811
+    """The same problem but for its layers, in as many launches; and the CPU's core, which is run in their place,
+    computes what is right from what they are given."""
+    launches, problems = Launches(), []
+
+    def run(problem, *tensors):
+        problems.append(problem)
+        cuda.run(problem, *tensors)
+        cpu.run(problem, *tensors)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    backend = SimpleNamespace(supports=dry.BACKEND.supports, plan=cuda.plan, run=run)
+    with dry.on_cpu(launches, backend):
+        bare = sk.MLP(X.shape[1], 2, width=5, depth=1)
+        whole_steps(bare, bare, "cuda")
+        assert_right_in_single(name, "cuda")
+    assert launches.count == 8 and len(problems) == 4
+    for of_bare, of_dressed in zip(problems[:2], problems[2:], strict=True):
+        layers = {field: getattr(of_dressed, field) for field in ("widths", "biases", "activations")}
+        assert of_dressed == replace(of_bare, **layers)

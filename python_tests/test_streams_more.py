@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
 
 import sobolev_kernels as sk
 from python_tests.students import Call
@@ -214,6 +215,37 @@ def test_recurrent_layers(name):
     if name == "GRU":
         student = recurrent(name, state=True)
         assert_right(student, numbers(N, 12), numbers(2, N, 12, seed=6), [], BY_DIFFERENCES["a network"])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_dropout_between_recurrent_layers_is_pytorchs(kind):
+    """The same numbers are drawn for it."""
+
+    def seeded(x, net):
+        torch.manual_seed(5)
+        return net(x.view(len(x), 4, 3))[0].flatten(1)
+
+    student = Call(seeded, kind(3, 4, 2, dropout=0.5, batch_first=True)).double()
+    x, v = numbers(N, 12), numbers(2, N, 12, seed=6)
+    assert_right(student, x, v, [*student.parameters()], BY_DIFFERENCES["a network"])
+
+
+def test_a_packed_sequence_goes_to_the_reference():
+    def packed(x, net):
+        steps = rnn.pack_padded_sequence(x.view(len(x), 4, 3), torch.tensor([2, 4, 3]), True, enforce_sorted=False)
+        return rnn.pad_packed_sequence(net(steps)[0], batch_first=True)[0].flatten(1)
+
+    student, x, v = Call(packed, nn.GRU(3, 4)).double(), numbers(N, 12), numbers(2, N, 12, seed=6)
+    with pytest.raises(sk.NotProvided, match="_pack_padded_sequence in it has no rule"):
+        sk.jvp(student, x, v, backend="streams")
+    with pytest.warns(sk.SobolevWarning, match="_pack_padded_sequence in it has no rule"):
+        tangents = sk.jvp(student, x, v)[1]
+    found, expected = (
+        [t, *torch.autograd.grad(t.sin().sum(), [*student.parameters()])]
+        for t in (tangents, differences(student, x, v))
+    )
+    for got, e in zip(found, expected, strict=True):
+        assert (got - e).abs().max() <= BY_DIFFERENCES["a network"] * e.abs().max()
 
 
 def test_recurrent_layers_by_the_reference():

@@ -8,6 +8,7 @@ import torch
 import sobolev_kernels as sk
 from ptx import missing
 from ptx.compile import missing as missing_tool
+from python_tests.test_chain import assert_right_in_single, one_process  # noqa: F401
 from sobolev_kernels import call
 from sobolev_kernels.backends import cuda
 from sobolev_kernels.testing.compare import step
@@ -153,3 +154,12 @@ def test_whole_graphs():
 
     with on_ptx():
         torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(numbers.x), loss(numbers.x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["AveragedModel", "functional", "weight norm", "LoRA", "DDP", "FSDP"])
+def test_a_dressed_mlp(name, one_process, monkeypatch):  # noqa: F811
+    """Of the others it is known that they are given as a bare one is (python_tests/test_cuda_launches.py)."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with on_ptx():
+        assert_right_in_single(name, "cuda")

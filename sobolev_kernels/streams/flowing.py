@@ -213,13 +213,18 @@ def numel(input: Flowing) -> int:
     return torch.Size(input.sizes).numel()
 
 
+def requires_grad(input: Flowing) -> bool:
+    """FSDP would ask to be told by an autograd.Function when a backward is over; else it looks at its end."""
+    return input.asks() and not (FSDP in sys.modules and asked_by(FSDP, "post_backward"))
+
+
 # What a tensor is, and none of its numbers.
 ABOUT: dict[Callable, Callable] = {
     told("shape"): size,
     told("dtype"): dtype_of,
     told("device"): lambda input: input.run.device,
     told("ndim"): lambda input: len(input.sizes),
-    told("requires_grad"): lambda input: input.asks(),
+    told("requires_grad"): requires_grad,
     told("_base"): lambda input: None,
     told("layout"): lambda input: torch.strided,
     told("is_cuda"): lambda input: input.run.device.type == "cuda",
@@ -234,11 +239,6 @@ ABOUT: dict[Callable, Callable] = {
     **dict.fromkeys(spelt("is_floating_point"), lambda input: True),
     **dict.fromkeys(spelt("is_complex"), lambda input: False),
 }
-
-
-def requires_grad(input: Flowing) -> bool:
-    """FSDP would ask to be told by an autograd.Function when a backward is over; else it looks at its end."""
-    return input.asks() and not (FSDP in sys.modules and asked_by(FSDP, "post_backward"))
 
 
 def register_hook(input: Flowing, hook: Callable) -> None:
