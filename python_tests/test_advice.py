@@ -1,9 +1,10 @@
 """`SobolevWarning`: what is computed as asked and hardly meant is said, once a student; what is right is not."""
 
 import gc
+import linecache
 import warnings
 import weakref
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -272,16 +273,108 @@ def test_a_student_that_goes_to_the_reference(name):
     assert len(warned(lambda: call(Call(WITHOUT_RULE[name], student())))) == 1
 
 
+class Spectral:
+    """A student who is no module, and may be called by a method too."""
+
+    def __init__(self):
+        self.net = dropping(0.0)
+
+    def __call__(self, x):
+        return spectrum(x, self.net)
+
+    def named(self, x):
+        return self(x)
+
+
+def spectral(x):
+    return spectrum(x, GLOBAL.eval())
+
+
+class SlottedSpectral:
+    __slots__ = ()
+    __call__ = staticmethod(spectral)
+
+
+def doubled(function):
+    @wraps(function)
+    def twice(x):
+        return 2 * function(x)
+
+    return twice
+
+
+# How one and the same student is made again and again.
+OBJECT, SLOTTED, NETWORK = Spectral(), SlottedSpectral(), Call(spectrum, dropping(0.0))
+FUNCTIONS = {
+    "a lambda": lambda: lambda x: spectrum(x, GLOBAL.eval()),
+    "a function": lambda: spectral,
+    "a partial": lambda: partial(spectrum, net=GLOBAL.eval()),
+    "a partial of a partial": lambda: partial(partial(spectrum), net=GLOBAL.eval()),
+    "an object": lambda: OBJECT,
+    "an object without weak references": lambda: SLOTTED,
+    "its method": lambda: OBJECT.named,
+    "a module's method": lambda: NETWORK.forward,
+    "a decorated function": lambda: doubled(lambda x: spectrum(x, GLOBAL.eval())),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_that_goes_to_the_reference(name):
+    """Once, also where it is made anew for each call; in the line that calls, and never while that is traced."""
+    advice.SEEN.clear()
+    made = FUNCTIONS[name]
+    assert warned(lambda: sk.jvp(made(), X, X[None], backend="reference")) == []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            sk.jvp(made(), X, X[None])
+            sk.sobolev_loss(made(), X, TARGETS, directions=sk.Directions.sphere(1, seed=1))
+    (warning,) = caught
+    assert str(warning.message).startswith("student: fft_rfft in it has no rule") and warning.filename == __file__
+    assert "sk.jvp(made(), X, X[None])" in linecache.getline(__file__, warning.lineno)
+
+
+def test_functions_of_others():
+    """Two decorated by the same, two objects of a class."""
+    advice.SEEN.clear()
+    others = doubled(spectral), doubled(lambda x: spectral(x)), Spectral(), Spectral()
+    assert len(warned(lambda: [sk.jvp(f, X, X[None]) for f in others])) == 4
+
+
+def test_a_function_while_traced():
+    torch._dynamo.reset()
+    advice.SEEN.clear()
+    compiled = torch.compile(lambda x: sk.jvp(spectral, x, x[None])[1], backend="aot_eager")
+    assert warned(lambda: compiled(X)) == []
+
+
 def test_students_that_do_not():
-    """None has an operation without a rule, or it is not by streams that its derivatives would be taken."""
+    """None has an operation without a rule that could be another, or it is not by streams that its derivatives would
+    be taken."""
     v, item = X[None], WITHOUT_RULE["item"]
     assert warned(lambda: sk.jvp(dropping(0.0), X, v)) == []
-    assert warned(lambda: sk.jvp(lambda x: item(x, GLOBAL.eval()), X, v)) == []
     assert warned(lambda: sk.vjp(Call(item, student()), X, torch.ones(1, 6, 2))) == []
-    few = Call(lambda x, net: spectrum(x, net)[:, :1] + x[:, :1], dropping(0.0))  # by the gradient of its one output
-    assert warned(lambda: [sk.jvp(few, X, torch.stack([X] * 4)) for _ in range(2)]) == []
+    few = lambda x, net: spectrum(x, net)[:, :1] + x[:, :1]  # noqa: E731  # by the gradient of its one output
+    for s in (Call(few, dropping(0.0)), partial(few, net=GLOBAL.eval())):
+        assert warned(lambda s=s: [sk.jvp(s, X, torch.stack([X] * 4)) for _ in range(2)]) == []
     lazy = nn.Sequential(nn.LazyLinear(4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert warned(lambda: [sk.jvp(lazy, X, v) for _ in range(2)]) == []
+
+
+NOTHING_TO_CHANGE = {
+    "a constant": lambda x, net: torch.ones(len(x), 2),
+    "steps": lambda x, net: x.round(),
+    "a fused call": lambda x, net: sk.jvp(student(), x, X[None])[1][0],
+    "a call by gradients": lambda x, net: sk.vjp(net, x, sk.Cotangents.basis())[1][0],
+    "a call by the reference": lambda x, net: sk.jvp(net, x, X[None], backend="reference")[1][0],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_CHANGE)
+def test_students_that_have_nothing_to_change(name):
+    function, net = NOTHING_TO_CHANGE[name], nn.Sequential(dropping(0.0), nn.LayerNorm(2))
+    for s in (Call(function, net), lambda x: function(x, net)):
+        assert warned(lambda s=s: sk.jvp(s, X, X[None])) == []
 
 
 def test_one_that_goes_there_later():

@@ -308,6 +308,7 @@ def test_the_module_with_statistics_is_named():
         loss(COUPLED["one of many"], X)
 
 
+@pytest.mark.filterwarnings("ignore:student. instance norm with running:sobolev_kernels.SobolevWarning")
 def test_instance_norm_keeps_its_running_statistics():
     """It takes those of one sample, and tracks them."""
     results = []

@@ -122,6 +122,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:student. fft_rfft in it has no rule:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("backend", [None, "reference", "streams"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["MLP", "LayerNorm", "fft"])

@@ -175,6 +175,7 @@ CALLS = {
 MODES = {"gradients": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
+@pytest.mark.filterwarnings("ignore:teacher. he gives other values:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", CUT)
@@ -237,6 +238,7 @@ def test_kinks_are_not_taken_for_a_slope(dtype):
     assert not sk.jet(student, x, sk.Directions.basis())[2].any()
 
 
+@pytest.mark.filterwarnings("ignore:student. .* the reference takes its:sobolev_kernels.SobolevWarning")
 @pytest.mark.parametrize("function", [DetachedSlope, DetachedGradient])
 def test_a_backward_that_is_no_part_of_the_graph_is_refused(function):
     student = lambda x: function.apply(x)[:, :O]  # noqa: E731

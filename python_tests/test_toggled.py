@@ -354,6 +354,138 @@ def test_a_constant_that_comes_later_in_a_graph_that_stays_the_same(setting, cha
             torch.testing.assert_close(sk.vjp(student, X, sk.Cotangents.basis())[1], right, **ANOTHER_WAY)
 
 
+class Masked(torch.autograd.Function):
+    """Written where its input is; the backward goes by a mask."""
+
+    @staticmethod
+    def forward(ctx, x, mask):
+        ctx.mask = mask
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.mask, None
+
+
+GLOBAL = torch.ones(D, dtype=torch.float64)
+
+
+class Choosing(nn.Module):
+    """By the numbers of a buffer, of which some are 0, or of that tensor, a part of it is a constant."""
+
+    def __init__(self, choose, O=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.choose, self.net = choose, nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, O)).double()
+        self.register_buffer("mask", torch.ones(D, dtype=torch.float64))
+        GLOBAL.fill_(1)
+
+    def forward(self, x):
+        return self.choose(x, self.mask, self.net)
+
+
+def an_output(x, mask, net):
+    y = net(x)
+    return torch.cat([torch.where(mask[:1] > 0, y[:, :1], y[:, :1].detach()), y[:, 1:]], 1)
+
+
+CHOSEN = {
+    "a column": lambda x, mask, net: net(torch.where(mask > 0, x, x.detach())),
+    "a column, by a product": lambda x, mask, net: net(x * mask + x.detach() * (1 - mask)),
+    "a column, by a global": lambda x, mask, net: net(torch.where(GLOBAL > 0, x, x.detach())),
+    "a column, by a backward": lambda x, mask, net: net(Masked.apply(1 * x, mask)),
+    "an output": an_output,
+}
+WAYS = {
+    "vjp": lambda s: sk.vjp(s, X, sk.Cotangents.basis())[1],
+    "jvp": lambda s: sk.jvp(s, X, V)[1],
+    "order 2": lambda s: sk.jet(s, X, V[:1])[2],
+    "a teacher": lambda s: sk.sobolev_loss(
+        lambda x: x[:, :2].sin(), X, sk.Targets(teacher=s), directions=sk.Directions.given(V), backend="reference"),
+}  # fmt: skip
+
+
+def assert_refused_where_cut(call, cut):
+    """In calls that are none of those in which it is looked anyway; and right where it is whole."""
+    right = call()
+    for on in (False,) * 4 + (True, True, False, False, True):
+        cut(on)
+        if on:
+            with pytest.raises(sk.NotProvided, match="no path"):
+                call()
+        else:
+            torch.testing.assert_close(call(), right, **ANOTHER_WAY)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_path_that_is_cut_by_the_numbers_of_a_constant(name, way):
+    student = Choosing(CHOSEN[name])
+
+    def cut(on):
+        student.mask[0] = GLOBAL[0] = float(not on)
+
+    assert_refused_where_cut(lambda: WAYS[way](student), cut)
+
+
+MASKS = {
+    "data": lambda s, on: s.mask.data[:1].fill_(float(not on)),
+    "NumPy": lambda s, on: s.mask.numpy().__setitem__(0, float(not on)),
+    "another": lambda s, on: setattr(s, "mask", torch.tensor([float(not on), 1, 1], dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("O", [1, 12])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_path_that_is_cut_by_numbers_without_a_version(name, O):
+    """Of many outputs, of which all are refused that were ever cut, too."""
+    student = Choosing(CHOSEN["a column"], O)
+    call = lambda: sk.vjp(student, X, sk.Cotangents.basis())[1]  # noqa: E731
+    if O == 1:
+        return assert_refused_where_cut(call, lambda on: MASKS[name](student, on))
+    for _ in range(5):
+        call()
+    MASKS[name](student, True)
+    with pytest.raises(sk.NotProvided, match="no path"):
+        call()
+
+
+def test_a_graph_that_is_another_each_time_and_cut_by_numbers():
+    switch = {"layers": 1}
+
+    def choose(x, mask, net):
+        for _ in range(switch["layers"]):
+            x = torch.tanh(x)
+        return net(torch.where(mask > 0, x, x.detach()))
+
+    student = Choosing(choose)
+    for layers in range(1, 13):
+        switch["layers"] = layers
+        sk.vjp(student, X, sk.Cotangents.basis())
+    student.mask[0], switch["layers"] = 0, 13
+    with pytest.raises(sk.NotProvided, match="no path"):
+        sk.vjp(student, X, sk.Cotangents.basis())
+
+
+@pytest.mark.parametrize("settings", [{}, {"wrt": (0, 1)}])
+def test_constants_in_it_cost_no_look(settings):
+    """Where no derivative that is asked for is 0."""
+    runs = []
+
+    def choose(x, mask, net):
+        runs.append(len(x))
+        return net(torch.where(mask > 0, x, x.detach()))
+
+    student = Choosing(choose)
+    student.mask[2] = float(not settings)
+    for _ in range(5):
+        sk.vjp(student, X, sk.Cotangents.basis(), **settings)
+    runs.clear()
+    sk.vjp(student, X, sk.Cotangents.basis(), **settings)
+    assert runs == [N]
+
+
 def test_a_constant_that_comes_later_and_that_nobody_sees():
     """In the second, fourth, eighth call in which no less is needed."""
     hidden = type("Hidden", (), {"on": False})()

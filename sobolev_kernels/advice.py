@@ -6,6 +6,7 @@ while torch.compile traces it.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 import warnings
@@ -13,6 +14,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
 
 import torch
 from torch import nn
@@ -23,7 +26,7 @@ from .errors import SobolevWarning, clipped
 from .heads import inner_of
 from .parts import drawing_modules, roots_of
 from .planner import few_outputs
-from .problem import LAZY, UNSEEN, Problem
+from .problem import CONSTANT, LAZY, NESTED, UNSEEN, Problem
 from .request import Request
 from .rows import behind, inputs_behind
 from .settings import Settings
@@ -93,10 +96,24 @@ def advise_of_teacher(student: object, function: object, teacher: Student | Unre
 
 
 def advise_of_reference(student: object, problem: Problem) -> None:
-    """Of a module that takes the reference where tangents would cost less, had all of its operations a rule."""
-    unknown = problem.unfollowed in (None, UNSEEN, LAZY) or torch.compiler.is_compiling()
-    if not unknown and isinstance(behind(student), nn.Module) and few_outputs(problem) is None:
-        warn(student, WITHOUT_RULE, clipped(problem.unfollowed, 300))
+    """Of one that takes the reference where tangents would cost less, had all of its operations a rule."""
+    no_part = problem.unfollowed in (None, UNSEEN, LAZY, NESTED, CONSTANT)
+    if not (no_part or torch.compiler.is_compiling()) and few_outputs(problem) is None:
+        warn(written(student), WITHOUT_RULE, clipped(problem.unfollowed, 300))
+
+
+def written(student: object) -> object:
+    """What is one student however often it is made anew: the code of a function, also behind what is put around it; of
+    a method, what it is bound to; of what cannot be referred to weakly, its class."""
+    student = inner_of(behind(student))
+    if isinstance(student, nn.Module):
+        return student
+    if isinstance(student, partial):
+        return written(student.func)
+    if isinstance(student, MethodType):
+        return written(student.__self__)
+    code = getattr(inspect.unwrap(student), "__code__", None)
+    return code or (student if type(student).__weakrefoffset__ else type(student))
 
 
 def looked_at_again(

@@ -23,6 +23,7 @@ from .kept import Call
 from .math.directions import GIVEN
 from .mean_loss import computes, computes_of_pairs, mean_loss
 from .outputs import outputs_of
+from .paths import found_again
 from .planner import takes_gradients
 from .prepare import Prepared
 from .problem import LOSS, Operands, Problem
@@ -52,8 +53,9 @@ def run_graphs(found: Call, call: Prepared) -> tuple[tuple[torch.Tensor, ...], t
     x, problem = found.tensors[0], call.problem
     before = torch.get_rng_state()
     ran = ran_again(found, x, problem, before)
-    paths = found.known.found_at(ran.graph, ran.cuts)
-    if ran.y.shape[1] != problem.O or ran.read or paths is None:
+    wanted = None, call.projections, found.given if found.accepted.given else None
+    paths = None if ran.read else found_again(found.student, ran, x, wanted, found.known)
+    if ran.y.shape[1] != problem.O or paths is None:
         torch.set_rng_state(before)
         return None
     ran = ran._replace(looked=int(paths.told), own=paths.own)

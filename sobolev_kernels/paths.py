@@ -24,8 +24,8 @@ from torch.nn.modules import module as everywhere
 from .advice import warn
 from .backends import core
 from .backends.dependence import LOOK_FOR, Evaluated
-from .backends.differences import Found, NotProbed, look
-from .backends.exact import HALF, graphs
+from .backends.differences import ROOMY, Found, NotProbed, look, still
+from .backends.exact import HALF, graphs, is_checkpointed, tracked
 from .backends.functions import tangent_of
 from .backends.replayed import numbers_matter
 from .backends.running import Graphs, with_graph
@@ -82,7 +82,6 @@ class Looked:
     whole: bool = False  # whether no path is cut, for good
     hidden: tuple[str, ...] | None = None  # hooks that are hidden while it is looked at (`hidden_of`)
     cuts: bool = False  # whether constants are made of what depends on its inputs, which may be others each time
-    due: bool = False  # whether it is to be looked at in this call
 
 
 @dataclass
@@ -107,23 +106,12 @@ class Known:
         """What was found where its graph was as it was last."""
         return self.last.found
 
-    def found_at(self, graph: tuple, cuts: bool | None) -> Found | None:
-        """What was found where its graph was like this, if no path is cut there, and it is not looked at again, as
-        where constants were seen to be made in it."""
-        looked = self.looked.get(graph)
-        if looked is None or not looked.whole:
-            return None
-        self.last, looked.due = looked, bool(cuts)
-        if cuts:
-            return None
-        return looked.found[1]
-
-    def looked_at(self, graph: tuple | None) -> Looked | None:
+    def looked_at(self, graph: tuple | None, cuts: bool) -> Looked | None:
         """What was found where its graph was like this; None where that was not looked at, as of a function whose
-        graph is another each time in most calls."""
+        graph is another each time in most calls, unless constants are made in it."""
         if graph not in self.looked:
             self.unlike += 1
-            if self.unlike > GRAPHS and self.unlike & (self.unlike - 1):
+            if not cuts and self.unlike > GRAPHS and self.unlike & (self.unlike - 1):
                 return None
             if len(self.looked) >= GRAPHS:
                 self.looked.pop(next(iter(self.looked)), None)
@@ -172,10 +160,10 @@ def need_paths(
     told, own = True, False
     known = known_of(function, x) if known is None else known
     known.reads = known.reads or bool(read)
-    looked = known.looked_at(ran.graph)
+    looked = known.looked_at(ran.graph, bool(ran.cuts))
     if looked is not None and looked.hidden is None:
         looked.hidden = hidden_of(function, run, x, kinds)
-    for found, times in () if looked is None else found_of(role, function, ran, x, order, known, looked):
+    for found, times in () if looked is None else found_of(role, function, ran, x, order, wanted, known, looked):
         if found.cut.any() and (cut := wanted_of(found.cut, *wanted)).any():
             known.graphs.due = True  # in the next call it may be none
             raise NotProvided(message_of(role, cut, times))
@@ -212,15 +200,38 @@ def watched(x: torch.Tensor) -> bool:
     return forward_ad._current_level >= 0 or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def found_again(function: object, ran: Evaluated, x: torch.Tensor, wanted: tuple, known: Known) -> Found | None:
+    """What was found of the function where its graph was like this, if no path is cut there; None where it is to be
+    looked at, as where constants are made in it as never before, or may go elsewhere."""
+    looked = known.looked.get(ran.graph)
+    if looked is None or not looked.whole:
+        return None
+    known.last = looked
+    if looked.cuts if ran.cuts is None else ran.cuts:
+        calls = looked.calls[1] + 1
+        due = not looked.cuts or not calls & (calls - 1)
+        if due or may_be_cut(flat_of(function, ran, x, 1, looked.hidden), wanted):
+            return None
+        looked.calls[1] = calls
+    return looked.found[1]
+
+
 def found_of(
-    role: str, function: object, ran: Evaluated, x: torch.Tensor, order: int, known: Known, looked: Looked
-) -> Iterator[tuple[Found, int]]:
-    """What is known of the function, and of its derivative if that is differentiated; looked at where it is not."""
+    role: str, function: object, ran: Evaluated, x: torch.Tensor, order: int, wanted: tuple, known: Known,
+    looked: Looked,
+) -> Iterator[tuple[Found, int]]:  # fmt: skip
+    """What is known of the function, and of its derivative if that is differentiated; looked at where it is not.
+
+    Of one that has constants of what depends on x in it that holds of a call where no derivative is 0: else they may
+    have gone elsewhere since.
+    """
     cuts = looked.cuts if ran.cuts is None else ran.cuts
-    due, looked.due, looked.cuts = looked.due or cuts != looked.cuts, False, cuts
+    changed, looked.cuts = cuts != looked.cuts, cuts
     for times in range(1, order + 1):
         looked.calls[times] = calls = looked.calls.get(times, 0) + 1
         found = looked.found.get(times)
+        flat = flat_of(function, ran, x, times, looked.hidden) if cuts and found is not None else None
+        due = changed or (cuts and may_be_cut(flat, wanted))
         # what stood still, as with weights of 0, or has constants in it, is looked at again, less and less often
         if found is None or due or not ((found.settled and not cuts) or calls & (calls - 1)):
             before, found = found, looked_at(function, ran.function, x, times, looked.hidden)
@@ -230,7 +241,31 @@ def found_of(
             looked.whole = all(found.settled and not found.cut.any() for found in looked.found.values())
             known.number = next(NUMBERS)
             tell(role, function, found, times)
+        if flat is not None and flat.shape == found.cut.shape:
+            found = found._replace(cut=found.cut & flat)
         yield found, times
+
+
+def may_be_cut(flat: torch.Tensor | None, wanted: tuple) -> bool:
+    """Whether one of the derivatives that are wanted is 0, or nobody knows."""
+    return flat is None or bool(wanted_of(flat, *wanted).any())
+
+
+def flat_of(
+    function: object, ran: Evaluated, x: torch.Tensor, times: int, hidden: tuple[str, ...]
+) -> torch.Tensor | None:
+    """Which derivatives [O, D] are 0 in all samples in this very run; None where they are not taken for that alone."""
+    if ran.y.shape[1] > ROOMY or is_checkpointed() or any(hooks_of(function, OF_BACKWARD)):
+        return None
+    x, y, devices = ran.x, ran.y, [x.device] if x.is_cuda else []
+    try:
+        if times > 1:
+            with untouched(function, hidden), unseen(), torch.random.fork_rng(devices), graphs():
+                x = tracked(x).detach().requires_grad_()
+                y = tangent_of(ran.function, x.shape[1])(x)
+        return torch.stack([still(y, x, o) for o in range(y.shape[1])])
+    except Exception:  # whatever it is, the function is looked at
+        return None
 
 
 def looked_at(function: object, run: Callable, x: torch.Tensor, times: int, hidden: tuple[str, ...]) -> Found:

@@ -35,6 +35,9 @@ DIFFERENTIABLE = (DERIVATIVES, DERIVATIVES_GRADIENTS)  # of which all outputs ca
 AS_HE_IS = "he is taken as he is"
 # Why nobody knows how pairs of value and tangents flow through a student, or not yet.
 UNSEEN, LAZY = "its forward was not looked at", "a part of it has no parameters yet"
+# Why they do not, where it has no part that could be another.
+NESTED = "a call of sobolev_kernels in it has no rule"
+CONSTANT = "what it gives is no tensor that depends on its inputs by operations with rules"
 
 RESIDUALS_OF = {
     DERIVATIVES: NO_RESIDUALS, LOSS: RESIDUALS_OF_LOSS, PER_SAMPLE: RESIDUALS_OF_LOSS,

@@ -229,14 +229,7 @@ class Probe:
 
     def row(self, o: int, weights: torch.Tensor | float) -> torch.Tensor:
         """The gradient [N, D] of an output, summed over samples with weights [N]."""
-        try:
-            with graphs():
-                y = self.y[:, o]
-                u = torch.ones_like(y) * weights
-                g = gradient(y, self.inputs, u, retain_graph=True) if y.requires_grad else None
-        except RuntimeError as error:
-            raise NotProbed from error
-        return torch.zeros_like(self.x) if g is None else g
+        return row(self.y, self.inputs, o, weights)
 
     def without_derivative(
         self, suspect: torch.Tensor, slope: torch.Tensor
@@ -246,10 +239,8 @@ class Probe:
         cause = torch.where(flat, self.N + 1.0, cause)
         chosen = range(self.O) if self.O <= ROOMY else cause.topk(ROOMY).indices[cause.topk(ROOMY).values > 0].tolist()
         zero = torch.zeros(self.O, self.D, dtype=torch.bool, device="cpu")
-        k = torch.arange(1, self.N + 1, dtype=torch.float64, device="cpu")
-        uneven = (1 + (k * 0.6180339887).frac()).to(self.y)  # for the sum of what is centred is 0
         for o in chosen:
-            zero[o] = (self.row(o, uneven) == 0).all(0).cpu()
+            zero[o] = still(self.y, self.inputs, o)
         patterns, which = zero.unique(dim=1, return_inverse=True)
         several = patterns.any(0).sum() > ROOMY / 2
         for i, outputs in enumerate(patterns.T):
@@ -338,6 +329,25 @@ class Probe:
         step = self.step(size=1 / 8 / self.longest)
         slope = self.tangent(step)
         return (usual((self.at(step) - self.at(-step)) / (2 * slope), suspect) - 1).abs() < 1 / 4
+
+
+def row(y: torch.Tensor, x: torch.Tensor, o: int, weights: torch.Tensor | float) -> torch.Tensor:
+    """The gradient [N, D] of an output, summed over samples with weights [N]."""
+    try:
+        with graphs():
+            y = y[:, o]
+            u = torch.ones_like(y) * weights
+            g = gradient(y, x, u, retain_graph=True) if y.requires_grad else None
+    except RuntimeError as error:
+        raise NotProbed from error
+    return torch.zeros_like(x) if g is None else g
+
+
+def still(y: torch.Tensor, x: torch.Tensor, o: int) -> torch.Tensor:
+    """The columns [D] by which the derivative of an output is 0 in all samples."""
+    k = torch.arange(1, len(x) + 1, dtype=torch.float64, device="cpu")
+    uneven = (1 + (k * 0.6180339887).frac()).to(y)  # for the sum of what is centred is 0
+    return (row(y, x, o, uneven) == 0).all(0).cpu()
 
 
 def gradient(y: torch.Tensor, x: torch.Tensor, u: torch.Tensor | None, **graph: bool) -> torch.Tensor | None:

@@ -397,7 +397,7 @@ class Contexts:
 
     def __exit__(self, *raised) -> bool | None:
         if self.known is None:
-            self.needs = Needs(self.mode.norms, self.mode.attention, self.mode.reads)
+            self.needs = Needs(self.mode.norms, self.mode.attention, self.mode.reads or self.mode.cuts)
         return self.stack.__exit__(*raised)
 
 

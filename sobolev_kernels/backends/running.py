@@ -123,16 +123,19 @@ def with_graph(function: Callable, x: torch.Tensor, seen: Graphs | None = None, 
     alike = None if seen is None else seen.seen.get(kinds)
     elsewhere = wanted and (leads_elsewhere(x, nodes) if alike is None else alike.elsewhere)
     kept = wanted and (kept or elsewhere or again)
+    cuts = contexts.cuts
     if alike is None:
         refuse_inexact(nodes, again=kept)
-        if seen is not None and kept and all(map(tells, nodes)):
+        if not all(map(tells, nodes)):  # whose backward may cut a path by what it goes by
+            cuts = True
+        elif seen is not None and kept:
             alike = seen.seen[kinds] = Alike(elsewhere)
     if alike is not None:
         seen.needs = contexts.needs if seen.unlike < UNLIKE else None
         seen.watched(contexts)
     places = () if seen is None else places_of(y, nodes, tensors=not contexts.checkpointed)
     samples = None if seen is None else seen.samples_of(kinds, places, x)
-    alike, told = alike if kept else None, (contexts.read, kinds, places, contexts.cuts)
+    alike, told = alike if kept else None, (contexts.read, kinds, places, cuts)
     return Evaluated(on_copy(function), x, y, kept, 0, False, None, None, alike, samples, *told)
 
 
@@ -175,7 +178,7 @@ def run_again(
     places = places_of(y, nodes, tensors=not contexts.checkpointed)
     samples, told = seen.samples_of(kinds, places, x), (contexts.read, kinds, places, contexts.cuts)
     seen.watched(contexts)
-    if contexts.read and seen.needs is not None:
+    if (contexts.read or contexts.cuts) and seen.needs is not None:
         seen.needs = seen.needs._replace(reads=True)
     return Evaluated(on_copy(function), x, y, True, 0, False, None, None, alike, samples, *told)
 

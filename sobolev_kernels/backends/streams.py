@@ -10,7 +10,7 @@ from ..columns import Columns
 from ..enums import DIRECTIONS
 from ..math.heads import value
 from ..planner import few_outputs
-from ..problem import AS_HE_IS, DERIVATIVES, Operands, Plan, Problem
+from ..problem import AS_HE_IS, CONSTANT, DERIVATIVES, Operands, Plan, Problem
 from ..streams.checkpoints import FLOWS
 from ..streams.flowing import NotFollowed, Run, attach, is_of_checkpoint
 from ..streams.pair import Pair, start
@@ -125,7 +125,7 @@ def propagated(
     if run.reason:
         raise NotFollowed(run.reason)
     if numbers is None:
-        raise NotFollowed("what it gives is no tensor that depends on its inputs by operations with rules")
+        raise NotFollowed(CONSTANT)
     y, tangents = numbers
     if y.dim() == 1:
         y, tangents = y[:, None], tangents[..., None]

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ..autocast import casting
 from ..backends.reads import name_of
+from ..problem import NESTED
 
 current_level = torch._C._functorch.maybe_current_level
 
@@ -60,6 +61,7 @@ class Run:
         return casting(self.device.type)
 
     def stop(self, reason: str) -> None:
+        reason = NESTED if self.bodies and is_nested() else reason
         self.reason = self.reason or reason
         raise NotFollowed(reason)
 
@@ -139,6 +141,16 @@ def asked_by(package: str, name: str = "") -> bool:
     frame = sys._getframe(1)
     while frame is not None:
         if name in frame.f_code.co_name and frame.f_globals.get("__name__", "").startswith(package):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_nested() -> bool:
+    """Whether what pairs met is within a call of this library's that the forward makes."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "propagated":
+        if frame.f_globals.get("__name__") == "sobolev_kernels.call":
             return True
         frame = frame.f_back
     return False
