@@ -31,9 +31,10 @@ help:
 # On all cores: a thread that waits for another must not keep a third from its work
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist load --maxschedchunk 2
 
-# Formatting, lint and types, then all tests, on all cores: fifteen to twenty minutes on two
-test: check
-	$(PYTEST)
+# Formatting, lint and types, and beside them all tests, on all cores: fifteen to twenty minutes on two
+CHECK := $(MAKE) --no-print-directory check
+test: $(READY)
+	$(CHECK) & checking=$$!; $(PYTEST); tested=$$?; wait $$checking && exit $$tested
 
 # Compiled GPU kernels on the CPU alone
 test-ptx: $(READY)
