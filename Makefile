@@ -31,9 +31,11 @@ help:
 # On all cores: a thread that waits for another must not keep a third from its work
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist load --maxschedchunk 2
 
-# Formatting, lint and types, then all tests, on all cores: fifteen to twenty minutes on two
-test: check
-	$(PYTEST)
+# Formatting, lint and types, and beside them all tests, on all cores: fifteen to twenty minutes on two
+CHECK := $(MAKE) --no-print-directory check
+test: $(READY)
+	$(CHECK) & checking=$$!; $(PYTEST); tested=$$?; \
+		wait $$checking || { echo "make check failed: what it says is above"; exit 1; }; exit $$tested
 
 # Compiled GPU kernels on the CPU alone
 test-ptx: $(READY)
@@ -104,8 +106,8 @@ format: $(READY)
 	$(BIN)/python -m examples.results
 
 # Of CUDA two targets where there is a GPU: any newer one compiles its code from the second. Where there is none, PTX
-# alone, which the driver of any GPU compiles at the first call: a third of the time that nvcc takes. An install by hand
-# builds all four.
+# alone, which the driver of any GPU compiles at the first call: a third of the time that nvcc takes, and which the tests
+# execute, with the lines of the source. An install by hand builds all four.
 CUDA_CODE := $(if $(shell command -v nvidia-smi),80-real;90,80-virtual)
 
 # What the package and [dev] ask for, from pyproject.toml: it is downloaded and installed while the core is compiled
@@ -125,7 +127,8 @@ $(READY): $(SOURCES)
 	@echo "Setting up $(VENV): PyTorch and the tools are downloaded, the core is compiled. This takes some minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps --config-settings=cmake.define.SOBOLEV_WERROR=ON \
-		--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_CODE)' --editable . & building=$$!; \
+		--config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_CODE)' \
+		--config-settings=cmake.define.CMAKE_CUDA_FLAGS=-lineinfo --editable . & building=$$!; \
 		$(BIN)/python -c "$$DEPENDENCIES" | $(PIP) --requirement /dev/stdin; installed=$$?; \
 		wait $$building && exit $$installed
 	rm -f $(VENV)/.ready-* && touch $@

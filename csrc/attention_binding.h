@@ -9,7 +9,7 @@ PyObject* attention(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     need(count == 8 && PyTuple_Check(arguments[1]) && PyList_Check(arguments[6]) && PyList_Check(arguments[7]),
          "eight arguments, the last two of them lists");
     sk::Attention a;
-    a.dtype = choice<sk::Dtype>(py::cast<int>(py::handle(arguments[0])), "dtype");
+    a.dtype = only_float32(py::cast<int>(py::handle(arguments[0])));
     const auto sizes = py::cast<std::vector<std::int64_t>>(py::handle(arguments[1]));
     need(sizes.size() == 6, "sizes are B, L, M, E, F, S");
     std::int64_t* const to[] = {&a.B, &a.L, &a.M, &a.E, &a.F, &a.S};

@@ -51,6 +51,13 @@ E choice(int code, const char* what) {
   return E(checked(code, sk::kCountOf<E>, what));
 }
 
+// Of what the core has no float64 of, since PyTorch outruns it there
+sk::Dtype only_float32(int code) {
+  const auto dtype = choice<sk::Dtype>(code, "dtype");
+  if (dtype != sk::Dtype::kFloat32) throw std::invalid_argument("this is computed in float32 alone");
+  return dtype;
+}
+
 sk::Target target(const py::handle& entry) {
   const auto tuple = py::cast<py::tuple>(entry);
   const auto data = strided(tuple[1]);

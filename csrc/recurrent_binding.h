@@ -10,7 +10,7 @@ struct RecurrentBuilder {
   RecurrentBuilder(int dtype, const py::tuple& sizes, bool steps_first, bool with_biases, std::int64_t tile,
                    int threads, const std::string& isa)
       : biased(with_biases), kernels(instruction_set(isa)) {
-    told.dtype = choice<sk::Dtype>(dtype, "dtype");
+    told.dtype = only_float32(dtype);
     need(sizes.size() == 4, "sizes are N, T, I, H");
     std::int64_t* const to[] = {&told.N, &told.T, &told.I, &told.H};
     for (std::size_t i = 0; i < 4; ++i) {

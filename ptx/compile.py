@@ -209,10 +209,13 @@ def nvcc_ptx(file: Path, target: str, options: Sequence[str]) -> str:
     return out.read_text()
 
 
+def sources_of(file: Path) -> list[Path]:
+    return [f for f in sorted(file.parents[1].rglob("*")) if f.suffix in (".cu", ".cuh", ".h")]
+
+
 def compile_file(file: Path, *, target: str = "sm_80", options: Sequence[str] = (), change=lambda text: text) -> str:
     """The PTX of a .cu file and the headers around it, each changed by `change`; kept by a hash of them all."""
-    files = [f for f in sorted(file.parents[1].rglob("*")) if f.suffix in (".cu", ".cuh", ".h")]
-    texts = {f.relative_to(file.parents[1]): change(f.read_text()) for f in files}
+    texts = {f.relative_to(file.parents[1]): change(f.read_text()) for f in sources_of(file)}
 
     def make() -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -222,6 +225,56 @@ def compile_file(file: Path, *, target: str = "sm_80", options: Sequence[str] = 
             return nvcc_ptx(Path(folder, file.relative_to(file.parents[1])), target, options).encode()
 
     return kept(f"{file.stem}-{{}}.ptx", (sorted(texts.items()), target, options), make).decode()
+
+
+# ---- What a library has in it ----
+
+HEAD = re.compile(r"^(?:\.\w+ )*\.(entry|func)\s*(?:\([^)]*\)\s*)?([\w$]+)", re.M)
+BRACKET = re.compile(r"[{};]")
+CALLED = re.compile(r"\b_Z[\w$]+")
+
+
+def kernels_in(library: Path, target: str = "sm_80") -> dict[str, str]:
+    """The PTX for a target that a library was linked with: of each kernel by its name."""
+    if reason := missing("cuobjdump"):
+        raise RuntimeError(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([tool("cuobjdump"), "-xptx", "all", str(library)], cwd=folder, capture_output=True, check=True)
+        texts = [file.read_text() for file in sorted(Path(folder).glob(f"*.{target}.ptx"))]
+    return {name: text for whole in texts for name, text in apart(whole).items()}
+
+
+def apart(ptx: str) -> dict[str, str]:
+    """Each kernel by itself, with the functions that it calls."""
+    bodies, kernels, rest, at = {}, [], [], 0
+    for head in HEAD.finditer(ptx):
+        end = end_of(ptx, head.end())
+        rest.append(ptx[at : head.start()])
+        at = end
+        if ptx[end - 1] == "}":  # else a declaration
+            bodies[head[2]] = ptx[head.start() : end]
+            kernels += [head[2]] * (head[1] == "entry")
+    rest.append(ptx[at:])
+    calls = {name: bodies.keys() & set(CALLED.findall(body)) for name, body in bodies.items()}
+
+    def reached(name: str, known: set[str]) -> set[str]:
+        for other in calls[name] - known:
+            known |= reached(other, known | {other})
+        return known
+
+    needed = {kernel: reached(kernel, {kernel}) for kernel in kernels}
+    own = lambda kernel: [body for name, body in bodies.items() if name in needed[kernel]]  # noqa: E731
+    return {kernel: "\n".join(["".join(rest), *own(kernel)]) for kernel in kernels}
+
+
+def end_of(ptx: str, start: int) -> int:
+    """Of a function or a declaration whose head is there."""
+    depth = 0
+    for m in BRACKET.finditer(ptx, start):
+        depth += {"{": 1, "}": -1}.get(m[0], 0)
+        if depth == 0:
+            return m.end()
+    raise ValueError("a function without an end")
 
 
 # ---- What ptxas makes of it ----

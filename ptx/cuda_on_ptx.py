@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,8 @@ from sobolev_kernels.testing.compare import beside_reference, computed_from
 from sobolev_kernels.testing.dry import on_cpu, prepared
 from sobolev_kernels.testing.problems import Data
 
-from .compile import compile_file
-from .run import Module, loaded
+from .compile import compile_file, kernels_in, missing, sources_of
+from .run import Module, kept, loaded
 
 KERNEL = Path(__file__).parents[1] / "csrc" / "cuda" / "registers.cu"
 NAMES = dict(zip(PRECISIONS, ("kIeee", "kTf32", "kBf16", "kFp16"), strict=True))
@@ -28,8 +29,30 @@ HOPPER = 227 << 10  # bytes of shared memory
 
 
 @cache
-def text(precision: str, way: tuple[int, ...]) -> str:
-    return compile_file(KERNEL, options=options_of(precision, way))
+def of_core() -> dict[str, str]:
+    """PTX of the kernels that the core has in it; of none, if it was built before its sources were changed, for other
+    targets, or without their lines."""
+    library = Path(core._C.__file__)
+    built = library.stat().st_mtime_ns
+    if missing("cuobjdump") or any(file.stat().st_mtime_ns > built for file in sources_of(KERNEL)):
+        return {}
+    found = kept("core-{}.pickle", (str(library), built), lambda: pickle.dumps(kernels_in(library)))
+    return {name: text for name, text in pickle.loads(found).items() if ".loc" in text}
+
+
+@cache
+def text(precision: str, way: tuple[int, ...], kernel: str = "register_step") -> str:
+    """Of one of a step's kernels: what the core has in it, or else what nvcc makes of it."""
+    name = name_of(precision, way) if kernel == "register_step" else kernel
+    known = [text for other, text in of_core().items() if name in other]
+    return known[0] if known else compile_file(KERNEL, options=options_of(precision, way))
+
+
+def name_of(precision: str, way: tuple[int, ...]) -> str:
+    """What the compiler calls it."""
+    *numbers, wide, order = *way, *(False, 1)[len(way) - 4 :]
+    every = "".join(f"Li{number}E" for number in numbers)
+    return f"register_stepILNS_9PrecisionE{PRECISIONS.index(precision)}E{every}Lb{int(wide)}ELi{order}EE"
 
 
 def options_of(precision: str, way: tuple[int, ...]) -> tuple[str, ...]:
@@ -73,11 +96,15 @@ class OnPtx:
 
     def execute(self, launch, of_table, of_step, of_finish, grid, memory):
         """The table of layers, step and finish as they are launched."""
-        own = self.ptx or text(PRECISIONS[launch.precision], self.layout["way"])
-        ptx = own if isinstance(own, Module) else loaded(own)
+        way = PRECISIONS[launch.precision], self.layout["way"]
+
+        def module(name: str) -> Module:
+            own = self.ptx or text(*way, name)
+            return own if isinstance(own, Module) else loaded(own)
+
         tensors = [tensor for tensor in memory if isinstance(tensor, torch.Tensor)]
         known = {f"tensor {i} {tuple(tensor.shape)}": tensor for i, tensor in enumerate(tensors)}
-        run = lambda name, grid, given, **more: ptx.launch(  # noqa: E731
+        run = lambda name, grid, given, **more: module(name).launch(  # noqa: E731
             name, grid, self.layout["threads"], [given], memory=known, findings=self.findings, **more
         )
         on_chip = {"shared": self.layout["shared"], "schedule": self.schedule}

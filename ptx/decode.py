@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 
@@ -107,6 +108,25 @@ def signed(bits: int, size: int = 64) -> int:
     return bits - 2**size if bits >> (size - 1) else bits
 
 
+@cache
+def taken_apart(opcode: str) -> tuple[list[str], set[str], list[str], dict[str, int], int]:
+    """Its words, those after the first, and which of them are types; what they tell of fields, if not 0, and the space.
+    Nobody changes any of these."""
+    parts = opcode.replace("::", ":").split(".")
+    parts = [p for p in parts if ":" not in p or p.startswith("shared")]
+    parts = ["shared" if p.startswith("shared") else p for p in parts]
+    modifiers = set(parts[1:])
+    fields = {
+        "flush": int("ftz" in modifiers),
+        "saturate": int("sat" in modifiers),
+        "rounding": next((ROUNDING[p] for p in parts if p in ROUNDING), 0),
+        "strong": int(bool(modifiers & STRONG)),
+    }
+    told = {name: value for name, value in fields.items() if value}
+    space = next((SPACES[p] for p in parts if p in SPACES), GENERIC)
+    return parts, modifiers, [p for p in parts[1:] if p in TYPES], told, space
+
+
 class Decoder:
     def __init__(self, module: Module, kernel: Function, handler: Callable[[str], int]):
         self.module = module
@@ -154,9 +174,8 @@ class Decoder:
             if isinstance(key, tuple) and key[0] == "variable" and self.spaces.get(key[1]) == "shared":
                 self.constants[slot] = self.shared.offsets[key[1]] + key[2]
         place, slots = self.places()
-        code = np.zeros(len(self.rows), INSTRUCTION)
-        for name in FIELDS:
-            code[name] = [row.get(name, -1 if name == "guard" else 0) for row in self.rows]
+        otherwise = [-1 if name == "guard" else 0 for name in FIELDS]
+        code = np.array([tuple(map(row.get, FIELDS, otherwise)) for row in self.rows], INSTRUCTION)
         guarded = code["guard"] >= 0
         code["guard"][guarded] = place[code["guard"][guarded]]
         return Program(
@@ -182,9 +201,9 @@ class Decoder:
         label and the next share places. A kernel has tens of thousands of registers, and the CPU's caches are small."""
         own = {slot for key, slot in self.slots.items() if key[0] not in ("register", "negated")}
         labels, block, home, last = set(self.labels.values()), 0, {}, {}
-        for pc, row in enumerate(self.rows):
+        touched = [self.touched(row) for row in self.rows]
+        for pc, (row, (outs, read)) in enumerate(zip(self.rows, touched, strict=True)):
             block += pc in labels
-            outs, read = self.touched(row)
             for slot in (*read, *outs):
                 if home.setdefault(slot, block) != block or (slot not in last and (slot in read or "guard" in row)):
                     own.add(slot)
@@ -192,8 +211,7 @@ class Decoder:
         place = np.full(len(self.slots), -1, np.int32)
         place[sorted(own)] = np.arange(len(own))  # the special ones stay the first
         free, count = [], len(own)
-        for pc, row in enumerate(self.rows):
-            outs, read = self.touched(row)
+        for pc, (outs, read) in enumerate(touched):
             for slot in outs:
                 if place[slot] < 0:
                     place[slot] = free.pop() if free else count
@@ -203,7 +221,8 @@ class Decoder:
 
     def touched(self, row: dict[str, int]) -> tuple[list[int], list[int]]:
         """The slots that an instruction writes, and those that it reads."""
-        outs, ins = (self.operands[row[n] : row[n] + row[f"n_{n}"]] for n in ("outs", "ins"))
+        outs = self.operands[row["outs"] : row["outs"] + row["n_outs"]]
+        ins = self.operands[row["ins"] : row["ins"] + row["n_ins"]]
         return outs, [*ins, row["guard"]] if "guard" in row else ins
 
     def at(self, label: str, i: Instruction) -> int:
@@ -351,21 +370,11 @@ class Decoder:
         self.now = i
         if "cache_hint" in i.opcode:  # the policy, the last operand
             i = replace(i, operands=i.operands[:-1])
-        parts = i.opcode.replace("::", ":").split(".")
-        parts = [p for p in parts if ":" not in p or p.startswith("shared")]
-        parts = ["shared" if p.startswith("shared") else p for p in parts]
-        word, modifiers = parts[0], set(parts[1:])
-        types = [p for p in parts[1:] if p in TYPES]
-        fields = {
-            "flush": int("ftz" in modifiers),
-            "saturate": int("sat" in modifiers),
-            "rounding": next((ROUNDING[p] for p in parts if p in ROUNDING), 0),
-            "strong": int(bool(modifiers & STRONG)),
-        }
+        parts, modifiers, types, fields, space = taken_apart(i.opcode)
+        word = parts[0]
         put = lambda name, outs=(), ins=(), **more: self.emit(  # noqa: E731
             name, i, prefix, [self.slot(o, prefix) for o in outs], [self.slot(o, prefix) for o in ins], **fields | more
         )
-        space = next((SPACES[p] for p in parts if p in SPACES), GENERIC)
         match word:
             case "ld" | "ldu" | "st":
                 self.memory(i, prefix, word, types[-1], space, fields)

@@ -110,8 +110,8 @@ def built() -> Path | RuntimeError:
 
 @functools.cache
 def without_old_ones() -> None:
-    """What was read of PTX is large, and of other PTX after each change of a kernel."""
-    for file in CACHE.glob("read-*"):
+    """The core's PTX and what was read of PTX are large, and others after each change of a kernel."""
+    for file in (*CACHE.glob("core-*"), *CACHE.glob("read-*")):
         with suppress(FileNotFoundError):
             if time.time() - file.stat().st_mtime > WEEK:
                 file.unlink()

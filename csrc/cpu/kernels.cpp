@@ -267,8 +267,9 @@ void reduce(const Work& work, void* room_base, std::size_t room_bytes, int part,
 }  // namespace
 
 #define SK_DTYPE(call_float, call_double) (step.dtype == Dtype::kFloat64 ? call_double : call_float)
+#define SK_FLOAT32(call_float, call_double) call_float  // of what has no float64
 
-#define SK_PHASES(Work, Room, Tile)                                                                                   \
+#define SK_PHASES(SK_DTYPE, Work, Room, Tile)                                                                         \
   {                                                                                                                   \
       [](const Work& step) {                                                                                          \
         return SK_DTYPE(Shared<float>(step, nullptr).bytes, Shared<double>(step, nullptr).bytes);                     \
@@ -299,10 +300,10 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     SK_NAME,
     kVectorBytes,
-    SK_PHASES(Step, Private, Tile),
-    SK_PHASES(Jets, JetRoom, JetTile),
-    SK_PHASES(Chain, ChainRoom, ChainTile),
-    SK_PHASES(Recurrent, RecurrentRoom, RecurrentTile),
+    SK_PHASES(SK_DTYPE, Step, Private, Tile),
+    SK_PHASES(SK_DTYPE, Jets, JetRoom, JetTile),
+    SK_PHASES(SK_DTYPE, Chain, ChainRoom, ChainTile),
+    SK_PHASES(SK_FLOAT32, Recurrent, RecurrentRoom, RecurrentTile),
     kConvolved,
     [](const Chain& step) { return SK_DTYPE(ChainKept<float>(step).sizes, ChainKept<double>(step).sizes); },
     [](const Activated& step, int part, int parts) {
@@ -311,9 +312,7 @@ const Kernels kKernels = {
     [](const Normed& step, double* sums, int part, int parts) {
       SK_DTYPE(normed<float>(step, sums, part, parts), normed<double>(step, sums, part, parts));
     },
-    [](const Attention& step, int part, int parts) {
-      SK_DTYPE(attention<float>(step, part, parts), attention<double>(step, part, parts));
-    },
+    attention<float>,
     [](const Step& step, void* room, void* out, int part, int parts) {
       SK_DTYPE(draw(step, room, static_cast<float*>(out), part, parts),
                draw(step, room, static_cast<double*>(out), part, parts));

@@ -7,6 +7,7 @@ import pytest
 from test_instructions import HEAD, kernel
 
 from ptx import PtxError, PtxFailure, load, missing
+from ptx.compile import apart
 from ptx.compile import missing as missing_tool
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -333,3 +334,20 @@ def test_memory_behind_a_structure():
         load(text).launch("k", 1, 1, [structure])
     with pytest.raises(PtxFailure, match="of other"):
         load(text).launch("k", 1, 1, [structure], memory={"other": np.zeros(1, np.uint32)})
+
+
+def test_kernels_of_one_text_are_taken_apart():
+    """Each with the functions that it calls, those too that these call, and with all data of the module."""
+    kernels = ["_Z1a", "_Z1b", "_Z1c"]
+    functions = {"_Z1f": "{ call.uni _Z1g, (); }", "_Z1g": "", "_Z1h": ""}
+    text = HEAD + "".join(f".func {name}();\n" for name in functions) + ".global .u32 data;\n"
+    text += "".join(f".func {name}()\n{{ {body} ret; }}\n" for name, body in functions.items())
+    for name, called in zip(kernels, ["call.uni _Z1f, ();", "{ call.uni _Z1g, (); }", ""], strict=True):
+        text += f".visible .entry {name}(.param .u64 p)\n{{ {called} ret; }}\n"
+    found = apart(text + '.file 1 "x.cuh"\n')
+    assert list(found) == kernels
+    for name, needed in zip(kernels, [{"_Z1f", "_Z1g"}, {"_Z1g"}, set()], strict=True):
+        module = load(found[name])
+        assert module.kernels == [name] and list(module.variables) == ["data"]
+        assert {*module.parsed.functions} == {name, *needed} and module.parsed.files
+        module.launch(name, 1, 32, [0])

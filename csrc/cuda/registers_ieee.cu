@@ -5,14 +5,6 @@
 
 namespace sk::cuda {
 
-RegisterKernel tf32_in_registers(RegisterWay way) {
-#define SK_CASE(...) \
-  if (way == RegisterWay{__VA_ARGS__}) return register_step<Precision::kTf32, __VA_ARGS__>;
-  SK_FLOAT_WAYS(SK_CASE)
-#undef SK_CASE
-  throw std::invalid_argument("no such way of a block");
-}
-
 RegisterKernel ieee_in_registers(RegisterWay way) {
 #define SK_CASE(...) \
   if (way == RegisterWay{__VA_ARGS__}) return register_step<Precision::kIeee, __VA_ARGS__>;
