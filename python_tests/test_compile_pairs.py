@@ -2,6 +2,7 @@
 changes; recorded only where a record would be what he is."""
 
 import random
+from itertools import product
 
 import numpy
 import pytest
@@ -131,7 +132,7 @@ def compare(steps, x):
         torch.testing.assert_close(got, expected, **ANOTHER_WAY)
 
 
-@pytest.mark.parametrize(("kind", "order"), [(WithBuffer, 1), (WithBuffer, 2), (Tied, 1), (Normed, 1), (Images, 1), (Images, 2)])
+@pytest.mark.parametrize(("kind", "order"), [*product((WithBuffer, Images), (1, 2)), (Tied, 1), (Normed, 1)])
 def test_recorded_and_right(kind, order):
     student = made(kind)
     assert recorded.FIRST in recorded.recordable(student, inputs().detach())

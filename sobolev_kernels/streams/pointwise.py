@@ -112,8 +112,8 @@ def register(name: str, slope: Callable | None = None, curvature: Callable | Non
     spellings = spelt(name)
     if not spellings:
         return
-    plain = WRITTEN.get(name) or getattr(torch, name, None) or getattr(functional, name, None) or getattr(torch.special, name, None)
-    plain = plain or getattr(torch.Tensor, name)
+    plain = WRITTEN.get(name) or getattr(torch, name, None) or getattr(functional, name, None)
+    plain = plain or getattr(torch.special, name, None) or getattr(torch.Tensor, name)
     found = pointwise(plain, slope, curvature, FORMULAS.get(name), name in BY_TABLE)
     rule(name, twice=True)(found)
 
