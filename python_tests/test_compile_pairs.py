@@ -2,6 +2,7 @@
 changes; recorded only where a record would be what he is."""
 
 import random
+from itertools import product
 
 import numpy
 import pytest
@@ -88,6 +89,18 @@ class Normed(Gated):
         nn.utils.parametrizations.weight_norm(self.a)
 
 
+class Images(nn.Module):
+    """Whose directions are more samples to a compiler."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2).eval(), nn.Linear(2, O)
+
+    def forward(self, x):
+        h = self.first(x.view(-1, 1, 1, D))
+        return self.last(nn.functional.silu(h + self.norm(torch.tanh(h))).mean((2, 3)))
+
+
 def made(kind):
     torch.manual_seed(5)
     return kind().double()
@@ -119,7 +132,7 @@ def compare(steps, x):
         torch.testing.assert_close(got, expected, **ANOTHER_WAY)
 
 
-@pytest.mark.parametrize(("kind", "order"), [(WithBuffer, 1), (WithBuffer, 2), (Tied, 1), (Normed, 1)])
+@pytest.mark.parametrize(("kind", "order"), [*product((WithBuffer, Images), (1, 2)), (Tied, 1), (Normed, 1)])
 def test_recorded_and_right(kind, order):
     student = made(kind)
     assert recorded.FIRST in recorded.recordable(student, inputs().detach())
@@ -128,7 +141,7 @@ def test_recorded_and_right(kind, order):
         compare(steps, x)
         with torch.no_grad():
             for tensor in (*student.parameters(), *student.buffers()):
-                tensor.mul_(1.5)
+                tensor.mul_(1.5 if tensor.is_floating_point() else 1)
 
 
 class WithNorm(Annealed):

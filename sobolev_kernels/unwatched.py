@@ -16,7 +16,8 @@ import torch
 from .backends import constant_while_traced
 
 IMPORTED = f"__import_{__package__}"  # how dynamo calls the modules of this package
-PLAIN = "builtins", "collections"
+NAMELESS = "___unnamed_scope_"  # and the globals of what is of no module
+PLAIN, NAMED_TUPLE = ("builtins", "collections"), "namedtuple_"
 
 
 @constant_while_traced
@@ -41,14 +42,17 @@ def is_ours(source: torch._guards.Source, value: Callable) -> bool:
     way = [source]
     while (base := getattr(way[0], "base", None)) is not None:
         way.insert(0, base)
-    ours = getattr(way[0], "global_name", "").startswith(IMPORTED)
+    name = getattr(way[0], "global_name", "")
+    if name.startswith(NAMELESS) and value(way[0]).get("__name__", "").startswith(NAMED_TUPLE):
+        return True  # by which a named tuple, whoever's it is, makes itself
+    ours = name.startswith(IMPORTED)
     for place in way[:-1]:
         at = value(place)
         home = home_of(at)
         if home == __package__:
             ours = ours or has_its_name(at)
         else:
-            ours = ours and (home in PLAIN or home.startswith("namedtuple_"))
+            ours = ours and (home in PLAIN or home.startswith(NAMED_TUPLE))
     return ours
 
 

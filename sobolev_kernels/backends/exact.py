@@ -33,7 +33,7 @@ def standardised(x: torch.Tensor, dims: tuple[int, ...], eps: float, centred: bo
 
 
 def affine(y: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype):
-    if weight is not None and bias is not None:
+    if weight is not None and bias is not None and not torch.compiler.is_compiling():  # which would save more
         return torch.addcmul(bias, y, weight).to(dtype)
     y = y if weight is None else y * weight
     return (y if bias is None else y + bias).to(dtype)

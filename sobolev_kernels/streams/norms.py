@@ -12,7 +12,7 @@ from ..backends.graph import STATISTICS
 from . import normed
 from .attended import attended, attention_of
 from .operations import are_weights, fits, suits
-from .pair import RULES, TWICE, Pair, first, is_pair, need_constant, new, rule, written
+from .pair import RULES, TWICE, Pair, as_samples, first, is_pair, need_constant, new, rule, written
 from .pair import value as values_of
 from .trusted import by_jvp
 from .twice import curved, is_twice, tangents
@@ -108,7 +108,7 @@ def batch_norm(
     if by_core(input, scale, shift, n):
         return new(input, *normed.normed(input.v, input.d, scale, shift, n, len(scale), False, eps))
     scale, shift = channelled(input, scale), channelled(input, shift)
-    return new(input, torch.addcmul(shift, input.v, scale), input.d * scale)
+    return new(input, torch.addcmul(shift, input.v, scale), as_samples(torch.mul, input.d, scale))
 
 
 RULES.pop(torch.batch_norm), TWICE.pop(torch.batch_norm)  # whose arguments come in another order

@@ -116,6 +116,17 @@ def broadcast(t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return t if t.shape[1:] == v.shape else lifted(t, v.dim()).expand(-1, *v.shape)
 
 
+def as_samples(function: Callable, d: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """function(d, of) of derivatives [P, ...] and of others, or of what has a value's shape.
+
+    A compiler gives channels that lie last no more to what has five dims, and turns around what convolutions take: it
+    gets directions as more samples.
+    """
+    if d.dim() != 5 or not torch.compiler.is_compiling():
+        return function(d, of)
+    return function(d.flatten(0, 1), of.expand(d.shape).flatten(0, 1)).unflatten(0, d.shape[:2])
+
+
 def written(pair: Pair, after: Pair | torch.Tensor) -> Pair:
     """What an operation in place makes of a pair that shares its memory with nothing that is still in use; numbers that
     do not depend on the inputs have no derivatives."""

@@ -32,6 +32,11 @@ def slope_of(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
     return torch.autograd.grad(y, z, torch.ones_like(y), create_graph=True, allow_unused=True)[0]
 
 
+def silu(z: torch.Tensor) -> torch.Tensor:
+    """Compiled, of the sigmoid that its slope has, too: PyTorch's own would take another exponential."""
+    return z * z.sigmoid() if torch.compiler.is_compiling() else functional.silu(z)
+
+
 def slope_of_silu(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     s = z.sigmoid()
     return torch.addcmul(s, y, 1 - s)
@@ -100,12 +105,15 @@ def pointwise(
     return applied
 
 
+WRITTEN = {"silu": silu}
+
+
 def register(name: str, slope: Callable | None = None, curvature: Callable | None = None) -> None:
     spellings = spelt(name)
     if not spellings:
         return
-    plain = getattr(torch, name, None) or getattr(functional, name, None) or getattr(torch.special, name, None)
-    plain = plain or getattr(torch.Tensor, name)
+    plain = WRITTEN.get(name) or getattr(torch, name, None) or getattr(functional, name, None)
+    plain = plain or getattr(torch.special, name, None) or getattr(torch.Tensor, name)
     found = pointwise(plain, slope, curvature, FORMULAS.get(name), name in BY_TABLE)
     rule(name, twice=True)(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 
 import torch
@@ -12,6 +12,7 @@ from .pair import (
     RULES,
     TWICE,
     Pair,
+    as_samples,
     broadcast,
     first,
     is_pair,
@@ -115,7 +116,7 @@ def add(input, other, *, alpha=1):
     v = torch.add(a, b, alpha=alpha) if isinstance(a, torch.Tensor) else a + alpha * b
     each = [broadcast(d, v) for d in levelled(*filter(is_pair, (input, other)))]
     if len(each) == 2:
-        return new(like, v, torch.add(*each, alpha=alpha))
+        return new(like, v, as_samples(partial(torch.add, alpha=alpha), *each))
     return new(like, v, alpha * each[0] if alpha != 1 and is_pair(other) else each[0])
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import Function
 
 from .flowing import Run
-from .pair import Pair, broadcast, new
+from .pair import Pair, as_samples, broadcast, new
 
 LACKS = "has no rule for second derivatives"
 
@@ -72,7 +72,7 @@ def pointwise(
     """y = f(z) with f'(z), and f''(z) unless it is 0 everywhere but at kinks."""
     run, d = input.run, input.d
     if curvature is None or not is_twice(input):
-        return new(input, y, slope * d)
+        return new(input, y, as_samples(torch.mul, d, slope))
     return new(input, y, Pointwise.apply(d, slope, curvature(), run.P, run.S))
 
 
