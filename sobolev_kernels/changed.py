@@ -21,6 +21,8 @@ def fields_of(value: object) -> object:
     """The fields' values, those of fields of fields too, which `dataclasses.astuple` would copy deeply, one by one."""
     if isinstance(value, tuple):
         return tuple([fields_of(each) for each in value])
-    if not hasattr(value, "__dataclass_fields__"):
+    kind = type(value)
+    # dynamo of PyTorch 2.11 cannot ask None's class
+    if value is None or not hasattr(kind, "__dataclass_fields__"):
         return value
-    return tuple([fields_of(getattr(value, name)) for name in value.__match_args__])
+    return tuple([fields_of(getattr(value, name)) for name in kind.__match_args__])
