@@ -51,16 +51,17 @@ struct ConvolvedBuilder {
       }
       of_outputs.begin.push_back(of_outputs.taps.size());
     }
-    // the tap of a dim by which an output is of an input, if there is one
-    const auto tap_of = [](const sk::Slid& dim, std::int64_t output, std::int64_t input) -> std::int64_t {
-      const std::int64_t far = input - dim.input(output, 0);
-      return far >= 0 && far % dim.dilation == 0 && far / dim.dilation < dim.kernel ? far / dim.dilation : -1;
+    // the output that has an input by a tap of a dim, if there is one
+    const auto output_of = [](const sk::Slid& dim, std::int64_t input, std::int64_t tap) -> std::int64_t {
+      const std::int64_t far = input - dim.input(0, tap);
+      return far >= 0 && far % dim.stride == 0 && far / dim.stride < dim.outputs ? far / dim.stride : -1;
     };
     for (std::int64_t at = 0; at < told.positions(); ++at) {
-      for (std::int64_t from = 0; from < told.positions_out(); ++from) {
-        const std::int64_t i = tap_of(down, from / along.outputs, at / along.inputs);
-        const std::int64_t j = i < 0 ? -1 : tap_of(along, from % along.outputs, at % along.inputs);
-        if (j >= 0) add(of_inputs, (taps - 1 - i * along.kernel - j) * told.O, from * told.O, told.O);
+      for (std::int64_t turned = 0; turned < taps; ++turned) {
+        const std::int64_t tap = taps - 1 - turned;
+        const std::int64_t h = output_of(down, at / along.inputs, tap / along.kernel);
+        const std::int64_t w = output_of(along, at % along.inputs, tap % along.kernel);
+        if (h >= 0 && w >= 0) add(of_inputs, turned * told.O, (h * along.outputs + w) * told.O, told.O);
       }
       of_inputs.begin.push_back(of_inputs.taps.size());
     }

@@ -341,6 +341,14 @@ def test_functions_of_others():
     assert len(warned(lambda: [sk.jvp(f, X, X[None]) for f in others])) == 4
 
 
+def test_what_is_put_around_itself():
+    """Nobody finds what is within it, so it is taken as it is."""
+    advice.SEEN.clear()
+    around = lambda x: spectral(x)  # noqa: E731
+    around.__wrapped__ = around
+    assert len(warned(lambda: [sk.jvp(around, X, X[None]) for _ in range(2)])) == 1
+
+
 def test_a_function_while_traced():
     torch._dynamo.reset()
     advice.SEEN.clear()

@@ -5,6 +5,7 @@ import torch
 
 from sobolev_kernels.backends import core
 from sobolev_kernels.streams import convolved, images
+from sobolev_kernels.streams.singles.convolution import TABLE
 from sobolev_kernels.testing.rule import IN_SINGLE
 
 pytestmark = pytest.mark.skipif(core.MISSING is not None, reason="no core")
@@ -135,3 +136,20 @@ def test_of_other_dtypes_pairs_are_pytorchs():
     assert convolved.together_of(x.double(), v.double(), weight.double(), bias.double(), of) is None
     assert convolved.together_of(x[:0], v[:, :0], weight, bias, of) is None, "an empty batch"
     assert convolved.together_of(x, v, weight.transpose(2, 3), bias, of) is None, "a weight with gaps"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (7,), (6, 1)])
+def test_a_bias_that_pytorch_refuses(shape):
+    x, weight, _, of = case_of("3×3", 3)
+    v, bias = torch.randn(2, *x.shape), torch.randn(shape)
+    assert convolved.together_of(x, v, weight, bias, of.of) is None
+    single = TABLE[torch.conv2d]
+    assert single.made(x, weight, torch.randn(6), 1, 1) is not None
+    assert single.made(x, weight, bias, 1, 1) is None
+
+
+def test_margins_that_pytorch_refuses():
+    x, weight, _, of = case_of("transposed", 3)
+    for more in (-1, 2):
+        assert told_of(x, weight, (*of.of[:4], (more, 0), 1)) is None
+    assert told_of(x, weight, (of.of[0], (-1, 0), *of.of[2:])) is None

@@ -12,7 +12,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
@@ -112,7 +112,9 @@ def written(student: object) -> object:
         return written(student.func)
     if isinstance(student, MethodType):
         return written(student.__self__)
-    code = getattr(inspect.unwrap(student), "__code__", None)
+    with suppress(Exception):  # around itself, or whatever its class makes of the question
+        student = inspect.unwrap(student)
+    code = getattr(student, "__code__", None)
     return code or (student if type(student).__weakrefoffset__ else type(student))
 
 

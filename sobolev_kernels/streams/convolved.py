@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..transforms import refuse_forward_mode
-from .images import FEW, Convolution
+from .images import FEW, Convolution, is_bias
 from .operations import are_weights, differentiated, fits, goes_on
 
 
@@ -75,7 +75,7 @@ def together_of(
     v: torch.Tensor, d: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of: tuple | None
 ) -> Convolution | None:  # fmt: skip
     """A convolution of both, if it is the core's or one of few numbers, and nobody would have to see two."""
-    if of is None or not fits(v, d) or not are_weights(v, weight, bias):
+    if of is None or not fits(v, d) or not are_weights(v, weight, bias) or not is_bias(bias, weight, of):
         return None
     numbers, of_both = (1 + len(d)) * v.numel() // v.shape[1], Convolution.of_tensors(v, weight, of)
     return of_both if of_both.told is not None or numbers * max(weight.shape[:2]) <= FEW else None

@@ -52,6 +52,8 @@ def told(
     """Of samples and a kernel without gaps on the CPU; None where PyTorch's is as fast."""
     stride, padding, dilation, transposed, more, groups = of
     dims = [*zip(sizes[1:], kernel[2:], stride, padding, dilation, more, strict=True)]
+    if any([p < 0 or not 0 <= m < max(s, d) for _, _, s, p, d, m in dims]):  # which PyTorch refuses
+        return None
     if groups > 1 or len(dims) > 2 or sizes[0] != kernel[0 if transposed else 1]:
         return None
     if transposed:
@@ -121,6 +123,12 @@ class Convolution(NamedTuple):
         dweight = torch.empty_like(weight) if asked[1] else None
         self.told.run(c, bar.contiguous() if asked[1] else None, weight, to_y=dbar, dweight=dweight)
         return dbar, dweight
+
+
+def is_bias(bias: torch.Tensor | None, weight: torch.Tensor, of: tuple) -> bool:
+    """Whether it has a number for each channel that is made; PyTorch refuses others."""
+    transposed, _, groups = of[3:]
+    return bias is None or bias.shape == (weight.shape[1] * groups if transposed else len(weight),)
 
 
 OF_INPUT, OF_WEIGHT = (True, False, False), (False, True, False)

@@ -15,7 +15,7 @@ from ...backends.standard import OWN
 from ...transforms import refuse_forward_mode, several
 from .. import images
 from ..flowing import spelt
-from ..images import OF_INPUT, arguments_of, turned_around
+from ..images import OF_INPUT, arguments_of, is_bias, turned_around
 from ..operations import differentiated, fits, wants
 from .single import Single
 
@@ -79,7 +79,9 @@ def convolution(dims: int, transposed: bool) -> Callable[..., torch.Tensor | Non
         if input.dim() != dims or not fits(input, weight) or (bias is not None and not fits(bias)):
             return None
         of = arguments_of(dims - 2, transposed, *arguments, **named)
-        return None if of is None else apply(images.Convolution.of_tensors(input, weight, of), input, weight, bias)
+        if of is None or not is_bias(bias, weight, of):
+            return None
+        return apply(images.Convolution.of_tensors(input, weight, of), input, weight, bias)
 
     return applied
 
