@@ -14,7 +14,7 @@ from ..math.activations import activation_jet, is_curved
 from ..math.table import Formula
 from ..modules import number
 from ..transforms import refuse_forward_mode
-from .operations import differentiated, goes_on
+from .operations import differentiated, goes_on, saved
 
 
 def formula_told(formula_of: Callable[..., Formula], arguments: tuple, named: dict) -> Formula | None:
@@ -53,7 +53,7 @@ class Activated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *bars):
-        z, d, slopes = ctx.saved_tensors
+        z, d, slopes = saved(ctx)
         if goes_on(*bars):
             written_out = lambda z, d: in_torch(ctx.formula, z, d)  # noqa: E731
             return None, *differentiated(written_out, (z, d), ctx.needs_input_grad[1:], bars)

@@ -80,6 +80,12 @@ def lying_well(tensor: torch.Tensor, dims: int) -> torch.Tensor:
     return tensor if lies_well(tensor, dims) else tensor.contiguous()
 
 
+def saved(ctx) -> list[torch.Tensor]:
+    """What an operation has saved, as its sequences have to lie: a hook of saved tensors may have moved them."""
+    tensors = ctx.saved_tensors
+    return [lying_well(tensor, tensors[0].dim()) for tensor in tensors]
+
+
 def attention_of(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Of the arguments of PyTorch's function; None of what the core does not take, or takes no sooner."""
     if attn_mask is not None or dropout_p or enable_gqa or q.dim() < 3:
@@ -119,7 +125,7 @@ class Attended(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *bars):
-        tensors = ctx.saved_tensors
+        tensors = saved(ctx)
         if goes_on(*bars):
             return None, *differentiated(ctx.of.pairs_in_torch, tensors, ctx.needs_input_grad[1:], bars)
         dims = tensors[0].dim()
@@ -146,7 +152,7 @@ class Values(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, bar):
-        tensors = ctx.saved_tensors
+        tensors = saved(ctx)
         if several(bar):
             written_out = lambda q, k, v: (ctx.of.in_torch(q, k, v),)  # noqa: E731
             return None, *differentiated(written_out, tensors, ctx.needs_input_grad[1:], (bar,))
@@ -180,7 +186,7 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *along):
-        of, (bar, *tensors) = ctx.of, ctx.saved_tensors
+        of, (bar, *tensors) = ctx.of, saved(ctx)
         if all([c is None for c in along]):
             return (None,) * 5
         if torch.is_grad_enabled() or several(*along):

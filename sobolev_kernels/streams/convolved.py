@@ -9,7 +9,7 @@ import torch
 
 from ..transforms import refuse_forward_mode
 from .images import FEW, Convolution, is_bias
-from .operations import are_weights, differentiated, fits, goes_on
+from .operations import are_weights, differentiated, fits, goes_on, saved
 
 
 def beside(v: torch.Tensor, d: torch.Tensor) -> torch.Tensor | None:
@@ -94,7 +94,7 @@ class Convolved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, bar_y, bar_t):
-        v, d, weight, bias = ctx.saved_tensors
+        v, d, weight, bias = saved(ctx)
         needs = ctx.needs_input_grad
         if goes_on(bar_y, bar_t):
             written_out = lambda *tensors: in_torch(*tensors, ctx.of.of)  # noqa: E731

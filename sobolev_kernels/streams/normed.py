@@ -9,7 +9,7 @@ import torch
 
 from ..backends import core
 from ..transforms import refuse_forward_mode
-from .operations import differentiated, goes_on
+from .operations import differentiated, goes_on, saved
 
 
 @lru_cache(maxsize=256)
@@ -37,7 +37,7 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *bars):
-        v, d, weight, bias = ctx.saved_tensors
+        v, d, weight, bias = saved(ctx)
         _, of_d, of_weight, of_bias, *nothing = ctx.needs_input_grad
         nothing = (None,) * len(nothing)
         if goes_on(*bars):

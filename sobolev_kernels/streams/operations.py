@@ -42,6 +42,11 @@ def are_weights(like: torch.Tensor, *weights: torch.Tensor | None) -> bool:
     ])  # fmt: skip
 
 
+def saved(ctx) -> list[torch.Tensor | None]:
+    """What an operation has saved, without the gaps that a hook of saved tensors may have given it."""
+    return [t if t is None or t.is_contiguous() else t.contiguous() for t in ctx.saved_tensors]
+
+
 def goes_on(*bars: torch.Tensor | None) -> bool:
     """Whether a way back is more than its numbers of the adjoints of both results."""
     return torch.is_grad_enabled() or any([bar is None for bar in bars]) or several(*bars)

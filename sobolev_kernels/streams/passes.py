@@ -56,6 +56,19 @@ def passes_of(problem: Problem, N: int, strides: tuple[tuple[int, int], ...], pl
     return Passes(problem, told, *told.sizes())
 
 
+def save(ctx, *tensors: torch.Tensor) -> None:
+    ctx.strides = [tensor.stride() for tensor in tensors]
+    ctx.save_for_backward(*tensors)
+
+
+def saved(ctx) -> list[torch.Tensor]:
+    """What was saved, as it lay, of which the core was told: a hook of saved tensors may have moved it."""
+    return [
+        t if t.stride() == strides else t.new_empty_strided(t.shape, strides).copy_(t)
+        for t, strides in zip(ctx.saved_tensors, ctx.strides, strict=True)
+    ]
+
+
 class Values(torch.autograd.Function):
     """What a chain makes of x [..., n], and its slopes."""
 
@@ -66,13 +79,13 @@ class Values(torch.autograd.Function):
         passes.run(VALUES, parameters, x=rows, out=y, slopes=slopes, values=values)
         ctx.set_materialize_grads(False)
         ctx.passes = passes
-        ctx.save_for_backward(x, *parameters, slopes, values)
+        save(ctx, x, *parameters, slopes, values)
         return y.view(*x.shape[:-1], passes.problem.O), slopes
 
     @staticmethod
     def backward(ctx, bar, owed):
         passes = ctx.passes
-        x, *parameters, slopes, values = ctx.saved_tensors
+        x, *parameters, slopes, values = saved(ctx)
         wanted = wanted_of(ctx)
         if bar is None and owed is None:
             return None, *(None for _ in wanted)
@@ -103,13 +116,13 @@ class Gradient(torch.autograd.Function):
         passes.run(GRADIENT, parameters, given=given, out=g, slopes=slopes, values=values, adjoint=adjoint)
         ctx.set_materialize_grads(False)
         ctx.passes = passes
-        ctx.save_for_backward(bar, x, *parameters, slopes, values, adjoint)
+        save(ctx, bar, x, *parameters, slopes, values, adjoint)
         return g
 
     @staticmethod
     def backward(ctx, c):
         passes = ctx.passes
-        bar, x, *parameters, slopes, values, adjoint = ctx.saved_tensors
+        bar, x, *parameters, slopes, values, adjoint = saved(ctx)
         if c is None:
             return (None,) * (5 + len(parameters))
         if torch.is_grad_enabled() or several(c):

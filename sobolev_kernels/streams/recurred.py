@@ -17,7 +17,7 @@ from ..backends.standard import OWN
 from ..transforms import refuse_forward_mode, several
 from .cells import along, gru
 from .dual import Dual
-from .operations import are_weights, differentiated, fits, goes_on, wants
+from .operations import are_weights, differentiated, fits, goes_on, saved, wants
 
 VALUES, GRADIENT, ALONG, BACK, PAIRS, PAIRS_BACK = range(6)
 # Arrays that are kept of values, and of what is owed to them, of a gradient, and of each tangent.
@@ -98,7 +98,7 @@ class Recurred(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *bars):
-        x, d, first, *weights, values, tangents = ctx.saved_tensors
+        x, d, first, *weights, values, tangents = saved(ctx)
         _, of_x, of_d, _, *of_weights = ctx.needs_input_grad
         if goes_on(*bars):
 
@@ -135,7 +135,7 @@ class Values(torch.autograd.Function):
     @staticmethod
     def backward(ctx, bar, owed):
         layer, kept = ctx.layer, torch.is_grad_enabled()
-        x, first, *weights, values = ctx.saved_tensors
+        x, first, *weights, values = saved(ctx)
         of_x, _, *of_weights = [wants(node, kept) for node, _ in ctx.next_functions]
         if bar is None and owed is None:
             return None, None, None, *(None for _ in weights)
@@ -171,7 +171,7 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, c):
         layer, kept = ctx.layer, torch.is_grad_enabled()
-        bar, x, first, *weights, values, adjoint = ctx.saved_tensors
+        bar, x, first, *weights, values, adjoint = saved(ctx)
         if c is None:
             return (None,) * (5 + len(weights))
         of_bar, of_values, of_x, _, *of_weights = [wants(node, kept) for node, _ in ctx.next_functions]

@@ -16,7 +16,7 @@ from ...transforms import refuse_forward_mode, several
 from .. import images
 from ..flowing import spelt
 from ..images import OF_INPUT, arguments_of, is_bias, turned_around
-from ..operations import differentiated, fits, wants
+from ..operations import differentiated, fits, saved, wants
 from .single import Single
 
 # Multiplies of which each saves a µs, where the core has it, where it is turned around, and where neither is so; µs
@@ -33,7 +33,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, bar):
-        (x, weight), of, kept = ctx.saved_tensors, ctx.of, torch.is_grad_enabled()
+        (x, weight), of, kept = saved(ctx), ctx.of, torch.is_grad_enabled()
         # what comes to the inputs costs more than the answer whether it is asked for
         wanted = [wants(node, asked) for (node, _), asked in zip(ctx.next_functions, (True, kept, kept), strict=False)]
         if (kept and any(wanted[1:])) or several(bar):
@@ -60,7 +60,7 @@ class OfInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, c):
-        (bar, weight), of = ctx.saved_tensors, ctx.of
+        (bar, weight), of = saved(ctx), ctx.of
         of_bar, _, of_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or several(c):
             function = lambda bar, weight: (of.back_by_torch(bar, ctx.x, weight, OF_INPUT)[0],)  # noqa: E731
