@@ -7,7 +7,7 @@ import pytest
 from test_instructions import HEAD, kernel
 
 from ptx import PtxError, PtxFailure, load, missing
-from ptx.compile import apart
+from ptx.compile import apart, kernels_in
 from ptx.compile import missing as missing_tool
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -351,3 +351,8 @@ def test_kernels_of_one_text_are_taken_apart():
         assert module.kernels == [name] and list(module.variables) == ["data"]
         assert {*module.parsed.functions} == {name, *needed} and module.parsed.files
         module.launch(name, 1, 32, [0])
+
+
+@pytest.mark.skipif(missing_tool("cuobjdump") is not None, reason="needs cuobjdump")
+def test_a_library_without_kernels_has_none():
+    assert kernels_in(Path(np._core._multiarray_umath.__file__)) == {}
