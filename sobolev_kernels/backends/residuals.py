@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import mse_loss
 
-from ..enums import COTANGENTS, DENSE, DIRECTIONS
+from ..enums import COTANGENTS, DENSE
 from ..math import heads
 from ..math.losses import coupled, is_coupled, is_likelihood, is_summed, likelihood, residual
 from ..math.table import Formula
@@ -95,10 +95,7 @@ def plain_loss_of(problem: Problem, operands: Operands, predictions: Jets) -> tu
     """The same loss, each term in one operation where that is possible, without the terms."""
     higher = orders_of(problem, predictions[2], operands.second)
     losses = problem.value_loss, *(problem.derivative_loss,) * problem.order
-    first = predictions[1], operands.derivative
-    if problem.distribution == "basis" and problem.projection == DIRECTIONS and torch.compiler.is_compiling():
-        first = tuple(columns.permute(1, 2, 0) for columns in first)  # as they lie, in which order a compiler goes
-    pairs = (predictions[0], operands.values), first, *higher
+    pairs = (predictions[0], operands.values), (predictions[1], operands.derivative), *higher
     each = ((loss, *pair) for loss, pair in zip(losses, pairs, strict=False))
     terms = [term_of_all(*of_term) for of_term in each]
     factor = 1 if problem.reduction == "mean" else len(operands.x)
