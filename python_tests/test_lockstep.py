@@ -68,6 +68,7 @@ def test_bits_of_lockstep_are_those_of_any_call_before(plans):
     assert all(choices.get("lockstep") for choices in plans())
 
 
+@pytest.mark.skipif("avx512" not in core._C.instruction_sets(), reason="a processor without registers of 16")
 def test_lockstep_where_gaps_would_cost():
     """The planner's own choice: 20 samples have gaps in registers of 16, 64 samples in none."""
     for samples, gaps in ((20, True), (64, False)):
